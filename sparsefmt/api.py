@@ -1,0 +1,181 @@
+"""The verbs: save, save_file, load, load_file, open_file, linear."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparsefmt.container.atomic import replacing
+from sparsefmt.container.sources import Memory
+from sparsefmt.opened import Backend, SparseFile, open_source
+from sparsefmt.saving import NegativeZeros, Progress, TensorWriter, write_all
+from sparsefmt.tensor import SparseTensor
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+
+def save_file(
+    tensors: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    layout: str = "auto",
+    codec: str = "auto",
+    negative_zeros: NegativeZeros = "keep",
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> None:
+    """Save tensors to a .sparsefmt file.
+
+    The file is written beside its destination and takes its name once it is whole and on the disk: whatever happens, an
+    old file of that name is either untouched or replaced. Saving over a file that is open or mapped is safe.
+
+    Args:
+        tensors: name to numpy array (any byte order and memory order), SparseTensor, or scipy.sparse matrix. Two names
+            of one tensor are stored once and stay one when loaded.
+        path: where to, usually ending in .sparsefmt.
+        metadata: texts to keep with the tensors.
+        layout: "auto", "dense", "bitmask" or "permuted". Tensors of 0 or 1 dimension are always "dense".
+        codec: "raw" (multiplied straight from the mapped file), "zstd", or "auto" (the smallest).
+        negative_zeros: "keep" every bit, or "drop" the sign of zeros: -0.0 becomes 0.0 and the file records how many.
+        progress: called as progress(done, total) after each tensor, in dense bytes.
+        threads: how many may work; by default all usable cores. The file does not depend on it.
+
+    Raises:
+        SparsefmtError: a name, dtype, shape or metadata that cannot be stored; it names the tensor.
+        OSError: the disk is full, the folder not writable, ….
+
+    Example:
+        >>> import numpy as np, sparsefmt
+        >>> weight = np.diag(np.arange(1, 65, dtype=np.float32))
+        >>> sparsefmt.save_file({"weight": weight}, "model.sparsefmt")
+    """
+    with replacing(path) as file:
+        writer = TensorWriter(
+            file, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros, threads=threads
+        )
+        write_all(writer, tensors, progress)
+
+
+def save(
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    layout: str = "auto",
+    codec: str = "auto",
+    negative_zeros: NegativeZeros = "keep",
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> bytes:
+    """The bytes that `save_file` writes, for the same arguments."""
+    buffer = io.BytesIO()
+    writer = TensorWriter(buffer, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros, threads=threads)
+    write_all(writer, tensors, progress)
+    return buffer.getvalue()
+
+
+def load_file(
+    path: str | os.PathLike[str], *, layout: str = "auto", threads: int | None = None
+) -> dict[str, SparseTensor | np.ndarray]:
+    """Load all tensors of a .sparsefmt file.
+
+    Tensors that are stored sparse stay compressed: they come as SparseTensor. The others come as numpy arrays with
+    memory of their own. Arrays stored raw are the mapped file itself: nothing is copied.
+
+    Args:
+        layout: "auto": as stored where the arrays are stored raw, else what multiplies fastest; "bitmask" or
+            "permuted": that one for whatever is stored sparse; "dense": numpy arrays throughout.
+        threads: how many may decode; by default all usable cores.
+
+    Raises:
+        FormatError, ChecksumError: the file is damaged, forged, or no .sparsefmt file.
+        UnsupportedError: it needs a newer version of the library.
+        LimitError: it is beyond the limits of SPEC.md, or of memory.
+        OSError: it cannot be read.
+    """
+    with open_file(path, threads=threads) as file:
+        return _load_all(file, layout)
+
+
+def load(
+    data: bytes | bytearray | memoryview, *, layout: str = "auto", threads: int | None = None
+) -> dict[str, SparseTensor | np.ndarray]:
+    """Load all tensors from the bytes of a file; otherwise like `load_file`.
+
+    `bytes` may be kept and used as they are; a bytearray or memoryview is copied, since it could change.
+    """
+    return _load_all(SparseFile(Memory(data), threads=threads), layout)
+
+
+def open_file(path: str | os.PathLike[str], *, backend: Backend = "mmap", threads: int | None = None) -> SparseFile:
+    """Open a .sparsefmt file for reading tensors one by one, or parts of them.
+
+    Only the index is read, which takes milliseconds whatever the size of the file.
+
+    Args:
+        backend: "mmap" maps the file; "pread" reads into memory, for network file systems and files that may be
+            truncated while in use.
+        threads: how many may decode; by default all usable cores.
+
+    Raises:
+        as `load_file`.
+
+    Example:
+        >>> with sparsefmt.open_file("model.sparsefmt") as f:
+        ...     rows = f.get_slice("weight")[8:16]
+    """
+    source = open_source(path, backend)
+    try:
+        return SparseFile(source, threads=threads)
+    except BaseException:
+        source.close()
+        raise
+
+
+def linear(
+    x: ArrayLike,
+    w: SparseTensor | np.ndarray,
+    bias: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+    threads: int | None = None,
+) -> np.ndarray:
+    """`x @ w.T + bias`, as a linear layer computes it, on the compressed weights.
+
+    Args:
+        x: activations (..., cols).
+        w: weights whose matrix view is (rows, cols): a SparseTensor, or a dense array, which is multiplied as layout
+            "dense" is.
+        bias: (rows,), added after the product.
+        out: C-contiguous array (..., rows) of the result's dtype to write to; may not share memory with x.
+        threads: how many may work; by default all usable cores. The bits of the result do not depend on it.
+
+    Returns:
+        (..., rows). Every row of x gives the same bits as it would alone.
+
+    dtypes: sums are float64 if w or x is float64 or an integer of 32 bits or more, else float32; x is converted to
+    that. The result has that dtype, or that of x if x is float16 or bfloat16 and w is not a wider (or the other 16-bit)
+    float. SPEC.md, "Products", gives the order of additions, and what Inf and NaN do.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+
+    Example:
+        >>> w = sparsefmt.SparseTensor.from_dense(weight)
+        >>> y = sparsefmt.linear(np.ones((2, 64), np.float32), w)
+    """
+    from sparsefmt.kernels.linear import linear as product
+
+    if not isinstance(w, SparseTensor):
+        w = SparseTensor.from_dense(w, layout="dense")
+    return product(x, w.operand(), bias, out, threads)
+
+
+def _load_all(file: SparseFile, layout: str) -> dict[str, SparseTensor | np.ndarray]:
+    index = file.reader.index
+    tensors = {name: file.load(name, layout) for name in index.tensors}
+    return {name: tensors[index.aliases.get(name, name)] for name in file.keys()}

@@ -1,0 +1,21 @@
+"""Codec `raw`: the bytes as they are, ready to be mapped and computed on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsefmt.codecs.contract import Codec
+from sparsefmt.errors import FormatError
+
+
+class Raw(Codec):
+    name = "raw"
+    max_ratio = 1
+
+    def encode(self, raw: np.ndarray, width: int) -> memoryview:
+        return memoryview(raw)
+
+    def decode(self, stored: np.ndarray, width: int, out: np.ndarray) -> None:
+        if stored.size != out.size:
+            raise FormatError("chunk-size", f"a raw chunk has {stored.size:,} bytes, not {out.size:,}")
+        out[:] = stored

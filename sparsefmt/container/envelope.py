@@ -1,0 +1,110 @@
+"""Preamble and trailer: the first 16 and the last 32 bytes of a file. No I/O.
+
+    preamble   0  8  magic 89 53 50 46 0D 0A 1A 0A     trailer   0  8  index offset u64
+               8  2  major u16                                   8  8  index size u64
+              10  2  minor u16                                  16  8  XXH64 of preamble and index u64
+              12  4  incompatible-feature bits u32              24  8  end magic 0A 1A 0A 0D 46 50 53 89
+
+The trailer is written last and marks the file as whole: a torn or truncated file has none.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import xxhash
+
+from sparsefmt.container import sniff
+from sparsefmt.errors import ChecksumError, FormatError, LimitError, UnsupportedError
+from sparsefmt.limits import MAX_INDEX_BYTES
+
+MAGIC = bytes.fromhex("89 53 50 46 0D 0A 1A 0A")
+END_MAGIC = bytes.fromhex("0A 1A 0A 0D 46 50 53 89")
+MAJOR, MINOR = 1, 0
+KNOWN_FEATURES = 0
+"""Incompatible-feature bits that this reader understands: version 1.0 defines none."""
+
+ALIGNMENT = 64
+"""Chunks and the index start at multiples of this."""
+
+_PREAMBLE = struct.Struct("<8sHHI")
+_TRAILER = struct.Struct("<QQQ8s")
+PREAMBLE_SIZE, TRAILER_SIZE = _PREAMBLE.size, _TRAILER.size
+MIN_FILE_SIZE = ALIGNMENT + TRAILER_SIZE
+
+
+def aligned(offset: int) -> int:
+    """The next multiple of ALIGNMENT."""
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def checksum(*parts: bytes | memoryview) -> int:
+    """XXH64, seed 0, of the parts in a row."""
+    state = xxhash.xxh64()
+    for part in parts:
+        state.update(part)
+    return state.intdigest()
+
+
+def encode_preamble() -> bytes:
+    """The preamble of a file of this version."""
+    return _PREAMBLE.pack(MAGIC, MAJOR, MINOR, 0)
+
+
+def decode_preamble(data: bytes) -> int:
+    """Check the first bytes of a file and return its minor version."""
+    if data[: len(MAGIC)] != MAGIC:
+        raise FormatError("not-sparsefmt", sniff.describe(data), offset=0)
+    if len(data) < PREAMBLE_SIZE:
+        raise FormatError("file-too-short", f"the file ends after {len(data)} bytes", offset=0)
+    _, major, minor, features = _PREAMBLE.unpack_from(data)
+    if major != MAJOR:
+        raise UnsupportedError(
+            "version-unsupported",
+            f"the file has format version {major}.{minor}; this library reads version {MAJOR}: upgrade sparsefmt",
+            offset=8,
+        )
+    if features & ~KNOWN_FEATURES:
+        raise UnsupportedError(
+            "feature-unsupported",
+            f"the file needs features {features & ~KNOWN_FEATURES:#x} that this library lacks: upgrade sparsefmt",
+            offset=12,
+        )
+    return minor
+
+
+@dataclass(frozen=True)
+class Trailer:
+    """Where the index is, and its checksum."""
+
+    index_offset: int
+    index_size: int
+    index_checksum: int
+
+    def encode(self) -> bytes:
+        return _TRAILER.pack(self.index_offset, self.index_size, self.index_checksum, END_MAGIC)
+
+    def check_index(self, preamble: bytes, index: bytes) -> None:
+        """Refuse an index, or a preamble, that is not the one written."""
+        if checksum(preamble, index) != self.index_checksum:
+            raise ChecksumError(
+                "index-checksum", "the index is damaged: its checksum does not match", offset=self.index_offset
+            )
+
+
+def decode_trailer(data: bytes, file_size: int) -> Trailer:
+    """Check the last TRAILER_SIZE bytes of a file of `file_size` bytes."""
+    start = file_size - TRAILER_SIZE
+    offset, size, index_checksum, end_magic = _TRAILER.unpack(data)
+    if end_magic != END_MAGIC:
+        raise FormatError("trailer-missing", "the file is cut off, or was never finished: it has no trailer", offset=start)
+    if size > MAX_INDEX_BYTES:
+        raise LimitError("index-size", f"the index has {size:,} bytes; the limit is {MAX_INDEX_BYTES:,}", offset=start)
+    if offset < ALIGNMENT or offset % ALIGNMENT or offset + size != start:
+        raise FormatError(
+            "index-out-of-bounds",
+            f"the index claims bytes {offset:,} to {offset + size:,}, and the trailer starts at {start:,}",
+            offset=start,
+        )
+    return Trailer(offset, size, index_checksum)

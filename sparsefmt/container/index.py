@@ -1,0 +1,475 @@
+"""The index: what tensors a file holds and where their chunks lie. No I/O.
+
+Canonical msgpack, one encoding for one content:
+
+    {"chunks": bin, "metadata": {key: text}, "tensors": {name: entry}}
+
+`chunks` is a table of 32-byte records in file order: offset, stored size, raw size and XXH64 of the stored bytes, each
+u64. A tensor owns the run of records that starts at its `first_chunk`: tile by tile, and within a tile one for each of
+its arrays in order of their names. An entry is one of
+
+    {"arrays": {name: codec}, "dtype", "first_chunk", "layout", ["negative_zeros_dropped"], ["nnz"], "shape", "tile_rows"}
+    {"alias_of": name}
+
+Every check here is O(1) per tensor or vectorised over the chunk table, and runs before anything is allocated for data.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+import msgpack
+import numpy as np
+
+from sparsefmt.codecs import CODECS
+from sparsefmt.container.envelope import ALIGNMENT, MINOR
+from sparsefmt.dtypes import DTYPES, DType
+from sparsefmt.errors import FormatError, LimitError, SparsefmtError, UnsupportedError
+from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Layout
+from sparsefmt.limits import (
+    MAX_CHUNK_BYTES,
+    MAX_METADATA_BYTES,
+    MAX_NAME_BYTES,
+    MAX_NDIM,
+    MAX_SPARSE_COLS,
+    MAX_SPARSE_TILE_POSITIONS,
+    MAX_SPARSE_TILE_ROWS,
+    MAX_TENSOR_BITS,
+    MAX_TENSORS,
+)
+
+CHUNK_RECORD = np.dtype([("offset", "<u8"), ("stored", "<u8"), ("raw", "<u8"), ("checksum", "<u8")])
+
+_TOP_KEYS = ("chunks", "metadata", "tensors")
+_ALIAS_KEYS = ("alias_of",)
+_REQUIRED_KEYS = ("arrays", "dtype", "first_chunk", "layout", "shape", "tile_rows")
+_SPARSE_KEYS = ("nnz",)
+_OPTIONAL_KEYS = ("negative_zeros_dropped",)
+_MAX_INT = (1 << 63) - 1
+
+
+def matrix_view(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, cols) of a tensor: the first dimension, and the product of the rest. (1, 1) for 0-d."""
+    return (shape[0], prod(shape[1:])) if shape else (1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of the index.
+
+    Attributes:
+        codecs: codec name of each array, in order of array names.
+        tile_rows: rows in every tile but the last, which may have fewer. 0 if the tensor has no elements.
+        first_chunk: number of its first record in the chunk table; 0 if it has no tiles.
+        nnz: values stored, or None in layout `dense`.
+        negative_zeros_dropped: how many -0.0 were turned into +0.0 when the file was written.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    layout: Layout
+    codecs: dict[str, str]
+    tile_rows: int
+    first_chunk: int
+    nnz: int | None = None
+    negative_zeros_dropped: int = 0
+
+    @property
+    def rows(self) -> int:
+        return matrix_view(self.shape)[0]
+
+    @property
+    def cols(self) -> int:
+        return matrix_view(self.shape)[1]
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the dense tensor, sub-byte types packed."""
+        return self.dtype.nbytes(self.elements)
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.rows // self.tile_rows) if self.elements else 0
+
+    @property
+    def chunk_count(self) -> int:
+        return self.tiles * len(self.codecs)
+
+    def tile_range(self, tile: int) -> tuple[int, int]:
+        """First row of `tile`, and the row after its last."""
+        return tile * self.tile_rows, min(self.rows, (tile + 1) * self.tile_rows)
+
+    def to_object(self) -> dict[str, object]:
+        """The entry as it stands in the index, keys sorted."""
+        entry: dict[str, object] = {
+            "arrays": self.codecs,
+            "dtype": self.dtype.name,
+            "first_chunk": self.first_chunk,
+            "layout": self.layout.name,
+        }
+        if self.negative_zeros_dropped:
+            entry["negative_zeros_dropped"] = self.negative_zeros_dropped
+        if self.nnz is not None:
+            entry["nnz"] = self.nnz
+        entry["shape"] = self.shape
+        entry["tile_rows"] = self.tile_rows
+        return entry
+
+
+@dataclass
+class Index:
+    """The content of a file's index.
+
+    Attributes:
+        tensors: entries by name.
+        aliases: name of the tensor that each tied name stands for.
+        chunks: the chunk table, CHUNK_RECORD.
+    """
+
+    tensors: dict[str, TensorEntry] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    chunks: np.ndarray = field(default_factory=lambda: np.empty(0, CHUNK_RECORD))
+
+    @cached_property
+    def names(self) -> list[str]:
+        """All names, aliases included, sorted."""
+        return sorted([*self.tensors, *self.aliases])
+
+    def entry(self, name: str) -> TensorEntry:
+        """The entry of a tensor or of what it is an alias of. Raises KeyError."""
+        return self.tensors[self.aliases.get(name, name)]
+
+    def chunk(self, entry: TensorEntry, tile: int, array: str) -> np.void:
+        """The chunk record of one array of one tile."""
+        return self.chunks[entry.first_chunk + tile * len(entry.codecs) + list(entry.codecs).index(array)]
+
+    def stored_nbytes(self, entry: TensorEntry) -> int:
+        """Bytes of a tensor's chunks in the file."""
+        first = entry.first_chunk
+        return int(self.chunks["stored"][first : first + entry.chunk_count].sum())
+
+    def raw_nbytes(self, entry: TensorEntry) -> int:
+        """Bytes of a tensor's arrays, decoded, in the stored layout."""
+        first = entry.first_chunk
+        return int(self.chunks["raw"][first : first + entry.chunk_count].sum())
+
+    def encode(self) -> bytes:
+        """Canonical msgpack."""
+        tensors: dict[str, object] = {name: {"alias_of": target} for name, target in self.aliases.items()}
+        tensors.update((name, entry.to_object()) for name, entry in self.tensors.items())
+        return _pack(
+            {
+                "chunks": self.chunks.tobytes(),
+                "metadata": dict(sorted(self.metadata.items())),
+                "tensors": dict(sorted(tensors.items())),
+            }
+        )
+
+
+def decode(data: bytes, index_offset: int, minor: int) -> Index:
+    """The index that `data` encodes, fully checked, for a file of version 1.`minor` with the index at `index_offset`.
+
+    Keys that this version does not know are refused, unless the file has a newer minor version: then they are ignored.
+    """
+    # a hundred thousand small dicts: the cyclic collector would run over them again and again, and finds nothing
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _decode(data, index_offset, strict=minor <= MINOR)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
+    top = _unpack(data)
+    _expect_keys(top, _TOP_KEYS, (), strict, "the index")
+    for value, kind, what in (
+        (top["chunks"], bytes, "chunks"),
+        (top["metadata"], dict, "metadata"),
+        (top["tensors"], dict, "tensors"),
+    ):
+        _expect_type(value, kind, what)
+    index = Index(metadata=_decode_metadata(top["metadata"]), chunks=_decode_chunks(top["chunks"], index_offset))
+    if len(top["tensors"]) > MAX_TENSORS:
+        raise LimitError("tensor-count", f"the index has {len(top['tensors']):,} tensors; the limit is {MAX_TENSORS:,}")
+    _expect_sorted(top["tensors"], "the tensors")
+    for name, entry in top["tensors"].items():
+        check_name(name)
+        try:
+            _expect_type(entry, dict, "its entry")
+            if "alias_of" in entry:
+                _expect_keys(entry, _ALIAS_KEYS, (), strict, "an alias entry")
+                _expect_type(entry["alias_of"], str, "alias_of")
+                index.aliases[name] = entry["alias_of"]
+            else:
+                index.tensors[name] = _decode_entry(name, entry, strict)
+        except SparsefmtError as error:
+            raise error.within(name) from None
+    for name, target in index.aliases.items():
+        if target not in index.tensors:
+            raise FormatError("alias-invalid", f"it is an alias of {target!r}, which is no tensor here", tensor=name)
+    _assign_chunks(index)
+    return index
+
+
+def check_name(name: object) -> None:
+    """Refuse what cannot be a tensor name: not text, empty, too long, with NUL, not UTF-8."""
+    if not isinstance(name, str):
+        raise FormatError("name-invalid", f"a tensor name must be text, not {type(name).__name__}")
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise FormatError("name-invalid", f"tensor name {name!r} is not valid Unicode") from None
+    if not encoded:
+        raise FormatError("name-invalid", "a tensor name is empty")
+    if len(encoded) > MAX_NAME_BYTES:
+        raise LimitError("name-length", f"tensor name {name[:40]!r}… has {len(encoded):,} bytes; the limit is {MAX_NAME_BYTES:,}")
+    if "\0" in name:
+        raise FormatError("name-invalid", f"tensor name {name!r} contains NUL")
+
+
+def check_metadata(metadata: object) -> None:
+    """Refuse metadata that is not a mapping of text to text, or too large."""
+    if not isinstance(metadata, dict):
+        raise FormatError("metadata-invalid", f"metadata must be a dict of str to str, not {type(metadata).__name__}")
+    size = 0
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise FormatError("metadata-invalid", f"metadata must map str to str; {key!r} is {value!r}")
+        try:
+            size += len(key.encode()) + len(value.encode())
+        except UnicodeEncodeError:
+            raise FormatError("metadata-invalid", f"metadata {key!r} is not valid Unicode") from None
+    if size > MAX_METADATA_BYTES:
+        raise LimitError("metadata-size", f"metadata has {size:,} bytes; the limit is {MAX_METADATA_BYTES:,}")
+
+
+def check_shape(shape: tuple[int, ...], dtype: DType) -> None:
+    """Refuse a shape with too many dimensions or whose sizes do not fit 63 bits."""
+    if len(shape) > MAX_NDIM:
+        raise LimitError("shape-ndim", f"{len(shape)} dimensions; the limit is {MAX_NDIM}")
+    if prod(max(size, 1) for size in shape) * dtype.bits > MAX_TENSOR_BITS:
+        raise LimitError("shape-size", f"shape {list(shape)} of {dtype.name} is over {MAX_TENSOR_BITS:,} bits")
+
+
+def _decode_metadata(metadata: dict[str, str]) -> dict[str, str]:
+    check_metadata(metadata)
+    _expect_sorted(metadata, "the metadata")
+    return metadata
+
+
+def _decode_chunks(table: bytes, index_offset: int) -> np.ndarray:
+    """Check that the chunks lie one after the other from the first aligned offset to the index, without a gap."""
+    if len(table) % CHUNK_RECORD.itemsize:
+        raise FormatError("index-type", f"the chunk table has {len(table):,} bytes, no multiple of {CHUNK_RECORD.itemsize}")
+    chunks = np.frombuffer(table, CHUNK_RECORD)
+    too_large = np.maximum(chunks["stored"], chunks["raw"]) > MAX_CHUNK_BYTES
+    if too_large.any():
+        number = int(too_large.argmax())
+        raise LimitError(
+            "chunk-size", f"chunk {number} is over {MAX_CHUNK_BYTES:,} bytes", offset=int(chunks["offset"][number])
+        )
+    # sizes are below 2**36 and a table below 2**23 records: this cannot overflow
+    ends = chunks["stored"].astype(np.int64)
+    ends = np.cumsum(-(-ends // ALIGNMENT) * ALIGNMENT) + ALIGNMENT
+    expected = np.concatenate([[ALIGNMENT], ends]).astype(np.uint64)
+    actual = np.concatenate([chunks["offset"], np.array([index_offset], np.uint64)])
+    wrong = actual != expected
+    if wrong.any():
+        number = int(wrong.argmax())
+        what = f"chunk {number}" if number < len(chunks) else "the index"
+        at, due = int(actual[number]), int(expected[number])
+        if at > index_offset:
+            raise FormatError("chunk-out-of-bounds", f"{what} starts at {at:,}, beyond the index", offset=at)
+        code = "chunk-overlap" if at < due else "chunk-gap"
+        raise FormatError(code, f"{what} starts at {at:,}, but the one before makes it start at {due:,}", offset=at)
+    return chunks
+
+
+def _decode_entry(name: str, entry: dict[str, object], strict: bool) -> TensorEntry:
+    if "layout" in entry and entry["layout"] not in LAYOUTS:
+        raise UnsupportedError("layout-unknown", f"layout {entry['layout']!r} is not known to this version")
+    layout = LAYOUTS[entry.get("layout", "dense")]
+    required = _REQUIRED_KEYS + (_SPARSE_KEYS if layout.sparse else ())
+    _expect_keys(entry, required, _OPTIONAL_KEYS, strict, "its entry")
+    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise UnsupportedError("dtype-unknown", f"dtype {entry['dtype']!r} is not known to this version")
+    _expect_type(entry["shape"], list, "shape")
+    for size in entry["shape"]:
+        _expect_int(size, "a dimension")
+    shape = tuple(entry["shape"])
+    check_shape(shape, dtype)
+    for key in ("first_chunk", "tile_rows", *_SPARSE_KEYS, *_OPTIONAL_KEYS):
+        if key in entry:
+            _expect_int(entry[key], key)
+    decoded = TensorEntry(
+        name,
+        dtype,
+        shape,
+        layout,
+        _decode_arrays(entry["arrays"], layout, dtype),
+        entry["tile_rows"],
+        entry["first_chunk"],
+        entry["nnz"] if layout.sparse else None,
+        entry.get("negative_zeros_dropped", 0),
+    )
+    _check_entry(decoded)
+    if entry.get("negative_zeros_dropped") == 0:
+        raise FormatError("index-not-canonical", "negative_zeros_dropped is 0; it must be left out then")
+    return decoded
+
+
+def _decode_arrays(arrays: object, layout: Layout, dtype: DType) -> dict[str, str]:
+    _expect_type(arrays, dict, "arrays")
+    _expect_sorted(arrays, "the arrays")
+    optional = {NEGATIVE_ZEROS} if layout.sparse and dtype.negative_zero else set()
+    if not set(layout.arrays) <= set(arrays) <= set(layout.arrays) | optional:
+        raise FormatError("array-set", f"layout {layout.name!r} has arrays {', '.join(layout.arrays)}, not {', '.join(arrays)}")
+    for array, codec in arrays.items():
+        if codec not in CODECS:
+            raise UnsupportedError("codec-unknown", f"codec {codec!r} of array {array!r} is not known to this version")
+    return arrays
+
+
+def _check_entry(entry: TensorEntry) -> None:
+    """Refuse tiles, counts and layouts that cannot be."""
+    if not entry.elements:
+        if entry.tile_rows or entry.first_chunk:
+            raise FormatError("tile-rows", "a tensor without elements has no tiles: tile_rows and first_chunk must be 0")
+    elif not 1 <= entry.tile_rows <= entry.rows:
+        raise FormatError("tile-rows", f"tile_rows is {entry.tile_rows:,}, and the tensor has {entry.rows:,} rows")
+    if entry.dtype.packed and entry.tiles > 1 and entry.tile_rows % 8:
+        raise FormatError("tile-rows", f"tile_rows of a {entry.dtype.name} tensor must be a multiple of 8")
+    if entry.negative_zeros_dropped > (entry.elements if entry.dtype.negative_zero else 0):
+        raise FormatError("negative-zeros-dropped", "more negative zeros were dropped than there can be")
+    if not entry.layout.sparse:
+        return
+    if not entry.dtype.prunable or len(entry.shape) < 2 or not entry.elements:
+        raise FormatError(
+            "layout-invalid", f"a {entry.dtype.name} tensor of shape {list(entry.shape)} must have layout 'dense'"
+        )
+    if (
+        entry.cols > MAX_SPARSE_COLS
+        or entry.tile_rows > MAX_SPARSE_TILE_ROWS
+        or entry.tile_rows * entry.cols > MAX_SPARSE_TILE_POSITIONS
+    ):
+        raise LimitError(
+            "tile-size", f"tiles of {entry.tile_rows:,} x {entry.cols:,} are too large for layout {entry.layout.name!r}"
+        )
+    if entry.nnz > entry.elements:
+        raise FormatError("nnz", f"nnz is {entry.nnz:,}, over its {entry.elements:,} elements")
+
+
+def _assign_chunks(index: Index) -> None:
+    """Check that every chunk belongs to exactly one tensor, and that sizes are possible for its layout and codec."""
+    due = 0
+    for entry in sorted(index.tensors.values(), key=lambda entry: entry.first_chunk):
+        if not entry.chunk_count:
+            continue
+        if entry.first_chunk != due:
+            raise FormatError(
+                "chunk-assignment", f"its chunks start at number {entry.first_chunk:,}, not {due:,}", tensor=entry.name
+            )
+        due += entry.chunk_count
+        if due > len(index.chunks):
+            raise FormatError(
+                "chunk-assignment", f"it needs chunks up to number {due:,} of {len(index.chunks):,}", tensor=entry.name
+            )
+        _check_chunk_sizes(index, entry)
+    if due != len(index.chunks):
+        raise FormatError("chunk-assignment", f"{len(index.chunks) - due:,} chunks belong to no tensor")
+
+
+def _check_chunk_sizes(index: Index, entry: TensorEntry) -> None:
+    count = entry.chunk_count
+    shape = (entry.tiles, len(entry.codecs))
+    records = index.chunks[entry.first_chunk : entry.first_chunk + count]
+    raw, stored = records["raw"].reshape(shape).tolist(), records["stored"].reshape(shape).tolist()
+    ratios = [CODECS[codec].max_ratio for codec in entry.codecs.values()]
+    for tile, (raw_sizes, stored_sizes) in enumerate(zip(raw, stored, strict=True)):
+        for number, ratio in enumerate(ratios):
+            if not stored_sizes[number] <= raw_sizes[number] <= stored_sizes[number] * ratio:
+                raise FormatError(
+                    "chunk-size",
+                    f"a chunk of {stored_sizes[number]:,} bytes cannot decode to {raw_sizes[number]:,}",
+                    tensor=entry.name,
+                    offset=int(records["offset"][tile * shape[1] + number]),
+                )
+        begin, end = entry.tile_range(tile)
+        try:
+            entry.layout.check_sizes(
+                dict(zip(entry.codecs, raw_sizes, strict=True)), entry.dtype, end - begin, entry.cols
+            )
+        except FormatError as error:
+            raise error.within(entry.name) from None
+
+
+def _pack(value: object) -> bytes:
+    return msgpack.packb(value, use_bin_type=True)
+
+
+def _unpack(data: bytes) -> dict[str, object]:
+    """Decode msgpack and refuse anything that `_pack` would have written otherwise, or not at all."""
+    try:
+        value = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_array_len=1 << 10,  # only shapes are arrays; small, since msgpack allocates what an array claims
+            max_map_len=MAX_TENSORS,
+            max_str_len=MAX_METADATA_BYTES,
+            max_ext_len=0,
+        )
+        canonical = _pack(value) == data
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        # duplicate keys, unlike the rest, decode; they fail the comparison
+        raise FormatError("index-malformed", f"the index is not the msgpack it should be: {error}") from None
+    except MemoryError:
+        raise LimitError("memory", "the index does not fit in memory") from None
+    if not canonical:
+        raise FormatError("index-not-canonical", "the index is not in canonical form")
+    _expect_type(value, dict, "the index")
+    return value
+
+
+def _expect_keys(
+    mapping: dict[str, object], required: tuple[str, ...], optional: tuple[str, ...], strict: bool, what: str
+) -> None:
+    for key in required:
+        if key not in mapping:
+            raise FormatError("index-key", f"{what} lacks {key!r}")
+    if strict:
+        for key in mapping:
+            if key not in required and key not in optional:
+                raise FormatError("index-key", f"{what} has an unknown key {key!r}")
+    _expect_sorted(mapping, f"the keys of {what}")
+
+
+def _expect_sorted(mapping: dict[str, object], what: str) -> None:
+    keys = list(mapping)
+    if not all(type(key) is str for key in keys):
+        raise FormatError("index-type", f"{what} must be text")
+    if keys != sorted(keys):
+        raise FormatError("index-not-canonical", f"{what} are not sorted")
+
+
+def _expect_type(value: object, kind: type, what: str) -> None:
+    if type(value) is not kind:
+        raise FormatError("index-type", f"{what} must be {kind.__name__}, not {type(value).__name__}")
+
+
+def _expect_int(value: object, what: str) -> None:
+    if type(value) is not int or not 0 <= value <= _MAX_INT:
+        raise FormatError("index-type", f"{what} must be an integer from 0 to 2**63 - 1, not {value!r}")

@@ -1,0 +1,106 @@
+"""Reads a file: the index at once, chunks when asked for, each verified before anyone sees it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsefmt import layouts, threads
+from sparsefmt.codecs import CODECS
+from sparsefmt.container import envelope, index
+from sparsefmt.container.index import Index, TensorEntry
+from sparsefmt.container.sources import Source
+from sparsefmt.errors import ChecksumError, FormatError, SparsefmtError
+from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
+from sparsefmt.layouts.convert import convert
+from sparsefmt.layouts.memory import empty, frozen
+
+
+class Reader:
+    """A file whose index has been read and checked. Safe to use from many threads.
+
+    Attributes:
+        index: its content.
+        minor: its minor format version.
+        size: bytes in the file.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.size = source.size
+        preamble = source.read(0, min(envelope.PREAMBLE_SIZE, self.size)).tobytes()
+        self.minor = envelope.decode_preamble(preamble)
+        if self.size < envelope.MIN_FILE_SIZE:
+            raise FormatError("file-too-short", f"the file ends after {self.size} bytes", offset=self.size)
+        end = source.read(self.size - envelope.TRAILER_SIZE, envelope.TRAILER_SIZE).tobytes()
+        trailer = envelope.decode_trailer(end, self.size)
+        encoded = source.read(trailer.index_offset, trailer.index_size).tobytes()
+        trailer.check_index(preamble, encoded)
+        self._expect_zeros(source.read(envelope.PREAMBLE_SIZE, envelope.ALIGNMENT - envelope.PREAMBLE_SIZE), 16)
+        self.index: Index = index.decode(encoded, trailer.index_offset, self.minor)
+        self.index_size = trailer.index_size
+
+    def close(self) -> None:
+        """Let go of the file. Arrays already read stay valid."""
+        self._source.close()
+
+    def tile(self, entry: TensorEntry, number: int) -> Tile:
+        """The arrays of one tile: decoded, verified, frozen. Mapped, not copied, where they are stored raw."""
+        begin, end = entry.tile_range(number)
+        try:
+            tile = {array: self._array(entry, number, array) for array in entry.codecs}
+            layouts.check(entry.layout, tile, entry.dtype, end - begin, entry.cols)
+        except SparsefmtError as error:
+            raise error.within(entry.name) from None
+        return tile
+
+    def tiles(self, entry: TensorEntry, layout: str | None = None, thread_count: int | None = None) -> list[Tile]:
+        """All tiles of a tensor, decoded in parallel, in `layout` if given, else as stored; what the index claims about
+        them as a whole is verified. From one sparse layout to another the zeros are never put back."""
+
+        def load(number: int) -> Tile:
+            tile = self.tile(entry, number)
+            if layout in (None, entry.layout.name):
+                return tile
+            begin, end = entry.tile_range(number)
+            converted = convert(tile, entry.layout.name, layout, entry.dtype, end - begin, entry.cols)
+            return {array: frozen(data) for array, data in converted.items()}
+
+        tiles = list(threads.in_order(load, range(entry.tiles), thread_count))
+        if entry.layout.sparse:
+            nnz = sum(LAYOUTS[layout or entry.layout.name].nnz(tile) for tile in tiles)
+            if nnz != entry.nnz:
+                raise FormatError("nnz", f"the index says {entry.nnz:,} values, and there are {nnz:,}", tensor=entry.name)
+            if NEGATIVE_ZEROS in entry.codecs and not any(tile[NEGATIVE_ZEROS].any() for tile in tiles):
+                raise FormatError(
+                    "negative-zeros-empty", f"array {NEGATIVE_ZEROS!r} marks none and must be left out", tensor=entry.name
+                )
+        return tiles
+
+    def is_raw(self, entry: TensorEntry) -> bool:
+        """Whether all arrays that a kernel needs are stored as they are in memory."""
+        return all(codec == "raw" for array, codec in entry.codecs.items() if array != NEGATIVE_ZEROS)
+
+    def _array(self, entry: TensorEntry, number: int, array: str) -> np.ndarray:
+        """One decoded array of one tile, its layout not yet checked."""
+        record = self.index.chunk(entry, number, array)
+        offset, stored_size, raw_size = int(record["offset"]), int(record["stored"]), int(record["raw"])
+        padded = self._source.read(offset, envelope.aligned(stored_size))
+        stored = padded[:stored_size]
+        if envelope.checksum(stored) != int(record["checksum"]):
+            raise ChecksumError("chunk-checksum", f"array {array!r} is damaged: its checksum does not match", offset=offset)
+        self._expect_zeros(padded[stored_size:], offset + stored_size)
+        dtype = entry.layout.array_dtype(array, entry.dtype, entry.cols)
+        if stored_size == raw_size:
+            return frozen(stored.view(dtype))
+        decoded = empty(raw_size // dtype.itemsize, dtype)
+        try:
+            CODECS[entry.codecs[array]].decode(stored, dtype.itemsize, decoded.view(np.uint8))
+        except FormatError as error:
+            raise FormatError(error.code, f"array {array!r}: {error.message}", offset=offset) from None
+        return frozen(decoded)
+
+    @staticmethod
+    def _expect_zeros(padding: np.ndarray, offset: int) -> None:
+        if padding.any():
+            raise FormatError("padding-not-zero", "padding is not zero", offset=offset + int(padding.argmax()))

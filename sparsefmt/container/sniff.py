@@ -1,0 +1,37 @@
+"""Names the kind of a file that is not ours, since "bad magic" helps nobody."""
+
+from __future__ import annotations
+
+_SIGNATURES = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run `git lfs pull`"),
+    (b"PK\x03\x04", "a zip archive, such as a PyTorch checkpoint or an .npz: load it with its own library first"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x80\x02", "a Python pickle"),
+    (b"\x1f\x8b", "gzip compressed data: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "zstd compressed data: unpack it first"),
+    (b"\x93NUMPY", "a .npy array"),
+)
+
+
+def describe(head: bytes) -> str:
+    """One sentence on what a file that starts with `head` (16 bytes or more, if it has them) is instead."""
+    if not head:
+        return "the file is empty"
+    if not head.strip(b"\0"):
+        return "not a sparsefmt file: it starts with zeros, as files do after a crash"
+    for signature, kind in _SIGNATURES:
+        if head.startswith(signature):
+            return f"not a sparsefmt file but {kind}"
+    if head.lstrip()[:1] == b"<":
+        return "not a sparsefmt file but HTML or XML: the download brought an error or login page"
+    if is_safetensors(head):
+        return "not a sparsefmt file but safetensors: convert it with `sparsefmt convert`"
+    if head.startswith(b"\x89SPF"):
+        return "a sparsefmt file whose first bytes were changed, as a text-mode transfer does: copy it as binary"
+    return f"not a sparsefmt file: it starts with {head[:8].hex(' ')}"
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether the first 9 bytes look like safetensors: a plausible header length and a brace."""
+    return head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < 1 << 27

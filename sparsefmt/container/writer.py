@@ -1,0 +1,184 @@
+"""Writes a file in one pass, tensor by tensor, tile by tile, holding no more than the tiles in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Protocol
+
+import numpy as np
+
+from sparsefmt import threads
+from sparsefmt.codecs import CODECS
+from sparsefmt.codecs.contract import Codec
+from sparsefmt.container import envelope
+from sparsefmt.container.index import CHUNK_RECORD, Index, TensorEntry, check_metadata, check_name, check_shape, matrix_view
+from sparsefmt.dtypes import DType
+from sparsefmt.errors import FormatError, LimitError
+from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
+from sparsefmt.limits import MAX_INDEX_BYTES, MAX_TENSORS
+
+_CODED_ANYWAY = {NEGATIVE_ZEROS: "zstd"}
+"""Arrays that are not read for computing are coded even in files that are otherwise raw."""
+
+
+class Sink(Protocol):
+    """What a writer writes to: a binary file, or io.BytesIO."""
+
+    def write(self, data: bytes | memoryview, /) -> object: ...
+
+
+class Writer:
+    """A file being written. Feed it with `add` and `add_alias`, then call `finish`; without that it is no file.
+
+    Args:
+        sink: where the bytes go, from offset 0 on.
+        codec: "raw", "auto", or a codec name, for all arrays.
+        metadata: the user's texts.
+        thread_count: threads that lay out and encode tiles; the bytes written do not depend on it.
+    """
+
+    def __init__(
+        self, sink: Sink, *, codec: str = "auto", metadata: Mapping[str, str] | None = None, thread_count: int | None = None
+    ) -> None:
+        if codec != "auto" and codec not in CODECS:
+            raise ValueError(f"codec must be 'auto' or one of {', '.join(map(repr, CODECS))}, not {codec!r}")
+        metadata = dict(metadata or {})
+        check_metadata(metadata)
+        self._sink = sink
+        self._codec = codec
+        self._threads = thread_count
+        self._index = Index(metadata=metadata)
+        self._records: list[tuple[int, int, int, int]] = []
+        self._offset = 0
+        self._write(envelope.encode_preamble())
+        self._pad()
+
+    def add(
+        self,
+        name: str,
+        dtype: DType,
+        shape: tuple[int, ...],
+        layout: str,
+        tile_rows: int,
+        make_tile: Callable[[int], Tile],
+        *,
+        nnz: int | None = None,
+        negative_zeros: bool = False,
+        negative_zeros_dropped: int = 0,
+    ) -> TensorEntry:
+        """Write one tensor.
+
+        Args:
+            make_tile: gives the arrays of tile number t; called once for each, from several threads, about in order.
+            nnz: values stored, for sparse layouts.
+            negative_zeros: whether any tile has that array; tiles without it are written as having none set.
+            negative_zeros_dropped: how many signs of zero the caller cleared.
+        """
+        check_name(name)
+        self._expect_new(name)
+        check_shape(shape, dtype)
+        rows, cols = matrix_view(shape)
+        arrays = sorted([*LAYOUTS[layout].arrays, *([NEGATIVE_ZEROS] if negative_zeros else [])])
+        tiles = -(-rows // tile_rows) if tile_rows else 0
+        chooser = _CodecChooser(self._codec)
+        first_chunk = len(self._records)
+
+        def encode(number: int) -> list[tuple[bytes | memoryview, int]]:
+            tile = make_tile(number)
+            if negative_zeros and NEGATIVE_ZEROS not in tile:
+                height = min(tile_rows, rows - number * tile_rows)
+                pruned = height * cols - LAYOUTS[layout].nnz(tile)
+                tile = {**tile, NEGATIVE_ZEROS: np.zeros((pruned + 7) // 8, np.uint8)}
+            return [(chooser.encode(array, tile[array]), tile[array].nbytes) for array in arrays]
+
+        # the first tile by itself: it decides the codecs, whatever the number of threads
+        first = map(encode, range(min(tiles, 1)))
+        rest = threads.in_order(encode, range(1, tiles), self._threads)
+        for stored, raw_size in chain.from_iterable(chain(first, rest)):
+            self._write_chunk(stored, raw_size)
+        coded = self._coded_arrays(first_chunk, arrays)
+        codecs = {array: chooser.chosen(array) if array in coded else "raw" for array in arrays}
+        entry = TensorEntry(
+            name, dtype, shape, LAYOUTS[layout], codecs, tile_rows, first_chunk if tiles else 0, nnz, negative_zeros_dropped
+        )
+        self._index.tensors[name] = entry
+        return entry
+
+    def add_alias(self, name: str, target: str) -> None:
+        """Say that `name` is the tensor already written as `target`."""
+        check_name(name)
+        self._expect_new(name)
+        if target not in self._index.tensors:
+            raise FormatError("alias-invalid", f"it is to be an alias of {target!r}, which is not written yet", tensor=name)
+        self._index.aliases[name] = target
+
+    def finish(self) -> Index:
+        """Write index and trailer. The file is whole once these bytes are on the disk."""
+        self._index.chunks = np.array(self._records, CHUNK_RECORD)
+        encoded = self._index.encode()
+        if len(encoded) > MAX_INDEX_BYTES:
+            raise LimitError("index-size", f"the index has {len(encoded):,} bytes; the limit is {MAX_INDEX_BYTES:,}")
+        trailer = envelope.Trailer(
+            self._offset, len(encoded), envelope.checksum(envelope.encode_preamble(), encoded)
+        )
+        self._write(encoded)
+        self._write(trailer.encode())
+        return self._index
+
+    def _expect_new(self, name: str) -> None:
+        if name in self._index.tensors or name in self._index.aliases:
+            raise FormatError("name-duplicate", "there is already a tensor with this name", tensor=name)
+        if len(self._index.tensors) + len(self._index.aliases) >= MAX_TENSORS:
+            raise LimitError("tensor-count", f"a file holds at most {MAX_TENSORS:,} tensors", tensor=name)
+
+    def _coded_arrays(self, first_chunk: int, arrays: list[str]) -> set[str]:
+        """Arrays of the tensor just written of which at least one chunk is smaller than its raw bytes."""
+        records = self._records[first_chunk:]
+        return {
+            arrays[number % len(arrays)] for number, (_, stored, raw, _) in enumerate(records) if stored < raw
+        }
+
+    def _write_chunk(self, stored: bytes | memoryview, raw_size: int) -> None:
+        size = memoryview(stored).nbytes
+        self._records.append((self._offset, size, raw_size, envelope.checksum(stored)))
+        self._write(stored)
+        self._pad()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._sink.write(data)
+        self._offset += memoryview(data).nbytes
+
+    def _pad(self) -> None:
+        padding = envelope.aligned(self._offset) - self._offset
+        if padding:
+            self._write(bytes(padding))
+
+
+class _CodecChooser:
+    """Encodes the arrays of one tensor; with "auto", by the codec that did best on the first tile."""
+
+    def __init__(self, codec: str) -> None:
+        self._codec = codec
+        self._chosen: dict[str, Codec] = {}
+
+    def chosen(self, array: str) -> str:
+        return self._chosen[array].name
+
+    def encode(self, array: str, data: np.ndarray) -> bytes | memoryview:
+        """The smallest coding of `data`: the raw bytes if coding does not make them smaller."""
+        raw, width = data.view(np.uint8), data.dtype.itemsize
+        if array in self._chosen:
+            encoded = self._chosen[array].encode(raw, width)
+        else:
+            tried = {codec: codec.encode(raw, width) for codec in self._candidates(array)}
+            self._chosen[array], encoded = min(tried.items(), key=lambda item: memoryview(item[1]).nbytes)
+        return encoded if memoryview(encoded).nbytes < raw.nbytes else memoryview(raw)
+
+    def _candidates(self, array: str) -> list[Codec]:
+        if self._codec == "raw":
+            return [CODECS[_CODED_ANYWAY.get(array, "raw")]]
+        if self._codec == "auto":
+            return [codec for codec in CODECS.values() if codec.name != "raw"]
+        return [CODECS[self._codec]]

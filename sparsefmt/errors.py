@@ -1,0 +1,62 @@
+"""The errors of sparsefmt.
+
+One base class, so that `except SparsefmtError` catches whatever a file or an argument can do wrong. It is split by
+what the caller can do about it: get an intact file (`FormatError`, `ChecksumError`), get another version of the
+library (`UnsupportedError`), or raise a limit (`LimitError`). Each carries a stable `code` from SPEC.md, so that
+programs and other implementations can compare faults without comparing sentences.
+"""
+
+from __future__ import annotations
+
+
+class SparsefmtError(ValueError):
+    """Base of all errors of this library.
+
+    Attributes:
+        code: short stable name of the fault, for example ``"chunk-overlap"``.
+        tensor: name of the tensor at fault, or None.
+        offset: byte offset in the file where the fault lies, or None.
+    """
+
+    def __init__(self, code: str, message: str, *, tensor: str | None = None, offset: int | None = None) -> None:
+        super().__init__(code, message, tensor, offset)
+        self.code = code
+        self.message = message
+        self.tensor = tensor
+        self.offset = offset
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.code, self.message, self.tensor, self.offset))
+
+    def __str__(self) -> str:
+        where = ""
+        if self.tensor is not None:
+            where += f"tensor {self.tensor!r}: "
+        text = f"{where}{self.message} [{self.code}]"
+        if self.offset is not None:
+            text += f" (at byte {self.offset:,})"
+        return text
+
+    def within(self, tensor: str) -> SparsefmtError:
+        """The same error, saying which tensor it belongs to."""
+        return type(self)(self.code, self.message, tensor=self.tensor or tensor, offset=self.offset)
+
+
+def _rebuild(kind: type[SparsefmtError], code: str, message: str, tensor: str | None, offset: int | None) -> object:
+    return kind(code, message, tensor=tensor, offset=offset)
+
+
+class FormatError(SparsefmtError):
+    """The bytes are not a valid sparsefmt file, or the arrays are not a valid layout."""
+
+
+class ChecksumError(SparsefmtError):
+    """The bytes are not the ones that were written."""
+
+
+class UnsupportedError(SparsefmtError):
+    """Valid as far as can be told, but this version cannot handle it."""
+
+
+class LimitError(SparsefmtError):
+    """Beyond a limit of `sparsefmt.limits`, or more memory than there is."""

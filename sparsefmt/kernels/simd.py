@@ -1,0 +1,150 @@
+"""Vectors of 8 and 16 lanes for jitted code, and fused multiply-add.
+
+Only generic LLVM operations: they become AVX2, AVX-512, NEON or plain scalars, with the same bits everywhere. fma is
+always fused, with or without an instruction for it.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+
+class Vector(types.Type):
+    """`lanes` floats of type `dtype` in registers."""
+
+    def __init__(self, dtype: types.Float, lanes: int) -> None:
+        self.dtype = dtype
+        self.lanes = lanes
+        super().__init__(name=f"vector({dtype}, {lanes})")
+
+
+def _llvm(dtype: types.Float, lanes: int = 0) -> ir.Type:
+    scalar = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
+    return ir.VectorType(scalar, lanes) if lanes else scalar
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, vector):
+        super().__init__(manager, vector, _llvm(vector.dtype, vector.lanes))
+
+
+def _pointer(context, builder, array_type, array, index):
+    """Address of element `index` of a one-dimensional C array."""
+    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
+    return builder.gep(data, [index])
+
+
+def _make_zeros(lanes):
+    @intrinsic
+    def zeros(typingctx, like):
+        vector = Vector(like.dtype, lanes)
+
+        def codegen(context, builder, signature, args):
+            return ir.Constant(_llvm(like.dtype, lanes), None)
+
+        return vector(like), codegen
+
+    return zeros
+
+
+def _make_load(lanes):
+    @intrinsic
+    def load(typingctx, array, index):
+        vector = Vector(array.dtype, lanes)
+
+        def codegen(context, builder, signature, args):
+            address = _pointer(context, builder, array, args[0], args[1])
+            llvm_type = _llvm(array.dtype, lanes)
+            return builder.load(
+                builder.bitcast(address, llvm_type.as_pointer()), align=array.dtype.bitwidth // 8, typ=llvm_type
+            )
+
+        return vector(array, types.int64), codegen
+
+    return load
+
+
+zeros8, zeros16 = _make_zeros(8), _make_zeros(16)
+"""All-zero vector of the dtype of an array."""
+
+load8, load16 = _make_load(8), _make_load(16)
+"""Consecutive elements of a one-dimensional C-contiguous array from `index` on. Unchecked, any alignment."""
+
+
+@intrinsic
+def gather8(typingctx, array, columns, index):
+    """array[columns[index]], …, array[columns[index + 7]] as eight loads, which beat the gather instruction."""
+    vector = Vector(array.dtype, 8)
+
+    def codegen(context, builder, signature, args):
+        lane_type = ir.IntType(32)
+        result = ir.Constant(_llvm(array.dtype, 8), ir.Undefined)
+        for lane in range(8):
+            position = builder.add(args[2], ir.Constant(args[2].type, lane))
+            column = builder.load(_pointer(context, builder, columns, args[1], position))
+            address = _pointer(context, builder, array, args[0], builder.zext(column, ir.IntType(64)))
+            result = builder.insert_element(result, builder.load(address), ir.Constant(lane_type, lane))
+        return result
+
+    return vector(array, columns, types.int64), codegen
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a * b + c with one rounding, for vectors and for scalars."""
+
+    def codegen(context, builder, signature, args):
+        dtype = a.dtype if isinstance(a, Vector) else a
+        suffix = "f32" if dtype == types.float32 else "f64"
+        if isinstance(a, Vector):
+            suffix = f"v{a.lanes}{suffix}"
+        operand = args[0].type
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(operand, [operand] * 3), f"llvm.fma.{suffix}"
+        )
+        return builder.call(function, args)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic
+def where_nonzero(typingctx, weights, chosen, other):
+    """Lanes of `chosen` where `weights` is not zero (NaN is not), else of `other`."""
+
+    def codegen(context, builder, signature, args):
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_unordered("!=", args[0], zero), args[1], args[2])
+
+    return weights(weights, weights, weights), codegen
+
+
+@intrinsic
+def extract(typingctx, vector, lane):
+    """One lane."""
+
+    def codegen(context, builder, signature, args):
+        return builder.extract_element(args[0], args[1])
+
+    return vector.dtype(vector, types.int64), codegen
+
+
+@intrinsic
+def tree_sum(typingctx, vector):
+    """The sum of all lanes: upper half onto lower half until one is left."""
+
+    def codegen(context, builder, signature, args):
+        value, lanes = args[0], vector.lanes
+        while lanes > 1:
+            lanes //= 2
+            undefined = ir.Constant(value.type, ir.Undefined)
+            index = ir.VectorType(ir.IntType(32), lanes)
+            lower = builder.shuffle_vector(value, undefined, ir.Constant(index, list(range(lanes))))
+            upper = builder.shuffle_vector(value, undefined, ir.Constant(index, list(range(lanes, 2 * lanes))))
+            value = builder.fadd(lower, upper)
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return vector.dtype(vector), codegen

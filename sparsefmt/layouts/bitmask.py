@@ -1,0 +1,100 @@
+"""Layout `bitmask`: one bit per position, then the nonzeros row by row. Best at about 30 to 75 % zeros; 2:4 lives here.
+
+Arrays of a tile of r rows and c columns, n of whose positions are not pruned:
+
+    mask         u8   r x 8 * ceil(c / 64)   bit c % 8 of byte c // 8 of a row; padding bits zero
+    row_offsets  u32  r + 1                  where each row starts in `values`; the last is n
+    values       bits n                      row-major
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sparsefmt.dtypes import DType
+from sparsefmt.errors import FormatError
+from sparsefmt.layouts import negative_zeros
+from sparsefmt.layouts.contract import Layout, Tile, expect_at_most, expect_size
+from sparsefmt.layouts.memory import empty, frozen, zeros
+
+U8, U32 = np.dtype("<u1"), np.dtype("<u4")
+
+
+def mask_stride(cols: int) -> int:
+    """Bytes of one row of the mask: whole 64-bit words."""
+    return (cols + 63) // 64 * 8
+
+
+def mask_words(tile: Tile, rows: int) -> np.ndarray:
+    """The mask as (rows, words) uint64."""
+    return frozen(tile["mask"].view(np.uint64).reshape(rows, -1))
+
+
+class Bitmask(Layout):
+    name = "bitmask"
+    arrays = ("mask", "row_offsets", "values")
+    sparse = True
+
+    def array_dtype(self, array: str, dtype: DType, cols: int) -> np.dtype:
+        return {"mask": U8, "row_offsets": U32, "values": dtype.bits_dtype}.get(array, U8)
+
+    def check_sizes(self, sizes: Mapping[str, int], dtype: DType, rows: int, cols: int) -> None:
+        width = dtype.bits_dtype.itemsize
+        expect_size(sizes, "mask", rows * mask_stride(cols))
+        expect_size(sizes, "row_offsets", 4 * (rows + 1))
+        expect_at_most(sizes, "values", rows * cols * width, width)
+
+    def check(self, tile: Tile, dtype: DType, rows: int, cols: int) -> None:
+        from sparsefmt.layouts.passes import bitmask as passes
+
+        values = frozen(tile["values"])
+        fault, row = passes.check(
+            mask_words(tile, rows),
+            frozen(tile["row_offsets"]),
+            values,
+            values.dtype.type(dtype.negative_zero),
+            cols,
+        )
+        if fault == passes.MASK_PADDING:
+            raise FormatError("mask-padding", f"row {row} of a tile has mask bits beyond its {cols:,} columns")
+        if fault == passes.ROW_OFFSETS:
+            raise FormatError("row-offsets", f"row offsets disagree with the mask at row {row} of a tile")
+        if fault == passes.STORED_ZERO:
+            raise FormatError("stored-zero", "a stored value is zero")
+
+    def nnz(self, tile: Tile) -> int:
+        return int(tile["row_offsets"][-1])
+
+    def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Tile:
+        from sparsefmt.layouts.passes import bitmask as passes
+
+        tile = self.allocate(counts, dtype, bits.shape[1])
+        passes.pack(
+            frozen(bits),
+            bits.dtype.type(dtype.negative_zero),
+            frozen(tile["row_offsets"]),
+            tile["mask"].view(np.uint64).reshape(bits.shape[0], -1),
+            tile["values"],
+        )
+        return tile
+
+    def allocate(self, counts: np.ndarray, dtype: DType, cols: int) -> Tile:
+        """Arrays for rows with the given counts: `row_offsets` filled, `mask` zero, `values` uninitialised."""
+        row_offsets = zeros(counts.size + 1, U32)
+        np.cumsum(counts, out=row_offsets[1:], dtype=U32)
+        return {
+            "mask": zeros(counts.size * mask_stride(cols), U8),
+            "row_offsets": row_offsets,
+            "values": empty(int(row_offsets[-1]), dtype.bits_dtype),
+        }
+
+    def to_dense(self, tile: Tile, dtype: DType, cols: int, begin: int, end: int) -> np.ndarray:
+        from sparsefmt.layouts.passes import bitmask as passes
+
+        row_offsets = frozen(tile["row_offsets"])
+        bits = np.zeros((end - begin, cols), dtype.bits_dtype)
+        passes.unpack(mask_words(tile, row_offsets.size - 1), row_offsets, frozen(tile["values"]), begin, end, bits)
+        negative_zeros.restore(bits, tile, dtype, begin * cols - int(row_offsets[begin]))
+        return bits

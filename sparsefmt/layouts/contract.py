@@ -1,0 +1,84 @@
+"""What a layout is.
+
+A layout says how the values and positions of a tensor lie in flat arrays. A tensor is cut into tiles, runs of
+consecutive rows of its matrix view; a layout knows one tile at a time and nothing of files.
+
+The rules every layout keeps:
+
+1. For a given tile of dense bits there is exactly one set of arrays. `from_dense` makes it, `check` accepts nothing else.
+2. `to_dense(from_dense(bits))` is `bits`. A sparse layout prunes -0.0 like +0.0; the sign lives in the array
+   `negative_zeros` beside the layout's own (see `negative_zeros.py`), the same for every sparse layout.
+3. `check_sizes` runs before anything is allocated and imports no numba; `check` runs before a kernel sees arrays from
+   a file. Both raise FormatError.
+4. Arrays are flat, little-endian, aligned, followed by 64 readable bytes (`memory.py`), and read-only once checked.
+
+Adding a layout is a file beside `bitmask.py`, its entry in `__init__.py`, its kernel in `kernels/`, and SPEC.md.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import numpy as np
+
+from sparsefmt.dtypes import DType
+from sparsefmt.errors import FormatError
+
+NEGATIVE_ZEROS = "negative_zeros"
+"""Name of the one optional array: a bit per pruned position, in row-major order, set where it was -0.0."""
+
+Tile = dict[str, np.ndarray]
+"""The arrays of one tile by name."""
+
+
+class Layout(ABC):
+    """One way to lay out a tile. Stateless; the instances are in `sparsefmt.layouts.LAYOUTS`.
+
+    Attributes:
+        name: name in files and in the API.
+        arrays: names of the arrays that are always there, sorted.
+        sparse: whether zeros are left out.
+    """
+
+    name: str
+    arrays: tuple[str, ...]
+    sparse: bool
+
+    @abstractmethod
+    def array_dtype(self, array: str, dtype: DType, cols: int) -> np.dtype:
+        """The type of the elements of `array`."""
+
+    @abstractmethod
+    def check_sizes(self, sizes: Mapping[str, int], dtype: DType, rows: int, cols: int) -> None:
+        """Refuse array sizes (in bytes) that no tile of `rows` x `cols` can have. O(1)."""
+
+    @abstractmethod
+    def check(self, tile: Tile, dtype: DType, rows: int, cols: int) -> None:
+        """Verify every invariant of the arrays in one pass at memory speed."""
+
+    @abstractmethod
+    def nnz(self, tile: Tile) -> int:
+        """Number of stored values, padding not counted."""
+
+    @abstractmethod
+    def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Tile:
+        """Lay out dense `bits` (rows, cols), unsigned integers of the element width; `counts`: nonzeros of each row."""
+
+    @abstractmethod
+    def to_dense(self, tile: Tile, dtype: DType, cols: int, begin: int, end: int) -> np.ndarray:
+        """Dense bits (end - begin, cols) of rows `begin` to `end` of a checked tile, negative zeros included."""
+
+
+def expect_size(sizes: Mapping[str, int], array: str, expected: int) -> None:
+    """Refuse an array that is not exactly `expected` bytes."""
+    if sizes[array] != expected:
+        raise FormatError("array-size", f"array {array!r} of a tile has {sizes[array]:,} bytes, not {expected:,}")
+
+
+def expect_at_most(sizes: Mapping[str, int], array: str, most: int, unit: int) -> None:
+    """Refuse an array that is over `most` bytes or no multiple of `unit` bytes."""
+    if sizes[array] > most or sizes[array] % unit:
+        raise FormatError(
+            "array-size", f"array {array!r} of a tile has {sizes[array]:,} bytes: over {most:,} or no multiple of {unit}"
+        )

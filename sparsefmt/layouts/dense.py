@@ -1,0 +1,52 @@
+"""Layout `dense`: every element, row-major. For embeddings, norms, biases and whatever has few zeros.
+
+Array `values` holds the bits as they are, -0.0 included. Sub-byte types are packed without gaps, first element in the
+lowest bits; unused bits of the last byte are zero. Needs no jitted code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sparsefmt import dtypes
+from sparsefmt.dtypes import DType
+from sparsefmt.errors import FormatError
+from sparsefmt.layouts.contract import Layout, Tile, expect_size
+from sparsefmt.layouts.memory import empty
+
+
+class Dense(Layout):
+    name = "dense"
+    arrays = ("values",)
+    sparse = False
+
+    def array_dtype(self, array: str, dtype: DType, cols: int) -> np.dtype:
+        return dtype.bits_dtype
+
+    def check_sizes(self, sizes: Mapping[str, int], dtype: DType, rows: int, cols: int) -> None:
+        expect_size(sizes, "values", dtype.nbytes(rows * cols))
+
+    def check(self, tile: Tile, dtype: DType, rows: int, cols: int) -> None:
+        values = tile["values"]
+        if dtype.name == "BOOL" and values.size and values.max() > 1:
+            raise FormatError("bool-invalid", "a BOOL element is neither 0 nor 1")
+        unused = -rows * cols * dtype.bits % 8
+        if unused and values[-1] >> (8 - unused):
+            raise FormatError("values-padding", "unused bits of the last byte are not zero")
+
+    def nnz(self, tile: Tile) -> int:
+        return int(np.count_nonzero(tile["values"]))
+
+    def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray | None = None) -> Tile:
+        flat = dtypes.pack(bits, dtype) if dtype.packed else bits.reshape(-1)
+        values = empty(flat.size, dtype.bits_dtype)
+        values[:] = flat
+        return {"values": values}
+
+    def to_dense(self, tile: Tile, dtype: DType, cols: int, begin: int, end: int) -> np.ndarray:
+        values = tile["values"]
+        if dtype.packed:
+            values = dtypes.unpack(values, dtype, values.size * 8 // dtype.bits)
+        return values[begin * cols : end * cols].reshape(end - begin, cols)

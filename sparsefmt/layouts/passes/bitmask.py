@@ -1,0 +1,144 @@
+"""Passes of layout `bitmask`, and its conversion to and from `permuted`.
+
+Masks are seen as uint64 words, (rows, words): column c is bit c % 64 of word c // 64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+OK, MASK_PADDING, ROW_OFFSETS, STORED_ZERO = range(4)
+
+
+@intrinsic
+def _popcount(typingctx, word):
+    """Number of set bits of a uint64, as int64."""
+
+    def codegen(context, builder, signature, args):
+        return builder.ctpop(args[0])
+
+    return types.int64(types.uint64), codegen
+
+
+@intrinsic
+def _lowest_bit(typingctx, word):
+    """Position of the lowest set bit of a nonzero uint64, as int64."""
+
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), codegen
+
+
+@njit(nogil=True, cache=True)
+def pack(bits: np.ndarray, negative_zero: int, row_offsets: np.ndarray, mask: np.ndarray, values: np.ndarray) -> None:
+    """Fill zeroed `mask` (rows, words) and `values` (nnz,) from `bits` (rows, cols), given `row_offsets`."""
+    one = np.uint64(1)
+    for row in range(bits.shape[0]):
+        stored = np.int64(row_offsets[row])
+        for col in range(bits.shape[1]):
+            value = bits[row, col]
+            if value != 0 and value != negative_zero:
+                mask[row, col >> 6] |= one << np.uint64(col & 63)
+                values[stored] = value
+                stored += 1
+
+
+@njit(nogil=True, cache=True)
+def unpack(
+    mask: np.ndarray, row_offsets: np.ndarray, values: np.ndarray, begin: int, end: int, bits: np.ndarray
+) -> None:
+    """Scatter rows `begin` to `end` into zeroed `bits` (end - begin, cols)."""
+    one = np.uint64(1)
+    for row in range(begin, end):
+        stored = np.int64(row_offsets[row])
+        for index in range(mask.shape[1]):
+            word = mask[row, index]
+            while word != 0:
+                bits[row - begin, index * 64 + _lowest_bit(word)] = values[stored]
+                stored += 1
+                word &= word - one
+
+
+@njit(nogil=True, cache=True)
+def check(mask: np.ndarray, row_offsets: np.ndarray, values: np.ndarray, negative_zero: int, cols: int):
+    """(fault, row) of the first broken invariant, or (OK, 0). Reads every array once, nothing outside them."""
+    rows = mask.shape[0]
+    last_bits = cols & 63
+    padding = np.uint64(0)
+    if last_bits:
+        padding = ~((np.uint64(1) << np.uint64(last_bits)) - np.uint64(1))
+    if row_offsets[0] != 0:
+        return ROW_OFFSETS, 0
+    for row in range(rows):
+        if last_bits and mask[row, mask.shape[1] - 1] & padding:
+            return MASK_PADDING, row
+        stored = np.int64(0)
+        for index in range(mask.shape[1]):
+            stored += _popcount(mask[row, index])
+        if np.int64(row_offsets[row]) + stored != np.int64(row_offsets[row + 1]):
+            return ROW_OFFSETS, row
+    if np.int64(row_offsets[rows]) != values.shape[0]:
+        return ROW_OFFSETS, rows
+    zeros = np.int64(0)
+    for stored in range(values.shape[0]):
+        zeros += np.int64(values[stored] == 0) | np.int64(values[stored] == negative_zero)
+    if zeros:
+        return STORED_ZERO, 0
+    return OK, 0
+
+
+@njit(nogil=True, cache=True)
+def to_permuted(
+    mask: np.ndarray,
+    row_offsets: np.ndarray,
+    values: np.ndarray,
+    row_permutation: np.ndarray,
+    slice_offsets: np.ndarray,
+    slot_values: np.ndarray,
+    slot_columns: np.ndarray,
+) -> None:
+    """Fill zeroed `slot_values` and `slot_columns` (slots, 8) from a checked bitmask tile."""
+    one = np.uint64(1)
+    for position in range(row_permutation.shape[0]):
+        row = np.int64(row_permutation[position])
+        slot = np.int64(slice_offsets[position >> 3])
+        lane = position & 7
+        stored = np.int64(row_offsets[row])
+        for index in range(mask.shape[1]):
+            word = mask[row, index]
+            while word != 0:
+                slot_columns[slot, lane] = index * 64 + _lowest_bit(word)
+                slot_values[slot, lane] = values[stored]
+                slot += 1
+                stored += 1
+                word &= word - one
+
+
+@njit(nogil=True, cache=True)
+def from_permuted(
+    slot_values: np.ndarray,
+    slot_columns: np.ndarray,
+    row_permutation: np.ndarray,
+    row_counts: np.ndarray,
+    slice_offsets: np.ndarray,
+    row_offsets: np.ndarray,
+    mask: np.ndarray,
+    values: np.ndarray,
+) -> None:
+    """Fill zeroed `mask` (rows, words) and `values` (nnz,) from a checked permuted tile, given `row_offsets`."""
+    one = np.uint64(1)
+    for position in range(row_permutation.shape[0]):
+        row = np.int64(row_permutation[position])
+        slot = np.int64(slice_offsets[position >> 3])
+        lane = position & 7
+        stored = np.int64(row_offsets[row])
+        for _ in range(np.int64(row_counts[position])):
+            col = np.int64(slot_columns[slot, lane])
+            mask[row, col >> 6] |= one << np.uint64(col & 63)
+            values[stored] = slot_values[slot, lane]
+            slot += 1
+            stored += 1

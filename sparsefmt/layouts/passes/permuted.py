@@ -1,0 +1,110 @@
+"""Passes of layout `permuted`.
+
+Values and columns are seen as (slots, 8): lane l of slice s holds row `row_permutation[8 * s + l]` of the tile.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+OK, PERMUTATION, ROW_COUNTS, SLICE_OFFSETS, COLUMN_RANGE, COLUMN_ORDER, STORED_ZERO, SLOT_PADDING = range(8)
+
+
+@njit(nogil=True, cache=True)
+def pack(
+    bits: np.ndarray,
+    negative_zero: int,
+    row_permutation: np.ndarray,
+    slice_offsets: np.ndarray,
+    values: np.ndarray,
+    columns: np.ndarray,
+) -> None:
+    """Fill zeroed `values` and `columns` (slots, 8) from `bits` (rows, cols)."""
+    for position in range(row_permutation.shape[0]):
+        row = np.int64(row_permutation[position])
+        slot = np.int64(slice_offsets[position >> 3])
+        lane = position & 7
+        for col in range(bits.shape[1]):
+            value = bits[row, col]
+            if value != 0 and value != negative_zero:
+                values[slot, lane] = value
+                columns[slot, lane] = col
+                slot += 1
+
+
+@njit(nogil=True, cache=True)
+def unpack(
+    values: np.ndarray,
+    columns: np.ndarray,
+    row_permutation: np.ndarray,
+    row_counts: np.ndarray,
+    slice_offsets: np.ndarray,
+    begin: int,
+    end: int,
+    bits: np.ndarray,
+) -> None:
+    """Scatter rows `begin` to `end` into zeroed `bits` (end - begin, cols)."""
+    for position in range(row_permutation.shape[0]):
+        row = np.int64(row_permutation[position])
+        if begin <= row < end:
+            slot = np.int64(slice_offsets[position >> 3])
+            for _ in range(np.int64(row_counts[position])):
+                bits[row - begin, np.int64(columns[slot, position & 7])] = values[slot, position & 7]
+                slot += 1
+
+
+@njit(nogil=True, cache=True)
+def check(
+    values: np.ndarray,
+    columns: np.ndarray,
+    row_permutation: np.ndarray,
+    row_counts: np.ndarray,
+    slice_offsets: np.ndarray,
+    negative_zero: int,
+    cols: int,
+):
+    """(fault, position) of the first broken invariant, or (OK, 0). Reads every array once, nothing outside them."""
+    rows = row_permutation.shape[0]
+    seen = np.zeros(rows, np.bool_)
+    for position in range(rows):
+        row = np.int64(row_permutation[position])
+        if row >= rows or seen[row]:
+            return PERMUTATION, position
+        seen[row] = True
+        if np.int64(row_counts[position]) > cols:
+            return ROW_COUNTS, position
+        if position:
+            if row_counts[position] > row_counts[position - 1]:
+                return ROW_COUNTS, position
+            if row_counts[position] == row_counts[position - 1] and row < np.int64(row_permutation[position - 1]):
+                return PERMUTATION, position
+    if slice_offsets[0] != 0:
+        return SLICE_OFFSETS, 0
+    for slice_ in range(slice_offsets.shape[0] - 1):
+        length = np.int64(row_counts[slice_ * 8])
+        if np.int64(slice_offsets[slice_]) + length != np.int64(slice_offsets[slice_ + 1]):
+            return SLICE_OFFSETS, slice_ * 8
+    if np.int64(slice_offsets[slice_offsets.shape[0] - 1]) != values.shape[0]:
+        return SLICE_OFFSETS, rows
+
+    for slice_ in range(slice_offsets.shape[0] - 1):
+        first = np.int64(slice_offsets[slice_])
+        last = np.int64(slice_offsets[slice_ + 1])
+        for lane in range(8):
+            position = slice_ * 8 + lane
+            count = np.int64(row_counts[position]) if position < rows else np.int64(0)
+            previous = np.int64(-1)
+            for slot in range(first, first + count):
+                col = np.int64(columns[slot, lane])
+                if col <= previous:
+                    return COLUMN_ORDER, position
+                previous = col
+                if values[slot, lane] == 0 or values[slot, lane] == negative_zero:
+                    return STORED_ZERO, position
+            if previous >= cols:
+                return COLUMN_RANGE, position
+            for slot in range(first + count, last):
+                if values[slot, lane] != 0 or columns[slot, lane] != 0:
+                    return SLOT_PADDING, position
+    return OK, 0

@@ -1,0 +1,40 @@
+"""The numeric limits of format version 1. SPEC.md, section "Limits", gives the same numbers, and a test compares them.
+
+They are far above what models need and low enough that a hostile file can cost neither much memory nor much time
+before it is refused.
+"""
+
+from __future__ import annotations
+
+MAX_INDEX_BYTES = 1 << 28
+"""256 MiB: about a million tensors with long names. The index is held in memory as a whole."""
+
+MAX_TENSORS = 1 << 20
+"""1,048,576 entries, aliases included."""
+
+MAX_NAME_BYTES = 1024
+"""Length of a tensor name in UTF-8."""
+
+MAX_METADATA_BYTES = 1 << 24
+"""16 MiB: all metadata keys and values together, in UTF-8."""
+
+MAX_NDIM = 32
+"""Dimensions of a tensor. What numpy could hold for most of its life."""
+
+MAX_TENSOR_BITS = (1 << 63) - 1
+"""Product of max(d, 1) over all dimensions d, times the bits of one element. Keeps every size in an int64."""
+
+MAX_CHUNK_BYTES = 1 << 36
+"""64 GiB: decoded size of one chunk."""
+
+MAX_SPARSE_COLS = 1 << 31
+"""Columns of a `bitmask` or `permuted` tensor, so that a column fits a signed 32-bit integer."""
+
+MAX_SPARSE_TILE_ROWS = 1 << 16
+"""Rows in one tile of a `bitmask` or `permuted` tensor, so that `row_permutation` fits 16 bits."""
+
+MAX_SPARSE_TILE_POSITIONS = (1 << 31) - 1
+"""Rows times columns in one tile of a `bitmask` or `permuted` tensor, so that offsets fit 32 bits."""
+
+MAX_ZSTD_RATIO = 1 << 15
+"""A zstd block of 4 bytes makes at most 128 KiB: whatever claims more than this ratio is refused unallocated."""

@@ -1,0 +1,150 @@
+"""From tensors to a file: which layout, which tiles, which names share a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from sparsefmt.container.index import TensorEntry, check_name
+from sparsefmt.container.writer import Sink, Writer
+from sparsefmt.errors import FormatError, SparsefmtError
+from sparsefmt.intake import Intake, choose_layout, intake_of
+from sparsefmt.layouts import choose
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
+from sparsefmt.tensor import SparseTensor
+
+Progress = Callable[[int, int], object]
+"""Called as progress(done, total) after each tensor, in bytes of the dense tensors."""
+
+NegativeZeros = Literal["keep", "drop"]
+
+
+class TensorWriter:
+    """Writes tensors to a sink in one pass; the verbs and `sparsefmt convert` stand on it.
+
+    Feed it with `add`, tensor by tensor, in the order in which they shall lie in the file, then call `finish`. A tensor
+    is not needed any more once `add` has returned.
+
+    Args:
+        sink: anything with `write`, at its start.
+        metadata, layout, codec, negative_zeros, threads: as in `sparsefmt.save_file`.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        layout: str = "auto",
+        codec: str = "auto",
+        negative_zeros: NegativeZeros = "keep",
+        threads: int | None = None,
+    ) -> None:
+        if negative_zeros not in ("keep", "drop"):
+            raise ValueError(f"negative_zeros must be 'keep' or 'drop', not {negative_zeros!r}")
+        self._writer = Writer(sink, codec=codec, metadata=metadata, thread_count=threads)
+        self._layout = layout
+        self._entropy_coded = codec != "raw"
+        self._drop = negative_zeros == "drop"
+        self._threads = threads
+
+    def add(self, name: str, value: Intake | SparseTensor | Any) -> TensorEntry:
+        """Write one tensor: an array, a SparseTensor, a scipy.sparse matrix. Errors name it."""
+        check_name(name)
+        try:
+            if isinstance(value, SparseTensor) and value.layout != "dense":
+                return self._add_laid_out(name, value)
+            return self._add_dense(name, intake_of(value))
+        except SparsefmtError as error:
+            raise error.within(name) from None
+
+    def add_alias(self, name: str, target: str) -> None:
+        """Give the tensor written as `target` a second name."""
+        self._writer.add_alias(name, target)
+
+    def finish(self) -> None:
+        """Write what makes the file whole."""
+        self._writer.finish()
+
+    def _choose_layout(self, value: Intake | SparseTensor, nnz: int) -> str:
+        dtype = value.dtype if isinstance(value, Intake) else value.operand().dtype
+        return choose_layout(dtype, value.shape, self._layout, nnz, self._entropy_coded)
+
+    def _add_dense(self, name: str, intake: Intake) -> TensorEntry:
+        nnz = negatives = 0
+        if self._drop or choose.can_be_sparse(intake.dtype, intake.shape, intake.cols):
+            nnz, negatives = intake.survey(self._threads)
+        layout = self._choose_layout(intake, nnz)
+        return self._writer.add(
+            name,
+            intake.dtype,
+            intake.shape,
+            layout,
+            intake.tile_rows(layout),
+            intake.tile_maker(layout, self._drop),
+            nnz=None if layout == "dense" else nnz,
+            negative_zeros=layout != "dense" and negatives > 0 and not self._drop,
+            negative_zeros_dropped=negatives if self._drop else 0,
+        )
+
+    def _add_laid_out(self, name: str, tensor: SparseTensor) -> TensorEntry:
+        """Write a tensor that is laid out already: tile by tile, never dense between sparse layouts."""
+        layout = self._choose_layout(tensor, tensor.nnz)
+        if layout == "dense":
+            return self._add_dense(name, intake_of(tensor))
+        operand = tensor.operand()
+        negatives = sum(
+            int(np.bitwise_count(tile[NEGATIVE_ZEROS]).sum()) for tile in operand.tiles if NEGATIVE_ZEROS in tile
+        )
+        keep = negatives > 0 and not self._drop
+
+        def make_tile(number: int) -> Tile:
+            tile = tensor.converted(number, layout)
+            return tile if keep else {array: data for array, data in tile.items() if array != NEGATIVE_ZEROS}
+
+        return self._writer.add(
+            name,
+            operand.dtype,
+            tensor.shape,
+            layout,
+            operand.tile_rows,
+            make_tile,
+            nnz=tensor.nnz,
+            negative_zeros=keep,
+            negative_zeros_dropped=negatives if self._drop else 0,
+        )
+
+
+def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progress | None = None) -> None:
+    """Write a dict of tensors in its order and finish. Names that share one tensor share its chunks."""
+    if not isinstance(tensors, Mapping):
+        raise FormatError("tensors-invalid", f"tensors must be a dict of name to array, not {type(tensors).__name__}")
+    total = sum(_dense_nbytes(value) for value in tensors.values())
+    done = 0
+    written: dict[object, str] = {}
+    for name, value in tensors.items():
+        identity = _identity(value)
+        if identity in written:
+            writer.add_alias(name, written[identity])
+        else:
+            writer.add(name, value)
+            written[identity] = name
+        done += _dense_nbytes(value)
+        if progress:
+            progress(done, total)
+    writer.finish()
+
+
+def _identity(value: Any) -> object:
+    """Equal for two values that are one tensor: the same object, or the same elements of the same memory."""
+    if isinstance(value, np.ndarray) and value.size:
+        return value.ctypes.data, value.dtype, value.shape, value.strides
+    return id(value)
+
+
+def _dense_nbytes(value: Any) -> int:
+    if isinstance(value, SparseTensor):
+        return value.size * value.dtype.itemsize
+    return int(getattr(value, "nbytes", 0))

@@ -1,0 +1,241 @@
+"""SparseTensor: what a user holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparsefmt import layouts, slicing
+from sparsefmt.container.index import matrix_view
+from sparsefmt.dtypes import DType
+from sparsefmt.errors import UnsupportedError
+from sparsefmt.intake import ArrayIntake, Intake, ScipyIntake, choose_layout
+from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts.contract import Tile
+from sparsefmt.layouts.memory import frozen
+from sparsefmt.threads import in_order
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+    from sparsefmt.kernels.operand import Operand
+
+
+class SparseTensor:
+    """An immutable tensor that stays compressed in memory.
+
+    Made by `from_dense`, `from_scipy` or by loading a file. Its arrays are read-only and have been checked, so that
+    kernels can trust them; where the file stores them raw they are the mapped file itself.
+
+    `w @ x` and `sparsefmt.linear(x, w)` compute on the arrays as they are. `w[rows]` and `todense()` give dense numpy
+    arrays, bit for bit what was stored, negative zeros included.
+    """
+
+    __slots__ = ("_dtype", "_layout", "_nnz", "_shape", "_tile_rows", "_tiles")
+
+    def __init__(self, dtype: DType, shape: tuple[int, ...], layout: str, tile_rows: int, tiles: list[Tile]) -> None:
+        """For the library itself: trusts that the tiles are checked and frozen."""
+        self._dtype = dtype
+        self._shape = shape
+        self._layout = LAYOUTS[layout]
+        self._tile_rows = tile_rows
+        self._tiles = tuple(tiles)
+        self._nnz: int | None = None
+
+    @classmethod
+    def from_dense(cls, array: Any, layout: str = "auto", *, threads: int | None = None) -> SparseTensor:
+        """Lay out a dense array.
+
+        Args:
+            array: anything numpy takes, of a dtype the format has, in any byte order and memory order. Not changed.
+            layout: "auto" (see README, "Choosing a layout"), "dense", "bitmask" or "permuted".
+            threads: how many may work; all usable cores by default.
+
+        Raises:
+            UnsupportedError: the format does not have the dtype, or the layout cannot hold dtype or shape.
+
+        Cost: two reads of the array and one write of the result.
+        """
+        return cls._from_intake(ArrayIntake(array), layout, threads)
+
+    @classmethod
+    def from_scipy(
+        cls, matrix: scipy.sparse.sparray | scipy.sparse.spmatrix, layout: str = "auto", *, threads: int | None = None
+    ) -> SparseTensor:
+        """Lay out a scipy.sparse matrix or array of any format, (rows, cols).
+
+        Duplicate entries are summed, as scipy does; explicit zeros are pruned. Only single tiles are made dense.
+
+        Raises:
+            UnsupportedError: as in `from_dense`.
+        """
+        return cls._from_intake(ScipyIntake(matrix), layout, threads)
+
+    @classmethod
+    def _from_intake(cls, intake: Intake, wanted: str, threads: int | None) -> SparseTensor:
+        layout = choose_layout(intake.dtype, intake.shape, wanted, intake.survey(threads).nnz, entropy_coded=False)
+        if wanted not in ("auto", layout):
+            raise UnsupportedError(
+                "layout-invalid",
+                f"layout {wanted!r} cannot hold a {intake.dtype.name} tensor of shape {list(intake.shape)}: use 'dense'",
+            )
+        height = intake.tile_rows(layout)
+        tiles = in_order(intake.tile_maker(layout), range(-(-intake.rows // height) if height else 0), threads)
+        return cls(intake.dtype, intake.shape, layout, height, list(tiles))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the dense tensor."""
+        return self._shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """numpy dtype of the elements; bfloat16, fp8 and sub-byte types are those of ml_dtypes."""
+        return self._dtype.numpy
+
+    @property
+    def ndim(self) -> int:
+        return len(self._shape)
+
+    @property
+    def size(self) -> int:
+        """Elements of the dense tensor."""
+        rows, cols = matrix_view(self._shape)
+        return rows * cols
+
+    @property
+    def layout(self) -> str:
+        """"dense", "bitmask" or "permuted"."""
+        return self._layout.name
+
+    @property
+    def nnz(self) -> int:
+        """Elements that are neither 0 nor -0.0. O(tiles) for sparse layouts, one read of the values for `dense`."""
+        if self._nnz is None:
+            if self._layout.sparse:
+                self._nnz = sum(self._layout.nnz(tile) for tile in self._tiles)
+            else:
+                self._nnz = int(np.count_nonzero(self.todense()))
+        return self._nnz
+
+    @property
+    def sparsity(self) -> float:
+        """Part of the elements that is zero, 0.0 to 1.0. 0.0 for a tensor without elements."""
+        return 1 - self.nnz / self.size if self.size else 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays in memory (or mapped)."""
+        return sum(array.nbytes for tile in self._tiles for array in tile.values())
+
+    def __repr__(self) -> str:
+        dense = self._dtype.nbytes(self.size)
+        return (
+            f"SparseTensor(shape={self.shape}, dtype={self.dtype}, layout={self.layout!r}, sparsity={self.sparsity:.3f}, "
+            f"nbytes={self.nbytes:,} of {dense:,})"
+        )
+
+    def __len__(self) -> int:
+        if not self._shape:
+            raise TypeError("len() of a 0-d tensor")
+        return self._shape[0]
+
+    def todense(self, threads: int | None = None) -> np.ndarray:
+        """The dense array, bit for bit. O(rows * cols); tiles are unpacked in parallel."""
+        return self._rows(np.arange(matrix_view(self._shape)[0]), slice(None), threads).reshape(self._shape)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("a SparseTensor cannot become a numpy array without a copy")
+        dense = self.todense()
+        return dense if dtype is None else dense.astype(dtype)
+
+    # numpy must not take `array @ tensor` apart element by element
+    __array_ufunc__ = None
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """Dense elements, as `todense()[key]` gives them, unpacking only the rows that `key` asks for.
+
+        `key` is anything numpy takes whose first part is an integer, a slice, or integers or booleans in one
+        dimension. Unpacking a row costs O(cols); in `permuted`, finding it costs O(rows of its tile) once per run of rows.
+        """
+        return slicing.index(key, self._shape, self._rows)
+
+    def to_scipy(self) -> scipy.sparse.csr_array:
+        """The matrix view as scipy.sparse.csr_array, (rows, cols), columns ascending.
+
+        Types that scipy cannot hold are widened exactly: bfloat16, float16 and fp8 to float32.
+        """
+        import scipy.sparse
+
+        rows, cols = matrix_view(self._shape)
+        counts, columns, values = [np.zeros(1, np.int64)], [np.empty(0, np.int64)], [np.empty(0, self.dtype)]
+        for number, tile in enumerate(self._tiles):
+            height = self._height(number)
+            tile = self.converted(number, "bitmask") if self._dtype.prunable else layouts.from_dense(
+                LAYOUTS["bitmask"], self._layout.to_dense(tile, self._dtype, cols, 0, height), self._dtype
+            )
+            mask = np.unpackbits(tile["mask"].reshape(height, -1), axis=1, count=cols, bitorder="little")
+            counts.append(np.diff(tile["row_offsets"].astype(np.int64)))
+            columns.append(np.nonzero(mask)[1])
+            values.append(tile["values"].view(self.dtype))
+        data = np.concatenate(values)
+        if data.dtype.kind not in "biufc" or data.dtype == np.float16:
+            data = data.astype(np.float32)
+        indptr = np.cumsum(np.concatenate(counts)) if self._tiles else np.zeros(rows + 1, np.int64)
+        indices = np.concatenate(columns)
+        if max(cols, indptr[-1]) < 1 << 31:
+            indptr, indices = indptr.astype(np.int32), indices.astype(np.int32)
+        return scipy.sparse.csr_array((data, indices, indptr), shape=(rows, cols))
+
+    def to_layout(self, layout: str, *, threads: int | None = None) -> SparseTensor:
+        """The same tensor in another layout; itself if it has it already. Never dense between sparse layouts.
+
+        Raises:
+            UnsupportedError: the layout cannot hold this dtype or shape.
+        """
+        if layout == self.layout:
+            return self
+        if not self._layout.sparse or layout not in LAYOUTS:
+            return SparseTensor.from_dense(self.todense(threads), layout, threads=threads)
+        tiles = in_order(lambda number: self.converted(number, layout), range(len(self._tiles)), threads)
+        return SparseTensor(self._dtype, self._shape, layout, self._tile_rows, list(tiles))
+
+    def __matmul__(self, x: Any) -> np.ndarray:
+        """`w @ x` of the matrix view: x (cols,) gives (rows,), x (cols, n) gives (rows, n).
+
+        Each column of x gives the same bits as it would alone. dtypes, order of additions and errors are those of
+        `sparsefmt.linear`.
+        """
+        from sparsefmt.kernels.linear import linear
+
+        x = np.asarray(x)
+        if x.ndim not in (1, 2):
+            raise ValueError(f"w @ x takes x of 1 or 2 dimensions, not {x.ndim}")
+        return np.ascontiguousarray(linear(x.T, self.operand()).T)
+
+    def operand(self) -> Operand:
+        """The tensor as kernels take it. For the library itself."""
+        from sparsefmt.kernels.operand import Operand
+
+        rows, cols = matrix_view(self._shape)
+        return Operand(self._dtype, rows, cols, self._layout.name, self._tile_rows, self._tiles)
+
+    def _height(self, number: int) -> int:
+        """Rows of tile `number`."""
+        return min(self._tile_rows, matrix_view(self._shape)[0] - number * self._tile_rows)
+
+    def converted(self, number: int, layout: str) -> Tile:
+        """Arrays of tile `number` in another layout. For the library itself."""
+        from sparsefmt.layouts.convert import convert
+
+        cols = matrix_view(self._shape)[1]
+        tile = convert(self._tiles[number], self.layout, layout, self._dtype, self._height(number), cols)
+        return {array: frozen(data) for array, data in tile.items()}
+
+    def _rows(self, wanted: np.ndarray, cols: slice, threads: int | None = None) -> np.ndarray:
+        """Elements of the matrix view: whole rows, cut to `cols`."""
+        return slicing.dense_rows(
+            wanted, cols, self._dtype, self._shape, self._layout, self._tile_rows, self._tiles.__getitem__, threads
+        )

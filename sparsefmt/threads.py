@@ -1,0 +1,104 @@
+"""The thread pool that loading, saving and products share.
+
+Jitted code and codecs release the GIL, so plain threads are enough; numba's own threading layers are not used, since
+one of them aborts the process on concurrent calls. A worker that asks for parallel work gets it done in place, so that
+pools never nest, and a forked child starts with a fresh pool.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+ENVIRONMENT_VARIABLE = "SPARSEFMT_NUM_THREADS"
+
+_lock = threading.Lock()
+_worker = threading.local()
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+_num_threads: int | None = None
+
+
+def set_num_threads(threads: int) -> None:
+    """Set how many threads are used where no `threads` argument says otherwise."""
+    global _num_threads
+    _num_threads = _at_least_one(threads, "threads")
+
+
+def num_threads(threads: int | None = None) -> int:
+    """`threads` if given, else what `set_num_threads` or SPARSEFMT_NUM_THREADS say, else the usable cores."""
+    if threads is not None:
+        return _at_least_one(threads, "threads")
+    if _num_threads is not None:
+        return _num_threads
+    setting = os.environ.get(ENVIRONMENT_VARIABLE)
+    if setting:
+        return _at_least_one(setting, ENVIRONMENT_VARIABLE)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
+    """Results of `work` for each item, in order; a few items are in flight at once, so results do not pile up."""
+    count = num_threads(threads)
+    if count == 1 or getattr(_worker, "busy", False):
+        yield from map(work, items)
+        return
+    pool = _get_pool(count)
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(_marked, work, item))
+            if len(pending) > count:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _marked(work: Callable[[Item], Result], item: Item) -> Result:
+    _worker.busy = True
+    try:
+        return work(item)
+    finally:
+        _worker.busy = False
+
+
+def _get_pool(size: int) -> ThreadPoolExecutor:
+    """The shared pool, grown to `size` workers. Callers that hold the smaller one finish on it."""
+    global _pool, _pool_size
+    with _lock:
+        if _pool is None or _pool_size < size:
+            _pool = ThreadPoolExecutor(size, thread_name_prefix="sparsefmt")
+            _pool_size = size
+        return _pool
+
+
+def _forget_pool() -> None:
+    """In a forked child the pool's threads do not exist, and the lock may be held by one of them."""
+    global _lock, _pool, _pool_size
+    _lock = threading.Lock()
+    _pool, _pool_size = None, 0
+    _worker.busy = False
+
+
+def _at_least_one(threads: int | str, what: str) -> int:
+    try:
+        count = int(threads)
+    except ValueError:
+        raise ValueError(f"{what} must be a whole number, not {threads!r}") from None
+    if count < 1:
+        raise ValueError(f"{what} must be 1 or more, not {count}")
+    return count
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
