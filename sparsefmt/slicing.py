@@ -86,7 +86,9 @@ def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[np.ndarray, slic
     else:
         chosen = np.asarray(first)
         if chosen.ndim > 1 or (chosen.size and chosen.dtype.kind not in "iub"):
-            raise IndexError(f"rows are chosen by integers, slices, or one dimension of integers or booleans, not {first!r}")
+            raise IndexError(
+                f"rows are chosen by integers, slices, or one dimension of integers or booleans, not {first!r}"
+            )
         if chosen.dtype == np.bool_ and chosen.shape != (shape[0],):
             raise IndexError(f"a boolean index of shape {chosen.shape} does not fit {shape[0]} rows")
         # numpy's own rules for negative, out-of-range and boolean indices

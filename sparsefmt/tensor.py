@@ -106,7 +106,7 @@ class SparseTensor:
 
     @property
     def layout(self) -> str:
-        """"dense", "bitmask" or "permuted"."""
+        """ "dense", "bitmask" or "permuted"."""
         return self._layout.name
 
     @property
@@ -173,8 +173,12 @@ class SparseTensor:
         counts, columns, values = [np.zeros(1, np.int64)], [np.empty(0, np.int64)], [np.empty(0, self.dtype)]
         for number, tile in enumerate(self._tiles):
             height = self._height(number)
-            tile = self.converted(number, "bitmask") if self._dtype.prunable else layouts.from_dense(
-                LAYOUTS["bitmask"], self._layout.to_dense(tile, self._dtype, cols, 0, height), self._dtype
+            tile = (
+                self.converted(number, "bitmask")
+                if self._dtype.prunable
+                else layouts.from_dense(
+                    LAYOUTS["bitmask"], self._layout.to_dense(tile, self._dtype, cols, 0, height), self._dtype
+                )
             )
             mask = np.unpackbits(tile["mask"].reshape(height, -1), axis=1, count=cols, bitorder="little")
             counts.append(np.diff(tile["row_offsets"].astype(np.int64)))

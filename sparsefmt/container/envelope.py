@@ -53,7 +53,7 @@ def encode_preamble() -> bytes:
 
 
 def decode_preamble(data: bytes) -> int:
-    """Check the first bytes of a file and return its minor version."""
+    """Check the first bytes of a file (sniff.HEAD_SIZE, if it has them) and return its minor version."""
     if data[: len(MAGIC)] != MAGIC:
         raise FormatError("not-sparsefmt", sniff.describe(data), offset=0)
     if len(data) < PREAMBLE_SIZE:
@@ -98,7 +98,9 @@ def decode_trailer(data: bytes, file_size: int) -> Trailer:
     start = file_size - TRAILER_SIZE
     offset, size, index_checksum, end_magic = _TRAILER.unpack(data)
     if end_magic != END_MAGIC:
-        raise FormatError("trailer-missing", "the file is cut off, or was never finished: it has no trailer", offset=start)
+        raise FormatError(
+            "trailer-missing", "the file is cut off, or was never finished: it has no trailer", offset=start
+        )
     if size > MAX_INDEX_BYTES:
         raise LimitError("index-size", f"the index has {size:,} bytes; the limit is {MAX_INDEX_BYTES:,}", offset=start)
     if offset < ALIGNMENT or offset % ALIGNMENT or offset + size != start:

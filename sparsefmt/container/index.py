@@ -17,9 +17,11 @@ Every check here is O(1) per tensor or vectorised over the chunk table, and runs
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -108,9 +110,9 @@ class TensorEntry:
         """First row of `tile`, and the row after its last."""
         return tile * self.tile_rows, min(self.rows, (tile + 1) * self.tile_rows)
 
-    def to_object(self) -> dict[str, object]:
+    def to_object(self) -> dict[str, Any]:
         """The entry as it stands in the index, keys sorted."""
-        entry: dict[str, object] = {
+        entry: dict[str, Any] = {
             "arrays": self.codecs,
             "dtype": self.dtype.name,
             "first_chunk": self.first_chunk,
@@ -165,7 +167,7 @@ class Index:
 
     def encode(self) -> bytes:
         """Canonical msgpack."""
-        tensors: dict[str, object] = {name: {"alias_of": target} for name, target in self.aliases.items()}
+        tensors: dict[str, Any] = {name: {"alias_of": target} for name, target in self.aliases.items()}
         tensors.update((name, entry.to_object()) for name, entry in self.tensors.items())
         return _pack(
             {
@@ -223,7 +225,7 @@ def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
     return index
 
 
-def check_name(name: object) -> None:
+def check_name(name: Any) -> None:
     """Refuse what cannot be a tensor name: not text, empty, too long, with NUL, not UTF-8."""
     if not isinstance(name, str):
         raise FormatError("name-invalid", f"a tensor name must be text, not {type(name).__name__}")
@@ -234,12 +236,14 @@ def check_name(name: object) -> None:
     if not encoded:
         raise FormatError("name-invalid", "a tensor name is empty")
     if len(encoded) > MAX_NAME_BYTES:
-        raise LimitError("name-length", f"tensor name {name[:40]!r}… has {len(encoded):,} bytes; the limit is {MAX_NAME_BYTES:,}")
+        raise LimitError(
+            "name-length", f"tensor name {name[:40]!r}… has {len(encoded):,} bytes; the limit is {MAX_NAME_BYTES:,}"
+        )
     if "\0" in name:
         raise FormatError("name-invalid", f"tensor name {name!r} contains NUL")
 
 
-def check_metadata(metadata: object) -> None:
+def check_metadata(metadata: Any) -> None:
     """Refuse metadata that is not a mapping of text to text, or too large."""
     if not isinstance(metadata, dict):
         raise FormatError("metadata-invalid", f"metadata must be a dict of str to str, not {type(metadata).__name__}")
@@ -272,13 +276,15 @@ def _decode_metadata(metadata: dict[str, str]) -> dict[str, str]:
 def _decode_chunks(table: bytes, index_offset: int) -> np.ndarray:
     """Check that the chunks lie one after the other from the first aligned offset to the index, without a gap."""
     if len(table) % CHUNK_RECORD.itemsize:
-        raise FormatError("index-type", f"the chunk table has {len(table):,} bytes, no multiple of {CHUNK_RECORD.itemsize}")
+        raise FormatError(
+            "index-type", f"the chunk table has {len(table):,} bytes, no multiple of {CHUNK_RECORD.itemsize}"
+        )
     chunks = np.frombuffer(table, CHUNK_RECORD)
     too_large = np.maximum(chunks["stored"], chunks["raw"]) > MAX_CHUNK_BYTES
     if too_large.any():
         number = int(too_large.argmax())
         raise LimitError(
-            "chunk-size", f"chunk {number} is over {MAX_CHUNK_BYTES:,} bytes", offset=int(chunks["offset"][number])
+            "chunk-limit", f"chunk {number} is over {MAX_CHUNK_BYTES:,} bytes", offset=int(chunks["offset"][number])
         )
     # sizes are below 2**36 and a table below 2**23 records: this cannot overflow
     ends = chunks["stored"].astype(np.int64)
@@ -297,7 +303,7 @@ def _decode_chunks(table: bytes, index_offset: int) -> np.ndarray:
     return chunks
 
 
-def _decode_entry(name: str, entry: dict[str, object], strict: bool) -> TensorEntry:
+def _decode_entry(name: str, entry: dict[str, Any], strict: bool) -> TensorEntry:
     if "layout" in entry and entry["layout"] not in LAYOUTS:
         raise UnsupportedError("layout-unknown", f"layout {entry['layout']!r} is not known to this version")
     layout = LAYOUTS[entry.get("layout", "dense")]
@@ -331,12 +337,14 @@ def _decode_entry(name: str, entry: dict[str, object], strict: bool) -> TensorEn
     return decoded
 
 
-def _decode_arrays(arrays: object, layout: Layout, dtype: DType) -> dict[str, str]:
+def _decode_arrays(arrays: Any, layout: Layout, dtype: DType) -> dict[str, str]:
     _expect_type(arrays, dict, "arrays")
     _expect_sorted(arrays, "the arrays")
     optional = {NEGATIVE_ZEROS} if layout.sparse and dtype.negative_zero else set()
     if not set(layout.arrays) <= set(arrays) <= set(layout.arrays) | optional:
-        raise FormatError("array-set", f"layout {layout.name!r} has arrays {', '.join(layout.arrays)}, not {', '.join(arrays)}")
+        raise FormatError(
+            "array-set", f"layout {layout.name!r} has arrays {', '.join(layout.arrays)}, not {', '.join(arrays)}"
+        )
     for array, codec in arrays.items():
         if codec not in CODECS:
             raise UnsupportedError("codec-unknown", f"codec {codec!r} of array {array!r} is not known to this version")
@@ -347,7 +355,9 @@ def _check_entry(entry: TensorEntry) -> None:
     """Refuse tiles, counts and layouts that cannot be."""
     if not entry.elements:
         if entry.tile_rows or entry.first_chunk:
-            raise FormatError("tile-rows", "a tensor without elements has no tiles: tile_rows and first_chunk must be 0")
+            raise FormatError(
+                "tile-rows", "a tensor without elements has no tiles: tile_rows and first_chunk must be 0"
+            )
     elif not 1 <= entry.tile_rows <= entry.rows:
         raise FormatError("tile-rows", f"tile_rows is {entry.tile_rows:,}, and the tensor has {entry.rows:,} rows")
     if entry.dtype.packed and entry.tiles > 1 and entry.tile_rows % 8:
@@ -368,7 +378,7 @@ def _check_entry(entry: TensorEntry) -> None:
         raise LimitError(
             "tile-size", f"tiles of {entry.tile_rows:,} x {entry.cols:,} are too large for layout {entry.layout.name!r}"
         )
-    if entry.nnz > entry.elements:
+    if entry.nnz is not None and entry.nnz > entry.elements:
         raise FormatError("nnz", f"nnz is {entry.nnz:,}, over its {entry.elements:,} elements")
 
 
@@ -420,7 +430,7 @@ def _pack(value: object) -> bytes:
     return msgpack.packb(value, use_bin_type=True)
 
 
-def _unpack(data: bytes) -> dict[str, object]:
+def _unpack(data: bytes) -> dict[str, Any]:
     """Decode msgpack and refuse anything that `_pack` would have written otherwise, or not at all."""
     try:
         value = msgpack.unpackb(
@@ -445,7 +455,7 @@ def _unpack(data: bytes) -> dict[str, object]:
 
 
 def _expect_keys(
-    mapping: dict[str, object], required: tuple[str, ...], optional: tuple[str, ...], strict: bool, what: str
+    mapping: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...], strict: bool, what: str
 ) -> None:
     for key in required:
         if key not in mapping:
@@ -457,7 +467,7 @@ def _expect_keys(
     _expect_sorted(mapping, f"the keys of {what}")
 
 
-def _expect_sorted(mapping: dict[str, object], what: str) -> None:
+def _expect_sorted(mapping: Mapping[str, Any], what: str) -> None:
     keys = list(mapping)
     if not all(type(key) is str for key in keys):
         raise FormatError("index-type", f"{what} must be text")

@@ -6,7 +6,7 @@ import numpy as np
 
 from sparsefmt import layouts, threads
 from sparsefmt.codecs import CODECS
-from sparsefmt.container import envelope, index
+from sparsefmt.container import envelope, index, sniff
 from sparsefmt.container.index import Index, TensorEntry
 from sparsefmt.container.sources import Source
 from sparsefmt.errors import ChecksumError, FormatError, SparsefmtError
@@ -28,14 +28,14 @@ class Reader:
     def __init__(self, source: Source) -> None:
         self._source = source
         self.size = source.size
-        preamble = source.read(0, min(envelope.PREAMBLE_SIZE, self.size)).tobytes()
-        self.minor = envelope.decode_preamble(preamble)
+        head = source.read(0, min(sniff.HEAD_SIZE, self.size)).tobytes()
+        self.minor = envelope.decode_preamble(head)
         if self.size < envelope.MIN_FILE_SIZE:
             raise FormatError("file-too-short", f"the file ends after {self.size} bytes", offset=self.size)
         end = source.read(self.size - envelope.TRAILER_SIZE, envelope.TRAILER_SIZE).tobytes()
         trailer = envelope.decode_trailer(end, self.size)
         encoded = source.read(trailer.index_offset, trailer.index_size).tobytes()
-        trailer.check_index(preamble, encoded)
+        trailer.check_index(head[: envelope.PREAMBLE_SIZE], encoded)
         self._expect_zeros(source.read(envelope.PREAMBLE_SIZE, envelope.ALIGNMENT - envelope.PREAMBLE_SIZE), 16)
         self.index: Index = index.decode(encoded, trailer.index_offset, self.minor)
         self.index_size = trailer.index_size
@@ -70,10 +70,14 @@ class Reader:
         if entry.layout.sparse:
             nnz = sum(LAYOUTS[layout or entry.layout.name].nnz(tile) for tile in tiles)
             if nnz != entry.nnz:
-                raise FormatError("nnz", f"the index says {entry.nnz:,} values, and there are {nnz:,}", tensor=entry.name)
+                raise FormatError(
+                    "nnz", f"the index says {entry.nnz:,} values, and there are {nnz:,}", tensor=entry.name
+                )
             if NEGATIVE_ZEROS in entry.codecs and not any(tile[NEGATIVE_ZEROS].any() for tile in tiles):
                 raise FormatError(
-                    "negative-zeros-empty", f"array {NEGATIVE_ZEROS!r} marks none and must be left out", tensor=entry.name
+                    "negative-zeros-empty",
+                    f"array {NEGATIVE_ZEROS!r} marks none and must be left out",
+                    tensor=entry.name,
                 )
         return tiles
 
@@ -88,7 +92,9 @@ class Reader:
         padded = self._source.read(offset, envelope.aligned(stored_size))
         stored = padded[:stored_size]
         if envelope.checksum(stored) != int(record["checksum"]):
-            raise ChecksumError("chunk-checksum", f"array {array!r} is damaged: its checksum does not match", offset=offset)
+            raise ChecksumError(
+                "chunk-checksum", f"array {array!r} is damaged: its checksum does not match", offset=offset
+            )
         self._expect_zeros(padded[stored_size:], offset + stored_size)
         dtype = entry.layout.array_dtype(array, entry.dtype, entry.cols)
         if stored_size == raw_size:

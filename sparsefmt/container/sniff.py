@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+HEAD_SIZE = 64
+"""Bytes from the start of a file that `describe` wants to see."""
+
 _SIGNATURES = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run `git lfs pull`"),
     (b"PK\x03\x04", "a zip archive, such as a PyTorch checkpoint or an .npz: load it with its own library first"),
@@ -15,7 +18,7 @@ _SIGNATURES = (
 
 
 def describe(head: bytes) -> str:
-    """One sentence on what a file that starts with `head` (16 bytes or more, if it has them) is instead."""
+    """One sentence on what a file that starts with `head` (HEAD_SIZE bytes, if it has them) is instead."""
     if not head:
         return "the file is empty"
     if not head.strip(b"\0"):
@@ -23,10 +26,11 @@ def describe(head: bytes) -> str:
     for signature, kind in _SIGNATURES:
         if head.startswith(signature):
             return f"not a sparsefmt file but {kind}"
-    if head.lstrip()[:1] == b"<":
-        return "not a sparsefmt file but HTML or XML: the download brought an error or login page"
+    # before HTML: a header length of 60 starts with the byte of "<"
     if is_safetensors(head):
         return "not a sparsefmt file but safetensors: convert it with `sparsefmt convert`"
+    if head.lstrip()[:1] == b"<":
+        return "not a sparsefmt file but HTML or XML: the download brought an error or login page"
     if head.startswith(b"\x89SPF"):
         return "a sparsefmt file whose first bytes were changed, as a text-mode transfer does: copy it as binary"
     return f"not a sparsefmt file: it starts with {head[:8].hex(' ')}"

@@ -11,7 +11,6 @@ import numpy as np
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts.memory import ALIGNMENT, empty, frozen
 
-
 _MOST_AT_ONCE = 1 << 24
 """Bytes per system call: enough to be fast, little beside the array it is copied to."""
 

@@ -12,7 +12,15 @@ from sparsefmt import threads
 from sparsefmt.codecs import CODECS
 from sparsefmt.codecs.contract import Codec
 from sparsefmt.container import envelope
-from sparsefmt.container.index import CHUNK_RECORD, Index, TensorEntry, check_metadata, check_name, check_shape, matrix_view
+from sparsefmt.container.index import (
+    CHUNK_RECORD,
+    Index,
+    TensorEntry,
+    check_metadata,
+    check_name,
+    check_shape,
+    matrix_view,
+)
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError, LimitError
 from sparsefmt.layouts import LAYOUTS
@@ -40,7 +48,12 @@ class Writer:
     """
 
     def __init__(
-        self, sink: Sink, *, codec: str = "auto", metadata: Mapping[str, str] | None = None, thread_count: int | None = None
+        self,
+        sink: Sink,
+        *,
+        codec: str = "auto",
+        metadata: Mapping[str, str] | None = None,
+        thread_count: int | None = None,
     ) -> None:
         if codec != "auto" and codec not in CODECS:
             raise ValueError(f"codec must be 'auto' or one of {', '.join(map(repr, CODECS))}, not {codec!r}")
@@ -101,7 +114,15 @@ class Writer:
         coded = self._coded_arrays(first_chunk, arrays)
         codecs = {array: chooser.chosen(array) if array in coded else "raw" for array in arrays}
         entry = TensorEntry(
-            name, dtype, shape, LAYOUTS[layout], codecs, tile_rows, first_chunk if tiles else 0, nnz, negative_zeros_dropped
+            name,
+            dtype,
+            shape,
+            LAYOUTS[layout],
+            codecs,
+            tile_rows,
+            first_chunk if tiles else 0,
+            nnz,
+            negative_zeros_dropped,
         )
         self._index.tensors[name] = entry
         return entry
@@ -111,7 +132,9 @@ class Writer:
         check_name(name)
         self._expect_new(name)
         if target not in self._index.tensors:
-            raise FormatError("alias-invalid", f"it is to be an alias of {target!r}, which is not written yet", tensor=name)
+            raise FormatError(
+                "alias-invalid", f"it is to be an alias of {target!r}, which is not written yet", tensor=name
+            )
         self._index.aliases[name] = target
 
     def finish(self) -> Index:
@@ -120,9 +143,7 @@ class Writer:
         encoded = self._index.encode()
         if len(encoded) > MAX_INDEX_BYTES:
             raise LimitError("index-size", f"the index has {len(encoded):,} bytes; the limit is {MAX_INDEX_BYTES:,}")
-        trailer = envelope.Trailer(
-            self._offset, len(encoded), envelope.checksum(envelope.encode_preamble(), encoded)
-        )
+        trailer = envelope.Trailer(self._offset, len(encoded), envelope.checksum(envelope.encode_preamble(), encoded))
         self._write(encoded)
         self._write(trailer.encode())
         return self._index
@@ -136,9 +157,7 @@ class Writer:
     def _coded_arrays(self, first_chunk: int, arrays: list[str]) -> set[str]:
         """Arrays of the tensor just written of which at least one chunk is smaller than its raw bytes."""
         records = self._records[first_chunk:]
-        return {
-            arrays[number % len(arrays)] for number, (_, stored, raw, _) in enumerate(records) if stored < raw
-        }
+        return {arrays[number % len(arrays)] for number, (_, stored, raw, _) in enumerate(records) if stored < raw}
 
     def _write_chunk(self, stored: bytes | memoryview, raw_size: int) -> None:
         size = memoryview(stored).nbytes

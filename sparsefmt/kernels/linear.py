@@ -13,7 +13,6 @@ from sparsefmt.kernels import bitmask, dense, permuted
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.kernels.widening import kind_of, table_of
 from sparsefmt.layouts.bitmask import mask_words
-from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import frozen
 from sparsefmt.layouts.permuted import LANES
 from sparsefmt.threads import in_order, num_threads
@@ -72,7 +71,7 @@ def linear(
 
 def accumulator_dtype(weights: DType, x: np.dtype) -> np.dtype:
     """float64 if either side is float64 or an integer of 32 bits or more, else float32."""
-    if x.kind == "c" or x.kind not in "biuf" and x.name not in _extended_floats():
+    if x.kind == "c" or (x.kind not in "biuf" and x.name not in _extended_floats()):
         raise ValueError(f"x has dtype {x}; it must be real numbers")
     wide = weights.name in ("F64", "I32", "U32", "I64", "U64") or (x.kind in "iuf" and x.itemsize * 8 > 16 and x != F32)
     return F64 if wide else F32
@@ -158,7 +157,9 @@ def _dense_work(w: Operand, number: int) -> np.ndarray:
     return np.arange(1, _height(w, number) + 1, dtype=np.int64) * w.cols
 
 
-def _dense_multiplier(w: Operand, kind: int, table: np.ndarray, x: np.ndarray, y: np.ndarray) -> Callable[[Piece], None]:
+def _dense_multiplier(
+    w: Operand, kind: int, table: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> Callable[[Piece], None]:
     def multiply(piece: Piece) -> None:
         start, height = piece.tile * w.tile_rows, _height(w, piece.tile)
         values = w.tiles[piece.tile]["values"]
@@ -172,10 +173,14 @@ def _dense_multiplier(w: Operand, kind: int, table: np.ndarray, x: np.ndarray, y
 
 
 def _bitmask_work(w: Operand, number: int) -> np.ndarray:
-    return w.tiles[number]["row_offsets"][1:].astype(np.int64) + np.arange(1, _height(w, number) + 1) * (w.cols // 8 + 1)
+    return w.tiles[number]["row_offsets"][1:].astype(np.int64) + np.arange(1, _height(w, number) + 1) * (
+        w.cols // 8 + 1
+    )
 
 
-def _bitmask_multiplier(w: Operand, kind: int, table: np.ndarray, x: np.ndarray, y: np.ndarray) -> Callable[[Piece], None]:
+def _bitmask_multiplier(
+    w: Operand, kind: int, table: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> Callable[[Piece], None]:
     finite = bool(np.isfinite(x).all())
 
     def multiply(piece: Piece) -> None:
@@ -200,7 +205,9 @@ def _permuted_work(w: Operand, number: int) -> np.ndarray:
     return w.tiles[number]["slice_offsets"][1:].astype(np.int64) * LANES + 1
 
 
-def _permuted_multiplier(w: Operand, kind: int, table: np.ndarray, x: np.ndarray, y: np.ndarray) -> Callable[[Piece], None]:
+def _permuted_multiplier(
+    w: Operand, kind: int, table: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> Callable[[Piece], None]:
     def multiply(piece: Piece) -> None:
         start, tile = piece.tile * w.tile_rows, w.tiles[piece.tile]
         permuted.product(

@@ -29,8 +29,11 @@ for a few rows, and for a writer to hold."""
 
 def can_be_sparse(dtype: DType, shape: tuple[int, ...], cols: int) -> bool:
     """Whether format and limits let this tensor have a sparse layout."""
-    return dtype.prunable and len(shape) >= 2 and 0 not in shape and cols <= min(
-        MAX_SPARSE_COLS, MAX_SPARSE_TILE_POSITIONS
+    return (
+        dtype.prunable
+        and len(shape) >= 2
+        and 0 not in shape
+        and cols <= min(MAX_SPARSE_COLS, MAX_SPARSE_TILE_POSITIONS)
     )
 
 

@@ -80,5 +80,6 @@ def expect_at_most(sizes: Mapping[str, int], array: str, most: int, unit: int) -
     """Refuse an array that is over `most` bytes or no multiple of `unit` bytes."""
     if sizes[array] > most or sizes[array] % unit:
         raise FormatError(
-            "array-size", f"array {array!r} of a tile has {sizes[array]:,} bytes: over {most:,} or no multiple of {unit}"
+            "array-size",
+            f"array {array!r} of a tile has {sizes[array]:,} bytes: over {most:,} or no multiple of {unit}",
         )

@@ -1,0 +1,135 @@
+"""Checks that every layout, codec and dtype goes through, and the tensors to put through them."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+from hypothesis import strategies as st
+
+import sparsefmt
+from sparsefmt import layouts
+from sparsefmt.codecs.contract import Codec
+from sparsefmt.dtypes import DTYPES, DType, as_bits
+from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts.convert import convert
+
+SPARSE = [name for name, layout in LAYOUTS.items() if layout.sparse]
+CODECS = ["raw", "zstd", "auto"]
+PRUNABLE = [dtype for dtype in DTYPES.values() if dtype.prunable]
+WIDTHS = [1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 130]
+
+
+def random_bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> np.ndarray:
+    """Elements of every bit pattern that the dtype has, NaN payloads and subnormals included."""
+    if dtype.name == "BOOL":
+        return rng.integers(0, 2, shape).astype(np.bool_)
+    high = 1 << min(dtype.bits, 64)
+    bits = rng.integers(0, high, shape, dtype=np.uint64).astype(dtype.bits_dtype)
+    return bits.view(dtype.numpy)
+
+
+def pruned(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, sparsity: float, negative_zeros: bool = False
+) -> np.ndarray:
+    """Any bit patterns, of which about `sparsity` are zero, half of the zeros -0.0 if asked for."""
+    array = random_bits(rng, shape, dtype)
+    zeros = rng.random(shape) < sparsity
+    bits = as_bits(array, dtype).copy()
+    bits[zeros] = 0
+    if negative_zeros:
+        bits[zeros & (rng.random(shape) < 0.5)] = dtype.negative_zero
+    return bits.view(dtype.numpy)
+
+
+def weights(
+    rng: np.random.Generator, shape: tuple[int, ...], numpy_dtype: object, sparsity: float, negative_zeros: bool = False
+) -> np.ndarray:
+    """Finite Gaussian weights as pruning leaves them."""
+    values = rng.standard_normal(shape).astype(np.float32)
+    if np.dtype(numpy_dtype).kind in "iu":
+        values = np.abs(values) * 40 if np.dtype(numpy_dtype).kind == "u" else values * 40
+    mask = rng.random(shape) >= sparsity
+    values = values * mask if negative_zeros else np.where(mask, values, 0)
+    return values.astype(numpy_dtype)
+
+
+def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
+    """Equal dtype, shape and bits."""
+    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
+
+
+def dense(tensor: sparsefmt.SparseTensor | np.ndarray) -> np.ndarray:
+    return tensor.todense() if isinstance(tensor, sparsefmt.SparseTensor) else tensor
+
+
+def check_layout_round_trip(array: np.ndarray, dtype: DType, layout: str) -> None:
+    """One tile: laid out, checked, back to the same bits as a whole and by rows, and through every other layout."""
+    bits = as_bits(array, dtype).reshape(array.shape[0], -1)
+    rows, cols = bits.shape
+    tile = layouts.from_dense(LAYOUTS[layout], bits, dtype)
+    layouts.check(LAYOUTS[layout], tile, dtype, rows, cols)
+    LAYOUTS[layout].check_sizes({name: data.nbytes for name, data in tile.items()}, dtype, rows, cols)
+    for begin, end in ((0, rows), (rows // 3, rows - rows // 4), (rows - 1, rows)):
+        assert np.array_equal(LAYOUTS[layout].to_dense(tile, dtype, cols, begin, end), bits[begin:end])
+    for other in SPARSE if dtype.prunable else ["dense"]:
+        converted = convert(tile, layout, other, dtype, rows, cols)
+        direct = layouts.from_dense(LAYOUTS[other], bits, dtype)
+        assert converted.keys() == direct.keys()
+        for name in direct:
+            assert same_bits(converted[name], direct[name]), name
+
+
+def check_codec_round_trip(codec: Codec, raw: np.ndarray, width: int) -> None:
+    """Encoding changes neither input nor bits, and decoding fills exactly what it is given."""
+    before = raw.copy()
+    encoded = np.frombuffer(codec.encode(raw, width), np.uint8)
+    assert np.array_equal(raw, before)
+    out = np.full(raw.size, 0xAA, np.uint8)
+    codec.decode(encoded, width, out)
+    assert np.array_equal(out, raw)
+
+
+def check_file_round_trip(tensors: dict[str, np.ndarray], layout: str = "auto", codec: str = "auto") -> bytes:
+    """Saved and loaded in every way, all tensors come back to the bit. Returns the file."""
+    data = sparsefmt.save(tensors, {"key": "text"}, layout=layout, codec=codec)
+    for loaded_as in ("auto", "dense", *SPARSE):
+        loaded = sparsefmt.load(data, layout=loaded_as)
+        assert list(loaded) == sorted(tensors)
+        for name, array in tensors.items():
+            expected = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).reshape(array.shape)
+            assert same_bits(dense(loaded[name]), expected), name
+    return data
+
+
+def shapes() -> st.SearchStrategy[tuple[int, ...]]:
+    """0-d, empty, vectors, and matrices whose widths are around what layouts and vectors care about."""
+    side = st.sampled_from([0, 1, 2, 3, 7, 8, 9, 17])
+    return st.one_of(
+        st.just(()),
+        st.tuples(side),
+        st.tuples(side, st.sampled_from([0, *WIDTHS])),
+        st.tuples(st.sampled_from(WIDTHS), side),
+        st.tuples(side, st.sampled_from([1, 2, 5]), st.sampled_from([1, 3]), st.sampled_from([0, 1, 3])),
+    )
+
+
+def arrays(dtypes: list[DType] | None = None) -> st.SearchStrategy[np.ndarray]:
+    """Arrays of any dtype, shape, sparsity, with any bits."""
+
+    def build(dtype: DType, shape: tuple[int, ...], sparsity: float, negative: bool, seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        if not dtype.prunable:
+            return random_bits(rng, shape, dtype)
+        return pruned(rng, shape, dtype, sparsity, negative)
+
+    return st.builds(
+        build,
+        st.sampled_from(dtypes or list(DTYPES.values())),
+        shapes(),
+        st.sampled_from([0.0, 0.3, 0.5, 0.8, 0.95, 1.0]),
+        st.booleans(),
+        st.integers(0, 2**32 - 1),
+    )
+
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -1,0 +1,129 @@
+"""Slow, obvious references: what the layouts hold and what the products are, straight from SPEC.md, in plain numpy.
+
+Nothing here shares code with the library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+
+import ml_dtypes
+import numpy as np
+
+NEGATIVE_ZERO = {
+    np.dtype(np.float64): 1 << 63,
+    np.dtype(np.float32): 1 << 31,
+    np.dtype(np.float16): 1 << 15,
+    np.dtype(ml_dtypes.bfloat16): 1 << 15,
+    np.dtype(ml_dtypes.float8_e4m3fn): 1 << 7,
+    np.dtype(ml_dtypes.float8_e5m2): 1 << 7,
+}
+
+
+def bits_of(array: np.ndarray) -> np.ndarray:
+    """Matrix view of `array` as unsigned integers."""
+    matrix = array.reshape(array.shape[0], -1) if array.ndim else array.reshape(1, 1)
+    return np.ascontiguousarray(matrix).view(f"u{array.dtype.itemsize}")
+
+
+def stored(array: np.ndarray) -> np.ndarray:
+    """Boolean matrix: which positions a sparse layout keeps."""
+    bits = bits_of(array)
+    return (bits != 0) & (bits != NEGATIVE_ZERO.get(array.dtype, 0))
+
+
+def bitmask_arrays(array: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of SPEC.md 4.2 and 4.4 for one tile."""
+    keep, bits = stored(array), bits_of(array)
+    rows, cols = keep.shape
+    mask = np.zeros((rows, -(-cols // 64) * 8), np.uint8)
+    for row, col in zip(*np.nonzero(keep), strict=True):
+        mask[row, col // 8] |= 1 << (col % 8)
+    arrays = {
+        "mask": mask.reshape(-1),
+        "row_offsets": np.array([keep[:row].sum() for row in range(rows + 1)], np.uint32),
+        "values": bits[keep],
+    }
+    return arrays | negative_zeros_array(array)
+
+
+def permuted_arrays(array: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of SPEC.md 4.3 and 4.4 for one tile."""
+    keep, bits = stored(array), bits_of(array)
+    rows, cols = keep.shape
+    order = sorted(range(rows), key=lambda row: -int(keep[row].sum()))
+    values, columns, offsets = [], [], [0]
+    for first in range(0, rows, 8):
+        lanes = [np.nonzero(keep[row])[0] for row in order[first : first + 8]]
+        slots = len(lanes[0])
+        for slot in range(slots):
+            for lane in range(8):
+                filled = lane < len(lanes) and slot < len(lanes[lane])
+                columns.append(lanes[lane][slot] if filled else 0)
+                values.append(bits[order[first + lane], lanes[lane][slot]] if filled else 0)
+        offsets.append(offsets[-1] + slots)
+    arrays = {
+        "columns": np.array(columns, np.uint16 if cols <= 65536 else np.uint32),
+        "row_counts": np.array([keep[row].sum() for row in order], np.uint32),
+        "row_permutation": np.array(order, np.uint16),
+        "slice_offsets": np.array(offsets, np.uint32),
+        "values": np.array(values, bits.dtype),
+    }
+    return arrays | negative_zeros_array(array)
+
+
+def negative_zeros_array(array: np.ndarray) -> dict[str, np.ndarray]:
+    """The array of SPEC.md 4.4, if there is one."""
+    pruned = bits_of(array)[~stored(array)]
+    signs = pruned != 0
+    return {"negative_zeros": np.packbits(signs, bitorder="little")} if signs.any() else {}
+
+
+def fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a * b + c of float32 arrays with one rounding: exact product in float64, sum rounded to odd, then to float32."""
+    with np.errstate(all="ignore"):
+        product = a.astype(np.float64) * b.astype(np.float64)
+        addend = np.broadcast_to(c.astype(np.float64), product.shape)
+        total = product + addend
+        virtual = total - product
+        error = (product - (total - virtual)) + (addend - virtual)
+        even = total.view(np.int64) & 1 == 0
+        adjust = np.isfinite(total) & (error != 0) & even
+        # one step toward the exact sum: away from zero if the error has the sign of the total
+        away = (error > 0) == (total > 0)
+        stepped = (total.view(np.int64) + np.where(away, 1, -1)).view(np.float64)
+        return np.where(adjust, stepped, total).astype(np.float32)
+
+
+_libm = ctypes.CDLL(ctypes.util.find_library("m"))
+_libm.fma.restype = ctypes.c_double
+_libm.fma.argtypes = [ctypes.c_double] * 3
+_fma64 = np.frompyfunc(_libm.fma, 3, 1)
+
+
+def fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a * b + c of float64 arrays with one rounding."""
+    return np.asarray(_fma64(a, b, c), np.float64)
+
+
+def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    return (fma32 if np.asarray(c).dtype == np.float32 else fma64)(a, b, c)
+
+
+def product(array: np.ndarray, layout: str, x: np.ndarray, accumulator: type) -> np.ndarray:
+    """W x in the order of additions of SPEC.md, section 6, for one vector x."""
+    weights = (array.reshape(array.shape[0], -1)).astype(accumulator)
+    activations = x.astype(accumulator)
+    keep = np.ones(weights.shape, bool) if layout == "dense" else stored(array)
+    rows, cols = weights.shape
+    stride = 1 if layout == "permuted" else 16
+    sums = np.zeros((rows, stride), accumulator)
+    for col in range(cols):
+        column = fma(weights[:, col], np.broadcast_to(activations[col], rows), sums[:, col % stride])
+        sums[:, col % stride] = np.where(keep[:, col], column, sums[:, col % stride])
+    with np.errstate(all="ignore"):
+        while sums.shape[1] > 1:
+            half = sums.shape[1] // 2
+            sums = sums[:, :half] + sums[:, half:]
+        return sums[:, 0] + accumulator(0)

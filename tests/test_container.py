@@ -1,0 +1,373 @@
+"""The container: any bytes give tensors or an error with a stable code, and nothing is allocated on a file's word."""
+
+from __future__ import annotations
+
+import struct
+import time
+import tracemalloc
+
+import msgpack
+import numpy as np
+import pytest
+import xxhash
+from helpers import dense, weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sparsefmt
+from sparsefmt import limits
+from sparsefmt.container import envelope, index
+from sparsefmt.errors import ChecksumError, FormatError, LimitError, SparsefmtError, UnsupportedError
+
+
+def small_file(codec: str = "raw") -> bytes:
+    rng = np.random.default_rng(3)
+    tensors = {
+        "bias": rng.standard_normal(5).astype(np.float32),
+        "half": weights(rng, (9, 70), np.float16, 0.5, True),
+        "most": weights(rng, (17, 40), np.float32, 0.9),
+        "none": np.zeros((0, 3), np.int8),
+    }
+    tensors["tied"] = tensors["half"]
+    half = sparsefmt.SparseTensor.from_dense(tensors["half"], "bitmask")
+    most = sparsefmt.SparseTensor.from_dense(tensors["most"], "permuted")
+    return sparsefmt.save({**tensors, "half": half, "tied": half, "most": most}, {"k": "v"}, codec=codec)
+
+
+def split(data: bytes) -> tuple[bytes, dict]:
+    """Everything before the index, and the index decoded."""
+    offset, size, _, _ = struct.unpack("<QQQ8s", data[-32:])
+    return data[:offset], msgpack.unpackb(data[offset : offset + size])
+
+
+def join(head: bytes, encoded: bytes) -> bytes:
+    """A file with correct trailer and checksum around any index."""
+    checksum = xxhash.xxh64_intdigest(head[:16] + encoded)
+    return head + encoded + struct.pack("<QQQ8s", len(head), len(encoded), checksum, envelope.END_MAGIC)
+
+
+def rebuilt(change, data: bytes | None = None) -> bytes:
+    """The small file with its index changed."""
+    head, content = split(data or small_file())
+    content = change(content) or content
+    return join(head, msgpack.packb(content))
+
+
+def code_of(data: bytes, kind: type[SparsefmtError] = SparsefmtError) -> str:
+    with pytest.raises(kind) as caught:
+        sparsefmt.load(data)
+    return caught.value.code
+
+
+def entry(change, name: str = "half"):
+    """A change of one tensor's entry."""
+    return lambda content: change(content["tensors"][name]) and None
+
+
+def put(name: str, key: str, value):
+    def change(content):
+        content["tensors"][name][key] = value
+        content["tensors"][name] = dict(sorted(content["tensors"][name].items()))
+
+    return change
+
+
+def drop(name: str, key: str):
+    return lambda content: content["tensors"][name].pop(key) and None
+
+
+def chunk_field(number: int, field: int, value: int):
+    """Set offset (0), stored (1), raw (2) or checksum (3) of one chunk record."""
+
+    def change(content):
+        table = bytearray(content["chunks"])
+        struct.pack_into("<Q", table, number * 32 + field * 8, value)
+        content["chunks"] = bytes(table)
+
+    return change
+
+
+def renamed(old: str, new: str):
+    def change(content):
+        content["tensors"][new] = content["tensors"].pop(old)
+        content["tensors"] = dict(sorted(content["tensors"].items()))
+
+    return change
+
+
+INDEX_FAULTS = [
+    ("index-key", lambda content: content.pop("metadata") and None),
+    ("index-key", lambda content: {**content, "zzz": 1}),
+    ("index-key", drop("half", "nnz")),
+    ("index-key", drop("half", "dtype")),
+    ("index-key", put("bias", "nnz", 3)),
+    ("index-key", put("half", "unknown", 3)),
+    ("index-type", lambda content: {**content, "chunks": "text"}),
+    ("index-type", lambda content: {**content, "chunks": content["chunks"] + b"\0"}),
+    ("index-type", lambda content: {**content, "tensors": 3}),
+    ("index-type", put("half", "shape", 9)),
+    ("index-type", put("half", "shape", [9, -70])),
+    ("index-type", put("half", "shape", [9, True])),
+    ("index-type", put("half", "shape", [9.0, 70])),
+    ("index-type", put("half", "tile_rows", None)),
+    ("index-type", put("half", "nnz", 1 << 63)),
+    ("index-type", put("tied", "alias_of", 3)),
+    ("index-type", put("half", "arrays", ["mask"])),
+    ("metadata-invalid", lambda content: {**content, "metadata": {"a": 1}}),
+    ("index-not-canonical", lambda content: {**content, "metadata": {"b": "", "a": ""}}),
+    ("index-not-canonical", lambda content: {"tensors": content.pop("tensors"), **content}),
+    ("index-not-canonical", put("half", "negative_zeros_dropped", 0)),
+    ("name-invalid", renamed("bias", "")),
+    ("name-invalid", renamed("bias", "a\0b")),
+    ("name-length", renamed("bias", "a" * 1025)),
+    ("alias-invalid", put("tied", "alias_of", "nothing")),
+    ("alias-invalid", put("tied", "alias_of", "tied")),
+    ("dtype-unknown", put("half", "dtype", "F17")),
+    ("dtype-unknown", put("half", "dtype", 3)),
+    ("layout-unknown", put("half", "layout", "os.system")),
+    ("codec-unknown", lambda content: content["tensors"]["half"]["arrays"].update(mask="lzma")),
+    ("shape-ndim", put("bias", "shape", [1] * 33)),
+    ("shape-size", put("bias", "shape", [1 << 62, 0])),
+    ("shape-size", put("bias", "shape", [1 << 40, 1 << 40])),
+    ("shape-size", put("none", "shape", [0, 1 << 62])),
+    ("layout-invalid", put("half", "shape", [630])),
+    ("layout-invalid", put("most", "dtype", "C64")),
+    ("tile-rows", put("half", "tile_rows", 0)),
+    ("tile-rows", put("half", "tile_rows", 10)),
+    ("tile-rows", put("none", "tile_rows", 1)),
+    ("tile-rows", put("none", "first_chunk", 1)),
+    ("tile-size", lambda content: content["tensors"]["half"].update(shape=[9, (1 << 31) + 1])),
+    ("tile-size", lambda content: content["tensors"]["half"].update(shape=[1 << 20, 2], tile_rows=1 << 17)),
+    ("nnz", put("half", "nnz", 631)),
+    ("nnz", put("half", "nnz", 1)),
+    ("negative-zeros-dropped", put("half", "negative_zeros_dropped", 631)),
+    ("negative-zeros-dropped", put("none", "negative_zeros_dropped", 1)),
+    ("array-set", lambda content: content["tensors"]["half"]["arrays"].pop("mask") and None),
+    ("array-set", lambda content: content["tensors"]["bias"].update(arrays={"extra": "raw", "values": "raw"})),
+    ("array-set", lambda content: content["tensors"]["bias"].update(arrays={"negative_zeros": "raw", "values": "raw"})),
+    ("chunk-overlap", chunk_field(1, 0, 64)),
+    ("chunk-gap", chunk_field(0, 0, 128)),
+    ("chunk-gap", chunk_field(2, 1, 0)),
+    ("chunk-out-of-bounds", chunk_field(1, 0, 1 << 50)),
+    ("chunk-out-of-bounds", chunk_field(1, 0, (1 << 64) - 64)),
+    ("chunk-limit", chunk_field(0, 2, 1 << 40)),
+    ("chunk-limit", chunk_field(0, 1, (1 << 64) - 1)),
+    ("chunk-size", chunk_field(0, 2, 19)),
+    ("chunk-size", chunk_field(0, 2, 21)),
+    ("chunk-checksum", chunk_field(0, 3, 0)),
+    ("chunk-assignment", put("half", "first_chunk", 2)),
+    ("chunk-assignment", put("half", "first_chunk", 0)),
+    ("chunk-assignment", lambda content: content["tensors"].pop("bias") and None),
+    ("array-size", put("half", "shape", [9, 64])),
+    ("array-size", put("bias", "shape", [6])),
+    ("array-size", lambda content: content["tensors"]["most"].update(shape=[16, 40], tile_rows=16)),
+]
+
+
+@pytest.mark.parametrize(("code", "change"), INDEX_FAULTS)
+def test_index_fault(code, change):
+    assert code_of(rebuilt(change)) == code
+
+
+def test_the_tools_of_this_file_make_valid_files():
+    assert sparsefmt.load(rebuilt(lambda content: None)).keys() == sparsefmt.load(small_file()).keys()
+
+
+@pytest.mark.parametrize(
+    ("encoded", "code"),
+    [
+        (b"", "index-malformed"),
+        (b"\xc1", "index-malformed"),
+        (b"\x80\x80", "index-malformed"),
+        (b"\x81\xa1a", "index-malformed"),
+        (b"\xc0", "index-type"),
+        (b"\x93\x01\x02\x03", "index-type"),
+        (b"\x80", "index-key"),
+        (b"\xde\x00\x00", "index-not-canonical"),
+        (b"\x82\xa1a\x01\xa1a\x01", "index-not-canonical"),
+        (b"\x81\xa1a\xcd\x00\x01", "index-not-canonical"),
+        (b"\x81\xa1\xff\x01", "index-malformed"),
+        (b"\x81\x01\x01", "index-malformed"),
+        (b"\xdd\x7f\xff\xff\xff", "index-malformed"),
+        (b"\xdf\x7f\xff\xff\xff", "index-malformed"),
+        (b"\xdb\x7f\xff\xff\xff", "index-malformed"),
+        (b"\xc9\x00\x00\x00\x01\x01\x00", "index-malformed"),
+        (b"\x91" * 5000 + b"\xc0", "index-malformed"),
+        (b"\xdd\x00\x00\x04\x00" * 3000, "index-malformed"),
+        (b"\x81\xa1a" * 5000 + b"\xc0", "index-malformed"),
+    ],
+)
+def test_index_bytes(encoded, code):
+    assert code_of(join(envelope.encode_preamble() + bytes(48), encoded)) == code
+
+
+def test_unknown_keys_are_ignored_in_a_newer_minor_version():
+    head, content = split(small_file())
+    content = {**content, "zzz": 1}
+    content["tensors"]["half"] = dict(sorted({**content["tensors"]["half"], "hint": [1, 2]}.items()))
+    newer = head[:10] + struct.pack("<H", 7) + head[12:]
+    assert "half" in sparsefmt.load(join(newer, msgpack.packb(content)))
+    assert code_of(join(head, msgpack.packb(content))) == "index-key"
+
+
+def patched(offset: int, data: bytes, whole: bytes | None = None) -> bytes:
+    whole = whole or small_file()
+    offset %= len(whole)
+    return whole[:offset] + data + whole[offset + len(data) :]
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "kind"),
+    [
+        (b"", "not-sparsefmt", FormatError),
+        (envelope.MAGIC, "file-too-short", FormatError),
+        (envelope.encode_preamble(), "file-too-short", FormatError),
+        (envelope.encode_preamble() + bytes(79), "file-too-short", FormatError),
+        (envelope.encode_preamble() + bytes(80), "trailer-missing", FormatError),
+        (patched(8, b"\x02\x00"), "version-unsupported", UnsupportedError),
+        (patched(8, b"\x00\x00"), "version-unsupported", UnsupportedError),
+        (patched(12, b"\x01"), "feature-unsupported", UnsupportedError),
+        (patched(10, b"\x01"), "index-checksum", ChecksumError),
+        (patched(20, b"\x01"), "padding-not-zero", FormatError),
+        (patched(64 + 20, b"\x01"), "padding-not-zero", FormatError),
+        (patched(64, b"\xff"), "chunk-checksum", ChecksumError),
+        (patched(-1, b"\x00"), "trailer-missing", FormatError),
+        (patched(-32, struct.pack("<Q", 0)), "index-out-of-bounds", FormatError),
+        (patched(-32, struct.pack("<Q", 65)), "index-out-of-bounds", FormatError),
+        (patched(-32, struct.pack("<Q", (1 << 64) - 64)), "index-out-of-bounds", FormatError),
+        (patched(-24, struct.pack("<Q", 3)), "index-out-of-bounds", FormatError),
+        (patched(-24, struct.pack("<Q", limits.MAX_INDEX_BYTES + 1)), "index-size", LimitError),
+        (patched(-16, bytes(8)), "index-checksum", ChecksumError),
+        (patched(-40, b"\x99"), "index-checksum", ChecksumError),
+    ],
+)
+def test_envelope_fault(data, code, kind):
+    assert code_of(data, kind) == code
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+def test_every_truncation_is_refused(codec):
+    data = small_file(codec)
+    for size in range(len(data)):
+        with pytest.raises(SparsefmtError):
+            sparsefmt.load(data[:size])
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+def test_every_changed_byte_is_refused(codec):
+    data = small_file(codec)
+    for offset in range(len(data)):
+        changed = bytearray(data)
+        changed[offset] ^= 1 << (offset % 8)
+        with pytest.raises(SparsefmtError):
+            sparsefmt.load(bytes(changed))
+
+
+def test_appended_and_zeroed_bytes_are_refused():
+    data = small_file()
+    for changed in (data + b"\0", data + data, data[:-64] + bytes(64), data[:128] + bytes(64) + data[192:]):
+        with pytest.raises(SparsefmtError):
+            sparsefmt.load(changed)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_mutations_with_mended_checksums_give_tensors_or_an_error(data):
+    """What a forger can do: any bytes changed, all checksums right."""
+    head, content = split(small_file(data.draw(st.sampled_from(["raw", "zstd"]))))
+    body = bytearray(head)
+    table = np.frombuffer(content["chunks"], index.CHUNK_RECORD).copy()
+    for _ in range(data.draw(st.integers(1, 4))):
+        record = table[data.draw(st.integers(0, len(table) - 1))]
+        if record["stored"]:
+            offset = int(record["offset"]) + data.draw(st.integers(0, int(record["stored"]) - 1))
+            body[offset] ^= data.draw(st.integers(1, 255))
+    for record in table:
+        start, size = int(record["offset"]), int(record["stored"])
+        record["checksum"] = xxhash.xxh64_intdigest(bytes(body[start : start + size]))
+    content["chunks"] = table.tobytes()
+    try:
+        loaded = sparsefmt.load(join(bytes(body), msgpack.packb(content)))
+    except SparsefmtError:
+        return
+    for tensor in loaded.values():
+        array = dense(tensor)
+        if array.ndim == 2 and array.size:
+            sparsefmt.linear(np.ones(array.shape[1], np.float32), tensor)
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>", "HTML"),
+        (b"\n <html>", "HTML"),
+        (b"PK\x03\x04" + bytes(100), "zip"),
+        ((60).to_bytes(8, "little") + b'{"a":{"dtype":"F32"' + bytes(100), "safetensors"),
+        (b"GGUF" + bytes(100), "GGUF"),
+        (bytes(200), "starts with zeros"),
+        (b"\x89SPF\n\x1a\n" + bytes(100), "text-mode"),
+        (b"", "empty"),
+        (b"hello, world, this is text", "68 65 6c 6c 6f"),
+    ],
+)
+def test_other_files_are_named(head, words, tmp_path):
+    (tmp_path / "model.sparsefmt").write_bytes(head)
+    for backend in ("mmap", "pread"):
+        with pytest.raises(FormatError, match=words) as caught:
+            sparsefmt.open_file(tmp_path / "model.sparsefmt", backend=backend)
+        assert caught.value.code == "not-sparsefmt"
+
+
+def test_a_claimed_terabyte_is_refused_before_it_is_allocated():
+    """A small zstd chunk that claims to be huge, in a tensor of matching shape."""
+    data = sparsefmt.save({"w": np.zeros((64, 1024), np.float32)}, codec="zstd", layout="dense")
+    elements = 1 << 33
+
+    def change(content):
+        content["tensors"]["w"].update(shape=[1, elements], tile_rows=1)
+        chunk_field(0, 2, elements * 4)(content)
+
+    tracemalloc.start()
+    assert code_of(rebuilt(change, data)) == "chunk-size"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_a_hundred_thousand_tensors_open_in_linear_time():
+    """No quadratic checks: ten times the tensors take at most some thirty times as long, even on a busy machine."""
+
+    def seconds(count: int) -> float:
+        data = sparsefmt.save({f"layer.{number}.bias": np.float32(number) for number in range(count)}, codec="raw")
+        start = time.perf_counter()
+        with_index = sparsefmt.opened.SparseFile(sparsefmt.container.sources.Memory(data))
+        assert len(with_index) == count
+        return time.perf_counter() - start
+
+    seconds(100)
+    assert seconds(20_000) < 30 * max(seconds(2_000), 0.005)
+
+
+def test_errors_name_tensor_and_offset():
+    with pytest.raises(ChecksumError) as caught:
+        sparsefmt.load(patched(64, b"\xff"))
+    assert caught.value.tensor == "bias"
+    assert caught.value.offset == 64
+    assert "'bias'" in str(caught.value)
+    assert "[chunk-checksum]" in str(caught.value)
+
+
+def test_errors_survive_pickling():
+    import pickle
+
+    error = FormatError("nnz", "text", tensor="w", offset=3)
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), again.code, again.tensor, again.offset, str(again)) == (FormatError, "nnz", "w", 3, str(error))
+
+
+def test_index_encoding_is_canonical_msgpack():
+    head, content = split(small_file())
+    encoded = small_file()[len(head) : -32]
+    assert msgpack.packb(content) == encoded
+    assert index.decode(encoded, len(head), 0).encode() == encoded

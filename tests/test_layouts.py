@@ -1,0 +1,212 @@
+"""Layouts: every tile comes back to the bit, has the one form that SPEC.md gives, and nothing else passes `check`."""
+
+from __future__ import annotations
+
+import naive
+import numpy as np
+import pytest
+from helpers import PRUNABLE, SPARSE, WIDTHS, arrays, check_layout_round_trip, pruned, random_bits
+from hypothesis import given, settings
+
+from sparsefmt import layouts
+from sparsefmt.dtypes import DTYPES, as_bits, dtype_of
+from sparsefmt.errors import FormatError
+from sparsefmt.layouts import LAYOUTS, choose
+from sparsefmt.layouts.memory import OVERREAD
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [(dtype, layout) for dtype in DTYPES.values() for layout in LAYOUTS if layout == "dense" or dtype.prunable],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_every_dtype(dtype, layout):
+    rng = np.random.default_rng(1)
+    for sparsity in (0.0, 0.6, 1.0):
+        array = pruned(rng, (13, 70), dtype, sparsity, True) if dtype.prunable else random_bits(rng, (13, 70), dtype)
+        check_layout_round_trip(array, dtype, layout)
+
+
+@pytest.mark.parametrize("layout", SPARSE)
+@pytest.mark.parametrize("cols", [*WIDTHS, 65535, 65536, 65537])
+def test_every_width(layout, cols):
+    rng = np.random.default_rng(cols)
+    for rows in (1, 8, 11):
+        check_layout_round_trip(pruned(rng, (rows, cols), DTYPES["F16"], 0.9, True), DTYPES["F16"], layout)
+
+
+@settings(max_examples=150, deadline=None)
+@given(arrays(PRUNABLE))
+def test_any_tile(array):
+    if array.ndim < 2 or not array.size:
+        return
+    for layout in LAYOUTS:
+        check_layout_round_trip(array, dtype_of(array.dtype), layout)
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays(PRUNABLE))
+def test_arrays_are_those_of_the_spec(array):
+    if array.ndim < 2 or not array.size:
+        return
+    dtype = dtype_of(array.dtype)
+    bits = as_bits(array, dtype).reshape(array.shape[0], -1)
+    for layout, expected in (("bitmask", naive.bitmask_arrays(array)), ("permuted", naive.permuted_arrays(array))):
+        tile = layouts.from_dense(LAYOUTS[layout], bits, dtype)
+        assert tile.keys() == expected.keys()
+        for name, data in expected.items():
+            assert tile[name].dtype == data.dtype, name
+            assert np.array_equal(tile[name], data), name
+
+
+def test_one_nonzero_anywhere():
+    for position in range(9 * 17):
+        array = np.zeros((9, 17), np.float32)
+        array.flat[position] = -1.5
+        for layout in SPARSE:
+            check_layout_round_trip(array, DTYPES["F32"], layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_arrays_are_aligned_and_followed_by_readable_bytes(layout):
+    array = pruned(np.random.default_rng(0), (9, 30), DTYPES["F32"], 0.5)
+    for data in layouts.from_dense(LAYOUTS[layout], array.view(np.uint32), DTYPES["F32"]).values():
+        assert data.ctypes.data % 64 == 0
+        block = data.base
+        while block.base is not None:
+            block = block.base
+        assert data.ctypes.data + data.nbytes + OVERREAD <= block.ctypes.data + block.nbytes
+
+
+def tile_of(layout: str) -> tuple[dict[str, np.ndarray], int, int]:
+    """A tile with counts 5, 5, 3, 2, 2, 1, 0 and so on, 11 rows, 70 columns."""
+    array = np.zeros((11, 70), np.float32)
+    rng = np.random.default_rng(7)
+    for row, count in enumerate((2, 5, 0, 5, 3, 1, 2, 0, 4, 1, 6)):
+        array[row, rng.choice(70, count, replace=False)] = rng.random(count) + 1
+    array[0, np.flatnonzero(array[0] == 0)[0]] = -0.0
+    tile = layouts.from_dense(LAYOUTS[layout], array.view(np.uint32), DTYPES["F32"])
+    return {name: data.copy() for name, data in tile.items()}, *array.shape
+
+
+def set_at(name, index, value):
+    def change(tile):
+        tile[name][index] = value
+
+    return change
+
+
+def swap(name, first, second):
+    def change(tile):
+        tile[name][[first, second]] = tile[name][[second, first]]
+
+    return change
+
+
+def flip_mask_bit(row, col):
+    def change(tile):
+        tile["mask"][row * 16 + col // 8] ^= 1 << (col % 8)
+
+    return change
+
+
+def resize(name, size):
+    def change(tile):
+        tile[name] = np.resize(tile[name], size)
+
+    return change
+
+
+# sorted counts are 6 5 5 4 3 2 2 1 | 1 0 0: slices of 6 and of 1 slots
+FAULTS = [
+    ("bitmask", "mask-padding", flip_mask_bit(3, 70)),
+    ("bitmask", "mask-padding", flip_mask_bit(0, 127)),
+    ("bitmask", "row-offsets", flip_mask_bit(3, 69)),
+    ("bitmask", "row-offsets", set_at("row_offsets", 0, 1)),
+    ("bitmask", "row-offsets", set_at("row_offsets", 5, 0xFFFFFFFF)),
+    ("bitmask", "row-offsets", set_at("row_offsets", -1, 0)),
+    ("bitmask", "row-offsets", resize("values", 28)),
+    ("bitmask", "stored-zero", set_at("values", 3, 0)),
+    ("bitmask", "stored-zero", set_at("values", 28, 0x80000000)),
+    ("bitmask", "negative-zeros-padding", set_at("negative_zeros", -1, 0x80)),
+    ("bitmask", "array-size", resize("negative_zeros", 94)),
+    ("permuted", "row-permutation", set_at("row_permutation", 0, 3)),
+    ("permuted", "row-permutation", set_at("row_permutation", 10, 11)),
+    ("permuted", "row-permutation", swap("row_permutation", 9, 10)),
+    ("permuted", "row-counts", set_at("row_counts", 0, 71)),
+    ("permuted", "row-counts", set_at("row_counts", 4, 6)),
+    ("permuted", "slice-offsets", set_at("slice_offsets", 0, 1)),
+    ("permuted", "slice-offsets", set_at("slice_offsets", 1, 7)),
+    ("permuted", "slice-offsets", set_at("slice_offsets", 1, 0xFFFFFFFF)),
+    ("permuted", "slice-offsets", set_at("slice_offsets", 2, 6)),
+    ("permuted", "column-range", set_at("columns", 40, 70)),
+    ("permuted", "column-range", set_at("columns", 40, 0xFFFF)),
+    ("permuted", "column-order", swap("columns", 0, 8)),
+    ("permuted", "column-order", lambda tile: tile["columns"].__setitem__(8, tile["columns"][0])),
+    ("permuted", "stored-zero", set_at("values", 0, 0)),
+    ("permuted", "stored-zero", set_at("values", 9, 0x80000000)),
+    ("permuted", "slot-padding", set_at("values", 47, 1)),
+    ("permuted", "slot-padding", set_at("columns", 47, 1)),
+    ("permuted", "slot-padding", set_at("columns", 55, 1)),
+    ("permuted", "negative-zeros-padding", set_at("negative_zeros", -1, 0x80)),
+]
+
+
+@pytest.mark.parametrize(("layout", "code", "change"), FAULTS)
+def test_check_refuses(layout, code, change):
+    tile, rows, cols = tile_of(layout)
+    layouts.check(LAYOUTS[layout], tile, DTYPES["F32"], rows, cols)
+    change(tile)
+    with pytest.raises(FormatError) as caught:
+        layouts.check(LAYOUTS[layout], tile, DTYPES["F32"], rows, cols)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_check_sizes_refuses_any_other_size(layout):
+    tile, rows, cols = tile_of(layout)
+    tile.pop("negative_zeros", None)
+    sizes = {name: data.nbytes for name, data in tile.items()}
+    LAYOUTS[layout].check_sizes(sizes, DTYPES["F32"], rows, cols)
+    for name in sizes:
+        for wrong in (1, -1, 1 << 40):
+            with pytest.raises(FormatError) as caught:
+                LAYOUTS[layout].check_sizes({**sizes, name: sizes[name] + wrong}, DTYPES["F32"], rows, cols)
+            assert caught.value.code == "array-size"
+
+
+def test_bool_and_packed_padding():
+    with pytest.raises(FormatError) as caught:
+        layouts.check(LAYOUTS["dense"], {"values": np.array([0, 2], np.uint8)}, DTYPES["BOOL"], 2, 1)
+    assert caught.value.code == "bool-invalid"
+    packed = {"values": np.array([0x11, 0x11], np.uint8)}
+    with pytest.raises(FormatError) as caught:
+        layouts.check(LAYOUTS["dense"], packed, DTYPES["F4"], 3, 1)
+    assert caught.value.code == "values-padding"
+    layouts.check(LAYOUTS["dense"], packed, DTYPES["F4"], 4, 1)
+
+
+class TestAuto:
+    def test_few_zeros_stay_dense(self):
+        assert choose.for_computing(DTYPES["F32"], 1000, 1000, 990_000) == "dense"
+        assert choose.for_storing(DTYPES["BF16"], 1000, 1000, 950_000) == "dense"
+
+    def test_half_is_bitmask_and_most_is_permuted(self):
+        assert choose.for_computing(DTYPES["BF16"], 1000, 1000, 500_000) == "bitmask"
+        assert choose.for_computing(DTYPES["F32"], 1000, 1000, 100_000) == "permuted"
+        assert choose.for_storing(DTYPES["F32"], 1000, 1000, 100_000) == "bitmask"
+
+    def test_narrow_rows_are_not_padded_to_64_columns(self):
+        assert choose.for_computing(DTYPES["F32"], 1000, 1, 500) == "dense"
+        assert choose.for_computing(DTYPES["I8"], 1000, 9, 4000) == "dense"
+        assert choose.for_computing(DTYPES["F32"], 1000, 1000, 4000) == "permuted"
+
+    @pytest.mark.parametrize(("rows", "cols"), [(0, 5), (5, 0), (1, 1), (4096, 4096), (3, 1 << 33), (1 << 33, 1)])
+    def test_tile_rows_are_in_range(self, rows, cols):
+        height = choose.tile_rows(rows, cols)
+        assert (height == 0) if not rows * cols else 1 <= height <= rows
+
+    def test_sparse_tiles_are_whole_slices_within_limits(self):
+        assert choose.sparse_tile_rows(4096, 4096) % 8 == 0
+        assert choose.sparse_tile_rows(1 << 20, 2) <= 1 << 16
+        assert choose.sparse_tile_rows(100, 1 << 30) == 1
