@@ -98,7 +98,7 @@ def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[np.ndarray, slic
             return get_rows(rows, slice(None)).reshape(shape[1:])[rest]
     if len(shape) == 2 and len(rest) == 1 and isinstance(rest[0], slice):
         return get_rows(rows, rest[0])
-    return get_rows(rows, slice(None)).reshape(-1 if rows.size else 0, *shape[1:])[(slice(None), *rest)]
+    return get_rows(rows, slice(None)).reshape(rows.size, *shape[1:])[(slice(None), *rest)]
 
 
 def _is_tuple_of_arrays(parts: tuple[Any, ...]) -> bool:

@@ -8,12 +8,12 @@ import numpy as np
 
 from sparsefmt import layouts, slicing
 from sparsefmt.container.index import matrix_view
-from sparsefmt.dtypes import DType
+from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.intake import ArrayIntake, Intake, ScipyIntake, choose_layout
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import Tile
-from sparsefmt.layouts.memory import frozen
+from sparsefmt.layouts.memory import frozen, padded_copy
 from sparsefmt.threads import in_order
 
 if TYPE_CHECKING:
@@ -219,6 +219,16 @@ class SparseTensor:
             raise ValueError(f"w @ x takes x of 1 or 2 dimensions, not {x.ndim}")
         return np.ascontiguousarray(linear(x.T, self.operand()).T)
 
+    def __copy__(self) -> SparseTensor:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseTensor:
+        """Itself: it cannot change."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (self._dtype.name, self._shape, self.layout, self._tile_rows, self._tiles)
+
     def operand(self) -> Operand:
         """The tensor as kernels take it. For the library itself."""
         from sparsefmt.kernels.operand import Operand
@@ -243,3 +253,19 @@ class SparseTensor:
         return slicing.dense_rows(
             wanted, cols, self._dtype, self._shape, self._layout, self._tile_rows, self._tiles.__getitem__, threads
         )
+
+
+def _unpickle(
+    dtype_name: str, shape: tuple[int, ...], layout: str, tile_rows: int, tiles: tuple[Tile, ...]
+) -> SparseTensor:
+    """Checked arrays in memory that kernels can read past the end of, which pickling does not keep."""
+    dtype = DTYPES[dtype_name]
+    rows, cols = matrix_view(shape)
+    restored = []
+    for number, tile in enumerate(tiles):
+        own = {array: padded_copy(data) for array, data in tile.items()}
+        height = min(tile_rows, rows - number * tile_rows)
+        LAYOUTS[layout].check_sizes({array: data.nbytes for array, data in own.items()}, dtype, height, cols)
+        layouts.check(LAYOUTS[layout], own, dtype, height, cols)
+        restored.append({array: frozen(data) for array, data in own.items()})
+    return SparseTensor(dtype, shape, layout, tile_rows, restored)

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from sparsefmt.errors import FormatError
-from sparsefmt.layouts.memory import ALIGNMENT, empty, frozen
+from sparsefmt.layouts.memory import ALIGNMENT, empty, frozen, padded_copy
 
 _MOST_AT_ONCE = 1 << 24
 """Bytes per system call: enough to be fast, little beside the array it is copied to."""
@@ -27,41 +27,57 @@ class Source(ABC):
     @abstractmethod
     def read(self, offset: int, size: int) -> np.ndarray:
         """`size` bytes at `offset`, both inside the file. At offsets that are multiples of 64 the result is aligned to
-        64 bytes, and 64 readable bytes follow it if the file has them there."""
+        64 bytes, and 64 readable bytes follow it if the file has them there. Raises ValueError after `close`."""
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of the file. Arrays that were read stay valid."""
 
 
-class MappedFile(Source):
-    """Bytes of a memory mapping: nothing is copied, and pages are read when touched."""
+class Memory(Source):
+    """Bytes that are in memory. `bytes` are used as they are; anything that could change is copied once."""
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        array = np.frombuffer(data, np.uint8)
+        if type(data) is not bytes or array.ctypes.data % ALIGNMENT:
+            array = padded_copy(array)
+        self.size = array.size
+        self._data: np.ndarray | None = frozen(array)
+
+    def read(self, offset: int, size: int) -> np.ndarray:
+        if self._data is None:
+            raise ValueError("the file is closed")
+        return self._data[offset : offset + size]
+
+    def close(self) -> None:
+        self._data = None
+
+
+class MappedFile(Memory):
+    """Bytes of a memory mapping: nothing is copied, pages are read when touched, and the mapping itself goes when the
+    last array that looks into it goes."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         with open(path, "rb") as file:
             self.size = os.fstat(file.fileno()).st_size
             # an empty file cannot be mapped
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
-        self._data = np.frombuffer(data, np.uint8)
-
-    def read(self, offset: int, size: int) -> np.ndarray:
-        return self._data[offset : offset + size]
-
-    def close(self) -> None:
-        # the mapping itself goes when the last array that looks into it goes
-        self._data = np.empty(0, np.uint8)
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+        self._data = np.frombuffer(mapping, np.uint8)
 
 
 class ReadFile(Source):
     """Bytes read into fresh memory, for file systems on which mappings are slow, absent or unsafe."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file = open(path, "rb", buffering=0)
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by close)
         self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, offset: int, size: int) -> np.ndarray:
         data = empty(size, np.dtype(np.uint8))
         done = 0
         while done < size:
+            if self._file.closed:
+                raise ValueError("the file is closed")
             part = os.pread(self._file.fileno(), min(size - done, _MOST_AT_ONCE), offset + done)
             if not part:
                 raise FormatError("file-too-short", "the file was cut off while it was read", offset=offset + done)
@@ -71,19 +87,3 @@ class ReadFile(Source):
 
     def close(self) -> None:
         self._file.close()
-
-
-class Memory(Source):
-    """Bytes that are in memory. `bytes` are used as they are; anything that could change is copied once."""
-
-    def __init__(self, data: bytes | bytearray | memoryview) -> None:
-        view = np.frombuffer(data, np.uint8)
-        self.size = view.size
-        if type(data) is not bytes or view.ctypes.data % ALIGNMENT:
-            copy = empty(view.size, np.dtype(np.uint8))
-            copy[:] = view
-            view = copy
-        self._data = frozen(view)
-
-    def read(self, offset: int, size: int) -> np.ndarray:
-        return self._data[offset : offset + size]

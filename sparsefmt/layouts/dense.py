@@ -14,7 +14,7 @@ from sparsefmt import dtypes
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts.contract import Layout, Tile, expect_size
-from sparsefmt.layouts.memory import empty
+from sparsefmt.layouts.memory import padded_copy
 
 
 class Dense(Layout):
@@ -40,10 +40,7 @@ class Dense(Layout):
         return int(np.count_nonzero(tile["values"]))
 
     def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray | None = None) -> Tile:
-        flat = dtypes.pack(bits, dtype) if dtype.packed else bits.reshape(-1)
-        values = empty(flat.size, dtype.bits_dtype)
-        values[:] = flat
-        return {"values": values}
+        return {"values": padded_copy(dtypes.pack(bits, dtype) if dtype.packed else bits.reshape(-1))}
 
     def to_dense(self, tile: Tile, dtype: DType, cols: int, begin: int, end: int) -> np.ndarray:
         values = tile["values"]

@@ -38,3 +38,10 @@ def frozen(array: np.ndarray) -> np.ndarray:
     view = array.view()
     view.flags.writeable = False
     return view
+
+
+def padded_copy(array: np.ndarray) -> np.ndarray:
+    """The flat `array` in memory of its own."""
+    copy = empty(array.size, array.dtype)
+    copy[:] = array
+    return copy

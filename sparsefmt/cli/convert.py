@@ -1,0 +1,200 @@
+"""`sparsefmt convert`: safetensors to .sparsefmt."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sparsefmt.cli import options
+from sparsefmt.codecs import CODECS
+from sparsefmt.interchange.checkpoints import Checkpoint
+from sparsefmt.interchange.conversion import ConvertedTensor, Settings, convert_checkpoint
+from sparsefmt.layouts import LAYOUTS
+
+MOST_ROWS = 40
+"""Rows of the closing table; of more groups, the largest are shown."""
+
+
+@click.command(
+    context_settings={"show_default": True},
+    epilog="""\b
+Examples:
+  sparsefmt convert model.safetensors
+  sparsefmt convert model.safetensors small.sparsefmt --negative-zeros drop
+  sparsefmt convert model.safetensors fast.sparsefmt --codec raw
+  sparsefmt convert llama-pruned/ llama-pruned-sparsefmt/
+""",
+)
+@click.argument("src", type=options.PATH)
+@click.argument("dst", type=options.PATH, required=False)
+@click.option("--layout", type=click.Choice(["auto", *LAYOUTS]), default="auto", help="How tensors are laid out.")
+@click.option(
+    "--codec",
+    type=click.Choice(["auto", *CODECS]),
+    default="auto",
+    help="raw: computed on as it lies in the file, no decoding; auto: the smallest file.",
+)
+@click.option(
+    "--negative-zeros",
+    type=click.Choice(["keep", "drop"]),
+    default="keep",
+    help="Keep the sign of -0.0, or store 0.0 instead and record how many.",
+)
+@options.threads
+@options.force
+@options.quiet
+def command(
+    src: Path,
+    dst: Path | None,
+    layout: str,
+    codec: str,
+    negative_zeros: Any,
+    threads: int,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Convert the safetensors file or checkpoint SRC to DST.
+
+    SRC is a file, a folder of shards, or the index of one (*.safetensors.index.json). DST is a file or a folder
+    accordingly, by default SRC with the suffix .sparsefmt, or SRC-sparsefmt. Memory use does not grow with the model.
+    """
+    from sparsefmt.cli import output
+
+    settings = Settings(layout, codec, negative_zeros, threads)
+    started = time.perf_counter()
+    with Checkpoint(src, ["safetensors"]) as source:
+        destination = dst or default_destination(source, "sparsefmt")
+        with output.progress_bar("converting", source.dense_nbytes, quiet) as progress:
+            converted = convert_checkpoint(source, destination, settings, overwrite=force, progress=progress)
+        elapsed = time.perf_counter() - started
+        if not quiet:
+            _report(source, destination, converted, elapsed)
+
+
+def default_destination(source: Checkpoint, suffix: str) -> Path:
+    """Where to write to: beside the source, the suffix changed; for a folder, added to its name."""
+    if not source.is_folder:
+        return source.path.with_suffix(f".{suffix}")
+    folder = Path(os.path.abspath(source.folder))
+    stem = folder.name
+    for old in ("-safetensors", "-sparsefmt"):
+        stem = stem.removesuffix(old)
+    return folder.with_name(f"{stem}-{suffix}")
+
+
+@dataclass
+class _Group:
+    """Tensors of one row of the table."""
+
+    label: str
+    tensors: list[ConvertedTensor] = field(default_factory=list)
+
+    @property
+    def before(self) -> int:
+        return sum(tensor.entry.dense_nbytes for tensor in self.tensors)
+
+    @property
+    def after(self) -> int:
+        return sum(tensor.stored_nbytes for tensor in self.tensors)
+
+    def cells(self) -> list[str]:
+        from sparsefmt.cli import output
+
+        entries = [tensor.entry for tensor in self.tensors]
+        # types that cannot be pruned have not been surveyed
+        surveyed = [tensor for tensor in self.tensors if tensor.entry.dtype.prunable]
+        elements = sum(tensor.entry.elements for tensor in surveyed)
+        zeros = elements - sum(tensor.survey.nnz for tensor in surveyed)
+        layouts = Counter(entry.layout.name for entry in entries)
+        return [
+            self.label,
+            _common(output.shape(entry.shape) for entry in entries),
+            _common(entry.dtype.name for entry in entries),
+            ", ".join(layouts) if len(layouts) == 1 else ", ".join(f"{name} {n}" for name, n in layouts.items()),
+            f"{len(entries):,}",
+            output.percent(zeros, elements),
+            output.size(self.before),
+            output.size(self.after),
+            output.ratio(self.before, self.after),
+        ]
+
+
+def _common(texts: Any) -> str:
+    distinct = set(texts)
+    return distinct.pop() if len(distinct) == 1 else "various"
+
+
+def _report(source: Checkpoint, destination: Path, converted: list[ConvertedTensor], elapsed: float) -> None:
+    from sparsefmt.cli import output
+
+    table = output.table("tensors", "shape", "dtype", "layout", "count", "zeros %", "before", "after", "ratio", left=4)
+    for group in _rows(_groups(converted)):
+        output.add_row(table, *group.cells())
+    table.add_section()
+    output.add_row(table, *_Group("total", converted).cells())
+    output.console().print(table)
+    output.say()
+    after = _size_on_disk(destination)
+    output.say(
+        f"{source.path} ({output.size(source.nbytes)}) -> {destination} ({output.size(after)}): "
+        f"{output.ratio(source.nbytes, after)} smaller, in {elapsed:.1f} s"
+    )
+    for line in _notes(source, converted):
+        output.say(line)
+
+
+def _groups(converted: list[ConvertedTensor]) -> list[_Group]:
+    """Tensors whose names differ in numbers only, and that have one dtype and shape, in the order of the file."""
+    from sparsefmt.cli import output
+
+    groups: dict[object, _Group] = {}
+    for tensor in converted:
+        entry = tensor.entry
+        label = output.pattern(entry.name)
+        groups.setdefault((label, entry.dtype, entry.shape), _Group(label)).tensors.append(tensor)
+    for group in groups.values():
+        if len(group.tensors) == 1:
+            group.label = group.tensors[0].entry.name
+    return list(groups.values())
+
+
+def _rows(groups: list[_Group]) -> list[_Group]:
+    if len(groups) <= MOST_ROWS:
+        return groups
+    largest = sorted(groups, key=lambda group: group.before, reverse=True)[: MOST_ROWS - 1]
+    others = [group for group in groups if group not in largest]
+    rest = _Group(f"{len(others)} smaller groups", [tensor for group in others for tensor in group.tensors])
+    return [*(group for group in groups if group in largest), rest]
+
+
+def _notes(source: Checkpoint, converted: list[ConvertedTensor]) -> list[str]:
+    """What a user should know and might not expect."""
+    from sparsefmt.cli import output
+
+    notes = []
+    sparse = [tensor for tensor in converted if tensor.entry.layout.sparse]
+    kept = sum(tensor.survey.negative_zeros for tensor in sparse if not tensor.entry.negative_zeros_dropped)
+    dropped = sum(tensor.entry.negative_zeros_dropped for tensor in converted)
+    if kept:
+        cost = sum(tensor.sign_nbytes for tensor in sparse)
+        notes.append(
+            f"{kept:,} of the pruned zeros are -0.0. Their signs are kept and take {output.size(cost)}; "
+            "--negative-zeros drop leaves them out."
+        )
+    if dropped:
+        notes.append(f"{dropped:,} zeros were -0.0 and are stored as 0.0; the file records that.")
+    if source.unlisted:
+        names = ", ".join(path.name for path in source.unlisted)
+        notes.append(f"Not in the index, and not converted: {names}")
+    return notes
+
+
+def _size_on_disk(path: Path) -> int:
+    files = path.glob("*.sparsefmt") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)

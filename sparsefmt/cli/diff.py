@@ -1,0 +1,54 @@
+"""`sparsefmt diff`: which tensors differ between two models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sparsefmt.cli import options
+from sparsefmt.interchange import compare
+from sparsefmt.interchange.checkpoints import Checkpoint, Kind
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  sparsefmt diff before.sparsefmt after.sparsefmt
+  sparsefmt diff model.safetensors model.sparsefmt
+  sparsefmt diff checkpoint-100/ checkpoint-200/
+""",
+)
+@click.argument("a", type=options.PATH)
+@click.argument("b", type=options.PATH)
+@options.threads
+@options.quiet
+@click.pass_context
+def command(ctx: click.Context, a: Path, b: Path, threads: int, quiet: bool) -> None:
+    """Say which tensors differ between A and B: files or folders, safetensors or .sparsefmt.
+
+    Names, dtypes, shapes, metadata and every bit are compared, however they are stored. Exit code 1 if anything
+    differs.
+    """
+    from sparsefmt.cli import output
+
+    kinds: list[Kind] = ["sparsefmt", "safetensors"]
+    with Checkpoint(a, kinds) as ours, Checkpoint(b, kinds) as theirs:
+        differences, comparable = compare.compare_names(ours, theirs)
+        differences += compare.compare_metadata(ours, theirs)
+        with output.progress_bar("comparing", ours.dense_nbytes, quiet) as progress:
+            for name in sorted(comparable):
+                intake = ours.intake(name)
+                found = compare.compare_tensors(intake, theirs.intake(name), progress=progress, threads=threads)
+                if found.elements:
+                    differences.append(compare.describe(name, intake.dtype, intake.shape, found))
+    if not quiet:
+        for difference in differences:
+            output.say(output.printable(difference))
+        output.say(
+            f"{output.plural(len(differences), 'difference')} in {output.plural(len(comparable), 'tensor')} of both"
+            if differences
+            else f"equal: {output.plural(len(comparable), 'tensor')}"
+        )
+    if differences:
+        ctx.exit(1)

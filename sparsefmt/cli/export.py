@@ -1,0 +1,48 @@
+"""`sparsefmt export`: .sparsefmt to safetensors."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from sparsefmt.cli import options
+from sparsefmt.cli.convert import default_destination
+from sparsefmt.interchange.checkpoints import Checkpoint
+from sparsefmt.interchange.conversion import export_checkpoint
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  sparsefmt export model.sparsefmt
+  sparsefmt export model.sparsefmt copy.safetensors --force
+  sparsefmt export llama-pruned-sparsefmt/ llama-pruned-copy/
+""",
+)
+@click.argument("src", type=options.PATH)
+@click.argument("dst", type=options.PATH, required=False)
+@options.threads
+@options.force
+@options.quiet
+def command(src: Path, dst: Path | None, threads: int, force: bool, quiet: bool) -> None:
+    """Write the .sparsefmt file or folder SRC as safetensors: dense again, bit for bit what was converted.
+
+    DST is by default SRC with the suffix .safetensors, or SRC-safetensors for a folder. Tied tensors become full
+    copies, since safetensors has no ties. Memory use does not grow with the model.
+    """
+    from sparsefmt.cli import output
+
+    started = time.perf_counter()
+    with Checkpoint(src, ["sparsefmt"]) as source:
+        destination = dst or default_destination(source, "safetensors")
+        with output.progress_bar("exporting", source.dense_nbytes, quiet) as progress:
+            export_checkpoint(source, destination, threads=threads, overwrite=force, progress=progress)
+        if not quiet:
+            tensors = output.plural(len(source.names), "tensor")
+            elapsed = time.perf_counter() - started
+            output.say(
+                f"{source.path} ({output.size(source.nbytes)}) -> {destination}: {tensors}, "
+                f"{output.size(source.dense_nbytes)} dense, in {elapsed:.1f} s"
+            )

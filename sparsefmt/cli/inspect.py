@@ -1,0 +1,191 @@
+"""`sparsefmt inspect`: what is in a file, from its index alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sparsefmt.cli import options
+from sparsefmt.container.envelope import MAJOR
+from sparsefmt.container.index import TensorEntry
+from sparsefmt.interchange.checkpoints import Checkpoint
+from sparsefmt.interchange.sparse import SparsefmtFile
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS
+
+JSON_VERSION = 1
+"""Raised when a key of the --json output changes its meaning or goes; new keys do not count."""
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  sparsefmt inspect model.sparsefmt
+  sparsefmt inspect llama-pruned-sparsefmt/
+  sparsefmt inspect model.sparsefmt --json | jq '.files[0].tensors[].name'
+
+\b
+With --json, one object:
+  json_version         1
+  files                one object for each file:
+    path, nbytes       name and size of the file
+    format_version     "1.0"
+    index_nbytes       size of its index
+    chunks             number of chunks
+    metadata           text by text
+    tensors            sorted by name, each either {"name", "alias_of"} or
+      name, dtype, shape, layout
+      nnz              values stored; null in layout dense
+      codecs           codec by array
+      tiles, tile_rows number of tiles, rows in each
+      stored_nbytes, dense_nbytes
+      negative_zeros   whether signs of zero are kept beside
+      negative_zeros_dropped   how many were dropped
+  index                what the index of a folder says beside its weight map; null without one
+  total                nbytes, tensors, chunks, stored_nbytes, dense_nbytes; tied tensors count once
+""",
+)
+@click.argument("path", type=options.PATH, metavar="FILE")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, described below.")
+def command(path: Path, as_json: bool) -> None:
+    """List the tensors of a .sparsefmt file, or of a folder of them. Reads no tensor."""
+    with Checkpoint(path, ["sparsefmt"]) as checkpoint:
+        files = [file for file in checkpoint.files if isinstance(file, SparsefmtFile)]
+        if as_json:
+            click.echo(json.dumps(_as_object(checkpoint, files), indent=2))
+        else:
+            _print_tables(checkpoint, files)
+
+
+def _as_object(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> dict[str, Any]:
+    described = [_file_as_object(file) for file in files]
+    tensors = [tensor for file in described for tensor in file["tensors"] if "alias_of" not in tensor]
+    return {
+        "json_version": JSON_VERSION,
+        "files": described,
+        "index": checkpoint.index.fields if checkpoint.index else None,
+        "total": {
+            "nbytes": sum(file["nbytes"] for file in described),
+            "tensors": len(tensors),
+            "chunks": sum(file["chunks"] for file in described),
+            "stored_nbytes": sum(tensor["stored_nbytes"] for tensor in tensors),
+            "dense_nbytes": sum(tensor["dense_nbytes"] for tensor in tensors),
+        },
+    }
+
+
+def _file_as_object(file: SparsefmtFile) -> dict[str, Any]:
+    index = file.reader.index
+    tensors: list[dict[str, Any]] = []
+    for name in index.names:
+        if name in index.aliases:
+            tensors.append({"name": name, "alias_of": index.aliases[name]})
+            continue
+        entry = index.tensors[name]
+        tensors.append(
+            {
+                "name": name,
+                "dtype": entry.dtype.name,
+                "shape": list(entry.shape),
+                "layout": entry.layout.name,
+                "nnz": entry.nnz,
+                "codecs": entry.codecs,
+                "tiles": entry.tiles,
+                "tile_rows": entry.tile_rows,
+                "stored_nbytes": index.stored_nbytes(entry),
+                "dense_nbytes": entry.dense_nbytes,
+                "negative_zeros": NEGATIVE_ZEROS in entry.codecs,
+                "negative_zeros_dropped": entry.negative_zeros_dropped,
+            }
+        )
+    return {
+        "path": str(file.path),
+        "nbytes": file.nbytes,
+        "format_version": _format_version(file),
+        "index_nbytes": file.reader.index_size,
+        "chunks": len(index.chunks),
+        "metadata": index.metadata,
+        "tensors": tensors,
+    }
+
+
+def _format_version(file: SparsefmtFile) -> str:
+    return f"{MAJOR}.{file.reader.minor}"
+
+
+def _print_tables(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> None:
+    from sparsefmt.cli import output
+
+    total_stored = total_dense = total_tensors = 0
+    for file in files:
+        index = file.reader.index
+        columns = ("tensor", "shape", "dtype", "layout", "codecs", "zeros %", "dense", "stored", "ratio")
+        table = output.table(*columns, left=5)
+        stored = dense = 0
+        for name in index.names:
+            if name in index.aliases:
+                output.add_row(table, name, f"= {index.aliases[name]}")
+                continue
+            entry = index.tensors[name]
+            entry_stored = index.stored_nbytes(entry)
+            stored += entry_stored
+            dense += entry.dense_nbytes
+            output.add_row(
+                table,
+                name,
+                output.shape(entry.shape),
+                entry.dtype.name,
+                entry.layout.name,
+                _codecs(entry),
+                output.percent(entry.elements - entry.nnz, entry.elements) if entry.nnz is not None else "-",
+                output.size(entry.dense_nbytes),
+                output.size(entry_stored),
+                output.ratio(entry.dense_nbytes, entry_stored),
+            )
+        output.console().print(table)
+        output.say()
+        output.say(
+            f"{output.printable(str(file.path))}: format {_format_version(file)}, {output.size(file.nbytes)}, "
+            f"{output.plural(len(index.names), 'tensor')}, {output.plural(len(index.chunks), 'chunk')}, dense "
+            f"{output.size(dense)}, stored {output.size(stored)}, {output.ratio(dense, stored)} smaller"
+        )
+        for line in (*_metadata(file.metadata), *_signs(index.tensors.values())):
+            output.say(line)
+        output.say()
+        total_stored, total_dense = total_stored + stored, total_dense + dense
+        total_tensors += len(index.names)
+    if len(files) > 1:
+        output.say(
+            f"all {len(files)} files: {output.plural(total_tensors, 'tensor')}, {output.size(checkpoint.nbytes)}, dense "
+            f"{output.size(total_dense)}, stored {output.size(total_stored)}, "
+            f"{output.ratio(total_dense, total_stored)} smaller"
+        )
+
+
+def _codecs(entry: TensorEntry) -> str:
+    """The codec of the arrays; where they differ, of which: "zstd mask values, raw row_offsets"."""
+    by_codec: dict[str, list[str]] = {}
+    for array, codec in entry.codecs.items():
+        by_codec.setdefault(codec, []).append(array)
+    if len(by_codec) == 1:
+        return next(iter(by_codec))
+    return ", ".join(f"{codec} {' '.join(arrays)}" for codec, arrays in by_codec.items())
+
+
+def _metadata(metadata: dict[str, str]) -> Iterator[str]:
+    from sparsefmt.cli import output
+
+    for key, value in metadata.items():
+        yield f"  {output.printable(key)}: {output.printable(value)}"
+
+
+def _signs(entries: Any) -> Iterator[str]:
+    kept = sum(NEGATIVE_ZEROS in entry.codecs for entry in entries)
+    dropped = sum(entry.negative_zeros_dropped for entry in entries)
+    if kept:
+        yield f"  the signs of negative zeros are kept in {kept:,} of the tensors"
+    if dropped:
+        yield f"  {dropped:,} negative zeros were stored as 0.0"

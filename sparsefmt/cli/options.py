@@ -1,0 +1,31 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sparsefmt.threads import ENVIRONMENT_VARIABLE, num_threads
+
+
+def _threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int:
+    try:
+        return num_threads(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+threads = click.option(
+    "--threads",
+    type=int,
+    callback=_threads,
+    metavar="N",
+    help=f"How many threads may work.  [default: {ENVIRONMENT_VARIABLE}, or all usable cores]",
+)
+force = click.option("--force", is_flag=True, help="Replace what is there.")
+quiet = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+
+PATH: Any = click.Path(path_type=Path)
+"""A path. Whether it is there is for the command to find out, so that all errors look the same."""

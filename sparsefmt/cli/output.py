@@ -1,0 +1,98 @@
+"""What the commands print: tables, sizes, progress. Results go to stdout, progress to stderr."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+WIDTH_OF_PIPES = 160
+"""Columns of a table that goes to a file or a pipe, unless COLUMNS says otherwise."""
+
+
+def console() -> Console:
+    """stdout, as it is at this moment."""
+    is_terminal = sys.stdout.isatty()
+    width = None if is_terminal or os.environ.get("COLUMNS") else WIDTH_OF_PIPES
+    return Console(width=width, highlight=False, markup=False, soft_wrap=False)
+
+
+def say(line: str = "") -> None:
+    """A line on stdout, as it is, however long."""
+    console().print(line, soft_wrap=True)
+
+
+def table(*columns: str, left: int = 1) -> Table:
+    """An empty table; the first `left` columns are texts, the others numbers."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for number, column in enumerate(columns):
+        if number < left:
+            made.add_column(column, overflow="fold", min_width=8)
+        else:
+            made.add_column(column, justify="right", overflow="fold")
+    return made
+
+
+def add_row(made: Table, *cells: str) -> None:
+    """Add texts as they are: a name in brackets is no markup, a control character is shown and not obeyed."""
+    made.add_row(*(Text(printable(cell)) for cell in cells))
+
+
+def printable(text: str) -> str:
+    """The text with control characters and escape sequences spelled out."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def size(nbytes: int) -> str:
+    """Bytes in decimal units, three digits: "1.23 GB"."""
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    value = float(nbytes)
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 999.5 or unit == "TB":
+            break
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+
+
+def ratio(before: int, after: int) -> str:
+    """How many times smaller: "2.50x"."""
+    return f"{before / after:.2f}x" if after else "-"
+
+
+def percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}" if whole else "-"
+
+
+def shape(sizes: tuple[int, ...]) -> str:
+    """ "4096 x 1024"; "scalar" for no dimensions."""
+    return " x ".join(map(str, sizes)) if sizes else "scalar"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def pattern(name: str) -> str:
+    """The name with numbers replaced by *: tensors that play the same part in different layers share it."""
+    return re.sub(r"\d+", "*", name)
+
+
+@contextmanager
+def progress_bar(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """A bar with bytes and remaining time on stderr, and a function to advance it. None where nobody would see it."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True, markup=False), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda nbytes: progress.advance(task, nbytes)

@@ -1,0 +1,265 @@
+"""The files of one model: a single file, or a folder of shards with an index, as Hugging Face writes them.
+
+    model.safetensors.index.json   {"metadata": {…}, "weight_map": {tensor name: file name}}
+    model-00001-of-00002.safetensors, model-00002-of-00002.safetensors
+
+The same for .sparsefmt, with that word in place of "safetensors". Loaders trust the index and have been seen to leave
+tensors uninitialised where index and shards disagree, so the two are compared in both directions before anything else.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from sparsefmt.container import envelope
+from sparsefmt.errors import FormatError
+from sparsefmt.intake import Intake
+from sparsefmt.interchange.contract import TensorFile, expect_regular_file, naming
+from sparsefmt.interchange.safetensors import SafetensorsFile, dict_of_distinct_keys
+from sparsefmt.interchange.sparse import SparsefmtFile
+
+Kind = Literal["safetensors", "sparsefmt"]
+
+_OPENERS: dict[Kind, type[SafetensorsFile] | type[SparsefmtFile]] = {
+    "safetensors": SafetensorsFile,
+    "sparsefmt": SparsefmtFile,
+}
+_SHARD_NUMBER = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})")
+_MAX_INDEX_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class CheckpointIndex:
+    """The content of an index file.
+
+    Attributes:
+        path: where it is.
+        fields: everything in it but the weight map, "metadata" among it.
+        weight_map: file name of each tensor.
+    """
+
+    path: Path
+    fields: dict[str, Any]
+    weight_map: dict[str, str]
+
+
+class Checkpoint:
+    """The open files of one model. Every tensor is in exactly one of them.
+
+    Attributes:
+        path: what was opened: a file, an index file or a folder.
+        is_folder: whether it is more than a single file.
+        files: in order of their names.
+        index: the index, or None if there is none.
+        holder: which file has a tensor, by its name.
+
+    Args:
+        path: a file, an index file (*.index.json), or a folder with an index file or without.
+        kinds: what the files may be; in a folder that has several kinds, the first of them.
+
+    Raises:
+        FileNotFoundError: nothing of these kinds is there.
+        FormatError: index and files disagree, a tensor is in two files, or a file is damaged.
+        OSError: a file cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], kinds: Sequence[Kind]) -> None:
+        self.path = Path(path)
+        self.index: CheckpointIndex | None = None
+        self.is_folder = self.path.is_dir() or self.path.suffix == ".json"
+        if self.is_folder:
+            paths, kind = self._find_files(kinds)
+        else:
+            paths, kind = [self.path], _kind_of_file(self.path, kinds)
+        with ExitStack() as stack:
+            self.files: list[TensorFile] = []
+            for file_path in paths:
+                with naming(file_path):
+                    self.files.append(stack.enter_context(_OPENERS[kind](file_path)))
+            self.holder = _holders(self.files)
+            if self.index is not None:
+                _check_index(self.index, self.files)
+            self._stack = stack.pop_all()
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors, sorted."""
+        return sorted(self.holder)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all files."""
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of all tensors when dense, tied ones counted each."""
+        intakes = map(self.intake, self.holder)
+        return sum(intake.dtype.nbytes(intake.rows * intake.cols) for intake in intakes)
+
+    @property
+    def unlisted(self) -> list[Path]:
+        """Files of the same kind beside the index that it does not mention: they are no part of the checkpoint."""
+        if self.index is None:
+            return []
+        suffix = self.files[0].path.suffix
+        listed = {file.path.name for file in self.files}
+        return sorted(entry for entry in self.folder.iterdir() if entry.suffix == suffix and entry.name not in listed)
+
+    def intake(self, name: str) -> Intake:
+        """A tensor, to be read a run of rows at a time."""
+        return self.holder[name].intake(name)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._stack.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _find_files(self, kinds: Sequence[Kind]) -> tuple[list[Path], Kind]:
+        """Paths of the files, and their kind. Reads the index if there is one."""
+        if not self.path.is_dir():
+            self.index = read_index(self.path)
+            kind = _kind_of_shards(self.index, kinds)
+            return _shard_paths(self.index, kind), kind
+        entries = sorted(entry for entry in self.path.iterdir() if not entry.name.startswith("."))
+        for kind in kinds:
+            indexes = [entry for entry in entries if entry.name.endswith(f".{kind}.index.json")]
+            if len(indexes) > 1:
+                names = ", ".join(entry.name for entry in indexes)
+                raise FormatError("checkpoint-index", f"{self.path}: it has several indexes, give one of them: {names}")
+            if indexes:
+                self.index = read_index(indexes[0])
+                return _shard_paths(self.index, kind), kind
+            files = [entry for entry in entries if entry.suffix == f".{kind}"]
+            if files:
+                _check_numbering(files)
+                return files, kind
+        wanted = " or ".join(f".{kind}" for kind in kinds)
+        raise FileNotFoundError(errno.ENOENT, f"the folder has no {wanted} file", str(self.path))
+
+
+def read_index(path: Path) -> CheckpointIndex:
+    """Read an index file. Raises FormatError if it is none, or names a file that is not beside it."""
+
+    def invalid(message: str) -> FormatError:
+        return FormatError("checkpoint-index", f"{path}: {message}")
+
+    expect_regular_file(path)
+    if path.stat().st_size > _MAX_INDEX_BYTES:
+        raise invalid("it is too large for an index")
+    try:
+        fields = json.loads(path.read_text("utf-8"), object_pairs_hook=dict_of_distinct_keys)
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"it is no JSON: {error}") from None
+    weight_map = fields.pop("weight_map", None) if isinstance(fields, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise invalid('it has no "weight_map": is it the index of a checkpoint?')
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _is_plain_file_name(shard):
+            raise invalid(f"tensor {name!r} is in {shard!r}, which is not the plain name of a file beside the index")
+    return CheckpointIndex(path, fields, weight_map)
+
+
+def index_name(path: Path, old: Kind, new: Kind) -> str:
+    """Name of an index file for the same checkpoint in another format."""
+    if f".{old}." in path.name:
+        return path.name.replace(f".{old}.", f".{new}.")
+    return f"model.{new}.index.json"
+
+
+def _is_plain_file_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
+
+
+def _kind_of_file(path: Path, kinds: Sequence[Kind]) -> Kind:
+    """What a file is, where it may be several things: what it starts with decides, not its name."""
+    expect_regular_file(path)
+    with open(path, "rb") as file:
+        found: Kind = "sparsefmt" if file.read(len(envelope.MAGIC)) == envelope.MAGIC else "safetensors"
+    # a file of no allowed kind is opened as one, so that the error says what it is
+    return found if found in kinds else kinds[0]
+
+
+def _kind_of_shards(index: CheckpointIndex, kinds: Sequence[Kind]) -> Kind:
+    suffixes = {Path(shard).suffix for shard in index.weight_map.values()}
+    for kind in kinds:
+        if suffixes == {f".{kind}"}:
+            return kind
+    wanted = " or ".join(f".{kind}" for kind in kinds)
+    found = ", ".join(sorted(suffix or "no suffix" for suffix in suffixes))
+    raise FormatError("checkpoint-index", f"{index.path}: its files have {found}, not {wanted}")
+
+
+def _shard_paths(index: CheckpointIndex, kind: Kind) -> list[Path]:
+    _kind_of_shards(index, [kind])
+    paths = [index.path.with_name(shard) for shard in sorted(set(index.weight_map.values()))]
+    for path in paths:
+        if not path.exists():
+            raise FormatError("checkpoint-shard-missing", f"{index.path}: file {path.name!r} is missing")
+    return paths
+
+
+def _check_numbering(files: Sequence[Path]) -> None:
+    """Refuse a folder without index of whose numbered shards some are missing."""
+    present: dict[tuple[str, int], set[int]] = {}
+    for path in files:
+        if match := _SHARD_NUMBER.fullmatch(path.stem):
+            present.setdefault((match["stem"], int(match["count"])), set()).add(int(match["number"]))
+    for (stem, count), numbers in present.items():
+        missing = min(set(range(1, count + 1)) - numbers, default=None)
+        if missing is not None:
+            raise FormatError(
+                "checkpoint-shard-missing",
+                f"{files[0].parent}: file '{stem}-{missing:05d}-of-{count:05d}{files[0].suffix}' is missing",
+            )
+
+
+def _holders(files: Sequence[TensorFile]) -> dict[str, TensorFile]:
+    holders: dict[str, TensorFile] = {}
+    for file in files:
+        for name in file.names:
+            if name in holders:
+                raise FormatError(
+                    "checkpoint-tensor-duplicate",
+                    f"it is in two files, {holders[name].path.name!r} and {file.path.name!r}",
+                    tensor=name,
+                )
+            holders[name] = file
+    return holders
+
+
+def _check_index(index: CheckpointIndex, files: Sequence[TensorFile]) -> None:
+    """Compare the weight map with what the shards hold, in both directions."""
+    present = {file.path.name: set(file.names) for file in files}
+    for name, shard in index.weight_map.items():
+        if name not in present[shard]:
+            raise FormatError(
+                "checkpoint-tensor-missing", f"{index.path}: file {shard!r} should have it, and has not", tensor=name
+            )
+    for shard, names in present.items():
+        for name in sorted(names):
+            if name not in index.weight_map:
+                raise FormatError(
+                    "checkpoint-tensor-unlisted", f"file {shard!r} has it, and {index.path} does not", tensor=name
+                )

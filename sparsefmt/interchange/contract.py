@@ -1,0 +1,70 @@
+"""What a file of tensors is, of whatever format: names, metadata, and an intake for each tensor."""
+
+from __future__ import annotations
+
+import errno
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sparsefmt.errors import SparsefmtError
+from sparsefmt.intake import Intake
+
+
+class TensorFile(ABC):
+    """An open file of named tensors, of which only the index has been read. Safe to use from many threads.
+
+    Attributes:
+        path: where it is.
+        names: of all tensors.
+        metadata: the user's texts.
+        nbytes: size of the file.
+    """
+
+    path: Path
+    names: list[str]
+    metadata: dict[str, str]
+    nbytes: int
+
+    @abstractmethod
+    def intake(self, name: str) -> Intake:
+        """A tensor, to be read a run of rows at a time. Raises KeyError, or a SparsefmtError that names the tensor."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the file."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def expect_regular_file(path: str | os.PathLike[str]) -> None:
+    """Refuse a folder, a pipe or a device: opening some of them would wait forever.
+
+    Raises:
+        OSError: it is none, or there is nothing of that name.
+    """
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", os.fspath(path))
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let errors of the library say to which file they belong: they get its name as a note (PEP 678)."""
+    try:
+        yield
+    except SparsefmtError as error:
+        if not getattr(error, "__notes__", None):
+            error.add_note(os.fspath(path))
+        raise

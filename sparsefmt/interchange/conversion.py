@@ -1,0 +1,254 @@
+"""Turns checkpoints of one format into the other, file by file, tile by tile.
+
+A converted folder has a file X.sparsefmt for each X.safetensors, or the other way round, and an index with the same
+metadata if there was one or there are several files. The index is written last. Other files, such as config.json, are
+left where they are.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsefmt.container.atomic import TEMPORARY_SUFFIX, replacing
+from sparsefmt.container.index import TensorEntry
+from sparsefmt.intake import Intake, Survey
+from sparsefmt.interchange.checkpoints import Checkpoint, Kind, index_name
+from sparsefmt.interchange.contract import TensorFile, naming
+from sparsefmt.interchange.safetensors import write_safetensors
+from sparsefmt.interchange.sparse import SparsefmtFile
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
+from sparsefmt.saving import NegativeZeros, TensorWriter
+
+Progress = Callable[[int], object]
+"""Called with the dense bytes of each tile done."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to write .sparsefmt files; as the arguments of `sparsefmt.save_file`."""
+
+    layout: str = "auto"
+    codec: str = "auto"
+    negative_zeros: NegativeZeros = "keep"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class ConvertedTensor:
+    """What became of one tensor.
+
+    Attributes:
+        survey: its zeros, as they were.
+        stored_nbytes: of all its chunks.
+        sign_nbytes: of those, what the signs of negative zeros take.
+    """
+
+    entry: TensorEntry
+    survey: Survey
+    stored_nbytes: int
+    sign_nbytes: int
+
+
+def convert_checkpoint(
+    source: Checkpoint,
+    destination: Path,
+    settings: Settings,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> list[ConvertedTensor]:
+    """Convert safetensors to .sparsefmt: a file to the file `destination`, a folder to that folder.
+
+    Holds a few tiles in memory. On failure, no file is there that was not there before; with `overwrite`, each old file
+    of a folder is whole, old or new.
+
+    Raises:
+        FileExistsError: the destination exists, and not `overwrite`.
+        SparsefmtError: a tensor that cannot be stored, or a damaged source.
+        OSError: the disk is full, a file cannot be read, the destination is the source, ….
+    """
+    converted: list[ConvertedTensor] = []
+
+    def write(file: TensorFile, path: Path) -> None:
+        converted.extend(convert_file(file, path, settings, progress))
+
+    _write_checkpoint(source, destination, "safetensors", "sparsefmt", overwrite, write)
+    return converted
+
+
+def export_checkpoint(
+    source: Checkpoint,
+    destination: Path,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Convert .sparsefmt to safetensors; otherwise as `convert_checkpoint`. Tied tensors are written in full, each."""
+
+    def write(file: TensorFile, path: Path) -> None:
+        intakes = {name: file.intake(name) for name in file.names}
+        with replacing(path) as sink:
+            write_safetensors(sink, intakes, file.metadata, progress=progress, threads=threads)
+
+    _write_checkpoint(source, destination, "sparsefmt", "safetensors", overwrite, write)
+
+
+def convert_file(
+    source: TensorFile, destination: Path, settings: Settings, progress: Progress | None = None
+) -> list[ConvertedTensor]:
+    """Convert one file, its tensors in the order of the source. Each is read twice: to count its zeros, and to store."""
+    surveys: dict[str, Survey] = {}
+    with replacing(destination) as sink:
+        writer = TensorWriter(
+            sink,
+            source.metadata,
+            layout=settings.layout,
+            codec=settings.codec,
+            negative_zeros=settings.negative_zeros,
+            threads=settings.threads,
+        )
+        for name in source.names:
+            intake = _SurveyedIntake(source.intake(name), progress)
+            surveys[name] = intake.survey(settings.threads)
+            writer.add(name, intake)
+        writer.finish()
+    with SparsefmtFile(destination) as file:
+        index = file.reader.index
+        return [
+            ConvertedTensor(entry := index.entry(name), survey, index.stored_nbytes(entry), _sign_nbytes(file, entry))
+            for name, survey in surveys.items()
+        ]
+
+
+class _SurveyedIntake(Intake):
+    """An intake that is surveyed once, whoever asks, and reports the tiles that are laid out."""
+
+    def __init__(self, inner: Intake, progress: Progress | None) -> None:
+        super().__init__(inner.dtype, inner.shape)
+        self._inner = inner
+        self._progress = progress
+        self._survey: Survey | None = None
+
+    def bits(self, begin: int, end: int) -> np.ndarray:
+        return self._inner.bits(begin, end)
+
+    def survey(self, threads: int | None = None) -> Survey:
+        if self._survey is None:
+            self._survey = super().survey(threads)
+        return self._survey
+
+    def tile_maker(self, layout: str, drop_negative_zeros: bool = False) -> Callable[[int], Tile]:
+        make_tile = super().tile_maker(layout, drop_negative_zeros)
+        height, progress = self.tile_rows(layout), self._progress
+        if progress is None:
+            return make_tile
+
+        def make_and_report(number: int) -> Tile:
+            tile = make_tile(number)
+            progress(self.dtype.nbytes(min(height, self.rows - number * height) * self.cols))
+            return tile
+
+        return make_and_report
+
+
+def _sign_nbytes(file: SparsefmtFile, entry: TensorEntry) -> int:
+    if NEGATIVE_ZEROS not in entry.codecs:
+        return 0
+    index = file.reader.index
+    return sum(int(index.chunk(entry, tile, NEGATIVE_ZEROS)["stored"]) for tile in range(entry.tiles))
+
+
+def _write_checkpoint(
+    source: Checkpoint,
+    destination: Path,
+    old: Kind,
+    new: Kind,
+    overwrite: bool,
+    write: Callable[[TensorFile, Path], None],
+) -> None:
+    """Have each file of the source written where it belongs, then write the index. On failure, undo what is new."""
+    if not source.is_folder:
+        _expect_free(destination, source.files[0].path, overwrite)
+        with naming(source.path), _writing(destination):
+            write(source.files[0], destination)
+        return
+    targets = {file.path.name: destination / f"{file.path.stem}.{new}" for file in source.files}
+    index_path = destination / (index_name(source.index.path, old, new) if source.index else f"model.{new}.index.json")
+    with _folder(destination, source.folder, overwrite) as made:
+        for file in source.files:
+            _expect_free(targets[file.path.name], file.path, overwrite)
+        # an old index would vouch for what is half replaced
+        index_path.unlink(missing_ok=True)
+        for file in source.files:
+            path = targets[file.path.name]
+            if not path.exists():
+                made.append(path)
+            with naming(file.path), _writing(path):
+                write(file, path)
+        if source.index is not None or len(source.files) > 1:
+            fields = source.index.fields if source.index else {"metadata": {"total_size": source.dense_nbytes}}
+            weight_map = {name: targets[source.holder[name].path.name].name for name in source.names}
+            made.append(index_path)
+            with _writing(index_path), replacing(index_path) as sink:
+                sink.write(_encode_index({**fields, "weight_map": weight_map}))
+
+
+def _encode_index(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _expect_free(destination: Path, source: Path, overwrite: bool) -> None:
+    if not os.path.lexists(destination):
+        return
+    if destination.exists() and os.path.samefile(source, destination):
+        raise shutil.SameFileError(errno.EINVAL, "is the source itself", str(destination))
+    if destination.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder; name the file to write", str(destination))
+    if not overwrite:
+        raise FileExistsError(errno.EEXIST, "exists already", str(destination))
+
+
+@contextmanager
+def _folder(path: Path, source: Path, overwrite: bool) -> Iterator[list[Path]]:
+    """Make a folder. On failure, files put in the list are removed again, and the folder if it was not there."""
+    if path.exists():
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "is a file; several files need a folder", str(path))
+        if os.path.samefile(source, path):
+            raise shutil.SameFileError(errno.EINVAL, "is the source itself", str(path))
+        if not overwrite and any(path.iterdir()):
+            raise FileExistsError(errno.EEXIST, "exists already, and is not empty", str(path))
+    is_new = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    made: list[Path] = []
+    try:
+        yield made
+    except BaseException:
+        for file in made:
+            file.unlink(missing_ok=True)
+        if is_new:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Let a "disk full" say for which file, and by the name that the user knows, not that of a temporary file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or str(error.filename).endswith(TEMPORARY_SUFFIX)):
+            error.filename, error.filename2 = str(path), None
+        raise

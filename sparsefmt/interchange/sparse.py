@@ -1,0 +1,74 @@
+"""A .sparsefmt file as a file of dense tensors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sparsefmt import slicing
+from sparsefmt.container.index import TensorEntry
+from sparsefmt.container.reader import Reader
+from sparsefmt.container.sources import ReadFile
+from sparsefmt.intake import Intake
+from sparsefmt.interchange.contract import TensorFile, expect_regular_file
+
+
+class SparsefmtFile(TensorFile):
+    """An open .sparsefmt file. Reads instead of mapping: pages that a mapping has touched would count as memory used.
+
+    Attributes:
+        names: aliases included, sorted.
+        reader: index and chunks.
+
+    Raises:
+        SparsefmtError: as `sparsefmt.open_file`.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        expect_regular_file(path)
+        source = ReadFile(path)
+        try:
+            self.reader = Reader(source)
+        except BaseException:
+            source.close()
+            raise
+        self.path = Path(path)
+        self.names = self.reader.index.names
+        self.metadata = self.reader.index.metadata
+        self.nbytes = self.reader.size
+
+    def intake(self, name: str) -> EntryIntake:
+        return EntryIntake(self.reader, self.reader.index.entry(name))
+
+    def close(self) -> None:
+        self.reader.close()
+
+
+class EntryIntake(Intake):
+    """A tensor of a .sparsefmt file, made dense a run of rows at a time; every chunk is verified as it is read."""
+
+    def __init__(self, reader: Reader, entry: TensorEntry) -> None:
+        super().__init__(entry.dtype, entry.shape)
+        self._reader = reader
+        self._entry = entry
+
+    def bits(self, begin: int, end: int) -> np.ndarray:
+        entry = self._entry
+        rows = slicing.dense_rows(
+            np.arange(begin, end),
+            slice(None),
+            entry.dtype,
+            entry.shape,
+            entry.layout,
+            entry.tile_rows,
+            lambda number: self._reader.tile(entry, number),
+            threads=1,
+        )
+        return rows.view(entry.dtype.bits_dtype)
+
+    def tile_rows(self, layout: str) -> int:
+        # the tiles of the file, so that none is decoded twice
+        return self._entry.tile_rows

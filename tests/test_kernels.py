@@ -1,0 +1,351 @@
+"""Products: equal to the naive reference to the bit, whatever the threads, the batch, the storage."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+
+import ml_dtypes
+import naive
+import numpy as np
+import pytest
+from helpers import PRUNABLE, WIDTHS, random_bits, weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sparsefmt
+from sparsefmt import SparseTensor, UnsupportedError, linear
+from sparsefmt.dtypes import DTYPES
+from sparsefmt.kernels import linear as front
+from sparsefmt.layouts import LAYOUTS
+
+FLOATS = [np.float32, ml_dtypes.bfloat16, np.float16, np.float64]
+
+
+def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Equal to the bit; NaNs need only be NaNs."""
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    unsigned = f"u{actual.dtype.itemsize}"
+    same = (actual.view(unsigned) == expected.view(unsigned)) | (np.isnan(actual) & np.isnan(expected))
+    assert same.all(), f"{np.count_nonzero(~same)} of {same.size} elements differ"
+
+
+def accumulator(array: np.ndarray) -> type:
+    return np.float64 if array.dtype in (np.float64, np.int32, np.uint32, np.int64, np.uint64) else np.float32
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: np.dtype(dtype).name)
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.sampled_from([1, 2, 3, 7, 8, 9, 20]),
+    cols=st.sampled_from([*WIDTHS, 200]),
+    sparsity=st.sampled_from([0.0, 0.5, 0.8, 0.95, 1.0]),
+    seed=st.integers(0, 1 << 32),
+)
+def test_equal_to_the_naive_order(layout, dtype, rows, cols, sparsity, seed):
+    rng = np.random.default_rng(seed)
+    array = weights(rng, (rows, cols), dtype, sparsity, negative_zeros=True)
+    x = rng.standard_normal(cols).astype(accumulator(array))
+    w = SparseTensor.from_dense(array, layout)
+    assert_same_bits(w @ x, naive.product(array, layout, x, accumulator(array)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [dtype for dtype in PRUNABLE if dtype.numpy.type not in FLOATS], ids=lambda d: d.name)
+def test_other_dtypes_by_their_cast(layout, dtype):
+    rng = np.random.default_rng(5)
+    array = weights(rng, (19, 75), dtype.numpy, 0.5)
+    x = rng.standard_normal(75).astype(accumulator(array))
+    w = SparseTensor.from_dense(array, layout)
+    assert_same_bits(w @ x, naive.product(array, layout, x, accumulator(array)))
+
+
+@pytest.mark.parametrize("name", ["BOOL", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"])
+def test_dense_only_dtypes(name):
+    rng = np.random.default_rng(6)
+    array = random_bits(rng, (9, 24), DTYPES[name])
+    if name == "F8_E8M0":
+        array = (2.0 ** rng.integers(-8, 8, (9, 24))).astype(array.dtype)
+    x = rng.standard_normal(24).astype(np.float32)
+    assert_same_bits(SparseTensor.from_dense(array) @ x, naive.product(array, "dense", x, np.float32))
+
+
+def test_complex_weights_have_no_product():
+    with pytest.raises(UnsupportedError) as caught:
+        linear(np.ones(4, np.float32), np.ones((3, 4), np.complex64))
+    assert caught.value.code == "dtype-product"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+def test_every_finite_pattern_widens_exactly(dtype):
+    """A diagonal of all patterns times ones: the products are the values."""
+    width = np.dtype(dtype).itemsize
+    patterns = np.arange(1 << (8 * width), dtype=f"u{width}").view(dtype)
+    patterns = patterns[np.isfinite(patterns.astype(np.float32))].reshape(-1, 1)
+    array = np.hstack([patterns, np.zeros_like(patterns), np.zeros_like(patterns)])
+    for layout in LAYOUTS:
+        y = SparseTensor.from_dense(array, layout) @ np.ones(3, np.float32)
+        assert_same_bits(y, patterns[:, 0].astype(np.float32) + np.float32(0))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_with_inf_and_nan(layout):
+    array = weights(np.random.default_rng(1), (17, 40), np.float16, 0.6)
+    array[3, 5], array[4, 6], array[5, 7] = np.inf, np.nan, -np.inf
+    x = np.random.default_rng(2).standard_normal(40).astype(np.float32)
+    y = SparseTensor.from_dense(array, layout) @ x
+    assert_same_bits(y, naive.product(array, layout, x, np.float32))
+    assert np.isinf(y[3])
+    assert np.isnan(y[4])
+    assert np.isfinite(np.delete(y, [3, 4, 5])).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan])
+def test_pruned_positions_are_skipped_whatever_x_is(layout, special):
+    array = weights(np.random.default_rng(1), (21, 40), np.float32, 0.6, negative_zeros=True)
+    array[:, 0] = 0
+    array[:, 13] = 0
+    array[5, 13] = 2
+    x = np.random.default_rng(2).standard_normal(40).astype(np.float32)
+    x[[0, 13]] = special
+    y = SparseTensor.from_dense(array, layout) @ x
+    assert_same_bits(y, naive.product(array, layout, x, np.float32))
+    if layout == "dense":
+        assert np.isnan(y).all()
+    else:
+        assert np.isfinite(np.delete(y, 5)).all()
+        assert not np.isfinite(y[5])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_zero_results_are_positive(layout):
+    """Sums that cancel, underflow to -0.0, or have no term."""
+    array = np.zeros((4, 3), np.float32)
+    array[0] = 1, -1, 0
+    array[1] = -1e-40, 0, 0
+    x = np.array([1e-40, 1e-40, -5], np.float32)
+    y = SparseTensor.from_dense(array, layout) @ x
+    assert_same_bits(y, np.zeros(4, np.float32))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_subnormals_are_not_flushed(layout):
+    array = np.array([[1e-40, 0, 3e-41]], np.float32)
+    y = SparseTensor.from_dense(array, layout) @ np.array([0.5, 1, 1], np.float32)
+    assert_same_bits(y, naive.product(array, layout, np.array([0.5, 1, 1]), np.float32))
+    assert y[0] > 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOATS[:3], ids=lambda dtype: np.dtype(dtype).name)
+def test_threads_batch_and_storage_change_no_bit(layout, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(front, "WORTH_A_THREAD", 1)
+    rng = np.random.default_rng(8)
+    array = weights(rng, (900, 1300), dtype, 0.7, negative_zeros=True)
+    x = rng.standard_normal((5, 1300)).astype(np.float32)
+    w = SparseTensor.from_dense(array, layout)
+    expected = np.stack([w @ row for row in x])
+    for threads in (1, 2, 3, 7):
+        assert_same_bits(linear(x, w, threads=threads), expected)
+    assert_same_bits(np.ascontiguousarray((w @ x.T).T), expected)
+    for codec in ("raw", "zstd"):
+        path = tmp_path / f"{codec}.sparsefmt"
+        sparsefmt.save_file({"w": w}, path, layout=layout, codec=codec)
+        for backend in ("mmap", "pread"):
+            with sparsefmt.open_file(path, backend=backend) as file:
+                loaded = file.load("w", layout=layout)
+            assert_same_bits(linear(x, loaded), expected)
+
+
+def test_bitmask_and_dense_agree_for_finite_x():
+    array = weights(np.random.default_rng(8), (50, 333), np.float32, 0.5, negative_zeros=True)
+    x = np.random.default_rng(9).standard_normal(333).astype(np.float32)
+    assert_same_bits(SparseTensor.from_dense(array, "bitmask") @ x, SparseTensor.from_dense(array, "dense") @ x)
+
+
+@pytest.mark.parametrize("cols", [65536, 65537, 70000])
+@pytest.mark.parametrize("layout", ["bitmask", "permuted"])
+def test_wide_matrices(layout, cols):
+    rng = np.random.default_rng(cols)
+    array = weights(rng, (9, cols), ml_dtypes.bfloat16, 0.99)
+    array[4, -1] = 3
+    x = rng.standard_normal(cols).astype(np.float32)
+    reference = array.astype(np.float64) @ x.astype(np.float64)
+    y = SparseTensor.from_dense(array, layout) @ x
+    np.testing.assert_allclose(y, reference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_close_to_float64_on_a_large_matrix(layout):
+    rng = np.random.default_rng(4)
+    array = weights(rng, (1000, 2000), np.float32, 0.8)
+    x = rng.standard_normal((3, 2000)).astype(np.float32)
+    reference = x.astype(np.float64) @ array.astype(np.float64).T
+    scale = np.abs(x).astype(np.float64) @ np.abs(array).astype(np.float64).T
+    error = np.abs(linear(x, SparseTensor.from_dense(array, layout)) - reference)
+    # the bound of a sum of n products: n rounding errors
+    assert (error <= 2000 * 2.0**-24 * scale).all()
+
+
+class TestFrontEnd:
+    w = SparseTensor.from_dense(np.eye(6, 10, dtype=np.float32) * 2, "bitmask")
+
+    def test_shapes(self):
+        for shape in ((10,), (1, 10), (4, 10), (2, 3, 10), (0, 10), (2, 0, 10)):
+            y = linear(np.ones(shape, np.float32), self.w)
+            assert y.shape == (*shape[:-1], 6)
+            assert (y == 2).all()
+        assert (self.w @ np.ones((10, 4), np.float32)).shape == (6, 4)
+
+    def test_bias(self):
+        bias = np.arange(6, dtype=np.float32)
+        assert np.array_equal(linear(np.ones((2, 10), np.float32), self.w, bias), np.tile(2 + bias, (2, 1)))
+
+    def test_weights_of_more_dimensions_multiply_as_their_matrix_view(self):
+        conv = np.arange(2 * 3 * 2 * 2, dtype=np.float32).reshape(2, 3, 2, 2)
+        x = np.ones(12, np.float32)
+        assert np.array_equal(linear(x, SparseTensor.from_dense(conv, "permuted")), conv.reshape(2, 12).sum(axis=1))
+
+    def test_dense_arrays_as_weights(self):
+        assert np.array_equal(linear(np.ones(3, np.float32), np.full((2, 3), 4, np.float32)), [12, 12])
+
+    def test_no_rows_no_columns(self):
+        assert linear(np.ones((2, 3), np.float32), np.zeros((0, 3), np.float32)).shape == (2, 0)
+        assert np.array_equal(linear(np.ones((2, 0), np.float32), np.zeros((4, 0), np.float32)), np.zeros((2, 4)))
+
+    @pytest.mark.parametrize(
+        ("weight", "x", "result"),
+        [
+            ("f4", "f4", "f4"),
+            ("f4", "f8", "f8"),
+            ("f8", "f4", "f8"),
+            ("f4", "f2", "f4"),
+            ("f2", "f2", "f2"),
+            ("f2", "f4", "f4"),
+            ("bfloat16", "bfloat16", "bfloat16"),
+            ("bfloat16", "f2", "f4"),
+            ("f2", "bfloat16", "f4"),
+            ("i1", "f2", "f2"),
+            ("i4", "f4", "f8"),
+            ("f4", "i8", "f8"),
+            ("f4", "i1", "f4"),
+            ("f4", "?", "f4"),
+            ("float8_e4m3fn", "bfloat16", "bfloat16"),
+            ("float8_e4m3fn", "f4", "f4"),
+        ],
+    )
+    def test_result_dtype(self, weight, x, result):
+        def numpy_dtype(name):
+            return np.dtype(getattr(ml_dtypes, name, name))
+
+        array = np.eye(4, dtype=np.float32).astype(numpy_dtype(weight))
+        y = linear(np.ones(4).astype(numpy_dtype(x)), SparseTensor.from_dense(array, "dense"))
+        assert y.dtype == numpy_dtype(result)
+        assert (y.astype(np.float64) == 1).all()
+
+    def test_odd_x_is_read_right(self):
+        x = np.arange(20, dtype=np.float32).reshape(2, 10)
+        expected = linear(x, self.w)
+        for odd in (np.asfortranarray(x), x[:, ::-1].copy()[:, ::-1], x.astype(">f4"), np.repeat(x, 2, axis=1)[:, ::2]):
+            assert np.array_equal(linear(odd, self.w), expected)
+        assert np.array_equal(linear(x.tolist(), self.w), expected)
+        frozen = x.copy()
+        frozen.flags.writeable = False
+        assert np.array_equal(linear(frozen, self.w), expected)
+
+    def test_out(self):
+        x = np.ones((2, 10), np.float32)
+        out = np.empty((2, 6), np.float32)
+        assert linear(x, self.w, out=out) is out
+        assert (out == 2).all()
+
+    def test_bad_out(self):
+        x = np.ones((6, 10), np.float32)
+        square = SparseTensor.from_dense(np.eye(10, dtype=np.float32))
+        good = np.empty((6, 10), np.float32)
+        read_only = good.copy()
+        read_only.flags.writeable = False
+        for out in (good[:5], good.astype(np.float64), np.empty((10, 6), np.float32).T, read_only, x, good.tolist()):
+            with pytest.raises(ValueError, match="out must"):
+                linear(x, square, out=out)
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda w: linear(np.ones(9, np.float32), w),
+            lambda w: linear(np.float32(1), w),
+            lambda w: linear(np.ones(10, np.complex64), w),
+            lambda w: linear(np.array(["a"] * 10), w),
+            lambda w: linear(np.array([None] * 10), w),
+            lambda w: linear(np.ones(10, np.float32), w, np.ones(5)),
+            lambda w: linear(np.ones(10, np.float32), w, threads=0),
+            lambda w: linear(np.ones(10, np.float32), w, threads=-1),
+            lambda w: w @ np.ones((10, 2, 2), np.float32),
+            lambda w: w @ np.ones((9, 2), np.float32),
+            lambda w: w @ np.float32(2),
+        ],
+    )
+    def test_bad_arguments(self, call):
+        with pytest.raises(ValueError):  # noqa: PT011
+            call(self.w)
+
+    def test_x_is_not_changed(self):
+        x = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
+        before = x.copy()
+        linear(x, self.w, np.ones(6))
+        assert np.array_equal(x, before)
+
+
+def test_pieces_cover_every_row_once():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        work = [np.cumsum(rng.integers(0, 50, rng.integers(1, 40))) + 1 for _ in range(rng.integers(1, 5))]
+        pieces = front._pieces(work, int(rng.integers(1, 20)))
+        for number, ends in enumerate(work):
+            mine = [piece for piece in pieces if piece.tile == number]
+            assert [piece.begin for piece in mine] == [0, *[piece.end for piece in mine[:-1]]]
+            assert mine[-1].end == ends.size
+            assert all(piece.begin < piece.end for piece in mine)
+
+
+def test_many_threads_at_once(monkeypatch):
+    monkeypatch.setattr(front, "WORTH_A_THREAD", 1)
+    array = weights(np.random.default_rng(8), (300, 500), np.float32, 0.7)
+    x = np.random.default_rng(9).standard_normal((4, 500)).astype(np.float32)
+    tensors = [SparseTensor.from_dense(array, layout) for layout in LAYOUTS]
+    expected = [linear(x, w, threads=1) for w in tensors]
+    failures = []
+
+    def work():
+        for _ in range(10):
+            for w, right in zip(tensors, expected, strict=True):
+                if not np.array_equal(linear(x, w, threads=3), right):
+                    failures.append(w.layout)
+
+    workers = [threading.Thread(target=work) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+
+
+def _product_in_child(connection, w, x):
+    connection.send(linear(x, w, threads=2).tobytes())
+
+
+def test_after_fork(monkeypatch):
+    monkeypatch.setattr(front, "WORTH_A_THREAD", 1)
+    w = SparseTensor.from_dense(weights(np.random.default_rng(8), (300, 500), np.float32, 0.7))
+    x = np.ones((2, 500), np.float32)
+    expected = linear(x, w, threads=2).tobytes()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_product_in_child, args=(sender, w, x))
+    child.start()
+    assert receiver.poll(60), "the forked child hangs"
+    assert receiver.recv() == expected
+    child.join()

@@ -1,0 +1,170 @@
+"""Saving: the old file or the new one, whole, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+from helpers import same_bits, weights
+
+import sparsefmt
+from sparsefmt.container import atomic
+
+ARRAY = weights(np.random.default_rng(0), (100, 200), np.float32, 0.7)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "w.sparsefmt"
+    sparsefmt.save_file({"w": ARRAY}, path)
+    before = path.read_bytes()
+    with pytest.raises(sparsefmt.SparsefmtError):
+        sparsefmt.save_file({"a": ARRAY, "b": np.zeros(2, np.complex128)}, path)
+    with pytest.raises(RuntimeError, match="stop"):
+        sparsefmt.save_file({"a": ARRAY}, path, progress=lambda done, total: (_ for _ in ()).throw(RuntimeError("stop")))
+    assert path.read_bytes() == before
+    assert names(tmp_path) == ["w.sparsefmt"]
+
+
+def test_new_files_have_the_umasks_permissions_and_old_ones_keep_theirs(tmp_path):
+    path = tmp_path / "w.sparsefmt"
+    old = os.umask(0o027)
+    try:
+        sparsefmt.save_file({"w": ARRAY}, path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        path.chmod(0o604)
+        sparsefmt.save_file({"w": ARRAY}, path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o604
+    finally:
+        os.umask(old)
+
+
+def test_symbolic_links_are_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    target = tmp_path / "real" / "w.sparsefmt"
+    link = tmp_path / "link.sparsefmt"
+    link.symlink_to(target)
+    for value in (1, 2):
+        sparsefmt.save_file({"w": np.float32(value)}, link)
+        assert link.is_symlink()
+        assert sparsefmt.load_file(target)["w"] == value
+    assert names(tmp_path / "real") == ["w.sparsefmt"]
+
+
+def test_destinations_that_cannot_be(tmp_path):
+    with pytest.raises(OSError, match="not a regular file"):
+        sparsefmt.save_file({"w": ARRAY}, tmp_path)
+    with pytest.raises(FileNotFoundError):
+        sparsefmt.save_file({"w": ARRAY}, tmp_path / "missing" / "w.sparsefmt")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        sparsefmt.save_file({"w": ARRAY}, tmp_path / "pipe")
+    assert names(tmp_path) == ["pipe"]
+
+
+def test_long_names_and_relative_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sparsefmt.save_file({"w": ARRAY}, "x" * 245 + ".sparsefmt")
+    sparsefmt.save_file({"w": ARRAY}, "w.sparsefmt")
+    assert same_bits(sparsefmt.load_file("w.sparsefmt")["w"].todense(), ARRAY)
+
+
+def test_a_full_disk(tmp_path):
+    """RLIMIT_FSIZE stands in for it: writing fails half way with an OSError, and the old file stays."""
+    path = tmp_path / "w.sparsefmt"
+    sparsefmt.save_file({"w": np.float32(1)}, path)
+    code = textwrap.dedent(
+        f"""
+        import resource, signal, numpy as np, sparsefmt
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            sparsefmt.save_file({{"w": np.arange(1 << 20)}}, {str(path)!r}, codec="raw")
+        except OSError as error:
+            print("OSError", error.errno)
+        """
+    )
+    # jitted code is cached in files too: leave no room for a surprise
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("OSError"), done
+    assert sparsefmt.load_file(path)["w"] == 1
+    assert names(tmp_path) == ["w.sparsefmt"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 100_000
+
+
+def test_order_of_system_calls(tmp_path, monkeypatch):
+    """Durable: data synced before the rename, folder synced after it."""
+    calls = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor):
+        calls.append("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
+        real_fsync(descriptor)
+
+    def replace(source, target):
+        assert os.path.dirname(source) == os.path.dirname(target)
+        calls.append("rename")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    sparsefmt.save_file({"w": ARRAY}, tmp_path / "w.sparsefmt")
+    assert calls == ["sync file", "rename", "sync folder"]
+
+
+def test_leftovers_are_recognisable_and_no_obstacle(tmp_path):
+    with atomic.replacing(tmp_path / "w.sparsefmt") as file:
+        file.write(b"half")
+        (leftover,) = names(tmp_path)
+    assert leftover.startswith(".w.sparsefmt.")
+    assert leftover.endswith(atomic.TEMPORARY_SUFFIX)
+
+
+def test_two_writers_to_one_name(tmp_path):
+    path = tmp_path / "w.sparsefmt"
+    arrays = [np.full((50, 50), number + 1, np.float32) for number in range(4)]
+    failures = []
+
+    def write(array):
+        try:
+            for _ in range(10):
+                sparsefmt.save_file({"w": array}, path)
+                loaded = sparsefmt.load_file(path)["w"]
+                assert any(same_bits(loaded, other) for other in arrays)
+        except BaseException as error:
+            failures.append(error)
+
+    writers = [threading.Thread(target=write, args=(array,)) for array in arrays]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not failures
+    assert names(tmp_path) == ["w.sparsefmt"]
+
+
+def test_writing_holds_tiles_not_tensors(tmp_path):
+    """A tensor of 160 MB in another byte order is saved with a few tiles of memory beside it."""
+    code = textwrap.dedent(
+        f"""
+        import numpy as np, resource, sparsefmt
+        small = np.zeros((64, 64), ">f4"); small[::3] = 1
+        sparsefmt.save_file({{"w": small}}, {str(tmp_path / "small")!r}, threads=2)
+        array = np.zeros((20_000, 2_000), ">f4"); array[::3] = 1.5; array[0, 0] = 3
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        sparsefmt.save_file({{"w": array}}, {str(tmp_path / "large")!r}, threads=2)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 60
