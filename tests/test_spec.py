@@ -1,0 +1,196 @@
+"""SPEC.md and the code say the same: its tables, its byte dump, its reader."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import CODECS, PRUNABLE, pruned, random_bits
+
+import sparsefmt
+from sparsefmt import codecs, limits
+from sparsefmt.container import envelope, index
+from sparsefmt.dtypes import DTYPES, as_bits, pack
+from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS
+
+ROOT = Path(__file__).parent.parent
+SPEC = (ROOT / "spec" / "SPEC.md").read_text()
+
+
+def section(title: str) -> str:
+    """The text from the heading that starts with `title` to the next heading of its level or above."""
+    found = re.search(rf"^(#+) {re.escape(title)}.*?$(.*?)(?=^#{{1,2}} |^\1 |\Z)", SPEC, re.M | re.S)
+    assert found, f"no section {title!r}"
+    return found[2]
+
+
+def table(text: str) -> list[dict[str, str]]:
+    """The first table of a text: a dict for each row, backticks removed."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines]
+    header, _, *body = rows
+    return [dict(zip(header, row, strict=True)) for row in body if len(row) == len(header)]
+
+
+def tables(text: str) -> list[list[dict[str, str]]]:
+    return [table(block) for block in re.findall(r"(?:^\|.*\n)+", text, re.M)]
+
+
+def test_limits():
+    specified = {row["limit"]: int(row["value"]) for row in table(section("8. Limits"))}
+    assert specified == {name: value for name, value in vars(limits).items() if name.startswith("MAX_")}
+
+
+def test_dtypes():
+    specified = [
+        (row["dtype"], int(row["bits"]), row["sparse layouts"] == "yes", int(row["negative zero"] or "0", 0))
+        for row in table(section("3. Element types"))
+    ]
+    assert specified == [(d.name, d.bits, d.prunable, d.negative_zero) for d in DTYPES.values()]
+
+
+def test_preamble_and_trailer():
+    rows = table(section("2.1 Preamble"))
+    assert bytes.fromhex(rows[0]["value"]) == envelope.MAGIC
+    assert (int(rows[1]["value"]), int(rows[2]["value"])) == (envelope.MAJOR, envelope.MINOR)
+    assert sum(int(row["size"]) for row in rows) == envelope.PREAMBLE_SIZE
+    rows = table(section("2.3 Trailer"))
+    assert bytes.fromhex(rows[-1]["value"]) == envelope.END_MAGIC
+    assert [int(row["offset"]) for row in rows] == [0, 8, 16, 24]
+    assert sum(int(row["size"]) for row in rows) == envelope.TRAILER_SIZE
+
+
+def test_index_keys():
+    top, records, entry, alias = tables(section("2.4 Index"))
+    assert tuple(row["key"] for row in top) == index._TOP_KEYS
+    assert tuple(row["key"] for row in alias) == index._ALIAS_KEYS
+    by_presence = {"always": index._REQUIRED_KEYS, "sparse layouts": index._SPARSE_KEYS, "if not 0": index._OPTIONAL_KEYS}
+    for presence, keys in by_presence.items():
+        assert tuple(row["key"] for row in entry if row["present"] == presence) == keys
+    assert [row["key"] for row in entry] == sorted(row["key"] for row in entry)
+    assert [(row["field"].split(":")[0], int(row["offset"])) for row in records] == [
+        (name, index.CHUNK_RECORD.fields[name][1]) for name in index.CHUNK_RECORD.names
+    ]
+
+
+@pytest.mark.parametrize(("title", "layout"), [("4.1", "dense"), ("4.2", "bitmask"), ("4.3", "permuted")])
+def test_arrays(title, layout):
+    rows = table(section(title))
+    assert tuple(row["array"] for row in rows) == LAYOUTS[layout].arrays
+    for row in rows:
+        types = [
+            str(LAYOUTS[layout].array_dtype(row["array"], DTYPES["F16"], cols).itemsize * 8) for cols in (65536, 65537)
+        ]
+        if row["type"] == "elements":
+            assert types == ["16", "16"]
+        else:
+            assert re.findall(r"u(\d+)", row["type"]) == sorted(set(types))
+
+
+@pytest.mark.parametrize("dtype", PRUNABLE, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("cols", [1, 64, 70, 70000])
+def test_formulas_of_array_sizes(dtype, cols):
+    """The column "bytes" of section 4, evaluated."""
+    rows = 19 if cols < 1000 else 7  # one tile
+    array = pruned(np.random.default_rng(cols), (rows, cols), dtype, 0.9, True)
+    array.reshape(-1)[0] = as_bits(np.ones(1, np.uint8), DTYPES["U8"]).astype(dtype.bits_dtype).view(dtype.numpy)[0]
+    for title, layout in (("4.2", "bitmask"), ("4.3", "permuted")):
+        tile = sparsefmt.SparseTensor.from_dense(array, layout).operand().tiles[0]
+        names = {
+            "r": rows,
+            "c": cols,
+            "n": LAYOUTS[layout].nnz(tile),
+            "w": dtype.bits // 8,
+            "L": -(-rows // 8),
+            "S": tile["values"].size // 8,
+            "ceil": np.ceil,
+        }
+        for row in [*table(section(title)), *table(section("4.4"))]:
+            if row["array"] not in tile:
+                assert row["array"] == NEGATIVE_ZEROS
+                continue
+            formula = row["bytes"].replace("2 or 4", "2" if cols <= 65536 else "4")
+            assert tile[row["array"]].nbytes == int(eval(formula, {}, names)), row["array"]
+
+
+def test_codecs():
+    assert [f"5.{number} `{name}`" for number, name in enumerate(codecs.CODECS, 1)] == re.findall(
+        r"^### (5\.\d .*)$", SPEC, re.M
+    )
+    ratios = re.search(r"\(`raw` (\d+), `zstd` ([\d,]+)\)", SPEC)
+    assert [int(ratio.replace(",", "")) for ratio in ratios.groups()] == [c.max_ratio for c in codecs.CODECS.values()]
+
+
+def test_error_codes():
+    """Every code that reading can raise is in the table, with its kind, and the table has no others."""
+    specified = {row["code"]: row["kind"] for row in table(section("7. What a reader must reject"))}
+    kinds = {"FormatError": "format", "ChecksumError": "checksum", "UnsupportedError": "unsupported", "LimitError": "limit"}
+    raised = set()
+    for folder in ("container", "layouts", "codecs"):
+        for source in (ROOT / "sparsefmt" / folder).rglob("*.py"):
+            for kind, code in re.findall(r"(\w+Error)\(\s*\"([a-z-]+)\"", source.read_text()):
+                raised.add((code, kinds[kind]))
+    assert {"chunk-gap", "chunk-overlap"} <= set(re.findall(r'"([a-z-]+)"', (ROOT / "sparsefmt/container/index.py").read_text()))
+    raised |= {("chunk-gap", "format"), ("chunk-overlap", "format")}
+    table_of_faults = (ROOT / "sparsefmt/layouts/permuted.py").read_text()
+    raised |= {(code, "format") for code in re.findall(r"passes\.[A-Z_]+: \(\"([a-z-]+)\"", table_of_faults)}
+    writing_or_memory = {("name-duplicate", "format"), ("memory", "limit")}
+    assert raised - writing_or_memory == set(specified.items())
+
+
+def test_names_in_the_headings():
+    assert re.findall(r"^### 4\.\d `(\w+)`$", SPEC, re.M) == [*LAYOUTS, NEGATIVE_ZEROS]
+
+
+def load_example_tool():
+    module_spec = importlib.util.spec_from_file_location("spec_example", ROOT / "tools" / "spec_example.py")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules["spec_example"] = module
+    module_spec.loader.exec_module(module)
+    return module
+
+
+def test_byte_dump_is_what_the_writer_writes():
+    tool = load_example_tool()
+    assert f"{tool.BEGIN}```text\n{tool.annotated(tool.example())}```\n{tool.END}" in SPEC
+
+
+def test_byte_dump_by_itself_is_a_file():
+    """Parsed from the text, with the elided zeros put back, it loads."""
+    data = bytearray()
+    for line in section("11. A file, byte by byte").split("```text")[2].splitlines():
+        found = re.match(r"^([0-9a-f]{4})  (00 … 00|(?:[0-9A-F]{2} ?)+)", line)
+        if found:
+            data += bytes(int(found[1], 16) - len(data))
+            data += b"" if "…" in found[2] else bytes.fromhex(found[2])
+    loaded = sparsefmt.load(bytes(data))
+    assert loaded["b"].tolist() == [1.0, 2.0]
+    assert loaded["w"].todense().astype(np.float32).tolist() == [[0.0, 1.5, 0.0, 0.0], [0.0, 0.0, -2.0, 3.0]]
+    assert np.signbit(loaded["w"].todense().astype(np.float32)[0, 2])
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("layout", ["auto", *LAYOUTS])
+def test_reader_of_section_10(layout, codec):
+    (program,) = re.findall(r"```python\n(.*?)```", section("10. A reader in one page"), re.S)
+    names: dict = {}
+    exec(program, names)
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for dtype in DTYPES.values():
+        for shape in ((), (0,), (5,), (3, 0), (9, 70), (40, 6, 5), (12, 70_000)):
+            array = pruned(rng, shape, dtype, 0.8, True) if dtype.prunable else random_bits(rng, shape, dtype)
+            tensors[f"{dtype.name} {shape}"] = array
+    tensors["tiles"] = pruned(rng, (2000, 1500), DTYPES["BF16"], 0.7, True)
+    tensors["tied"] = tensors["tiles"]
+    decoded = names["read"](sparsefmt.save(tensors, layout=layout, codec=codec))
+    assert decoded.keys() == tensors.keys()
+    for name, array in tensors.items():
+        dtype = DTYPES[name.split()[0]] if name.split()[0] in DTYPES else DTYPES["BF16"]
+        bits = as_bits(array, dtype)
+        assert decoded[name] == (pack(bits, dtype) if dtype.packed else bits).tobytes(), name

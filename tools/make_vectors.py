@@ -1,0 +1,129 @@
+"""Writes spec/vectors/: small files that every reader must read, and what it must find in them.
+
+    python tools/make_vectors.py             write good/*.sparsefmt and manifest.json
+    python tools/make_vectors.py --check     exit 1 if what is there differs from what would be written
+
+Contents follow from a formula, not from a random generator of any library. Files of codec `raw` are the same for every
+version of the library; `zstd` files depend on the version of zstd that wrote them, and are only compared by content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import sparsefmt
+from sparsefmt.dtypes import DTYPES, DType, as_bits, pack
+from sparsefmt.layouts import LAYOUTS
+
+FOLDER = Path(__file__).parent.parent / "spec" / "vectors"
+SHAPES = ((), (0,), (3,), (2, 0), (1, 70), (9, 8), (3, 2, 5))
+
+
+def splitmix64(seed: int, count: int) -> np.ndarray:
+    """`count` well mixed uint64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014)."""
+    state = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def tensor(dtype: DType, shape: tuple[int, ...], seed: int, zeros_of_16: int) -> np.ndarray:
+    """Any bit patterns, of which `zeros_of_16` in 16 are zero, one in three of those negative."""
+    count = int(np.prod(shape, dtype=np.int64))
+    patterns, choice = splitmix64(seed, count), splitmix64(seed + 1000, count)
+    bits = patterns % np.uint64(2) if dtype.name == "BOOL" else patterns & np.uint64((1 << dtype.bits) - 1)
+    zero = choice % np.uint64(16) < zeros_of_16
+    bits[zero] = 0
+    bits[zero & (choice // np.uint64(16) % np.uint64(3) == 0)] = dtype.negative_zero
+    return bits.astype(dtype.bits_dtype).view(dtype.numpy).reshape(shape)
+
+
+def tensors() -> dict[str, np.ndarray]:
+    """Every dtype in every shape, and the corners of sparsity."""
+    named = {}
+    for number, dtype in enumerate(DTYPES.values()):
+        for shape in SHAPES:
+            named[f"{dtype.name}{list(shape)}".replace(" ", "")] = tensor(dtype, shape, 10 * number, 10)
+    for zeros in (0, 4, 15, 16):
+        named[f"zeros/{zeros}"] = tensor(DTYPES["F32"], (20, 40), 777, zeros)
+    named["tied/one"] = named["tied/two"] = tensor(DTYPES["BF16"], (12, 100), 888, 8)
+    return named
+
+
+def dense_bytes(array: np.ndarray) -> bytes:
+    """A tensor as safetensors would hold it."""
+    dtype = sparsefmt.dtypes.dtype_of(array.dtype)
+    bits = as_bits(array, dtype)
+    return (pack(bits, dtype) if dtype.packed else bits).tobytes()
+
+
+def manifest_of(data: bytes) -> dict[str, Any]:
+    """What a reader must find: for each tensor dtype, shape, layout, and SHA-256 of the dense bytes."""
+    file = sparsefmt.opened.SparseFile(sparsefmt.container.sources.Memory(data))
+    index = file.reader.index
+    return {
+        "metadata": index.metadata,
+        "aliases": index.aliases,
+        "tensors": {
+            name: {
+                "dtype": entry.dtype.name,
+                "shape": list(entry.shape),
+                "layout": entry.layout.name,
+                "sha256": hashlib.sha256(dense_bytes(file.get_tensor(name))).hexdigest(),
+            }
+            for name, entry in sorted(index.tensors.items())
+        },
+    }
+
+
+def make() -> dict[str, bytes]:
+    """All files by their path under spec/vectors/."""
+    files = {"good/empty.sparsefmt": sparsefmt.save({}, {"key": "value", "": "β"})}
+    for layout in LAYOUTS:
+        for codec in ("raw", "zstd"):
+            files[f"good/{layout}-{codec}.sparsefmt"] = sparsefmt.save(tensors(), layout=layout, codec=codec)
+    files["good/dropped.sparsefmt"] = sparsefmt.save(
+        {"w": tensors()["zeros/4"]}, codec="raw", layout="bitmask", negative_zeros="drop"
+    )
+    manifest = {path: manifest_of(data) for path, data in sorted(files.items())}
+    files["manifest.json"] = json_of(manifest).encode()
+    return files
+
+
+def json_of(manifest: dict[str, Any]) -> str:
+    """JSON with a tensor to a line."""
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    return re.sub(r"\{[^{}]*\"sha256\"[^{}]*\}", lambda entry: " ".join(entry[0].split()), text) + "\n"
+
+
+def differences(files: dict[str, bytes]) -> list[str]:
+    """Files under spec/vectors/ that are missing or not as `make` made them; zstd files by their content."""
+    wrong = []
+    for path, data in files.items():
+        stored = (FOLDER / path).read_bytes() if (FOLDER / path).exists() else b""
+        if stored != data and not ("zstd" in path and stored and manifest_of(stored) == manifest_of(data)):
+            wrong.append(path)
+    return wrong
+
+
+def main() -> None:
+    files = make()
+    if sys.argv[1:] == ["--check"]:
+        sys.exit("\n".join(f"differs: {path}" for path in differences(files)) or 0)
+    if sys.argv[1:]:
+        sys.exit(__doc__)
+    for path, data in files.items():
+        (FOLDER / path).parent.mkdir(parents=True, exist_ok=True)
+        (FOLDER / path).write_bytes(data)
+    print(f"{len(files)} files, {sum(map(len, files.values())):,} bytes")
+
+
+if __name__ == "__main__":
+    main()
