@@ -11,7 +11,7 @@ import numpy as np
 from sparsefmt.dtypes import DType, unpack
 from sparsefmt.kernels import bitmask, dense, permuted
 from sparsefmt.kernels.operand import Operand
-from sparsefmt.kernels.widening import kind_of, table_of
+from sparsefmt.kernels.widening import expect_product, kernel_values
 from sparsefmt.layouts.bitmask import mask_words
 from sparsefmt.layouts.memory import frozen
 from sparsefmt.layouts.permuted import LANES
@@ -42,6 +42,7 @@ def linear(
     x: Any, w: Operand, bias: Any = None, out: np.ndarray | None = None, threads: int | None = None
 ) -> np.ndarray:
     """The product behind `sparsefmt.linear`, which documents it."""
+    expect_product(w.dtype)
     x = np.asarray(x)
     if x.ndim < 1 or x.shape[-1] != w.cols:
         raise ValueError(f"x has shape {x.shape}; its last dimension must be the {w.cols:,} columns of the weights")
@@ -112,9 +113,8 @@ def _activations(x: np.ndarray, accumulator: np.dtype) -> np.ndarray:
 
 def _run(w: Operand, x: np.ndarray, y: np.ndarray, thread_count: int) -> None:
     """Fill y (tokens, rows), piece by piece."""
-    kind, table = kind_of(w.dtype), table_of(w.dtype, x.dtype)
     layout = _LAYOUTS[w.layout]
-    multiply = layout.multiplier(w, kind, table, x, y)
+    multiply = layout.multiplier(w, x, y)
     work = [layout.work(w, number) for number in range(len(w.tiles))]
     total = sum(int(ends[-1]) for ends in work) * x.shape[0]
     useful = max(1, min(thread_count, total // WORTH_A_THREAD))
@@ -142,11 +142,11 @@ class _Layout(NamedTuple):
 
     Attributes:
         work: (operand, tile) to the work up to and with each row (or slice) of the tile, ascending, int64.
-        multiplier: (operand, kind, table, x, y) to a function that does one piece.
+        multiplier: (operand, x, y) to a function that does one piece.
     """
 
     work: Callable[[Operand, int], np.ndarray]
-    multiplier: Callable[[Operand, int, np.ndarray, np.ndarray, np.ndarray], Callable[[Piece], None]]
+    multiplier: Callable[[Operand, np.ndarray, np.ndarray], Callable[[Piece], None]]
 
 
 def _height(w: Operand, number: int) -> int:
@@ -157,17 +157,15 @@ def _dense_work(w: Operand, number: int) -> np.ndarray:
     return np.arange(1, _height(w, number) + 1, dtype=np.int64) * w.cols
 
 
-def _dense_multiplier(
-    w: Operand, kind: int, table: np.ndarray, x: np.ndarray, y: np.ndarray
-) -> Callable[[Piece], None]:
+def _dense_multiplier(w: Operand, x: np.ndarray, y: np.ndarray) -> Callable[[Piece], None]:
     def multiply(piece: Piece) -> None:
         start, height = piece.tile * w.tile_rows, _height(w, piece.tile)
         values = w.tiles[piece.tile]["values"]
         if w.dtype.packed:
             values = unpack(values, w.dtype, height * w.cols)
-        values = frozen(values.reshape(height, w.cols))
+        values = frozen(kernel_values(values, w.dtype, x.dtype))
         target = y[:, start + piece.begin : start + piece.end]
-        dense.product(values, kind, table, piece.begin, piece.end, x, target)
+        dense.product(values, w.cols, piece.begin, piece.end, x, target)
 
     return multiply
 
@@ -178,9 +176,7 @@ def _bitmask_work(w: Operand, number: int) -> np.ndarray:
     )
 
 
-def _bitmask_multiplier(
-    w: Operand, kind: int, table: np.ndarray, x: np.ndarray, y: np.ndarray
-) -> Callable[[Piece], None]:
+def _bitmask_multiplier(w: Operand, x: np.ndarray, y: np.ndarray) -> Callable[[Piece], None]:
     finite = bool(np.isfinite(x).all())
 
     def multiply(piece: Piece) -> None:
@@ -188,9 +184,7 @@ def _bitmask_multiplier(
         bitmask.product(
             mask_words(tile, _height(w, piece.tile)),
             frozen(tile["row_offsets"]),
-            frozen(tile["values"]),
-            kind,
-            table,
+            frozen(kernel_values(tile["values"], w.dtype, x.dtype)),
             piece.begin,
             piece.end,
             x,
@@ -205,19 +199,15 @@ def _permuted_work(w: Operand, number: int) -> np.ndarray:
     return w.tiles[number]["slice_offsets"][1:].astype(np.int64) * LANES + 1
 
 
-def _permuted_multiplier(
-    w: Operand, kind: int, table: np.ndarray, x: np.ndarray, y: np.ndarray
-) -> Callable[[Piece], None]:
+def _permuted_multiplier(w: Operand, x: np.ndarray, y: np.ndarray) -> Callable[[Piece], None]:
     def multiply(piece: Piece) -> None:
         start, tile = piece.tile * w.tile_rows, w.tiles[piece.tile]
         permuted.product(
-            frozen(tile["values"]),
+            frozen(kernel_values(tile["values"], w.dtype, x.dtype)),
             frozen(tile["columns"]),
             frozen(tile["row_permutation"]),
             frozen(tile["row_counts"]),
             frozen(tile["slice_offsets"]),
-            kind,
-            table,
             piece.begin,
             piece.end,
             x,

@@ -51,19 +51,44 @@ def _make_zeros(lanes):
     return zeros
 
 
+def _widen(builder, dtype, accumulator, lanes, vector):
+    """Stored elements as floats of the accumulator's type. Exact."""
+    word = ir.VectorType(ir.IntType(32), lanes)
+
+    def constant(value):
+        return ir.Constant(word, [value] * lanes)
+
+    if dtype == types.uint16:  # bfloat16
+        bits = builder.shl(builder.zext(vector, word), constant(16))
+        vector, dtype = builder.bitcast(bits, _llvm(types.float32, lanes)), types.float32
+    elif dtype == types.int16:  # float16
+        half = builder.zext(vector, word)
+        magnitude = builder.and_(half, constant(0x7FFF))
+        sign = builder.shl(builder.and_(half, constant(0x8000)), constant(16))
+        shifted = builder.shl(magnitude, constant(13))
+        # a half's exponent bits moved to those of a float are 112 too small: exact also for subnormals
+        scale = ir.Constant(_llvm(types.float32, lanes), [2.0**112] * lanes)
+        finite = builder.bitcast(builder.fmul(builder.bitcast(shifted, scale.type), scale), word)
+        special = builder.icmp_unsigned(">=", magnitude, constant(0x7C00))
+        bits = builder.select(special, builder.or_(shifted, constant(0x7F800000)), finite)
+        vector, dtype = builder.bitcast(builder.or_(bits, sign), scale.type), types.float32
+    return vector if dtype == accumulator else builder.fpext(vector, _llvm(accumulator, lanes))
+
+
 def _make_load(lanes):
     @intrinsic
-    def load(typingctx, array, index):
-        vector = Vector(array.dtype, lanes)
+    def load(typingctx, array, index, like):
+        vector = Vector(like.dtype, lanes)
+        width = array.dtype.bitwidth
+        element = _llvm(array.dtype) if isinstance(array.dtype, types.Float) else ir.IntType(width)
 
         def codegen(context, builder, signature, args):
             address = _pointer(context, builder, array, args[0], args[1])
-            llvm_type = _llvm(array.dtype, lanes)
-            return builder.load(
-                builder.bitcast(address, llvm_type.as_pointer()), align=array.dtype.bitwidth // 8, typ=llvm_type
-            )
+            llvm_type = ir.VectorType(element, lanes)
+            stored = builder.load(builder.bitcast(address, llvm_type.as_pointer()), align=width // 8, typ=llvm_type)
+            return _widen(builder, array.dtype, like.dtype, lanes, stored)
 
-        return vector(array, types.int64), codegen
+        return vector(array, types.int64, like), codegen
 
     return load
 
@@ -72,7 +97,8 @@ zeros8, zeros16 = _make_zeros(8), _make_zeros(16)
 """All-zero vector of the dtype of an array."""
 
 load8, load16 = _make_load(8), _make_load(16)
-"""Consecutive elements of a one-dimensional C-contiguous array from `index` on. Unchecked, any alignment."""
+"""load(array, index, like): consecutive elements of a one-dimensional C-contiguous array from `index` on, as floats of the
+dtype of `like`. float32 and float64 as they are, uint16 as bfloat16, int16 as float16. Unchecked, any alignment."""
 
 
 @intrinsic
@@ -123,13 +149,30 @@ def where_nonzero(typingctx, weights, chosen, other):
 
 
 @intrinsic
-def extract(typingctx, vector, lane):
-    """One lane."""
+def first_lanes(typingctx, count, chosen, other):
+    """The first `count` lanes of `chosen`, the rest of `other`."""
 
     def codegen(context, builder, signature, args):
-        return builder.extract_element(args[0], args[1])
+        index = ir.VectorType(ir.IntType(32), chosen.lanes)
+        limit = builder.trunc(args[0], ir.IntType(32))
+        spread = builder.insert_element(ir.Constant(index, ir.Undefined), limit, ir.Constant(ir.IntType(32), 0))
+        spread = builder.shuffle_vector(spread, spread, ir.Constant(index, None))
+        below = builder.icmp_signed("<", ir.Constant(index, list(range(chosen.lanes))), spread)
+        return builder.select(below, args[1], args[2])
 
-    return vector.dtype(vector, types.int64), codegen
+    return chosen(types.int64, chosen, chosen), codegen
+
+
+@intrinsic
+def store8(typingctx, array, index, vector):
+    """Write all lanes to a one-dimensional C-contiguous array from `index` on. Unchecked, any alignment."""
+
+    def codegen(context, builder, signature, args):
+        address = _pointer(context, builder, array, args[0], args[1])
+        builder.store(args[2], builder.bitcast(address, args[2].type.as_pointer()), align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, vector), codegen
 
 
 @intrinsic
