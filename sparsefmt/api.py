@@ -178,4 +178,4 @@ def linear(
 def _load_all(file: SparseFile, layout: str) -> dict[str, SparseTensor | np.ndarray]:
     index = file.reader.index
     tensors = {name: file.load(name, layout) for name in index.tensors}
-    return {name: tensors[index.aliases.get(name, name)] for name in file.keys()}
+    return {name: tensors[index.aliases.get(name, name)] for name in file}

@@ -7,6 +7,7 @@ same width (`bits_dtype`), never as floats, so that NaN payloads and subnormals 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -47,7 +48,7 @@ class DType:
         return (elements * self.bits + 7) // 8
 
 
-def _dtype(name: str, bits: int, numpy: object, prunable: bool, negative_zero: int = 0) -> DType:
+def _dtype(name: str, bits: int, numpy: Any, prunable: bool, negative_zero: int = 0) -> DType:
     return DType(name, bits, np.dtype(numpy), prunable, negative_zero)
 
 

@@ -89,7 +89,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         return SparseTensor(entry.dtype, entry.shape, target, entry.tile_rows, tiles)
 
     def get_tensor(self, name: str) -> np.ndarray:
-        """One tensor as a dense numpy array, bit for bit what was saved. Holds one tile per thread beside the result."""
+        """One tensor as a dense numpy array, bit for bit. Holds one tile per thread beside the result."""
         entry = self._entry(name)
         return self._rows(entry, np.arange(entry.rows), slice(None)).reshape(entry.shape)
 

@@ -78,7 +78,7 @@ class SparseTensor:
         if wanted not in ("auto", layout):
             raise UnsupportedError(
                 "layout-invalid",
-                f"layout {wanted!r} cannot hold a {intake.dtype.name} tensor of shape {list(intake.shape)}: use 'dense'",
+                f"layout {wanted!r} cannot hold {intake.dtype.name} tensors of shape {list(intake.shape)}: use 'dense'",
             )
         height = intake.tile_rows(layout)
         tiles = in_order(intake.tile_maker(layout), range(-(-intake.rows // height) if height else 0), threads)
@@ -132,8 +132,8 @@ class SparseTensor:
     def __repr__(self) -> str:
         dense = self._dtype.nbytes(self.size)
         return (
-            f"SparseTensor(shape={self.shape}, dtype={self.dtype}, layout={self.layout!r}, sparsity={self.sparsity:.3f}, "
-            f"nbytes={self.nbytes:,} of {dense:,})"
+            f"SparseTensor(shape={self.shape}, dtype={self.dtype}, layout={self.layout!r}, "
+            f"sparsity={self.sparsity:.3f}, nbytes={self.nbytes:,} of {dense:,})"
         )
 
     def __len__(self) -> int:
@@ -158,7 +158,7 @@ class SparseTensor:
         """Dense elements, as `todense()[key]` gives them, unpacking only the rows that `key` asks for.
 
         `key` is anything numpy takes whose first part is an integer, a slice, or integers or booleans in one
-        dimension. Unpacking a row costs O(cols); in `permuted`, finding it costs O(rows of its tile) once per run of rows.
+        dimension. A row costs O(cols) to unpack; in `permuted`, a run of rows costs O(rows of its tile) to find.
         """
         return slicing.index(key, self._shape, self._rows)
 
@@ -170,28 +170,24 @@ class SparseTensor:
         import scipy.sparse
 
         rows, cols = matrix_view(self._shape)
-        counts, columns, values = [np.zeros(1, np.int64)], [np.empty(0, np.int64)], [np.empty(0, self.dtype)]
-        for number, tile in enumerate(self._tiles):
-            height = self._height(number)
-            tile = (
-                self.converted(number, "bitmask")
-                if self._dtype.prunable
-                else layouts.from_dense(
-                    LAYOUTS["bitmask"], self._layout.to_dense(tile, self._dtype, cols, 0, height), self._dtype
-                )
-            )
-            mask = np.unpackbits(tile["mask"].reshape(height, -1), axis=1, count=cols, bitorder="little")
+        widen = self.dtype.kind not in "biufc" or self.dtype == np.float16
+        dtype = np.dtype(np.float32) if widen else self.dtype
+        if not self._layout.sparse:
+            return scipy.sparse.csr_array(self.todense().reshape(rows, cols).astype(dtype))
+        counts: list[np.ndarray] = [np.zeros(1, np.int64)]
+        columns: list[np.ndarray] = []
+        values: list[np.ndarray] = []
+        for number in range(len(self._tiles)):
+            tile = self.converted(number, "bitmask")
+            mask = np.unpackbits(tile["mask"].reshape(self._height(number), -1), axis=1, count=cols, bitorder="little")
             counts.append(np.diff(tile["row_offsets"].astype(np.int64)))
             columns.append(np.nonzero(mask)[1])
-            values.append(tile["values"].view(self.dtype))
-        data = np.concatenate(values)
-        if data.dtype.kind not in "biufc" or data.dtype == np.float16:
-            data = data.astype(np.float32)
-        indptr = np.cumsum(np.concatenate(counts)) if self._tiles else np.zeros(rows + 1, np.int64)
+            values.append(tile["values"].view(self.dtype).astype(dtype))
+        indptr = np.cumsum(np.concatenate(counts))
         indices = np.concatenate(columns)
         if max(cols, indptr[-1]) < 1 << 31:
             indptr, indices = indptr.astype(np.int32), indices.astype(np.int32)
-        return scipy.sparse.csr_array((data, indices, indptr), shape=(rows, cols))
+        return scipy.sparse.csr_array((np.concatenate(values), indices, indptr), shape=(rows, cols))
 
     def to_layout(self, layout: str, *, threads: int | None = None) -> SparseTensor:
         """The same tensor in another layout; itself if it has it already. Never dense between sparse layouts.

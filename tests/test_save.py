@@ -31,7 +31,9 @@ def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(sparsefmt.SparsefmtError):
         sparsefmt.save_file({"a": ARRAY, "b": np.zeros(2, np.complex128)}, path)
     with pytest.raises(RuntimeError, match="stop"):
-        sparsefmt.save_file({"a": ARRAY}, path, progress=lambda done, total: (_ for _ in ()).throw(RuntimeError("stop")))
+        sparsefmt.save_file(
+            {"a": ARRAY}, path, progress=lambda done, total: (_ for _ in ()).throw(RuntimeError("stop"))
+        )
     assert path.read_bytes() == before
     assert names(tmp_path) == ["w.sparsefmt"]
 

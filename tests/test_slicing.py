@@ -84,7 +84,10 @@ def test_bad_keys(key, folder):
 
 
 @settings(max_examples=300, deadline=None)
-@given(key=hypothesis_numpy.basic_indices(CUBE.shape, allow_newaxis=True) | st.lists(st.integers(-7, 6)), layout=st.sampled_from(list(LAYOUTS)))
+@given(
+    key=hypothesis_numpy.basic_indices(CUBE.shape, allow_newaxis=True) | st.lists(st.integers(-7, 6)),
+    layout=st.sampled_from(list(LAYOUTS)),
+)
 def test_any_key_of_three_dimensions(key, layout):
     w = sparsefmt.SparseTensor.from_dense(CUBE, layout)
     assert same_bits(np.asarray(w[key]), np.asarray(CUBE[key]))

@@ -69,7 +69,11 @@ def test_index_keys():
     top, records, entry, alias = tables(section("2.4 Index"))
     assert tuple(row["key"] for row in top) == index._TOP_KEYS
     assert tuple(row["key"] for row in alias) == index._ALIAS_KEYS
-    by_presence = {"always": index._REQUIRED_KEYS, "sparse layouts": index._SPARSE_KEYS, "if not 0": index._OPTIONAL_KEYS}
+    by_presence = {
+        "always": index._REQUIRED_KEYS,
+        "sparse layouts": index._SPARSE_KEYS,
+        "if not 0": index._OPTIONAL_KEYS,
+    }
     for presence, keys in by_presence.items():
         assert tuple(row["key"] for row in entry if row["present"] == presence) == keys
     assert [row["key"] for row in entry] == sorted(row["key"] for row in entry)
@@ -129,13 +133,20 @@ def test_codecs():
 def test_error_codes():
     """Every code that reading can raise is in the table, with its kind, and the table has no others."""
     specified = {row["code"]: row["kind"] for row in table(section("7. What a reader must reject"))}
-    kinds = {"FormatError": "format", "ChecksumError": "checksum", "UnsupportedError": "unsupported", "LimitError": "limit"}
+    kinds = {
+        "FormatError": "format",
+        "ChecksumError": "checksum",
+        "UnsupportedError": "unsupported",
+        "LimitError": "limit",
+    }
     raised = set()
     for folder in ("container", "layouts", "codecs"):
         for source in (ROOT / "sparsefmt" / folder).rglob("*.py"):
             for kind, code in re.findall(r"(\w+Error)\(\s*\"([a-z-]+)\"", source.read_text()):
                 raised.add((code, kinds[kind]))
-    assert {"chunk-gap", "chunk-overlap"} <= set(re.findall(r'"([a-z-]+)"', (ROOT / "sparsefmt/container/index.py").read_text()))
+    assert {"chunk-gap", "chunk-overlap"} <= set(
+        re.findall(r'"([a-z-]+)"', (ROOT / "sparsefmt/container/index.py").read_text())
+    )
     raised |= {("chunk-gap", "format"), ("chunk-overlap", "format")}
     table_of_faults = (ROOT / "sparsefmt/layouts/permuted.py").read_text()
     raised |= {(code, "format") for code in re.findall(r"passes\.[A-Z_]+: \(\"([a-z-]+)\"", table_of_faults)}

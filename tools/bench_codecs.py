@@ -66,7 +66,9 @@ def main() -> None:
                 for planes in (False, True) if parts[0].itemsize > 1 else (False,):
                     cells = [f"{sparsity:.0%}", str(dtype), name, "yes" if planes else "no"]
                     for level in LEVELS:
-                        results = [measure(data.view(np.uint8), data.itemsize if planes else 1, level) for data in parts]
+                        results = [
+                            measure(data.view(np.uint8), data.itemsize if planes else 1, level) for data in parts
+                        ]
                         stored, encode, decode = (sum(column) for column in zip(*results, strict=True))
                         raw = sum(data.nbytes for data in parts)
                         cells.append(f"{stored / raw:.3f}  {raw / encode / 1e6:.0f}/{raw / decode / 1e6:.0f}")

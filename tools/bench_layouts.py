@@ -4,8 +4,8 @@
     python tools/bench_layouts.py --rows 384 --cols 1536   another shape
     python tools/bench_layouts.py --model model.safetensors --name encoder.layer.0.output.dense.weight
 
-All contenders take turns, so that a busy machine is busy for all of them; the table gives medians, and ratios to numpy's
-dense float32 product of the same run. "spread" is the quartile distance of our time over its median.
+All contenders take turns, so that a busy machine is busy for all of them; the table gives medians, and ratios to
+numpy's dense float32 product of the same run. "spread" is the quartile distance of our time over its median.
 """
 
 from __future__ import annotations
@@ -41,6 +41,18 @@ def interleaved(contenders: dict[str, Callable[[], object]], repeats: int) -> di
             if turn:
                 times[name].append(time.perf_counter() - start)
     return times
+
+
+def contenders(
+    dense: np.ndarray, tensors: dict[str, SparseTensor], x: np.ndarray, threads: int | None
+) -> dict[str, Callable[[], object]]:
+    """The same product in every way."""
+    csr = scipy.sparse.csr_array(dense)
+    return {
+        "numpy": lambda: x @ dense.T,
+        "scipy": lambda: csr @ x.T,
+        **{layout: lambda w=w: linear(x, w, threads=threads) for layout, w in tensors.items()},
+    }
 
 
 def spread(times: list[float]) -> float:
@@ -80,7 +92,9 @@ def main(
 ) -> None:
     weight = load_weight(model, name, rows, cols)
     rows, cols = weight.shape
-    table = Table(title=f"{rows} x {cols}, {num_threads(threads)} threads; times faster than numpy's dense float32 product")
+    table = Table(
+        title=f"{rows} x {cols}, {num_threads(threads)} threads; times faster than numpy's dense float32 product"
+    )
     for heading in ("values", "batch", "zeros", "numpy ms", "scipy CSR"):
         table.add_column(heading, justify="right")
     for layout in LAYOUTS:
@@ -91,18 +105,9 @@ def main(
         for tokens in batch:
             for zeros in sparsity:
                 array = pruned(weight, zeros).astype(dtype)
-                dense = array.astype(np.float32)
-                csr = scipy.sparse.csr_array(dense)
                 x = np.random.default_rng(1).standard_normal((tokens, cols)).astype(np.float32)
                 tensors = {layout: SparseTensor.from_dense(array, layout) for layout in LAYOUTS}
-                times = interleaved(
-                    {
-                        "numpy": lambda: x @ dense.T,
-                        "scipy": lambda: csr @ x.T,
-                        **{layout: lambda w=w: linear(x, w, threads=threads) for layout, w in tensors.items()},
-                    },
-                    repeats,
-                )
+                times = interleaved(contenders(array.astype(np.float32), tensors, x, threads), repeats)
                 numpy_time = statistics.median(times["numpy"])
                 cells = [str(dtype), str(tokens), f"{zeros:.0%}", f"{numpy_time * 1e3:.2f}"]
                 cells.append(f"{numpy_time / statistics.median(times['scipy']):.2f}")

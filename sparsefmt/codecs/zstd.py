@@ -24,14 +24,14 @@ class Zstd(Codec):
 
     def encode(self, raw: np.ndarray, width: int) -> bytes:
         planes = raw if width == 1 else np.ascontiguousarray(raw.reshape(-1, width).T)
-        return zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(planes)
+        return zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(planes.data)
 
     def decode(self, stored: np.ndarray, width: int, out: np.ndarray) -> None:
         try:
-            size = zstandard.frame_content_size(stored)
+            size = zstandard.frame_content_size(stored.data)
             if size != out.size:
                 raise FormatError("zstd-size", f"a zstd frame holds {size:,} bytes, not {out.size:,}")
-            planes = zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
+            planes = zstandard.ZstdDecompressor().decompress(stored.data, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise FormatError("zstd-corrupt", f"a zstd frame does not decode: {error}") from None
         # a view per plane: the assignment casts nothing and copies once

@@ -17,9 +17,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary file to write; when the block ends it takes the name `path`, durably.
 
     The bytes go to a temporary file of a unique name in the same folder (`.NAME.<random>.sparsefmt-tmp`), which is
-    synced to the disk, then renamed, then the folder is synced: at every moment `path` is the whole old or the whole new
-    file. A mapping of the old file stays valid. If the block raises, the temporary file is removed and `path` is
-    untouched. Symbolic links are followed. The new file has the old one's permissions, or what the umask gives.
+    synced to the disk, then renamed, then the folder is synced: at every moment `path` is the whole old file or the
+    whole new one. A mapping of the old file stays valid. If the block raises, the temporary file is removed and `path`
+    is untouched. Symbolic links are followed. The new file has the old one's permissions, or what the umask gives.
     """
     target = os.path.realpath(os.fspath(path))
     permissions = None

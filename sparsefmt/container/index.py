@@ -8,7 +8,7 @@ Canonical msgpack, one encoding for one content:
 u64. A tensor owns the run of records that starts at its `first_chunk`: tile by tile, and within a tile one for each of
 its arrays in order of their names. An entry is one of
 
-    {"arrays": {name: codec}, "dtype", "first_chunk", "layout", ["negative_zeros_dropped"], ["nnz"], "shape", "tile_rows"}
+    {"arrays": {name: codec}, "dtype", "first_chunk", "layout", "negative_zeros_dropped"?, "nnz"?, "shape", "tile_rows"}
     {"alias_of": name}
 
 Every check here is O(1) per tensor or vectorised over the chunk table, and runs before anything is allocated for data.

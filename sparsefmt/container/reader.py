@@ -91,7 +91,7 @@ class Reader:
         offset, stored_size, raw_size = int(record["offset"]), int(record["stored"]), int(record["raw"])
         padded = self._source.read(offset, envelope.aligned(stored_size))
         stored = padded[:stored_size]
-        if envelope.checksum(stored) != int(record["checksum"]):
+        if envelope.checksum(stored.data) != int(record["checksum"]):
             raise ChecksumError(
                 "chunk-checksum", f"array {array!r} is damaged: its checksum does not match", offset=offset
             )

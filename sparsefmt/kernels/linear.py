@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -18,7 +19,7 @@ from sparsefmt.layouts.permuted import LANES
 from sparsefmt.threads import in_order, num_threads
 
 WORTH_A_THREAD = 1 << 19
-"""Multiply-adds below which handing work to another thread costs more than it saves (measured: some 50 microseconds)."""
+"""Multiply-adds below which handing work to another thread, some 50 microseconds, costs more than it saves."""
 
 PIECES_PER_THREAD = 3
 """Pieces of work for each thread, so that one that was interrupted does not hold up the rest for long."""
@@ -79,7 +80,7 @@ def accumulator_dtype(weights: DType, x: np.dtype) -> np.dtype:
 
 
 def output_dtype(weights: DType, x: np.dtype) -> np.dtype:
-    """The accumulator's dtype; that of x where x is float16 or bfloat16 and the weights are no wider, nor the other one."""
+    """The accumulator's dtype; that of x where x is float16 or bfloat16, and the weights are neither wider nor the other."""
     accumulator = accumulator_dtype(weights, x)
     if accumulator == F32 and x in _HALVES and weights.name != "F32" and weights.numpy not in set(_HALVES) - {x}:
         return x
@@ -133,7 +134,7 @@ def _pieces(work: list[np.ndarray], count: int) -> list[Piece]:
     for number, ends in enumerate(work):
         cuts = np.searchsorted(ends, np.arange(share, int(ends[-1]), share)) + 1
         bounds = np.unique(np.concatenate([[0], cuts, [ends.size]]))
-        pieces += [Piece(number, int(begin), int(end)) for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+        pieces += [Piece(number, int(begin), int(end)) for begin, end in pairwise(bounds)]
     return pieces
 
 

@@ -97,8 +97,8 @@ zeros8, zeros16 = _make_zeros(8), _make_zeros(16)
 """All-zero vector of the dtype of an array."""
 
 load8, load16 = _make_load(8), _make_load(16)
-"""load(array, index, like): consecutive elements of a one-dimensional C-contiguous array from `index` on, as floats of the
-dtype of `like`. float32 and float64 as they are, uint16 as bfloat16, int16 as float16. Unchecked, any alignment."""
+"""load(array, index, like): consecutive elements of a one-dimensional C-contiguous array from `index` on, as floats of
+the dtype of `like`. float32 and float64 are themselves, uint16 is bfloat16, int16 is float16. Unchecked, any alignment."""
 
 
 @intrinsic

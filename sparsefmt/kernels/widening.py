@@ -20,8 +20,8 @@ def expect_product(dtype: DType) -> None:
 def kernel_values(values: np.ndarray, dtype: DType, accumulator: np.dtype) -> np.ndarray:
     """A tile's `values` as a kernel takes them.
 
-    float32, float64, bfloat16 and float16 are views. Others are converted to the accumulator's dtype, in memory of their
-    own: 8-bit types through numpy's cast (ml_dtypes), integers as numpy does. Bits 0 give 0.0 in every prunable type.
+    float32, float64, bfloat16 and float16 are views. Others are converted to the accumulator's dtype by numpy and
+    ml_dtypes, in memory of their own. Bits 0 give 0.0 in every prunable type.
     """
     if dtype.name in _KERNEL_VIEWS:
         return values.view(_KERNEL_VIEWS[dtype.name])

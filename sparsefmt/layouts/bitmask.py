@@ -38,7 +38,8 @@ class Bitmask(Layout):
     sparse = True
 
     def array_dtype(self, array: str, dtype: DType, cols: int) -> np.dtype:
-        return {"mask": U8, "row_offsets": U32, "values": dtype.bits_dtype}.get(array, U8)
+        types = {"row_offsets": U32, "values": dtype.bits_dtype}
+        return types.get(array, U8)
 
     def check_sizes(self, sizes: Mapping[str, int], dtype: DType, rows: int, cols: int) -> None:
         width = dtype.bits_dtype.itemsize

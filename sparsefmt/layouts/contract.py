@@ -5,7 +5,7 @@ consecutive rows of its matrix view; a layout knows one tile at a time and nothi
 
 The rules every layout keeps:
 
-1. For a given tile of dense bits there is exactly one set of arrays. `from_dense` makes it, `check` accepts nothing else.
+1. For a given tile of dense bits there is exactly one set of arrays. `from_dense` makes it; `check` accepts no other.
 2. `to_dense(from_dense(bits))` is `bits`. A sparse layout prunes -0.0 like +0.0; the sign lives in the array
    `negative_zeros` beside the layout's own (see `negative_zeros.py`), the same for every sparse layout.
 3. `check_sizes` runs before anything is allocated and imports no numba; `check` runs before a kernel sees arrays from
