@@ -80,7 +80,7 @@ def accumulator_dtype(weights: DType, x: np.dtype) -> np.dtype:
 
 
 def output_dtype(weights: DType, x: np.dtype) -> np.dtype:
-    """The accumulator's dtype; that of x where x is float16 or bfloat16, and the weights are neither wider nor the other."""
+    """The accumulator's dtype; or that of x, if x is float16 or bfloat16 and w neither a wider float nor the other."""
     accumulator = accumulator_dtype(weights, x)
     if accumulator == F32 and x in _HALVES and weights.name != "F32" and weights.numpy not in set(_HALVES) - {x}:
         return x

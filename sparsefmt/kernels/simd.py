@@ -98,7 +98,7 @@ zeros8, zeros16 = _make_zeros(8), _make_zeros(16)
 
 load8, load16 = _make_load(8), _make_load(16)
 """load(array, index, like): consecutive elements of a one-dimensional C-contiguous array from `index` on, as floats of
-the dtype of `like`. float32 and float64 are themselves, uint16 is bfloat16, int16 is float16. Unchecked, any alignment."""
+the dtype of `like`. float32 and float64 are what they are, uint16 is bfloat16, int16 float16. Unchecked, unaligned."""
 
 
 @intrinsic
