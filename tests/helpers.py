@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
@@ -13,10 +18,22 @@ from sparsefmt.dtypes import DTYPES, DType, as_bits
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.convert import convert
 
+ROOT = Path(__file__).parent.parent
 SPARSE = [name for name, layout in LAYOUTS.items() if layout.sparse]
 CODECS = ["raw", "zstd", "auto"]
 PRUNABLE = [dtype for dtype in DTYPES.values() if dtype.prunable]
 WIDTHS = [1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 130]
+
+
+def load_tool(name: str) -> ModuleType:
+    """A program of tools/ as a module."""
+    module_spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # dataclasses look their module up
+    module_spec.loader.exec_module(module)
+    return module
 
 
 def random_bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> np.ndarray:

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import dense, same_bits
+from helpers import ROOT, dense, load_tool, same_bits
 
 import sparsefmt
 
-ROOT = Path(__file__).parent.parent
 VECTORS = ROOT / "spec" / "vectors"
 MANIFEST = json.loads((VECTORS / "manifest.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def make_vectors():
-    module_spec = importlib.util.spec_from_file_location("make_vectors", ROOT / "tools" / "make_vectors.py")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules["make_vectors"] = module
-    module_spec.loader.exec_module(module)
-    return module
+make_vectors = load_tool("make_vectors")
 
 
 @pytest.mark.parametrize("path", MANIFEST)
-def test_good_files_hold_what_the_manifest_says(path, make_vectors):
+def test_good_files_hold_what_the_manifest_says(path):
     data = (VECTORS / path).read_bytes()
     assert make_vectors.manifest_of(data) == MANIFEST[path]
     for layout in ("auto", "dense", "bitmask", "permuted"):
@@ -46,5 +36,5 @@ def test_every_file_is_in_the_manifest():
     assert {str(path.relative_to(VECTORS)) for path in VECTORS.glob("good/*")} == set(MANIFEST)
 
 
-def test_the_writer_still_writes_them(make_vectors):
+def test_the_writer_still_writes_them():
     assert make_vectors.differences(make_vectors.make()) == []

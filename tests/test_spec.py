@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import CODECS, PRUNABLE, pruned, random_bits
+from helpers import CODECS, PRUNABLE, ROOT, load_tool, pruned, random_bits
 
 import sparsefmt
 from sparsefmt import codecs, limits
@@ -18,7 +15,6 @@ from sparsefmt.dtypes import DTYPES, as_bits, pack
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 
-ROOT = Path(__file__).parent.parent
 SPEC = (ROOT / "spec" / "SPEC.md").read_text()
 
 
@@ -158,16 +154,8 @@ def test_names_in_the_headings():
     assert re.findall(r"^### 4\.\d `(\w+)`$", SPEC, re.M) == [*LAYOUTS, NEGATIVE_ZEROS]
 
 
-def load_example_tool():
-    module_spec = importlib.util.spec_from_file_location("spec_example", ROOT / "tools" / "spec_example.py")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules["spec_example"] = module
-    module_spec.loader.exec_module(module)
-    return module
-
-
 def test_byte_dump_is_what_the_writer_writes():
-    tool = load_example_tool()
+    tool = load_tool("spec_example")
     assert f"{tool.BEGIN}```text\n{tool.annotated(tool.example())}```\n{tool.END}" in SPEC
 
 

@@ -1,31 +1,17 @@
 """The programs in tools/ that make pruned input: exact counts, patterns, signs of zero, and what is left alone."""
 
-import importlib.util
 import json
 import struct
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from helpers import load_tool
 from safetensors import safe_open
 from safetensors.numpy import save_file
-
-
-def load_tool(name: str) -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "tools" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"tools_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
 
 prune = load_tool("prune")
 make_checkpoint = load_tool("make_checkpoint")
