@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 from sparsefmt.container.index import TensorEntry, check_name
 from sparsefmt.container.writer import Sink, Writer
 from sparsefmt.errors import FormatError, SparsefmtError
-from sparsefmt.intake import Intake, choose_layout, intake_of
+from sparsefmt.intake import Intake, choose_layout, intake_of, is_scipy_sparse
 from sparsefmt.layouts import choose
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.tensor import SparseTensor
@@ -123,14 +124,17 @@ def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progre
         raise FormatError("tensors-invalid", f"tensors must be a dict of name to array, not {type(tensors).__name__}")
     total = sum(_dense_nbytes(value) for value in tensors.values())
     done = 0
-    written: dict[object, str] = {}
+    written: dict[object, tuple[weakref.ref[Any], str]] = {}
     for name, value in tensors.items():
         identity = _identity(value)
-        if identity in written:
-            writer.add_alias(name, written[identity])
+        # an address means something only while what lay there is alive: a lazy mapping may reuse it
+        first = written.get(identity)
+        if first is not None and first[0]() is not None:
+            writer.add_alias(name, first[1])
         else:
             writer.add(name, value)
-            written[identity] = name
+            if identity is not None:
+                written[identity] = weakref.ref(value), name
         done += _dense_nbytes(value)
         if progress:
             progress(done, total)
@@ -138,10 +142,13 @@ def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progre
 
 
 def _identity(value: Any) -> object:
-    """Equal for two values that are one tensor: the same object, or the same elements of the same memory."""
-    if isinstance(value, np.ndarray) and value.size:
-        return value.ctypes.data, value.dtype, value.shape, value.strides
-    return id(value)
+    """Equal for two values that are one tensor: the same object, or the same elements of the same memory.
+
+    None for what cannot be told: empty arrays, which have no memory, and values without weak references.
+    """
+    if isinstance(value, np.ndarray):
+        return (value.ctypes.data, value.dtype, value.shape, value.strides) if value.size else None
+    return id(value) if isinstance(value, SparseTensor) or is_scipy_sparse(value) else None
 
 
 def _dense_nbytes(value: Any) -> int:

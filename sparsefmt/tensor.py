@@ -32,7 +32,7 @@ class SparseTensor:
     arrays, bit for bit what was stored, negative zeros included.
     """
 
-    __slots__ = ("_dtype", "_layout", "_nnz", "_shape", "_tile_rows", "_tiles")
+    __slots__ = ("__weakref__", "_dtype", "_layout", "_nnz", "_shape", "_tile_rows", "_tiles")
 
     def __init__(self, dtype: DType, shape: tuple[int, ...], layout: str, tile_rows: int, tiles: list[Tile]) -> None:
         """For the library itself: trusts that the tiles are checked and frozen."""

@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
@@ -146,6 +147,33 @@ class TestTied:
             assert len(file) == 2
             assert "b" in file
             assert np.array_equal(file["b"].todense(), np.eye(100))
+
+    @pytest.mark.parametrize("sparse", [False, True])
+    def test_a_lazy_mapping_may_reuse_memory(self, sparse):
+        """Each value dies before the next is made, most likely at the same address: they are not one tensor."""
+
+        class Lazy(Mapping):
+            def __iter__(self):
+                return iter("abcdefgh")
+
+            def __len__(self):
+                return 8
+
+            def __getitem__(self, name):
+                array = np.full((100, 100), ord(name), np.float32)
+                return SparseTensor.from_dense(array * np.eye(100, dtype=np.float32)) if sparse else array
+
+        loaded = sparsefmt.load(sparsefmt.save(Lazy()))
+        assert {name: int(dense(value)[0, 0]) for name, value in loaded.items()} == {n: ord(n) for n in "abcdefgh"}
+
+    def test_an_open_file_is_a_mapping_that_can_be_saved(self, tmp_path):
+        array = weights(np.random.default_rng(0), (300, 200), np.float32, 0.8, True)
+        sparsefmt.save_file({"a": array, "b": np.arange(3), "c": array}, tmp_path / "one", codec="raw")
+        with sparsefmt.open_file(tmp_path / "one") as file:
+            sparsefmt.save_file(file, tmp_path / "two", file.metadata())
+        loaded = sparsefmt.load_file(tmp_path / "two")
+        assert same_bits(dense(loaded["a"]), array)
+        assert same_bits(dense(loaded["c"]), array)
 
     def test_empty_arrays_are_not_tied_by_their_address(self):
         loaded = sparsefmt.load(sparsefmt.save({"a": np.zeros((0, 3), "f4"), "b": np.zeros((0, 3), "f4")[:0]}))

@@ -50,6 +50,7 @@ _TOP_KEYS = ("chunks", "metadata", "tensors")
 _ALIAS_KEYS = ("alias_of",)
 _REQUIRED_KEYS = ("arrays", "dtype", "first_chunk", "layout", "shape", "tile_rows")
 _SPARSE_KEYS = ("nnz",)
+_SPARSE_REQUIRED_KEYS = tuple(sorted(_REQUIRED_KEYS + _SPARSE_KEYS))
 _OPTIONAL_KEYS = ("negative_zeros_dropped",)
 _MAX_INT = (1 << 63) - 1
 
@@ -100,7 +101,8 @@ class TensorEntry:
 
     @property
     def tiles(self) -> int:
-        return -(-self.rows // self.tile_rows) if self.elements else 0
+        # tile_rows is 0 exactly where there are no elements
+        return -(-self.rows // self.tile_rows) if self.tile_rows else 0
 
     @property
     def chunk_count(self) -> int:
@@ -307,7 +309,7 @@ def _decode_entry(name: str, entry: dict[str, Any], strict: bool) -> TensorEntry
     if "layout" in entry and entry["layout"] not in LAYOUTS:
         raise UnsupportedError("layout-unknown", f"layout {entry['layout']!r} is not known to this version")
     layout = LAYOUTS[entry.get("layout", "dense")]
-    required = _REQUIRED_KEYS + (_SPARSE_KEYS if layout.sparse else ())
+    required = _SPARSE_REQUIRED_KEYS if layout.sparse else _REQUIRED_KEYS
     _expect_keys(entry, required, _OPTIONAL_KEYS, strict, "its entry")
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
@@ -384,46 +386,42 @@ def _check_entry(entry: TensorEntry) -> None:
 
 def _assign_chunks(index: Index) -> None:
     """Check that every chunk belongs to exactly one tensor, and that sizes are possible for its layout and codec."""
+    raw, stored = np.ascontiguousarray(index.chunks["raw"]), np.ascontiguousarray(index.chunks["stored"])
     due = 0
     for entry in sorted(index.tensors.values(), key=lambda entry: entry.first_chunk):
-        if not entry.chunk_count:
+        count = entry.chunk_count
+        if not count:
             continue
-        if entry.first_chunk != due:
+        first, due = due, due + count
+        if entry.first_chunk != first:
             raise FormatError(
-                "chunk-assignment", f"its chunks start at number {entry.first_chunk:,}, not {due:,}", tensor=entry.name
+                "chunk-assignment",
+                f"its chunks start at number {entry.first_chunk:,}, not {first:,}",
+                tensor=entry.name,
             )
-        due += entry.chunk_count
-        if due > len(index.chunks):
+        if due > len(raw):
             raise FormatError(
-                "chunk-assignment", f"it needs chunks up to number {due:,} of {len(index.chunks):,}", tensor=entry.name
+                "chunk-assignment", f"it needs chunks up to number {due:,} of {len(raw):,}", tensor=entry.name
             )
-        _check_chunk_sizes(index, entry)
-    if due != len(index.chunks):
-        raise FormatError("chunk-assignment", f"{len(index.chunks) - due:,} chunks belong to no tensor")
-
-
-def _check_chunk_sizes(index: Index, entry: TensorEntry) -> None:
-    count = entry.chunk_count
-    shape = (entry.tiles, len(entry.codecs))
-    records = index.chunks[entry.first_chunk : entry.first_chunk + count]
-    raw, stored = records["raw"].reshape(shape).tolist(), records["stored"].reshape(shape).tolist()
-    ratios = [CODECS[codec].max_ratio for codec in entry.codecs.values()]
-    for tile, (raw_sizes, stored_sizes) in enumerate(zip(raw, stored, strict=True)):
-        for number, ratio in enumerate(ratios):
-            if not stored_sizes[number] <= raw_sizes[number] <= stored_sizes[number] * ratio:
-                raise FormatError(
-                    "chunk-size",
-                    f"a chunk of {stored_sizes[number]:,} bytes cannot decode to {raw_sizes[number]:,}",
-                    tensor=entry.name,
-                    offset=int(records["offset"][tile * shape[1] + number]),
-                )
-        begin, end = entry.tile_range(tile)
         try:
-            entry.layout.check_sizes(
-                dict(zip(entry.codecs, raw_sizes, strict=True)), entry.dtype, end - begin, entry.cols
-            )
+            _check_chunk_sizes(entry, raw[first:due].tolist(), stored[first:due].tolist())
         except FormatError as error:
             raise error.within(entry.name) from None
+    if due != len(raw):
+        raise FormatError("chunk-assignment", f"{len(raw) - due:,} chunks belong to no tensor")
+
+
+def _check_chunk_sizes(entry: TensorEntry, raw: list[int], stored: list[int]) -> None:
+    """Check raw and stored sizes of all chunks of a tensor."""
+    arrays, cols = len(entry.codecs), entry.cols
+    ratios = [CODECS[codec].max_ratio for codec in entry.codecs.values()]
+    for number, (raw_size, stored_size) in enumerate(zip(raw, stored, strict=True)):
+        if not stored_size <= raw_size <= stored_size * ratios[number % arrays]:
+            raise FormatError("chunk-size", f"a chunk of {stored_size:,} bytes cannot decode to {raw_size:,}")
+    for tile in range(len(raw) // arrays):
+        begin, end = entry.tile_range(tile)
+        sizes = dict(zip(entry.codecs, raw[tile * arrays : (tile + 1) * arrays], strict=True))
+        entry.layout.check_sizes(sizes, entry.dtype, end - begin, cols)
 
 
 def _pack(value: object) -> bytes:
@@ -457,6 +455,8 @@ def _unpack(data: bytes) -> dict[str, Any]:
 def _expect_keys(
     mapping: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...], strict: bool, what: str
 ) -> None:
+    if tuple(mapping) == required:  # the usual case, and the fastest
+        return
     for key in required:
         if key not in mapping:
             raise FormatError("index-key", f"{what} lacks {key!r}")
