@@ -26,13 +26,17 @@ from sparsefmt.errors import SparsefmtError
 _COMMANDS = ("convert", "inspect", "verify", "diff", "export", "demo")
 
 
+def printable(text: str) -> str:
+    """One line without control characters: those that a name or a path may have are spelled out."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 class Failure(click.ClickException):
     """Ends the program with one line on stderr."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        # a line break or escape sequence may come from a file name
-        super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in message))
-        self.exit_code = exit_code
+        super().__init__(printable(message))
+        self.exit_code = exit_code  # type: ignore[misc]
 
     def show(self, file: Any = None) -> None:
         click.echo(f"sparsefmt: error: {self.message}", file=file, err=file is None)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sparsefmt.cli import options
+from sparsefmt.cli import Failure, options
 from sparsefmt.codecs import CODECS
-from sparsefmt.interchange.checkpoints import Checkpoint
+from sparsefmt.interchange.checkpoints import Checkpoint, Kind
 from sparsefmt.interchange.conversion import ConvertedTensor, Settings, convert_checkpoint
 from sparsefmt.layouts import LAYOUTS
 
@@ -22,6 +22,7 @@ MOST_ROWS = 40
 
 
 @click.command(
+    short_help="Turn safetensors into .sparsefmt, a file or a folder of shards.",
     context_settings={"show_default": True},
     epilog="""\b
 Examples:
@@ -69,7 +70,7 @@ def command(
     settings = Settings(layout, codec, negative_zeros, threads)
     started = time.perf_counter()
     with Checkpoint(src, ["safetensors"]) as source:
-        destination = dst or default_destination(source, "sparsefmt")
+        destination = destination_of(source, dst, "sparsefmt")
         with output.progress_bar("converting", source.dense_nbytes, quiet) as progress:
             converted = convert_checkpoint(source, destination, settings, overwrite=force, progress=progress)
         elapsed = time.perf_counter() - started
@@ -77,15 +78,21 @@ def command(
             _report(source, destination, converted, elapsed)
 
 
-def default_destination(source: Checkpoint, suffix: str) -> Path:
-    """Where to write to: beside the source, the suffix changed; for a folder, added to its name."""
+def destination_of(source: Checkpoint, given: Path | None, suffix: Kind) -> Path:
+    """Where to write to: what was given, if it makes sense, else beside the source, with another suffix.
+
+    Raises Failure for a name that belongs to something else: a slip of the fingers must not cost the source.
+    """
+    if given is not None:
+        wrong = {".sparsefmt", ".safetensors"} - (set() if source.is_folder else {f".{suffix}"})
+        if given.suffix in wrong:
+            wanted = "a folder, as the source is one" if source.is_folder else f"a .{suffix} file"
+            raise Failure(f"{given}: the destination must be {wanted}", 2)
+        return given
     if not source.is_folder:
         return source.path.with_suffix(f".{suffix}")
     folder = Path(os.path.abspath(source.folder))
-    stem = folder.name
-    for old in ("-safetensors", "-sparsefmt"):
-        stem = stem.removesuffix(old)
-    return folder.with_name(f"{stem}-{suffix}")
+    return folder.with_name(f"{re.sub('-(safetensors|sparsefmt)$', '', folder.name)}-{suffix}")
 
 
 @dataclass
@@ -111,12 +118,11 @@ class _Group:
         surveyed = [tensor for tensor in self.tensors if tensor.entry.dtype.prunable]
         elements = sum(tensor.entry.elements for tensor in surveyed)
         zeros = elements - sum(tensor.survey.nnz for tensor in surveyed)
-        layouts = Counter(entry.layout.name for entry in entries)
         return [
             self.label,
             _common(output.shape(entry.shape) for entry in entries),
             _common(entry.dtype.name for entry in entries),
-            ", ".join(layouts) if len(layouts) == 1 else ", ".join(f"{name} {n}" for name, n in layouts.items()),
+            _common(entry.layout.name for entry in entries),
             f"{len(entries):,}",
             output.percent(zeros, elements),
             output.size(self.before),
@@ -127,13 +133,13 @@ class _Group:
 
 def _common(texts: Any) -> str:
     distinct = set(texts)
-    return distinct.pop() if len(distinct) == 1 else "various"
+    return distinct.pop() if len(distinct) == 1 else "mixed"
 
 
 def _report(source: Checkpoint, destination: Path, converted: list[ConvertedTensor], elapsed: float) -> None:
     from sparsefmt.cli import output
 
-    table = output.table("tensors", "shape", "dtype", "layout", "count", "zeros %", "before", "after", "ratio", left=4)
+    table = output.table("tensors", "shape", "dtype", "layout", "n", "zeros", "before", "after", "ratio", left=4)
     for group in _rows(_groups(converted)):
         output.add_row(table, *group.cells())
     table.add_section()

@@ -12,6 +12,7 @@ from sparsefmt.interchange.checkpoints import Checkpoint, Kind
 
 
 @click.command(
+    short_help="Say which tensors differ between two models.",
     epilog="""\b
 Examples:
   sparsefmt diff before.sparsefmt after.sparsefmt
@@ -44,7 +45,7 @@ def command(ctx: click.Context, a: Path, b: Path, threads: int, quiet: bool) -> 
                     differences.append(compare.describe(name, intake.dtype, intake.shape, found))
     if not quiet:
         for difference in differences:
-            output.say(output.printable(difference))
+            output.say(difference)
         output.say(
             f"{output.plural(len(differences), 'difference')} in {output.plural(len(comparable), 'tensor')} of both"
             if differences

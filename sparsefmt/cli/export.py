@@ -8,12 +8,13 @@ from pathlib import Path
 import click
 
 from sparsefmt.cli import options
-from sparsefmt.cli.convert import default_destination
+from sparsefmt.cli.convert import destination_of
 from sparsefmt.interchange.checkpoints import Checkpoint
 from sparsefmt.interchange.conversion import export_checkpoint
 
 
 @click.command(
+    short_help="Turn .sparsefmt back into safetensors.",
     epilog="""\b
 Examples:
   sparsefmt export model.sparsefmt
@@ -36,7 +37,7 @@ def command(src: Path, dst: Path | None, threads: int, force: bool, quiet: bool)
 
     started = time.perf_counter()
     with Checkpoint(src, ["sparsefmt"]) as source:
-        destination = dst or default_destination(source, "safetensors")
+        destination = destination_of(source, dst, "safetensors")
         with output.progress_bar("exporting", source.dense_nbytes, quiet) as progress:
             export_checkpoint(source, destination, threads=threads, overwrite=force, progress=progress)
         if not quiet:

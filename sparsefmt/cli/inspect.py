@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ JSON_VERSION = 1
 
 
 @click.command(
+    short_help="List the tensors of a file; reads its index alone.",
     epilog="""\b
 Examples:
   sparsefmt inspect model.sparsefmt
@@ -122,7 +124,7 @@ def _print_tables(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> None:
     total_stored = total_dense = total_tensors = 0
     for file in files:
         index = file.reader.index
-        columns = ("tensor", "shape", "dtype", "layout", "codecs", "zeros %", "dense", "stored", "ratio")
+        columns = ("tensor", "shape", "dtype", "layout", "codecs", "zeros", "dense", "stored", "ratio")
         table = output.table(*columns, left=5)
         stored = dense = 0
         for name in index.names:
@@ -148,7 +150,7 @@ def _print_tables(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> None:
         output.console().print(table)
         output.say()
         output.say(
-            f"{output.printable(str(file.path))}: format {_format_version(file)}, {output.size(file.nbytes)}, "
+            f"{file.path}: format {_format_version(file)}, {output.size(file.nbytes)}, "
             f"{output.plural(len(index.names), 'tensor')}, {output.plural(len(index.chunks), 'chunk')}, dense "
             f"{output.size(dense)}, stored {output.size(stored)}, {output.ratio(dense, stored)} smaller"
         )
@@ -159,27 +161,20 @@ def _print_tables(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> None:
         total_tensors += len(index.names)
     if len(files) > 1:
         output.say(
-            f"all {len(files)} files: {output.plural(total_tensors, 'tensor')}, {output.size(checkpoint.nbytes)}, dense "
-            f"{output.size(total_dense)}, stored {output.size(total_stored)}, "
+            f"all {len(files)} files: {output.plural(total_tensors, 'tensor')}, {output.size(checkpoint.nbytes)}, "
+            f"dense {output.size(total_dense)}, stored {output.size(total_stored)}, "
             f"{output.ratio(total_dense, total_stored)} smaller"
         )
 
 
 def _codecs(entry: TensorEntry) -> str:
-    """The codec of the arrays; where they differ, of which: "zstd mask values, raw row_offsets"."""
-    by_codec: dict[str, list[str]] = {}
-    for array, codec in entry.codecs.items():
-        by_codec.setdefault(codec, []).append(array)
-    if len(by_codec) == 1:
-        return next(iter(by_codec))
-    return ", ".join(f"{codec} {' '.join(arrays)}" for codec, arrays in by_codec.items())
+    """The codecs of the arrays, the most frequent first; which array has which is in the JSON."""
+    return ", ".join(codec for codec, _ in Counter(entry.codecs.values()).most_common())
 
 
 def _metadata(metadata: dict[str, str]) -> Iterator[str]:
-    from sparsefmt.cli import output
-
     for key, value in metadata.items():
-        yield f"  {output.printable(key)}: {output.printable(value)}"
+        yield f"  {key}: {value}"
 
 
 def _signs(entries: Any) -> Iterator[str]:

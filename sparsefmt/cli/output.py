@@ -14,6 +14,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
+from sparsefmt.cli import printable
+
 WIDTH_OF_PIPES = 160
 """Columns of a table that goes to a file or a pipe, unless COLUMNS says otherwise."""
 
@@ -26,29 +28,22 @@ def console() -> Console:
 
 
 def say(line: str = "") -> None:
-    """A line on stdout, as it is, however long."""
-    console().print(line, soft_wrap=True)
+    """A line on stdout, however long."""
+    console().print(printable(line), soft_wrap=True)
 
 
 def table(*columns: str, left: int = 1) -> Table:
-    """An empty table; the first `left` columns are texts, the others numbers."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    """An empty table: the first column gives way where the terminal is narrow, the first `left` are texts."""
+    is_narrow = console().width < 110
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 0 if is_narrow else 1, 0, 0), show_edge=False)
     for number, column in enumerate(columns):
-        if number < left:
-            made.add_column(column, overflow="fold", min_width=8)
-        else:
-            made.add_column(column, justify="right", overflow="fold")
+        made.add_column(column, justify="left" if number < left else "right", overflow="fold", no_wrap=number > 0)
     return made
 
 
 def add_row(made: Table, *cells: str) -> None:
     """Add texts as they are: a name in brackets is no markup, a control character is shown and not obeyed."""
     made.add_row(*(Text(printable(cell)) for cell in cells))
-
-
-def printable(text: str) -> str:
-    """The text with control characters and escape sequences spelled out."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def size(nbytes: int) -> str:
@@ -69,12 +64,12 @@ def ratio(before: int, after: int) -> str:
 
 
 def percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f}" if whole else "-"
+    return f"{100 * part / whole:.1f}%" if whole else "-"
 
 
 def shape(sizes: tuple[int, ...]) -> str:
-    """ "4096 x 1024"; "scalar" for no dimensions."""
-    return " x ".join(map(str, sizes)) if sizes else "scalar"
+    """ "4096x1024"; "scalar" for no dimensions."""
+    return "x".join(map(str, sizes)) if sizes else "scalar"
 
 
 def plural(count: int, noun: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparsefmt.cli import options
+from sparsefmt.cli import options, printable
 from sparsefmt.errors import SparsefmtError
 from sparsefmt.interchange import compare
 from sparsefmt.interchange.checkpoints import Checkpoint
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Check every byte of a file; compare it with its source.",
     epilog="""\b
 Examples:
   sparsefmt verify model.sparsefmt
@@ -55,7 +56,7 @@ def command(ctx: click.Context, path: Path, against: Path | None, threads: int, 
         with output.progress_bar("verifying", total, quiet) as progress:
             found = _verify(checkpoint, other, threads, progress)
     for fault in found.faults:
-        click.echo(f"sparsefmt: error: {output.printable(fault)}", err=True)
+        click.echo(f"sparsefmt: error: {printable(fault)}", err=True)
     if not quiet:
         tensors, chunks = output.plural(found.tensors, "tensor"), output.plural(found.chunks, "chunk")
         verdict = output.plural(len(found.faults), "fault") if found.faults else "ok"
@@ -96,7 +97,7 @@ def _tensors(checkpoint: Checkpoint) -> list[tuple[SparsefmtFile, TensorEntry]]:
 
 def _verify(checkpoint: Checkpoint, other: Checkpoint | None, threads: int, progress: Progress | None) -> _Found:
     found = _Found()
-    comparable = set()
+    comparable: set[str] = set()
     if other is not None:
         differing, comparable = compare.compare_names(checkpoint, other)
         found.faults += differing

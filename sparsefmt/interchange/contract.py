@@ -65,6 +65,6 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except SparsefmtError as error:
-        if not getattr(error, "__notes__", None):
+        if not getattr(error, "__notes__", None) and os.fspath(path) not in error.message:
             error.add_note(os.fspath(path))
         raise

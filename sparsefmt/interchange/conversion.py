@@ -107,7 +107,7 @@ def export_checkpoint(
 def convert_file(
     source: TensorFile, destination: Path, settings: Settings, progress: Progress | None = None
 ) -> list[ConvertedTensor]:
-    """Convert one file, its tensors in the order of the source. Each is read twice: to count its zeros, and to store."""
+    """Convert one file, its tensors in the order of the source. Each is read twice: to count zeros, then to store."""
     surveys: dict[str, Survey] = {}
     with replacing(destination) as sink:
         writer = TensorWriter(

@@ -136,9 +136,9 @@ def write_safetensors(
     """Write a safetensors file in one pass; holds a few tiles in memory.
 
     The library's own writer wants every tensor in memory before the first byte, and cannot write the F6 types; hence
-    this one. Tensors lie in the library's order, descending by dtype, which aligns each to its elements, then by name: a
-    file that the library wrote comes back byte for byte if it has at most one metadata key (the library does not order
-    several).
+    this one. Tensors lie in the library's order: descending by dtype, which aligns each to its elements, then by name.
+    A file that the library wrote comes back byte for byte if it has at most one metadata key (the library does not
+    order several).
 
     Args:
         sink: where the bytes go.
