@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sparsefmt.container.index import TensorEntry, check_name
+from sparsefmt.container.index import Index, TensorEntry, check_name
 from sparsefmt.container.writer import Sink, Writer
 from sparsefmt.errors import FormatError, SparsefmtError
 from sparsefmt.intake import Intake, choose_layout, intake_of, is_scipy_sparse
@@ -65,9 +65,9 @@ class TensorWriter:
         """Give the tensor written as `target` a second name."""
         self._writer.add_alias(name, target)
 
-    def finish(self) -> None:
-        """Write what makes the file whole."""
-        self._writer.finish()
+    def finish(self) -> Index:
+        """Write what makes the file whole, and return what is in it."""
+        return self._writer.finish()
 
     def _choose_layout(self, value: Intake | SparseTensor, nnz: int) -> str:
         dtype = value.dtype if isinstance(value, Intake) else value.operand().dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import stat
@@ -66,8 +67,9 @@ def test_symbolic_links_are_followed(tmp_path):
 def test_destinations_that_cannot_be(tmp_path):
     with pytest.raises(OSError, match="not a regular file"):
         sparsefmt.save_file({"w": ARRAY}, tmp_path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError) as caught:
         sparsefmt.save_file({"w": ARRAY}, tmp_path / "missing" / "w.sparsefmt")
+    assert caught.value.filename == str(tmp_path / "missing" / "w.sparsefmt")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="not a regular file"):
         sparsefmt.save_file({"w": ARRAY}, tmp_path / "pipe")
@@ -93,12 +95,12 @@ def test_a_full_disk(tmp_path):
         try:
             sparsefmt.save_file({{"w": np.arange(1 << 20)}}, {str(path)!r}, codec="raw")
         except OSError as error:
-            print("OSError", error.errno)
+            print("OSError", error.errno, error.filename)
         """
     )
     # jitted code is cached in files too: leave no room for a surprise
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("OSError"), done
+    assert done.stdout.split() == ["OSError", str(errno.EFBIG), str(path)], done
     assert sparsefmt.load_file(path)["w"] == 1
     assert names(tmp_path) == ["w.sparsefmt"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 100_000

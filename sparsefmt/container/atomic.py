@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -26,13 +27,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     with suppress(FileNotFoundError):
         status = os.stat(target)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{os.fspath(path)!r} is not a regular file")
+            raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
         permissions = stat.S_IMODE(status.st_mode)
     folder, name = os.path.split(target)
     # a long name is cut, so that the temporary name is no longer than file systems allow
     temporary = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with os.fdopen(descriptor, "wb") as file:
             if permissions is not None:
                 os.chmod(temporary, permissions)
@@ -40,9 +41,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, temporary):
+            # "no space left" shall say for which file, by the name that the user knows
+            error.filename, error.filename2 = os.fspath(path), None
         raise
     _sync_folder(folder)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
 import numpy as np
 
 from sparsefmt import layouts, threads
@@ -10,10 +13,11 @@ from sparsefmt.container import envelope, index, sniff
 from sparsefmt.container.index import Index, TensorEntry
 from sparsefmt.container.sources import Source
 from sparsefmt.errors import ChecksumError, FormatError, SparsefmtError
-from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.layouts.convert import convert
 from sparsefmt.layouts.memory import empty, frozen
+
+Result = TypeVar("Result")
 
 
 class Reader:
@@ -54,32 +58,42 @@ class Reader:
             raise error.within(entry.name) from None
         return tile
 
-    def tiles(self, entry: TensorEntry, layout: str | None = None, thread_count: int | None = None) -> list[Tile]:
-        """All tiles of a tensor, decoded in parallel, in `layout` if given, else as stored; what the index claims about
-        them as a whole is verified. From one sparse layout to another the zeros are never put back."""
+    def each_tile(
+        self, entry: TensorEntry, work: Callable[[Tile, int], Result], thread_count: int | None = None
+    ) -> Iterator[Result]:
+        """Results of work(tile, number) for all tiles of a tensor, in order, done in parallel, a few tiles at a time.
 
-        def load(number: int) -> Tile:
+        What the index claims about the tiles together is verified at the end.
+        """
+
+        def visit(number: int) -> tuple[int, bool, Result]:
             tile = self.tile(entry, number)
+            nnz = entry.layout.nnz(tile) if entry.layout.sparse else 0
+            return nnz, NEGATIVE_ZEROS in tile and bool(tile[NEGATIVE_ZEROS].any()), work(tile, number)
+
+        nnz, has_negative_zeros = 0, False
+        for tile_nnz, tile_has_negative_zeros, result in threads.in_order(visit, range(entry.tiles), thread_count):
+            nnz += tile_nnz
+            has_negative_zeros |= tile_has_negative_zeros
+            yield result
+        if entry.layout.sparse and nnz != entry.nnz:
+            raise FormatError("nnz", f"the index says {entry.nnz:,} values, and there are {nnz:,}", tensor=entry.name)
+        if NEGATIVE_ZEROS in entry.codecs and not has_negative_zeros:
+            raise FormatError(
+                "negative-zeros-empty", f"array {NEGATIVE_ZEROS!r} marks none and must be left out", tensor=entry.name
+            )
+
+    def tiles(self, entry: TensorEntry, layout: str | None = None, thread_count: int | None = None) -> list[Tile]:
+        """All tiles of a tensor, in `layout` if given, else as stored. Never dense between sparse layouts."""
+
+        def converted(tile: Tile, number: int) -> Tile:
             if layout in (None, entry.layout.name):
                 return tile
             begin, end = entry.tile_range(number)
-            converted = convert(tile, entry.layout.name, layout, entry.dtype, end - begin, entry.cols)
-            return {array: frozen(data) for array, data in converted.items()}
+            tile = convert(tile, entry.layout.name, layout, entry.dtype, end - begin, entry.cols)
+            return {array: frozen(data) for array, data in tile.items()}
 
-        tiles = list(threads.in_order(load, range(entry.tiles), thread_count))
-        if entry.layout.sparse:
-            nnz = sum(LAYOUTS[layout or entry.layout.name].nnz(tile) for tile in tiles)
-            if nnz != entry.nnz:
-                raise FormatError(
-                    "nnz", f"the index says {entry.nnz:,} values, and there are {nnz:,}", tensor=entry.name
-                )
-            if NEGATIVE_ZEROS in entry.codecs and not any(tile[NEGATIVE_ZEROS].any() for tile in tiles):
-                raise FormatError(
-                    "negative-zeros-empty",
-                    f"array {NEGATIVE_ZEROS!r} marks none and must be left out",
-                    tensor=entry.name,
-                )
-        return tiles
+        return list(self.each_tile(entry, converted, thread_count))
 
     def is_raw(self, entry: TensorEntry) -> bool:
         """Whether all arrays that a kernel needs are stored as they are in memory."""

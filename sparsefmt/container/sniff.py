@@ -17,23 +17,23 @@ _SIGNATURES = (
 )
 
 
-def describe(head: bytes) -> str:
-    """One sentence on what a file that starts with `head` (HEAD_SIZE bytes, if it has them) is instead."""
+def describe(head: bytes, expected: str = "a sparsefmt file") -> str:
+    """One sentence on what a file that starts with `head` (HEAD_SIZE bytes, if it has them) is, not being `expected`."""
     if not head:
         return "the file is empty"
     if not head.strip(b"\0"):
-        return "not a sparsefmt file: it starts with zeros, as files do after a crash"
+        return f"not {expected}: it starts with zeros, as files do after a crash"
     for signature, kind in _SIGNATURES:
         if head.startswith(signature):
-            return f"not a sparsefmt file but {kind}"
+            return f"not {expected} but {kind}"
     # before HTML: a header length of 60 starts with the byte of "<"
     if is_safetensors(head):
-        return "not a sparsefmt file but safetensors: convert it with `sparsefmt convert`"
+        return f"not {expected} but safetensors: convert it with `sparsefmt convert`"
     if head.lstrip()[:1] == b"<":
-        return "not a sparsefmt file but HTML or XML: the download brought an error or login page"
+        return f"not {expected} but HTML or XML: the download brought an error or login page"
     if head.startswith(b"\x89SPF"):
         return "a sparsefmt file whose first bytes were changed, as a text-mode transfer does: copy it as binary"
-    return f"not a sparsefmt file: it starts with {head[:8].hex(' ')}"
+    return f"not {expected}: it starts with {head[:8].hex(' ')}"
 
 
 def is_safetensors(head: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -70,20 +71,28 @@ class ReadFile(Source):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by close)
+        self._lock = threading.Lock()
         self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, offset: int, size: int) -> np.ndarray:
         data = empty(size, np.dtype(np.uint8))
         done = 0
         while done < size:
-            if self._file.closed:
-                raise ValueError("the file is closed")
-            part = os.pread(self._file.fileno(), min(size - done, _MOST_AT_ONCE), offset + done)
+            part = self._read_some(offset + done, min(size - done, _MOST_AT_ONCE))
             if not part:
                 raise FormatError("file-too-short", "the file was cut off while it was read", offset=offset + done)
             data[done : done + len(part)] = np.frombuffer(part, np.uint8)
             done += len(part)
         return frozen(data)
+
+    def _read_some(self, offset: int, size: int) -> bytes:
+        if self._file.closed:
+            raise ValueError("the file is closed")
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), size, offset)
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.read(size)
 
     def close(self) -> None:
         self._file.close()

@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from sparsefmt.container.atomic import TEMPORARY_SUFFIX, replacing
-from sparsefmt.container.index import TensorEntry
+from sparsefmt.container.atomic import replacing
+from sparsefmt.container.index import Index, TensorEntry
 from sparsefmt.intake import Intake, Survey
 from sparsefmt.interchange.checkpoints import Checkpoint, Kind, index_name
 from sparsefmt.interchange.contract import TensorFile, naming
 from sparsefmt.interchange.safetensors import write_safetensors
-from sparsefmt.interchange.sparse import SparsefmtFile
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.saving import NegativeZeros, TensorWriter
 
@@ -122,13 +121,11 @@ def convert_file(
             intake = _SurveyedIntake(source.intake(name), progress)
             surveys[name] = intake.survey(settings.threads)
             writer.add(name, intake)
-        writer.finish()
-    with SparsefmtFile(destination) as file:
-        index = file.reader.index
-        return [
-            ConvertedTensor(entry := index.entry(name), survey, index.stored_nbytes(entry), _sign_nbytes(file, entry))
-            for name, survey in surveys.items()
-        ]
+        index = writer.finish()
+    return [
+        ConvertedTensor(entry := index.entry(name), survey, index.stored_nbytes(entry), _sign_nbytes(index, entry))
+        for name, survey in surveys.items()
+    ]
 
 
 class _SurveyedIntake(Intake):
@@ -162,10 +159,9 @@ class _SurveyedIntake(Intake):
         return make_and_report
 
 
-def _sign_nbytes(file: SparsefmtFile, entry: TensorEntry) -> int:
+def _sign_nbytes(index: Index, entry: TensorEntry) -> int:
     if NEGATIVE_ZEROS not in entry.codecs:
         return 0
-    index = file.reader.index
     return sum(int(index.chunk(entry, tile, NEGATIVE_ZEROS)["stored"]) for tile in range(entry.tiles))
 
 
@@ -180,7 +176,7 @@ def _write_checkpoint(
     """Have each file of the source written where it belongs, then write the index. On failure, undo what is new."""
     if not source.is_folder:
         _expect_free(destination, source.files[0].path, overwrite)
-        with naming(source.path), _writing(destination):
+        with naming(source.path):
             write(source.files[0], destination)
         return
     targets = {file.path.name: destination / f"{file.path.stem}.{new}" for file in source.files}
@@ -194,13 +190,13 @@ def _write_checkpoint(
             path = targets[file.path.name]
             if not path.exists():
                 made.append(path)
-            with naming(file.path), _writing(path):
+            with naming(file.path):
                 write(file, path)
         if source.index is not None or len(source.files) > 1:
             fields = source.index.fields if source.index else {"metadata": {"total_size": source.dense_nbytes}}
             weight_map = {name: targets[source.holder[name].path.name].name for name in source.names}
             made.append(index_path)
-            with _writing(index_path), replacing(index_path) as sink:
+            with replacing(index_path) as sink:
                 sink.write(_encode_index({**fields, "weight_map": weight_map}))
 
 
@@ -240,15 +236,4 @@ def _folder(path: Path, source: Path, overwrite: bool) -> Iterator[list[Path]]:
         if is_new:
             with suppress(OSError):
                 path.rmdir()
-        raise
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Let a "disk full" say for which file, and by the name that the user knows, not that of a temporary file."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and (error.filename is None or str(error.filename).endswith(TEMPORARY_SUFFIX)):
-            error.filename, error.filename2 = str(path), None
         raise

@@ -90,11 +90,11 @@ class SafetensorsFile(TensorFile):
 
     def _validate(self) -> None:
         """Let the safetensors library judge the file, after a look at what it can only call a bad header."""
-        head = self._source.read(0, min(self.nbytes, 64)).tobytes()
+        head = self._source.read(0, min(self.nbytes, sniff.HEAD_SIZE)).tobytes()
         if head.startswith(envelope.MAGIC):
             raise self._invalid("it is a .sparsefmt file already, not safetensors")
         if not sniff.is_safetensors(head):
-            raise self._invalid(sniff.describe(head).replace("not a sparsefmt file", "not a safetensors file"))
+            raise self._invalid(sniff.describe(head, "a safetensors file"))
         try:
             # maps the file, but touches the header alone
             with safe_open(self.path, framework="np"):

@@ -35,16 +35,31 @@ def _lowest_bit(typingctx, word):
 
 @njit(nogil=True, cache=True)
 def pack(bits: np.ndarray, negative_zero: int, row_offsets: np.ndarray, mask: np.ndarray, values: np.ndarray) -> None:
-    """Fill zeroed `mask` (rows, words) and `values` (nnz,) from `bits` (rows, cols), given `row_offsets`."""
-    one = np.uint64(1)
+    """Fill `mask` (rows, words) and `values` (nnz,) from `bits` (rows, cols), given `row_offsets`."""
+    cols = bits.shape[1]
     for row in range(bits.shape[0]):
         stored = np.int64(row_offsets[row])
-        for col in range(bits.shape[1]):
-            value = bits[row, col]
-            if value != 0 and value != negative_zero:
-                mask[row, col >> 6] |= one << np.uint64(col & 63)
-                values[stored] = value
-                stored += 1
+        for index in range(mask.shape[1]):
+            begin = index * 64
+            width = min(64, cols - begin)
+            word = np.uint64(0)
+            if stored + width <= values.shape[0]:
+                # every element is stored, and overwritten by the next if it was zero: no branch to mispredict
+                for bit in range(width):
+                    value = bits[row, begin + bit]
+                    keep = np.uint64((value != 0) & (value != negative_zero))
+                    values[stored] = value
+                    stored += np.int64(keep)
+                    word |= keep << np.uint64(bit)
+            else:
+                # near the end of `values`, where there may be no room for a zero
+                for bit in range(width):
+                    value = bits[row, begin + bit]
+                    if value != 0 and value != negative_zero:
+                        values[stored] = value
+                        stored += 1
+                        word |= np.uint64(1) << np.uint64(bit)
+            mask[row, index] = word
 
 
 @njit(nogil=True, cache=True)
