@@ -18,7 +18,7 @@ _SIGNATURES = (
 
 
 def describe(head: bytes, expected: str = "a sparsefmt file") -> str:
-    """One sentence on what a file that starts with `head` (HEAD_SIZE bytes, if it has them) is, not being `expected`."""
+    """One sentence on what a file that starts with `head` (HEAD_SIZE bytes, if it has them) is instead of that."""
     if not head:
         return "the file is empty"
     if not head.strip(b"\0"):
