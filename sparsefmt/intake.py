@@ -84,6 +84,9 @@ class Intake(ABC):
             bits = self.bits(number * height, min(self.rows, (number + 1) * height))
             if drop_negative_zeros and self.dtype.negative_zero:
                 bits = np.where(bits == bits.dtype.type(self.dtype.negative_zero), bits.dtype.type(0), bits)
+            if LAYOUTS[layout].sparse:
+                # counted, then packed: the caller may be writing to it meanwhile, and packing trusts the counts
+                bits = np.array(bits)
             tile = layouts.from_dense(LAYOUTS[layout], bits, self.dtype)
             if not LAYOUTS[layout].sparse:
                 # a BOOL can hold what is none; sparse layouts are right by construction

@@ -98,19 +98,27 @@ class Writer:
         chooser = _CodecChooser(self._codec)
         first_chunk = len(self._records)
 
-        def encode(number: int) -> list[tuple[bytes | memoryview, int]]:
+        def encode(number: int) -> tuple[int, bool, list[tuple[bytes | memoryview, int]]]:
             tile = make_tile(number)
+            tile_nnz = LAYOUTS[layout].nnz(tile) if LAYOUTS[layout].sparse else 0
+            has_negative_zeros = NEGATIVE_ZEROS in tile and bool(tile[NEGATIVE_ZEROS].any())
             if negative_zeros and NEGATIVE_ZEROS not in tile:
-                height = min(tile_rows, rows - number * tile_rows)
-                pruned = height * cols - LAYOUTS[layout].nnz(tile)
+                pruned = min(tile_rows, rows - number * tile_rows) * cols - tile_nnz
                 tile = {**tile, NEGATIVE_ZEROS: np.zeros((pruned + 7) // 8, np.uint8)}
-            return [(chooser.encode(array, tile[array]), tile[array].nbytes) for array in arrays]
+            chunks = [(chooser.encode(array, tile[array]), tile[array].nbytes) for array in arrays]
+            return tile_nnz, has_negative_zeros, chunks
 
         # the first tile by itself: it decides the codecs, whatever the number of threads
         first = map(encode, range(min(tiles, 1)))
         rest = threads.in_order(encode, range(1, tiles), self._threads)
-        for stored, raw_size in chain.from_iterable(chain(first, rest)):
-            self._write_chunk(stored, raw_size)
+        found_nnz, found_negative_zeros = 0, False
+        for tile_nnz, has_negative_zeros, chunks in chain(first, rest):
+            found_nnz += tile_nnz
+            found_negative_zeros |= has_negative_zeros
+            for stored, raw_size in chunks:
+                self._write_chunk(stored, raw_size)
+        if (found_nnz, found_negative_zeros) != (nnz or 0, negative_zeros):
+            raise FormatError("tensor-changed", "it changed while it was saved: save a copy", tensor=name)
         coded = self._coded_arrays(first_chunk, arrays)
         codecs = {array: chooser.chosen(array) if array in coded else "raw" for array in arrays}
         entry = TensorEntry(
