@@ -9,6 +9,12 @@ from __future__ import annotations
 MAX_INDEX_BYTES = 1 << 28
 """256 MiB: about a million tensors with long names. The index is held in memory as a whole."""
 
+MAX_INDEX_ARRAY = 1 << 10
+"""Elements of one array in the index. Only shapes are arrays; a decoder allocates what an array claims to have."""
+
+MAX_INDEX_DEPTH = 16
+"""Maps and arrays within each other in the index. Version 1.0 has four."""
+
 MAX_TENSORS = 1 << 20
 """1,048,576 entries, aliases included."""
 

@@ -18,6 +18,10 @@ LEVEL = 3
 """Values hardly shrink at higher levels, masks neither: level 19 saves about 1 % at a hundredth of the speed."""
 
 
+_SMALLEST_WINDOW = 1024
+"""Bytes: frames that are no single segment cannot state a smaller one."""
+
+
 class Zstd(Codec):
     name = "zstd"
     max_ratio = MAX_ZSTD_RATIO
@@ -28,9 +32,13 @@ class Zstd(Codec):
 
     def decode(self, stored: np.ndarray, width: int, out: np.ndarray) -> None:
         try:
-            size = zstandard.frame_content_size(stored.data)
-            if size != out.size:
-                raise FormatError("zstd-size", f"a zstd frame holds {size:,} bytes, not {out.size:,}")
+            frame = zstandard.get_frame_parameters(stored.data)
+            if bytes(stored[:4]) != zstandard.FRAME_HEADER or frame.dict_id:
+                raise FormatError("zstd-corrupt", "a zstd frame is skippable, or wants a dictionary")
+            if frame.content_size != out.size:
+                raise FormatError("zstd-size", f"a zstd frame holds {frame.content_size:,} bytes, not {out.size:,}")
+            if frame.window_size > max(out.size, _SMALLEST_WINDOW):
+                raise FormatError("zstd-corrupt", f"a zstd frame wants a window of {frame.window_size:,} bytes")
             planes = zstandard.ZstdDecompressor().decompress(stored.data, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise FormatError("zstd-corrupt", f"a zstd frame does not decode: {error}") from None

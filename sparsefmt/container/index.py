@@ -34,6 +34,8 @@ from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Layout
 from sparsefmt.limits import (
     MAX_CHUNK_BYTES,
+    MAX_INDEX_ARRAY,
+    MAX_INDEX_DEPTH,
     MAX_METADATA_BYTES,
     MAX_NAME_BYTES,
     MAX_NDIM,
@@ -197,7 +199,7 @@ def decode(data: bytes, index_offset: int, minor: int) -> Index:
 
 def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
     top = _unpack(data)
-    _expect_keys(top, _TOP_KEYS, (), strict, "the index")
+    _expect_keys(top, _TOP_KEYS, (), strict, "the index", level=1)
     for value, kind, what in (
         (top["chunks"], bytes, "chunks"),
         (top["metadata"], dict, "metadata"),
@@ -213,7 +215,7 @@ def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
         try:
             _expect_type(entry, dict, "its entry")
             if "alias_of" in entry:
-                _expect_keys(entry, _ALIAS_KEYS, (), strict, "an alias entry")
+                _expect_keys(entry, _ALIAS_KEYS, (), strict, "an alias entry", level=3)
                 _expect_type(entry["alias_of"], str, "alias_of")
                 index.aliases[name] = entry["alias_of"]
             else:
@@ -270,8 +272,8 @@ def check_shape(shape: tuple[int, ...], dtype: DType) -> None:
 
 
 def _decode_metadata(metadata: dict[str, str]) -> dict[str, str]:
-    check_metadata(metadata)
     _expect_sorted(metadata, "the metadata")
+    check_metadata(metadata)
     return metadata
 
 
@@ -306,12 +308,17 @@ def _decode_chunks(table: bytes, index_offset: int) -> np.ndarray:
 
 
 def _decode_entry(name: str, entry: dict[str, Any], strict: bool) -> TensorEntry:
-    if "layout" in entry and entry["layout"] not in LAYOUTS:
+    _expect_type(entry.get("layout", ""), str, "layout")
+    # an entry without a layout fails the check of its keys
+    layout = LAYOUTS.get(entry.get("layout", "dense"))
+    if layout is None:
         raise UnsupportedError("layout-unknown", f"layout {entry['layout']!r} is not known to this version")
-    layout = LAYOUTS[entry.get("layout", "dense")]
+    if "nnz" in entry and not layout.sparse:
+        raise FormatError("index-key", f"its entry has 'nnz', which layout {layout.name!r} has not")
     required = _SPARSE_REQUIRED_KEYS if layout.sparse else _REQUIRED_KEYS
-    _expect_keys(entry, required, _OPTIONAL_KEYS, strict, "its entry")
-    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    _expect_keys(entry, required, _OPTIONAL_KEYS, strict, "its entry", level=3)
+    _expect_type(entry["dtype"], str, "dtype")
+    dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
         raise UnsupportedError("dtype-unknown", f"dtype {entry['dtype']!r} is not known to this version")
     _expect_type(entry["shape"], list, "shape")
@@ -348,6 +355,7 @@ def _decode_arrays(arrays: Any, layout: Layout, dtype: DType) -> dict[str, str]:
             "array-set", f"layout {layout.name!r} has arrays {', '.join(layout.arrays)}, not {', '.join(arrays)}"
         )
     for array, codec in arrays.items():
+        _expect_type(codec, str, f"the codec of array {array!r}")
         if codec not in CODECS:
             raise UnsupportedError("codec-unknown", f"codec {codec!r} of array {array!r} is not known to this version")
     return arrays
@@ -435,9 +443,7 @@ def _unpack(data: bytes) -> dict[str, Any]:
             data,
             raw=False,
             strict_map_key=True,
-            max_array_len=1 << 10,  # only shapes are arrays; small, since msgpack allocates what an array claims
-            max_map_len=MAX_TENSORS,
-            max_str_len=MAX_METADATA_BYTES,
+            max_array_len=MAX_INDEX_ARRAY,
             max_ext_len=0,
         )
         canonical = _pack(value) == data
@@ -453,24 +459,45 @@ def _unpack(data: bytes) -> dict[str, Any]:
 
 
 def _expect_keys(
-    mapping: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...], strict: bool, what: str
+    mapping: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...], strict: bool, what: str, level: int
 ) -> None:
+    """Check the keys of a map that stands `level` levels deep. Unknown ones are refused, or, not `strict`, ignored."""
     if tuple(mapping) == required:  # the usual case, and the fastest
         return
+    _expect_text_keys(mapping, f"the keys of {what}")
     for key in required:
         if key not in mapping:
             raise FormatError("index-key", f"{what} lacks {key!r}")
-    if strict:
-        for key in mapping:
-            if key not in required and key not in optional:
+    for key, value in mapping.items():
+        if key not in required and key not in optional:
+            if strict:
                 raise FormatError("index-key", f"{what} has an unknown key {key!r}")
+            _check_ignored(value, f"the value of unknown key {key!r}", level + 1)
     _expect_sorted(mapping, f"the keys of {what}")
 
 
+def _check_ignored(value: Any, what: str, level: int) -> None:
+    """What a later minor version added is not read, but has to be in canonical form like all of the index."""
+    if type(value) in (dict, list) and level > MAX_INDEX_DEPTH:
+        raise FormatError("index-malformed", f"{what} has over {MAX_INDEX_DEPTH} levels of maps and arrays")
+    if type(value) is dict:
+        _expect_sorted(value, f"the keys of {what}")
+        value = list(value.values())
+    if type(value) is list:
+        for inner in value:
+            _check_ignored(inner, what, level + 1)
+    elif type(value) not in (str, bytes, int) or (type(value) is int and value < 0):
+        raise FormatError("index-type", f"{what} has a value of a type that an index cannot have: {value!r:.80}")
+
+
+def _expect_text_keys(mapping: Mapping[Any, Any], what: str) -> None:
+    if not all(type(key) is str for key in mapping):
+        raise FormatError("index-malformed", f"{what} must be text")
+
+
 def _expect_sorted(mapping: Mapping[str, Any], what: str) -> None:
+    _expect_text_keys(mapping, what)
     keys = list(mapping)
-    if not all(type(key) is str for key in keys):
-        raise FormatError("index-type", f"{what} must be text")
     if keys != sorted(keys):
         raise FormatError("index-not-canonical", f"{what} are not sorted")
 
