@@ -160,6 +160,22 @@ def test_threads_batch_and_storage_change_no_bit(layout, dtype, tmp_path, monkey
             assert_same_bits(linear(x, loaded), expected)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("special", [False, True])
+def test_every_batch_size_gives_the_same_bits(layout, dtype, special):
+    rng = np.random.default_rng(8)
+    array = weights(rng, (27, 141), dtype, 0.7, negative_zeros=True)
+    w = SparseTensor.from_dense(array, layout)
+    x = rng.standard_normal((35, 141)).astype(accumulator(array))
+    if special:
+        x[rng.random(x.shape) < 0.01] = np.inf
+        x[rng.random(x.shape) < 0.01] = np.nan
+    expected = np.stack([naive.product(array, layout, row, accumulator(array)) for row in x])
+    for tokens in (1, 2, 3, 4, 5, 15, 16, 17, 32, 35):
+        assert_same_bits(linear(x[:tokens], w), expected[:tokens])
+
+
 def test_bitmask_and_dense_agree_for_finite_x():
     array = weights(np.random.default_rng(8), (50, 333), np.float32, 0.5, negative_zeros=True)
     x = np.random.default_rng(9).standard_normal(333).astype(np.float32)

@@ -27,6 +27,9 @@ PIECES_PER_THREAD = 3
 STRIDE = 16
 """Partial sums per row in layouts `dense` and `bitmask`; x is padded with zeros to a multiple of it."""
 
+MANY_TOKENS = 4
+"""Tokens from which `permuted` is multiplied with tokens instead of rows in the lanes of a vector."""
+
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 _HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
@@ -201,9 +204,16 @@ def _permuted_work(w: Operand, number: int) -> np.ndarray:
 
 
 def _permuted_multiplier(w: Operand, x: np.ndarray, y: np.ndarray) -> Callable[[Piece], None]:
+    product = permuted.product
+    if x.shape[0] >= MANY_TOKENS:
+        product = permuted.product_of_many
+        transposed = np.zeros((x.shape[1], -(-x.shape[0] // STRIDE) * STRIDE), x.dtype)
+        transposed[:, : x.shape[0]] = x.T
+        x = frozen(transposed)
+
     def multiply(piece: Piece) -> None:
         start, tile = piece.tile * w.tile_rows, w.tiles[piece.tile]
-        permuted.product(
+        product(
             frozen(kernel_values(tile["values"], w.dtype, x.dtype)),
             frozen(tile["columns"]),
             frozen(tile["row_permutation"]),

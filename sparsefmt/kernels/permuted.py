@@ -1,11 +1,15 @@
-"""Product with layout `permuted`: eight rows in eight lanes, one chain of fused multiply-adds per row."""
+"""Product with layout `permuted`: one chain of fused multiply-adds per row, in ascending column order.
+
+For few tokens the eight rows of a slice are the lanes of a vector; for more, sixteen tokens are. Both add in the same
+order, so the bits of a result do not depend on which was used.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
 
-from sparsefmt.kernels.simd import first_lanes, fma, gather8, load8, store8, zeros8
+from sparsefmt.kernels.simd import first_lanes, fma, gather8, load8, load16, spread16, store, zeros8, zeros16
 
 
 @njit(nogil=True, cache=True)
@@ -47,7 +51,61 @@ def product(
                 while np.int64(row_counts[slice_ * 8 + filled - 1]) * 8 <= slot - first:
                     filled -= 1
                 sums = first_lanes(filled, fma(load8(values, slot, x), gather8(activations, columns, slot), sums), sums)
-            store8(results, 0, sums)
+            store(results, 0, sums)
             for lane in range(lanes):
                 # adding +0.0 makes a zero result positive
                 y[token, np.int64(row_permutation[slice_ * 8 + lane])] = results[lane] + zero
+
+
+@njit(nogil=True, cache=True)
+def product_of_many(
+    values: np.ndarray,
+    columns: np.ndarray,
+    row_permutation: np.ndarray,
+    row_counts: np.ndarray,
+    slice_offsets: np.ndarray,
+    begin: int,
+    end: int,
+    x: np.ndarray,
+    y: np.ndarray,
+) -> None:
+    """The same as `product`, to the bit, with the tokens in the lanes.
+
+    Args:
+        x: activations transposed (at least cols, tokens rounded up to 16).
+        y: (tokens, rows of the tile), any strides.
+    """
+    rows = row_permutation.shape[0]
+    stride = x.shape[1]
+    activations = x.reshape(-1)
+    results = np.empty(32, x.dtype)
+    zero = x.dtype.type(0)
+    for slice_ in range(begin, end):
+        first = np.int64(slice_offsets[slice_]) * 8
+        lanes = min(8, rows - slice_ * 8)
+        for token in range(0, y.shape[0], 16):
+            # two rows at once, since one chain alone would wait for its last addition; the first has no fewer values
+            for lane in range(0, lanes, 2):
+                position = slice_ * 8 + lane
+                count = np.int64(row_counts[position])
+                both = np.int64(row_counts[position + 1]) if lane + 1 < lanes else 0
+                sums, other_sums = zeros16(x), zeros16(x)
+                for slot in range(first + lane, first + lane + both * 8, 8):
+                    col, other_col = np.int64(columns[slot]), np.int64(columns[slot + 1])
+                    sums = fma(spread16(values, slot, x), load16(activations, col * stride + token, x), sums)
+                    other_sums = fma(
+                        spread16(values, slot + 1, x), load16(activations, other_col * stride + token, x), other_sums
+                    )
+                for slot in range(first + lane + both * 8, first + lane + count * 8, 8):
+                    col = np.int64(columns[slot])
+                    sums = fma(spread16(values, slot, x), load16(activations, col * stride + token, x), sums)
+                store(results, 0, sums)
+                store(results, 16, other_sums)
+                row = np.int64(row_permutation[position])
+                for index in range(min(16, y.shape[0] - token)):
+                    # adding +0.0 makes a zero result positive
+                    y[token + index, row] = results[index] + zero
+                if lane + 1 < lanes:
+                    row = np.int64(row_permutation[position + 1])
+                    for index in range(min(16, y.shape[0] - token)):
+                        y[token + index, row] = results[16 + index] + zero

@@ -75,18 +75,24 @@ def _widen(builder, dtype, accumulator, lanes, vector):
     return vector if dtype == accumulator else builder.fpext(vector, _llvm(accumulator, lanes))
 
 
-def _make_load(lanes):
+def _make_load(lanes, spread=False):
+    """Loads `lanes` consecutive elements, or, to `spread`, one."""
+
     @intrinsic
     def load(typingctx, array, index, like):
         vector = Vector(like.dtype, lanes)
         width = array.dtype.bitwidth
         element = _llvm(array.dtype) if isinstance(array.dtype, types.Float) else ir.IntType(width)
+        loaded = 1 if spread else lanes
 
         def codegen(context, builder, signature, args):
             address = _pointer(context, builder, array, args[0], args[1])
-            llvm_type = ir.VectorType(element, lanes)
+            llvm_type = ir.VectorType(element, loaded)
             stored = builder.load(builder.bitcast(address, llvm_type.as_pointer()), align=width // 8, typ=llvm_type)
-            return _widen(builder, array.dtype, like.dtype, lanes, stored)
+            value = _widen(builder, array.dtype, like.dtype, loaded, stored)
+            if spread:
+                value = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None))
+            return value
 
         return vector(array, types.int64, like), codegen
 
@@ -99,6 +105,9 @@ zeros8, zeros16 = _make_zeros(8), _make_zeros(16)
 load8, load16 = _make_load(8), _make_load(16)
 """load(array, index, like): consecutive elements of a one-dimensional C-contiguous array from `index` on, as floats of
 the dtype of `like`. float32 and float64 are what they are, uint16 is bfloat16, int16 float16. Unchecked, unaligned."""
+
+spread16 = _make_load(16, spread=True)
+"""spread16(array, index, like): one element, widened as by `load16`, in all lanes."""
 
 
 @intrinsic
@@ -164,7 +173,7 @@ def first_lanes(typingctx, count, chosen, other):
 
 
 @intrinsic
-def store8(typingctx, array, index, vector):
+def store(typingctx, array, index, vector):
     """Write all lanes to a one-dimensional C-contiguous array from `index` on. Unchecked, any alignment."""
 
     def codegen(context, builder, signature, args):
