@@ -104,7 +104,8 @@ _fma64 = np.frompyfunc(_libm.fma, 3, 1)
 
 def fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """a * b + c of float64 arrays with one rounding."""
-    return np.asarray(_fma64(a, b, c), np.float64)
+    with np.errstate(all="ignore"):
+        return np.asarray(_fma64(a, b, c), np.float64)
 
 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:

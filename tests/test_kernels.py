@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 
 import ml_dtypes
@@ -163,7 +166,10 @@ def test_threads_batch_and_storage_change_no_bit(layout, dtype, tmp_path, monkey
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize("special", [False, True])
-def test_every_batch_size_gives_the_same_bits(layout, dtype, special):
+@pytest.mark.parametrize("expands", [False, True], ids=["in cache", "in registers"])
+def test_every_batch_size_gives_the_same_bits(layout, dtype, special, expands, monkeypatch):
+    """On every processor both ways to expand a bitmask are right; EXPANDS says only which is faster."""
+    monkeypatch.setattr(front, "EXPANDS", dict.fromkeys((16, 32, 64), expands))
     rng = np.random.default_rng(8)
     array = weights(rng, (27, 141), dtype, 0.7, negative_zeros=True)
     w = SparseTensor.from_dense(array, layout)
@@ -174,6 +180,32 @@ def test_every_batch_size_gives_the_same_bits(layout, dtype, special):
     expected = np.stack([naive.product(array, layout, row, accumulator(array)) for row in x])
     for tokens in (1, 2, 3, 4, 5, 15, 16, 17, 32, 35):
         assert_same_bits(linear(x[:tokens], w), expected[:tokens])
+
+
+_DIGESTS = """
+import hashlib, ml_dtypes, numpy as np
+from sparsefmt import SparseTensor, linear
+rng = np.random.default_rng(3)
+values = rng.standard_normal((100, 300)) * (rng.random((100, 300)) > 0.6)
+x = rng.standard_normal((6, 300)).astype(np.float32)
+for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
+    for layout in ("dense", "bitmask", "permuted"):
+        w = SparseTensor.from_dense(values.astype(dtype), layout)
+        for tokens in (1, 6):
+            print(hashlib.sha256(linear(x[:tokens], w).tobytes()).hexdigest())
+"""
+
+
+def test_the_processor_changes_no_bit():
+    """Compiled for a processor of 2003, without AVX or fused multiply-add: every fma is a call into libm there."""
+    here, there = (
+        subprocess.run(
+            [sys.executable, "-c", _DIGESTS], capture_output=True, text=True, check=True, env={**os.environ, **target}
+        ).stdout
+        for target in ({}, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""})
+    )
+    assert len(here.splitlines()) == 24
+    assert there == here
 
 
 def test_bitmask_and_dense_agree_for_finite_x():

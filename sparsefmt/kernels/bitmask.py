@@ -1,4 +1,9 @@
-"""Product with layout `bitmask`: rows are expanded in cache, then multiplied in sixteen partial sums each."""
+"""Product with layout `bitmask`: sixteen partial sums per row.
+
+Values are expanded to their columns in registers where the processor has an instruction for it and there are few
+tokens, else in cache, a few rows at a time. Both add in the same order, so the bits of a result do not depend on which
+was used.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from sparsefmt.kernels.simd import fma, load16, tree_sum, where_nonzero, zeros16
+from sparsefmt.kernels.simd import expand16, fma, load16, popcount16, tree_sum, where_nonzero, zeros16
 
 
 @intrinsic
@@ -89,3 +94,55 @@ def product(
                 y[token, first + 2 - begin] = tree_sum(sum2) + zero
             if first + 3 < end:
                 y[token, first + 3 - begin] = tree_sum(sum3) + zero
+
+
+@njit(nogil=True, cache=True)
+def product_in_registers(
+    mask: np.ndarray,
+    row_offsets: np.ndarray,
+    values: np.ndarray,
+    begin: int,
+    end: int,
+    x: np.ndarray,
+    finite: bool,
+    y: np.ndarray,
+    nothing: int,
+) -> None:
+    """The same as `product`, to the bit, expanding anew for each token. `nothing` is 0: see `simd.expand16`."""
+    padded = x.shape[1]
+    flat = x.reshape(-1)
+    zero = x.dtype.type(0)
+    for token in range(x.shape[0]):
+        base = token * padded
+        for first in range(begin, end, 4):
+            # four rows at once, since each sum alone would wait for its last addition; the last rows are done twice
+            row1, row2, row3 = min(first + 1, end - 1), min(first + 2, end - 1), min(first + 3, end - 1)
+            stored0, stored1 = np.int64(row_offsets[first]), np.int64(row_offsets[row1])
+            stored2, stored3 = np.int64(row_offsets[row2]), np.int64(row_offsets[row3])
+            sum0, sum1, sum2, sum3 = zeros16(x), zeros16(x), zeros16(x), zeros16(x)
+            for block in range(padded // 16):
+                shift, word = np.uint64(16 * (block & 3)), block >> 2
+                mask0, mask1 = mask[first, word] >> shift, mask[row1, word] >> shift
+                mask2, mask3 = mask[row2, word] >> shift, mask[row3, word] >> shift
+                activations = load16(flat, base + block * 16, x)
+                weights0, weights1 = (
+                    expand16(values, stored0, mask0, nothing, x),
+                    expand16(values, stored1, mask1, nothing, x),
+                )
+                weights2, weights3 = (
+                    expand16(values, stored2, mask2, nothing, x),
+                    expand16(values, stored3, mask3, nothing, x),
+                )
+                if finite:
+                    sum0, sum1 = fma(weights0, activations, sum0), fma(weights1, activations, sum1)
+                    sum2, sum3 = fma(weights2, activations, sum2), fma(weights3, activations, sum3)
+                else:
+                    sum0, sum1 = _fma_stored(weights0, activations, sum0), _fma_stored(weights1, activations, sum1)
+                    sum2, sum3 = _fma_stored(weights2, activations, sum2), _fma_stored(weights3, activations, sum3)
+                stored0, stored1 = stored0 + popcount16(mask0), stored1 + popcount16(mask1)
+                stored2, stored3 = stored2 + popcount16(mask2), stored3 + popcount16(mask3)
+            # adding +0.0 makes a zero result positive
+            y[token, first - begin] = tree_sum(sum0) + zero
+            y[token, row1 - begin] = tree_sum(sum1) + zero
+            y[token, row2 - begin] = tree_sum(sum2) + zero
+            y[token, row3 - begin] = tree_sum(sum3) + zero

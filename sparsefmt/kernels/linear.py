@@ -12,6 +12,7 @@ import numpy as np
 from sparsefmt.dtypes import DType, unpack
 from sparsefmt.kernels import bitmask, dense, permuted
 from sparsefmt.kernels.operand import Operand
+from sparsefmt.kernels.simd import EXPANDS
 from sparsefmt.kernels.widening import expect_product, kernel_values
 from sparsefmt.layouts.bitmask import mask_words
 from sparsefmt.layouts.memory import frozen
@@ -28,7 +29,8 @@ STRIDE = 16
 """Partial sums per row in layouts `dense` and `bitmask`; x is padded with zeros to a multiple of it."""
 
 MANY_TOKENS = 4
-"""Tokens from which `permuted` is multiplied with tokens instead of rows in the lanes of a vector."""
+"""Tokens from which `permuted` is multiplied with tokens instead of rows in the lanes of a vector, and from which it
+pays to expand rows of `bitmask` in cache, once for all tokens."""
 
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 _HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -185,16 +187,22 @@ def _bitmask_multiplier(w: Operand, x: np.ndarray, y: np.ndarray) -> Callable[[P
 
     def multiply(piece: Piece) -> None:
         start, tile = piece.tile * w.tile_rows, w.tiles[piece.tile]
-        bitmask.product(
+        values = kernel_values(tile["values"], w.dtype, x.dtype)
+        in_registers = x.shape[0] < MANY_TOKENS and EXPANDS[values.itemsize * 8]
+        arguments = (
             mask_words(tile, _height(w, piece.tile)),
             frozen(tile["row_offsets"]),
-            frozen(kernel_values(tile["values"], w.dtype, x.dtype)),
+            frozen(values),
             piece.begin,
             piece.end,
             x,
             finite,
             y[:, start + piece.begin : start + piece.end],
         )
+        if in_registers:
+            bitmask.product_in_registers(*arguments, 0)
+        else:
+            bitmask.product(*arguments)
 
     return multiply
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import UnsupportedError
+from sparsefmt.layouts.memory import empty
 
 _KERNEL_VIEWS = {"F32": np.float32, "F64": np.float64, "BF16": np.uint16, "F16": np.int16}
 """Types that kernels widen in registers, and the array type by which they know them (`simd.load8`)."""
@@ -25,4 +26,6 @@ def kernel_values(values: np.ndarray, dtype: DType, accumulator: np.dtype) -> np
     """
     if dtype.name in _KERNEL_VIEWS:
         return values.view(_KERNEL_VIEWS[dtype.name])
-    return values.view(dtype.numpy).astype(accumulator)
+    converted = empty(values.size, accumulator)
+    converted[:] = values.view(dtype.numpy)
+    return converted
