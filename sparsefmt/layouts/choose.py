@@ -17,7 +17,8 @@ from sparsefmt.layouts.permuted import MAX_U16_COLS
 from sparsefmt.limits import MAX_SPARSE_COLS, MAX_SPARSE_TILE_POSITIONS, MAX_SPARSE_TILE_ROWS
 
 PERMUTED_FROM = 0.7
-"""Sparsity from which `permuted` multiplies faster than `bitmask` (tools/bench_kernels.py)."""
+"""Sparsity from which `permuted` multiplies clearly faster than a dense product does. Below, it is hardly faster than
+`bitmask` and takes up to half more memory (tools/bench_layouts.py)."""
 
 WORTHWHILE = 0.9
 """A sparse layout must be smaller than this part of the dense bytes."""
