@@ -37,7 +37,8 @@ def save_file(
 
     Args:
         tensors: name to numpy array (any byte order and memory order), SparseTensor, or scipy.sparse matrix. Two names
-            of one tensor are stored once and stay one when loaded.
+            of one tensor are stored once and stay one when loaded. Any mapping will do; its values are taken one by
+            one, so that one which makes them on demand is saved in the memory of its largest tensor.
         path: where to, usually ending in .sparsefmt.
         metadata: texts to keep with the tensors.
         layout: "auto", "dense", "bitmask" or "permuted". Tensors of 0 or 1 dimension are always "dense".

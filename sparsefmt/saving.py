@@ -122,7 +122,8 @@ def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progre
     """Write a dict of tensors in its order and finish. Names that share one tensor share its chunks."""
     if not isinstance(tensors, Mapping):
         raise FormatError("tensors-invalid", f"tensors must be a dict of name to array, not {type(tensors).__name__}")
-    total = sum(_dense_nbytes(value) for value in tensors.values())
+    # a lazy mapping makes every value anew: look at them twice only for somebody who watches
+    total = sum(_dense_nbytes(value) for value in tensors.values()) if progress else 0
     done = 0
     written: dict[object, tuple[weakref.ref[Any], str]] = {}
     for name, value in tensors.items():
