@@ -211,13 +211,19 @@ def _permuted_work(w: Operand, number: int) -> np.ndarray:
     return w.tiles[number]["slice_offsets"][1:].astype(np.int64) * LANES + 1
 
 
+def _sixteen_tokens_at_a_time(x: np.ndarray) -> np.ndarray:
+    """x (tokens, cols) as (ceil(tokens / 16), cols, 16), filled up with zeros."""
+    tokens, cols = x.shape
+    padded = np.zeros((-(-tokens // 16) * 16, cols), x.dtype)
+    padded[:tokens] = x
+    return frozen(np.ascontiguousarray(padded.reshape(-1, 16, cols).transpose(0, 2, 1)))
+
+
 def _permuted_multiplier(w: Operand, x: np.ndarray, y: np.ndarray) -> Callable[[Piece], None]:
     product = permuted.product
     if x.shape[0] >= MANY_TOKENS:
         product = permuted.product_of_many
-        transposed = np.zeros((x.shape[1], -(-x.shape[0] // STRIDE) * STRIDE), x.dtype)
-        transposed[:, : x.shape[0]] = x.T
-        x = frozen(transposed)
+        x = _sixteen_tokens_at_a_time(x)
 
     def multiply(piece: Piece) -> None:
         start, tile = piece.tile * w.tile_rows, w.tiles[piece.tile]

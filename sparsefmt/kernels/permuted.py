@@ -72,18 +72,21 @@ def product_of_many(
     """The same as `product`, to the bit, with the tokens in the lanes.
 
     Args:
-        x: activations transposed (at least cols, tokens rounded up to 16).
+        x: activations (ceil(tokens / 16), at least cols, 16): sixteen tokens at a time stay in cache for all rows.
         y: (tokens, rows of the tile), any strides.
     """
     rows = row_permutation.shape[0]
-    stride = x.shape[1]
+    block_size = x.shape[1] * 16
     activations = x.reshape(-1)
     results = np.empty(32, x.dtype)
     zero = x.dtype.type(0)
-    for slice_ in range(begin, end):
-        first = np.int64(slice_offsets[slice_]) * 8
-        lanes = min(8, rows - slice_ * 8)
-        for token in range(0, y.shape[0], 16):
+    for block in range(x.shape[0]):
+        base = block * block_size
+        token = block * 16
+        tokens = min(16, y.shape[0] - token)
+        for slice_ in range(begin, end):
+            first = np.int64(slice_offsets[slice_]) * 8
+            lanes = min(8, rows - slice_ * 8)
             # two rows at once, since one chain alone would wait for its last addition; the first has no fewer values
             for lane in range(0, lanes, 2):
                 position = slice_ * 8 + lane
@@ -91,21 +94,21 @@ def product_of_many(
                 both = np.int64(row_counts[position + 1]) if lane + 1 < lanes else 0
                 sums, other_sums = zeros16(x), zeros16(x)
                 for slot in range(first + lane, first + lane + both * 8, 8):
-                    col, other_col = np.int64(columns[slot]), np.int64(columns[slot + 1])
-                    sums = fma(spread16(values, slot, x), load16(activations, col * stride + token, x), sums)
+                    col, other_col = np.int64(columns[slot]) * 16, np.int64(columns[slot + 1]) * 16
+                    sums = fma(spread16(values, slot, x), load16(activations, base + col, x), sums)
                     other_sums = fma(
-                        spread16(values, slot + 1, x), load16(activations, other_col * stride + token, x), other_sums
+                        spread16(values, slot + 1, x), load16(activations, base + other_col, x), other_sums
                     )
                 for slot in range(first + lane + both * 8, first + lane + count * 8, 8):
-                    col = np.int64(columns[slot])
-                    sums = fma(spread16(values, slot, x), load16(activations, col * stride + token, x), sums)
+                    col = np.int64(columns[slot]) * 16
+                    sums = fma(spread16(values, slot, x), load16(activations, base + col, x), sums)
                 store(results, 0, sums)
                 store(results, 16, other_sums)
                 row = np.int64(row_permutation[position])
-                for index in range(min(16, y.shape[0] - token)):
+                for index in range(tokens):
                     # adding +0.0 makes a zero result positive
                     y[token + index, row] = results[index] + zero
                 if lane + 1 < lanes:
                     row = np.int64(row_permutation[position + 1])
-                    for index in range(min(16, y.shape[0] - token)):
+                    for index in range(tokens):
                         y[token + index, row] = results[16 + index] + zero
