@@ -4,6 +4,6 @@ Imported on first use, since numba takes a second to load. Kernels release the G
 the order that SPEC.md, "Products", fixes, so that the bits of a result depend neither on threads nor on batch size nor
 on the machine. They see arrays of a checked tile only.
 
-numba's on-disk cache notices an edit to the file of a function, not to files that it calls: after changing `simd.py`
-or `widening.py`, touch the kernels too (the test suite keeps a cache per version of the sources).
+numba's on-disk cache notices an edit to the file of a function, not to files that it calls: after changing `simd.py`,
+touch the kernels too (the test suite keeps a cache per version of the sources).
 """
