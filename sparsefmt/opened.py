@@ -72,8 +72,9 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         """One tensor.
 
         Args:
-            layout: "auto": as stored if the arrays are stored raw, else what multiplies fastest; "bitmask" or
-                "permuted": that one for all tensors that are stored sparse; "dense": a numpy array.
+            layout: "auto": as stored, except that a coded `bitmask` becomes `permuted` from 70 % zeros on, where that
+                multiplies faster; "bitmask" or "permuted": that one for all tensors that are stored sparse; "dense": a
+                numpy array.
 
         Raises:
             KeyError: no such tensor.
@@ -105,7 +106,8 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
 
     def _layout_to_compute(self, entry: TensorEntry) -> str:
         stored = entry.layout.name
-        if self._reader.is_raw(entry):
+        # `permuted` is in a file because somebody chose it; `bitmask` may be there only because it codes well
+        if stored == "permuted" or self._reader.is_raw(entry):
             return stored
         assert entry.nnz is not None
         best = choose.for_computing(entry.dtype, entry.rows, entry.cols, entry.nnz)

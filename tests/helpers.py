@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
@@ -147,6 +146,3 @@ def arrays(dtypes: list[DType] | None = None) -> st.SearchStrategy[np.ndarray]:
         st.booleans(),
         st.integers(0, 2**32 - 1),
     )
-
-
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import sparsefmt
 from sparsefmt import FormatError, LimitError, SparsefmtError, SparseTensor, UnsupportedError
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.layouts import LAYOUTS
+from sparsefmt.saving import TensorWriter
 
 LAYOUT_NAMES = ["auto", *LAYOUTS]
 
@@ -180,6 +182,30 @@ class TestTied:
         assert loaded["a"].shape == loaded["b"].shape == (0, 3)
 
 
+class TestLayoutWhenLoaded:
+    """`auto`: what somebody chose stays; a coded bitmask becomes what multiplies faster."""
+
+    @pytest.mark.parametrize(
+        ("saved", "codec", "sparsity", "loaded"),
+        [
+            ("auto", "raw", 0.5, "bitmask"),
+            ("auto", "zstd", 0.5, "bitmask"),
+            ("auto", "raw", 0.8, "permuted"),
+            ("auto", "zstd", 0.8, "permuted"),
+            ("bitmask", "raw", 0.8, "bitmask"),
+            ("bitmask", "zstd", 0.8, "permuted"),
+            ("permuted", "raw", 0.5, "permuted"),
+            ("permuted", "zstd", 0.5, "permuted"),
+        ],
+    )
+    def test_auto(self, saved, codec, sparsity, loaded):
+        array = weights(np.random.default_rng(0), (100, 400), np.float32, sparsity)
+        w = sparsefmt.load(sparsefmt.save({"w": array}, layout=saved, codec=codec))["w"]
+        assert isinstance(w, SparseTensor)
+        assert w.layout == loaded
+        assert same_bits(w.todense(), array)
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("tensors", "code"),
@@ -210,6 +236,22 @@ class TestBadInput:
     def test_the_error_names_the_tensor_and_the_remedy(self):
         with pytest.raises(UnsupportedError, match=r"tensor 'layer\.w'.*cast it"):
             sparsefmt.save({"layer.w": np.zeros(3, np.complex128)})
+
+    def test_names_of_a_writer(self):
+        writer = TensorWriter(io.BytesIO())
+        writer.add("w", np.eye(3))
+        writer.add_alias("tied", "w")
+        for again in ("w", "tied"):
+            with pytest.raises(FormatError) as caught:
+                writer.add(again, np.eye(3))
+            assert (caught.value.code, caught.value.tensor) == ("name-duplicate", again)
+            with pytest.raises(FormatError) as caught:
+                writer.add_alias(again, "w")
+            assert caught.value.code == "name-duplicate"
+        for target in ("missing", "tied"):
+            with pytest.raises(FormatError) as caught:
+                writer.add_alias("new", target)
+            assert (caught.value.code, caught.value.tensor) == ("alias-invalid", "new")
 
     @pytest.mark.parametrize("metadata", [{"a": 1}, {1: "a"}, {"a": None}, {"a": "\ud800"}])
     def test_metadata(self, metadata):

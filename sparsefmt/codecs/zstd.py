@@ -15,7 +15,8 @@ from sparsefmt.errors import FormatError
 from sparsefmt.limits import MAX_ZSTD_RATIO
 
 LEVEL = 3
-"""Values hardly shrink at higher levels, masks neither: level 19 saves about 1 % at a hundredth of the speed."""
+"""Level 19 makes values and masks of pruned weights 0 to 10 % smaller, at a thirtieth of the speed or less
+(tools/bench_codecs.py)."""
 
 
 _SMALLEST_WINDOW = 1024

@@ -164,11 +164,6 @@ class Index:
         first = entry.first_chunk
         return int(self.chunks["stored"][first : first + entry.chunk_count].sum())
 
-    def raw_nbytes(self, entry: TensorEntry) -> int:
-        """Bytes of a tensor's arrays, decoded, in the stored layout."""
-        first = entry.first_chunk
-        return int(self.chunks["raw"][first : first + entry.chunk_count].sum())
-
     def encode(self) -> bytes:
         """Canonical msgpack."""
         tensors: dict[str, Any] = {name: {"alias_of": target} for name, target in self.aliases.items()}

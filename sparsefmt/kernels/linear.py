@@ -20,7 +20,7 @@ from sparsefmt.layouts.permuted import LANES
 from sparsefmt.threads import in_order, num_threads
 
 WORTH_A_THREAD = 1 << 19
-"""Multiply-adds below which handing work to another thread, some 50 microseconds, costs more than it saves."""
+"""Multiply-adds below which handing work to another thread, some 100 microseconds, costs more than it saves."""
 
 PIECES_PER_THREAD = 3
 """Pieces of work for each thread, so that one that was interrupted does not hold up the rest for long."""

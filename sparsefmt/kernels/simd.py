@@ -133,7 +133,7 @@ def expand16(typingctx, array, index, mask, nothing, like):
     May read 64 bytes from `index` on, whatever the mask. One instruction where `EXPANDS`, a branch per lane elsewhere.
 
     `nothing` must be 0, and something that the compiler does not know to be 0: or-ing it to what was loaded keeps LLVM
-    from making one instruction of load and expansion, which takes some 15 cycles on Zen instead of 3.
+    from making one instruction of load and expansion, which is microcoded and slow on Zen.
     """
     vector = Vector(like.dtype, 16)
     width = array.dtype.bitwidth
