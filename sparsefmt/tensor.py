@@ -32,7 +32,7 @@ class SparseTensor:
     arrays, bit for bit what was stored, negative zeros included.
     """
 
-    __slots__ = ("__weakref__", "_dtype", "_layout", "_nnz", "_shape", "_tile_rows", "_tiles")
+    __slots__ = ("__weakref__", "_dtype", "_layout", "_nnz", "_operand", "_shape", "_tile_rows", "_tiles")
 
     def __init__(self, dtype: DType, shape: tuple[int, ...], layout: str, tile_rows: int, tiles: list[Tile]) -> None:
         """For the library itself: trusts that the tiles are checked and frozen."""
@@ -42,6 +42,7 @@ class SparseTensor:
         self._tile_rows = tile_rows
         self._tiles = tuple(tiles)
         self._nnz: int | None = None
+        self._operand: Operand | None = None
 
     @classmethod
     def from_dense(cls, array: Any, layout: str = "auto", *, threads: int | None = None) -> SparseTensor:
@@ -208,12 +209,15 @@ class SparseTensor:
         Each column of x gives the same bits as it would alone. dtypes, order of additions and errors are those of
         `sparsefmt.linear`.
         """
-        from sparsefmt.kernels.linear import linear
+        from sparsefmt.kernels.linear import linear, matmul
 
         x = np.asarray(x)
-        if x.ndim not in (1, 2):
-            raise ValueError(f"w @ x takes x of 1 or 2 dimensions, not {x.ndim}")
-        return np.ascontiguousarray(linear(x.T, self.operand()).T)
+        if x.ndim == 1:
+            return linear(x, self.operand())
+        rows, cols = matrix_view(self._shape)
+        if x.ndim != 2 or x.shape[0] != cols:
+            raise ValueError(f"w @ x takes x of shape ({cols},) or ({cols}, n), not {x.shape}")
+        return matmul(self.operand(), x)
 
     def __copy__(self) -> SparseTensor:
         return self
@@ -226,11 +230,13 @@ class SparseTensor:
         return _unpickle, (self._dtype.name, self._shape, self.layout, self._tile_rows, self._tiles)
 
     def operand(self) -> Operand:
-        """The tensor as kernels take it. For the library itself."""
-        from sparsefmt.kernels.operand import Operand
+        """The tensor as kernels take it; made once. For the library itself."""
+        if self._operand is None:
+            from sparsefmt.kernels.operand import Operand
 
-        rows, cols = matrix_view(self._shape)
-        return Operand(self._dtype, rows, cols, self._layout.name, self._tile_rows, self._tiles)
+            rows, cols = matrix_view(self._shape)
+            self._operand = Operand(self._dtype, rows, cols, self._layout.name, self._tile_rows, self._tiles)
+        return self._operand
 
     def _height(self, number: int) -> int:
         """Rows of tile `number`."""

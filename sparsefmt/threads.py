@@ -64,6 +64,39 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int
             future.cancel()
 
 
+def share(work: Callable[[int], None], count: int, threads: int) -> None:
+    """Call `work` with 0 to `count - 1`, each once, on this thread and up to `threads - 1` others.
+
+    Whoever is free takes the next number. This thread starts at once and does not wait for others that have not
+    started: a busy pool delays nobody.
+    """
+    numbers = iter(range(count))
+
+    def take() -> None:
+        # next() of a range's iterator is one step under the GIL
+        for number in numbers:
+            work(number)
+
+    helpers = min(threads, count) - 1
+    if helpers < 1 or getattr(_worker, "busy", False):
+        take()
+        return
+    pool = _get_pool(threads)
+    futures = [pool.submit(_marked_take, take) for _ in range(helpers)]
+    try:
+        take()
+    finally:
+        started = [future for future in futures if not future.cancel()]
+        for future in started:
+            future.exception()
+    for future in started:
+        future.result()
+
+
+def _marked_take(take: Callable[[], None]) -> None:
+    _marked(lambda _: take(), None)
+
+
 def _marked(work: Callable[[Item], Result], item: Item) -> Result:
     _worker.busy = True
     try:

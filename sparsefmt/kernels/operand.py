@@ -1,23 +1,107 @@
-"""The matrix that a kernel multiplies by."""
+"""The matrix that a kernel multiplies by: addresses of its arrays, and its rows cut into pieces of equal work."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
+
+import numpy as np
 
 from sparsefmt.dtypes import DType
 from sparsefmt.layouts.contract import Tile
 
+FIRST_ROW, HEIGHT, VALUES = 0, 1, 2
+MASK, ROW_OFFSETS = 3, 4
+COLUMNS, ROW_PERMUTATION, SLICE_OFFSETS, ROW_COUNTS = 3, 4, 5, 6
+"""Columns of the table that kernels get, a line for each tile: its first row, its rows, then addresses of its arrays."""
 
-class Operand(NamedTuple):
-    """A matrix in one of the layouts, its arrays checked and read-only.
+_ARRAYS = {
+    "dense": ("values",),
+    "bitmask": ("values", "mask", "row_offsets"),
+    "permuted": ("values", "columns", "row_permutation", "slice_offsets", "row_counts"),
+}
+"""The arrays in the order of the table, by layout."""
+
+
+class Work(NamedTuple):
+    """The rows of an operand, cut up.
 
     Attributes:
-        tiles: arrays of rows [t * tile_rows, (t + 1) * tile_rows) each.
+        pieces: int64 (pieces, 3): tile, first row (in `permuted`, slice) of it, one past the last.
+        units: bounds in `pieces`: unit u is pieces[units[u]:units[u + 1]], about as much work as any other.
     """
 
-    dtype: DType
-    rows: int
-    cols: int
-    layout: str
-    tile_rows: int
-    tiles: tuple[Tile, ...]
+    pieces: np.ndarray
+    units: tuple[int, ...]
+
+
+class Operand:
+    """A matrix in one of the layouts, its arrays checked and read-only. Immutable, but for what it remembers.
+
+    Attributes:
+        tiles: arrays of rows [t * tile_rows, (t + 1) * tile_rows) each. Kept, so that `table` stays valid.
+        table: int64 (tiles, columns): see FIRST_ROW and those that follow it.
+    """
+
+    __slots__ = ("_work", "cols", "dtype", "layout", "rows", "table", "tile_rows", "tiles")
+
+    def __init__(
+        self, dtype: DType, rows: int, cols: int, layout: str, tile_rows: int, tiles: tuple[Tile, ...]
+    ) -> None:
+        self.dtype, self.rows, self.cols, self.layout = dtype, rows, cols, layout
+        self.tile_rows, self.tiles = tile_rows, tiles
+        self.table = np.array(
+            [
+                [number * tile_rows, self.height(number), *(tile[name].ctypes.data for name in _ARRAYS[layout])]
+                for number, tile in enumerate(tiles)
+            ],
+            np.int64,
+        ).reshape(len(tiles), 2 + len(_ARRAYS[layout]))
+        self._work: dict[int, tuple[int, Work]] = {}
+
+    def height(self, number: int) -> int:
+        """Rows of tile `number`."""
+        return min(self.tile_rows, self.rows - number * self.tile_rows)
+
+    def work(self, unit_count: int) -> tuple[int, Work]:
+        """Multiply-adds for one token, about, and the rows cut into `unit_count` units at most. Remembered."""
+        found = self._work.get(unit_count)
+        if found is None:
+            ends = [self._work_of_tile(number) for number in range(len(self.tiles))]
+            total = sum(int(tile_ends[-1]) for tile_ends in ends)
+            found = self._work[unit_count] = total, cut(ends, unit_count)
+        return found
+
+    def _work_of_tile(self, number: int) -> np.ndarray:
+        """Work up to and with each row (in `permuted`, slice) of a tile: ascending int64, nothing being without work."""
+        tile = self.tiles[number]
+        if self.layout == "permuted":
+            ends = tile["slice_offsets"][1:].astype(np.int64) * 8
+        elif self.layout == "bitmask":
+            # expanding costs about the same at every sparsity
+            ends = np.arange(1, self.height(number) + 1, dtype=np.int64) * self.cols // 2
+        else:
+            ends = np.arange(1, self.height(number) + 1, dtype=np.int64) * self.cols
+        return ends + np.arange(1, ends.size + 1)
+
+
+def cut(ends: list[np.ndarray], unit_count: int) -> Work:
+    """Units of about equal work, `unit_count` at most, given the work up to each row (or slice) of each tile."""
+    total = sum(int(tile_ends[-1]) for tile_ends in ends)
+    bounds = [total * unit // unit_count for unit in range(1, unit_count)]
+    pieces, units, before = [], [0], 0
+    for number, tile_ends in enumerate(ends):
+        inside = [bound - before for bound in bounds if 0 < bound - before <= tile_ends[-1]]
+        cuts = [0, *(np.searchsorted(tile_ends, inside) + 1).tolist(), tile_ends.size]
+        last_cut = 0
+        for begin, end in pairwise(cuts):
+            if begin < end:
+                pieces.append((number, begin, end))
+            # a bound of units lies at every cut but the first and the last
+            last_cut += 1
+            if last_cut < len(cuts) - 1 and len(pieces) > units[-1]:
+                units.append(len(pieces))
+        before += int(tile_ends[-1])
+    if len(pieces) > units[-1]:
+        units.append(len(pieces))
+    return Work(np.array(pieces, np.int64).reshape(-1, 3), tuple(units))

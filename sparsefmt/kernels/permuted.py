@@ -1,114 +1,176 @@
 """Product with layout `permuted`: one chain of fused multiply-adds per row, in ascending column order.
 
-For few tokens the eight rows of a slice are the lanes of a vector; for more, sixteen tokens are. Both add in the same
-order, so the bits of a result do not depend on which was used.
+For one token the eight rows of a slice are the lanes of a vector (`of_one`); for more, the tokens are (`of_many`). Both
+add in the same order, so the bits of a result do not depend on which was used.
+
+Lanes that are padding multiply column 0 by zero, which changes no bit as long as x is finite; for other x there is
+`of_any_x`. Kernels see arrays of checked tiles only, release the GIL, and are made by functions that choose what is
+constant in them. They do the slices `pieces[lo:hi]` of `operand.Work`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import numpy as np
 from numba import njit
 
-from sparsefmt.kernels.simd import first_lanes, fma, gather8, load8, load16, spread16, store, zeros8, zeros16
+from sparsefmt.kernels.expand import copy_value
+from sparsefmt.kernels.operand import (
+    COLUMNS,
+    FIRST_ROW,
+    HEIGHT,
+    ROW_COUNTS,
+    ROW_PERMUTATION,
+    SLICE_OFFSETS,
+    VALUES,
+)
+from sparsefmt.kernels.simd import (
+    TARGET,
+    VECTOR_BYTES,
+    WIDTH,
+    fma,
+    fma_rows,
+    fma_tokens,
+    load,
+    load_scalar,
+    load_u16,
+    load_u32,
+    scatter,
+    store_rows,
+    summed_kind,
+    tree_sum,
+    zeros,
+)
+
+ROWS = 8
+"""Rows of a slice."""
 
 
-@njit(nogil=True, cache=True)
-def product(
-    values: np.ndarray,
-    columns: np.ndarray,
-    row_permutation: np.ndarray,
-    row_counts: np.ndarray,
-    slice_offsets: np.ndarray,
-    begin: int,
-    end: int,
-    x: np.ndarray,
-    y: np.ndarray,
-) -> None:
-    """y[t, r] = sum over stored (r, c) of values * x[t, c], for the rows of slices `begin` to `end`.
+def token_shapes(kind: int) -> list[tuple[int, int]]:
+    """(lanes, vectors) in which `of_many` can take tokens, most tokens first."""
+    lanes = VECTOR_BYTES // WIDTH[summed_kind(kind)]
+    shapes = [(lanes, 2)] if VECTOR_BYTES == 64 else []
+    while lanes >= 4:
+        shapes.append((lanes, 1))
+        lanes //= 2
+    return shapes
 
-    Args:
-        values: (slots * 8,), as `kernel_values` gives them.
-        columns: (slots * 8,).
-        x: activations (tokens, at least cols).
-        y: (tokens, rows of the tile), any strides.
+
+@lru_cache(maxsize=None)
+def of_one(kind: int, wide: bool) -> Callable[..., bool]:
+    """Kernel for one token at a time.
+
+    product(table, pieces, lo, hi, x, y) fills y (tokens, rows) from x (tokens, at least cols). `wide`: columns are u32.
+    Returns False, with nothing done, if x is not finite.
     """
-    rows = row_permutation.shape[0]
-    results = np.empty(8, x.dtype)
-    zero = x.dtype.type(0)
-    for slice_ in range(begin, end):
-        first = np.int64(slice_offsets[slice_]) * 8
-        last = np.int64(slice_offsets[slice_ + 1]) * 8
-        lanes = min(8, rows - slice_ * 8)
-        # rows are sorted by count: up to the last one's, no lane is padding
-        full = first + (np.int64(row_counts[slice_ * 8 + 7]) * 8 if lanes == 8 else 0)
+    target, wide, width, col_width, summed = TARGET, int(wide), WIDTH[kind], 4 if wide else 2, summed_kind(kind)
+    size, eight, one = WIDTH[summed], 8, 1
+    slot, col_slot = ROWS * width, ROWS * col_width
+
+    @njit(nogil=True, cache=True)
+    def product(table, pieces, lo, hi, x, y):
+        assert target
+        x_begin, y_begin = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
+        poison, zero = zeros(kind, eight, one), zeros(kind, eight, one)
+        whole = x.size // eight * eight
+        for at in range(x_begin, x_begin + whole * size, eight * size):
+            poison = fma(load(at, size, summed, eight, one), zero, poison)
+        finite = tree_sum(poison) == 0
+        for index in range(whole, x.size):
+            value = x[index // x.shape[1], index % x.shape[1]]
+            finite &= value - value == 0
+        if not finite:
+            return False
         for token in range(x.shape[0]):
-            activations = x[token]
-            sums = zeros8(x)
-            for slot in range(first, full, 8):
-                sums = fma(load8(values, slot, x), gather8(activations, columns, slot), sums)
-            filled = lanes
-            for slot in range(full, last, 8):
-                while np.int64(row_counts[slice_ * 8 + filled - 1]) * 8 <= slot - first:
-                    filled -= 1
-                sums = first_lanes(filled, fma(load8(values, slot, x), gather8(activations, columns, slot), sums), sums)
-            store(results, 0, sums)
-            for lane in range(lanes):
-                # adding +0.0 makes a zero result positive
-                y[token, np.int64(row_permutation[slice_ * 8 + lane])] = results[lane] + zero
+            x_at = x_begin + token * x.shape[1] * size
+            for piece in range(lo, hi):
+                tile = pieces[piece, 0]
+                positions, offsets, rows = table[tile, ROW_PERMUTATION], table[tile, SLICE_OFFSETS], table[tile, HEIGHT]
+                y_tile = y_begin + (token * y.shape[1] + table[tile, FIRST_ROW]) * size
+                first = load_u32(offsets + 4 * pieces[piece, 1])
+                values, columns = table[tile, VALUES] + first * slot, table[tile, COLUMNS] + first * col_slot
+                for slice_ in range(pieces[piece, 1], pieces[piece, 2]):
+                    last = load_u32(offsets + 4 * (slice_ + 1))
+                    sums = zeros(kind, eight, one)
+                    for _ in range(last - first):
+                        sums = fma_rows(load(values, slot, kind, eight, one), columns, wide, x_at, sums)
+                        values += slot
+                        columns += col_slot
+                    first = last
+                    scatter(y_tile, positions + 2 * ROWS * slice_, rows - ROWS * slice_, sums)
+        return True
+
+    return product
 
 
-@njit(nogil=True, cache=True)
-def product_of_many(
-    values: np.ndarray,
-    columns: np.ndarray,
-    row_permutation: np.ndarray,
-    row_counts: np.ndarray,
-    slice_offsets: np.ndarray,
-    begin: int,
-    end: int,
-    x: np.ndarray,
-    y: np.ndarray,
-) -> None:
-    """The same as `product`, to the bit, with the tokens in the lanes.
+@lru_cache(maxsize=None)
+def of_many(kind: int, wide: bool, lanes: int, count: int) -> Callable[..., None]:
+    """Kernel for blocks of `lanes * count` tokens, x being finite.
 
-    Args:
-        x: activations (ceil(tokens / 16), at least cols, 16): sixteen tokens at a time stay in cache for all rows.
-        y: (tokens, rows of the tile), any strides.
+    product(table, pieces, lo, hi, x, cols, rows, blocks, y): x is as `activations.in_tokens` makes it, and y as
+    `activations.from_tokens` takes it, for `blocks` blocks and `rows` rows in all.
     """
-    rows = row_permutation.shape[0]
-    block_size = x.shape[1] * 16
-    activations = x.reshape(-1)
-    results = np.empty(32, x.dtype)
-    zero = x.dtype.type(0)
-    for block in range(x.shape[0]):
-        base = block * block_size
-        token = block * 16
-        tokens = min(16, y.shape[0] - token)
-        for slice_ in range(begin, end):
-            first = np.int64(slice_offsets[slice_]) * 8
-            lanes = min(8, rows - slice_ * 8)
-            # two rows at once, since one chain alone would wait for its last addition; the first has no fewer values
-            for lane in range(0, lanes, 2):
-                position = slice_ * 8 + lane
-                count = np.int64(row_counts[position])
-                both = np.int64(row_counts[position + 1]) if lane + 1 < lanes else 0
-                sums, other_sums = zeros16(x), zeros16(x)
-                for slot in range(first + lane, first + lane + both * 8, 8):
-                    col, other_col = np.int64(columns[slot]) * 16, np.int64(columns[slot + 1]) * 16
-                    sums = fma(spread16(values, slot, x), load16(activations, base + col, x), sums)
-                    other_sums = fma(
-                        spread16(values, slot + 1, x), load16(activations, base + other_col, x), other_sums
-                    )
-                for slot in range(first + lane + both * 8, first + lane + count * 8, 8):
-                    col = np.int64(columns[slot]) * 16
-                    sums = fma(spread16(values, slot, x), load16(activations, base + col, x), sums)
-                store(results, 0, sums)
-                store(results, 16, other_sums)
-                row = np.int64(row_permutation[position])
-                for index in range(tokens):
-                    # adding +0.0 makes a zero result positive
-                    y[token + index, row] = results[index] + zero
-                if lane + 1 < lanes:
-                    row = np.int64(row_permutation[position + 1])
-                    for index in range(tokens):
-                        y[token + index, row] = results[16 + index] + zero
+    target, wide, width, col_width, summed = TARGET, int(wide), WIDTH[kind], 4 if wide else 2, summed_kind(kind)
+    size, eight, one, zero = WIDTH[summed], 8, 1, 0
+    slot, col_slot, block_bytes, vector_bytes = ROWS * width, ROWS * col_width, lanes * count * size, lanes * size
+    sums_count = ROWS * count
+
+    @njit(nogil=True, cache=True)
+    def product(table, pieces, lo, hi, x, cols, rows, blocks, y):
+        assert target
+        x_begin, y_begin = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
+        for piece in range(lo, hi):
+            tile = pieces[piece, 0]
+            positions, offsets, tile_rows = table[tile, ROW_PERMUTATION], table[tile, SLICE_OFFSETS], table[tile, HEIGHT]
+            for block in range(blocks):
+                x_at = x_begin + block * cols * block_bytes
+                y_tile = y_begin + (block * rows + table[tile, FIRST_ROW]) * block_bytes
+                first = load_u32(offsets + 4 * pieces[piece, 1])
+                values, columns = table[tile, VALUES] + first * slot, table[tile, COLUMNS] + first * col_slot
+                for slice_ in range(pieces[piece, 1], pieces[piece, 2]):
+                    last = load_u32(offsets + 4 * (slice_ + 1))
+                    sums = zeros(kind, lanes, sums_count)
+                    for _ in range(last - first):
+                        weights = load(values, slot, kind, eight, one)
+                        sums = fma_tokens(weights, columns, wide, x_at, zero, eight, sums)
+                        values += slot
+                        columns += col_slot
+                    first = last
+                    store_rows(y_tile, block_bytes, positions + 2 * ROWS * slice_, tile_rows - ROWS * slice_, sums)
+
+    return product
+
+
+@lru_cache(maxsize=None)
+def of_any_x(kind: int, wide: bool) -> Callable[..., None]:
+    """Slow kernel that skips pruned positions and padding, for x with Inf or NaN.
+
+    product(table, pieces, lo, hi, x, scratch, y): x (tokens, at least cols), scratch 1 element, y (tokens, rows).
+    """
+    target, wide, width, col_width = TARGET, int(wide), WIDTH[kind], 4 if wide else 2
+
+    @njit(nogil=True, cache=True)
+    def product(table, pieces, lo, hi, x, scratch, y):
+        assert target
+        value = np.int64(scratch.ctypes.data)
+        zero = x.dtype.type(0)
+        for piece in range(lo, hi):
+            tile = pieces[piece, 0]
+            for slice_ in range(pieces[piece, 1], pieces[piece, 2]):
+                first = load_u32(table[tile, SLICE_OFFSETS] + 4 * slice_)
+                for lane in range(min(ROWS, table[tile, HEIGHT] - ROWS * slice_)):
+                    position = ROWS * slice_ + lane
+                    row = table[tile, FIRST_ROW] + load_u16(table[tile, ROW_PERMUTATION] + 2 * position)
+                    for token in range(x.shape[0]):
+                        total = zero
+                        for number in range(load_u32(table[tile, ROW_COUNTS] + 4 * position)):
+                            index = (first + number) * ROWS + lane
+                            at = table[tile, COLUMNS] + index * col_width
+                            col = load_u32(at) if wide else load_u16(at)
+                            copy_value(table[tile, VALUES] + index * width, kind, value)
+                            total = fma(load_scalar(value, zero), x[token, col], total)
+                        y[token, row] = total + zero
+
+    return product

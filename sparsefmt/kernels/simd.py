@@ -1,10 +1,24 @@
-"""Vectors of 8 and 16 lanes for jitted code, and fused multiply-add.
+"""Vectors for jitted code: a numba type that reads like arithmetic and compiles to what one would write by hand.
 
-Only generic LLVM operations: they become AVX2, AVX-512, NEON or plain scalars, with the same bits everywhere. fma is
-always fused, with or without an instruction for it.
+A value of type `Vectors` is `count` vectors of `lanes` floats in registers; operations work on all of them at once, so
+that a kernel says `sums = outer(weights, activations, sums)` for a whole block of registers. Memory is addressed by
+plain int64 addresses: nothing is checked here, so a kernel sees arrays of checked tiles only.
+
+Everything but `expand.py` uses generic LLVM operations: they become AVX-512, AVX2, NEON or scalars, with the same bits
+everywhere, since fma is always fused, with or without an instruction for it. `ISA` says which of the instruction sets
+that we have instructions chosen for by hand this process compiles for; SPARSEFMT_ISA can ask for a lesser one.
+
+numba's on-disk cache notices edits to the file of a kernel only. Therefore every kernel holds `TARGET` in its closure,
+which is part of the cache's key and contains a digest of the sources of this folder.
+
+Arguments that choose the code (`kind`, `lanes`, `count` …) must be constants: variables of a kernel's closure.
 """
 
 from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
 
 from llvmlite import ir
 from numba import types
@@ -12,256 +26,504 @@ from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, models, register_model
 
+F32, BF16, F16, F64 = range(4)
+"""Kinds of stored values. Sums are float32, or float64 for F64."""
+
+WIDTH = {F32: 4, BF16: 2, F16: 2, F64: 8}
+"""Bytes of a value of each kind."""
+
+def summed_kind(kind: int) -> int:
+    """Kind of the sums, and of the activations, for values of a kind."""
+    return F64 if kind == F64 else F32
+
+
+ISAS = ("portable", "avx2", "avx512")
+"""Instruction sets, each including the ones before."""
+
+ENVIRONMENT_VARIABLE = "SPARSEFMT_ISA"
+
+_NEEDED = {
+    "avx2": {"avx2", "fma", "f16c", "popcnt", "bmi2"},
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512vbmi2"},
+}
+
 
 def _target_features() -> set[str]:
     """Features of the processor that numba compiles for. An instruction that it lacks would end the process.
 
-    None if the user chose another processor than this one (NUMBA_CPU_NAME): portable code is right everywhere.
+    None if the user chose another processor by name (NUMBA_CPU_NAME): portable code is right everywhere.
     """
-    if config.CPU_NAME is not None or config.CPU_FEATURES is not None:
-        return set()
-    return {feature.removeprefix("+") for feature in get_host_cpu_features().split(",") if feature.startswith("+")}
+    if config.CPU_FEATURES is not None:
+        features = config.CPU_FEATURES
+    elif config.CPU_NAME is None:
+        features = get_host_cpu_features()
+    else:
+        features = ""
+    return {feature.strip().removeprefix("+") for feature in features.split(",") if feature.strip().startswith("+")}
 
 
-_FEATURES = _target_features()
-EXPANDS = {16: {"avx512vbmi2", "avx512vl"} <= _FEATURES, 32: "avx512f" in _FEATURES, 64: False}
-"""Whether there is an instruction for `expand16`, by bits of an element. Without one the result is the same."""
+def choose_isa(features: set[str], wanted: str | None) -> str:
+    """The best instruction set within `features`, or the lesser one that is `wanted`.
+
+    Raises:
+        ValueError: `wanted` is none of ISAS, or beyond the features.
+    """
+    best = "portable"
+    for isa in ISAS[1:]:
+        if not _NEEDED[isa] <= features:
+            break
+        best = isa
+    if not wanted:
+        return best
+    if wanted not in ISAS:
+        raise ValueError(f"{ENVIRONMENT_VARIABLE} must be one of {', '.join(ISAS)}, not {wanted!r}")
+    if ISAS.index(wanted) > ISAS.index(best):
+        raise ValueError(f"{ENVIRONMENT_VARIABLE} is {wanted!r}, which this processor does not have; it has {best!r}")
+    return wanted
 
 
-class Vector(types.Type):
-    """`lanes` floats of type `dtype` in registers."""
-
-    def __init__(self, dtype: types.Float, lanes: int) -> None:
-        self.dtype = dtype
-        self.lanes = lanes
-        super().__init__(name=f"vector({dtype}, {lanes})")
+ISA = choose_isa(_target_features(), os.environ.get(ENVIRONMENT_VARIABLE))
+"""The instruction set of this process, chosen once."""
 
 
-def _llvm(dtype: types.Float, lanes: int = 0) -> ir.Type:
-    scalar = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
-    return ir.VectorType(scalar, lanes) if lanes else scalar
+def _digest() -> int:
+    """Of the sources of this folder, 48 bits. 0 where there are no source files, which cannot be edited either."""
+    digest = hashlib.sha256()
+    try:
+        for source in sorted(Path(__file__).parent.glob("*.py")):
+            digest.update(source.read_bytes())
+    except OSError:
+        return 0
+    return int.from_bytes(digest.digest()[:6], "little")
 
 
-@register_model(Vector)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager, vector):
-        super().__init__(manager, vector, _llvm(vector.dtype, vector.lanes))
+TARGET = ISAS.index(ISA) | _digest() << 8
+"""Instruction set and digest in one integer, for the closure of every kernel."""
+
+VECTOR_BYTES = 64 if ISA == "avx512" else 32
+"""Bytes of the widest vectors worth using."""
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+_ELEMENTS = {F32: ir.FloatType(), BF16: I16, F16: I16, F64: ir.DoubleType()}
 
 
-def _pointer(context, builder, array_type, array, index):
-    """Address of element `index` of a one-dimensional C array."""
-    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
-    return builder.gep(data, [index])
+class Vectors(types.Type):
+    """`count` vectors of `lanes` floats of numba type `dtype`, in registers."""
+
+    def __init__(self, dtype: types.Float, lanes: int, count: int) -> None:
+        self.dtype, self.lanes, self.count = dtype, lanes, count
+        super().__init__(name=f"vectors({dtype}, {lanes}, {count})")
+
+    @property
+    def llvm(self) -> ir.VectorType:
+        """One of the vectors."""
+        return ir.VectorType(ir.FloatType() if self.dtype == types.float32 else ir.DoubleType(), self.lanes)
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.bitwidth // 8
 
 
-def _make_zeros(lanes):
-    @intrinsic
-    def zeros(typingctx, like):
-        vector = Vector(like.dtype, lanes)
-
-        def codegen(context, builder, signature, args):
-            return ir.Constant(_llvm(like.dtype, lanes), None)
-
-        return vector(like), codegen
-
-    return zeros
+@register_model(Vectors)
+class _VectorsModel(models.PrimitiveModel):
+    def __init__(self, manager, vectors):
+        super().__init__(manager, vectors, ir.ArrayType(vectors.llvm, vectors.count))
 
 
-def _widen(builder, dtype, accumulator, lanes, vector):
-    """Stored elements as floats of the accumulator's type. Exact."""
-    word = ir.VectorType(ir.IntType(32), lanes)
+# For those who define intrinsics: LLVM pieces.
+
+
+def accumulator(kind: int) -> types.Float:
+    """numba type of the sums of values of a kind."""
+    return types.float64 if summed_kind(kind) == F64 else types.float32
+
+
+def integer(value: int) -> ir.Constant:
+    return ir.Constant(I64, value)
+
+
+def lanes_of(indices: list[int]) -> ir.Constant:
+    """A shuffle."""
+    return ir.Constant(ir.VectorType(I32, len(indices)), indices)
+
+
+def unpacked(builder, value, vectors: Vectors) -> list:
+    """The LLVM vectors of a value."""
+    return [builder.extract_value(value, number) for number in range(vectors.count)]
+
+
+def packed(builder, vectors: list):
+    """The value made of LLVM vectors."""
+    value = ir.Constant(ir.ArrayType(vectors[0].type, len(vectors)), ir.Undefined)
+    for number, vector in enumerate(vectors):
+        value = builder.insert_value(value, vector, number)
+    return value
+
+
+def load_as(builder, address, llvm_type, align: int):
+    """What lies at an int64 address."""
+    return builder.load(builder.inttoptr(address, llvm_type.as_pointer()), align=align, typ=llvm_type)
+
+
+def store_at(builder, address, value, align: int) -> None:
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=align)
+
+
+def call(builder, name: str, result, arguments: list):
+    """An LLVM intrinsic by its name."""
+    function_type = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
+
+
+def fused(builder, a, b, c):
+    """a * b + c of LLVM vectors or scalars with one rounding."""
+    element = a.type.element if isinstance(a.type, ir.VectorType) else a.type
+    suffix = "f32" if isinstance(element, ir.FloatType) else "f64"
+    if isinstance(a.type, ir.VectorType):
+        suffix = f"v{a.type.count}{suffix}"
+    return call(builder, f"llvm.fma.{suffix}", a.type, [a, b, c])
+
+
+def stored_type(kind: int, lanes: int) -> ir.VectorType:
+    """Consecutive stored values."""
+    return ir.VectorType(_ELEMENTS[kind], lanes)
+
+
+def widened(builder, vector, kind: int):
+    """Stored values as floats of the accumulator's type. Exact; independent of the processor, subnormals included."""
+    word, single = ir.VectorType(I32, vector.type.count), ir.VectorType(ir.FloatType(), vector.type.count)
 
     def constant(value):
-        return ir.Constant(word, [value] * lanes)
+        return ir.Constant(word, [value] * vector.type.count)
 
-    if dtype == types.uint16:  # bfloat16
-        bits = builder.shl(builder.zext(vector, word), constant(16))
-        vector, dtype = builder.bitcast(bits, _llvm(types.float32, lanes)), types.float32
-    elif dtype == types.int16:  # float16
+    if kind == BF16:
+        return builder.bitcast(builder.shl(builder.zext(vector, word), constant(16)), single)
+    if kind == F16 and ISA != "portable":
+        return builder.fpext(builder.bitcast(vector, ir.VectorType(ir.HalfType(), vector.type.count)), single)
+    if kind == F16:
+        # without an instruction, LLVM would call a function for each lane
         half = builder.zext(vector, word)
         magnitude = builder.and_(half, constant(0x7FFF))
         sign = builder.shl(builder.and_(half, constant(0x8000)), constant(16))
         shifted = builder.shl(magnitude, constant(13))
         # a half's exponent bits moved to those of a float are 112 too small: exact also for subnormals
-        scale = ir.Constant(_llvm(types.float32, lanes), [2.0**112] * lanes)
-        finite = builder.bitcast(builder.fmul(builder.bitcast(shifted, scale.type), scale), word)
+        scale = ir.Constant(single, [2.0**112] * vector.type.count)
+        finite = builder.bitcast(builder.fmul(builder.bitcast(shifted, single), scale), word)
         special = builder.icmp_unsigned(">=", magnitude, constant(0x7C00))
         bits = builder.select(special, builder.or_(shifted, constant(0x7F800000)), finite)
-        vector, dtype = builder.bitcast(builder.or_(bits, sign), scale.type), types.float32
-    return vector if dtype == accumulator else builder.fpext(vector, _llvm(accumulator, lanes))
+        return builder.bitcast(builder.or_(bits, sign), single)
+    return vector
 
 
-def _make_load(lanes, spread=False):
-    """Loads `lanes` consecutive elements, or, to `spread`, one."""
+def columns_of_slot(builder, address, wide: bool) -> list:
+    """The eight columns of a slot of `permuted` as int64, taken out of 64-bit loads: fewer loads for the same work."""
+    bits = 32 if wide else 16
+    columns = []
+    for word_number in range(bits // 8):
+        word = load_as(builder, builder.add(address, integer(8 * word_number)), I64, 2)
+        for shift in range(0, 64, bits):
+            columns.append(builder.and_(builder.lshr(word, integer(shift)), integer((1 << bits) - 1)))
+    return columns
 
+
+def constant_of(literal) -> int:
+    """Value of an argument that must be a constant."""
+    if not isinstance(literal, types.Literal):
+        raise TypeError(f"{literal} must be a constant, such as a variable of the kernel's closure")
+    return literal.literal_value
+
+
+# For kernels.
+
+
+def _scalar_reader(bits):
     @intrinsic
-    def load(typingctx, array, index, like):
-        vector = Vector(like.dtype, lanes)
-        width = array.dtype.bitwidth
-        element = _llvm(array.dtype) if isinstance(array.dtype, types.Float) else ir.IntType(width)
-        loaded = 1 if spread else lanes
-
+    def read(typingctx, address):
         def codegen(context, builder, signature, args):
-            address = _pointer(context, builder, array, args[0], args[1])
-            llvm_type = ir.VectorType(element, loaded)
-            stored = builder.load(builder.bitcast(address, llvm_type.as_pointer()), align=width // 8, typ=llvm_type)
-            value = _widen(builder, array.dtype, like.dtype, loaded, stored)
-            if spread:
-                value = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None))
-            return value
+            value = load_as(builder, args[0], ir.IntType(bits), bits // 8)
+            return value if bits == 64 else builder.zext(value, I64)
 
-        return vector(array, types.int64, like), codegen
+        return types.int64(types.int64), codegen
 
-    return load
+    return read
 
 
-zeros8, zeros16 = _make_zeros(8), _make_zeros(16)
-"""All-zero vector of the dtype of an array."""
+load_u16, load_u32, load_u64 = (_scalar_reader(bits) for bits in (16, 32, 64))
+"""load_u16(address): an unsigned integer as int64 (of 64 bits: its bits)."""
 
-load8, load16 = _make_load(8), _make_load(16)
-"""load(array, index, like): consecutive elements of a one-dimensional C-contiguous array from `index` on, as floats of
-the dtype of `like`. float32 and float64 are what they are, uint16 is bfloat16, int16 float16. Unchecked, unaligned."""
 
-spread16 = _make_load(16, spread=True)
-"""spread16(array, index, like): one element, widened as by `load16`, in all lanes."""
+@intrinsic(prefer_literal=True)
+def zeros(typingctx, kind, lanes, count):
+    """All +0.0, of the accumulator's type of `kind`."""
+    result = Vectors(accumulator(constant_of(kind)), constant_of(lanes), constant_of(count))
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(context.get_value_type(result), None)
+
+    return result(kind, lanes, count), codegen
+
+
+@intrinsic(prefer_literal=True)
+def load(typingctx, address, stride, kind, lanes, count):
+    """`count` vectors of consecutive stored values, `stride` bytes apart, widened. Any alignment of a value's own."""
+    stored = constant_of(kind)
+    result = Vectors(accumulator(stored), constant_of(lanes), constant_of(count))
+
+    def codegen(context, builder, signature, args):
+        address, vectors = args[0], []
+        for _ in range(result.count):
+            vector = load_as(builder, address, stored_type(stored, result.lanes), WIDTH[stored])
+            vectors.append(widened(builder, vector, stored))
+            address = builder.add(address, args[1])
+        return packed(builder, vectors)
+
+    return result(types.int64, types.int64, kind, lanes, count), codegen
 
 
 @intrinsic
-def expand16(typingctx, array, index, mask, nothing, like):
-    """Consecutive elements from `index` on in the lanes whose bit in `mask` is set, 0.0 in the others.
-
-    May read 64 bytes from `index` on, whatever the mask. One instruction where `EXPANDS`, a branch per lane elsewhere.
-
-    `nothing` must be 0, and something that the compiler does not know to be 0: or-ing it to what was loaded keeps LLVM
-    from making one instruction of load and expansion, which is microcoded and slow on Zen.
-    """
-    vector = Vector(like.dtype, 16)
-    width = array.dtype.bitwidth
-    element = _llvm(array.dtype) if isinstance(array.dtype, types.Float) else ir.IntType(width)
-    suffix = f"v16{'f' if isinstance(array.dtype, types.Float) else 'i'}{width}"
+def store(typingctx, address, stride, vectors):
+    """Write vectors, `stride` bytes apart."""
 
     def codegen(context, builder, signature, args):
-        address = _pointer(context, builder, array, args[0], args[1])
-        llvm_type, lanes = ir.VectorType(element, 16), ir.VectorType(ir.IntType(1), 16)
-        chosen = builder.bitcast(builder.trunc(args[2], ir.IntType(16)), lanes)
-        zeros = ir.Constant(llvm_type, None)
-        if EXPANDS[width]:
-            loaded = builder.load(builder.bitcast(address, llvm_type.as_pointer()), align=width // 8, typ=llvm_type)
-            word = ir.VectorType(ir.IntType(width), 16)
-            spread = builder.insert_element(
-                ir.Constant(word, ir.Undefined),
-                builder.trunc(args[3], ir.IntType(width)),
-                ir.Constant(ir.IntType(32), 0),
-            )
-            spread = builder.shuffle_vector(spread, spread, ir.Constant(ir.VectorType(ir.IntType(32), 16), None))
-            loaded = builder.bitcast(builder.or_(builder.bitcast(loaded, word), spread), llvm_type)
-            name, operands = f"llvm.x86.avx512.mask.expand.{suffix}", [loaded, zeros, chosen]
-        else:
-            name, operands = f"llvm.masked.expandload.{suffix}", [address, chosen, zeros]
-        function_type = ir.FunctionType(llvm_type, [operand.type for operand in operands])
-        function = cgutils.get_or_insert_function(builder.module, function_type, name)
-        return _widen(builder, array.dtype, like.dtype, 16, builder.call(function, operands))
+        address = args[0]
+        for vector in unpacked(builder, args[2], vectors):
+            store_at(builder, address, vector, vectors.itemsize)
+            address = builder.add(address, args[1])
+        return context.get_dummy_value()
 
-    return vector(array, types.int64, types.uint64, types.int64, like), codegen
-
-
-@intrinsic
-def popcount16(typingctx, mask):
-    """Number of set bits among the lowest 16 of a uint64, as int64."""
-
-    def codegen(context, builder, signature, args):
-        return builder.zext(builder.ctpop(builder.trunc(args[0], ir.IntType(16))), ir.IntType(64))
-
-    return types.int64(types.uint64), codegen
-
-
-@intrinsic
-def gather8(typingctx, array, columns, index):
-    """array[columns[index]], …, array[columns[index + 7]] as eight loads, which beat the gather instruction."""
-    vector = Vector(array.dtype, 8)
-
-    def codegen(context, builder, signature, args):
-        lane_type = ir.IntType(32)
-        result = ir.Constant(_llvm(array.dtype, 8), ir.Undefined)
-        for lane in range(8):
-            position = builder.add(args[2], ir.Constant(args[2].type, lane))
-            column = builder.load(_pointer(context, builder, columns, args[1], position))
-            address = _pointer(context, builder, array, args[0], builder.zext(column, ir.IntType(64)))
-            result = builder.insert_element(result, builder.load(address), ir.Constant(lane_type, lane))
-        return result
-
-    return vector(array, columns, types.int64), codegen
+    return types.void(types.int64, types.int64, vectors), codegen
 
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """a * b + c with one rounding, for vectors and for scalars."""
+    """a * b + c with one rounding: vectors with vectors, or scalars."""
 
     def codegen(context, builder, signature, args):
-        dtype = a.dtype if isinstance(a, Vector) else a
-        suffix = "f32" if dtype == types.float32 else "f64"
-        if isinstance(a, Vector):
-            suffix = f"v{a.lanes}{suffix}"
-        operand = args[0].type
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(operand, [operand] * 3), f"llvm.fma.{suffix}"
+        if not isinstance(c, Vectors):
+            return fused(builder, *args)
+        rows = zip(*(unpacked(builder, arg, c) for arg in args), strict=True)
+        return packed(builder, [fused(builder, *row) for row in rows])
+
+    return c(c, c, c), codegen
+
+
+@intrinsic
+def outer(typingctx, rows, cols, sums):
+    """sums[i * n + j] + rows[i] * cols[j] with one rounding, for each of the rows and of the n cols."""
+
+    def codegen(context, builder, signature, args):
+        left, right, added = (
+            unpacked(builder, arg, vectors) for arg, vectors in zip(args, (rows, cols, sums), strict=True)
         )
-        return builder.call(function, args)
+        pairs = [(row, col) for row in left for col in right]
+        return packed(builder, [fused(builder, *pair, sum_) for pair, sum_ in zip(pairs, added, strict=True)])
 
-    return a(a, a, a), codegen
+    return sums(rows, cols, sums), codegen
+
+
+@intrinsic(prefer_literal=True)
+def fma_rows(typingctx, values, columns, wide, x, sums):
+    """One slot of `permuted` for one token: sums[row] + values[row] * x[column[row]] in the eight lanes.
+
+    Eight scalar loads: the gather instruction is slower, on some processors four times.
+    """
+
+    def codegen(context, builder, signature, args):
+        (weights,), (added,) = unpacked(builder, args[0], values), unpacked(builder, args[4], sums)
+        element = sums.llvm.element
+        activations = ir.Constant(sums.llvm, ir.Undefined)
+        for lane, column in enumerate(columns_of_slot(builder, args[1], constant_of(wide))):
+            address = builder.add(args[3], builder.mul(column, integer(sums.itemsize)))
+            activation = load_as(builder, address, element, sums.itemsize)
+            activations = builder.insert_element(activations, activation, ir.Constant(I32, lane))
+        return packed(builder, [fused(builder, weights, activations, added)])
+
+    return sums(values, types.int64, wide, types.int64, sums), codegen
+
+
+@intrinsic(prefer_literal=True)
+def fma_tokens(typingctx, values, columns, wide, x, first, rows, sums):
+    """One slot of `permuted` for many tokens: rows `first` to `first + rows` of the slot, tokens in the lanes.
+
+    sums[row * n + i] + values[row] * x[column[row]][i] for the n vectors of tokens of each row. At x lie the tokens of
+    column 0, then those of column 1 …
+    """
+    begin, end = constant_of(first), constant_of(first) + constant_of(rows)
+
+    def codegen(context, builder, signature, args):
+        (weights,) = unpacked(builder, args[0], values)
+        added = unpacked(builder, args[6], sums)
+        per_row = sums.count // (end - begin)
+        vector_size = sums.itemsize * sums.lanes
+        result = []
+        for row, column in enumerate(columns_of_slot(builder, args[1], constant_of(wide))[begin:end]):
+            weight = builder.shuffle_vector(weights, weights, lanes_of([begin + row] * sums.lanes))
+            tokens = builder.add(args[3], builder.mul(column, integer(vector_size * per_row)))
+            for number in range(per_row):
+                address = builder.add(tokens, integer(vector_size * number))
+                activations = load_as(builder, address, sums.llvm, sums.itemsize)
+                result.append(fused(builder, weight, activations, added[row * per_row + number]))
+        return packed(builder, result)
+
+    return sums(values, types.int64, wide, types.int64, first, rows, sums), codegen
 
 
 @intrinsic
-def where_nonzero(typingctx, weights, chosen, other):
-    """Lanes of `chosen` where `weights` is not zero (NaN is not), else of `other`."""
+def scatter(typingctx, y, positions, count, vectors):
+    """Write the first `count` lanes of one vector, + 0.0, to y[positions[lane]]; positions are u16."""
 
     def codegen(context, builder, signature, args):
-        zero = ir.Constant(args[0].type, None)
-        return builder.select(builder.fcmp_unordered("!=", args[0], zero), args[1], args[2])
-
-    return weights(weights, weights, weights), codegen
-
-
-@intrinsic
-def first_lanes(typingctx, count, chosen, other):
-    """The first `count` lanes of `chosen`, the rest of `other`."""
-
-    def codegen(context, builder, signature, args):
-        index = ir.VectorType(ir.IntType(32), chosen.lanes)
-        limit = builder.trunc(args[0], ir.IntType(32))
-        spread = builder.insert_element(ir.Constant(index, ir.Undefined), limit, ir.Constant(ir.IntType(32), 0))
-        spread = builder.shuffle_vector(spread, spread, ir.Constant(index, None))
-        below = builder.icmp_signed("<", ir.Constant(index, list(range(chosen.lanes))), spread)
-        return builder.select(below, args[1], args[2])
-
-    return chosen(types.int64, chosen, chosen), codegen
-
-
-@intrinsic
-def store(typingctx, array, index, vector):
-    """Write all lanes to a one-dimensional C-contiguous array from `index` on. Unchecked, any alignment."""
-
-    def codegen(context, builder, signature, args):
-        address = _pointer(context, builder, array, args[0], args[1])
-        builder.store(args[2], builder.bitcast(address, args[2].type.as_pointer()), align=array.dtype.bitwidth // 8)
+        (vector,) = unpacked(builder, args[3], vectors)
+        # adding +0.0 makes a zero result positive
+        vector = builder.fadd(vector, ir.Constant(vector.type, None))
+        for lane in range(vectors.lanes):
+            with builder.if_then(builder.icmp_signed("<", integer(lane), args[2])):
+                position = builder.zext(load_as(builder, builder.add(args[1], integer(2 * lane)), I16, 2), I64)
+                address = builder.add(args[0], builder.mul(position, integer(vectors.itemsize)))
+                element = builder.extract_element(vector, ir.Constant(I32, lane))
+                store_at(builder, address, element, vectors.itemsize)
         return context.get_dummy_value()
 
-    return types.void(array, types.int64, vector), codegen
+    return types.void(types.int64, types.int64, types.int64, vectors), codegen
+
+
+def concatenated(builder, vectors: list):
+    """One LLVM vector of the lanes of several."""
+    while len(vectors) > 1:
+        lanes = vectors[0].type.count
+        halves = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [builder.shuffle_vector(low, high, lanes_of(list(range(2 * lanes)))) for low, high in halves]
+    return vectors[0]
+
+
+def _tree(builder, value):
+    """Upper half onto lower half until one lane is left; then + 0.0, which makes a zero result positive."""
+    while value.type.count > 1:
+        half = value.type.count // 2
+        lower = builder.shuffle_vector(value, value, lanes_of(list(range(half))))
+        upper = builder.shuffle_vector(value, value, lanes_of(list(range(half, 2 * half))))
+        value = builder.fadd(lower, upper)
+    total = builder.extract_element(value, ir.Constant(I32, 0))
+    return builder.fadd(total, ir.Constant(total.type, 0.0))
 
 
 @intrinsic
-def tree_sum(typingctx, vector):
-    """The sum of all lanes: upper half onto lower half until one is left."""
+def tree_sum(typingctx, vectors):
+    """The sum of partial sums 0, 1, …, in order in the lanes of all vectors: the upper half onto the lower until one is
+    left, + 0.0."""
 
     def codegen(context, builder, signature, args):
-        value, lanes = args[0], vector.lanes
-        while lanes > 1:
-            lanes //= 2
-            undefined = ir.Constant(value.type, ir.Undefined)
-            index = ir.VectorType(ir.IntType(32), lanes)
-            lower = builder.shuffle_vector(value, undefined, ir.Constant(index, list(range(lanes))))
-            upper = builder.shuffle_vector(value, undefined, ir.Constant(index, list(range(lanes, 2 * lanes))))
-            value = builder.fadd(lower, upper)
-        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+        return _tree(builder, concatenated(builder, unpacked(builder, args[0], vectors)))
 
-    return vector.dtype(vector), codegen
+    return vectors.dtype(vectors), codegen
+
+
+@intrinsic
+def store_tree_sums(typingctx, address, stride, count, vectors):
+    """Write the `tree_sum` of each of the first `count` vectors, `stride` bytes apart."""
+
+    def codegen(context, builder, signature, args):
+        address = args[0]
+        for number, vector in enumerate(unpacked(builder, args[3], vectors)):
+            with builder.if_then(builder.icmp_signed("<", integer(number), args[2])):
+                store_at(builder, address, _tree(builder, vector), vectors.itemsize)
+            address = builder.add(address, args[1])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, vectors), codegen
+
+
+@intrinsic
+def transpose(typingctx, vectors):
+    """As many vectors as each has lanes, as a square matrix."""
+    if vectors.count != vectors.lanes:
+        raise TypeError(f"{vectors} is no square")
+
+    def codegen(context, builder, signature, args):
+        rows, size = unpacked(builder, args[0], vectors), vectors.lanes
+        half = 1
+        while half < size:
+            # swap the off-diagonal blocks of half x half in each block of twice that size
+            low = lanes_of([lane - half + size if lane & half else lane for lane in range(size)])
+            high = lanes_of([lane + size if lane & half else lane + half for lane in range(size)])
+            for row in range(size):
+                if not row & half:
+                    upper, lower = rows[row], rows[row + half]
+                    rows[row] = builder.shuffle_vector(upper, lower, low)
+                    rows[row + half] = builder.shuffle_vector(upper, lower, high)
+            half *= 2
+        return packed(builder, rows)
+
+    return vectors(vectors), codegen
+
+
+@intrinsic(prefer_literal=True)
+def fma_columns(typingctx, values, kind, parts, x, stride, sums):
+    """sums[token] + values * x[token] for `parts` times 16 consecutive columns; tokens lie `stride` bytes apart."""
+    stored = constant_of(kind)
+
+    def codegen(context, builder, signature, args):
+        totals = unpacked(builder, args[5], sums)
+        for part in range(constant_of(parts)):
+            at_values = builder.add(args[0], integer(16 * WIDTH[stored] * part))
+            weights = widened(builder, load_as(builder, at_values, stored_type(stored, 16), WIDTH[stored]), stored)
+            address = builder.add(args[3], integer(16 * sums.itemsize * part))
+            for token in range(sums.count):
+                activations = load_as(builder, address, sums.llvm, sums.itemsize)
+                totals[token] = fused(builder, weights, activations, totals[token])
+                address = builder.add(address, args[4])
+        return packed(builder, totals)
+
+    return sums(types.int64, kind, parts, types.int64, types.int64, sums), codegen
+
+
+@intrinsic
+def store_scalar(typingctx, address, value):
+    """Write an int64, a float32 or a float64."""
+
+    def codegen(context, builder, signature, args):
+        store_at(builder, args[0], args[1], value.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), codegen
+
+
+@intrinsic
+def load_scalar(typingctx, address, like):
+    """A float32 or float64, of the type of `like`."""
+
+    def codegen(context, builder, signature, args):
+        return load_as(builder, args[0], args[1].type, like.bitwidth // 8)
+
+    return like(types.int64, like), codegen
+
+
+@intrinsic
+def plus_zero(typingctx, vectors):
+    """+ 0.0 in every lane, which makes zeros positive."""
+
+    def codegen(context, builder, signature, args):
+        zero = ir.Constant(vectors.llvm, None)
+        return packed(builder, [builder.fadd(vector, zero) for vector in unpacked(builder, args[0], vectors)])
+
+    return vectors(vectors), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store_rows(typingctx, y, pitch, positions, count, vectors):
+    """Write eight rows of equally many vectors each, the first `count` of them, to y + positions[row] * pitch bytes;
+    positions are u16."""
+
+    def codegen(context, builder, signature, args):
+        per_row = vectors.count // 8
+        rows = unpacked(builder, args[4], vectors)
+        for row in range(8):
+            with builder.if_then(builder.icmp_signed("<", integer(row), args[3])):
+                position = builder.zext(load_as(builder, builder.add(args[2], integer(2 * row)), I16, 2), I64)
+                address = builder.add(args[0], builder.mul(position, args[1]))
+                for vector in rows[row * per_row : (row + 1) * per_row]:
+                    store_at(builder, address, vector, vectors.itemsize)
+                    address = builder.add(address, integer(vectors.itemsize * vectors.lanes))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64, vectors), codegen

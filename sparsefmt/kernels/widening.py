@@ -1,15 +1,12 @@
-"""From stored bits to what a kernel multiplies. Exact, except for integers of 64 bits."""
+"""Values of types that kernels do not widen in registers, widened in memory. Exact, except for integers of 64 bits."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from sparsefmt.dtypes import DType
+from sparsefmt.dtypes import DType, unpack
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.layouts.memory import empty
-
-_KERNEL_VIEWS = {"F32": np.float32, "F64": np.float64, "BF16": np.uint16, "F16": np.int16}
-"""Types that kernels widen in registers, and the array type by which they know them (`simd.load8`)."""
 
 
 def expect_product(dtype: DType) -> None:
@@ -18,14 +15,14 @@ def expect_product(dtype: DType) -> None:
         raise UnsupportedError("dtype-product", "complex64 weights can be stored but not multiplied")
 
 
-def kernel_values(values: np.ndarray, dtype: DType, accumulator: np.dtype) -> np.ndarray:
-    """A tile's `values` as a kernel takes them.
+def widened_values(values: np.ndarray, dtype: DType, positions: int, accumulator: np.dtype) -> np.ndarray:
+    """A tile's `values` in the accumulator's dtype, in memory of their own. Bits 0 give 0.0 in every prunable type.
 
-    float32, float64, bfloat16 and float16 are views. Others are converted to the accumulator's dtype by numpy and
-    ml_dtypes, in memory of their own. Bits 0 give 0.0 in every prunable type.
+    Args:
+        positions: rows * cols of the tile; that many elements lie in `values` if they are packed below a byte.
     """
-    if dtype.name in _KERNEL_VIEWS:
-        return values.view(_KERNEL_VIEWS[dtype.name])
+    if dtype.packed:
+        values = unpack(values, dtype, positions)
     converted = empty(values.size, accumulator)
     converted[:] = values.view(dtype.numpy)
     return converted

@@ -1,0 +1,150 @@
+"""Activations laid out for kernels that multiply many tokens at once, and their results put back.
+
+What is packed is found by a kernel in the order in which it reads it, one line of the cache after the other. x and y
+are seen as (tokens, cols or rows); `across` says that they lie column by column, as `w @ x` has them, instead of token
+by token. `pitch` is the number of elements from one token (or column) to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from numba import njit
+
+from sparsefmt.kernels.simd import TARGET, WIDTH, fma, load, load_scalar, plus_zero, store, transpose, tree_sum, zeros
+
+
+@lru_cache(maxsize=None)
+def in_columns(kind: int, group: int) -> Callable[..., bool]:
+    """Packer for `partial_sums.of_many`.
+
+    pack(x, tokens, cols, block, packed) fills packed, flat: for each block of `block` columns, for each `group` tokens,
+    these columns of each token, with zeros where x ends. x is flat, token by token. Returns whether x is finite.
+    """
+    target, size, eight, one = TARGET, WIDTH[kind], 8, 1
+    vector_bytes = eight * size
+
+    @njit(nogil=True, cache=True)
+    def pack(x, tokens, cols, block, packed):
+        assert target
+        x_begin, to = np.int64(x.ctypes.data), np.int64(packed.ctypes.data)
+        poison, zero = zeros(kind, eight, one), zeros(kind, eight, one)
+        finite = True
+        index = 0
+        for first in range(0, cols, block):
+            width = min(block, cols - first)
+            whole = width // eight * eight
+            for token in range((tokens + group - 1) // group * group):
+                filled = 0
+                if token < tokens:
+                    at = x_begin + (token * cols + first) * size
+                    for col in range(0, whole, eight):
+                        values = load(at + col * size, vector_bytes, kind, eight, one)
+                        poison = fma(values, zero, poison)
+                        store(to + (index + col) * size, vector_bytes, values)
+                    for col in range(whole, width):
+                        value = x[token * cols + first + col]
+                        finite &= value - value == 0
+                        packed[index + col] = value
+                    filled = width
+                packed[index + filled : index + block] = 0
+                index += block
+        return finite and tree_sum(poison) == 0
+
+    return pack
+
+
+@lru_cache(maxsize=None)
+def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., bool]:
+    """Packer for `permuted.of_many`.
+
+    pack(x, pitch, first, tokens, cols, packed) fills packed, flat, with tokens `first` to `first + tokens`: for each
+    `lanes * count` tokens, for each column, these tokens' activations, with zeros where x ends. x is an address.
+    Returns whether these tokens are finite.
+    """
+    target, size, one = TARGET, WIDTH[kind], 1
+    width, square, vector_bytes = lanes * count, lanes, lanes * size
+    row_bytes = width * size
+
+    @njit(nogil=True, cache=True)
+    def pack(x, pitch, first, tokens, cols, packed):
+        assert target
+        to = np.int64(packed.ctypes.data)
+        nothing = packed.dtype.type(0)
+        poison, zero = zeros(kind, lanes, square), zeros(kind, lanes, square)
+        poison1, zero1 = zeros(kind, lanes, one), zeros(kind, lanes, one)
+        finite = True
+        for part in range((tokens + width - 1) // width * count):
+            # `lanes` tokens, a part of those of a block
+            token = part * lanes
+            present = max(0, min(lanes, tokens - token))
+            base = part // count * cols * width + part % count * lanes
+            done = 0
+            if present == lanes and across:
+                for col in range(cols):
+                    values = load(x + (col * pitch + first + token) * size, vector_bytes, kind, lanes, one)
+                    poison1 = fma(values, zero1, poison1)
+                    store(to + (base + col * width) * size, vector_bytes, values)
+                done = cols
+            elif present == lanes:
+                for col in range(0, cols - lanes + 1, lanes):
+                    at = x + ((first + token) * pitch + col) * size
+                    values = load(at, pitch * size, kind, lanes, square)
+                    poison = fma(values, zero, poison)
+                    store(to + (base + col * width) * size, row_bytes, transpose(values))
+                done = cols // lanes * lanes
+            for col in range(done, cols):
+                for lane in range(lanes):
+                    value = nothing
+                    if lane < present:
+                        at = first + token + lane
+                        value = load_scalar(x + (col * pitch + at if across else at * pitch + col) * size, nothing)
+                        finite &= value - value == 0
+                    packed[base + col * width + lane] = value
+        return finite and tree_sum(poison) == 0 and tree_sum(poison1) == 0
+
+    return pack
+
+
+@lru_cache(maxsize=None)
+def from_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., None]:
+    """The way back, for results of `permuted.of_many`.
+
+    unpack(packed, y, pitch, first, tokens, rows) writes tokens `first` to `first + tokens` of y, flat; + 0.0, which makes
+    zero results positive.
+    """
+    target, size, one = TARGET, WIDTH[kind], 1
+    width, square, vector_bytes = lanes * count, lanes, lanes * size
+    row_bytes = width * size
+
+    @njit(nogil=True, cache=True)
+    def unpack(packed, y, pitch, first, tokens, rows):
+        assert target
+        at, y_begin = np.int64(packed.ctypes.data), np.int64(y.ctypes.data)
+        for part in range((tokens + width - 1) // width * count):
+            token = part * lanes
+            present = max(0, min(lanes, tokens - token))
+            base = part // count * rows * width + part % count * lanes
+            done = 0
+            if present == lanes and across:
+                for row in range(rows):
+                    values = plus_zero(load(at + (base + row * width) * size, vector_bytes, kind, lanes, one))
+                    store(y_begin + (row * pitch + first + token) * size, vector_bytes, values)
+                done = rows
+            elif present == lanes:
+                for row in range(0, rows - lanes + 1, lanes):
+                    values = plus_zero(load(at + (base + row * width) * size, row_bytes, kind, lanes, square))
+                    store(y_begin + ((first + token) * pitch + row) * size, pitch * size, transpose(values))
+                done = rows // lanes * lanes
+            for row in range(done, rows):
+                for lane in range(present):
+                    value = packed[base + row * width + lane] + 0
+                    to = first + token + lane
+                    if across:
+                        y[row * pitch + to] = value
+                    else:
+                        y[to * pitch + row] = value
+
+    return unpack
