@@ -83,9 +83,11 @@ def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., bool]:
                 tile, begin, end = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2]
                 values, mask, offsets = table[tile, VALUES], table[tile, MASK], table[tile, ROW_OFFSETS]
                 y_tile = y_begin + table[tile, FIRST_ROW] * size
-                for row0 in range(begin, end, 2):
-                    # two rows at once, so that none waits for its last addition; the last row may be done twice
-                    row1 = min(row0 + 1, end - 1)
+                half = (end - begin + 1) // 2
+                for row0 in range(begin, begin + half):
+                    # two rows at once, so that none waits for its last addition; far apart, so that memory is read in
+                    # long runs; the last row may be done twice
+                    row1 = min(row0 + half, end - 1)
                     at0 = values + load_u32(offsets + 4 * row0) * width
                     at1 = values + load_u32(offsets + 4 * row1) * width
                     mask0, mask1 = mask + 8 * words * row0, mask + 8 * words * row1
@@ -115,8 +117,9 @@ def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., bool]:
             for piece in range(lo, hi):
                 tile, begin, end = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2]
                 y_tile = y_begin + table[tile, FIRST_ROW] * size
-                for row0 in range(begin, end, 2):
-                    row1 = min(row0 + 1, end - 1)
+                half = (end - begin + 1) // 2
+                for row0 in range(begin, begin + half):
+                    row1 = min(row0 + half, end - 1)
                     at0, at1 = table[tile, VALUES] + row0 * cols * width, table[tile, VALUES] + row1 * cols * width
                     sums0, sums1 = zeros(kind, sixteen, tokens), zeros(kind, sixteen, tokens)
                     x_at = x_begin

@@ -89,17 +89,29 @@ def of_one(kind: int, wide: bool) -> Callable[..., bool]:
                 tile = pieces[piece, 0]
                 positions, offsets, rows = table[tile, ROW_PERMUTATION], table[tile, SLICE_OFFSETS], table[tile, HEIGHT]
                 y_tile = y_begin + (token * y.shape[1] + table[tile, FIRST_ROW]) * size
-                first = load_u32(offsets + 4 * pieces[piece, 1])
-                values, columns = table[tile, VALUES] + first * slot, table[tile, COLUMNS] + first * col_slot
-                for slice_ in range(pieces[piece, 1], pieces[piece, 2]):
-                    last = load_u32(offsets + 4 * (slice_ + 1))
-                    sums = zeros(kind, eight, one)
-                    for _ in range(last - first):
-                        sums = fma_rows(load(values, slot, kind, eight, one), columns, wide, x_at, sums)
-                        values += slot
-                        columns += col_slot
-                    first = last
-                    scatter(y_tile, positions + 2 * ROWS * slice_, rows - ROWS * slice_, sums)
+                begin, end = pieces[piece, 1], pieces[piece, 2]
+                half = (end - begin + 1) // 2
+                for slice0 in range(begin, begin + half):
+                    # two slices at once, so that none waits for its last addition; far apart, so that memory is read in
+                    # long runs; the last slice may be done twice
+                    slice1 = min(slice0 + half, end - 1)
+                    first0, first1 = load_u32(offsets + 4 * slice0), load_u32(offsets + 4 * slice1)
+                    slots0 = load_u32(offsets + 4 * (slice0 + 1)) - first0
+                    # slices are sorted: the second is no longer than the first
+                    slots1 = load_u32(offsets + 4 * (slice1 + 1)) - first1
+                    values0, columns0 = table[tile, VALUES] + first0 * slot, table[tile, COLUMNS] + first0 * col_slot
+                    values1, columns1 = table[tile, VALUES] + first1 * slot, table[tile, COLUMNS] + first1 * col_slot
+                    sums0, sums1 = zeros(kind, eight, one), zeros(kind, eight, one)
+                    for _ in range(slots1):
+                        sums0 = fma_rows(load(values0, slot, kind, eight, one), columns0, wide, x_at, sums0)
+                        sums1 = fma_rows(load(values1, slot, kind, eight, one), columns1, wide, x_at, sums1)
+                        values0, columns0 = values0 + slot, columns0 + col_slot
+                        values1, columns1 = values1 + slot, columns1 + col_slot
+                    for _ in range(slots0 - slots1):
+                        sums0 = fma_rows(load(values0, slot, kind, eight, one), columns0, wide, x_at, sums0)
+                        values0, columns0 = values0 + slot, columns0 + col_slot
+                    scatter(y_tile, positions + 2 * ROWS * slice0, rows - ROWS * slice0, sums0)
+                    scatter(y_tile, positions + 2 * ROWS * slice1, rows - ROWS * slice1, sums1)
         return True
 
     return product
