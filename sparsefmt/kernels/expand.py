@@ -98,6 +98,15 @@ def _expand16(builder, values, mask, kind, nothing):
     spread = builder.shuffle_vector(spread, spread, lanes_of([0] * 16))
     loaded = builder.bitcast(load_as(builder, values, stored, WIDTH[kind]), words)
     loaded = builder.bitcast(builder.or_(loaded, spread), stored)
+    if kind == BF16:
+        # the bits of the mask go to the odd bits, so that values land in the upper halves of the lanes: widened at once
+        bits = builder.zext(load_as(builder, mask, I16, 2), I32)
+        bits = call(builder, "llvm.x86.bmi.pdep.32", I32, [bits, ir.Constant(I32, 0xAAAAAAAA)])
+        chosen = builder.bitcast(bits, ir.VectorType(I1, 32))
+        wide = builder.shuffle_vector(loaded, ir.Constant(stored, None), lanes_of(list(range(32))))
+        arguments = [wide, ir.Constant(wide.type, None), chosen]
+        placed = call(builder, "llvm.x86.avx512.mask.expand.v32i16", wide.type, arguments)
+        return builder.bitcast(placed, ir.VectorType(ir.FloatType(), 16))
     suffix = "v16f32" if kind == F32 else "v16i16"
     arguments = [loaded, ir.Constant(stored, None), chosen]
     return widened(builder, call(builder, f"llvm.x86.avx512.mask.expand.{suffix}", stored, arguments), kind)

@@ -31,6 +31,7 @@ from sparsefmt.kernels.simd import (
     load_u32,
     load_u64,
     outer,
+    prefetch,
     store,
     store_scalar,
     store_tree_sums,
@@ -50,6 +51,9 @@ ROWS, TOKENS = (6 if VECTOR_BYTES == 64 else 3), 4
 PANEL = 6 * ROWS
 """Rows whose sums `of_many` carries from one block of columns to the next; they stay in the second-level cache."""
 
+AHEAD = 2048
+"""Bytes by which values are asked for before they are needed, since a row of them is over soon."""
+
 PADDING = 16
 """Columns by which rows in scratches are longer than needed: with a power of two, all would share a few cache sets."""
 
@@ -66,6 +70,7 @@ def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., bool]:
     size = WIDTH[summed]
     sixteen, parts = 16, WORD // 16
     step, row_bytes, part_bytes = WORD * size, WORD * width, 16 * size
+    lines, one = WORD * width // 128, 1
 
     if masked:
 
@@ -94,6 +99,10 @@ def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., bool]:
                     sums0, sums1 = zeros(kind, sixteen, tokens), zeros(kind, sixteen, tokens)
                     x_at = x_begin
                     for word in range(0, 8 * words, 8):
+                        prefetch(at0 + AHEAD, lines)
+                        prefetch(at1 + AHEAD, lines)
+                        prefetch(mask0 + word + AHEAD // 2, one)
+                        prefetch(mask1 + word + AHEAD // 2, one)
                         sums0 = fma_word(at0, mask0 + word, kind, target, tables, x_at, x_stride, sums0)
                         sums1 = fma_word(at1, mask1 + word, kind, target, tables, x_at, x_stride, sums1)
                         at0 += popcount(load_u64(mask0 + word)) * width

@@ -66,9 +66,8 @@ def of_one(kind: int, wide: bool) -> Callable[..., bool]:
     Returns False, with nothing done, if x is not finite.
     """
     target, wide, width, col_width, summed = TARGET, int(wide), WIDTH[kind], 4 if wide else 2, summed_kind(kind)
-    size, eight, one = WIDTH[summed], 8, 1
+    size, eight, four, one = WIDTH[summed], 8, 4, 1
     slot, col_slot = ROWS * width, ROWS * col_width
-
     @njit(nogil=True, cache=True)
     def product(table, pieces, lo, hi, x, y):
         assert target
@@ -102,13 +101,16 @@ def of_one(kind: int, wide: bool) -> Callable[..., bool]:
                     values0, columns0 = table[tile, VALUES] + first0 * slot, table[tile, COLUMNS] + first0 * col_slot
                     values1, columns1 = table[tile, VALUES] + first1 * slot, table[tile, COLUMNS] + first1 * col_slot
                     sums0, sums1 = zeros(kind, eight, one), zeros(kind, eight, one)
-                    for _ in range(slots1):
-                        sums0 = fma_rows(load(values0, slot, kind, eight, one), columns0, wide, x_at, sums0)
-                        sums1 = fma_rows(load(values1, slot, kind, eight, one), columns1, wide, x_at, sums1)
-                        values0, columns0 = values0 + slot, columns0 + col_slot
+                    for _ in range(slots1 // four):
+                        sums0 = fma_rows(values0, kind, columns0, wide, four, x_at, sums0)
+                        sums1 = fma_rows(values1, kind, columns1, wide, four, x_at, sums1)
+                        values0, columns0 = values0 + four * slot, columns0 + four * col_slot
+                        values1, columns1 = values1 + four * slot, columns1 + four * col_slot
+                    for _ in range(slots1 % four):
+                        sums1 = fma_rows(values1, kind, columns1, wide, one, x_at, sums1)
                         values1, columns1 = values1 + slot, columns1 + col_slot
-                    for _ in range(slots0 - slots1):
-                        sums0 = fma_rows(load(values0, slot, kind, eight, one), columns0, wide, x_at, sums0)
+                    for _ in range(slots0 - slots1 // four * four):
+                        sums0 = fma_rows(values0, kind, columns0, wide, one, x_at, sums0)
                         values0, columns0 = values0 + slot, columns0 + col_slot
                     scatter(y_tile, positions + 2 * ROWS * slice0, rows - ROWS * slice0, sums0)
                     scatter(y_tile, positions + 2 * ROWS * slice1, rows - ROWS * slice1, sums1)

@@ -322,23 +322,29 @@ def outer(typingctx, rows, cols, sums):
 
 
 @intrinsic(prefer_literal=True)
-def fma_rows(typingctx, values, columns, wide, x, sums):
-    """One slot of `permuted` for one token: sums[row] + values[row] * x[column[row]] in the eight lanes.
+def fma_rows(typingctx, values, kind, columns, wide, slots, x, sums):
+    """`slots` slots of `permuted` for one token: sums[row] + values[slot][row] * x[columns[slot][row]] in eight lanes.
 
-    Eight scalar loads: the gather instruction is slower, on some processors four times.
+    Eight scalar loads a slot: the gather instruction is slower, on some processors four times.
     """
+    stored, is_wide = constant_of(kind), constant_of(wide)
 
     def codegen(context, builder, signature, args):
-        (weights,), (added,) = unpacked(builder, args[0], values), unpacked(builder, args[4], sums)
-        element = sums.llvm.element
-        activations = ir.Constant(sums.llvm, ir.Undefined)
-        for lane, column in enumerate(columns_of_slot(builder, args[1], constant_of(wide))):
-            address = builder.add(args[3], builder.mul(column, integer(sums.itemsize)))
-            activation = load_as(builder, address, element, sums.itemsize)
-            activations = builder.insert_element(activations, activation, ir.Constant(I32, lane))
-        return packed(builder, [fused(builder, weights, activations, added)])
+        (total,) = unpacked(builder, args[6], sums)
+        for slot in range(constant_of(slots)):
+            at_values = builder.add(args[0], integer(8 * WIDTH[stored] * slot))
+            weights = widened(builder, load_as(builder, at_values, stored_type(stored, 8), WIDTH[stored]), stored)
+            activations = ir.Constant(sums.llvm, ir.Undefined)
+            at_columns = builder.add(args[2], integer((32 if is_wide else 16) * slot))
+            for lane, column in enumerate(columns_of_slot(builder, at_columns, is_wide)):
+                address = builder.add(args[5], builder.mul(column, integer(sums.itemsize)))
+                activation = load_as(builder, address, sums.llvm.element, sums.itemsize)
+                activations = builder.insert_element(activations, activation, ir.Constant(I32, lane))
+            total = fused(builder, weights, activations, total)
+        return packed(builder, [total])
 
-    return sums(values, types.int64, wide, types.int64, sums), codegen
+    int64 = types.int64
+    return sums(int64, kind, int64, wide, slots, int64, sums), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -527,3 +533,18 @@ def store_rows(typingctx, y, pitch, positions, count, vectors):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, types.int64, vectors), codegen
+
+
+@intrinsic(prefer_literal=True)
+def prefetch(typingctx, address, lines):
+    """Ask for `lines` lines of the cache from an address on, which need not be readable."""
+
+    def codegen(context, builder, signature, args):
+        for line in range(constant_of(lines)):
+            pointer = builder.inttoptr(builder.add(args[0], integer(64 * line)), I8.as_pointer())
+            # for reading, to all levels of the data cache
+            hints = [ir.Constant(I32, hint) for hint in (0, 3, 1)]
+            call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *hints])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, lines), codegen
