@@ -12,8 +12,9 @@ from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.intake import ArrayIntake, Intake, ScipyIntake, choose_layout
 from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts.choose import expected_bytes
 from sparsefmt.layouts.contract import Tile
-from sparsefmt.layouts.memory import frozen, padded_copy
+from sparsefmt.layouts.memory import Arena, frozen, padded_copy
 from sparsefmt.threads import in_order
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class SparseTensor:
 
     @classmethod
     def _from_intake(cls, intake: Intake, wanted: str, threads: int | None) -> SparseTensor:
-        layout = choose_layout(intake.dtype, intake.shape, wanted, intake.survey(threads).nnz, entropy_coded=False)
+        nnz = intake.survey(threads).nnz
+        layout = choose_layout(intake.dtype, intake.shape, wanted, nnz, entropy_coded=False)
         if wanted not in ("auto", layout):
             raise UnsupportedError(
                 "layout-invalid",
@@ -83,7 +85,8 @@ class SparseTensor:
             )
         height = intake.tile_rows(layout)
         tiles = in_order(intake.tile_maker(layout), range(-(-intake.rows // height) if height else 0), threads)
-        return cls(intake.dtype, intake.shape, layout, height, list(tiles))
+        arena = Arena(expected_bytes(layout, intake.dtype, *matrix_view(intake.shape), nnz))
+        return cls(intake.dtype, intake.shape, layout, height, [arena.keep(tile) for tile in tiles])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -201,7 +204,8 @@ class SparseTensor:
         if not self._layout.sparse or layout not in LAYOUTS:
             return SparseTensor.from_dense(self.todense(threads), layout, threads=threads)
         tiles = in_order(lambda number: self.converted(number, layout), range(len(self._tiles)), threads)
-        return SparseTensor(self._dtype, self._shape, layout, self._tile_rows, list(tiles))
+        arena = Arena(expected_bytes(layout, self._dtype, *matrix_view(self._shape), self.nnz))
+        return SparseTensor(self._dtype, self._shape, layout, self._tile_rows, [arena.keep(tile) for tile in tiles])
 
     def __matmul__(self, x: Any) -> np.ndarray:
         """`w @ x` of the matrix view: x (cols,) gives (rows,), x (cols, n) gives (rows, n).

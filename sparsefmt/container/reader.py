@@ -13,9 +13,10 @@ from sparsefmt.container import envelope, index, sniff
 from sparsefmt.container.index import Index, TensorEntry
 from sparsefmt.container.sources import Source
 from sparsefmt.errors import ChecksumError, FormatError, SparsefmtError
+from sparsefmt.layouts import choose
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.layouts.convert import convert
-from sparsefmt.layouts.memory import empty, frozen
+from sparsefmt.layouts.memory import Arena, empty, frozen
 
 Result = TypeVar("Result")
 
@@ -93,7 +94,11 @@ class Reader:
             tile = convert(tile, entry.layout.name, layout, entry.dtype, end - begin, entry.cols)
             return {array: frozen(data) for array, data in tile.items()}
 
-        return list(self.each_tile(entry, converted, thread_count))
+        target = layout or entry.layout.name
+        if target == entry.layout.name and self.is_raw(entry):
+            return list(self.each_tile(entry, converted, thread_count))
+        arena = Arena(choose.expected_bytes(target, entry.dtype, entry.rows, entry.cols, entry.nnz or 0))
+        return [arena.keep(tile) for tile in self.each_tile(entry, converted, thread_count)]
 
     def is_raw(self, entry: TensorEntry) -> bool:
         """Whether all arrays that a kernel needs are stored as they are in memory."""

@@ -41,13 +41,22 @@ def can_be_sparse(dtype: DType, shape: tuple[int, ...], cols: int) -> bool:
 def for_computing(dtype: DType, rows: int, cols: int, nnz: int) -> str:
     """The layout to compute with, for a tensor that can be sparse."""
     width = dtype.bits_dtype.itemsize
-    bitmask = rows * (mask_stride(cols) + 4) + nnz * width
-    permuted = rows * 6.5 + nnz * (width + (2 if cols <= MAX_U16_COLS else 4))
+    bitmask, permuted = (expected_bytes(layout, dtype, rows, cols, nnz) for layout in ("bitmask", "permuted"))
     if min(bitmask, permuted) > WORTHWHILE * rows * cols * width:
         return "dense"
     if bitmask > WORTHWHILE * rows * cols * width:
         return "permuted"
     return "permuted" if 1 - nnz / (rows * cols) >= PERMUTED_FROM else "bitmask"
+
+
+def expected_bytes(layout: str, dtype: DType, rows: int, cols: int, nnz: int) -> int:
+    """Bytes of a tensor's arrays, about: without what pads the slices of `permuted`, and without `negative_zeros`."""
+    width = dtype.bits_dtype.itemsize
+    if layout == "bitmask":
+        return rows * (mask_stride(cols) + 4) + nnz * width
+    if layout == "permuted":
+        return rows * 13 // 2 + nnz * (width + (2 if cols <= MAX_U16_COLS else 4))
+    return dtype.nbytes(rows * cols)
 
 
 def for_storing(dtype: DType, rows: int, cols: int, nnz: int) -> str:

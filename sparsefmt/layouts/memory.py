@@ -6,12 +6,21 @@ or from a file, where padding, index and trailer follow.
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 
 from sparsefmt.errors import LimitError
 
 ALIGNMENT = 64
 OVERREAD = 64
+HUGE_PAGE = 1 << 21
+
+WORTH_HUGE_PAGES = 8 * HUGE_PAGE
+"""Bytes from which a tensor's arrays go to huge pages. What the last page has too much is little compared to that."""
+
+_REGION = 1 << 30
+"""Most bytes to reserve at once: a file may claim more than it has."""
 
 
 def empty(length: int, dtype: np.dtype) -> np.ndarray:
@@ -45,3 +54,47 @@ def padded_copy(array: np.ndarray) -> np.ndarray:
     copy = empty(array.size, array.dtype)
     copy[:] = array
     return copy
+
+
+class Arena:
+    """Memory for all arrays of a tensor, behind each other in huge pages.
+
+    A product reads a large tensor's arrays once each, from end to end. In pages of 4 KiB that is up to a third slower:
+    the processor's prefetchers stop at the end of every page. Where the system has no huge pages to ask for, and for
+    small tensors, arrays stay where they are.
+    """
+
+    def __init__(self, expected: int) -> None:
+        """`expected`: bytes of all arrays together, about."""
+        self._room = np.empty(0, np.uint8)
+        self._expected = expected if hasattr(mmap, "MADV_HUGEPAGE") else 0
+
+    def keep(self, tile: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The tile with its arrays moved here, frozen."""
+        if self._expected < WORTH_HUGE_PAGES:
+            return tile
+        return {name: self._moved(array) for name, array in tile.items()}
+
+    def _moved(self, array: np.ndarray) -> np.ndarray:
+        needed = -(-array.nbytes // ALIGNMENT) * ALIGNMENT + OVERREAD
+        if needed > self._room.size:
+            self._room = self._more(needed)
+        copy = self._room[: array.nbytes].view(array.dtype)
+        copy[...] = array
+        self._room = self._room[needed:]
+        return frozen(copy)
+
+    def _more(self, needed: int) -> np.ndarray:
+        """Fresh memory, zero, as yet without pages; lives as long as an array in it does."""
+        size = -(-max(needed, min(self._expected, _REGION)) // HUGE_PAGE) * HUGE_PAGE
+        try:
+            region = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, ValueError):
+            raise LimitError("memory", f"arrays of {size:,} bytes do not fit in memory") from None
+        try:
+            region.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # a kernel without them
+        block = np.frombuffer(region, np.uint8)
+        start = -block.ctypes.data % HUGE_PAGE
+        return block[start : start + size]
