@@ -218,7 +218,7 @@ class SparseTensor:
         x = np.asarray(x)
         if x.ndim == 1:
             return linear(x, self.operand())
-        rows, cols = matrix_view(self._shape)
+        cols = matrix_view(self._shape)[1]
         if x.ndim != 2 or x.shape[0] != cols:
             raise ValueError(f"w @ x takes x of shape ({cols},) or ({cols}, n), not {x.shape}")
         return matmul(self.operand(), x)

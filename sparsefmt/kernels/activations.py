@@ -8,16 +8,17 @@ by token. `pitch` is the number of elements from one token (or column) to the ne
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
+from typing import Any
 
 import numpy as np
-from numba import njit
 
+from sparsefmt.jit import jit
 from sparsefmt.kernels.simd import TARGET, WIDTH, fma, load, load_scalar, plus_zero, store, transpose, tree_sum, zeros
 
 
-@lru_cache(maxsize=None)
-def in_columns(kind: int, group: int) -> Callable[..., bool]:
+@cache
+def in_columns(kind: int, group: int) -> Callable[..., Any]:
     """Packer for `partial_sums.of_many`.
 
     pack(x, tokens, cols, block, packed) fills packed, flat: for each block of `block` columns, for each `group` tokens,
@@ -26,7 +27,7 @@ def in_columns(kind: int, group: int) -> Callable[..., bool]:
     target, size, eight, one = TARGET, WIDTH[kind], 8, 1
     vector_bytes = eight * size
 
-    @njit(nogil=True, cache=True)
+    @jit
     def pack(x, tokens, cols, block, packed):
         assert target
         x_begin, to = np.int64(x.ctypes.data), np.int64(packed.ctypes.data)
@@ -56,8 +57,8 @@ def in_columns(kind: int, group: int) -> Callable[..., bool]:
     return pack
 
 
-@lru_cache(maxsize=None)
-def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., bool]:
+@cache
+def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., Any]:
     """Packer for `permuted.of_many`.
 
     pack(x, pitch, first, tokens, cols, packed) fills packed, flat, with tokens `first` to `first + tokens`: for each
@@ -68,7 +69,7 @@ def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., 
     width, square, vector_bytes = lanes * count, lanes, lanes * size
     row_bytes = width * size
 
-    @njit(nogil=True, cache=True)
+    @jit
     def pack(x, pitch, first, tokens, cols, packed):
         assert target
         to = np.int64(packed.ctypes.data)
@@ -108,18 +109,18 @@ def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., 
     return pack
 
 
-@lru_cache(maxsize=None)
-def from_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., None]:
+@cache
+def from_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., Any]:
     """The way back, for results of `permuted.of_many`.
 
-    unpack(packed, y, pitch, first, tokens, rows) writes tokens `first` to `first + tokens` of y, flat; + 0.0, which makes
-    zero results positive.
+    unpack(packed, y, pitch, first, tokens, rows) writes tokens `first` to `first + tokens` of y, flat; + 0.0, which
+    makes zero results positive.
     """
     target, size, one = TARGET, WIDTH[kind], 1
     width, square, vector_bytes = lanes * count, lanes, lanes * size
     row_bytes = width * size
 
-    @njit(nogil=True, cache=True)
+    @jit
     def unpack(packed, y, pitch, first, tokens, rows):
         assert target
         at, y_begin = np.int64(packed.ctypes.data), np.int64(y.ctypes.data)

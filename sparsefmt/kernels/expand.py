@@ -81,8 +81,8 @@ def in_registers(kind: int) -> bool:
 def tables(kind: int) -> int:
     """What `expand_word` and `fma_word` take as `tables`: the address of a table where one is used.
 
-    Elsewhere 0, but unknown to the compiler: or-ing it to what was loaded keeps LLVM from making one instruction of load
-    and expansion, which is slow on Zen 5.
+    Elsewhere 0, but unknown to the compiler: or-ing it to what was loaded keeps LLVM from making one instruction of
+    load and expansion, which is slow on Zen 5.
     """
     return _TABLES[kind].ctypes.data if kind in _TABLES else 0
 
@@ -177,7 +177,7 @@ def expand_word(typingctx, values, mask, kind, target, tables):
 
 @intrinsic(prefer_literal=True)
 def fma_word(typingctx, values, mask, kind, target, tables, x, stride, sums):
-    """sums[token] + expand_word(…) * x[token], part by part, with one rounding each; tokens lie `stride` bytes apart."""
+    """sums[token] + expand_word(…) * x[token], 16 columns at a time; tokens lie `stride` bytes apart."""
     stored = constant_of(kind)
 
     def codegen(context, builder, signature, args):

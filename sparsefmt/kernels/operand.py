@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from sparsefmt.layouts.contract import Tile
 FIRST_ROW, HEIGHT, VALUES = 0, 1, 2
 MASK, ROW_OFFSETS = 3, 4
 COLUMNS, ROW_PERMUTATION, SLICE_OFFSETS, ROW_COUNTS = 3, 4, 5, 6
-"""Columns of the table that kernels get, a line for each tile: its first row, its rows, then addresses of its arrays."""
+"""Columns of the table that kernels get. A line for each tile: its first row, its rows, addresses of its arrays."""
 
 _ARRAYS = {
     "dense": ("values",),
@@ -73,7 +72,7 @@ class Operand:
         return found
 
     def _work_of_tile(self, number: int) -> np.ndarray:
-        """Work up to and with each row (in `permuted`, slice) of a tile: ascending int64, nothing being without work."""
+        """Work up to and with each row (in `permuted`, slice) of a tile: int64, strictly ascending."""
         tile = self.tiles[number]
         if self.layout == "permuted":
             ends = tile["slice_offsets"][1:].astype(np.int64) * 8
@@ -87,21 +86,18 @@ class Operand:
 
 def cut(ends: list[np.ndarray], unit_count: int) -> Work:
     """Units of about equal work, `unit_count` at most, given the work up to each row (or slice) of each tile."""
-    total = sum(int(tile_ends[-1]) for tile_ends in ends)
-    bounds = [total * unit // unit_count for unit in range(1, unit_count)]
-    pieces, units, before = [], [0], 0
+    share = -(-sum(int(tile_ends[-1]) for tile_ends in ends) // unit_count)
+    pieces, units, filled = [], [0], 0
     for number, tile_ends in enumerate(ends):
-        inside = [bound - before for bound in bounds if 0 < bound - before <= tile_ends[-1]]
-        cuts = [0, *(np.searchsorted(tile_ends, inside) + 1).tolist(), tile_ends.size]
-        last_cut = 0
-        for begin, end in pairwise(cuts):
-            if begin < end:
-                pieces.append((number, begin, end))
-            # a bound of units lies at every cut but the first and the last
-            last_cut += 1
-            if last_cut < len(cuts) - 1 and len(pieces) > units[-1]:
+        begin, done = 0, 0
+        while begin < tile_ends.size:
+            end = min(int(np.searchsorted(tile_ends, done + share - filled)) + 1, tile_ends.size)
+            pieces.append((number, begin, end))
+            filled += int(tile_ends[end - 1]) - done
+            begin, done = end, int(tile_ends[end - 1])
+            if filled >= share:
                 units.append(len(pieces))
-        before += int(tile_ends[-1])
-    if len(pieces) > units[-1]:
+                filled = 0
+    if filled:
         units.append(len(pieces))
     return Work(np.array(pieces, np.int64).reshape(-1, 3), tuple(units))

@@ -11,12 +11,13 @@ them. They do the rows `pieces[lo:hi]` of `operand.Work`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
+from typing import Any
 
 import numpy as np
-from numba import njit
 from numba.extending import overload
 
+from sparsefmt.jit import jit
 from sparsefmt.kernels import expand
 from sparsefmt.kernels.expand import copy_value, expand_word, fma_word, lowest_bit, popcount
 from sparsefmt.kernels.operand import FIRST_ROW, MASK, ROW_OFFSETS, VALUES
@@ -58,8 +59,8 @@ PADDING = 16
 """Columns by which rows in scratches are longer than needed: with a power of two, all would share a few cache sets."""
 
 
-@lru_cache(maxsize=None)
-def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., bool]:
+@cache
+def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., Any]:
     """Kernel for at most `tokens` tokens of layout `bitmask` (`masked`) or `dense`.
 
     product(table, pieces, lo, hi, x, cols, tables, scratch, y) fills y (that many tokens or fewer, rows). x is (tokens,
@@ -74,7 +75,7 @@ def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., bool]:
 
     if masked:
 
-        @njit(nogil=True, cache=True)
+        @jit
         def product(table, pieces, lo, hi, x, cols, tables, scratch, y):
             x_begin, x_stride = np.int64(x.ctypes.data), np.int64(x.shape[1] * size)
             y_begin, y_stride, y_count = np.int64(y.ctypes.data), np.int64(y.shape[1] * size), np.int64(y.shape[0])
@@ -82,7 +83,7 @@ def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., bool]:
             poison, zero = zeros(kind, sixteen, tokens), zeros(kind, sixteen, tokens)
             for at in range(x_begin, x_begin + words * step, part_bytes):
                 poison = fma(load(at, x_stride, summed, sixteen, tokens), zero, poison)
-            if not tree_sum(poison) == 0:
+            if tree_sum(poison) != 0:
                 return False
             for piece in range(lo, hi):
                 tile, begin, end = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2]
@@ -114,7 +115,7 @@ def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., bool]:
 
     else:
 
-        @njit(nogil=True, cache=True)
+        @jit
         def product(table, pieces, lo, hi, x, cols, tables, scratch, y):
             x_begin, x_stride = np.int64(x.ctypes.data), np.int64(x.shape[1] * size)
             y_begin, y_stride, y_count = np.int64(y.ctypes.data), np.int64(y.shape[1] * size), np.int64(y.shape[0])
@@ -200,8 +201,8 @@ def _choose_fill_row(masked, vectorised, kind, target, tables, values, mask, wor
     return by_instruction if vectorised.literal_value else by_bits
 
 
-@lru_cache(maxsize=None)
-def of_many(masked: bool, kind: int) -> Callable[..., None]:
+@cache
+def of_many(masked: bool, kind: int) -> Callable[..., Any]:
     """Kernel for any number of tokens of layout `bitmask` (`masked`), with finite x, or `dense`.
 
     product(table, pieces, lo, hi, x, cols, block, tables, scratch, y) fills y (tokens, rows). x is as
@@ -216,7 +217,7 @@ def of_many(masked: bool, kind: int) -> Callable[..., None]:
     vector_bytes, part_bytes, step = lanes * size, 16 * size, WORD * size
     plane_bytes = count * vector_bytes
 
-    @njit(nogil=True, cache=True)
+    @jit
     def product(table, pieces, lo, hi, x, cols, block, tables, scratch, y):
         x_begin, x_stride = np.int64(x.ctypes.data), np.int64(block * size)
         y_begin, y_stride, tokens = np.int64(y.ctypes.data), np.int64(y.shape[1] * size), np.int64(y.shape[0])
@@ -276,8 +277,8 @@ def of_many(masked: bool, kind: int) -> Callable[..., None]:
     return product
 
 
-@lru_cache(maxsize=None)
-def of_any_x(kind: int) -> Callable[..., None]:
+@cache
+def of_any_x(kind: int) -> Callable[..., Any]:
     """Slow kernel of layout `bitmask` that skips pruned positions, for x with Inf or NaN.
 
     product(table, pieces, lo, hi, x, cols, scratch, y): x (tokens, at least cols), scratch 17 elements.
@@ -286,7 +287,7 @@ def of_any_x(kind: int) -> Callable[..., None]:
     size = WIDTH[summed]
     sixteen, one = 16, 1
 
-    @njit(nogil=True, cache=True)
+    @jit
     def product(table, pieces, lo, hi, x, cols, scratch, y):
         assert target
         value, partial = np.int64(scratch.ctypes.data) + 16 * size, np.int64(scratch.ctypes.data)

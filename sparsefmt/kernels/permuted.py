@@ -11,11 +11,12 @@ constant in them. They do the slices `pieces[lo:hi]` of `operand.Work`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
+from typing import Any
 
 import numpy as np
-from numba import njit
 
+from sparsefmt.jit import jit
 from sparsefmt.kernels.expand import copy_value
 from sparsefmt.kernels.operand import (
     COLUMNS,
@@ -58,8 +59,8 @@ def token_shapes(kind: int) -> list[tuple[int, int]]:
     return shapes
 
 
-@lru_cache(maxsize=None)
-def of_one(kind: int, wide: bool) -> Callable[..., bool]:
+@cache
+def of_one(kind: int, wide: bool) -> Callable[..., Any]:
     """Kernel for one token at a time.
 
     product(table, pieces, lo, hi, x, y) fills y (tokens, rows) from x (tokens, at least cols). `wide`: columns are u32.
@@ -68,7 +69,8 @@ def of_one(kind: int, wide: bool) -> Callable[..., bool]:
     target, wide, width, col_width, summed = TARGET, int(wide), WIDTH[kind], 4 if wide else 2, summed_kind(kind)
     size, eight, four, one = WIDTH[summed], 8, 4, 1
     slot, col_slot = ROWS * width, ROWS * col_width
-    @njit(nogil=True, cache=True)
+
+    @jit
     def product(table, pieces, lo, hi, x, y):
         assert target
         x_begin, y_begin = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
@@ -119,8 +121,8 @@ def of_one(kind: int, wide: bool) -> Callable[..., bool]:
     return product
 
 
-@lru_cache(maxsize=None)
-def of_many(kind: int, wide: bool, lanes: int, count: int) -> Callable[..., None]:
+@cache
+def of_many(kind: int, wide: bool, lanes: int, count: int) -> Callable[..., Any]:
     """Kernel for blocks of `lanes * count` tokens, x being finite.
 
     product(table, pieces, lo, hi, x, cols, rows, blocks, y): x is as `activations.in_tokens` makes it, and y as
@@ -128,16 +130,19 @@ def of_many(kind: int, wide: bool, lanes: int, count: int) -> Callable[..., None
     """
     target, wide, width, col_width, summed = TARGET, int(wide), WIDTH[kind], 4 if wide else 2, summed_kind(kind)
     size, eight, one, zero = WIDTH[summed], 8, 1, 0
-    slot, col_slot, block_bytes, vector_bytes = ROWS * width, ROWS * col_width, lanes * count * size, lanes * size
-    sums_count = ROWS * count
+    slot, col_slot, block_bytes, sums_count = ROWS * width, ROWS * col_width, lanes * count * size, ROWS * count
 
-    @njit(nogil=True, cache=True)
+    @jit
     def product(table, pieces, lo, hi, x, cols, rows, blocks, y):
         assert target
         x_begin, y_begin = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
         for piece in range(lo, hi):
             tile = pieces[piece, 0]
-            positions, offsets, tile_rows = table[tile, ROW_PERMUTATION], table[tile, SLICE_OFFSETS], table[tile, HEIGHT]
+            positions, offsets, tile_rows = (
+                table[tile, ROW_PERMUTATION],
+                table[tile, SLICE_OFFSETS],
+                table[tile, HEIGHT],
+            )
             for block in range(blocks):
                 x_at = x_begin + block * cols * block_bytes
                 y_tile = y_begin + (block * rows + table[tile, FIRST_ROW]) * block_bytes
@@ -157,15 +162,15 @@ def of_many(kind: int, wide: bool, lanes: int, count: int) -> Callable[..., None
     return product
 
 
-@lru_cache(maxsize=None)
-def of_any_x(kind: int, wide: bool) -> Callable[..., None]:
+@cache
+def of_any_x(kind: int, wide: bool) -> Callable[..., Any]:
     """Slow kernel that skips pruned positions and padding, for x with Inf or NaN.
 
     product(table, pieces, lo, hi, x, scratch, y): x (tokens, at least cols), scratch 1 element, y (tokens, rows).
     """
     target, wide, width, col_width = TARGET, int(wide), WIDTH[kind], 4 if wide else 2
 
-    @njit(nogil=True, cache=True)
+    @jit
     def product(table, pieces, lo, hi, x, scratch, y):
         assert target
         value = np.int64(scratch.ctypes.data)

@@ -32,6 +32,7 @@ F32, BF16, F16, F64 = range(4)
 WIDTH = {F32: 4, BF16: 2, F16: 2, F64: 8}
 """Bytes of a value of each kind."""
 
+
 def summed_kind(kind: int) -> int:
     """Kind of the sums, and of the activations, for values of a kind."""
     return F64 if kind == F64 else F32

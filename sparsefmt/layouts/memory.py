@@ -7,6 +7,7 @@ or from a file, where padding, index and trailer follow.
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 
 import numpy as np
 
@@ -91,10 +92,8 @@ class Arena:
             region = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, ValueError):
             raise LimitError("memory", f"arrays of {size:,} bytes do not fit in memory") from None
-        try:
+        with suppress(OSError):  # a kernel without them
             region.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without them
         block = np.frombuffer(region, np.uint8)
         start = -block.ctypes.data % HUGE_PAGE
         return block[start : start + size]

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from sparsefmt.jit import jit
 
 OK, MASK_PADDING, ROW_OFFSETS, STORED_ZERO = range(4)
 
@@ -33,7 +35,7 @@ def _lowest_bit(typingctx, word):
     return types.int64(types.uint64), codegen
 
 
-@njit(nogil=True, cache=True)
+@jit
 def pack(bits: np.ndarray, negative_zero: int, row_offsets: np.ndarray, mask: np.ndarray, values: np.ndarray) -> None:
     """Fill `mask` (rows, words) and `values` (nnz,) from `bits` (rows, cols), given `row_offsets`."""
     cols = bits.shape[1]
@@ -62,7 +64,7 @@ def pack(bits: np.ndarray, negative_zero: int, row_offsets: np.ndarray, mask: np
             mask[row, index] = word
 
 
-@njit(nogil=True, cache=True)
+@jit
 def unpack(
     mask: np.ndarray, row_offsets: np.ndarray, values: np.ndarray, begin: int, end: int, bits: np.ndarray
 ) -> None:
@@ -78,7 +80,7 @@ def unpack(
                 word &= word - one
 
 
-@njit(nogil=True, cache=True)
+@jit
 def check(mask: np.ndarray, row_offsets: np.ndarray, values: np.ndarray, negative_zero: int, cols: int):
     """(fault, row) of the first broken invariant, or (OK, 0). Reads every array once, nothing outside them."""
     rows = mask.shape[0]
@@ -106,7 +108,7 @@ def check(mask: np.ndarray, row_offsets: np.ndarray, values: np.ndarray, negativ
     return OK, 0
 
 
-@njit(nogil=True, cache=True)
+@jit
 def to_permuted(
     mask: np.ndarray,
     row_offsets: np.ndarray,
@@ -133,7 +135,7 @@ def to_permuted(
                 word &= word - one
 
 
-@njit(nogil=True, cache=True)
+@jit
 def from_permuted(
     slot_values: np.ndarray,
     slot_columns: np.ndarray,

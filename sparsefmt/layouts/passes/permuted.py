@@ -6,12 +6,13 @@ Values and columns are seen as (slots, 8): lane l of slice s holds row `row_perm
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from sparsefmt.jit import jit
 
 OK, PERMUTATION, ROW_COUNTS, SLICE_OFFSETS, COLUMN_RANGE, COLUMN_ORDER, STORED_ZERO, SLOT_PADDING = range(8)
 
 
-@njit(nogil=True, cache=True)
+@jit
 def pack(
     bits: np.ndarray,
     negative_zero: int,
@@ -33,7 +34,7 @@ def pack(
                 slot += 1
 
 
-@njit(nogil=True, cache=True)
+@jit
 def unpack(
     values: np.ndarray,
     columns: np.ndarray,
@@ -54,7 +55,7 @@ def unpack(
                 slot += 1
 
 
-@njit(nogil=True, cache=True)
+@jit
 def check(
     values: np.ndarray,
     columns: np.ndarray,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from sparsefmt.jit import jit
 
 
-@njit(nogil=True, cache=True)
+@jit
 def count(bits: np.ndarray, negative_zero: int, counts: np.ndarray) -> int:
     """Write the nonzeros of each row of `bits` (rows, cols) to `counts` (rows,) int64; return how many -0.0 there are.
 
@@ -26,7 +27,7 @@ def count(bits: np.ndarray, negative_zero: int, counts: np.ndarray) -> int:
     return negatives
 
 
-@njit(nogil=True, cache=True)
+@jit
 def pack_negative_zeros(bits: np.ndarray, negative_zero: int, array: np.ndarray) -> None:
     """Set in zeroed `array` (uint8) the bit of each pruned position of `bits` (rows, cols) that is -0.0."""
     pruned = np.int64(0)
@@ -39,7 +40,7 @@ def pack_negative_zeros(bits: np.ndarray, negative_zero: int, array: np.ndarray)
                 pruned += 1
 
 
-@njit(nogil=True, cache=True)
+@jit
 def restore_negative_zeros(bits: np.ndarray, negative_zero: int, array: np.ndarray, first_pruned: int) -> None:
     """Turn the zeros of `bits` (rows, cols) whose bit in `array` is set into -0.0."""
     pruned = np.int64(first_pruned)
