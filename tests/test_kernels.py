@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from itertools import pairwise
 
 import ml_dtypes
 import naive
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 import sparsefmt
 from sparsefmt import SparseTensor, UnsupportedError, linear
 from sparsefmt.dtypes import DTYPES
-from sparsefmt.kernels import linear as front
+from sparsefmt.kernels import multiply, permuted, simd
+from sparsefmt.kernels.operand import cut
 from sparsefmt.layouts import LAYOUTS
 
 FLOATS = [np.float32, ml_dtypes.bfloat16, np.float16, np.float64]
@@ -145,7 +147,7 @@ def test_subnormals_are_not_flushed(layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS[:3], ids=lambda dtype: np.dtype(dtype).name)
 def test_threads_batch_and_storage_change_no_bit(layout, dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(front, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(multiply, "WORTH_A_THREAD", 1)
     rng = np.random.default_rng(8)
     array = weights(rng, (900, 1300), dtype, 0.7, negative_zeros=True)
     x = rng.standard_normal((5, 1300)).astype(np.float32)
@@ -165,21 +167,53 @@ def test_threads_batch_and_storage_change_no_bit(layout, dtype, tmp_path, monkey
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: np.dtype(dtype).name)
-@pytest.mark.parametrize("special", [False, True])
-@pytest.mark.parametrize("expands", [False, True], ids=["in cache", "in registers"])
-def test_every_batch_size_gives_the_same_bits(layout, dtype, special, expands, monkeypatch):
-    """On every processor both ways to expand a bitmask are right; EXPANDS says only which is faster."""
-    monkeypatch.setattr(front, "EXPANDS", dict.fromkeys((16, 32, 64), expands))
+@pytest.mark.parametrize("special", [False, True], ids=["finite", "with Inf and NaN"])
+def test_every_batch_size_gives_the_same_bits(layout, dtype, special):
+    """All kernels, all shapes of their blocks, partly filled ones too; results by row and by column."""
     rng = np.random.default_rng(8)
     array = weights(rng, (27, 141), dtype, 0.7, negative_zeros=True)
     w = SparseTensor.from_dense(array, layout)
-    x = rng.standard_normal((35, 141)).astype(accumulator(array))
+    x = rng.standard_normal((150, 141)).astype(accumulator(array))
     if special:
         x[rng.random(x.shape) < 0.01] = np.inf
         x[rng.random(x.shape) < 0.01] = np.nan
     expected = np.stack([naive.product(array, layout, row, accumulator(array)) for row in x])
-    for tokens in (1, 2, 3, 4, 5, 15, 16, 17, 32, 35):
+    for tokens in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 41, 100, 128, 129, 150):
         assert_same_bits(linear(x[:tokens], w), expected[:tokens])
+        assert_same_bits(w @ np.ascontiguousarray(x[:tokens].T), np.ascontiguousarray(expected[:tokens].T))
+
+
+@pytest.mark.parametrize("layout", ["bitmask", "dense"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: np.dtype(dtype).name)
+def test_sums_carried_from_block_to_block_of_columns(layout, dtype, monkeypatch):
+    monkeypatch.setattr(multiply, "BLOCK_BYTES", 64 * 12 * 4)
+    rng = np.random.default_rng(8)
+    array = weights(rng, (83, 333), dtype, 0.6)
+    w = SparseTensor.from_dense(array, layout)
+    x = rng.standard_normal((12, 333)).astype(dtype)
+    expected = np.stack([naive.product(array, layout, row, dtype) for row in x])
+    assert_same_bits(linear(x, w), expected)
+
+
+def test_many_tokens_are_packed_in_parts(monkeypatch):
+    monkeypatch.setattr(multiply, "MAX_PACKED_TOKENS", 64)
+    rng = np.random.default_rng(8)
+    array = weights(rng, (20, 50), np.float32, 0.6)
+    x = rng.standard_normal((200, 50)).astype(np.float32)
+    expected = np.stack([naive.product(array, "permuted", row, np.float32) for row in x])
+    assert_same_bits(linear(x, SparseTensor.from_dense(array, "permuted")), expected)
+
+
+@pytest.mark.parametrize("kind", [simd.F32, simd.F64])
+def test_blocks_of_tokens_hold_each_once(kind):
+    for tokens in [*range(1, 140), 1000, 1023, 1024, 1025, 5000]:
+        first = 0
+        for begin, taken, shape in multiply._token_blocks(tokens, kind):
+            assert begin == first
+            assert taken > 0
+            assert shape in permuted.token_shapes(kind)
+            first += taken
+        assert first == tokens
 
 
 _DIGESTS = """
@@ -187,24 +221,38 @@ import hashlib, ml_dtypes, numpy as np
 from sparsefmt import SparseTensor, linear
 rng = np.random.default_rng(3)
 values = rng.standard_normal((100, 300)) * (rng.random((100, 300)) > 0.6)
-x = rng.standard_normal((6, 300)).astype(np.float32)
+x = rng.standard_normal((40, 300)).astype(np.float32)
 for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
     for layout in ("dense", "bitmask", "permuted"):
         w = SparseTensor.from_dense(values.astype(dtype), layout)
-        for tokens in (1, 6):
+        for tokens in (1, 6, 12, 40):
             print(hashlib.sha256(linear(x[:tokens], w).tobytes()).hexdigest())
 """
 
 
-def test_the_processor_changes_no_bit():
-    """Compiled for a processor of 2003, without AVX or fused multiply-add: every fma is a call into libm there."""
+_PROCESSORS = {
+    "portable": {"SPARSEFMT_ISA": "portable"},
+    "AVX2 by hand": {"SPARSEFMT_ISA": "avx2"},
+    "AVX2, no AVX-512": {
+        "NUMBA_CPU_NAME": "znver3",
+        "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+popcnt,+bmi,+bmi2,+lzcnt,+ssse3,+sse4.1,+sse4.2",
+    },
+    "of 2003": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
+}
+"""Ways to compile for less than this processor has. On that of 2003, every fma is a call into libm."""
+
+
+@pytest.mark.parametrize("processor", _PROCESSORS)
+def test_the_processor_changes_no_bit(processor):
+    if "AVX2" in processor and simd.ISA == "portable":
+        pytest.skip("this processor has no AVX2")
     here, there = (
         subprocess.run(
             [sys.executable, "-c", _DIGESTS], capture_output=True, text=True, check=True, env={**os.environ, **target}
         ).stdout
-        for target in ({}, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""})
+        for target in ({}, _PROCESSORS[processor])
     )
-    assert len(here.splitlines()) == 24
+    assert len(here.splitlines()) == 48
     assert there == here
 
 
@@ -216,14 +264,23 @@ def test_bitmask_and_dense_agree_for_finite_x():
 
 @pytest.mark.parametrize("cols", [65536, 65537, 70000])
 @pytest.mark.parametrize("layout", ["bitmask", "permuted"])
-def test_wide_matrices(layout, cols):
+def test_columns_of_16_and_of_32_bits(layout, cols):
     rng = np.random.default_rng(cols)
     array = weights(rng, (9, cols), ml_dtypes.bfloat16, 0.99)
     array[4, -1] = 3
+    narrow = array[:, np.sort(rng.choice(cols, 300, replace=False))]
+    x = rng.standard_normal((2, cols)).astype(np.float32)
+    reference = x.astype(np.float64) @ array.astype(np.float64).T
+    w = SparseTensor.from_dense(array, layout)
+    np.testing.assert_allclose(linear(x, w), reference, rtol=1e-4, atol=1e-4)
+    assert_same_bits(linear(x, w)[1], linear(x[1], w))
+    # few columns moved far to the right: the columns differ, the chain of additions does not
+    wide = np.zeros((9, cols), array.dtype)
+    wide[:, -304:-4] = narrow
     x = rng.standard_normal(cols).astype(np.float32)
-    reference = array.astype(np.float64) @ x.astype(np.float64)
-    y = SparseTensor.from_dense(array, layout) @ x
-    np.testing.assert_allclose(y, reference, rtol=1e-4, atol=1e-4)
+    if layout == "permuted":
+        expected = naive.product(narrow, layout, x[-304:-4], np.float32)
+        assert_same_bits(SparseTensor.from_dense(wide, layout) @ x, expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -303,6 +360,14 @@ class TestFrontEnd:
         frozen = x.copy()
         frozen.flags.writeable = False
         assert np.array_equal(linear(frozen, self.w), expected)
+        unaligned = np.empty(81, np.uint8)[1:].view(np.float32).reshape(2, 10)
+        unaligned[...] = x
+        for layout in LAYOUTS:
+            w = self.w.to_layout(layout)
+            for odd in (unaligned, frozen):
+                assert np.array_equal(linear(odd, w), expected)
+                assert np.array_equal(linear(odd[0], w), expected[0])
+                assert np.array_equal((w @ odd.T).T, expected)
 
     def test_out(self):
         x = np.ones((2, 10), np.float32)
@@ -316,9 +381,13 @@ class TestFrontEnd:
         good = np.empty((6, 10), np.float32)
         read_only = good.copy()
         read_only.flags.writeable = False
-        for out in (good[:5], good.astype(np.float64), np.empty((10, 6), np.float32).T, read_only, x, good.tolist()):
+        unaligned = np.empty(241, np.uint8)[1:].view(np.float32).reshape(6, 10)
+        transposed = np.empty((10, 6), np.float32).T
+        for out in (good[:5], good.astype(np.float64), transposed, read_only, unaligned, x, good.tolist()):
             with pytest.raises(ValueError, match="out must"):
                 linear(x, square, out=out)
+        with pytest.raises(ValueError, match="out must not share"):
+            linear(x, square, bias=good[2], out=good)
 
     @pytest.mark.parametrize(
         "call",
@@ -347,20 +416,33 @@ class TestFrontEnd:
         assert np.array_equal(x, before)
 
 
-def test_pieces_cover_every_row_once():
+def test_units_of_work_cover_every_row_once():
     rng = np.random.default_rng(0)
-    for _ in range(200):
-        work = [np.cumsum(rng.integers(0, 50, rng.integers(1, 40))) + 1 for _ in range(rng.integers(1, 5))]
-        pieces = front._pieces(work, int(rng.integers(1, 20)))
-        for number, ends in enumerate(work):
-            mine = [piece for piece in pieces if piece.tile == number]
-            assert [piece.begin for piece in mine] == [0, *[piece.end for piece in mine[:-1]]]
-            assert mine[-1].end == ends.size
-            assert all(piece.begin < piece.end for piece in mine)
+    for _ in range(300):
+        ends = [np.cumsum(rng.integers(1, 50, rng.integers(1, 40))) for _ in range(rng.integers(1, 5))]
+        count = int(rng.integers(1, 20))
+        work = cut(ends, count)
+        assert work.units[0] == 0
+        assert work.units[-1] == len(work.pieces)
+        assert len(work.units) - 1 <= count
+        assert all(begin < end for begin, end in pairwise(work.units))
+        for number, tile_ends in enumerate(ends):
+            mine = work.pieces[work.pieces[:, 0] == number]
+            assert mine[0, 1] == 0
+            assert mine[-1, 2] == tile_ends.size
+            assert (mine[1:, 1] == mine[:-1, 2]).all()
+            assert (mine[:, 1] < mine[:, 2]).all()
+        total, heaviest = (
+            sum(int(tile_ends[-1]) for tile_ends in ends),
+            max(int(max(np.diff(e, prepend=0))) for e in ends),
+        )
+        for begin, end in pairwise(work.units):
+            sizes = [int(ends[t][e - 1]) - (int(ends[t][b - 1]) if b else 0) for t, b, e in work.pieces[begin:end]]
+            assert sum(sizes) <= total / count + 1 + heaviest
 
 
 def test_many_threads_at_once(monkeypatch):
-    monkeypatch.setattr(front, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(multiply, "WORTH_A_THREAD", 1)
     array = weights(np.random.default_rng(8), (300, 500), np.float32, 0.7)
     x = np.random.default_rng(9).standard_normal((4, 500)).astype(np.float32)
     tensors = [SparseTensor.from_dense(array, layout) for layout in LAYOUTS]
@@ -386,7 +468,7 @@ def _product_in_child(connection, w, x):
 
 
 def test_after_fork(monkeypatch):
-    monkeypatch.setattr(front, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(multiply, "WORTH_A_THREAD", 1)
     w = SparseTensor.from_dense(weights(np.random.default_rng(8), (300, 500), np.float32, 0.7))
     x = np.ones((2, 500), np.float32)
     expected = linear(x, w, threads=2).tobytes()

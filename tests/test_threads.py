@@ -88,3 +88,54 @@ def test_a_larger_pool_does_not_disturb_a_smaller_one():
     assert next(first) == "0"
     assert list(threads.in_order(str, range(50), 9)) == list(map(str, range(50)))
     assert list(first) == list(map(str, range(1, 50)))
+
+
+class TestShare:
+    @pytest.mark.parametrize("count", [0, 1, 2, 50])
+    @pytest.mark.parametrize("workers", [1, 2, 5])
+    def test_each_number_once(self, count, workers):
+        seen = []
+        threads.share(seen.append, count, workers)
+        assert sorted(seen) == list(range(count))
+
+    def test_others_help(self):
+        both = threading.Barrier(2, timeout=20)
+        threads.share(lambda number: both.wait(), 2, 2)
+
+    @pytest.mark.parametrize("workers", [1, 3])
+    def test_errors_come_out(self, workers):
+        def work(number):
+            time.sleep(0.002)
+            if number == 7:
+                raise RuntimeError("seven")
+
+        with pytest.raises(RuntimeError, match="seven"):
+            threads.share(work, 20, workers)
+
+    def test_a_busy_pool_delays_nobody(self):
+        """Others who sit on all workers: this thread does everything, and does not wait for its turn in the queue."""
+        release, sitting = threading.Event(), threading.Semaphore(0)
+
+        def sit(_):
+            sitting.release()
+            release.wait(20)
+
+        pool = threads._get_pool(2)
+        size = threads._pool_size
+        blockers = [pool.submit(sit, None) for _ in range(size)]
+        for _ in blockers:
+            assert sitting.acquire(timeout=20)
+        seen = []
+        started = time.monotonic()
+        threads.share(seen.append, 10, 2)
+        assert seen == list(range(10))
+        assert time.monotonic() - started < 10
+        release.set()
+
+    def test_workers_do_not_hand_on(self):
+        def work(number):
+            inner = []
+            threads.share(lambda n: inner.append(threading.get_ident()), 4, 3)
+            assert set(inner) == {threading.get_ident()}
+
+        list(threads.in_order(work, range(6), 2))

@@ -117,6 +117,7 @@ def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., Any]:
 
         @jit
         def product(table, pieces, lo, hi, x, cols, tables, scratch, y):
+            assert target
             x_begin, x_stride = np.int64(x.ctypes.data), np.int64(x.shape[1] * size)
             y_begin, y_stride, y_count = np.int64(y.ctypes.data), np.int64(y.shape[1] * size), np.int64(y.shape[0])
             whole = cols // WORD
