@@ -378,7 +378,7 @@ class TestFrontEnd:
     def test_bad_out(self):
         x = np.ones((6, 10), np.float32)
         square = SparseTensor.from_dense(np.eye(10, dtype=np.float32))
-        good = np.empty((6, 10), np.float32)
+        good = np.zeros((6, 10), np.float32)
         read_only = good.copy()
         read_only.flags.writeable = False
         unaligned = np.empty(241, np.uint8)[1:].view(np.float32).reshape(6, 10)

