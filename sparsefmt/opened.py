@@ -85,7 +85,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
             raise ValueError(f"layout must be 'auto' or one of {', '.join(map(repr, LAYOUTS))}, not {layout!r}")
         if layout == "dense" or not entry.layout.sparse:
             return self.get_tensor(name)
-        target = self._layout_to_compute(entry) if layout == "auto" else layout
+        target = self.layout_to_compute(entry) if layout == "auto" else layout
         tiles = self._reader.tiles(entry, target, self._threads)
         return SparseTensor(entry.dtype, entry.shape, target, entry.tile_rows, tiles)
 
@@ -104,7 +104,8 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         except KeyError:
             raise KeyError(f"no tensor {name!r} in this file; it has {len(self)} others") from None
 
-    def _layout_to_compute(self, entry: TensorEntry) -> str:
+    def layout_to_compute(self, entry: TensorEntry) -> str:
+        """The layout in which `load(name, "auto")` holds a tensor that is stored sparse. For the library itself."""
         stored = entry.layout.name
         # `permuted` is in a file because somebody chose it; `bitmask` may be there only because it codes well
         if stored == "permuted" or self._reader.is_raw(entry):

@@ -80,7 +80,7 @@ def check_products(file: sparsefmt.SparseFile) -> None:
         expected = naive.product(dense, w.layout, activations[0], np.float32)
         assert same_bits(w @ activations[0], expected)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(front, "WORTH_A_THREAD", 1)
+            patch.setattr(multiply, "WORTH_A_THREAD", 1)
             batch = sparsefmt.linear(activations, w, threads=3)
         assert same_bits(batch, np.stack([w @ row for row in activations]))
 

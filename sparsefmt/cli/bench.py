@@ -264,7 +264,7 @@ def _groups(
                 continue
             assert entry.nnz is not None
             # the layout that loading will choose, so that its rule is in one place and nothing has to be loaded for it
-            in_memory = file._layout_to_compute(entry) if layout == "auto" else layout
+            in_memory = file.layout_to_compute(entry) if layout == "auto" else layout
             zeros = round(100 * (1 - entry.nnz / entry.elements))
             key = (entry.shape, entry.dtype, in_memory, zeros)
             groups.setdefault(key, _Group(in_memory, zeros, file, part.path)).entries.append(entry)
