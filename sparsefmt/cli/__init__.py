@@ -23,7 +23,7 @@ import click
 from sparsefmt import __version__
 from sparsefmt.errors import SparsefmtError
 
-_COMMANDS = ("convert", "inspect", "verify", "diff", "export", "bench", "demo")
+_COMMANDS = ("convert", "inspect", "verify", "diff", "export", "bench", "warmup", "demo")
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,90 @@
+"""`sparsefmt warmup`: compile the kernels now rather than at the first product."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import click
+
+DTYPES = ("F32", "BF16", "F16")
+"""Element types whose kernels are compiled unless others are named. Types not of these use the kernels of F32."""
+
+TOKENS = (1, 2, 4, 8, 16, 32)
+"""One number of tokens for each kernel: SPARSEFMT_ISA and the processor decide how many there are."""
+
+
+@click.command(
+    short_help="Compile the kernels ahead of their first use.",
+    epilog="""\b
+Examples:
+  sparsefmt warmup
+  sparsefmt warmup --dtype F32 --dtype F64
+""",
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice([*DTYPES, "F64"], case_sensitive=False),
+    help=f"Element type of weights to come.  [default: {', '.join(DTYPES)}]",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+def command(dtypes: tuple[str, ...], quiet: bool) -> None:
+    """Compile what loading, saving and multiplying need, and keep it in numba's cache.
+
+    Each kernel takes a second or two to compile, once for a processor and a version of this package: after that, the
+    first product of a process starts at once. Useful while building an image, or as the user who will run it. The cache
+    lies beside the package, or in the user's cache folder if that cannot be written, or in NUMBA_CACHE_DIR.
+    """
+    from sparsefmt.cli import output
+
+    started = time.perf_counter()
+    steps = list(_steps(dtypes or DTYPES))
+    with output.progress_bar("compiling", len(steps), quiet, in_bytes=False) as progress:
+        for step in steps:
+            step()
+            if progress:
+                progress(1)
+    if not quiet:
+        from sparsefmt.kernels import simd
+
+        elapsed = time.perf_counter() - started
+        output.say(f"Kernels for {', '.join(dtypes or DTYPES)} are ready ({simd.ISA}), after {elapsed:.1f} s.")
+
+
+def _steps(dtypes: tuple[str, ...]) -> Iterator[Callable[[], object]]:
+    """Small pieces of work that together compile everything."""
+    import numpy as np
+
+    from sparsefmt import SparseTensor, linear, load, save
+    from sparsefmt.dtypes import DTYPES as ALL
+    from sparsefmt.layouts import LAYOUTS
+
+    for name in dtypes:
+        dtype = ALL[name.upper()].numpy
+        array = np.zeros((16, 96), np.float32)
+        array[:, ::3] = 1.5
+        array = array.astype(dtype)
+        array[0, 1] = -0.0
+        x = np.ones((max(TOKENS), 96), np.float64 if name.upper() == "F64" else np.float32)
+
+        def storing(array: np.ndarray = array) -> None:
+            for layout in LAYOUTS:
+                for codec in ("raw", "auto"):
+                    data = save({"w": array}, layout=layout, codec=codec)
+                    for other in LAYOUTS:
+                        load(data, layout=other)
+
+        def multiplying(layout: str, tokens: int, array: np.ndarray = array, x: np.ndarray = x) -> None:
+            w = SparseTensor.from_dense(array, layout)
+            some = np.array(x[:tokens])
+            linear(some, w, threads=1)
+            w @ np.ascontiguousarray(some.T)
+            some[0, 0] = np.inf
+            linear(some, w, threads=1)  # not finite: another kernel
+
+        yield storing
+        for layout in LAYOUTS:
+            for tokens in TOKENS:
+                yield lambda layout=layout, tokens=tokens, run=multiplying: run(layout, tokens)  # type: ignore[misc]
