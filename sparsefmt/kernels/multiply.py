@@ -13,9 +13,9 @@ import numpy as np
 
 from sparsefmt.kernels import activations, expand, partial_sums, permuted
 from sparsefmt.kernels.operand import VALUES, Operand
+from sparsefmt.kernels.scratch import scratch
 from sparsefmt.kernels.simd import BF16, F16, F32, F64, WIDTH, summed_kind
 from sparsefmt.kernels.widening import widened_values
-from sparsefmt.layouts.memory import empty
 from sparsefmt.layouts.permuted import MAX_U16_COLS
 from sparsefmt.threads import num_threads, share
 
@@ -127,12 +127,12 @@ def _multiply_permuted(x: np.ndarray, w: Operand, y: np.ndarray, kind: int, do: 
     address = x.ctypes.data
     for first, tokens, (lanes, count) in _token_blocks(x.shape[0], kind):
         blocks = -(-tokens // (lanes * count))
-        packed = empty(blocks * lanes * count * w.cols, y.dtype)
+        packed = scratch("activations", blocks * lanes * count * w.cols, y.dtype)
         pack = activations.in_tokens(summed, lanes, count, across)
         if not pack(address, pitch, first, tokens, w.cols, packed):
             _permuted_of_any_x(x[first : first + tokens], w, y[first : first + tokens], kind, do)
             continue
-        sums = empty(blocks * lanes * count * w.rows, y.dtype)
+        sums = scratch("sums", blocks * lanes * count * w.rows, y.dtype)
         kernel = permuted.of_many(kind, wide, lanes, count)
 
         def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> Any:
@@ -213,7 +213,7 @@ def _run_of_many(masked: bool, x: np.ndarray, w: Operand, y: np.ndarray, kind: i
     padded_cols = -(-w.cols // partial_sums.WORD) * partial_sums.WORD
     fitting = BLOCK_BYTES // (padded_tokens * WIDTH[summed]) // partial_sums.WORD * partial_sums.WORD
     block = min(max(fitting, partial_sums.WORD), padded_cols)
-    packed = empty(padded_tokens * (-(-padded_cols // block) * block), y.dtype)
+    packed = scratch("activations", padded_tokens * (-(-padded_cols // block) * block), y.dtype)
     finite = activations.in_columns(summed, group)(_contiguous(x).reshape(-1), tokens, w.cols, block, packed)
     if masked and not finite:
         return None
@@ -221,7 +221,7 @@ def _run_of_many(masked: bool, x: np.ndarray, w: Operand, y: np.ndarray, kind: i
     scratch_size = partial_sums.scratch_bytes(kind, tokens, block) // 8 + 1
 
     def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> Any:
-        kernel(table, pieces, lo, hi, packed, w.cols, block, tables, empty(scratch_size, DOUBLE), y)
+        kernel(table, pieces, lo, hi, packed, w.cols, block, tables, scratch("weights", scratch_size, DOUBLE), y)
 
     return run
 
