@@ -175,7 +175,7 @@ def _multiply_dense(x: np.ndarray, w: Operand, y: np.ndarray, kind: int, do: Do)
 
 
 def _multiply_partial_sums(masked: bool, x: np.ndarray, w: Operand, y: np.ndarray, kind: int, do: Do) -> None:
-    result = y if y.flags.c_contiguous else np.empty(y.shape, y.dtype)
+    result = y if y.flags.c_contiguous else scratch("result", y.size, y.dtype).reshape(y.shape)
     tables = expand.tables(kind)
     for first in range(0, x.shape[0], MAX_TOKENS):
         some_x, some_y = x[first : first + MAX_TOKENS], result[first : first + MAX_TOKENS]
