@@ -43,8 +43,13 @@ EXACT, ROUNDED = 1e-4, 2e-2
 
 VALUE_DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
+COLD_CALLS = 3
+"""Calls of a turn that are timed, each after everything was evicted from the caches."""
+
 MB = 1 << 20
 STREAM_BYTES = 256 * MB
+EVICTING_BYTES = 96 * MB
+"""What is read to evict all else from the caches: more than the last level of most processors."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,29 @@ def seconds_of_calls(run: Callable[[], object]) -> list[float]:
     return calls
 
 
-def timed_turn(run: Callable[[], object]) -> float:
-    """Seconds of one call, warm: the median of as many as fit."""
+@cache
+def _evicting() -> np.ndarray:
+    return np.ones(EVICTING_BYTES // 8, np.int64)
+
+
+def timed_turn(run: Callable[[], object], cold: bool) -> float:
+    """Seconds of one call, the median of a few.
+
+    cold: COLD_CALLS, weights coming from memory, as those of a model do that is larger than the caches. Otherwise as
+    many as fit into TURN_SECONDS, warm.
+    """
     settle()
-    seconds_of_calls(run)
-    return statistics.median(seconds_of_calls(run))
+    if not cold:
+        seconds_of_calls(run)
+        return statistics.median(seconds_of_calls(run))
+    run()
+    calls = []
+    for _ in range(COLD_CALLS):
+        _evicting().sum()
+        start = time.perf_counter()
+        run()
+        calls.append(time.perf_counter() - start)
+    return statistics.median(calls)
 
 
 class Mkl:
@@ -265,7 +288,7 @@ class Weights:
         return self.csr.indptr.nbytes + self.csr.indices.nbytes + self.csr.data.nbytes
 
 
-def contenders(weights: Weights, x: np.ndarray, threads: int) -> list[Contender]:
+def contenders(weights: Weights, x: np.ndarray, threads: int, cold: bool) -> list[Contender]:
     """All of this process. `set_threads(threads)` comes before, and lasts until the last turn.
 
     x: (tokens, cols) float32.
@@ -282,7 +305,7 @@ def contenders(weights: Weights, x: np.ndarray, threads: int) -> list[Contender]
         expected: np.ndarray = exact,
         tolerance: float = EXACT,
     ) -> None:
-        turn = partial(timed_turn, run)
+        turn = partial(timed_turn, run, cold)
         found.append(Contender(name, lambda: to_numpy(run()), expected, tolerance, turn, weight_bytes))
 
     torch_linear, torch_x, halves_x = torch.nn.functional.linear, torch.from_numpy(x), torch.from_numpy(x).bfloat16()
@@ -327,8 +350,8 @@ def _sum_in_four_streams(words: np.ndarray, passes: int) -> int:
 class ReadBandwidth:
     """How fast memory, or the cache that it fits into, can be read: the best of a few sums of as many bytes.
 
-    The bytes are read over and over, as the weights are in all the measurements here, so that what fits into a cache
-    comes from there. Sizes are measured once, to the nearest half power of two, and no more than STREAM_BYTES.
+    The bytes are read over and over, so that what fits into a cache comes from there, as with warm products. Sizes
+    are measured once, to the nearest half power of two, and no more than STREAM_BYTES.
     """
 
     def __init__(self) -> None:

@@ -16,9 +16,10 @@ except that scipy's CSR product has only one. Each has x and the result in the o
 `bench_contenders.py`. Every result is compared with numpy's before anything is timed.
 
 Contenders take turns, so that a busy machine is busy for all of them. In a turn, a contender waits until the threads of
-the one before have stopped spinning, is called for 2 ms to warm up, and then for 2 ms to be timed, each time once at
-least. Weights thus come from a cache if they fit into one. A contender that has used up its time in a case sits out the
-later turns.
+the one before have stopped spinning, is called once, and then a few times to be timed, each time after its weights were
+evicted from the caches, as they are in a model that is larger than these. With --warm, it is called for 2 ms to warm up
+and for 2 ms to be timed, weights coming from a cache if they fit into one. A contender that has used up its time in a
+case sits out the later turns.
 
 "others" is how many cores other processes took meanwhile. Where they leave fewer than there are threads, the numbers
 are worth little: threads that wait for each other by spinning, as OpenMP's do in PyTorch and MKL, lose milliseconds a
@@ -27,8 +28,9 @@ product when one of them is kept from its core.
 The tables have medians. "dense ms" is the faster of numpy and PyTorch in float32; "x MKL" says how many times faster
 than MKL the better of `bitmask` and `permuted` in float32 is; all else how many times faster than "dense ms". "spread"
 is the quartile distance over the median, the largest one of "dense ms" and our float32 layouts. The CSV has all of that
-for each contender, and the bandwidth of reading as many bytes as its weights have, over and over: the time that takes
-is a bound for a single token (for batch 1, the dotted lines of the plot).
+for each contender,
+and the bandwidth of reading as many bytes as its weights have (with --warm, over and over): the time that
+takes is a bound for a single token (for batch 1, the dotted lines of the plot).
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ class Plan(NamedTuple):
 
     Attributes:
         seconds: a contender's time for one case, after which it sits out further turns.
+        cold: whether weights are evicted from the caches before each call.
     """
 
     shape: tuple[str, ...]
@@ -80,6 +83,7 @@ class Plan(NamedTuple):
     sparsity: tuple[float, ...]
     repeats: int
     seconds: float
+    cold: bool = True
 
 
 FULL = Plan(
@@ -120,7 +124,7 @@ class Row:
     """Cores that other processes, or other guests of the machine, took during the case."""
     weight_bytes: int
     read_gb_per_s: float
-    """Bandwidth of reading as many bytes over and over."""
+    """Bandwidth of reading as many bytes, with --warm over and over."""
     memory_gb_per_s: float
     """Bandwidth of reading more than any cache holds."""
     over_dense: float
@@ -206,6 +210,7 @@ def measured_rows(
     times: dict[str, list[float]],
     others: float | None,
     bandwidth: ReadBandwidth,
+    cold: bool,
 ) -> list[Row]:
     """The CSV's lines of one case."""
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
@@ -214,7 +219,7 @@ def measured_rows(
     found = []
     for contender in contending:
         name, median = contender.name, medians[contender.name]
-        speed = bandwidth(threads, contender.weight_bytes)
+        speed = bandwidth(threads) if cold else bandwidth(threads, contender.weight_bytes)
         found.append(
             Row(
                 matrix=matrix.name,
@@ -251,14 +256,14 @@ def run_case(
     """Verify and time all contenders in one case."""
     x = np.random.default_rng(1).standard_normal((batch, matrix.array.shape[1])).astype(np.float32)
     set_threads(threads)
-    contending = contenders(weights, x, threads)
+    contending = contenders(weights, x, threads, plan.cold)
     for peer in peers:
-        contending += peer.contenders(x, contending[0].expected, threads)
+        contending += peer.contenders(x, contending[0].expected, threads, plan.cold)
     for contender in contending:
         contender.verify()
     others = Others([os.getpid(), *(peer.process.pid for peer in peers)])
     times = measure(contending, plan.repeats, plan.seconds)
-    return measured_rows(matrix, threads, batch, contending, times, others.cores(), bandwidth)
+    return measured_rows(matrix, threads, batch, contending, times, others.cores(), bandwidth, plan.cold)
 
 
 def run_matrix(
@@ -429,6 +434,7 @@ def many(values: Iterable[object]) -> str:
 @click.option("--threads", multiple=True, type=click.IntRange(1), default=(1, 2), show_default=True)
 @click.option("--repeats", type=click.IntRange(2), help=f"Turns.  [default: {FULL.repeats}]")
 @click.option("--quick", is_flag=True, help="Other defaults: fewer cases and turns.")
+@click.option("--warm", is_flag=True, help="Leave weights in the caches between calls.")
 @click.option("--model", type=click.Path(path_type=Path, exists=True), help="Take the matrices from this safetensors.")
 @click.option("--peers", callback=parse_peers, default="", help=f"Any of {','.join(bench_peers.PEERS)}.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write every number to this file.")
@@ -440,6 +446,7 @@ def main(
     threads: tuple[int, ...],
     repeats: int | None,
     quick: bool,
+    warm: bool,
     model: Path | None,
     peers: list[str],
     csv_path: Path | None,
@@ -454,6 +461,7 @@ def main(
         sparsity or default.sparsity,
         repeats or default.repeats,
         default.seconds,
+        not warm,
     )
     torch.set_grad_enabled(False)
     console, bandwidth = Console(width=200), ReadBandwidth()

@@ -6,7 +6,7 @@
 //
 //     case THREADS BATCH X      prepare the products with the BATCH * COLS float32 of file X          "ok"
 //     result TYPE Y             multiply once by the weights as f16, bf16 or q8_0, write Y, float32   "ok"
-//     turn TYPE                 the seconds of one product                                            "1.234e-03"
+//     warm TYPE, cold TYPE      the seconds of one product, weights in a cache if they fit, or not    "1.234e-03"
 
 #define _GNU_SOURCE
 #include <stdbool.h>
@@ -20,7 +20,10 @@
 #include "ggml.h"
 
 #define TYPES 3
-#define TURN_SECONDS 0.002  // as in bench_contenders.py
+// as in bench_contenders.py
+#define TURN_SECONDS 0.002
+#define COLD_CALLS 3
+#define EVICTING_BYTES ((size_t) 96 << 20)
 #define MAX_CALLS 10000
 
 static const enum ggml_type types[TYPES] = {GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0};
@@ -80,9 +83,33 @@ static double seconds_of_calls(struct product * product) {
 }
 
 // Seconds of one call, warm.
-static double turn(struct product * product) {
+static double warm_turn(struct product * product) {
     seconds_of_calls(product);
     return seconds_of_calls(product);
+}
+
+// Seconds of one call after everything was evicted from the caches, the median of COLD_CALLS.
+static double cold_turn(struct product * product) {
+    static int64_t * evicting = NULL;
+    static volatile int64_t sum;
+    const size_t count = EVICTING_BYTES / sizeof(int64_t);
+    if (!evicting) {
+        evicting = malloc(EVICTING_BYTES);
+        if (!evicting) fail("out of memory");
+        for (size_t i = 0; i < count; i++) evicting[i] = 1;
+    }
+    double calls[COLD_CALLS];
+    run(product);
+    for (int call = 0; call < COLD_CALLS; call++) {
+        int64_t total = 0;
+        for (size_t i = 0; i < count; i++) total += evicting[i];
+        sum = total;
+        const double start = now();
+        run(product);
+        calls[call] = now() - start;
+    }
+    qsort(calls, COLD_CALLS, sizeof(double), ascending);
+    return calls[COLD_CALLS / 2];
 }
 
 // All types that fit the matrix; q8_0 stores 32 columns at a time.
@@ -164,8 +191,10 @@ int main(int argc, char ** argv) {
             if (!file || fwrite(product->y->data, sizeof(float), count, file) != count) fail("cannot write a result");
             fclose(file);
             puts("ok");
-        } else if (sscanf(line, "turn %15s", name) == 1) {
-            printf("%.6e\n", turn(&products[type_number(name)]));
+        } else if (sscanf(line, "warm %15s", name) == 1) {
+            printf("%.6e\n", warm_turn(&products[type_number(name)]));
+        } else if (sscanf(line, "cold %15s", name) == 1) {
+            printf("%.6e\n", cold_turn(&products[type_number(name)]));
         } else {
             fail("unknown command");
         }

@@ -17,7 +17,7 @@ import numpy as np
 import openvino
 from openvino import opset13 as ops
 
-TURN_SECONDS = 0.002  # as in bench_contenders.py
+TURN_SECONDS, COLD_CALLS, EVICTING_BYTES = 0.002, 3, 96 << 20  # as in bench_contenders.py
 
 
 def compiled(weights: np.ndarray, x: np.ndarray, threads: int) -> openvino.InferRequest:
@@ -48,16 +48,25 @@ def seconds_of_calls(run: Callable[[], object]) -> list[float]:
     return calls
 
 
-def turn(run: Callable[[], object]) -> float:
-    """Seconds of one call, warm: the median of as many as fit."""
-    seconds_of_calls(run)
-    return statistics.median(seconds_of_calls(run))
+def turn(run: Callable[[], object], evicting: np.ndarray | None) -> float:
+    """Seconds of one call, as in bench_contenders.py; cold if there is something to evict with."""
+    if evicting is None:
+        seconds_of_calls(run)
+        return statistics.median(seconds_of_calls(run))
+    run()
+    calls = []
+    for _ in range(COLD_CALLS):
+        evicting.sum()
+        start = time.perf_counter()
+        run()
+        calls.append(time.perf_counter() - start)
+    return statistics.median(calls)
 
 
 def main() -> None:
     rows, cols = int(sys.argv[1]), int(sys.argv[2])
     weights = np.fromfile(sys.argv[3], np.float32).reshape(rows, cols)
-    request = None
+    request, evicting = None, np.ones(EVICTING_BYTES // 8, np.int64)
     for line in sys.stdin:
         question, first, *rest = line.rstrip("\n").split(" ", 3 if line.startswith("case") else 2)
         if question == "case":
@@ -68,8 +77,8 @@ def main() -> None:
             request.infer()
             np.asarray(request.output_tensors[0].data).tofile(rest[0])
             answer = "ok"
-        elif question == "turn" and request is not None:
-            answer = f"{turn(request.infer):.6e}"
+        elif question in ("warm", "cold") and request is not None:
+            answer = f"{turn(request.infer, evicting if question == 'cold' else None):.6e}"
         else:
             raise SystemExit(f"unknown question {line!r}")
         print(answer, flush=True)

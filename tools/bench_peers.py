@@ -171,7 +171,7 @@ class PeerProcess:
             raise click.ClickException(f"the peer {self.name} ended at {question.split()[0]!r}")
         return answer
 
-    def contenders(self, x: np.ndarray, expected: np.ndarray, threads: int) -> list[Contender]:
+    def contenders(self, x: np.ndarray, expected: np.ndarray, threads: int, cold: bool) -> list[Contender]:
         """Its products with x (tokens, cols); they replace those with the last x."""
         (rows, cols), size = self.shape, int(np.prod(self.shape))
         x.tofile(self.folder / "x")
@@ -183,7 +183,7 @@ class PeerProcess:
 
         def turn(weight_type: str) -> float:
             settle()
-            seconds = float(self.ask(f"turn {weight_type}"))
+            seconds = float(self.ask(f"{'cold' if cold else 'warm'} {weight_type}"))
             settle(self.process.pid)
             return seconds
 

@@ -17,8 +17,8 @@ ALIGNMENT = 64
 OVERREAD = 64
 HUGE_PAGE = 1 << 21
 
-WORTH_HUGE_PAGES = 8 * HUGE_PAGE
-"""Bytes from which a tensor's arrays go to huge pages. What the last page has too much is little compared to that."""
+WORTH_HUGE_PAGES = 2 * HUGE_PAGE
+"""Bytes from which a tensor's arrays go to huge pages."""
 
 _REGION = 1 << 30
 """Most bytes to reserve at once: a file may claim more than it has."""
@@ -87,13 +87,18 @@ class Arena:
 
     def _more(self, needed: int) -> np.ndarray:
         """Fresh memory, zero, as yet without pages; lives as long as an array in it does."""
-        size = -(-max(needed, min(self._expected, _REGION)) // HUGE_PAGE) * HUGE_PAGE
+        expected = min(self._expected, _REGION)
+        # arrays begin at lines of the cache, and the size was a guess; pages that nobody writes to cost nothing
+        size = max(needed, expected + expected // 16)
         try:
             region = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, ValueError):
             raise LimitError("memory", f"arrays of {size:,} bytes do not fit in memory") from None
-        with suppress(OSError):  # a kernel without them
-            region.madvise(mmap.MADV_HUGEPAGE)
         block = np.frombuffer(region, np.uint8)
         start = -block.ctypes.data % HUGE_PAGE
+        # the last huge page would be filled in part only
+        whole = max(needed, expected) // HUGE_PAGE * HUGE_PAGE
+        if whole:
+            with suppress(OSError):  # a kernel without them
+                region.madvise(mmap.MADV_HUGEPAGE, start, whole)
         return block[start : start + size]
