@@ -44,7 +44,7 @@ EXACT, ROUNDED = 1e-4, 2e-2
 VALUE_DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 COLD_CALLS = 3
-"""Calls of a turn that are timed, each after everything was evicted from the caches."""
+"""Calls of a turn that are timed, each after its weights were evicted from the caches."""
 
 MB = 1 << 20
 STREAM_BYTES = 256 * MB
@@ -122,20 +122,22 @@ def _evicting() -> np.ndarray:
     return np.ones(EVICTING_BYTES // 8, np.int64)
 
 
-def timed_turn(run: Callable[[], object], cold: bool) -> float:
+def timed_turn(run: Callable[[], object], before: Callable[[], object] | None) -> float:
     """Seconds of one call, the median of a few.
 
-    cold: COLD_CALLS, weights coming from memory, as those of a model do that is larger than the caches. Otherwise as
-    many as fit into TURN_SECONDS, warm.
+    before: the same product with other weights in the same form. All else is evicted from the caches and this one is
+    called before each of COLD_CALLS, so that code, activations and threads are where they are in the middle of a large
+    model, and the weights in memory. If None, as many calls as fit into TURN_SECONDS, warm.
     """
     settle()
-    if not cold:
+    if before is None:
         seconds_of_calls(run)
         return statistics.median(seconds_of_calls(run))
     run()
     calls = []
     for _ in range(COLD_CALLS):
         _evicting().sum()
+        before()
         start = time.perf_counter()
         run()
         calls.append(time.perf_counter() - start)
@@ -288,48 +290,68 @@ class Weights:
         return self.csr.indptr.nbytes + self.csr.indices.nbytes + self.csr.data.nbytes
 
 
-def contenders(weights: Weights, x: np.ndarray, threads: int, cold: bool) -> list[Contender]:
-    """All of this process. `set_threads(threads)` comes before, and lasts until the last turn.
+@dataclass(frozen=True)
+class Product:
+    """One way to multiply, with its weights: a `Contender` but for its turn."""
 
-    x: (tokens, cols) float32.
-    """
-    found: list[Contender] = []
-    array, size, tokens = weights.array, weights.array.size, len(x)
-    exact, of_rounded = x @ array.T, x @ weights.rounded.T
+    name: str
+    run: Callable[[], Any]
+    to_numpy: Callable[[Any], np.ndarray]
+    weight_bytes: int
+    rounded: bool = False
+    """Whether its values were rounded to bfloat16."""
+    tolerance: float = EXACT
 
-    def add(
-        name: str,
-        run: Callable[[], Any],
-        to_numpy: Callable[[Any], np.ndarray],
-        weight_bytes: int,
-        expected: np.ndarray = exact,
-        tolerance: float = EXACT,
-    ) -> None:
-        turn = partial(timed_turn, run, cold)
-        found.append(Contender(name, lambda: to_numpy(run()), expected, tolerance, turn, weight_bytes))
 
+def products(weights: Weights, x: np.ndarray, threads: int) -> list[Product]:
+    """All of this process. x: (tokens, cols) float32."""
+    array, size, tokens, shape = weights.array, weights.array.size, len(x), (len(x), len(weights.array))
     torch_linear, torch_x, halves_x = torch.nn.functional.linear, torch.from_numpy(x), torch.from_numpy(x).bfloat16()
-    add("numpy f32", lambda: x @ array.T, np.asarray, 4 * size)
-    add("torch f32", partial(torch_linear, torch_x, weights.torch), torch.Tensor.numpy, 4 * size)
     torch_bf16 = partial(torch_linear, halves_x, weights.torch_halves)
-    add("torch bf16", torch_bf16, lambda y: y.float().numpy(), 2 * size, of_rounded, ROUNDED)
+    found = [
+        Product("numpy f32", lambda: x @ array.T, np.asarray, 4 * size),
+        Product("torch f32", partial(torch_linear, torch_x, weights.torch), torch.Tensor.numpy, 4 * size),
+        Product("torch bf16", torch_bf16, lambda y: y.float().numpy(), 2 * size, True, ROUNDED),
+    ]
 
     turned = np.ascontiguousarray(x.T)
     if tokens == 1:
         turned = turned[:, 0]
-    csr, torch_turned, csr_bytes = weights.csr, torch.from_numpy(turned), weights.csr_bytes()
-    add("scipy CSR", lambda: csr @ turned, lambda y: y.T.reshape(exact.shape), csr_bytes)
-    torch_multiply = torch.mv if tokens == 1 else torch.mm
-    torch_csr = partial(torch_multiply, weights.torch_csr, torch_turned)
-    add("torch CSR", torch_csr, lambda y: y.numpy().T.reshape(exact.shape), csr_bytes)
+    csr, csr_bytes, torch_multiply = weights.csr, weights.csr_bytes(), torch.mv if tokens == 1 else torch.mm
+    torch_csr = partial(torch_multiply, weights.torch_csr, torch.from_numpy(turned))
+    found += [
+        Product("scipy CSR", lambda: csr @ turned, lambda y: y.T.reshape(shape), csr_bytes),
+        Product("torch CSR", torch_csr, lambda y: y.numpy().T.reshape(shape), csr_bytes),
+    ]
     mkl = find_mkl()
     if mkl is not None:
-        add("MKL CSR", mkl.product(csr, turned.reshape(-1, tokens)), np.transpose, csr_bytes)
+        found.append(Product("MKL CSR", mkl.product(csr, turned.reshape(-1, tokens)), np.transpose, csr_bytes))
 
     for (layout, values), tensor in weights.tensors.items():
-        ours, expected = partial(linear, x, tensor, threads=threads), exact if values == "f32" else of_rounded
-        add(f"sparsefmt {layout} {values}", ours, np.asarray, tensor.nbytes, expected)
+        ours = partial(linear, x, tensor, threads=threads)
+        found.append(Product(f"sparsefmt {layout} {values}", ours, np.asarray, tensor.nbytes, values == "bf16"))
     return found
+
+
+def contenders(weights: Weights, x: np.ndarray, threads: int, before: Weights | None) -> list[Contender]:
+    """All of this process. `set_threads(threads)` comes before, and lasts until the last turn.
+
+    x: (tokens, cols) float32. before: see `timed_turn`.
+    """
+    exact, of_rounded = x @ weights.array.T, x @ weights.rounded.T
+    found = products(weights, x, threads)
+    runs_before = [None] * len(found) if before is None else [other.run for other in products(before, x, threads)]
+    return [
+        Contender(
+            product.name,
+            lambda product=product: product.to_numpy(product.run()),
+            of_rounded if product.rounded else exact,
+            product.tolerance,
+            partial(timed_turn, product.run, run_before),
+            product.weight_bytes,
+        )
+        for product, run_before in zip(found, runs_before, strict=True)
+    ]
 
 
 @njit(nogil=True)

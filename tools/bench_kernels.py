@@ -16,10 +16,11 @@ except that scipy's CSR product has only one. Each has x and the result in the o
 `bench_contenders.py`. Every result is compared with numpy's before anything is timed.
 
 Contenders take turns, so that a busy machine is busy for all of them. In a turn, a contender waits until the threads of
-the one before have stopped spinning, is called once, and then a few times to be timed, each time after its weights were
-evicted from the caches, as they are in a model that is larger than these. With --warm, it is called for 2 ms to warm up
-and for 2 ms to be timed, weights coming from a cache if they fit into one. A contender that has used up its time in a
-case sits out the later turns.
+the one before have stopped spinning, is called once, and then a few times to be timed: each time all is evicted from
+the caches, the product is made with a copy of the weights, then timed with the weights themselves. So it is in a model
+that is larger than the caches, where code and activations are at hand and weights are not. With --warm, it is called
+for 2 ms to warm up and for 2 ms to be timed, weights coming from a cache if they fit into one. A contender that has
+used up its time in a case sits out the later turns.
 
 "others" is how many cores other processes took meanwhile. Where they leave fewer than there are threads, the numbers
 are worth little: threads that wait for each other by spinning, as OpenMP's do in PyTorch and MKL, lose milliseconds a
@@ -28,9 +29,8 @@ product when one of them is kept from its core.
 The tables have medians. "dense ms" is the faster of numpy and PyTorch in float32; "x MKL" says how many times faster
 than MKL the better of `bitmask` and `permuted` in float32 is; all else how many times faster than "dense ms". "spread"
 is the quartile distance over the median, the largest one of "dense ms" and our float32 layouts. The CSV has all of that
-for each contender,
-and the bandwidth of reading as many bytes as its weights have (with --warm, over and over): the time that
-takes is a bound for a single token (for batch 1, the dotted lines of the plot).
+for each contender, and the bandwidth of reading as many bytes as its weights have (with --warm, over and over): the
+time that takes is a bound for a single token (for batch 1, the dotted lines of the plot).
 """
 
 from __future__ import annotations
@@ -247,6 +247,7 @@ def measured_rows(
 def run_case(
     matrix: Matrix,
     weights: Weights,
+    before: Weights | None,
     peers: list[bench_peers.PeerProcess],
     threads: int,
     batch: int,
@@ -256,7 +257,7 @@ def run_case(
     """Verify and time all contenders in one case."""
     x = np.random.default_rng(1).standard_normal((batch, matrix.array.shape[1])).astype(np.float32)
     set_threads(threads)
-    contending = contenders(weights, x, threads, plan.cold)
+    contending = contenders(weights, x, threads, before)
     for peer in peers:
         contending += peer.contenders(x, contending[0].expected, threads, plan.cold)
     for contender in contending:
@@ -275,7 +276,7 @@ def run_matrix(
     bandwidth: ReadBandwidth,
 ) -> Iterator[list[Row]]:
     """All cases of one matrix, whose forms are made once; peer processes live as long."""
-    weights = Weights(matrix.array)
+    weights, before = Weights(matrix.array), Weights(matrix.array.copy()) if plan.cold else None
     with ExitStack() as stack:
         peers = []
         for name, command in commands.items():
@@ -283,7 +284,7 @@ def run_matrix(
             peers.append(stack.enter_context(bench_peers.PeerProcess(name, command, matrix.array, folder)))
         for count in threads:
             for batch in batches:
-                yield run_case(matrix, weights, peers, count, batch, plan, bandwidth)
+                yield run_case(matrix, weights, before, peers, count, batch, plan, bandwidth)
 
 
 def case_of(row: Row) -> tuple[Any, ...]:

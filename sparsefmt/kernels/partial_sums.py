@@ -100,10 +100,10 @@ def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., Any]:
                     sums0, sums1 = zeros(kind, sixteen, tokens), zeros(kind, sixteen, tokens)
                     x_at = x_begin
                     for word in range(0, 8 * words, 8):
-                        prefetch(at0 + AHEAD, lines)
-                        prefetch(at1 + AHEAD, lines)
-                        prefetch(mask0 + word + AHEAD // 2, one)
-                        prefetch(mask1 + word + AHEAD // 2, one)
+                        prefetch(at0 + AHEAD, lines, one)
+                        prefetch(at1 + AHEAD, lines, one)
+                        prefetch(mask0 + word + AHEAD // 2, one, one)
+                        prefetch(mask1 + word + AHEAD // 2, one, one)
                         sums0 = fma_word(at0, mask0 + word, kind, target, tables, x_at, x_stride, sums0)
                         sums1 = fma_word(at1, mask1 + word, kind, target, tables, x_at, x_stride, sums1)
                         at0 += popcount(load_u64(mask0 + word)) * width

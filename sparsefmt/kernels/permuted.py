@@ -38,6 +38,7 @@ from sparsefmt.kernels.simd import (
     load_scalar,
     load_u16,
     load_u32,
+    prefetch,
     scatter,
     store_rows,
     summed_kind,
@@ -47,6 +48,10 @@ from sparsefmt.kernels.simd import (
 
 ROWS = 8
 """Rows of a slice."""
+
+AHEAD = 4096
+"""Bytes of values that `of_one` asks for in advance, so that waiting for memory goes on while it adds. They go to the
+second level: in the first, they would drive out the activations."""
 
 
 def token_shapes(kind: int) -> list[tuple[int, int]]:
@@ -67,8 +72,9 @@ def of_one(kind: int, wide: bool) -> Callable[..., Any]:
     Returns False, with nothing done, if x is not finite.
     """
     target, wide, width, col_width, summed = TARGET, int(wide), WIDTH[kind], 4 if wide else 2, summed_kind(kind)
-    size, eight, four, one = WIDTH[summed], 8, 4, 1
+    size, eight, four, two, one = WIDTH[summed], 8, 4, 2, 1
     slot, col_slot = ROWS * width, ROWS * col_width
+    col_ahead, lines, col_lines = AHEAD // width * col_width, four * slot // 64, four * col_slot // 64
 
     @jit
     def product(table, pieces, lo, hi, x, y):
@@ -104,6 +110,10 @@ def of_one(kind: int, wide: bool) -> Callable[..., Any]:
                     values1, columns1 = table[tile, VALUES] + first1 * slot, table[tile, COLUMNS] + first1 * col_slot
                     sums0, sums1 = zeros(kind, eight, one), zeros(kind, eight, one)
                     for _ in range(slots1 // four):
+                        prefetch(values0 + AHEAD, lines, two)
+                        prefetch(values1 + AHEAD, lines, two)
+                        prefetch(columns0 + col_ahead, col_lines, two)
+                        prefetch(columns1 + col_ahead, col_lines, two)
                         sums0 = fma_rows(values0, kind, columns0, wide, four, x_at, sums0)
                         sums1 = fma_rows(values1, kind, columns1, wide, four, x_at, sums1)
                         values0, columns0 = values0 + four * slot, columns0 + four * col_slot

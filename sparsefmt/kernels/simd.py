@@ -537,15 +537,15 @@ def store_rows(typingctx, y, pitch, positions, count, vectors):
 
 
 @intrinsic(prefer_literal=True)
-def prefetch(typingctx, address, lines):
-    """Ask for `lines` lines of the cache from an address on, which need not be readable."""
+def prefetch(typingctx, address, lines, level):
+    """Ask for `lines` lines of the cache of a level, 1 or 2, from an address on, which need not be readable."""
 
     def codegen(context, builder, signature, args):
         for line in range(constant_of(lines)):
             pointer = builder.inttoptr(builder.add(args[0], integer(64 * line)), I8.as_pointer())
-            # for reading, to all levels of the data cache
-            hints = [ir.Constant(I32, hint) for hint in (0, 3, 1)]
+            # for reading; locality 3 is the nearest level; the data cache
+            hints = [ir.Constant(I32, hint) for hint in (0, 4 - constant_of(level), 1)]
             call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *hints])
         return context.get_dummy_value()
 
-    return types.void(types.int64, lines), codegen
+    return types.void(types.int64, lines, level), codegen
