@@ -44,3 +44,9 @@ MAX_SPARSE_TILE_POSITIONS = (1 << 31) - 1
 
 MAX_ZSTD_RATIO = 1 << 15
 """A zstd block of 4 bytes makes at most 128 KiB: whatever claims more than this ratio is refused unallocated."""
+
+MAX_RANS_RATIO = 1 << 18
+"""Likewise for rans, where elements that are all the same take no bits, but each chunk takes some bytes."""
+
+MAX_MODEL_BYTES = 1 << 20
+"""1 MiB: the model of an array coded by rans."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import struct
 
 import ml_dtypes
 import numpy as np
@@ -128,3 +129,23 @@ def product(array: np.ndarray, layout: str, x: np.ndarray, accumulator: type) ->
             half = sums.shape[1] // 2
             sums = sums[:, :half] + sums[:, half:]
         return sums[:, 0] + accumulator(0)
+
+
+def rans_symbols(stream: bytes, count: int, tables: list[list[int]], precision: int, contexts: list[int]) -> list[int]:
+    """The symbols of a stream, as SPEC.md 5.3.2 has it. `tables`: frequencies; `contexts`: the table of each symbol."""
+    lanes = 1 if count < 1024 else 8 if count < 65536 else 32
+    states = list(struct.unpack_from(f"<{lanes}I", stream)) if count else []
+    words = iter(struct.unpack(f"<{(len(stream) - 4 * len(states)) // 2}H", stream[4 * len(states) :]))
+    symbols = []
+    for number in range(count):
+        frequencies, state = tables[contexts[number]], states[number % lanes]
+        slot, symbol, start = state % 2**precision, 0, 0
+        while slot >= start + frequencies[symbol]:
+            start += frequencies[symbol]
+            symbol += 1
+        state = frequencies[symbol] * (state >> precision) + slot - start
+        states[number % lanes] = state * 2**16 + next(words) if state < 2**16 else state
+        symbols.append(symbol)
+    assert set(states) <= {2**16}
+    assert list(words) == []
+    return symbols

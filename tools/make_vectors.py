@@ -4,7 +4,7 @@
     python tools/make_vectors.py --check     exit 1 if what is there differs from what would be written
 
 Contents follow from a formula, not from a random generator of any library. Files of codec `raw` are the same for every
-version of the library; `zstd` files depend on the version of zstd that wrote them, and are only compared by content.
+version of the library; coded files depend on choices of their encoders, and are only compared by content.
 """
 
 from __future__ import annotations
@@ -57,6 +57,35 @@ def tensors() -> dict[str, np.ndarray]:
     return named
 
 
+def modelled() -> dict[str, np.ndarray]:
+    """What codec `rans` has means for: streams of 1, 8 and 32 states, every part of its models."""
+
+    def mixed(seed: int, *shape: int) -> np.ndarray:
+        return splitmix64(seed, int(np.prod(shape))).reshape(shape)
+
+    row, col = np.arange(192, dtype=np.uint64)[:, None], np.arange(200, dtype=np.uint64)
+    # rows and columns between nearly empty and nearly full
+    uneven = mixed(1, 192, 200) % np.uint64(40000) < row * (np.uint64(7) * col % np.uint64(200))
+    ones = np.ones((192, 200), np.uint8)
+    return {
+        "mask/uneven": ones * uneven,
+        "mask/uneven columns": ones * (mixed(2, 192, 200) % np.uint64(200) < col),
+        "mask/uneven rows": ones * (mixed(3, 192, 200) % np.uint64(192) < row),
+        "mask/2 of 4": ones * (np.argsort(mixed(4, 192, 50, 4), axis=2).reshape(192, 200) < 2),
+        "mask/blocks": np.kron(mixed(5, 12, 200) % np.uint64(3) == 0, np.ones((16, 1))).astype(np.uint8),
+        "mask/large": np.kron(mixed(6, 50, 820) % np.uint64(4) == 0, np.ones((16, 1))).astype(np.uint8),
+        "values/large": (mixed(7, 70000) % np.uint64(4)).astype(np.uint8).reshape(7, 10000),
+        "values/ascending": np.cumsum(mixed(8, 3000) % np.uint64(9)).astype(np.int64),
+        "values/eight rows": np.cumsum(mixed(9, 400, 8) % np.uint64(50), axis=0).astype(np.uint16),
+        "values/few": np.array([1.5, -2.25, 3e8, 1e-5], np.float32)[mixed(10, 40, 50) % np.uint64(4)],
+        "values/of bfloat16": (mixed(11, 40, 50) % np.uint64(1 << 16) << np.uint64(16))
+        .astype(np.uint32)
+        .view(np.float32),
+        "values/any": mixed(12, 40, 50).view(np.float64),
+        "values/all the same": np.full((40, 50), 7, np.int32),
+    }
+
+
 def dense_bytes(array: np.ndarray) -> bytes:
     """A tensor as safetensors would hold it."""
     dtype = sparsefmt.dtypes.dtype_of(array.dtype)
@@ -87,8 +116,9 @@ def make() -> dict[str, bytes]:
     """All files by their path under spec/vectors/."""
     files = {"good/empty.sparsefmt": sparsefmt.save({}, {"key": "value", "": "β"})}
     for layout in LAYOUTS:
-        for codec in ("raw", "zstd"):
+        for codec in ("raw", "zstd", "rans"):
             files[f"good/{layout}-{codec}.sparsefmt"] = sparsefmt.save(tensors(), layout=layout, codec=codec)
+    files["good/rans-models.sparsefmt"] = sparsefmt.save(modelled(), layout="bitmask", codec="rans")
     files["good/dropped.sparsefmt"] = sparsefmt.save(
         {"w": tensors()["zeros/4"]}, codec="raw", layout="bitmask", negative_zeros="drop"
     )
@@ -104,11 +134,13 @@ def json_of(manifest: dict[str, Any]) -> str:
 
 
 def differences(files: dict[str, bytes]) -> list[str]:
-    """Files under spec/vectors/ that are missing or not as `make` made them; zstd files by their content."""
+    """Files under spec/vectors/ that are missing or not as `make` made them; coded files by their content."""
     wrong = []
     for path, data in files.items():
         stored = (FOLDER / path).read_bytes() if (FOLDER / path).exists() else b""
-        if stored != data and not ("zstd" in path and stored and manifest_of(stored) == manifest_of(data)):
+        if stored != data and not (
+            ("zstd" in path or "rans" in path) and stored and manifest_of(stored) == manifest_of(data)
+        ):
             wrong.append(path)
     return wrong
 

@@ -71,7 +71,7 @@ def _steps(dtypes: tuple[str, ...]) -> Iterator[Callable[[], object]]:
 
         def storing(array: np.ndarray = array) -> None:
             for layout in LAYOUTS:
-                for codec in ("raw", "auto"):
+                for codec in ("raw", "auto", "rans"):
                     data = save({"w": array}, layout=layout, codec=codec)
                     for other in LAYOUTS:
                         load(data, layout=other)

@@ -7,10 +7,12 @@ Sign and exponent bytes of floats lie together then, which makes values about 10
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import zstandard
 
-from sparsefmt.codecs.contract import Codec
+from sparsefmt.codecs.contract import Codec, Place
 from sparsefmt.errors import FormatError
 from sparsefmt.limits import MAX_ZSTD_RATIO
 
@@ -27,11 +29,13 @@ class Zstd(Codec):
     name = "zstd"
     max_ratio = MAX_ZSTD_RATIO
 
-    def encode(self, raw: np.ndarray, width: int) -> bytes:
-        planes = raw if width == 1 else np.ascontiguousarray(raw.reshape(-1, width).T)
+    def encode(self, raw: np.ndarray, place: Place, model: bytes) -> bytes:
+        planes = raw if place.width == 1 else np.ascontiguousarray(raw.reshape(-1, place.width).T)
         return zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(planes.data)
 
-    def decode(self, stored: np.ndarray, width: int, out: np.ndarray) -> None:
+    def decode(
+        self, stored: np.ndarray, place: Place, model: bytes, before: Mapping[str, np.ndarray], out: np.ndarray
+    ) -> None:
         try:
             frame = zstandard.get_frame_parameters(stored.data)
             if bytes(stored[:4]) != zstandard.FRAME_HEADER or frame.dict_id:
@@ -44,6 +48,6 @@ class Zstd(Codec):
         except zstandard.ZstdError as error:
             raise FormatError("zstd-corrupt", f"a zstd frame does not decode: {error}") from None
         # a view per plane: the assignment casts nothing and copies once
-        elements = out.reshape(-1, width)
-        for byte, plane in enumerate(np.frombuffer(planes, np.uint8).reshape(width, -1)):
+        elements = out.reshape(-1, place.width)
+        for byte, plane in enumerate(np.frombuffer(planes, np.uint8).reshape(place.width, -1)):
             elements[:, byte] = plane

@@ -8,7 +8,8 @@ Canonical msgpack, one encoding for one content:
 u64. A tensor owns the run of records that starts at its `first_chunk`: tile by tile, and within a tile one for each of
 its arrays in order of their names. An entry is one of
 
-    {"arrays": {name: codec}, "dtype", "first_chunk", "layout", "negative_zeros_dropped"?, "nnz"?, "shape", "tile_rows"}
+    {"arrays": {name: codec}, "dtype", "first_chunk", "layout", "models"?, "negative_zeros_dropped"?, "nnz"?, "shape",
+     "tile_rows"}
     {"alias_of": name}
 
 Every check here is O(1) per tensor or vectorised over the chunk table, and runs before anything is allocated for data.
@@ -37,6 +38,7 @@ from sparsefmt.limits import (
     MAX_INDEX_ARRAY,
     MAX_INDEX_DEPTH,
     MAX_METADATA_BYTES,
+    MAX_MODEL_BYTES,
     MAX_NAME_BYTES,
     MAX_NDIM,
     MAX_SPARSE_COLS,
@@ -53,7 +55,7 @@ _ALIAS_KEYS = ("alias_of",)
 _REQUIRED_KEYS = ("arrays", "dtype", "first_chunk", "layout", "shape", "tile_rows")
 _SPARSE_KEYS = ("nnz",)
 _SPARSE_REQUIRED_KEYS = tuple(sorted(_REQUIRED_KEYS + _SPARSE_KEYS))
-_OPTIONAL_KEYS = ("negative_zeros_dropped",)
+_OPTIONAL_KEYS = ("models", "negative_zeros_dropped")
 _MAX_INT = (1 << 63) - 1
 
 
@@ -72,6 +74,7 @@ class TensorEntry:
         first_chunk: number of its first record in the chunk table; 0 if it has no tiles.
         nnz: values stored, or None in layout `dense`.
         negative_zeros_dropped: how many -0.0 were turned into +0.0 when the file was written.
+        models: what the codec of an array has to know, for the arrays whose codecs have models.
     """
 
     name: str
@@ -83,6 +86,7 @@ class TensorEntry:
     first_chunk: int
     nnz: int | None = None
     negative_zeros_dropped: int = 0
+    models: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -122,6 +126,8 @@ class TensorEntry:
             "first_chunk": self.first_chunk,
             "layout": self.layout.name,
         }
+        if self.models:
+            entry["models"] = self.models
         if self.negative_zeros_dropped:
             entry["negative_zeros_dropped"] = self.negative_zeros_dropped
         if self.nnz is not None:
@@ -321,7 +327,7 @@ def _decode_entry(name: str, entry: dict[str, Any], strict: bool) -> TensorEntry
         _expect_int(size, "a dimension")
     shape = tuple(entry["shape"])
     check_shape(shape, dtype)
-    for key in ("first_chunk", "tile_rows", *_SPARSE_KEYS, *_OPTIONAL_KEYS):
+    for key in ("first_chunk", "tile_rows", *_SPARSE_KEYS, "negative_zeros_dropped"):
         if key in entry:
             _expect_int(entry[key], key)
     decoded = TensorEntry(
@@ -334,6 +340,7 @@ def _decode_entry(name: str, entry: dict[str, Any], strict: bool) -> TensorEntry
         entry["first_chunk"],
         entry["nnz"] if layout.sparse else None,
         entry.get("negative_zeros_dropped", 0),
+        _decode_models(entry),
     )
     _check_entry(decoded)
     if entry.get("negative_zeros_dropped") == 0:
@@ -354,6 +361,25 @@ def _decode_arrays(arrays: Any, layout: Layout, dtype: DType) -> dict[str, str]:
         if codec not in CODECS:
             raise UnsupportedError("codec-unknown", f"codec {codec!r} of array {array!r} is not known to this version")
     return arrays
+
+
+def _decode_models(entry: dict[str, Any]) -> dict[str, bytes]:
+    """The models, one for each array whose codec has them; what they say is up to the codec."""
+    arrays, models = entry["arrays"], entry.get("models", {})
+    _expect_type(models, dict, "models")
+    _expect_sorted(models, "the models")
+    expected = [
+        array for array, codec in arrays.items() if CODECS[codec].has_models and not CODECS[codec].derives(array)
+    ]
+    if list(models) != expected:
+        raise FormatError("model-set", f"it has models for {list(models)}, and needs them for {expected}")
+    if "models" in entry and not models:
+        raise FormatError("index-not-canonical", "models is empty; it must be left out then")
+    for array, model in models.items():
+        _expect_type(model, bytes, f"the model of array {array!r}")
+        if len(model) > MAX_MODEL_BYTES:
+            raise LimitError("model-size", f"the model of array {array!r} has {len(model):,} bytes")
+    return models
 
 
 def _check_entry(entry: TensorEntry) -> None:
@@ -418,7 +444,12 @@ def _check_chunk_sizes(entry: TensorEntry, raw: list[int], stored: list[int]) ->
     """Check raw and stored sizes of all chunks of a tensor."""
     arrays, cols = len(entry.codecs), entry.cols
     ratios = [CODECS[codec].max_ratio for codec in entry.codecs.values()]
+    derived = [CODECS[codec].derives(array) for array, codec in entry.codecs.items()]
     for number, (raw_size, stored_size) in enumerate(zip(raw, stored, strict=True)):
+        if derived[number % arrays] and stored_size == 0:
+            continue  # raw sizes of arrays that can be derived follow from the tile's
+        if derived[number % arrays] and stored_size != raw_size:
+            raise FormatError("chunk-size", f"a chunk that can be derived has {stored_size:,} bytes")
         if not stored_size <= raw_size <= stored_size * ratios[number % arrays]:
             raise FormatError("chunk-size", f"a chunk of {stored_size:,} bytes cannot decode to {raw_size:,}")
     for tile in range(len(raw) // arrays):

@@ -9,6 +9,7 @@ import numpy as np
 
 from sparsefmt import layouts, threads
 from sparsefmt.codecs import CODECS
+from sparsefmt.codecs.contract import Place
 from sparsefmt.container import envelope, index, sniff
 from sparsefmt.container.index import Index, TensorEntry
 from sparsefmt.container.sources import Source
@@ -53,7 +54,9 @@ class Reader:
         """The arrays of one tile: decoded, verified, frozen. Mapped, not copied, where they are stored raw."""
         begin, end = entry.tile_range(number)
         try:
-            tile = {array: self._array(entry, number, array) for array in entry.codecs}
+            tile: Tile = {}
+            for array in entry.codecs:
+                tile[array] = self._array(entry, number, array, tile)
             layouts.check(entry.layout, tile, entry.dtype, end - begin, entry.cols)
         except SparsefmtError as error:
             raise error.within(entry.name) from None
@@ -104,8 +107,8 @@ class Reader:
         """Whether all arrays that a kernel needs are stored as they are in memory."""
         return all(codec == "raw" for array, codec in entry.codecs.items() if array != NEGATIVE_ZEROS)
 
-    def _array(self, entry: TensorEntry, number: int, array: str) -> np.ndarray:
-        """One decoded array of one tile, its layout not yet checked."""
+    def _array(self, entry: TensorEntry, number: int, array: str, before: Tile) -> np.ndarray:
+        """One decoded array of one tile, its layout not yet checked. `before`: those that come before it."""
         record = self.index.chunk(entry, number, array)
         offset, stored_size, raw_size = int(record["offset"]), int(record["stored"]), int(record["raw"])
         padded = self._source.read(offset, envelope.aligned(stored_size))
@@ -120,7 +123,10 @@ class Reader:
             return frozen(stored.view(dtype))
         decoded = empty(raw_size // dtype.itemsize, dtype)
         try:
-            CODECS[entry.codecs[array]].decode(stored, dtype.itemsize, decoded.view(np.uint8))
+            begin, end = entry.tile_range(number)
+            place = Place(array, dtype.itemsize, end - begin, entry.cols)
+            model = entry.models.get(array, b"")
+            CODECS[entry.codecs[array]].decode(stored, place, model, before, decoded.view(np.uint8))
         except FormatError as error:
             raise FormatError(error.code, f"array {array!r}: {error.message}", offset=offset) from None
         return frozen(decoded)

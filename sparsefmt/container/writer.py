@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from sparsefmt import threads
 from sparsefmt.codecs import CODECS
-from sparsefmt.codecs.contract import Codec
+from sparsefmt.codecs.contract import Codec, Each, Place
 from sparsefmt.container import envelope
 from sparsefmt.container.index import (
     CHUNK_RECORD,
@@ -26,6 +26,12 @@ from sparsefmt.errors import FormatError, LimitError
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.limits import MAX_INDEX_BYTES, MAX_TENSORS
+
+WORTH_A_MODEL = 128
+"""Bytes of a dense tensor below which its model would take more than it saves."""
+
+KEPT_BYTES = 1 << 27
+"""Tiles of a tensor, 128 MiB in all, that are kept while it is written: some codecs look at them several times."""
 
 _CODED_ANYWAY = {NEGATIVE_ZEROS: "zstd"}
 """Arrays that are not read for computing are coded even in files that are otherwise raw."""
@@ -95,17 +101,29 @@ class Writer:
         rows, cols = matrix_view(shape)
         arrays = sorted([*LAYOUTS[layout].arrays, *([NEGATIVE_ZEROS] if negative_zeros else [])])
         tiles = -(-rows // tile_rows) if tile_rows else 0
-        chooser = _CodecChooser(self._codec)
+
+        def complete(number: int) -> Tile:
+            tile = make_tile(number)
+            if negative_zeros and NEGATIVE_ZEROS not in tile:
+                tile_nnz = LAYOUTS[layout].nnz(tile)
+                pruned = min(tile_rows, rows - number * tile_rows) * cols - tile_nnz
+                tile = {**tile, NEGATIVE_ZEROS: np.zeros((pruned + 7) // 8, np.uint8)}
+            return tile
+
+        source = _Tiles(complete, tiles, self._threads)
+        places = {
+            array: Place(array, LAYOUTS[layout].array_dtype(array, dtype, cols).itemsize, rows, cols)
+            for array in arrays
+        }
+        chooser = _CodecChooser(self._codec, places, tile_rows, source)
         first_chunk = len(self._records)
 
         def encode(number: int) -> tuple[int, bool, list[tuple[bytes | memoryview, int]]]:
-            tile = make_tile(number)
+            tile = source.get(number)
             tile_nnz = LAYOUTS[layout].nnz(tile) if LAYOUTS[layout].sparse else 0
             has_negative_zeros = NEGATIVE_ZEROS in tile and bool(tile[NEGATIVE_ZEROS].any())
-            if negative_zeros and NEGATIVE_ZEROS not in tile:
-                pruned = min(tile_rows, rows - number * tile_rows) * cols - tile_nnz
-                tile = {**tile, NEGATIVE_ZEROS: np.zeros((pruned + 7) // 8, np.uint8)}
-            chunks = [(chooser.encode(array, tile[array]), tile[array].nbytes) for array in arrays]
+            height = min(tile_rows, rows - number * tile_rows)
+            chunks = [(chooser.encode(array, tile[array], height), tile[array].nbytes) for array in arrays]
             return tile_nnz, has_negative_zeros, chunks
 
         # the first tile by itself: it decides the codecs, whatever the number of threads
@@ -120,17 +138,17 @@ class Writer:
         if (found_nnz, found_negative_zeros) != (nnz or 0, negative_zeros):
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy", tensor=name)
         coded = self._coded_arrays(first_chunk, arrays)
-        codecs = {array: chooser.chosen(array) if array in coded else "raw" for array in arrays}
         entry = TensorEntry(
             name,
             dtype,
             shape,
             LAYOUTS[layout],
-            codecs,
+            {array: chooser.chosen(array) if array in coded else "raw" for array in arrays},
             tile_rows,
             first_chunk if tiles else 0,
             nnz,
             negative_zeros_dropped,
+            {array: chooser.model(array) for array in arrays if array in coded and chooser.has_model(array)},
         )
         self._index.tensors[name] = entry
         return entry
@@ -183,29 +201,87 @@ class Writer:
             self._write(bytes(padding))
 
 
+class _Tiles:
+    """The tiles of one tensor, which codecs with models look at several times: kept if they are small."""
+
+    def __init__(self, make: Callable[[int], Tile], count: int, thread_count: int | None) -> None:
+        self._make, self._count, self._threads = make, count, thread_count
+        self._kept: dict[int, Tile] = {}
+        self._room = KEPT_BYTES
+
+    def get(self, number: int) -> Tile:
+        """Tile `number`. Called from several threads, for tiles of their own."""
+        if number in self._kept:
+            return self._kept[number]
+        tile = self._make(number)
+        nbytes = sum(data.nbytes for data in tile.values())
+        if nbytes <= self._room:
+            self._room -= nbytes
+            self._kept[number] = tile
+        return tile
+
+    def each(self, array: str, tile_rows: int) -> Each:
+        """All tiles' bytes of an array, for `Codec.fit`."""
+
+        def each(work: Callable[[np.ndarray, int], object]) -> Iterator:
+            def visit(number: int) -> object:
+                return work(_bytes(self.get(number)[array]), number * tile_rows)
+
+            return threads.in_order(visit, range(self._count), self._threads)
+
+        return each
+
+
 class _CodecChooser:
     """Encodes the arrays of one tensor; with "auto", by the codec that did best on the first tile."""
 
-    def __init__(self, codec: str) -> None:
-        self._codec = codec
-        self._chosen: dict[str, Codec] = {}
+    def __init__(self, codec: str, places: Mapping[str, Place], tile_rows: int, source: _Tiles) -> None:
+        self._codec, self._places, self._tile_rows, self._source = codec, places, tile_rows, source
+        self._chosen: dict[str, tuple[Codec, bytes]] = {}
 
     def chosen(self, array: str) -> str:
-        return self._chosen[array].name
+        return self._chosen[array][0].name
 
-    def encode(self, array: str, data: np.ndarray) -> bytes | memoryview:
+    def has_model(self, array: str) -> bool:
+        codec, _ = self._chosen[array]
+        return codec.has_models and not codec.derives(array)
+
+    def model(self, array: str) -> bytes:
+        return self._chosen[array][1]
+
+    def encode(self, array: str, data: np.ndarray, height: int) -> bytes | memoryview:
         """The smallest coding of `data`: the raw bytes if coding does not make them smaller."""
-        raw, width = data.view(np.uint8), data.dtype.itemsize
+        raw, place = _bytes(data), self._places[array]._replace(rows=height)
         if array in self._chosen:
-            encoded = self._chosen[array].encode(raw, width)
+            codec, model = self._chosen[array]
+            encoded = codec.encode(raw, place, model)
         else:
-            tried = {codec: codec.encode(raw, width) for codec in self._candidates(array)}
-            self._chosen[array], encoded = min(tried.items(), key=lambda item: memoryview(item[1]).nbytes)
-        return encoded if memoryview(encoded).nbytes < raw.nbytes else memoryview(raw)
+            encoded = self._choose(array, raw, place)
+        size, (codec, _) = memoryview(encoded).nbytes, self._chosen[array]
+        # what readers would refuse as impossible is not written
+        fits = size < raw.nbytes and (raw.nbytes <= size * codec.max_ratio or codec.derives(array))
+        return encoded if fits else memoryview(raw)
+
+    def _choose(self, array: str, raw: np.ndarray, place: Place) -> bytes | memoryview:
+        tried = []
+        for codec in self._candidates(array):
+            model = codec.fit(self._places[array], self._source.each(array, self._tile_rows))
+            encoded = codec.encode(raw, place, model)
+            share = len(model) * place.rows / max(self._places[array].rows, 1)
+            tried.append((memoryview(encoded).nbytes + share, codec, model, encoded))
+        _, codec, model, encoded = min(tried, key=lambda candidate: candidate[0])
+        self._chosen[array] = codec, model
+        return encoded
 
     def _candidates(self, array: str) -> list[Codec]:
         if self._codec == "raw":
             return [CODECS[_CODED_ANYWAY.get(array, "raw")]]
         if self._codec == "auto":
-            return [codec for codec in CODECS.values() if codec.name != "raw"]
+            place = self._places[array]
+            small = place.rows * place.cols * place.width < WORTH_A_MODEL
+            return [codec for codec in CODECS.values() if codec.name != "raw" and not (codec.has_models and small)]
         return [CODECS[self._codec]]
+
+
+def _bytes(data: np.ndarray) -> np.ndarray:
+    return data.view(np.uint8)

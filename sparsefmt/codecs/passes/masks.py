@@ -1,0 +1,104 @@
+"""Masks as rANS codes them: words of 64 columns, their bits in another order, and contexts for eight of them at a time.
+
+A mask is (rows, words) uint64: column c is bit c % 64 of word c // 64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsefmt.jit import jit
+
+NIBBLE, NIBBLE_BITS = np.uint64(15), np.uint64(4)
+
+
+@jit
+def reorder(mask, spread, out):
+    """out[row, word] = the bits of mask[row, word], each where `spread` sends it.
+
+    spread: uint64 (words, 16, 16): where the bits of nibble n with value v go, for each word.
+    """
+    for word in range(mask.shape[1]):
+        table = spread[word]
+        for row in range(mask.shape[0]):
+            bits, moved = mask[row, word], np.uint64(0)
+            for nibble in range(16):
+                moved |= table[nibble, np.int64(bits & NIBBLE)]
+                bits >>= NIBBLE_BITS
+            out[row, word] = moved
+
+
+@jit
+def difference(mask, copies, out):
+    """out = mask, and in rows that are copies only what differs from the row above."""
+    for row in range(mask.shape[0]):
+        for word in range(mask.shape[1]):
+            out[row, word] = mask[row, word] ^ (mask[row - 1, word] if copies[row] else np.uint64(0))
+
+
+@jit
+def restore(mask, copies):
+    """Undo `difference`, in place."""
+    for row in range(1, mask.shape[0]):
+        if copies[row]:
+            for word in range(mask.shape[1]):
+                mask[row, word] ^= mask[row - 1, word]
+
+
+@jit
+def contexts(row_symbols, group_classes, table_of, copy, out):
+    """Fill `out` (rows, groups) with the table of each group: table_of[row's class + group's class], or in copies, rows
+    whose symbol is `copy`, the last one."""
+    last = table_of[table_of.shape[0] - 1]
+    for row in range(out.shape[0]):
+        if row_symbols[row] == copy:
+            for group in range(out.shape[1]):
+                out[row, group] = last
+        else:
+            for group in range(out.shape[1]):
+                out[row, group] = table_of[np.int64(row_symbols[row]) + np.int64(group_classes[group])]
+
+
+@jit
+def choose(plain, copied, group_classes, table_of, copy, lengths, row_lengths, symbols):
+    """Fill `symbols` with the row symbols that make rows shortest; False if a row has none that can code it.
+
+    plain, copied: bytes of each row, and of what differs from the row above. lengths: float32 (tables, 256), bits of a
+    byte, infinite where it cannot be. row_lengths: float32, bits of a row symbol.
+    """
+    groups, last = group_classes.shape[0], table_of[table_of.shape[0] - 1]
+    fits = True
+    for row in range(plain.shape[0]):
+        best = np.float32(np.inf)
+        for symbol in range(row_lengths.shape[0]):
+            length = row_lengths[symbol]
+            if symbol == copy:
+                if row == 0:
+                    continue
+                for group in range(groups):
+                    length += lengths[last, copied[row, group]]
+            else:
+                for group in range(groups):
+                    length += lengths[table_of[symbol + np.int64(group_classes[group])], plain[row, group]]
+            if length < best:
+                best, symbols[row] = length, symbol
+        fits &= best < np.float32(np.inf)
+    return fits
+
+
+@jit
+def histogram(groups, contexts, counts):
+    """Add to counts[context, byte]. groups: (rows, at least as many bytes as there are contexts)."""
+    for row in range(contexts.shape[0]):
+        for group in range(contexts.shape[1]):
+            counts[contexts[row, group], groups[row, group]] += 1
+
+
+@jit
+def column_counts(mask, counts):
+    """Add to counts[column] the rows that have it."""
+    for row in range(mask.shape[0]):
+        for word in range(mask.shape[1]):
+            bits = mask[row, word]
+            for bit in range(min(64, counts.shape[0] - 64 * word)):
+                counts[64 * word + bit] += np.int64((bits >> np.uint64(bit)) & np.uint64(1))

@@ -1,0 +1,502 @@
+"""Masks as rANS codes them: eight positions as one symbol, by tables for how dense their row and their columns are.
+
+Rows and columns of a pruned matrix differ in density, and that is what makes its mask shorter than independent bits
+would be. Each column of a tensor has a class, which the model holds, and each row of a tile has one, which the chunk
+holds. Within each word of 64 columns, the columns are sorted by class, so that the eight of a group are about equally
+dense; the class of the row and that of the group together say which table the group's byte is coded with. A row may
+instead be coded as what differs from the row above: in block-pruned matrices, most of its bytes are then zero.
+
+A table has a frequency for each byte, or only for each number of set bits.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from sparsefmt.codecs import frequencies as freq
+from sparsefmt.codecs.bitstring import BitReader, BitWriter
+from sparsefmt.codecs.elements import refuse
+from sparsefmt.codecs.streams import pack_stream, unpack_stream
+from sparsefmt.errors import FormatError
+
+MAX_CLASSES = 32
+"""Classes of rows, and of columns."""
+
+CLASS_PRECISION = 12
+"""Bits of the sum of the frequencies of classes."""
+
+MAX_CLASSIFIED_COLS = 1 << 20
+"""Columns up to which they get classes: the model holds those."""
+
+_SIZE = struct.Struct("<I")
+
+Each = Callable[[Callable[[np.ndarray, int], object]], Iterator]
+"""each(work): work(mask, first row) for every tile of a tensor, mask (rows, words) uint64, in order, in parallel."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """How the masks of a tensor are coded.
+
+    Attributes:
+        precision: of the tables.
+        row_classes: how many there are.
+        copies: whether rows may be coded as what differs from the row above.
+        table_of: for each sum of a row's class and a group's class, which table; for copies, the last table.
+        tables: (tables, 256) frequencies.
+        by_popcount: for each table, whether it is one of popcounts.
+        row_frequencies: of the row symbols: the classes, then, if there are copies, that.
+        column_classes: (cols,), or None if there is but one.
+    """
+
+    precision: int
+    row_classes: int
+    copies: bool
+    table_of: np.ndarray
+    tables: np.ndarray
+    by_popcount: list[bool]
+    row_frequencies: np.ndarray
+    column_classes: np.ndarray | None
+
+
+class _Layout(NamedTuple):
+    """The order of columns that their classes make.
+
+    Attributes:
+        spread: for `passes.masks.reorder`, None if the order is left as it is. gather: the way back.
+        group_classes: uint8 (groups,).
+    """
+
+    spread: np.ndarray | None
+    gather: np.ndarray | None
+    group_classes: np.ndarray
+
+
+def _order(column_classes: np.ndarray | None, cols: int) -> _Layout:
+    words, groups = -(-cols // 64), -(-cols // 8)
+    if column_classes is None:
+        return _Layout(None, None, np.zeros(groups, np.uint8))
+    padded = np.full(64 * words, -1, np.int64)  # columns that are none come last
+    padded[:cols] = column_classes
+    by_word = padded.reshape(words, 64)
+    order = np.argsort(-by_word, axis=1, kind="stable")
+    classes = np.take_along_axis(by_word, order, axis=1).reshape(-1, 8)[:groups]
+    present = classes >= 0
+    count = present.sum(1)
+    group_classes = (2 * np.where(present, classes, 0).sum(1) + count) // (2 * count)
+    place = np.argsort(order, axis=1, kind="stable")
+    return _Layout(_nibble_tables(place), _nibble_tables(order), group_classes.astype(np.uint8))
+
+
+def _nibble_tables(target: np.ndarray) -> np.ndarray:
+    """uint64 (words, 16, 16): the bits of nibble n with value v, bit b of each word moved to target[word, b]."""
+    moved = np.uint64(1) << target.astype(np.uint64).reshape(-1, 16, 4, 1)
+    values = np.arange(16, dtype=np.uint64)
+    chosen = (values >> np.arange(4, dtype=np.uint64)[:, None]) & np.uint64(1)
+    return np.ascontiguousarray((moved * chosen).sum(2, dtype=np.uint64))
+
+
+def _copied_rows(mask: np.ndarray) -> np.ndarray:
+    """Which rows differ from the row above in so few places that this is shorter to write down. bool (rows,)."""
+    rows = np.bitwise_count(mask).sum(1, dtype=np.int64)
+    differing = np.zeros(rows.size, np.int64)
+    differing[1:] = np.bitwise_count(mask[1:] ^ mask[:-1]).sum(1, dtype=np.int64)
+    positions = 64 * mask.shape[1]
+    return (np.arange(rows.size) > 0) & (4 * differing < np.minimum(rows, positions - rows))
+
+
+def _odds(kept: np.ndarray | float, total: float) -> np.ndarray:
+    """log2 of the odds that a position is kept."""
+    share = (np.asarray(kept, np.float64) + 0.5) / (total + 1)
+    return np.log2(share / (1 - share))
+
+
+def _classes(counts: np.ndarray, total: int, step: float) -> np.ndarray:
+    """A class for each row (or column) of which `counts` of `total` positions are kept: int32 (rows,), from 0 on.
+
+    Classes are `step` apart. Each row has the one that makes its positions, and itself, shortest; so rows that differ
+    by no more than chance have all the same.
+    """
+    if not step or not counts.size or not total:
+        return np.zeros(counts.size, np.int32)
+    base = float(_odds(counts.sum(), float(total) * counts.size))
+    nearest = np.rint((_odds(counts, total) - base) / step)
+    low, high = max(int(nearest.min()), -MAX_CLASSES // 2), min(int(nearest.max()), MAX_CLASSES // 2 - 1)
+    share = 1 / (1 + np.exp2(-(base + step * np.arange(low, high + 1))))
+    positions = -counts[:, None] * np.log2(share) - (total - counts[:, None]) * np.log2(1 - share)
+    chosen = positions.argmin(1)
+    for _ in range(4):
+        # 0.1: a class that nobody has may come back, but is dear
+        often = np.bincount(chosen, minlength=share.size) + 0.1
+        chosen = (positions - np.log2(often / often.sum())).argmin(1)
+    return (chosen - chosen.min()).astype(np.int32)
+
+
+@dataclass
+class _Candidate:
+    """Classes of all rows and columns, and what bytes they make."""
+
+    row_classes: np.ndarray
+    column_classes: np.ndarray
+    copies: np.ndarray
+
+    def __post_init__(self) -> None:
+        several = bool(self.column_classes.any())
+        self.layout = _order(self.column_classes if several else None, self.column_classes.size)
+        self.copy = int(self.row_classes.max(initial=0)) + 1 if self.copies.any() else -1
+        self.symbols = np.where(self.copies, self.copy, self.row_classes).astype(np.int32)
+        self.sums = int(self.row_classes.max(initial=0)) + int(self.column_classes.max(initial=0)) + 1
+        self.counts = np.zeros((self.sums + (self.copy >= 0), freq.BYTES), np.int64)
+
+    def histogram(self, mask: np.ndarray, first_row: int) -> np.ndarray:
+        """How often each byte occurs in a tile, by sum of classes; last, in copies."""
+        from sparsefmt.codecs.passes import masks
+
+        symbols = self.symbols[first_row : first_row + mask.shape[0]]
+        groups = _groups(mask, self.layout, symbols == self.copy if self.copy >= 0 else None)
+        contexts = np.empty((mask.shape[0], self.layout.group_classes.size), np.uint8)
+        masks.contexts(
+            symbols, self.layout.group_classes, np.arange(len(self.counts), dtype=np.uint8), self.copy, contexts
+        )
+        counts = np.zeros_like(self.counts)
+        masks.histogram(groups, contexts, counts)
+        return counts
+
+    def model(self) -> tuple[float, Model]:
+        """(bits of all masks and of the model, about; the model)."""
+        plain = self.counts[: self.sums]
+        bits, bounds = _merged(plain)
+        tables = [plain[begin:end].sum(0) for begin, end in bounds]
+        if self.copy >= 0:
+            tables.append(self.counts[-1])
+            bits += min(_table_bits(self.counts[-1:])[0][0], _table_bits(self.counts[-1:])[1][0])
+        row_counts = np.bincount(self.symbols, minlength=1)
+        bits += freq.entropy_bits(row_counts) + freq.entropy_bits(np.bincount(self.column_classes, minlength=1))
+        popcount_bits, byte_bits = _table_bits(np.array(tables))
+        by_popcount = (popcount_bits <= byte_bits).tolist()
+        precision, frequencies = _frequencies(tables, by_popcount)
+        table_of = np.repeat(np.arange(len(bounds)), [end - begin for begin, end in bounds]).astype(np.uint8)
+        if self.copy >= 0:
+            table_of = np.append(table_of, np.uint8(len(bounds)))
+        return bits, Model(
+            precision,
+            int(self.row_classes.max(initial=0)) + 1,
+            self.copy >= 0,
+            table_of,
+            frequencies,
+            by_popcount,
+            freq.normalised(row_counts, CLASS_PRECISION),
+            self.column_classes if self.column_classes.any() else None,
+        )
+
+
+_POPCOUNT_TABLE_BITS, _BYTE_TABLE_BITS, _BYTE_BITS = 55.0, 256.0, 7.0
+"""What a table costs in the model, about: one of popcounts; one of bytes, and for each byte that occurs."""
+
+
+def _table_bits(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bits that bytes counted as (tables, 256) take with tables of popcounts, and of bytes: (tables,) each."""
+    by_popcount = np.zeros((len(counts), 9))
+    for number in range(9):
+        by_popcount[:, number] = counts[:, number == freq.POPCOUNTS].sum(1)
+    total = np.maximum(counts.sum(1), 1)[:, None]
+
+    def bits(occurrences: np.ndarray, multiplicity: np.ndarray | int) -> np.ndarray:
+        return (occurrences * np.log2(np.where(occurrences > 0, total / np.maximum(occurrences, 1), 1))).sum(1) + (
+            occurrences * np.log2(multiplicity)
+        ).sum(1)
+
+    used = (counts > 0).sum(1)
+    return (
+        bits(by_popcount, freq.BYTES_OF_POPCOUNT) + _POPCOUNT_TABLE_BITS,
+        bits(counts, 1) + _BYTE_TABLE_BITS + _BYTE_BITS * used,
+    )
+
+
+def _merged(counts: np.ndarray) -> tuple[float, list[tuple[int, int]]]:
+    """Which neighbours to give a table together: (bits of all, [begin, end) of each table). The best there is."""
+    sums = len(counts)
+    best, came_from = [0.0], [0]
+    running = np.concatenate([np.zeros((1, freq.BYTES), np.int64), np.cumsum(counts, 0)])
+    for end in range(1, sums + 1):
+        popcount_bits, byte_bits = _table_bits(running[end] - running[:end])
+        through = np.array(best) + np.minimum(popcount_bits, byte_bits)
+        came_from.append(int(through.argmin()))
+        best.append(float(through.min()))
+    bounds, end = [], sums
+    while end:
+        bounds.append((came_from[end], end))
+        end = came_from[end]
+    return best[-1], bounds[::-1]
+
+
+_WASTE = 0.001
+"""Part of the bits that may be lost to frequencies that cannot be less than 1."""
+
+
+def _frequencies(tables: list[np.ndarray], by_popcount: list[bool]) -> tuple[int, np.ndarray]:
+    """(precision, frequencies of all tables): the least precision that loses little."""
+    # a table for what never occurs can be any
+    tables = [table if table.any() else np.ones(freq.BYTES, np.int64) for table in tables]
+    shared = [
+        (np.bincount(freq.POPCOUNTS, table, 9) / freq.BYTES_OF_POPCOUNT)[freq.POPCOUNTS] if popcounts else table
+        for table, popcounts in zip(tables, by_popcount, strict=True)
+    ]
+    ideal = sum(freq.entropy_bits(table) for table in shared)
+    for precision in range(11, freq.MAX_PRECISION + 1):
+        wasted = sum(_wasted_bits(table, precision) for table in shared)
+        if wasted > _WASTE * ideal and precision < freq.MAX_PRECISION:
+            continue
+        found = [
+            freq.normalised_popcounts(np.bincount(freq.POPCOUNTS, table, 9).astype(np.int64), precision)
+            if popcounts
+            else freq.normalised(table, precision)
+            for table, popcounts in zip(tables, by_popcount, strict=True)
+        ]
+        fitting = [table for table in found if table is not None]
+        if len(fitting) == len(found):
+            pairs = zip(fitting, by_popcount, strict=True)
+            return precision, np.array([table[freq.POPCOUNTS] if popcounts else table for table, popcounts in pairs])
+    raise AssertionError("every table fits the highest precision")
+
+
+def _wasted_bits(counts: np.ndarray, precision: int) -> float:
+    """Bits that bytes counted as `counts` lose since no frequency is below 1."""
+    used = counts[counts > 0]
+    total = float(used.sum())
+    excess = float(np.maximum(2.0**-precision - used / total, 0).sum())
+    return -total * float(np.log2(max(1 - excess, 0.01)))
+
+
+def fit(each: Each, cols: int) -> bytes:
+    """The model for the masks of all tiles of a tensor with so many columns."""
+    from sparsefmt.codecs.passes import masks
+
+    def look(mask: np.ndarray, first_row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        copied = _copied_rows(mask)
+        plain = np.ascontiguousarray(mask[~copied])
+        plain.flags.writeable = False
+        counts = np.zeros(cols, np.int64)
+        masks.column_counts(plain, counts)
+        return np.bitwise_count(mask).sum(1, dtype=np.int64), copied, counts
+
+    looks = list(each(look))
+    row_counts, copies = (np.concatenate([look[part] for look in looks]) for part in (0, 1))
+    column_counts = np.sum([look[2] for look in looks], axis=0)
+    plain_rows = int((~copies).sum())
+    candidates: dict[bytes, _Candidate] = {}
+    for row_step, column_step in _STEPS:
+        if cols > MAX_CLASSIFIED_COLS and column_step:
+            continue
+        row_classes = np.zeros(row_counts.size, np.int32)
+        row_classes[~copies] = _classes(row_counts[~copies], cols, row_step)
+        candidate = _Candidate(row_classes, _classes(column_counts, plain_rows, column_step), copies)
+        candidates[candidate.row_classes.tobytes() + candidate.column_classes.tobytes()] = candidate
+
+    def count(mask: np.ndarray, first_row: int) -> list[np.ndarray]:
+        return [candidate.histogram(mask, first_row) for candidate in candidates.values()]
+
+    for histograms in each(count):
+        for candidate, histogram in zip(candidates.values(), histograms, strict=True):
+            candidate.counts += histogram
+    return _write(min((candidate.model() for candidate in candidates.values()), key=lambda found: found[0])[1])
+
+
+_STEPS = ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))
+"""How far classes of rows and of columns are apart, of what is tried: in log2 of the odds that a position is kept. 0
+for no classes."""
+
+
+def _groups(mask: np.ndarray, layout: _Layout, copies: np.ndarray | None) -> np.ndarray:
+    """The bytes of a mask in the order in which they are coded: uint8 (rows, 8 * words), read-only."""
+    from sparsefmt.codecs.passes import masks
+
+    if copies is not None:
+        out = np.empty_like(mask)
+        masks.difference(mask, copies, out)
+        mask = out
+        mask.flags.writeable = False
+    if layout.spread is not None:
+        out = np.empty_like(mask)
+        masks.reorder(mask, layout.spread, out)
+        mask = out
+    groups = mask.view(np.uint8)
+    groups.flags.writeable = False
+    return groups
+
+
+def _write(model: Model) -> bytes:
+    writer = BitWriter()
+    freq.write_precision(writer, model.precision)
+    writer.write(model.row_classes - 1, 5)
+    writer.write(int(model.copies), 1)
+    column_classes = 1 if model.column_classes is None else int(model.column_classes.max()) + 1
+    writer.write(column_classes - 1, 5)
+    sums = len(model.table_of) - model.copies
+    for same in np.diff(model.table_of[:sums]).tolist():
+        writer.write(same, 1)
+    for table, by_popcount in zip(model.tables, model.by_popcount, strict=True):
+        writer.write(int(by_popcount), 1)
+        if by_popcount:
+            of_popcount = table[[0, 1, 3, 7, 15, 31, 63, 127, 255]]
+            freq.write_popcounts(writer, of_popcount)
+        else:
+            freq.write_frequencies(writer, table, model.precision)
+    if len(model.row_frequencies) > 1:
+        freq.write_frequencies(writer, model.row_frequencies, CLASS_PRECISION)
+    stream = b""
+    if model.column_classes is not None:
+        counts = np.bincount(model.column_classes, minlength=column_classes)
+        frequencies = freq.normalised(counts, CLASS_PRECISION)
+        freq.write_frequencies(writer, frequencies, CLASS_PRECISION)
+        stream = _pack_classes(model.column_classes, frequencies)
+    return writer.tobytes() + stream
+
+
+def _pack_classes(classes: np.ndarray, frequencies: np.ndarray) -> bytes:
+    symbols = classes.astype(np.uint16)
+    contexts = np.zeros(symbols.size, np.uint8)
+    return pack_stream(symbols, contexts, freq.entries(frequencies), CLASS_PRECISION, frequencies.size)
+
+
+def _unpack_classes(stream: np.ndarray, count: int, frequencies: np.ndarray) -> np.ndarray:
+    from sparsefmt.codecs.passes import rans as passes
+
+    classes = np.empty(count, np.uint16)
+    words, states = unpack_stream(stream, count)
+    slots, entries = freq.slots(frequencies, np.uint16), freq.entries(frequencies)
+    contexts = np.zeros(count, np.uint8)
+    refuse(passes.decode_symbols(words, states, slots, entries, CLASS_PRECISION, frequencies.size, contexts, classes))
+    return classes
+
+
+def _read(model: bytes, cols: int) -> Model:
+    reader = BitReader(model)
+    precision = freq.read_precision(reader)
+    row_classes, copies, column_classes = reader.read(5) + 1, bool(reader.read(1)), reader.read(5) + 1
+    steps = [reader.read(1) for _ in range(row_classes + column_classes - 2)]
+    table_of = np.concatenate([[0], np.cumsum(steps, dtype=np.int64)]).astype(np.uint8)
+    if copies:
+        table_of = np.append(table_of, np.uint8(table_of[-1] + 1))
+    tables, by_popcount = [], []
+    for _ in range(int(table_of[-1]) + 1):
+        by_popcount.append(bool(reader.read(1)))
+        if by_popcount[-1]:
+            tables.append(freq.read_popcounts(reader, precision))
+        else:
+            tables.append(freq.read_frequencies(reader, freq.BYTES, precision))
+    symbols = row_classes + copies
+    row_frequencies = np.array([1 << CLASS_PRECISION])
+    if symbols > 1:
+        row_frequencies = freq.read_frequencies(reader, symbols, CLASS_PRECISION)
+    if column_classes == 1:
+        if reader.rest():
+            raise FormatError("rans-model", "a model is longer than what it says")
+        classes = None
+    else:
+        if cols > MAX_CLASSIFIED_COLS:
+            raise FormatError("rans-model", f"a model has classes for over {MAX_CLASSIFIED_COLS:,} columns")
+        frequencies = freq.read_frequencies(reader, column_classes, CLASS_PRECISION)
+        stream = np.frombuffer(reader.rest(), np.uint8)
+        classes = _unpack_classes(stream, cols, frequencies).astype(np.int64)
+    return Model(precision, row_classes, copies, table_of, np.array(tables), by_popcount, row_frequencies, classes)
+
+
+class Coder:
+    """A model made ready."""
+
+    def __init__(self, model: bytes, cols: int) -> None:
+        self.model = _read(model, cols)
+        self.layout = _order(self.model.column_classes, cols)
+        self.entries = freq.entries(self.model.tables)
+        self.slots = freq.slots(self.model.tables, np.uint8)
+        self.copy = self.model.row_classes if self.model.copies else -1
+        self.row_symbols = self.model.row_classes + self.model.copies
+
+    def encode(self, mask: np.ndarray) -> bytes:
+        """mask: (rows, words) uint64, read-only. Raises FormatError if it was not there when the model was made."""
+        from sparsefmt.codecs.passes import masks
+
+        rows, groups = mask.shape[0], self.layout.group_classes.size
+        with np.errstate(divide="ignore"):
+            lengths = (self.model.precision - np.log2(self.model.tables)).astype(np.float32)
+            row_lengths = (CLASS_PRECISION - np.log2(self.model.row_frequencies)).astype(np.float32)
+        plain = _groups(mask, self.layout, None)
+        copied = plain
+        if self.copy >= 0:
+            copied = _groups(mask, self.layout, np.arange(rows) > 0)
+        symbols = np.zeros(rows, np.int32)
+        fits = masks.choose(
+            plain, copied, self.layout.group_classes, self.model.table_of, self.copy, lengths, row_lengths, symbols
+        )
+        if not fits:
+            raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
+        contexts = np.empty((rows, groups), np.uint8)
+        masks.contexts(symbols, self.layout.group_classes, self.model.table_of, self.copy, contexts)
+        coded = plain if self.copy < 0 else np.where((symbols == self.copy)[:, None], copied, plain)
+        stream = pack_stream(
+            np.ascontiguousarray(coded[:, :groups]).ravel().astype(np.uint16),
+            contexts.ravel(),
+            self.entries,
+            self.model.precision,
+            freq.BYTES,
+        )
+        if self.row_symbols == 1:
+            return stream
+        row_stream = _pack_classes(symbols, self.model.row_frequencies)
+        return _SIZE.pack(len(row_stream)) + row_stream + stream
+
+    def decode(self, stored: np.ndarray, mask: np.ndarray) -> None:
+        """Fill `mask`, (rows, words) uint64. Raises FormatError. Bits beyond the columns are not yet checked."""
+        from sparsefmt.codecs.passes import masks
+        from sparsefmt.codecs.passes import rans as passes
+
+        rows, groups = mask.shape[0], self.layout.group_classes.size
+        symbols = np.zeros(rows, np.int32)
+        if self.row_symbols > 1:
+            if stored.size < _SIZE.size:
+                raise FormatError("rans-stream", "a chunk ends too early")
+            (size,) = _SIZE.unpack(stored[: _SIZE.size].tobytes())
+            row_stream, stored = stored[_SIZE.size : _SIZE.size + size], stored[_SIZE.size + size :]
+            if row_stream.size != size:
+                raise FormatError("rans-stream", "a chunk ends too early")
+            symbols = _unpack_classes(row_stream, rows, self.model.row_frequencies).astype(np.int32)
+        if rows and symbols[0] == self.copy:
+            raise FormatError("rans-stream", "the first row of a tile is to be like the one above")
+        contexts = np.empty((rows, groups), np.uint8)
+        masks.contexts(symbols, self.layout.group_classes, self.model.table_of, self.copy, contexts)
+        words, states = unpack_stream(stored, rows * groups)
+        coded = np.empty(rows * groups, np.uint8)
+        refuse(
+            passes.decode_symbols(
+                words,
+                states,
+                self.slots,
+                self.entries,
+                self.model.precision,
+                freq.BYTES,
+                contexts.ravel(),
+                coded,
+            )
+        )
+        out = mask.view(np.uint8)
+        out[:, groups:] = 0
+        out[:, :groups] = coded.reshape(rows, groups)
+        if self.layout.gather is not None:
+            ordered = mask.copy()
+            ordered.flags.writeable = False
+            masks.reorder(ordered, self.layout.gather, mask)
+        if self.copy >= 0:
+            masks.restore(mask, symbols == self.copy)
+
+
+@lru_cache(maxsize=64)
+def coder(model: bytes, cols: int) -> Coder:
+    """The coder of a model; remembered, since a tensor has one for all its tiles."""
+    return Coder(model, cols)

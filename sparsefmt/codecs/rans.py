@@ -1,0 +1,65 @@
+"""Codec `rans`: entropy coding with a model of the whole tensor (`elements.py`, `positions.py`).
+
+Masks are coded as positions, every other array as elements; row offsets, which follow from the mask, are not stored.
+Models stand in the index, so that a tile can be decoded by itself and tables are paid for once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sparsefmt.codecs import elements, positions
+from sparsefmt.codecs.contract import Codec, Each, Place
+from sparsefmt.errors import FormatError
+from sparsefmt.limits import MAX_RANS_RATIO
+
+
+class Rans(Codec):
+    name = "rans"
+    max_ratio = MAX_RANS_RATIO
+    has_models = True
+
+    def derives(self, array: str) -> bool:
+        return array == "row_offsets"
+
+    def fit(self, place: Place, each: Each) -> bytes:
+        if self.derives(place.array):
+            return b""
+        if place.array == "mask":
+            return positions.fit(lambda work: each(lambda raw, row: work(_mask(raw, place.cols), row)), place.cols)
+        return elements.fit(lambda work: each(lambda raw, row: work(_elements(raw, place.width))), 8 * place.width)
+
+    def encode(self, raw: np.ndarray, place: Place, model: bytes) -> bytes:
+        if self.derives(place.array) or not raw.size:
+            return b""
+        if place.array == "mask":
+            return positions.coder(model, place.cols).encode(_mask(raw, place.cols))
+        return elements.coder(model, 8 * place.width).encode(_elements(raw, place.width))
+
+    def decode(
+        self, stored: np.ndarray, place: Place, model: bytes, before: Mapping[str, np.ndarray], out: np.ndarray
+    ) -> None:
+        if self.derives(place.array):
+            offsets = out.view(np.uint32)
+            counts = np.bitwise_count(before["mask"].view(np.uint64)).reshape(place.rows, -1).sum(1, dtype=np.uint32)
+            offsets[0] = 0
+            np.cumsum(counts, out=offsets[1:], dtype=np.uint32)
+        elif place.array == "mask":
+            positions.coder(model, place.cols).decode(stored, out.view(np.uint64).reshape(place.rows, -1))
+        elif not stored.size:
+            raise FormatError("rans-stream", "a chunk ends too early")
+        else:
+            elements.coder(model, 8 * place.width).decode(stored, out.view(f"u{place.width}"))
+
+
+def _elements(raw: np.ndarray, width: int) -> np.ndarray:
+    """A read-only view, which jitted code takes for a type of its own."""
+    view = raw.view(f"u{width}")
+    view.flags.writeable = False
+    return view
+
+
+def _mask(raw: np.ndarray, cols: int) -> np.ndarray:
+    return _elements(raw, 8).reshape(-1, -(-cols // 64))

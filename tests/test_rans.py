@@ -1,0 +1,406 @@
+"""Codec `rans`: streams as a naive decoder reads them, sizes near what entropy allows, any bytes refused or decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import naive
+import numpy as np
+import pytest
+from helpers import pruned, random_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sparsefmt
+from sparsefmt.codecs import CODECS, elements, positions
+from sparsefmt.codecs import frequencies as freq
+from sparsefmt.codecs.bitstring import BitReader, BitWriter
+from sparsefmt.codecs.contract import Place
+from sparsefmt.codecs.passes import rans as passes
+from sparsefmt.codecs.streams import pack_stream, unpack_stream
+from sparsefmt.dtypes import DTYPES
+from sparsefmt.errors import FormatError
+
+RANS = CODECS["rans"]
+
+
+def each_of(*tiles: np.ndarray) -> Callable[[Callable], Iterator]:
+    return lambda work: iter([work(tile) for tile in tiles])
+
+
+def frozen(array: np.ndarray) -> np.ndarray:
+    array = np.ascontiguousarray(array)
+    array.flags.writeable = False
+    return array
+
+
+class TestBits:
+    @given(st.lists(st.tuples(st.integers(0, 2**33 - 2), st.integers(0, 16)), max_size=20), st.integers(0, 7))
+    def test_numbers_come_back(self, numbers, ahead):
+        writer = BitWriter()
+        writer.write(0, ahead)
+        for value, order in numbers:
+            writer.write_number(value, order)
+        reader = BitReader(writer.tobytes() + b"rest")
+        assert reader.read(ahead) == 0
+        assert [reader.read_number(order) for _, order in numbers] == [value for value, _ in numbers]
+        assert reader.rest() == b"rest"
+
+    def test_short_for_what_is_expected(self):
+        writer = BitWriter()
+        for value in range(32, 96):
+            writer.write_number(value, 5)
+        assert writer.bits() <= 64 * 8
+
+    @pytest.mark.parametrize("data", [b"", b"\0", bytes(40)])
+    def test_numbers_that_do_not_end(self, data):
+        with pytest.raises(FormatError, match="model"):
+            BitReader(data).read_number(3)
+
+    def test_unused_bits_must_be_zero(self):
+        reader = BitReader(b"\x03")
+        reader.read(1)
+        with pytest.raises(FormatError, match="unused bits"):
+            reader.rest()
+
+
+@st.composite
+def counts(draw: st.DrawFn, most: int = 300) -> np.ndarray:
+    """Occurrences of symbols, some of them 0, not all."""
+    size = draw(st.integers(1, most))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    found = np.floor(np.exp(rng.standard_normal(size) * draw(st.sampled_from([0.1, 2, 5])))).astype(np.int64)
+    found[rng.random(size) < draw(st.sampled_from([0, 0.5, 0.95]))] = 0
+    found[rng.integers(size)] += 1
+    return found
+
+
+class TestFrequencies:
+    @given(counts(200), st.integers(freq.MIN_PRECISION, freq.MAX_PRECISION))
+    def test_sum_and_cover(self, occurrences, precision):
+        frequencies = freq.normalised(occurrences, precision)
+        assert frequencies.sum() == 1 << precision
+        assert np.array_equal(frequencies > 0, occurrences > 0)
+
+    @given(counts(200))
+    def test_cost_little(self, occurrences):
+        frequencies = freq.normalised(occurrences, 15)
+        ideal = freq.entropy_bits(occurrences)
+        assert freq.bits_of(occurrences, frequencies, 15) <= ideal * 1.01 + occurrences.sum() * 0.02
+
+    @given(counts(9).filter(lambda found: found.size == 9), st.integers(11, 15))
+    def test_popcounts(self, occurrences, precision):
+        frequencies = freq.normalised_popcounts(occurrences, precision)
+        assert frequencies is not None
+        assert (frequencies * freq.BYTES_OF_POPCOUNT).sum() == 1 << precision
+        assert (frequencies >= (occurrences > 0)).all()
+        writer = BitWriter()
+        freq.write_popcounts(writer, frequencies)
+        assert np.array_equal(freq.read_popcounts(BitReader(writer.tobytes()), precision), frequencies[freq.POPCOUNTS])
+
+    @given(counts(200), st.integers(freq.MIN_PRECISION, freq.MAX_PRECISION), st.data())
+    def test_come_back(self, occurrences, precision, data):
+        frequencies = freq.normalised(occurrences, precision)
+        writer = BitWriter()
+        freq.write_frequencies(writer, frequencies, precision)
+        assert np.array_equal(
+            freq.read_frequencies(BitReader(writer.tobytes()), occurrences.size, precision), frequencies
+        )
+        positive = frequencies[frequencies > 0]
+        widths = data.draw(st.lists(st.integers(0, 63), min_size=positive.size, max_size=positive.size))
+        writer = BitWriter()
+        freq.write_positive(writer, positive, precision, widths)
+        reader = BitReader(writer.tobytes())
+        assert np.array_equal(freq.read_positive(reader, positive.size, precision, widths), positive)
+
+    @given(st.binary(max_size=60), st.integers(8, 15), st.integers(1, 40))
+    def test_any_bits_make_a_table_or_an_error(self, data, precision, symbols):
+        for read in (
+            lambda: freq.read_frequencies(BitReader(data), symbols, precision),
+            lambda: freq.read_popcounts(BitReader(data), precision),
+        ):
+            with suppress(FormatError):
+                frequencies = read()
+                assert frequencies.sum() == 1 << precision
+                assert (frequencies >= 0).all()
+
+
+class TestStreams:
+    @pytest.mark.parametrize("count", [1, 7, 8, 9, 1023, 1024, 1025, 5001, 65535, 65536, 65537 + 9])
+    def test_as_a_naive_decoder_reads_them(self, count):
+        rng = np.random.default_rng(count)
+        precision = 8 + count % 8
+        tables = np.array(
+            [freq.normalised(rng.integers(0, 9, 20) ** 3 + (np.arange(20) == 3), precision) for _ in "abc"]
+        )
+        contexts = rng.integers(0, 3, count).astype(np.uint8)
+        symbols = np.array([rng.choice(np.flatnonzero(tables[context])) for context in contexts], np.uint16)
+        entries, slots = freq.entries(tables), freq.slots(tables, np.uint8)
+        stream = pack_stream(symbols, contexts, entries, precision, 20)
+        assert naive.rans_symbols(stream, count, tables.tolist(), precision, contexts.tolist()) == symbols.tolist()
+        words, states = unpack_stream(np.frombuffer(stream, np.uint8), count)
+        out = np.empty(count, np.uint8)
+        status = passes.decode_symbols(words, states, slots, entries, precision, 20, contexts, out)
+        assert status == passes.OK
+        assert np.array_equal(out, symbols)
+
+    def test_of_one_symbol_takes_its_states_only(self):
+        frequencies = np.array([0, 1 << 15])
+        symbols, contexts = np.ones(5000, np.uint16), np.zeros(5000, np.uint8)
+        assert len(pack_stream(symbols, contexts, freq.entries(frequencies), 15, 2)) == 8 * 4
+
+    def test_none(self):
+        nothing = np.empty(0, np.uint16)
+        assert pack_stream(nothing, nothing.astype(np.uint8), np.zeros(1, np.uint64), 12, 1) == b""
+
+
+class TestElements:
+    @settings(max_examples=150, deadline=None)
+    @given(
+        st.sampled_from([1, 2, 4, 8]),
+        st.integers(1, 2500),
+        st.sampled_from(["any", "few", "normal", "ascending", "constant", "high", "lanes"]),
+        st.integers(0, 2**32 - 1),
+    )
+    def test_any_come_back(self, width, count, kind, seed):
+        rng = np.random.default_rng(seed)
+        bits = rng.integers(0, 1 << 64, count, np.uint64)
+        values = {
+            "any": bits,
+            "few": bits[rng.integers(0, min(count, 5), count)],
+            "normal": rng.standard_normal(count).view(np.uint64),
+            "ascending": np.cumsum(bits % np.uint64(7), dtype=np.uint64),
+            "constant": np.full(count, bits[0]),
+            "high": bits << np.uint64(8 * width // 2) if width < 8 else bits & ~np.uint64(0xFFFF),
+            "lanes": np.cumsum(np.resize(bits % np.uint64(5), (count // 8 + 1, 8)), 0, np.uint64).ravel()[:count],
+        }[kind]
+        if kind == "normal" and width < 8:
+            values >>= np.uint64(64 - 8 * width)
+        tiles = [frozen(part) for part in np.array_split(values.astype(f"u{width}"), 3)]
+        model = elements.fit(each_of(*tiles), 8 * width)
+        assert len(model) < 40 + count * width * 2
+        coder = elements.Coder(model, 8 * width)
+        for tile in tiles:
+            out = np.empty_like(tile)
+            if tile.size:
+                coder.decode(np.frombuffer(coder.encode(tile), np.uint8), out)
+            assert np.array_equal(out, tile)
+
+    def size(self, array: np.ndarray) -> int:
+        array = frozen(array)
+        model = elements.fit(each_of(array), 8 * array.itemsize)
+        return len(model) + len(elements.Coder(model, 8 * array.itemsize).encode(array))
+
+    def entropy(self, array: np.ndarray) -> float:
+        return freq.entropy_bits(np.unique(array, return_counts=True)[1]) / 8
+
+    def test_pruned_bfloat16_takes_its_joint_entropy(self):
+        rng = np.random.default_rng(1)
+        weights = rng.standard_normal(1 << 19).astype(np.float32)
+        kept = (weights[np.abs(weights) > 0.7].view(np.uint32) >> 16).astype(np.uint16)
+        assert self.size(kept) < 1.003 * self.entropy(kept)
+
+    def test_bfloat16_in_float32_takes_no_more_than_as_bfloat16(self):
+        rng = np.random.default_rng(2)
+        bits = rng.standard_normal(100_000).astype(np.float32).view(np.uint32) & 0xFFFF0000
+        assert self.size(bits) <= self.size((bits >> 16).astype(np.uint16)) + 10
+
+    def test_few_values_take_their_numbers(self):
+        rng = np.random.default_rng(3)
+        palette = rng.standard_normal(16).astype(np.float32).view(np.uint32)
+        assert self.size(palette[rng.integers(0, 16, 100_000)]) < 50_000 + 400
+
+    def test_float32_takes_its_upper_half_s_entropy(self):
+        rng = np.random.default_rng(4)
+        bits = rng.standard_normal(1 << 18).astype(np.float32).view(np.uint32)
+        assert self.size(bits) < 1.001 * (self.entropy(bits >> 16) + 2 * bits.size)
+
+    def test_ascending_numbers_take_their_steps(self):
+        assert self.size(np.arange(100_000, dtype=np.int64).view(np.uint64)) < 300
+
+    def test_what_the_model_never_saw(self):
+        model = elements.fit(each_of(frozen(np.full(100, 5, np.uint16))), 16)
+        with pytest.raises(FormatError, match="changed"):
+            elements.Coder(model, 16).encode(frozen(np.full(100, 6, np.uint16)))
+
+
+def mask_of(kept: np.ndarray) -> np.ndarray:
+    """(rows, words) uint64."""
+    rows, cols = kept.shape
+    padded = np.zeros((rows, -(-cols // 64) * 64), np.uint8)
+    padded[:, :cols] = kept
+    return frozen(np.packbits(padded, axis=1, bitorder="little").view(np.uint64).reshape(rows, -1))
+
+
+def coded_mask(kept: np.ndarray, tile_rows: int) -> int:
+    """Bytes of the model and of all tiles, each of which comes back."""
+    tiles = [(mask_of(kept[begin : begin + tile_rows]), begin) for begin in range(0, len(kept), tile_rows)]
+    model = positions.fit(lambda work: iter([work(*tile) for tile in tiles]), kept.shape[1])
+    coder, size = positions.Coder(model, kept.shape[1]), len(model)
+    for tile, _ in tiles:
+        coded = coder.encode(tile)
+        out = np.full_like(tile, 0xAA)
+        coder.decode(np.frombuffer(coded, np.uint8), out)
+        assert np.array_equal(out, tile)
+        size += len(coded)
+    return size
+
+
+def entropy(kept: np.ndarray) -> float:
+    """Bytes of as many independent positions."""
+    return freq.entropy_bits(np.bincount(kept.ravel().astype(np.int64))) / 8
+
+
+class TestPositions:
+    @settings(max_examples=150, deadline=None)
+    @given(
+        st.integers(1, 60),
+        st.sampled_from([1, 2, 7, 8, 9, 63, 64, 65, 130, 200]),
+        st.sampled_from(["any", "uneven", "copies", "none", "all", "blocks"]),
+        st.sampled_from([1, 8, 64]),
+        st.integers(0, 2**32 - 1),
+    )
+    def test_any_come_back(self, rows, cols, kind, tile_rows, seed):
+        rng = np.random.default_rng(seed)
+        kept = {
+            "any": lambda: rng.random((rows, cols)) < rng.random(),
+            "uneven": lambda: rng.random((rows, cols)) < rng.random((rows, 1)) ** 3 * rng.random(cols) ** 2,
+            "copies": lambda: (rng.random((1, cols)) < 0.4) ^ (rng.random((rows, cols)) < 0.02),
+            "none": lambda: np.zeros((rows, cols), bool),
+            "all": lambda: np.ones((rows, cols), bool),
+            "blocks": lambda: (
+                np.kron(rng.random((rows // 4 + 1, cols // 4 + 1)) < 0.3, np.ones((4, 4)))[:rows, :cols] > 0
+            ),
+        }[kind]()
+        coded_mask(kept, tile_rows)
+
+    def test_independent_positions_take_their_entropy(self):
+        rng = np.random.default_rng(1)
+        for sparsity in (0.5, 0.8, 0.95, 0.99):
+            kept = rng.random((512, 2048)) >= sparsity
+            assert coded_mask(kept, 128) < 1.006 * entropy(kept) + 100
+
+    def test_densities_of_rows_and_columns_are_used(self):
+        rng = np.random.default_rng(2)
+        odds = 1.5 * rng.standard_normal((512, 1)) + 1.5 * rng.standard_normal(1024)
+        share = 1 / (1 + np.exp(-odds))
+        kept = rng.random(share.shape) < share
+        bound = float(-(share * np.log2(share) + (1 - share) * np.log2(1 - share)).sum()) / 8
+        assert bound < 0.8 * entropy(kept)
+        # the bound knows every share; the model has to learn and to write down some
+        assert coded_mask(kept, 128) < 1.06 * bound
+
+    def test_two_of_four(self):
+        rng = np.random.default_rng(3)
+        kept = (np.argsort(rng.random((256, 256, 4)), 2) < 2).reshape(256, 1024)
+        assert coded_mask(kept, 64) < kept.size / 8 * np.log2(6) / 4 * 1.005 + 100
+
+    @pytest.mark.parametrize("block", [(4, 4), (16, 1), (8, 4)])
+    def test_blocks(self, block):
+        rng = np.random.default_rng(4)
+        chosen = rng.random((512 // block[0], 1024 // block[1])) < 0.4
+        kept = np.kron(chosen, np.ones(block)) > 0
+        assert coded_mask(kept, 128) < 1.05 * entropy(chosen) + 200
+
+    def test_what_the_model_never_saw(self):
+        model = positions.fit(lambda work: iter([work(mask_of(np.zeros((50, 80), bool)), 0)]), 80)
+        with pytest.raises(FormatError, match="changed"):
+            positions.Coder(model, 80).encode(mask_of(np.ones((50, 80), bool)))
+
+
+def outcome(decode: Callable[[], np.ndarray]) -> str:
+    """What became of it: "decoded", or the code of a FormatError."""
+    try:
+        decode()
+    except FormatError as error:
+        return error.code
+    return "decoded"
+
+
+def changed_bytes(data: bytes) -> Iterator[bytes]:
+    """Each byte changed in three ways, and every truncation, and something behind the end."""
+    for position in range(len(data)):
+        for flip in (1, 0x80, 0xFF):
+            changed = bytearray(data)
+            changed[position] ^= flip
+            yield bytes(changed)
+    yield from (data[:size] for size in range(len(data)))
+    yield from (data + b"\0\0", data + b"\1", data + data)
+
+
+class TestDamage:
+    """No checksum guards what is given to a codec here."""
+
+    def places(self) -> Iterator[tuple[Place, np.ndarray]]:
+        rng = np.random.default_rng(1)
+        share = rng.random((40, 1)) * rng.random(90)
+        kept = rng.random((40, 90)) < share
+        kept[8:16] = kept[7]
+        yield Place("mask", 1, 40, 90), mask_of(kept).view(np.uint8).ravel()
+        yield Place("mask", 1, 40, 90), mask_of(np.argsort(rng.random((40, 90)), 1) < 30).view(np.uint8).ravel()
+        for width in (1, 2, 4, 8):
+            values = rng.standard_normal(1200).view(np.uint64) >> np.uint64(64 - 8 * width)
+            yield Place("values", width, 30, 40), frozen(values.astype(f"u{width}")).view(np.uint8)
+        yield Place("values", 8, 1, 300), frozen(np.arange(300, dtype=np.uint64)).view(np.uint8)
+
+    def test_any_changed_byte_is_refused_or_decodes_within_its_size(self):
+        seen, unnoticed_in_masks = {"rans-stream": 0, "rans-model": 0, "decoded": 0}, 0
+        for place, raw in self.places():
+            model = RANS.fit(place, lambda work, raw=raw: iter([work(raw, 0)]))
+            stored = RANS.encode(raw, place, model)
+            guarded = np.full(raw.size + 128, 0xEE, np.uint8)
+            out = guarded[64:-64]
+
+            def decode(stored: bytes, model: bytes, place: Place = place, out: np.ndarray = out) -> np.ndarray:
+                RANS.decode(np.frombuffer(stored, np.uint8), place, model, {}, out)
+                return out
+
+            assert np.array_equal(decode(stored, model), raw)
+            for damaged in changed_bytes(stored):
+                seen[outcome(lambda damaged=damaged, model=model: decode(damaged, model))] += 1
+            for damaged in changed_bytes(model):
+                seen[outcome(lambda damaged=damaged, stored=stored: decode(stored, damaged))] += 1
+            assert (guarded[:64] == 0xEE).all()
+            assert (guarded[-64:] == 0xEE).all()
+            if place.array == "mask":
+                unnoticed_in_masks = seen["decoded"]
+        assert all(seen.values())
+        # a stream ends in known states: hardly a change goes unnoticed, but offsets in bins can be any
+        assert unnoticed_in_masks < 100
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.binary(max_size=200), st.binary(max_size=60), st.sampled_from([1, 2, 4, 8]))
+    def test_any_bytes(self, stored, model, width):
+        data, out = np.frombuffer(stored, np.uint8), np.empty(64 * 100, np.uint8)
+        for place in (Place("values", width, 1, out.size // width), Place("mask", 1, 400, 100)):
+            found = outcome(lambda place=place: RANS.decode(data, place, model, {}, out))
+            assert found in ("rans-stream", "rans-model", "decoded")
+
+
+class TestFiles:
+    def test_row_offsets_take_no_byte(self, tmp_path):
+        array = pruned(np.random.default_rng(1), (300, 500), DTYPES["U16"], 0.8)
+        sparsefmt.save_file({"w": array}, tmp_path / "w", codec="rans")
+        with sparsefmt.open_file(tmp_path / "w") as file:
+            entry = file.reader.index.tensors["w"]
+            assert entry.codecs == {"mask": "rans", "row_offsets": "rans", "values": "raw"}
+            assert int(file.reader.index.chunk(entry, 0, "row_offsets")["stored"]) == 0
+            assert set(entry.models) == {"mask"}
+
+    def test_auto_is_the_smallest(self):
+        rng = np.random.default_rng(2)
+        array = rng.standard_normal((256, 512)).astype(np.float32) * (rng.random((256, 512)) < 0.3)
+        sizes = {codec: len(sparsefmt.save({"w": array}, codec=codec)) for codec in ("raw", "zstd", "rans", "auto")}
+        assert sizes["auto"] == min(sizes.values())
+        assert sizes["rans"] < sizes["zstd"] < sizes["raw"]
+
+    def test_the_same_bytes_for_any_number_of_threads(self):
+        array = pruned(np.random.default_rng(3), (3000, 1100), DTYPES["F32"], 0.8, negative_zeros=True)
+        assert sparsefmt.save({"w": array}, codec="rans", threads=1) == sparsefmt.save(
+            {"w": array}, codec="rans", threads=3
+        )
+
+    def test_noise_is_stored_as_it_is(self):
+        array = random_bits(np.random.default_rng(4), (100, 100), DTYPES["F32"])
+        assert len(sparsefmt.save({"w": array}, codec="rans")) <= len(sparsefmt.save({"w": array}, codec="raw"))
