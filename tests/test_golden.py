@@ -23,7 +23,7 @@ def test_good_files_hold_what_the_manifest_says(path):
     assert make_vectors.manifest_of(data) == MANIFEST[path]
     for layout in ("auto", "dense", "bitmask", "permuted"):
         loaded = sparsefmt.load(data, layout=layout)
-        expected = make_vectors.tensors()
+        expected = {**make_vectors.tensors(), **make_vectors.modelled()}
         if "dropped" in path:
             cleared = np.where(expected["zeros/4"] == 0, np.float32(0), expected["zeros/4"])
             assert same_bits(dense(loaded["w"]), cleared)

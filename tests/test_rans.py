@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparsefmt
+from sparsefmt import isa
 from sparsefmt.codecs import CODECS, elements, positions
 from sparsefmt.codecs import frequencies as freq
 from sparsefmt.codecs.bitstring import BitReader, BitWriter
 from sparsefmt.codecs.contract import Place
-from sparsefmt.codecs.passes import rans as passes
-from sparsefmt.codecs.streams import pack_stream, unpack_stream
+from sparsefmt.codecs.streams import Tables
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError
 
@@ -128,7 +128,7 @@ class TestFrequencies:
 
 class TestStreams:
     @pytest.mark.parametrize("count", [1, 7, 8, 9, 1023, 1024, 1025, 5001, 65535, 65536, 65537 + 9])
-    def test_as_a_naive_decoder_reads_them(self, count):
+    def test_as_a_naive_decoder_reads_them(self, count, monkeypatch):
         rng = np.random.default_rng(count)
         precision = 8 + count % 8
         tables = np.array(
@@ -136,23 +136,28 @@ class TestStreams:
         )
         contexts = rng.integers(0, 3, count).astype(np.uint8)
         symbols = np.array([rng.choice(np.flatnonzero(tables[context])) for context in contexts], np.uint16)
-        entries, slots = freq.entries(tables), freq.slots(tables, np.uint8)
-        stream = pack_stream(symbols, contexts, entries, precision, 20)
+        coder = Tables(tables, precision)
+        stream = coder.pack(symbols, contexts)
         assert naive.rans_symbols(stream, count, tables.tolist(), precision, contexts.tolist()) == symbols.tolist()
-        words, states = unpack_stream(np.frombuffer(stream, np.uint8), count)
-        out = np.empty(count, np.uint8)
-        status = passes.decode_symbols(words, states, slots, entries, precision, 20, contexts, out)
-        assert status == passes.OK
-        assert np.array_equal(out, symbols)
+        assert np.array_equal(coder.unpack(np.frombuffer(stream, np.uint8), count, contexts), symbols)
+        monkeypatch.setattr(isa, "ISA", "portable")
+        assert np.array_equal(coder.unpack(np.frombuffer(stream, np.uint8), count, contexts), symbols)
+
+    def test_of_a_large_alphabet(self):
+        frequencies = np.full(1000, 8)
+        frequencies[-1] += (1 << 13) - 8000
+        symbols = np.random.default_rng(1).integers(0, 1000, 70_000).astype(np.uint16)
+        coder = Tables(frequencies, 13)
+        assert np.array_equal(coder.unpack(np.frombuffer(coder.pack(symbols), np.uint8), symbols.size), symbols)
 
     def test_of_one_symbol_takes_its_states_only(self):
         frequencies = np.array([0, 1 << 15])
-        symbols, contexts = np.ones(5000, np.uint16), np.zeros(5000, np.uint8)
-        assert len(pack_stream(symbols, contexts, freq.entries(frequencies), 15, 2)) == 8 * 4
+        assert len(Tables(frequencies, 15).pack(np.ones(5000, np.uint8))) == 8 * 4
 
     def test_none(self):
-        nothing = np.empty(0, np.uint16)
-        assert pack_stream(nothing, nothing.astype(np.uint8), np.zeros(1, np.uint64), 12, 1) == b""
+        coder = Tables(np.array([1 << 12]), 12)
+        assert coder.pack(np.empty(0, np.uint8)) == b""
+        assert coder.unpack(np.empty(0, np.uint8), 0).size == 0
 
 
 class TestElements:

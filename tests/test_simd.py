@@ -12,6 +12,7 @@ import pytest
 from helpers import ROOT
 from numba import njit
 
+from sparsefmt import isa
 from sparsefmt.kernels import expand, partial_sums, permuted, simd
 from sparsefmt.kernels.simd import BF16, F16, F32, F64
 
@@ -93,24 +94,24 @@ def test_sums_stay_in_registers():
 
 
 class TestChoice:
-    full = simd._NEEDED["avx2"] | simd._NEEDED["avx512"]
+    full = isa._NEEDED["avx2"] | isa._NEEDED["avx512"]
 
     def test_best_of_the_features(self):
-        assert simd.choose_isa(self.full, None) == "avx512"
-        assert simd.choose_isa(simd._NEEDED["avx2"], "") == "avx2"
-        assert simd.choose_isa(self.full - {"bmi2"}, None) == "portable"
-        assert simd.choose_isa(self.full - {"avx512vbmi2"}, None) == "avx2"
-        assert simd.choose_isa(set(), None) == "portable"
+        assert isa.choose_isa(self.full, None) == "avx512"
+        assert isa.choose_isa(isa._NEEDED["avx2"], "") == "avx2"
+        assert isa.choose_isa(self.full - {"bmi2"}, None) == "portable"
+        assert isa.choose_isa(self.full - {"avx512vbmi2"}, None) == "avx2"
+        assert isa.choose_isa(set(), None) == "portable"
 
-    @pytest.mark.parametrize("wanted", simd.ISAS)
+    @pytest.mark.parametrize("wanted", isa.ISAS)
     def test_less_may_be_wanted(self, wanted):
-        assert simd.choose_isa(self.full, wanted) == wanted
+        assert isa.choose_isa(self.full, wanted) == wanted
 
     def test_more_or_nonsense_is_an_error(self):
         with pytest.raises(ValueError, match="has 'avx2'"):
-            simd.choose_isa(simd._NEEDED["avx2"], "avx512")
+            isa.choose_isa(isa._NEEDED["avx2"], "avx512")
         with pytest.raises(ValueError, match="must be one of portable, avx2, avx512, not 'sse'"):
-            simd.choose_isa(self.full, "sse")
+            isa.choose_isa(self.full, "sse")
 
     def test_the_environment_chooses(self):
         code = "from sparsefmt.kernels import simd, expand; print(simd.ISA, expand.in_registers(simd.F32))"

@@ -19,7 +19,7 @@ import numpy as np
 
 from sparsefmt.codecs import frequencies as freq
 from sparsefmt.codecs.bitstring import BitReader, BitWriter
-from sparsefmt.codecs.streams import PADDING, pack_stream, unpack_stream
+from sparsefmt.codecs.streams import Tables, refuse
 from sparsefmt.errors import FormatError
 
 PREFIX_BITS = 16
@@ -118,7 +118,7 @@ def fit(each: Each, bits: int) -> bytes:
         keys = Keys(bits, shift, folded, lag)
         found.append((*_best_bins(*_counted(lagged, keys), keys.key_bits), keys))
     _, lows, widths, counts, keys = min(found, key=lambda candidate: candidate[0])
-    precision = min(max((len(lows) - 1).bit_length() + 5, 11), 14)
+    precision = 11 if len(lows) <= 64 else 12 if len(lows) <= 256 else 14
     return _write(keys, Bins(lows, widths, freq.normalised(np.array(counts), precision), precision))
 
 
@@ -294,11 +294,9 @@ class Coder:
 
     def __init__(self, model: bytes, bits: int) -> None:
         self.keys, bins = _read(model, bits)
-        self.precision = bins.precision
         self.lows = np.array(bins.lows, np.uint64)
         self.widths = np.array(bins.widths, np.uint8)
-        self.entries = freq.entries(bins.frequencies)
-        self.slots = freq.slots(bins.frequencies, np.uint16)
+        self.tables = Tables(bins.frequencies, bins.precision)
 
     def _first_bins(self) -> np.ndarray:
         """For every prefix, the first bin that may hold a key with it."""
@@ -313,32 +311,22 @@ class Coder:
 
     def encode(self, elements: np.ndarray) -> bytes:
         """elements: unsigned integers, read-only. Raises FormatError if one was not there when the model was made."""
-        from sparsefmt.codecs.passes import rans as passes
+        from sparsefmt.codecs.passes import elements as passes
 
         elements = differences(elements, self.keys.lag)
         symbols = np.empty(elements.size, np.uint16)
-        longest = elements.size * int(self.widths.max())
-        offsets = np.zeros(longest // 64 + 2, np.uint64)
-        status, offset_bits = passes.encode_elements(
-            elements,
-            self.lows,
-            self.widths,
-            self._first_bins(),
-            self.keys.key_bits,
-            self.keys.sign,
-            self.keys.shift,
-            symbols,
-            offsets,
+        offsets = np.zeros(elements.size * int(self.widths.max()) // 64 + 2, np.uint64)
+        key_bits, sign, shift = self.keys.key_bits, self.keys.sign, self.keys.shift
+        status, offset_bits = passes.split(
+            elements, self.lows, self.widths, self._first_bins(), key_bits, sign, shift, symbols, offsets
         )
         if status != passes.OK:
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
-        contexts = np.zeros(elements.size, np.uint8)
-        stream = pack_stream(symbols, contexts, self.entries, self.precision, self.lows.size)
-        return _HEADER.pack(offset_bits) + offsets[: -(-offset_bits // 64)].tobytes() + stream
+        return _HEADER.pack(offset_bits) + offsets[: -(-offset_bits // 64)].tobytes() + self.tables.pack(symbols)
 
     def decode(self, stored: np.ndarray, out: np.ndarray) -> None:
         """Fill `out`, unsigned integers. Raises FormatError."""
-        from sparsefmt.codecs.passes import rans as passes
+        from sparsefmt.codecs.passes import elements as passes
 
         if stored.size < _HEADER.size:
             raise FormatError("rans-stream", "a chunk ends too early")
@@ -347,42 +335,15 @@ class Coder:
         begin = _HEADER.size + 8 * offset_words
         if begin > stored.size:
             raise FormatError("rans-stream", "a chunk ends too early")
-        words, states = unpack_stream(stored[begin:], out.size)
-        # more than there are, since a pass may read some before it notices that there are no more
-        offsets = np.zeros(offset_words + PADDING + 1, np.uint64)
+        offsets = np.zeros(offset_words + passes.PADDING, np.uint64)
         offsets[:offset_words].view(np.uint8)[:] = stored[_HEADER.size : begin]
         if offset_bits % 64 and int(offsets[offset_words - 1]) >> offset_bits % 64:
             raise FormatError("rans-stream", "unused bits of a chunk are not zero")
-        status = passes.decode_elements(
-            words,
-            states,
-            self.slots,
-            self.entries,
-            self.precision,
-            self.lows,
-            self.widths,
-            offsets,
-            offset_bits,
-            self.keys.sign,
-            self.keys.shift,
-            out,
-        )
-        refuse(status)
+        symbols = self.tables.unpack(stored[begin:], out.size)
+        sign, shift = self.keys.sign, self.keys.shift
+        refuse(passes.join(symbols, self.lows, self.widths, offsets, offset_bits, sign, shift, out))
         if self.keys.lag:
             _undo_differences(out, self.keys.lag)
-
-
-def refuse(status: int) -> None:
-    """Raise what a pass's status means."""
-    from sparsefmt.codecs.passes import rans as passes
-
-    text = {
-        passes.EARLY_END: "a stream ends too early",
-        passes.STATE: "a stream does not begin and end as one does",
-        passes.LEFT_OVER: "a stream goes on after its end",
-    }
-    if status != passes.OK:
-        raise FormatError("rans-stream", text[status])
 
 
 @lru_cache(maxsize=256)

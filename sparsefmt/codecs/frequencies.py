@@ -197,7 +197,7 @@ def entries(frequencies: np.ndarray) -> np.ndarray:
     return (frequencies << 16 | starts).astype(np.uint64).ravel()
 
 
-def slots(frequencies: np.ndarray, dtype: type[np.unsignedinteger]) -> np.ndarray:
+def slots(frequencies: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The symbol at each of the 2^precision slots, flat for several tables."""
     rows = np.atleast_2d(frequencies)
     return np.concatenate([np.repeat(np.arange(row.size, dtype=dtype), row) for row in rows])

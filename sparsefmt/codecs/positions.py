@@ -21,8 +21,7 @@ import numpy as np
 
 from sparsefmt.codecs import frequencies as freq
 from sparsefmt.codecs.bitstring import BitReader, BitWriter
-from sparsefmt.codecs.elements import refuse
-from sparsefmt.codecs.streams import pack_stream, unpack_stream
+from sparsefmt.codecs.streams import Tables
 from sparsefmt.errors import FormatError
 
 MAX_CLASSES = 32
@@ -355,25 +354,8 @@ def _write(model: Model) -> bytes:
         counts = np.bincount(model.column_classes, minlength=column_classes)
         frequencies = freq.normalised(counts, CLASS_PRECISION)
         freq.write_frequencies(writer, frequencies, CLASS_PRECISION)
-        stream = _pack_classes(model.column_classes, frequencies)
+        stream = Tables(frequencies, CLASS_PRECISION).pack(model.column_classes)
     return writer.tobytes() + stream
-
-
-def _pack_classes(classes: np.ndarray, frequencies: np.ndarray) -> bytes:
-    symbols = classes.astype(np.uint16)
-    contexts = np.zeros(symbols.size, np.uint8)
-    return pack_stream(symbols, contexts, freq.entries(frequencies), CLASS_PRECISION, frequencies.size)
-
-
-def _unpack_classes(stream: np.ndarray, count: int, frequencies: np.ndarray) -> np.ndarray:
-    from sparsefmt.codecs.passes import rans as passes
-
-    classes = np.empty(count, np.uint16)
-    words, states = unpack_stream(stream, count)
-    slots, entries = freq.slots(frequencies, np.uint16), freq.entries(frequencies)
-    contexts = np.zeros(count, np.uint8)
-    refuse(passes.decode_symbols(words, states, slots, entries, CLASS_PRECISION, frequencies.size, contexts, classes))
-    return classes
 
 
 def _read(model: bytes, cols: int) -> Model:
@@ -404,7 +386,7 @@ def _read(model: bytes, cols: int) -> Model:
             raise FormatError("rans-model", f"a model has classes for over {MAX_CLASSIFIED_COLS:,} columns")
         frequencies = freq.read_frequencies(reader, column_classes, CLASS_PRECISION)
         stream = np.frombuffer(reader.rest(), np.uint8)
-        classes = _unpack_classes(stream, cols, frequencies).astype(np.int64)
+        classes = Tables(frequencies, CLASS_PRECISION).unpack(stream, cols).astype(np.int64)
     return Model(precision, row_classes, copies, table_of, np.array(tables), by_popcount, row_frequencies, classes)
 
 
@@ -414,8 +396,8 @@ class Coder:
     def __init__(self, model: bytes, cols: int) -> None:
         self.model = _read(model, cols)
         self.layout = _order(self.model.column_classes, cols)
-        self.entries = freq.entries(self.model.tables)
-        self.slots = freq.slots(self.model.tables, np.uint8)
+        self.tables = Tables(self.model.tables, self.model.precision)
+        self.row_tables = Tables(self.model.row_frequencies, CLASS_PRECISION)
         self.copy = self.model.row_classes if self.model.copies else -1
         self.row_symbols = self.model.row_classes + self.model.copies
 
@@ -440,22 +422,15 @@ class Coder:
         contexts = np.empty((rows, groups), np.uint8)
         masks.contexts(symbols, self.layout.group_classes, self.model.table_of, self.copy, contexts)
         coded = plain if self.copy < 0 else np.where((symbols == self.copy)[:, None], copied, plain)
-        stream = pack_stream(
-            np.ascontiguousarray(coded[:, :groups]).ravel().astype(np.uint16),
-            contexts.ravel(),
-            self.entries,
-            self.model.precision,
-            freq.BYTES,
-        )
+        stream = self.tables.pack(np.ascontiguousarray(coded[:, :groups]).ravel(), contexts.ravel())
         if self.row_symbols == 1:
             return stream
-        row_stream = _pack_classes(symbols, self.model.row_frequencies)
+        row_stream = self.row_tables.pack(symbols)
         return _SIZE.pack(len(row_stream)) + row_stream + stream
 
     def decode(self, stored: np.ndarray, mask: np.ndarray) -> None:
         """Fill `mask`, (rows, words) uint64. Raises FormatError. Bits beyond the columns are not yet checked."""
         from sparsefmt.codecs.passes import masks
-        from sparsefmt.codecs.passes import rans as passes
 
         rows, groups = mask.shape[0], self.layout.group_classes.size
         symbols = np.zeros(rows, np.int32)
@@ -466,25 +441,12 @@ class Coder:
             row_stream, stored = stored[_SIZE.size : _SIZE.size + size], stored[_SIZE.size + size :]
             if row_stream.size != size:
                 raise FormatError("rans-stream", "a chunk ends too early")
-            symbols = _unpack_classes(row_stream, rows, self.model.row_frequencies).astype(np.int32)
+            symbols = self.row_tables.unpack(row_stream, rows).astype(np.int32)
         if rows and symbols[0] == self.copy:
             raise FormatError("rans-stream", "the first row of a tile is to be like the one above")
         contexts = np.empty((rows, groups), np.uint8)
         masks.contexts(symbols, self.layout.group_classes, self.model.table_of, self.copy, contexts)
-        words, states = unpack_stream(stored, rows * groups)
-        coded = np.empty(rows * groups, np.uint8)
-        refuse(
-            passes.decode_symbols(
-                words,
-                states,
-                self.slots,
-                self.entries,
-                self.model.precision,
-                freq.BYTES,
-                contexts.ravel(),
-                coded,
-            )
-        )
+        coded = self.tables.unpack(stored, rows * groups, contexts.ravel())
         out = mask.view(np.uint8)
         out[:, groups:] = 0
         out[:, :groups] = coded.reshape(rows, groups)

@@ -5,8 +5,7 @@ that a kernel says `sums = outer(weights, activations, sums)` for a whole block 
 plain int64 addresses: nothing is checked here, so a kernel sees arrays of checked tiles only.
 
 Everything but `expand.py` uses generic LLVM operations: they become AVX-512, AVX2, NEON or scalars, with the same bits
-everywhere, since fma is always fused, with or without an instruction for it. `ISA` says which of the instruction sets
-that we have instructions chosen for by hand this process compiles for; SPARSEFMT_ISA can ask for a lesser one.
+everywhere, since fma is always fused, with or without an instruction for it.
 
 numba's on-disk cache notices edits to the file of a kernel only. Therefore every kernel holds `TARGET` in its closure,
 which is part of the cache's key and contains a digest of the sources of this folder.
@@ -17,14 +16,14 @@ Arguments that choose the code (`kind`, `lanes`, `count` …) must be constants:
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
-from numba.core.codegen import get_host_cpu_features
+from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
+
+from sparsefmt.isa import ISA, ISAS
 
 F32, BF16, F16, F64 = range(4)
 """Kinds of stored values. Sums are float32, or float64 for F64."""
@@ -36,55 +35,6 @@ WIDTH = {F32: 4, BF16: 2, F16: 2, F64: 8}
 def summed_kind(kind: int) -> int:
     """Kind of the sums, and of the activations, for values of a kind."""
     return F64 if kind == F64 else F32
-
-
-ISAS = ("portable", "avx2", "avx512")
-"""Instruction sets, each including the ones before."""
-
-ENVIRONMENT_VARIABLE = "SPARSEFMT_ISA"
-
-_NEEDED = {
-    "avx2": {"avx2", "fma", "f16c", "popcnt", "bmi2"},
-    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512vbmi2"},
-}
-
-
-def _target_features() -> set[str]:
-    """Features of the processor that numba compiles for. An instruction that it lacks would end the process.
-
-    None if the user chose another processor by name (NUMBA_CPU_NAME): portable code is right everywhere.
-    """
-    if config.CPU_FEATURES is not None:
-        features = config.CPU_FEATURES
-    elif config.CPU_NAME is None:
-        features = get_host_cpu_features()
-    else:
-        features = ""
-    return {feature.strip().removeprefix("+") for feature in features.split(",") if feature.strip().startswith("+")}
-
-
-def choose_isa(features: set[str], wanted: str | None) -> str:
-    """The best instruction set within `features`, or the lesser one that is `wanted`.
-
-    Raises:
-        ValueError: `wanted` is none of ISAS, or beyond the features.
-    """
-    best = "portable"
-    for isa in ISAS[1:]:
-        if not _NEEDED[isa] <= features:
-            break
-        best = isa
-    if not wanted:
-        return best
-    if wanted not in ISAS:
-        raise ValueError(f"{ENVIRONMENT_VARIABLE} must be one of {', '.join(ISAS)}, not {wanted!r}")
-    if ISAS.index(wanted) > ISAS.index(best):
-        raise ValueError(f"{ENVIRONMENT_VARIABLE} is {wanted!r}, which this processor does not have; it has {best!r}")
-    return wanted
-
-
-ISA = choose_isa(_target_features(), os.environ.get(ENVIRONMENT_VARIABLE))
-"""The instruction set of this process, chosen once."""
 
 
 def _digest() -> int:
