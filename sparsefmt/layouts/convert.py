@@ -9,7 +9,7 @@ from sparsefmt.layouts import LAYOUTS, from_dense
 from sparsefmt.layouts.bitmask import Bitmask, mask_words
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.layouts.memory import frozen
-from sparsefmt.layouts.permuted import LANES, Permuted, slot_arrays
+from sparsefmt.layouts.permuted import Permuted, slot_arrays
 
 
 def convert(tile: Tile, source: str, target: str, dtype: DType, rows: int, cols: int) -> Tile:
@@ -40,8 +40,8 @@ def _bitmask_to_permuted(tile: Tile, dtype: DType, rows: int, cols: int) -> Tile
         frozen(tile["values"]),
         frozen(converted["row_permutation"]),
         frozen(converted["slice_offsets"]),
-        converted["values"].reshape(-1, LANES),
-        converted["columns"].reshape(-1, LANES),
+        converted["values"],
+        converted["columns"],
     )
     return converted
 

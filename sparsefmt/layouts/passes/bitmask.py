@@ -118,20 +118,20 @@ def to_permuted(
     slot_values: np.ndarray,
     slot_columns: np.ndarray,
 ) -> None:
-    """Fill zeroed `slot_values` and `slot_columns` (slots, 8) from a checked bitmask tile."""
-    one = np.uint64(1)
+    """Fill zeroed `slot_values` and `slot_columns` (slots * 8,) from a checked bitmask tile."""
+    # indices are unsigned: numba would look for negative ones
+    one, eight = np.uint64(1), np.uint64(8)
     for position in range(row_permutation.shape[0]):
         row = np.int64(row_permutation[position])
-        slot = np.int64(slice_offsets[position >> 3])
-        lane = position & 7
-        stored = np.int64(row_offsets[row])
+        at = np.uint64(slice_offsets[position >> 3]) * eight + np.uint64(position & 7)
+        stored = np.uint64(row_offsets[row])
         for index in range(mask.shape[1]):
             word = mask[row, index]
             while word != 0:
-                slot_columns[slot, lane] = index * 64 + _lowest_bit(word)
-                slot_values[slot, lane] = values[stored]
-                slot += 1
-                stored += 1
+                slot_columns[at] = index * 64 + _lowest_bit(word)
+                slot_values[at] = values[stored]
+                at += eight
+                stored += one
                 word &= word - one
 
 
