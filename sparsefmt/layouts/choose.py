@@ -17,11 +17,11 @@ from sparsefmt.layouts.permuted import MAX_U16_COLS
 from sparsefmt.limits import MAX_SPARSE_COLS, MAX_SPARSE_TILE_POSITIONS, MAX_SPARSE_TILE_ROWS
 
 PERMUTED_FROM = 0.7
-"""Sparsity from which `permuted` is the better layout to compute with (tools/bench_kernels.py).
+"""Sparsity from which `permuted` is the better layout to compute with (docs/speed.md).
 
-For one token the two take equally long between 65 and 75 % zeros, in float32 at the lower end, in 16-bit types at the
-upper; for 32 tokens and more, `permuted` takes half the time from 70 % on. Below, it is faster for many tokens too, but
-takes up to 40 % more memory in float32, and in 16-bit types as much as a dense tensor at 50 %."""
+The two take equally long at 68 to 79 % zeros for one token, and at 58 to 72 % for eight, where 16-bit types are at the
+lower end. For 32 tokens and more, `permuted` takes about two thirds of the time at 50 %, and less than half from 70 %
+on. Below, it takes up to 40 % more memory in float32, and in 16-bit types as much as a dense tensor at 50 %."""
 
 WORTHWHILE = 0.9
 """A sparse layout must be smaller than this part of the dense bytes."""
@@ -49,7 +49,8 @@ def for_computing(dtype: DType, rows: int, cols: int, nnz: int) -> str:
         return "dense"
     if bitmask > WORTHWHILE * rows * cols * width:
         return "permuted"
-    return "permuted" if 1 - nnz / (rows * cols) >= PERMUTED_FROM else "bitmask"
+    # half an element: a share of the elements was pruned, and there is no half of one
+    return "permuted" if nnz <= (1 - PERMUTED_FROM) * rows * cols + 0.5 else "bitmask"
 
 
 def expected_bytes(layout: str, dtype: DType, rows: int, cols: int, nnz: int) -> int:
