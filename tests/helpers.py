@@ -98,8 +98,8 @@ def check_layout_round_trip(array: np.ndarray, dtype: DType, layout: str) -> Non
 def check_codec_round_trip(codec: Codec, raw: np.ndarray, place: Place) -> None:
     """One tile: encoding changes neither input nor bits, and decoding fills exactly what it is given."""
     before = raw.copy()
-    model = codec.fit(place, lambda work: iter([work(raw, 0)]))
-    encoded = np.frombuffer(codec.encode(raw, place, model), np.uint8)
+    model = codec.fit(place, lambda work: iter([work(raw, {}, range(place.rows))]))
+    encoded = np.frombuffer(codec.encode(raw, place, model, {}), np.uint8)
     assert np.array_equal(raw, before)
     out = np.full(raw.size, 0xAA, np.uint8)
     codec.decode(encoded, place, model, {}, out)

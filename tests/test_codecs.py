@@ -28,7 +28,7 @@ def test_round_trip(name, data, repeat, width):
 
 def test_zstd_stores_byte_planes():
     raw = np.arange(600, dtype=np.uint32).view(np.uint8)
-    planes = zstandard.decompress(CODECS["zstd"].encode(raw, Place("values", 4, 1, 600), b""))
+    planes = zstandard.decompress(CODECS["zstd"].encode(raw, Place("values", 4, 1, 600), b"", {}))
     assert planes == b"".join(raw[byte::4].tobytes() for byte in range(4))
 
 

@@ -26,7 +26,12 @@ RANS = CODECS["rans"]
 
 
 def each_of(*tiles: np.ndarray) -> Callable[[Callable], Iterator]:
-    return lambda work: iter([work(tile) for tile in tiles])
+    """Tiles of arrays that are no matrix."""
+    return lambda work: iter([work(tile, NOWHERE, range(1)) for tile in tiles])
+
+
+NOWHERE = {"": np.empty(0, np.uint8)}
+"""Arrays before one whose elements have no rows and columns."""
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
@@ -183,19 +188,19 @@ class TestElements:
         if kind == "normal" and width < 8:
             values >>= np.uint64(64 - 8 * width)
         tiles = [frozen(part) for part in np.array_split(values.astype(f"u{width}"), 3)]
-        model = elements.fit(each_of(*tiles), 8 * width)
+        model = elements.fit(each_of(*tiles), 8 * width, 1)
         assert len(model) < 40 + count * width * 2
-        coder = elements.Coder(model, 8 * width)
+        coder = elements.Coder(model, 8 * width, 1)
         for tile in tiles:
             out = np.empty_like(tile)
             if tile.size:
-                coder.decode(np.frombuffer(coder.encode(tile), np.uint8), out)
+                coder.decode(np.frombuffer(coder.encode(tile, NOWHERE, 1), np.uint8), NOWHERE, 1, out)
             assert np.array_equal(out, tile)
 
     def size(self, array: np.ndarray) -> int:
         array = frozen(array)
-        model = elements.fit(each_of(array), 8 * array.itemsize)
-        return len(model) + len(elements.Coder(model, 8 * array.itemsize).encode(array))
+        model = elements.fit(each_of(array), 8 * array.itemsize, 1)
+        return len(model) + len(elements.Coder(model, 8 * array.itemsize, 1).encode(array, NOWHERE, 1))
 
     def entropy(self, array: np.ndarray) -> float:
         return freq.entropy_bits(np.unique(array, return_counts=True)[1]) / 8
@@ -225,9 +230,9 @@ class TestElements:
         assert self.size(np.arange(100_000, dtype=np.int64).view(np.uint64)) < 300
 
     def test_what_the_model_never_saw(self):
-        model = elements.fit(each_of(frozen(np.full(100, 5, np.uint16))), 16)
+        model = elements.fit(each_of(frozen(np.full(100, 5, np.uint16))), 16, 1)
         with pytest.raises(FormatError, match="changed"):
-            elements.Coder(model, 16).encode(frozen(np.full(100, 6, np.uint16)))
+            elements.Coder(model, 16, 1).encode(frozen(np.full(100, 6, np.uint16)), NOWHERE, 1)
 
 
 def mask_of(kept: np.ndarray) -> np.ndarray:
@@ -240,7 +245,8 @@ def mask_of(kept: np.ndarray) -> np.ndarray:
 
 def coded_mask(kept: np.ndarray, tile_rows: int) -> int:
     """Bytes of the model and of all tiles, each of which comes back."""
-    tiles = [(mask_of(kept[begin : begin + tile_rows]), begin) for begin in range(0, len(kept), tile_rows)]
+    rows = [range(begin, min(begin + tile_rows, len(kept))) for begin in range(0, len(kept), tile_rows)]
+    tiles = [(mask_of(kept[part.start : part.stop]), part) for part in rows]
     model = positions.fit(lambda work: iter([work(*tile) for tile in tiles]), kept.shape[1])
     coder, size = positions.Coder(model, kept.shape[1]), len(model)
     for tile, _ in tiles:
@@ -309,7 +315,7 @@ class TestPositions:
         assert coded_mask(kept, 128) < 1.05 * entropy(chosen) + 200
 
     def test_what_the_model_never_saw(self):
-        model = positions.fit(lambda work: iter([work(mask_of(np.zeros((50, 80), bool)), 0)]), 80)
+        model = positions.fit(lambda work: iter([work(mask_of(np.zeros((50, 80), bool)), range(50))]), 80)
         with pytest.raises(FormatError, match="changed"):
             positions.Coder(model, 80).encode(mask_of(np.ones((50, 80), bool)))
 
@@ -337,28 +343,39 @@ def changed_bytes(data: bytes) -> Iterator[bytes]:
 class TestDamage:
     """No checksum guards what is given to a codec here."""
 
-    def places(self) -> Iterator[tuple[Place, np.ndarray]]:
+    def places(self) -> Iterator[tuple[Place, np.ndarray, dict[str, np.ndarray]]]:
+        """What to code, and the arrays before it."""
         rng = np.random.default_rng(1)
         share = rng.random((40, 1)) * rng.random(90)
         kept = rng.random((40, 90)) < share
         kept[8:16] = kept[7]
-        yield Place("mask", 1, 40, 90), mask_of(kept).view(np.uint8).ravel()
-        yield Place("mask", 1, 40, 90), mask_of(np.argsort(rng.random((40, 90)), 1) < 30).view(np.uint8).ravel()
+        yield Place("mask", 1, 40, 90), mask_of(kept).view(np.uint8).ravel(), {}
+        yield Place("mask", 1, 40, 90), mask_of(np.argsort(rng.random((40, 90)), 1) < 30).view(np.uint8).ravel(), {}
+        # of rows and columns that differ in size
+        sizes = np.exp2(rng.integers(0, 12, (40, 1)) + rng.integers(0, 12, 90)) * rng.standard_normal((40, 90))
+        sizes = (sizes.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        kept = rng.random((40, 90)) < 0.7
+        yield Place("values", 2, 40, 90), frozen(sizes).view(np.uint8).ravel(), {}
+        mask = mask_of(kept).view(np.uint8).ravel()
+        yield Place("values", 2, 40, 90), frozen(sizes[kept]).view(np.uint8), {"mask": mask}
         for width in (1, 2, 4, 8):
             values = rng.standard_normal(1200).view(np.uint64) >> np.uint64(64 - 8 * width)
-            yield Place("values", width, 30, 40), frozen(values.astype(f"u{width}")).view(np.uint8)
-        yield Place("values", 8, 1, 300), frozen(np.arange(300, dtype=np.uint64)).view(np.uint8)
+            yield Place("values", width, 30, 40), frozen(values.astype(f"u{width}")).view(np.uint8), {}
+        yield Place("values", 8, 1, 300), frozen(np.arange(300, dtype=np.uint64)).view(np.uint8), {}
 
     def test_any_changed_byte_is_refused_or_decodes_within_its_size(self):
         seen, unnoticed_in_masks = {"rans-stream": 0, "rans-model": 0, "decoded": 0}, 0
-        for place, raw in self.places():
-            model = RANS.fit(place, lambda work, raw=raw: iter([work(raw, 0)]))
-            stored = RANS.encode(raw, place, model)
+        for place, raw, before in self.places():
+            tile = raw, before, range(place.rows)
+            model = RANS.fit(place, lambda work, tile=tile: iter([work(*tile)]))
+            stored = RANS.encode(raw, place, model, before)
             guarded = np.full(raw.size + 128, 0xEE, np.uint8)
             out = guarded[64:-64]
 
-            def decode(stored: bytes, model: bytes, place: Place = place, out: np.ndarray = out) -> np.ndarray:
-                RANS.decode(np.frombuffer(stored, np.uint8), place, model, {}, out)
+            def decode(
+                stored: bytes, model: bytes, place: Place = place, before: dict = before, out: np.ndarray = out
+            ) -> np.ndarray:
+                RANS.decode(np.frombuffer(stored, np.uint8), place, model, before, out)
                 return out
 
             assert np.array_equal(decode(stored, model), raw)

@@ -10,9 +10,8 @@ A codec turns the bytes of one array of one tile, a chunk, into fewer bytes and 
    codec's.
 4. A codec may look at all chunks of an array before any is encoded, and make a model of them. The model is kept in the
    index, and given to `encode` and `decode`: bytes from a file, as little to be trusted as chunks are.
-5. A codec knows an array's name and the width of its elements, the size of the tile, and, when it decodes, the tile's
-   arrays that come before by name. It may derive an array from these, and then stores no byte of it. It knows nothing
-   else of layouts.
+5. A codec knows an array's name and the width of its elements, the size of the tile, and the tile's arrays that come
+   before by name. It may derive an array from these, and then stores no byte of it. It knows nothing else of layouts.
 6. Both directions are safe to call from many threads at once and release the GIL where the work is.
 
 Adding a codec is a file beside `zstd.py`, its entry in `__init__.py`, and SPEC.md.
@@ -42,8 +41,11 @@ class Place(NamedTuple):
     cols: int
 
 
-Each = Callable[[Callable[[np.ndarray, int], object]], Iterator]
-"""each(work): work(data, first row) for every tile, in order, perhaps in parallel."""
+Before = Mapping[str, np.ndarray]
+"""The arrays of a tile that come before another by name."""
+
+Each = Callable[[Callable[[np.ndarray, Before, range], object]], Iterator]
+"""each(work): work(data, arrays before, rows) for every tile, in order, perhaps in parallel."""
 
 
 class Codec(ABC):
@@ -68,13 +70,11 @@ class Codec(ABC):
         return b""
 
     @abstractmethod
-    def encode(self, raw: np.ndarray, place: Place, model: bytes) -> bytes | memoryview:
-        """Code uint8 array `raw`."""
+    def encode(self, raw: np.ndarray, place: Place, model: bytes, before: Before) -> bytes | memoryview:
+        """Code uint8 array `raw`. before: the arrays of the tile that come before this one by name."""
 
     @abstractmethod
-    def decode(
-        self, stored: np.ndarray, place: Place, model: bytes, before: Mapping[str, np.ndarray], out: np.ndarray
-    ) -> None:
+    def decode(self, stored: np.ndarray, place: Place, model: bytes, before: Before, out: np.ndarray) -> None:
         """Decode uint8 array `stored` into uint8 array `out`, whose size is the raw size. Raises FormatError.
 
         before: the arrays of the tile that come before this one by name, decoded, their layout not yet checked.

@@ -1,125 +1,95 @@
-"""Elements of any type as rANS codes them: a bin by rANS, the place in the bin as it is.
+"""Elements of any type as rANS codes them: a bin (`bins.py`) by rANS, the place in the bin as it is.
 
-The bits of an element are made a key: for floats, the sign goes to the lowest bit, so that a bin holds numbers of both
-signs; low bits that are zero in all elements are left out; where elements ascend, as column numbers do, differences are
-coded instead. Bins are dyadic: the keys of a bin are those with the same
-highest bits. The bins of a tensor are the leaves of a binary tree that makes elements and tree together shortest, which
-is found exactly, from the bottom up. So exponent and highest bits of the mantissa are modelled together, and gaps, few
-distinct values and values of another type's precision come out short by themselves.
+Where the elements are those of a matrix, rows and columns differ in how large their elements are: then the class of the
+row and that of the column (`classes.py`) together say which frequencies bins have.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
+from sparsefmt.codecs import bins as bins_
+from sparsefmt.codecs import classes as cls
 from sparsefmt.codecs import frequencies as freq
+from sparsefmt.codecs.bins import Bins, Keys
 from sparsefmt.codecs.bitstring import BitReader, BitWriter
+from sparsefmt.codecs.classes import Classes
 from sparsefmt.codecs.streams import Tables, refuse
 from sparsefmt.errors import FormatError
-
-PREFIX_BITS = 16
-"""Highest bits of keys that are counted. Bins are narrower only where there are few distinct keys."""
 
 MAX_DISTINCT = 1 << 12
 """Distinct keys up to which all bits of them are counted."""
 
-MAX_BINS = 1 << 12
-
-MAX_WIDTH = 63
-"""Bits of the place in a bin."""
-
-BITS_PER_BIN = 10.0
-"""What a bin costs in the model, about: two bits of the tree, its frequency."""
-
 LAGS = (0, 1, 8)
 """How far back an element may refer: 8 for what lies in slices of eight rows."""
 
+WORTH_CLASSES = 2000
+"""Elements of a tensor below which no classes are tried: they would take more than they save."""
+
 _SAMPLE = 4096
 
-_HEADER = struct.Struct("<Q")
+_HEADER, _SIZE = struct.Struct("<Q"), struct.Struct("<I")
 
-Each = Callable[[Callable[[np.ndarray], object]], Iterator]
-"""each(work): work(elements) for every tile of a tensor, in order, in parallel."""
+Before = Mapping[str, np.ndarray]
+"""The arrays of the tile that come before, by name."""
+
+Each = Callable[[Callable[[np.ndarray, Before, range], object]], Iterator]
+"""each(work): work(elements, arrays before, rows) for every tile of a tensor, in order, in parallel."""
+
+
+class Places(NamedTuple):
+    """Where the elements of a tile stand in its matrix, row by row.
+
+    Attributes:
+        counts: int64 (rows,): elements in each row.
+        columns: int32 (elements,): column of each.
+    """
+
+    counts: np.ndarray
+    columns: np.ndarray
+
+
+def places(before: Before, rows: int, cols: int, count: int) -> Places | None:
+    """Where `count` elements stand: those of a mask, or all; None for others."""
+    from sparsefmt.codecs.passes import elements as passes
+
+    if "mask" in before:
+        mask = before["mask"].view(np.uint64).reshape(rows, -1)
+        counts = np.bitwise_count(mask).sum(1, dtype=np.int64)
+        if int(counts.sum()) != count:
+            return None
+        columns = np.empty(count, np.int32)
+        mask.flags.writeable = False
+        passes.columns_of(mask, columns)
+        return Places(counts, columns)
+    if before or count != rows * cols:
+        return None
+    return Places(np.full(rows, cols, np.int64), np.tile(np.arange(cols, dtype=np.int32), rows))
 
 
 @dataclass(frozen=True)
-class Keys:
-    """How the bits of an element make a key.
+class Model:
+    """How the elements of a tensor are coded.
 
     Attributes:
-        bits: of an element.
-        shift: low bits, the sign apart, that are zero in every element.
-        folded: whether the sign is the lowest bit of the key.
-        lag: elements are the difference, modulo 2^bits, to the one that is so many before; 0 if they are themselves.
+        lows, widths: of the bins.
+        precision: of the tables.
+        tables: (tables, bins) frequencies.
     """
 
-    bits: int
-    shift: int
-    folded: bool
+    keys: Keys
     lag: int
-
-    @property
-    def key_bits(self) -> int:
-        return self.bits - self.shift
-
-    @property
-    def sign(self) -> int:
-        return self.bits - 1 if self.folded else -1
-
-    def prefixes(self, elements: np.ndarray) -> np.ndarray:
-        """The highest bits of the keys, PREFIX_BITS at most."""
-        return self.of(elements) >> elements.dtype.type(max(self.key_bits - PREFIX_BITS, 0))
-
-    def of(self, elements: np.ndarray) -> np.ndarray:
-        dtype = elements.dtype.type
-        if not self.folded:
-            return elements >> dtype(self.shift)
-        sign = elements >> dtype(self.bits - 1)
-        return ((elements & dtype((1 << (self.bits - 1)) - 1)) >> dtype(self.shift)) << dtype(1) | sign
-
-
-@dataclass(frozen=True)
-class Bins:
-    """Disjoint dyadic intervals of keys, ascending.
-
-    Attributes:
-        lows: first key of each.
-        widths: log2 of the number of its keys.
-        frequencies: sum to 2^precision.
-    """
-
     lows: list[int]
     widths: list[int]
-    frequencies: np.ndarray
     precision: int
-
-
-def fit(each: Each, bits: int) -> bytes:
-    """The model for all elements of a tensor: b"" if there are none."""
-    lag = next((tile_lag for tile_lag in each(_best_lag) if tile_lag is not None), 0)
-
-    def lagged(work: Callable[[np.ndarray], object]) -> Iterator:
-        return each(lambda elements: work(differences(elements, lag)))
-
-    every, count = 0, 0
-    for tile_or, tile_count in lagged(lambda elements: (int(np.bitwise_or.reduce(elements)), elements.size)):
-        every, count = every | tile_or, count + tile_count
-    if not count:
-        return b""
-    found = []
-    for folded in (False, True) if bits > 1 else (False,):
-        low = every & ~(int(folded) << (bits - 1))
-        shift = (low & -low).bit_length() - 1 if low else bits - 1
-        keys = Keys(bits, shift, folded, lag)
-        found.append((*_best_bins(*_counted(lagged, keys), keys.key_bits), keys))
-    _, lows, widths, counts, keys = min(found, key=lambda candidate: candidate[0])
-    precision = 11 if len(lows) <= 64 else 12 if len(lows) <= 256 else 14
-    return _write(keys, Bins(lows, widths, freq.normalised(np.array(counts), precision), precision))
+    classes: Classes
+    tables: np.ndarray
 
 
 def differences(elements: np.ndarray, lag: int) -> np.ndarray:
@@ -141,6 +111,33 @@ def _undo_differences(elements: np.ndarray, lag: int) -> None:
         elements[whole:] += by_lag[-1, : elements.size - whole]
 
 
+def fit(each: Each, bits: int, cols: int) -> bytes:
+    """The model for all elements of a tensor of so many columns: b"" if there are none."""
+    lag = next((found for found in each(lambda elements, before, rows: _best_lag(elements)) if found is not None), 0)
+
+    def lagged(work: Callable[[np.ndarray], object]) -> Iterator:
+        return each(lambda elements, before, rows: work(differences(elements, lag)))
+
+    every, count = 0, 0
+    for tile_or, tile_count in lagged(lambda elements: (int(np.bitwise_or.reduce(elements)), elements.size)):
+        every, count = every | tile_or, count + tile_count
+    if not count:
+        return b""
+    found = []
+    for folded in (False, True) if bits > 1 else (False,):
+        low = every & ~(int(folded) << (bits - 1))
+        keys = Keys(bits, (low & -low).bit_length() - 1 if low else bits - 1, folded)
+        found.append((bins_.best_bins(*_counted(lagged, keys), keys.key_bits), keys))
+    bins, keys = min(found, key=lambda candidate: candidate[0].bits)
+    precision = 11 if len(bins.lows) <= 64 else 12 if len(bins.lows) <= 256 else 14
+    one = Classes(1, np.zeros(1, np.uint8), np.array([1 << cls.PRECISION]), None)
+    table = freq.normalised(np.array(bins.counts), precision)
+    model = Model(keys, lag, bins.lows, bins.widths, precision, one, table[None])
+    if count >= WORTH_CLASSES and not lag and 1 < len(bins.lows) <= 256:
+        model = _with_classes(each, model, bins, cols) or model
+    return _write(model)
+
+
 def _best_lag(elements: np.ndarray) -> int | None:
     """The lag that makes the first elements of a tile shortest, by far; None if there are none."""
     if not elements.size:
@@ -148,25 +145,29 @@ def _best_lag(elements: np.ndarray) -> int | None:
     sample, costs = elements[:_SAMPLE], {}
     for lag in LAGS:
         keys, counts = np.unique(differences(sample, lag), return_counts=True)
-        costs[lag] = _best_leaves(keys, counts, 0, 8 * elements.itemsize, BITS_PER_BIN)[0]
+        costs[lag] = bins_.best_bins(keys, counts, 0, 8 * elements.itemsize).bits
     best = min(costs, key=lambda lag: costs[lag])
     return best if costs[best] < 0.9 * costs[0] else 0
 
 
-def _counted(each: Each, keys: Keys) -> tuple[np.ndarray, np.ndarray, int]:
+EachOf = Callable[[Callable[[np.ndarray], object]], Iterator]
+"""each(work): work(what is coded) for every tile of a tensor, likewise."""
+
+
+def _counted(each: EachOf, keys: Keys) -> tuple[np.ndarray, np.ndarray, int]:
     """(prefixes, how often they occur, low bits of a key that they leave out)."""
-    counts = np.zeros(1 << min(PREFIX_BITS, keys.key_bits), np.int64)
+    counts = np.zeros(1 << min(bins_.PREFIX_BITS, keys.key_bits), np.int64)
     size = counts.size
     for tile_counts in each(lambda elements: np.bincount(keys.prefixes(elements), minlength=size)):
         counts += tile_counts
-    left_out = max(keys.key_bits - PREFIX_BITS, 0)
+    left_out = max(keys.key_bits - bins_.PREFIX_BITS, 0)
     if left_out and (distinct := _distinct(each, keys)) is not None:
         return *distinct, 0
     used = np.flatnonzero(counts)
     return used.astype(np.uint64), counts[used], left_out
 
 
-def _distinct(each: Each, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
+def _distinct(each: EachOf, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
     """All keys and their counts, if they are few."""
 
     def few(elements: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -185,136 +186,181 @@ def _distinct(each: Each, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
     return found, counts
 
 
-def _best_bins(
-    prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits: int
-) -> tuple[float, list[int], list[int], list[int]]:
-    """(bits of elements and model, lows, widths, counts) of the best leaves of the tree over all keys."""
-    bits_per_bin = BITS_PER_BIN
-    while True:
-        found = _best_leaves(prefixes, counts, left_out, key_bits, bits_per_bin)
-        if len(found[1]) <= MAX_BINS:
-            return found
-        bits_per_bin *= 2
+class _Scale(NamedTuple):
+    """How large the elements of rows (or columns) are: sums of the highest bits of their keys, and their number."""
+
+    sums: np.ndarray
+    counts: np.ndarray
+
+    def classes(self, mean: float, deviation: float, step: float) -> np.ndarray:
+        """A class for each, from 0 on, `step` apart."""
+        if not step:
+            return np.zeros(self.sums.size, np.uint8)
+        means = np.where(self.counts > 0, self.sums / np.maximum(self.counts, 1), mean)
+        nearest = np.rint((means - mean) / step)
+        low, high = max(int(nearest.min()), -cls.MAX_CLASSES // 2), min(int(nearest.max()), cls.MAX_CLASSES // 2 - 1)
+        apart = (means[:, None] - mean - step * np.arange(low, high + 1)) / deviation
+        # what elements of a normal distribution lose if it is taken to be elsewhere
+        return cls.assign(self.counts[:, None] * np.log2(np.e) / 2 * apart**2)
 
 
-def _best_leaves(
-    prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits: int, bits_per_bin: float
-) -> tuple[float, list[int], list[int], list[int]]:
-    total = float(counts.sum())
-    levels: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    nodes, sums = prefixes.astype(np.uint64), counts.astype(np.float64)
-    best = np.zeros(nodes.size)
-    for width in range(left_out, key_bits + 1):
-        leaf = sums * (width + np.log2(total / sums)) + bits_per_bin
-        is_leaf = leaf <= best if width > left_out else np.ones(nodes.size, bool)
-        is_leaf &= width <= MAX_WIDTH
-        best = np.where(is_leaf, leaf, best)
-        levels.append((nodes, is_leaf, sums))
-        if width == key_bits:
-            break
-        parents = nodes >> np.uint64(1)
-        first = np.flatnonzero(np.concatenate([[True], parents[1:] != parents[:-1]]))
-        children = np.diff(np.concatenate([first, [nodes.size]]))
-        # a split is a bit, an empty half is two more
-        best = np.add.reduceat(best, first) + np.where(children == 2, 1.0, 3.0)
-        sums, nodes = np.add.reduceat(sums, first), parents[first]
-    bins: list[tuple[int, int, int]] = []
-    active = levels[-1][0]
-    for width in range(key_bits, left_out - 1, -1):
-        nodes, is_leaf, sums = levels[width - left_out]
-        here = np.isin(nodes, active) if width < key_bits else np.ones(nodes.size, bool)
-        leaves = here & is_leaf
-        bins += [
-            (node << width, width, int(count)) for node, count in zip(nodes[leaves].tolist(), sums[leaves], strict=True)
-        ]
-        if width > left_out:
-            split = nodes[here & ~is_leaf] << np.uint64(1)
-            active = np.concatenate([split, split | np.uint64(1)])
-    bins.sort()
-    lows, widths, sizes = (list(part) for part in zip(*bins, strict=True))
-    return float(best[0]), lows, widths, sizes
+_STEPS = ((0.5, 0), (0, 0.5), (0.5, 0.5), (0.25, 0.25))
+"""How far classes of rows and of columns are apart, of what is tried, in standard deviations of what they measure."""
 
 
-def _write(keys: Keys, bins: Bins) -> bytes:
+def _with_classes(each: Each, plain: Model, bins: Bins, cols: int) -> Model | None:
+    """The model with classes of rows and columns, if that makes the elements shorter."""
+    keys = plain.keys
+
+    def measure(elements: np.ndarray, before: Before, rows: range) -> tuple | None:
+        where = places(before, len(rows), cols, elements.size)
+        if where is None:
+            return None
+        sizes = keys.prefixes(elements).astype(np.float64)
+        of_rows = np.bincount(np.repeat(np.arange(len(rows)), where.counts), sizes, len(rows))
+        return (
+            _Scale(of_rows, where.counts),
+            np.bincount(where.columns, sizes, cols),
+            np.bincount(where.columns, minlength=cols),
+            float(np.square(sizes).sum()),
+        )
+
+    measured = list(each(measure))
+    if cols > cls.MAX_COLS or any(tile is None for tile in measured):
+        return None
+    of_rows = _Scale(*(np.concatenate([tile[0][part] for tile in measured]) for part in (0, 1)))
+    of_columns = _Scale(sum(tile[1] for tile in measured), sum(tile[2] for tile in measured))
+    count = of_rows.counts.sum()
+    mean = float(of_rows.sums.sum() / count)
+    deviation = float(np.sqrt(max(sum(tile[3] for tile in measured) / count - mean**2, 1e-9)))
+    candidates = {}
+    for row_step, column_step in _STEPS:
+        row_classes = of_rows.classes(mean, deviation, row_step * deviation)
+        column_classes = of_columns.classes(mean, deviation, column_step * deviation)
+        sums = int(row_classes.max(initial=0)) + int(column_classes.max(initial=0)) + 1
+        if sums > 1:
+            candidates[row_classes.tobytes() + column_classes.tobytes()] = (row_classes, column_classes, sums)
+    if not candidates:
+        return None
+    coder, number = Coder(_write(plain), keys.bits, cols), len(plain.lows)
+
+    def count_symbols(elements: np.ndarray, before: Before, rows: range) -> list[np.ndarray]:
+        where = places(before, len(rows), cols, elements.size)
+        assert where is not None
+        symbols, found = coder.split(elements)[0], []
+        for row_classes, column_classes, sums in candidates.values():
+            contexts = np.repeat(row_classes[rows.start : rows.stop], where.counts) + column_classes[where.columns]
+            joint = np.bincount(contexts.astype(np.int64) * number + symbols, minlength=sums * number)
+            found.append(joint.reshape(sums, number))
+        return found
+
+    totals = [sum(parts) for parts in zip(*each(count_symbols), strict=True)]
+    best, chosen = freq.entropy_bits(np.array(bins.counts)) + _table_bits(1, number), None
+    for (row_classes, column_classes, _), counts in zip(candidates.values(), totals, strict=True):
+        bits, bounds = cls.merged(counts, lambda lines: _bits_of(lines) + _table_bits(2, number))
+        bits += freq.entropy_bits(np.bincount(row_classes)) + freq.entropy_bits(np.bincount(column_classes))
+        if bits < best and len(bounds) > 1:
+            best, chosen = bits, (row_classes, column_classes, counts, bounds)
+    if chosen is None:
+        return None
+    row_classes, column_classes, counts, bounds = chosen
+    precision = min(plain.precision + 1, 12)
+    tables = [freq.normalised(counts[begin:end].sum(0), precision) for begin, end in bounds]
+    classes = Classes(
+        int(row_classes.max()) + 1,
+        cls.table_of(bounds),
+        freq.normalised(np.bincount(row_classes), cls.PRECISION),
+        column_classes if column_classes.any() else None,
+    )
+    return Model(keys, 0, plain.lows, plain.widths, precision, classes, np.array(tables))
+
+
+def _bits_of(counts: np.ndarray) -> np.ndarray:
+    """Bits of symbols counted as (lines, symbols), each line with a table of its own."""
+    return (counts * np.log2(np.maximum(counts.sum(1), 1)[:, None] / np.maximum(counts, 1))).sum(1)
+
+
+def _table_bits(kind: int, bins: int) -> float:
+    """Bits of a table: of the only one, and of one of several, where bins may not occur."""
+    return (6.0 + kind) * bins
+
+
+def _write(model: Model) -> bytes:
     writer = BitWriter()
-    writer.write(LAGS.index(keys.lag), 2)
-    writer.write(int(keys.folded), 1)
-    writer.write(keys.shift, 6)
-    freq.write_precision(writer, bins.precision)
-    _write_tree(writer, bins, 0, len(bins.lows), 0, keys.key_bits)
-    freq.write_positive(writer, bins.frequencies, bins.precision, bins.widths)
-    return writer.tobytes()
+    writer.write(LAGS.index(model.lag), 2)
+    writer.write(int(model.keys.folded), 1)
+    writer.write(model.keys.shift, 6)
+    freq.write_precision(writer, model.precision)
+    cls.write_count(writer, model.classes.rows)
+    cls.write_count(writer, model.classes.column_count)
+    cls.write_steps(writer, model.classes)
+    bins_.write_tree(writer, model.lows, model.widths, model.keys.key_bits)
+    if len(model.tables) == 1:
+        freq.write_positive(writer, model.tables[0], model.precision, model.widths)
+    else:
+        for table in model.tables:
+            freq.write_frequencies(writer, table, model.precision, model.widths)
+    stream = cls.write_members(writer, model.classes)
+    return writer.tobytes() + stream
 
 
-def _write_tree(writer: BitWriter, bins: Bins, begin: int, end: int, low: int, width: int) -> None:
-    """The node of keys [low, low + 2^width), which holds bins begin to end."""
-    if begin == end or (end == begin + 1 and bins.widths[begin] == width):
-        if width:
-            writer.write(0, 1)
-        writer.write(int(begin < end), 1)
-        return
-    writer.write(1, 1)
-    middle = low + (1 << (width - 1))
-    at = next((number for number in range(begin, end) if bins.lows[number] >= middle), end)
-    _write_tree(writer, bins, begin, at, low, width - 1)
-    _write_tree(writer, bins, at, end, middle, width - 1)
-
-
-def _read(model: bytes, bits: int) -> tuple[Keys, Bins]:
+def _read(model: bytes, bits: int, cols: int) -> Model:
     reader = BitReader(model)
     lag, folded, shift = reader.read(2), bool(reader.read(1)), reader.read(6)
     if lag >= len(LAGS):
         raise FormatError("rans-model", "a model has differences of a kind that is not known")
     if shift > bits - 1:
         raise FormatError("rans-model", f"a model leaves out {shift} of {bits} bits")
-    keys = Keys(bits, shift, folded, LAGS[lag])
-    precision = freq.read_precision(reader)
-    lows: list[int] = []
-    widths: list[int] = []
-    pending = [(0, keys.key_bits)]
-    while pending:
-        low, width = pending.pop()
-        if width and reader.read(1):
-            pending += [(low + (1 << (width - 1)), width - 1), (low, width - 1)]
-        elif reader.read(1):
-            if width > MAX_WIDTH:
-                raise FormatError("rans-model", f"a bin of a model is {width} bits wide")
-            lows.append(low)
-            widths.append(width)
-            if len(lows) > MAX_BINS:
-                raise FormatError("rans-model", f"a model has over {MAX_BINS:,} bins")
-    frequencies = freq.read_positive(reader, len(lows), precision, widths)
-    if reader.rest():
-        raise FormatError("rans-model", "a model is longer than what it says")
-    return keys, Bins(lows, widths, frequencies, precision)
+    keys, precision = Keys(bits, shift, folded), freq.read_precision(reader)
+    rows, columns = cls.read_count(reader), cls.read_count(reader)
+    table_of = cls.read_steps(reader, rows, columns)
+    lows, widths = bins_.read_tree(reader, keys.key_bits)
+    if table_of[-1] == 0:
+        tables = [freq.read_positive(reader, len(lows), precision, widths)]
+    else:
+        tables = [freq.read_frequencies(reader, len(lows), precision, widths) for _ in range(int(table_of[-1]) + 1)]
+    row_frequencies, members = cls.read_members(reader, rows, columns, cols)
+    classes = Classes(rows, table_of, row_frequencies, members)
+    return Model(keys, LAGS[lag], lows, widths, precision, classes, np.array(tables))
 
 
 class Coder:
     """A model made ready."""
 
-    def __init__(self, model: bytes, bits: int) -> None:
-        self.keys, bins = _read(model, bits)
-        self.lows = np.array(bins.lows, np.uint64)
-        self.widths = np.array(bins.widths, np.uint8)
-        self.tables = Tables(bins.frequencies, bins.precision)
+    def __init__(self, model: bytes, bits: int, cols: int) -> None:
+        self.model = _read(model, bits, cols)
+        self.keys = self.model.keys
+        self.lows = np.array(self.model.lows, np.uint64)
+        self.widths = np.array(self.model.widths, np.uint8)
+        self.tables = Tables(self.model.tables, self.model.precision)
+        classes = self.model.classes
+        self.row_tables = Tables(classes.row_frequencies, cls.PRECISION)
+        self.has_classes = classes.rows > 1 or classes.columns is not None
+        # masks have whole words of columns
+        self.column_classes = np.zeros(-(-cols // 64) * 64 if self.has_classes else 0, np.uint8)
+        if classes.columns is not None:
+            self.column_classes[:cols] = classes.columns
+        self.cols = cols
 
     def _first_bins(self) -> np.ndarray:
         """For every prefix, the first bin that may hold a key with it."""
-        left_out = max(self.keys.key_bits - PREFIX_BITS, 0)
+        left_out = max(self.keys.key_bits - bins_.PREFIX_BITS, 0)
         prefixes = self.lows >> np.uint64(left_out)
-        first = np.searchsorted(prefixes, np.arange(1 << min(self.keys.key_bits, PREFIX_BITS)), "left")
+        first = np.searchsorted(prefixes, np.arange(1 << min(self.keys.key_bits, bins_.PREFIX_BITS)), "left")
         # a bin that begins before a prefix may hold it
         begins_here = (first < prefixes.size) & (
             prefixes[np.minimum(first, prefixes.size - 1)] == np.arange(first.size, dtype=np.uint64)
         )
         return np.where(begins_here, first, np.maximum(first - 1, 0)).astype(np.int32)
 
-    def encode(self, elements: np.ndarray) -> bytes:
-        """elements: unsigned integers, read-only. Raises FormatError if one was not there when the model was made."""
+    def split(self, elements: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """(number of the bin of each element, places in the bins as bits of uint64, how many bits).
+
+        Raises FormatError if an element was not there when the model was made.
+        """
         from sparsefmt.codecs.passes import elements as passes
 
-        elements = differences(elements, self.keys.lag)
-        symbols = np.empty(elements.size, np.uint16)
+        symbols = np.empty(elements.size, self.tables.dtype)
         offsets = np.zeros(elements.size * int(self.widths.max()) // 64 + 2, np.uint64)
         key_bits, sign, shift = self.keys.key_bits, self.keys.sign, self.keys.shift
         status, offset_bits = passes.split(
@@ -322,9 +368,60 @@ class Coder:
         )
         if status != passes.OK:
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
-        return _HEADER.pack(offset_bits) + offsets[: -(-offset_bits // 64)].tobytes() + self.tables.pack(symbols)
+        return symbols, offsets, offset_bits
 
-    def decode(self, stored: np.ndarray, out: np.ndarray) -> None:
+    def encode(self, elements: np.ndarray, before: Before, rows: int) -> bytes:
+        """elements: unsigned integers, read-only. Raises FormatError if one was not there when the model was made."""
+        symbols, offsets, offset_bits = self.split(differences(elements, self.model.lag))
+        coded = _HEADER.pack(offset_bits) + offsets[: -(-offset_bits // 64)].tobytes()
+        if not self.has_classes:
+            return coded + self.tables.pack(symbols)
+        where = places(before, rows, self.cols, elements.size)
+        assert where is not None
+        row_classes = self._best_row_classes(symbols, where)
+        if self.model.classes.rows > 1:
+            row_stream = self.row_tables.pack(row_classes)
+            coded += _SIZE.pack(len(row_stream)) + row_stream
+        contexts = self._contexts(row_classes, before)
+        return coded + self.tables.pack(symbols, contexts)
+
+    def _best_row_classes(self, symbols: np.ndarray, where: Places) -> np.ndarray:
+        from sparsefmt.codecs.passes import elements as passes
+
+        classes = self.model.classes
+        with np.errstate(divide="ignore"):
+            lengths = (self.model.precision - np.log2(self.model.tables)).astype(np.float32)
+            row_lengths = (cls.PRECISION - np.log2(classes.row_frequencies)).astype(np.float32)
+        row_classes = np.zeros(where.counts.size, np.uint8)
+        fits = passes.choose(
+            symbols,
+            where.counts,
+            self.column_classes[where.columns],
+            classes.table_of,
+            lengths,
+            row_lengths,
+            row_classes,
+        )
+        if not fits:
+            raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
+        return row_classes
+
+    def _contexts(self, row_classes: np.ndarray, before: Before) -> np.ndarray:
+        """The table of each element of a tile."""
+        from sparsefmt.codecs.passes import elements as passes
+
+        table_of, rows = self.model.classes.table_of, row_classes.size
+        if "mask" not in before:
+            sums = row_classes[:, None] + self.column_classes[: self.cols]
+            return table_of[sums].ravel()
+        mask = before["mask"].view(np.uint64).reshape(rows, -1)
+        mask.flags.writeable = False
+        # a word's bits are written as a whole, and then those of the next over the rest
+        contexts = np.empty(int(np.bitwise_count(mask).sum(dtype=np.int64)) + 64, np.uint8)
+        passes.contexts_of(mask, row_classes, self.column_classes, table_of, contexts)
+        return contexts[:-64]
+
+    def decode(self, stored: np.ndarray, before: Before, rows: int, out: np.ndarray) -> None:
         """Fill `out`, unsigned integers. Raises FormatError."""
         from sparsefmt.codecs.passes import elements as passes
 
@@ -339,14 +436,33 @@ class Coder:
         offsets[:offset_words].view(np.uint8)[:] = stored[_HEADER.size : begin]
         if offset_bits % 64 and int(offsets[offset_words - 1]) >> offset_bits % 64:
             raise FormatError("rans-stream", "unused bits of a chunk are not zero")
-        symbols = self.tables.unpack(stored[begin:], out.size)
+        contexts, stream = None, stored[begin:]
+        if self.has_classes:
+            row_classes, stream = self._row_classes(stream, rows)
+            if "mask" not in before and (before or out.size != rows * self.cols):
+                raise FormatError("rans-model", "a model has classes for an array that has no rows and columns")
+            contexts = self._contexts(row_classes, before)
+            if contexts.size != out.size:
+                raise FormatError("row-offsets", f"a mask has {contexts.size:,} positions for {out.size:,} values")
+        symbols = self.tables.unpack(stream, out.size, contexts)
         sign, shift = self.keys.sign, self.keys.shift
         refuse(passes.join(symbols, self.lows, self.widths, offsets, offset_bits, sign, shift, out))
-        if self.keys.lag:
-            _undo_differences(out, self.keys.lag)
+        if self.model.lag:
+            _undo_differences(out, self.model.lag)
+
+    def _row_classes(self, stored: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """(the class of each row, what is left of the chunk)."""
+        if self.model.classes.rows == 1:
+            return np.zeros(rows, np.uint8), stored
+        if stored.size < _SIZE.size:
+            raise FormatError("rans-stream", "a chunk ends too early")
+        end = _SIZE.size + _SIZE.unpack(stored[: _SIZE.size].tobytes())[0]
+        if end > stored.size:
+            raise FormatError("rans-stream", "a chunk ends too early")
+        return self.row_tables.unpack(stored[_SIZE.size : end], rows), stored[end:]
 
 
 @lru_cache(maxsize=256)
-def coder(model: bytes, bits: int) -> Coder:
+def coder(model: bytes, bits: int, cols: int) -> Coder:
     """The coder of a model; remembered, since a tensor has one for all its tiles."""
-    return Coder(model, bits)
+    return Coder(model, bits, cols)

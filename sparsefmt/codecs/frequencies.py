@@ -115,18 +115,29 @@ def read_precision(reader: BitReader) -> int:
     return MIN_PRECISION + reader.read(_PRECISION_BITS)
 
 
-def write_frequencies(writer: BitWriter, frequencies: np.ndarray, precision: int) -> None:
+def write_frequencies(
+    writer: BitWriter, frequencies: np.ndarray, precision: int, widths: list[int] | None = None
+) -> None:
     """Frequencies that sum to 2^precision; those that are 0 are marked by a bit, and the last other one is left out."""
     for frequency in frequencies.tolist():
         writer.write(int(frequency > 0), 1)
-    write_positive(writer, frequencies[frequencies > 0], precision, [0] * int((frequencies > 0).sum()))
+    used = frequencies > 0
+    write_positive(writer, frequencies[used], precision, _widths_of(used, widths))
 
 
-def read_frequencies(reader: BitReader, symbols: int, precision: int) -> np.ndarray:
+def read_frequencies(reader: BitReader, symbols: int, precision: int, widths: list[int] | None = None) -> np.ndarray:
     used = np.array([reader.read(1) for _ in range(symbols)], bool)
     frequencies = np.zeros(symbols, np.int64)
-    frequencies[used] = read_positive(reader, int(used.sum()), precision, [0] * int(used.sum()))
+    frequencies[used] = read_positive(reader, int(used.sum()), precision, _widths_of(used, widths))
     return frequencies
+
+
+def _widths_of(used: np.ndarray, widths: list[int] | None) -> list[int]:
+    return (
+        [0] * int(used.sum())
+        if widths is None
+        else [width for width, is_used in zip(widths, used, strict=True) if is_used]
+    )
 
 
 def _expected(before: int, shift: int, precision: int) -> int:

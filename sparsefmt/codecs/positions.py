@@ -19,24 +19,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparsefmt.codecs import classes as cls
 from sparsefmt.codecs import frequencies as freq
 from sparsefmt.codecs.bitstring import BitReader, BitWriter
+from sparsefmt.codecs.classes import Classes
 from sparsefmt.codecs.streams import Tables
 from sparsefmt.errors import FormatError
 
-MAX_CLASSES = 32
-"""Classes of rows, and of columns."""
-
-CLASS_PRECISION = 12
-"""Bits of the sum of the frequencies of classes."""
-
-MAX_CLASSIFIED_COLS = 1 << 20
-"""Columns up to which they get classes: the model holds those."""
-
 _SIZE = struct.Struct("<I")
 
-Each = Callable[[Callable[[np.ndarray, int], object]], Iterator]
-"""each(work): work(mask, first row) for every tile of a tensor, mask (rows, words) uint64, in order, in parallel."""
+Each = Callable[[Callable[[np.ndarray, range], object]], Iterator]
+"""each(work): work(mask, rows) for every tile of a tensor, mask (rows, words) uint64, in order, in parallel."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +38,17 @@ class Model:
 
     Attributes:
         precision: of the tables.
-        row_classes: how many there are.
+        classes: of rows and columns; row symbols have one more if there are copies.
         copies: whether rows may be coded as what differs from the row above.
-        table_of: for each sum of a row's class and a group's class, which table; for copies, the last table.
-        tables: (tables, 256) frequencies.
+        tables: (tables, 256) frequencies; for copies, one more than for the sums of classes, the last.
         by_popcount: for each table, whether it is one of popcounts.
-        row_frequencies: of the row symbols: the classes, then, if there are copies, that.
-        column_classes: (cols,), or None if there is but one.
     """
 
     precision: int
-    row_classes: int
+    classes: Classes
     copies: bool
-    table_of: np.ndarray
     tables: np.ndarray
     by_popcount: list[bool]
-    row_frequencies: np.ndarray
-    column_classes: np.ndarray | None
 
 
 class _Layout(NamedTuple):
@@ -117,24 +104,17 @@ def _odds(kept: np.ndarray | float, total: float) -> np.ndarray:
 
 
 def _classes(counts: np.ndarray, total: int, step: float) -> np.ndarray:
-    """A class for each row (or column) of which `counts` of `total` positions are kept: int32 (rows,), from 0 on.
+    """A class for each row (or column) of which `counts` of `total` positions are kept: uint8 (rows,), from 0 on.
 
-    Classes are `step` apart. Each row has the one that makes its positions, and itself, shortest; so rows that differ
-    by no more than chance have all the same.
+    Classes are `step` apart, in log2 of the odds that a position is kept.
     """
     if not step or not counts.size or not total:
-        return np.zeros(counts.size, np.int32)
+        return np.zeros(counts.size, np.uint8)
     base = float(_odds(counts.sum(), float(total) * counts.size))
     nearest = np.rint((_odds(counts, total) - base) / step)
-    low, high = max(int(nearest.min()), -MAX_CLASSES // 2), min(int(nearest.max()), MAX_CLASSES // 2 - 1)
+    low, high = max(int(nearest.min()), -cls.MAX_CLASSES // 2), min(int(nearest.max()), cls.MAX_CLASSES // 2 - 1)
     share = 1 / (1 + np.exp2(-(base + step * np.arange(low, high + 1))))
-    positions = -counts[:, None] * np.log2(share) - (total - counts[:, None]) * np.log2(1 - share)
-    chosen = positions.argmin(1)
-    for _ in range(4):
-        # 0.1: a class that nobody has may come back, but is dear
-        often = np.bincount(chosen, minlength=share.size) + 0.1
-        chosen = (positions - np.log2(often / often.sum())).argmin(1)
-    return (chosen - chosen.min()).astype(np.int32)
+    return cls.assign(-counts[:, None] * np.log2(share) - (total - counts[:, None]) * np.log2(1 - share))
 
 
 @dataclass
@@ -149,15 +129,16 @@ class _Candidate:
         several = bool(self.column_classes.any())
         self.layout = _order(self.column_classes if several else None, self.column_classes.size)
         self.copy = int(self.row_classes.max(initial=0)) + 1 if self.copies.any() else -1
-        self.symbols = np.where(self.copies, self.copy, self.row_classes).astype(np.int32)
+        self.symbols = np.where(self.copies, self.copy, self.row_classes).astype(np.uint8)
         self.sums = int(self.row_classes.max(initial=0)) + int(self.column_classes.max(initial=0)) + 1
         self.counts = np.zeros((self.sums + (self.copy >= 0), freq.BYTES), np.int64)
+        self.bounds: list[tuple[int, int]] = []
 
-    def histogram(self, mask: np.ndarray, first_row: int) -> np.ndarray:
+    def histogram(self, mask: np.ndarray, rows: range) -> np.ndarray:
         """How often each byte occurs in a tile, by sum of classes; last, in copies."""
         from sparsefmt.codecs.passes import masks
 
-        symbols = self.symbols[first_row : first_row + mask.shape[0]]
+        symbols = self.symbols[rows.start : rows.stop]
         groups = _groups(mask, self.layout, symbols == self.copy if self.copy >= 0 else None)
         contexts = np.empty((mask.shape[0], self.layout.group_classes.size), np.uint8)
         masks.contexts(
@@ -167,72 +148,48 @@ class _Candidate:
         masks.histogram(groups, contexts, counts)
         return counts
 
-    def model(self) -> tuple[float, Model]:
-        """(bits of all masks and of the model, about; the model)."""
-        plain = self.counts[: self.sums]
-        bits, bounds = _merged(plain)
-        tables = [plain[begin:end].sum(0) for begin, end in bounds]
+    def bits(self) -> float:
+        """Bits of all masks and of the model, about."""
+        bits, self.bounds = cls.merged(self.counts[: self.sums], lambda counts: np.minimum(*_table_bits(counts)))
+        if self.copy >= 0:
+            bits += float(np.minimum(*_table_bits(self.counts[-1:]))[0])
+        bits += freq.entropy_bits(np.bincount(self.symbols, minlength=1))
+        return bits + freq.entropy_bits(np.bincount(self.column_classes, minlength=1))
+
+    def model(self) -> Model:
+        """The model, once `bits` was called."""
+        tables = [self.counts[begin:end].sum(0) for begin, end in self.bounds]
         if self.copy >= 0:
             tables.append(self.counts[-1])
-            bits += min(_table_bits(self.counts[-1:])[0][0], _table_bits(self.counts[-1:])[1][0])
-        row_counts = np.bincount(self.symbols, minlength=1)
-        bits += freq.entropy_bits(row_counts) + freq.entropy_bits(np.bincount(self.column_classes, minlength=1))
         popcount_bits, byte_bits = _table_bits(np.array(tables))
         by_popcount = (popcount_bits <= byte_bits).tolist()
         precision, frequencies = _frequencies(tables, by_popcount)
-        table_of = np.repeat(np.arange(len(bounds)), [end - begin for begin, end in bounds]).astype(np.uint8)
-        if self.copy >= 0:
-            table_of = np.append(table_of, np.uint8(len(bounds)))
-        return bits, Model(
-            precision,
+        classes = Classes(
             int(self.row_classes.max(initial=0)) + 1,
-            self.copy >= 0,
-            table_of,
-            frequencies,
-            by_popcount,
-            freq.normalised(row_counts, CLASS_PRECISION),
+            cls.table_of(self.bounds),
+            freq.normalised(np.bincount(self.symbols, minlength=1), cls.PRECISION),
             self.column_classes if self.column_classes.any() else None,
         )
+        return Model(precision, classes, self.copy >= 0, frequencies, by_popcount)
 
 
 _POPCOUNT_TABLE_BITS, _BYTE_TABLE_BITS, _BYTE_BITS = 55.0, 256.0, 7.0
 """What a table costs in the model, about: one of popcounts; one of bytes, and for each byte that occurs."""
 
+_OF_POPCOUNT = (freq.POPCOUNTS[:, None] == np.arange(9)).astype(np.float64)
+
 
 def _table_bits(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bits that bytes counted as (tables, 256) take with tables of popcounts, and of bytes: (tables,) each."""
-    by_popcount = np.zeros((len(counts), 9))
-    for number in range(9):
-        by_popcount[:, number] = counts[:, number == freq.POPCOUNTS].sum(1)
-    total = np.maximum(counts.sum(1), 1)[:, None]
+    by_popcount, total = counts @ _OF_POPCOUNT, np.maximum(counts.sum(1), 1)[:, None]
 
-    def bits(occurrences: np.ndarray, multiplicity: np.ndarray | int) -> np.ndarray:
-        return (occurrences * np.log2(np.where(occurrences > 0, total / np.maximum(occurrences, 1), 1))).sum(1) + (
-            occurrences * np.log2(multiplicity)
-        ).sum(1)
+    def bits(occurrences: np.ndarray) -> np.ndarray:
+        return (occurrences * np.log2(total / np.maximum(occurrences, 1))).sum(1)
 
-    used = (counts > 0).sum(1)
     return (
-        bits(by_popcount, freq.BYTES_OF_POPCOUNT) + _POPCOUNT_TABLE_BITS,
-        bits(counts, 1) + _BYTE_TABLE_BITS + _BYTE_BITS * used,
+        bits(by_popcount) + by_popcount @ np.log2(freq.BYTES_OF_POPCOUNT) + _POPCOUNT_TABLE_BITS,
+        bits(counts) + _BYTE_TABLE_BITS + _BYTE_BITS * (counts > 0).sum(1),
     )
-
-
-def _merged(counts: np.ndarray) -> tuple[float, list[tuple[int, int]]]:
-    """Which neighbours to give a table together: (bits of all, [begin, end) of each table). The best there is."""
-    sums = len(counts)
-    best, came_from = [0.0], [0]
-    running = np.concatenate([np.zeros((1, freq.BYTES), np.int64), np.cumsum(counts, 0)])
-    for end in range(1, sums + 1):
-        popcount_bits, byte_bits = _table_bits(running[end] - running[:end])
-        through = np.array(best) + np.minimum(popcount_bits, byte_bits)
-        came_from.append(int(through.argmin()))
-        best.append(float(through.min()))
-    bounds, end = [], sums
-    while end:
-        bounds.append((came_from[end], end))
-        end = came_from[end]
-    return best[-1], bounds[::-1]
 
 
 _WASTE = 0.001
@@ -277,7 +234,7 @@ def fit(each: Each, cols: int) -> bytes:
     """The model for the masks of all tiles of a tensor with so many columns."""
     from sparsefmt.codecs.passes import masks
 
-    def look(mask: np.ndarray, first_row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def look(mask: np.ndarray, rows: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         copied = _copied_rows(mask)
         plain = np.ascontiguousarray(mask[~copied])
         plain.flags.writeable = False
@@ -291,20 +248,20 @@ def fit(each: Each, cols: int) -> bytes:
     plain_rows = int((~copies).sum())
     candidates: dict[bytes, _Candidate] = {}
     for row_step, column_step in _STEPS:
-        if cols > MAX_CLASSIFIED_COLS and column_step:
+        if cols > cls.MAX_COLS and column_step:
             continue
-        row_classes = np.zeros(row_counts.size, np.int32)
+        row_classes = np.zeros(row_counts.size, np.uint8)
         row_classes[~copies] = _classes(row_counts[~copies], cols, row_step)
         candidate = _Candidate(row_classes, _classes(column_counts, plain_rows, column_step), copies)
         candidates[candidate.row_classes.tobytes() + candidate.column_classes.tobytes()] = candidate
 
-    def count(mask: np.ndarray, first_row: int) -> list[np.ndarray]:
-        return [candidate.histogram(mask, first_row) for candidate in candidates.values()]
+    def count(mask: np.ndarray, rows: range) -> list[np.ndarray]:
+        return [candidate.histogram(mask, rows) for candidate in candidates.values()]
 
     for histograms in each(count):
         for candidate, histogram in zip(candidates.values(), histograms, strict=True):
             candidate.counts += histogram
-    return _write(min((candidate.model() for candidate in candidates.values()), key=lambda found: found[0])[1])
+    return _write(min(candidates.values(), key=lambda candidate: candidate.bits()).model())
 
 
 _STEPS = ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))
@@ -333,61 +290,37 @@ def _groups(mask: np.ndarray, layout: _Layout, copies: np.ndarray | None) -> np.
 def _write(model: Model) -> bytes:
     writer = BitWriter()
     freq.write_precision(writer, model.precision)
-    writer.write(model.row_classes - 1, 5)
+    cls.write_count(writer, model.classes.rows)
     writer.write(int(model.copies), 1)
-    column_classes = 1 if model.column_classes is None else int(model.column_classes.max()) + 1
-    writer.write(column_classes - 1, 5)
-    sums = len(model.table_of) - model.copies
-    for same in np.diff(model.table_of[:sums]).tolist():
-        writer.write(same, 1)
+    cls.write_count(writer, model.classes.column_count)
+    cls.write_steps(writer, model.classes)
     for table, by_popcount in zip(model.tables, model.by_popcount, strict=True):
         writer.write(int(by_popcount), 1)
         if by_popcount:
-            of_popcount = table[[0, 1, 3, 7, 15, 31, 63, 127, 255]]
-            freq.write_popcounts(writer, of_popcount)
+            freq.write_popcounts(writer, table[_ONE_OF_EACH_POPCOUNT])
         else:
             freq.write_frequencies(writer, table, model.precision)
-    if len(model.row_frequencies) > 1:
-        freq.write_frequencies(writer, model.row_frequencies, CLASS_PRECISION)
-    stream = b""
-    if model.column_classes is not None:
-        counts = np.bincount(model.column_classes, minlength=column_classes)
-        frequencies = freq.normalised(counts, CLASS_PRECISION)
-        freq.write_frequencies(writer, frequencies, CLASS_PRECISION)
-        stream = Tables(frequencies, CLASS_PRECISION).pack(model.column_classes)
+    stream = cls.write_members(writer, model.classes)
     return writer.tobytes() + stream
+
+
+_ONE_OF_EACH_POPCOUNT = [(1 << popcount) - 1 for popcount in range(9)]
 
 
 def _read(model: bytes, cols: int) -> Model:
     reader = BitReader(model)
     precision = freq.read_precision(reader)
-    row_classes, copies, column_classes = reader.read(5) + 1, bool(reader.read(1)), reader.read(5) + 1
-    steps = [reader.read(1) for _ in range(row_classes + column_classes - 2)]
-    table_of = np.concatenate([[0], np.cumsum(steps, dtype=np.int64)]).astype(np.uint8)
-    if copies:
-        table_of = np.append(table_of, np.uint8(table_of[-1] + 1))
+    rows, copies, columns = cls.read_count(reader), bool(reader.read(1)), cls.read_count(reader)
+    table_of = cls.read_steps(reader, rows, columns)
     tables, by_popcount = [], []
-    for _ in range(int(table_of[-1]) + 1):
+    for _ in range(int(table_of[-1]) + 1 + copies):
         by_popcount.append(bool(reader.read(1)))
         if by_popcount[-1]:
             tables.append(freq.read_popcounts(reader, precision))
         else:
             tables.append(freq.read_frequencies(reader, freq.BYTES, precision))
-    symbols = row_classes + copies
-    row_frequencies = np.array([1 << CLASS_PRECISION])
-    if symbols > 1:
-        row_frequencies = freq.read_frequencies(reader, symbols, CLASS_PRECISION)
-    if column_classes == 1:
-        if reader.rest():
-            raise FormatError("rans-model", "a model is longer than what it says")
-        classes = None
-    else:
-        if cols > MAX_CLASSIFIED_COLS:
-            raise FormatError("rans-model", f"a model has classes for over {MAX_CLASSIFIED_COLS:,} columns")
-        frequencies = freq.read_frequencies(reader, column_classes, CLASS_PRECISION)
-        stream = np.frombuffer(reader.rest(), np.uint8)
-        classes = Tables(frequencies, CLASS_PRECISION).unpack(stream, cols).astype(np.int64)
-    return Model(precision, row_classes, copies, table_of, np.array(tables), by_popcount, row_frequencies, classes)
+    row_frequencies, members = cls.read_members(reader, rows + copies, columns, cols)
+    return Model(precision, Classes(rows, table_of, row_frequencies, members), copies, np.array(tables), by_popcount)
 
 
 class Coder:
@@ -395,11 +328,14 @@ class Coder:
 
     def __init__(self, model: bytes, cols: int) -> None:
         self.model = _read(model, cols)
-        self.layout = _order(self.model.column_classes, cols)
+        classes = self.model.classes
+        self.layout = _order(classes.columns, cols)
         self.tables = Tables(self.model.tables, self.model.precision)
-        self.row_tables = Tables(self.model.row_frequencies, CLASS_PRECISION)
-        self.copy = self.model.row_classes if self.model.copies else -1
-        self.row_symbols = self.model.row_classes + self.model.copies
+        self.row_tables = Tables(classes.row_frequencies, cls.PRECISION)
+        self.copy = classes.rows if self.model.copies else -1
+        self.row_symbols = classes.rows + self.model.copies
+        # the table of copies comes last
+        self.table_of = np.append(classes.table_of, np.uint8(classes.tables)) if self.model.copies else classes.table_of
 
     def encode(self, mask: np.ndarray) -> bytes:
         """mask: (rows, words) uint64, read-only. Raises FormatError if it was not there when the model was made."""
@@ -408,19 +344,19 @@ class Coder:
         rows, groups = mask.shape[0], self.layout.group_classes.size
         with np.errstate(divide="ignore"):
             lengths = (self.model.precision - np.log2(self.model.tables)).astype(np.float32)
-            row_lengths = (CLASS_PRECISION - np.log2(self.model.row_frequencies)).astype(np.float32)
+            row_lengths = (cls.PRECISION - np.log2(self.model.classes.row_frequencies)).astype(np.float32)
         plain = _groups(mask, self.layout, None)
         copied = plain
         if self.copy >= 0:
             copied = _groups(mask, self.layout, np.arange(rows) > 0)
-        symbols = np.zeros(rows, np.int32)
+        symbols = np.zeros(rows, np.uint8)
         fits = masks.choose(
-            plain, copied, self.layout.group_classes, self.model.table_of, self.copy, lengths, row_lengths, symbols
+            plain, copied, self.layout.group_classes, self.table_of, self.copy, lengths, row_lengths, symbols
         )
         if not fits:
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
         contexts = np.empty((rows, groups), np.uint8)
-        masks.contexts(symbols, self.layout.group_classes, self.model.table_of, self.copy, contexts)
+        masks.contexts(symbols, self.layout.group_classes, self.table_of, self.copy, contexts)
         coded = plain if self.copy < 0 else np.where((symbols == self.copy)[:, None], copied, plain)
         stream = self.tables.pack(np.ascontiguousarray(coded[:, :groups]).ravel(), contexts.ravel())
         if self.row_symbols == 1:
@@ -433,7 +369,7 @@ class Coder:
         from sparsefmt.codecs.passes import masks
 
         rows, groups = mask.shape[0], self.layout.group_classes.size
-        symbols = np.zeros(rows, np.int32)
+        symbols = np.zeros(rows, np.uint8)
         if self.row_symbols > 1:
             if stored.size < _SIZE.size:
                 raise FormatError("rans-stream", "a chunk ends too early")
@@ -441,11 +377,11 @@ class Coder:
             row_stream, stored = stored[_SIZE.size : _SIZE.size + size], stored[_SIZE.size + size :]
             if row_stream.size != size:
                 raise FormatError("rans-stream", "a chunk ends too early")
-            symbols = self.row_tables.unpack(row_stream, rows).astype(np.int32)
+            symbols = self.row_tables.unpack(row_stream, rows)
         if rows and symbols[0] == self.copy:
             raise FormatError("rans-stream", "the first row of a tile is to be like the one above")
         contexts = np.empty((rows, groups), np.uint8)
-        masks.contexts(symbols, self.layout.group_classes, self.model.table_of, self.copy, contexts)
+        masks.contexts(symbols, self.layout.group_classes, self.table_of, self.copy, contexts)
         coded = self.tables.unpack(stored, rows * groups, contexts.ravel())
         out = mask.view(np.uint8)
         out[:, groups:] = 0

@@ -6,12 +6,12 @@ Models stand in the index, so that a tile can be decoded by itself and tables ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from sparsefmt.codecs import elements, positions
-from sparsefmt.codecs.contract import Codec, Each, Place
+from sparsefmt.codecs.contract import Before, Codec, Each, Place
 from sparsefmt.errors import FormatError
 from sparsefmt.limits import MAX_RANS_RATIO
 
@@ -28,19 +28,23 @@ class Rans(Codec):
         if self.derives(place.array):
             return b""
         if place.array == "mask":
-            return positions.fit(lambda work: each(lambda raw, row: work(_mask(raw, place.cols), row)), place.cols)
-        return elements.fit(lambda work: each(lambda raw, row: work(_elements(raw, place.width))), 8 * place.width)
+            return positions.fit(lambda work: each(lambda raw, _, rows: work(_mask(raw, place.cols), rows)), place.cols)
 
-    def encode(self, raw: np.ndarray, place: Place, model: bytes) -> bytes:
+        def each_elements(work: Callable[[np.ndarray, Before, range], object]) -> Iterator:
+            return each(lambda raw, before, rows: work(_elements(raw, place.width), _before(place, before), rows))
+
+        return elements.fit(each_elements, 8 * place.width, place.cols)
+
+    def encode(self, raw: np.ndarray, place: Place, model: bytes, before: Before) -> bytes:
         if self.derives(place.array) or not raw.size:
             return b""
         if place.array == "mask":
             return positions.coder(model, place.cols).encode(_mask(raw, place.cols))
-        return elements.coder(model, 8 * place.width).encode(_elements(raw, place.width))
+        return elements.coder(model, 8 * place.width, place.cols).encode(
+            _elements(raw, place.width), _before(place, before), place.rows
+        )
 
-    def decode(
-        self, stored: np.ndarray, place: Place, model: bytes, before: Mapping[str, np.ndarray], out: np.ndarray
-    ) -> None:
+    def decode(self, stored: np.ndarray, place: Place, model: bytes, before: Before, out: np.ndarray) -> None:
         if self.derives(place.array):
             offsets = out.view(np.uint32)
             counts = np.bitwise_count(before["mask"].view(np.uint64)).reshape(place.rows, -1).sum(1, dtype=np.uint32)
@@ -51,7 +55,13 @@ class Rans(Codec):
         elif not stored.size:
             raise FormatError("rans-stream", "a chunk ends too early")
         else:
-            elements.coder(model, 8 * place.width).decode(stored, out.view(f"u{place.width}"))
+            coder = elements.coder(model, 8 * place.width, place.cols)
+            coder.decode(stored, _before(place, before), place.rows, out.view(f"u{place.width}"))
+
+
+def _before(place: Place, before: Before) -> Before:
+    """What says where elements stand: nothing does for arrays other than values."""
+    return before if place.array == "values" else {"": np.empty(0, np.uint8)}
 
 
 def _elements(raw: np.ndarray, width: int) -> np.ndarray:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from sparsefmt.codecs.contract import Codec, Place
+from sparsefmt.codecs.contract import Before, Codec, Place
 from sparsefmt.errors import FormatError
 
 
@@ -14,12 +12,10 @@ class Raw(Codec):
     name = "raw"
     max_ratio = 1
 
-    def encode(self, raw: np.ndarray, place: Place, model: bytes) -> memoryview:
+    def encode(self, raw: np.ndarray, place: Place, model: bytes, before: Before) -> memoryview:
         return memoryview(raw)
 
-    def decode(
-        self, stored: np.ndarray, place: Place, model: bytes, before: Mapping[str, np.ndarray], out: np.ndarray
-    ) -> None:
+    def decode(self, stored: np.ndarray, place: Place, model: bytes, before: Before, out: np.ndarray) -> None:
         if stored.size != out.size:
             raise FormatError("chunk-size", f"a raw chunk has {stored.size:,} bytes, not {out.size:,}")
         out[:] = stored

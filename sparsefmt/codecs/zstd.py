@@ -7,12 +7,10 @@ Sign and exponent bytes of floats lie together then, which makes values about 10
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import zstandard
 
-from sparsefmt.codecs.contract import Codec, Place
+from sparsefmt.codecs.contract import Before, Codec, Place
 from sparsefmt.errors import FormatError
 from sparsefmt.limits import MAX_ZSTD_RATIO
 
@@ -29,13 +27,11 @@ class Zstd(Codec):
     name = "zstd"
     max_ratio = MAX_ZSTD_RATIO
 
-    def encode(self, raw: np.ndarray, place: Place, model: bytes) -> bytes:
+    def encode(self, raw: np.ndarray, place: Place, model: bytes, before: Before) -> bytes:
         planes = raw if place.width == 1 else np.ascontiguousarray(raw.reshape(-1, place.width).T)
         return zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(planes.data)
 
-    def decode(
-        self, stored: np.ndarray, place: Place, model: bytes, before: Mapping[str, np.ndarray], out: np.ndarray
-    ) -> None:
+    def decode(self, stored: np.ndarray, place: Place, model: bytes, before: Before, out: np.ndarray) -> None:
         try:
             frame = zstandard.get_frame_parameters(stored.data)
             if bytes(stored[:4]) != zstandard.FRAME_HEADER or frame.dict_id:

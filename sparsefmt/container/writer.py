@@ -10,7 +10,7 @@ import numpy as np
 
 from sparsefmt import threads
 from sparsefmt.codecs import CODECS
-from sparsefmt.codecs.contract import Codec, Each, Place
+from sparsefmt.codecs.contract import Before, Codec, Each, Place
 from sparsefmt.container import envelope
 from sparsefmt.container.index import (
     CHUNK_RECORD,
@@ -123,7 +123,7 @@ class Writer:
             tile_nnz = LAYOUTS[layout].nnz(tile) if LAYOUTS[layout].sparse else 0
             has_negative_zeros = NEGATIVE_ZEROS in tile and bool(tile[NEGATIVE_ZEROS].any())
             height = min(tile_rows, rows - number * tile_rows)
-            chunks = [(chooser.encode(array, tile[array], height), tile[array].nbytes) for array in arrays]
+            chunks = [(chooser.encode(array, tile, height), tile[array].nbytes) for array in arrays]
             return tile_nnz, has_negative_zeros, chunks
 
         # the first tile by itself: it decides the codecs, whatever the number of threads
@@ -220,12 +220,13 @@ class _Tiles:
             self._kept[number] = tile
         return tile
 
-    def each(self, array: str, tile_rows: int) -> Each:
+    def each(self, array: str, tile_rows: int, rows: int) -> Each:
         """All tiles' bytes of an array, for `Codec.fit`."""
 
-        def each(work: Callable[[np.ndarray, int], object]) -> Iterator:
+        def each(work: Callable[[np.ndarray, Before, range], object]) -> Iterator:
             def visit(number: int) -> object:
-                return work(_bytes(self.get(number)[array]), number * tile_rows)
+                tile, begin = self.get(number), number * tile_rows
+                return work(_bytes(tile[array]), _before(tile, array), range(begin, min(begin + tile_rows, rows)))
 
             return threads.in_order(visit, range(self._count), self._threads)
 
@@ -249,24 +250,24 @@ class _CodecChooser:
     def model(self, array: str) -> bytes:
         return self._chosen[array][1]
 
-    def encode(self, array: str, data: np.ndarray, height: int) -> bytes | memoryview:
-        """The smallest coding of `data`: the raw bytes if coding does not make them smaller."""
-        raw, place = _bytes(data), self._places[array]._replace(rows=height)
+    def encode(self, array: str, tile: Tile, height: int) -> bytes | memoryview:
+        """The smallest coding of an array: its raw bytes if coding does not make them smaller."""
+        raw, place, before = _bytes(tile[array]), self._places[array]._replace(rows=height), _before(tile, array)
         if array in self._chosen:
             codec, model = self._chosen[array]
-            encoded = codec.encode(raw, place, model)
+            encoded = codec.encode(raw, place, model, before)
         else:
-            encoded = self._choose(array, raw, place)
+            encoded = self._choose(array, raw, place, before)
         size, (codec, _) = memoryview(encoded).nbytes, self._chosen[array]
         # what readers would refuse as impossible is not written
         fits = size < raw.nbytes and (raw.nbytes <= size * codec.max_ratio or codec.derives(array))
         return encoded if fits else memoryview(raw)
 
-    def _choose(self, array: str, raw: np.ndarray, place: Place) -> bytes | memoryview:
+    def _choose(self, array: str, raw: np.ndarray, place: Place, before: Tile) -> bytes | memoryview:
         tried = []
         for codec in self._candidates(array):
-            model = codec.fit(self._places[array], self._source.each(array, self._tile_rows))
-            encoded = codec.encode(raw, place, model)
+            model = codec.fit(self._places[array], self._source.each(array, self._tile_rows, self._places[array].rows))
+            encoded = codec.encode(raw, place, model, before)
             share = len(model) * place.rows / max(self._places[array].rows, 1)
             tried.append((memoryview(encoded).nbytes + share, codec, model, encoded))
         _, codec, model, encoded = min(tried, key=lambda candidate: candidate[0])
@@ -285,3 +286,8 @@ class _CodecChooser:
 
 def _bytes(data: np.ndarray) -> np.ndarray:
     return data.view(np.uint8)
+
+
+def _before(tile: Tile, array: str) -> Tile:
+    """The arrays that a reader has when it decodes this one."""
+    return {name: data for name, data in tile.items() if name < array}

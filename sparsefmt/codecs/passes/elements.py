@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from sparsefmt.jit import jit
 
@@ -66,6 +69,68 @@ def join(symbols, lows, widths, offsets, offset_bits, sign, shift, out):
     if position != bit_count:
         return EARLY_END if position > bit_count else LEFT_OVER
     return OK
+
+
+@intrinsic
+def _lowest_bit(typingctx, word):
+    """Position of the lowest set bit of a nonzero uint64, as uint64."""
+
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), codegen
+
+
+@jit
+def columns_of(mask, columns):
+    """Fill `columns` with the columns that mask (rows, words) uint64 keeps, row by row."""
+    at = ZERO
+    for row in range(mask.shape[0]):
+        for index in range(mask.shape[1]):
+            word = mask[row, index]
+            while word != ZERO:
+                columns[at] = 64 * index + np.int64(_lowest_bit(word))
+                word &= word - ONE
+                at += ONE
+
+
+@jit
+def contexts_of(mask, row_classes, column_classes, table_of, contexts):
+    """Fill `contexts` with the table of each position that `mask` keeps; there may be 64 elements too many.
+
+    column_classes: one for every bit of a row of the mask.
+    """
+    at = ZERO
+    for row in range(mask.shape[0]):
+        row_class = np.uint64(row_classes[row])
+        for index in range(mask.shape[1]):
+            word, first = mask[row, index], np.uint64(64 * index)
+            while word != ZERO:
+                contexts[at] = table_of[row_class + np.uint64(column_classes[first + _lowest_bit(word)])]
+                word &= word - ONE
+                at += ONE
+
+
+@jit
+def choose(symbols, counts, column_classes, table_of, lengths, row_lengths, row_classes):
+    """Fill `row_classes` with those that make rows shortest; False if a row has none that can code it.
+
+    counts: elements of each row. column_classes: of each element. lengths: float32 (tables, symbols), bits of a symbol,
+    infinite where it cannot be. row_lengths: float32, bits of a class.
+    """
+    begin, fits = 0, True
+    for row in range(counts.shape[0]):
+        best = np.float32(np.inf)
+        for row_class in range(row_lengths.shape[0]):
+            length = row_lengths[row_class]
+            for index in range(begin, begin + counts[row]):
+                table = table_of[np.uint64(row_class) + np.uint64(column_classes[np.uint64(index)])]
+                length += lengths[table, symbols[np.uint64(index)]]
+            if length < best:
+                best, row_classes[row] = length, row_class
+        begin += counts[row]
+        fits &= best < np.float32(np.inf)
+    return fits
 
 
 @jit

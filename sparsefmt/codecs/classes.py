@@ -1,0 +1,149 @@
+"""Classes of rows and columns, whose sum says which table codes what lies where they meet.
+
+Rows and columns of a matrix differ: in how many positions they keep, in how large their values are. Each column of a
+tensor has a class, which the model holds, and each row of a tile has one, which the chunk holds; classes are steps on a
+scale on which the two add up. Neighbouring sums may share a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsefmt.codecs import frequencies as freq
+from sparsefmt.codecs.bitstring import BitReader, BitWriter
+from sparsefmt.codecs.streams import Tables
+from sparsefmt.errors import FormatError
+
+MAX_CLASSES = 32
+"""Classes of rows, and of columns."""
+
+PRECISION = 12
+"""Bits of the sum of the frequencies of classes."""
+
+MAX_COLS = 1 << 20
+"""Columns up to which they get classes: the model holds those."""
+
+_COUNT_BITS = 5
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a model.
+
+    Attributes:
+        rows: how many classes of rows there are.
+        table_of: uint8 (classes of rows + classes of columns - 1,): the table for each sum of two classes.
+        row_frequencies: of the row symbols: the classes, and perhaps others behind them.
+        columns: (cols,), or None if there is but one class.
+    """
+
+    rows: int
+    table_of: np.ndarray
+    row_frequencies: np.ndarray
+    columns: np.ndarray | None
+
+    @property
+    def tables(self) -> int:
+        """How many tables there are for sums."""
+        return int(self.table_of[-1]) + 1
+
+    @property
+    def column_count(self) -> int:
+        """How many classes of columns there are."""
+        return len(self.table_of) - self.rows + 1
+
+
+def write_count(writer: BitWriter, count: int) -> None:
+    """How many classes there are, of rows or of columns."""
+    writer.write(count - 1, _COUNT_BITS)
+
+
+def read_count(reader: BitReader) -> int:
+    return reader.read(_COUNT_BITS) + 1
+
+
+def write_steps(writer: BitWriter, classes: Classes) -> None:
+    """Which sums have the table of the sum before."""
+    for step in np.diff(classes.table_of).tolist():
+        writer.write(step, 1)
+
+
+def read_steps(reader: BitReader, rows: int, columns: int) -> np.ndarray:
+    """`table_of`."""
+    steps = [reader.read(1) for _ in range(rows + columns - 2)]
+    return np.concatenate([[0], np.cumsum(steps, dtype=np.int64)]).astype(np.uint8)
+
+
+def write_members(writer: BitWriter, classes: Classes) -> bytes:
+    """How often row symbols occur, and the class of each column: fields, and what comes behind the last of them."""
+    if len(classes.row_frequencies) > 1:
+        freq.write_frequencies(writer, classes.row_frequencies, PRECISION)
+    if classes.columns is None:
+        return b""
+    frequencies = freq.normalised(np.bincount(classes.columns, minlength=classes.column_count), PRECISION)
+    freq.write_frequencies(writer, frequencies, PRECISION)
+    return Tables(frequencies, PRECISION).pack(classes.columns)
+
+
+def read_members(
+    reader: BitReader, row_symbols: int, column_count: int, cols: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(row_frequencies, columns): the rest of a model of a tensor with so many columns."""
+    row_frequencies = np.array([1 << PRECISION])
+    if row_symbols > 1:
+        row_frequencies = freq.read_frequencies(reader, row_symbols, PRECISION)
+    if column_count == 1:
+        if reader.rest():
+            raise FormatError("rans-model", "a model is longer than what it says")
+        return row_frequencies, None
+    if cols > MAX_COLS:
+        raise FormatError("rans-model", f"a model has classes for over {MAX_COLS:,} columns")
+    frequencies = freq.read_frequencies(reader, column_count, PRECISION)
+    stream = np.frombuffer(reader.rest(), np.uint8)
+    return row_frequencies, Tables(frequencies, PRECISION).unpack(stream, cols)
+
+
+def assign(costs: np.ndarray) -> np.ndarray:
+    """The class of each row (or column), from 0 on, given the bits (rows, classes) that it takes with each class.
+
+    The classes have to be written down too: those that many rows have are cheap. So rows that differ by no more than
+    chance have all the same.
+    """
+    chosen = costs.argmin(1)
+    for _ in range(4):
+        # 0.1: a class that nobody has may come back, but is dear
+        often = np.bincount(chosen, minlength=costs.shape[1]) + 0.1
+        chosen = (costs - np.log2(often / often.sum())).argmin(1)
+    return (chosen - chosen.min(initial=0)).astype(np.uint8)
+
+
+def merged(counts: np.ndarray, bits_of: Callable[[np.ndarray], np.ndarray]) -> tuple[float, list[tuple[int, int]]]:
+    """Which neighbours of the sums to give a table together, at best: (bits of all, [begin, end) of each table).
+
+    counts: (sums, symbols), how often each symbol occurs. bits_of: bits of each line of (lines, symbols), its table
+    included.
+    """
+    sums = len(counts)
+    running = np.concatenate([np.zeros((1, counts.shape[1]), np.int64), np.cumsum(counts, 0)])
+    begins, ends = np.triu_indices(sums + 1, 1)
+    bits = np.full((sums + 1, sums + 1), np.inf)
+    for part in np.array_split(np.arange(begins.size), -(-begins.size * counts.shape[1] // (1 << 20))):
+        bits[begins[part], ends[part]] = bits_of(running[ends[part]] - running[begins[part]])
+    best, came_from = [0.0], [0]
+    for end in range(1, sums + 1):
+        through = np.array(best) + bits[:end, end]
+        came_from.append(int(through.argmin()))
+        best.append(float(through.min()))
+    bounds, end = [], sums
+    while end:
+        bounds.append((came_from[end], end))
+        end = came_from[end]
+    return best[-1], bounds[::-1]
+
+
+def table_of(bounds: list[tuple[int, int]]) -> np.ndarray:
+    """For each sum, the number of its table."""
+    return np.repeat(np.arange(len(bounds)), [end - begin for begin, end in bounds]).astype(np.uint8)
