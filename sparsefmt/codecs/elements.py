@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -113,7 +113,8 @@ def _undo_differences(elements: np.ndarray, lag: int) -> None:
 
 def fit(each: Each, bits: int, cols: int) -> bytes:
     """The model for all elements of a tensor of so many columns: b"" if there are none."""
-    lag = next((found for found in each(lambda elements, before, rows: _best_lag(elements)) if found is not None), 0)
+    lags = each(lambda elements, before, rows: 0 if "mask" in before else _best_lag(elements))
+    lag = next((found for found in lags if found is not None), 0)
 
     def lagged(work: Callable[[np.ndarray], object]) -> Iterator:
         return each(lambda elements, before, rows: work(differences(elements, lag)))
@@ -210,29 +211,27 @@ _STEPS = ((0.5, 0), (0, 0.5), (0.5, 0.5), (0.25, 0.25))
 
 def _with_classes(each: Each, plain: Model, bins: Bins, cols: int) -> Model | None:
     """The model with classes of rows and columns, if that makes the elements shorter."""
+    from sparsefmt.codecs.passes import elements as passes
+
     keys = plain.keys
 
     def measure(elements: np.ndarray, before: Before, rows: range) -> tuple | None:
         where = places(before, len(rows), cols, elements.size)
         if where is None:
             return None
-        sizes = keys.prefixes(elements).astype(np.float64)
-        of_rows = np.bincount(np.repeat(np.arange(len(rows)), where.counts), sizes, len(rows))
-        return (
-            _Scale(of_rows, where.counts),
-            np.bincount(where.columns, sizes, cols),
-            np.bincount(where.columns, minlength=cols),
-            float(np.square(sizes).sum()),
-        )
+        sizes = keys.prefixes(elements)
+        of_rows, of_columns, in_columns = (np.zeros(size, np.int64) for size in (len(rows), cols, cols))
+        passes.measure(sizes, where.counts, where.columns, of_rows, of_columns, in_columns)
+        return of_rows, where.counts, of_columns, in_columns, float(np.square(sizes, dtype=np.float32).sum())
 
     measured = list(each(measure))
     if cols > cls.MAX_COLS or any(tile is None for tile in measured):
         return None
-    of_rows = _Scale(*(np.concatenate([tile[0][part] for tile in measured]) for part in (0, 1)))
-    of_columns = _Scale(sum(tile[1] for tile in measured), sum(tile[2] for tile in measured))
+    of_rows = _Scale(*(np.concatenate([tile[part] for tile in measured]) for part in (0, 1)))
+    of_columns = _Scale(*(np.sum([tile[part] for tile in measured], axis=0) for part in (2, 3)))
     count = of_rows.counts.sum()
     mean = float(of_rows.sums.sum() / count)
-    deviation = float(np.sqrt(max(sum(tile[3] for tile in measured) / count - mean**2, 1e-9)))
+    deviation = float(np.sqrt(max(sum(tile[4] for tile in measured) / count - mean**2, 1e-9)))
     candidates = {}
     for row_step, column_step in _STEPS:
         row_classes = of_rows.classes(mean, deviation, row_step * deviation)
@@ -249,9 +248,9 @@ def _with_classes(each: Each, plain: Model, bins: Bins, cols: int) -> Model | No
         assert where is not None
         symbols, found = coder.split(elements)[0], []
         for row_classes, column_classes, sums in candidates.values():
-            contexts = np.repeat(row_classes[rows.start : rows.stop], where.counts) + column_classes[where.columns]
-            joint = np.bincount(contexts.astype(np.int64) * number + symbols, minlength=sums * number)
-            found.append(joint.reshape(sums, number))
+            found.append(np.zeros((sums, number), np.int64))
+            part = row_classes[rows.start : rows.stop]
+            passes.histogram(symbols, where.counts, where.columns, part, column_classes, found[-1])
         return found
 
     totals = [sum(parts) for parts in zip(*each(count_symbols), strict=True)]
@@ -340,13 +339,19 @@ class Coder:
         self.column_classes = np.zeros(-(-cols // 64) * 64 if self.has_classes else 0, np.uint8)
         if classes.columns is not None:
             self.column_classes[:cols] = classes.columns
+        # for each class of rows, the table of each column
+        sums = np.arange(classes.rows if self.has_classes else 0)[:, None] + self.column_classes
+        self._tables_by_class = classes.table_of[sums]
         self.cols = cols
 
+    @cached_property
     def _first_bins(self) -> np.ndarray:
         """For every prefix, the first bin that may hold a key with it."""
         left_out = max(self.keys.key_bits - bins_.PREFIX_BITS, 0)
         prefixes = self.lows >> np.uint64(left_out)
-        first = np.searchsorted(prefixes, np.arange(1 << min(self.keys.key_bits, bins_.PREFIX_BITS)), "left")
+        first = np.searchsorted(
+            prefixes, np.arange(1 << min(self.keys.key_bits, bins_.PREFIX_BITS), dtype=np.uint64), "left"
+        )
         # a bin that begins before a prefix may hold it
         begins_here = (first < prefixes.size) & (
             prefixes[np.minimum(first, prefixes.size - 1)] == np.arange(first.size, dtype=np.uint64)
@@ -364,7 +369,7 @@ class Coder:
         offsets = np.zeros(elements.size * int(self.widths.max()) // 64 + 2, np.uint64)
         key_bits, sign, shift = self.keys.key_bits, self.keys.sign, self.keys.shift
         status, offset_bits = passes.split(
-            elements, self.lows, self.widths, self._first_bins(), key_bits, sign, shift, symbols, offsets
+            elements, self.lows, self.widths, self._first_bins, key_bits, sign, shift, symbols, offsets
         )
         if status != passes.OK:
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
@@ -393,14 +398,9 @@ class Coder:
             lengths = (self.model.precision - np.log2(self.model.tables)).astype(np.float32)
             row_lengths = (cls.PRECISION - np.log2(classes.row_frequencies)).astype(np.float32)
         row_classes = np.zeros(where.counts.size, np.uint8)
+        lengths = np.ascontiguousarray(lengths[classes.table_of])
         fits = passes.choose(
-            symbols,
-            where.counts,
-            self.column_classes[where.columns],
-            classes.table_of,
-            lengths,
-            row_lengths,
-            row_classes,
+            symbols, where.counts, where.columns, self.column_classes, lengths, row_lengths, row_classes
         )
         if not fits:
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
@@ -409,16 +409,17 @@ class Coder:
     def _contexts(self, row_classes: np.ndarray, before: Before) -> np.ndarray:
         """The table of each element of a tile."""
         from sparsefmt.codecs.passes import elements as passes
+        from sparsefmt.isa import ISA
 
-        table_of, rows = self.model.classes.table_of, row_classes.size
+        rows = row_classes.size
         if "mask" not in before:
-            sums = row_classes[:, None] + self.column_classes[: self.cols]
-            return table_of[sums].ravel()
+            return self._tables_by_class[row_classes, : self.cols].ravel()
         mask = before["mask"].view(np.uint64).reshape(rows, -1)
         mask.flags.writeable = False
-        # a word's bits are written as a whole, and then those of the next over the rest
+        # a word's contexts are written with 64 bytes, and the next ones over the rest
         contexts = np.empty(int(np.bitwise_count(mask).sum(dtype=np.int64)) + 64, np.uint8)
-        passes.contexts_of(mask, row_classes, self.column_classes, table_of, contexts)
+        fill = passes.contexts_of_wide if ISA == "avx512" else passes.contexts_of
+        fill(mask, row_classes, self._tables_by_class, contexts)
         return contexts[:-64]
 
     def decode(self, stored: np.ndarray, before: Before, rows: int, out: np.ndarray) -> None:

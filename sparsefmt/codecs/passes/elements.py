@@ -95,10 +95,10 @@ def columns_of(mask, columns):
 
 
 @jit
-def contexts_of(mask, row_classes, column_classes, table_of, contexts):
-    """Fill `contexts` with the table of each position that `mask` keeps; there may be 64 elements too many.
+def contexts_of(mask, row_classes, tables, contexts):
+    """Fill `contexts` with the table of each position that `mask` keeps; 64 elements behind them may change too.
 
-    column_classes: one for every bit of a row of the mask.
+    tables: uint8 (classes of rows, bits of a row of the mask), the table by class and column.
     """
     at = ZERO
     for row in range(mask.shape[0]):
@@ -106,30 +106,88 @@ def contexts_of(mask, row_classes, column_classes, table_of, contexts):
         for index in range(mask.shape[1]):
             word, first = mask[row, index], np.uint64(64 * index)
             while word != ZERO:
-                contexts[at] = table_of[row_class + np.uint64(column_classes[first + _lowest_bit(word)])]
+                contexts[at] = tables[row_class, first + _lowest_bit(word)]
                 word &= word - ONE
                 at += ONE
 
 
+@intrinsic
+def _compress(typingctx, values, word, out):
+    """Move those of 64 bytes whose bit of `word` is set to `out`, and zeros behind them; how many. AVX-512.
+
+    values, out: addresses.
+    """
+
+    def codegen(context, builder, signature, args):
+        values, word, out = args
+        vector, lanes = ir.VectorType(ir.IntType(8), 64), ir.VectorType(ir.IntType(1), 64)
+        loaded = builder.load(builder.inttoptr(values, vector.as_pointer()), align=1)
+        kind = ir.FunctionType(vector, [vector, vector, lanes])
+        compress = builder.module.declare_intrinsic("llvm.x86.avx512.mask.compress.v64i8", (), kind)
+        moved = builder.call(compress, [loaded, ir.Constant(vector, None), builder.bitcast(word, lanes)])
+        builder.store(moved, builder.inttoptr(out, vector.as_pointer()), align=1)
+        return builder.ctpop(word)
+
+    return types.int64(types.int64, types.uint64, types.int64), codegen
+
+
 @jit
-def choose(symbols, counts, column_classes, table_of, lengths, row_lengths, row_classes):
+def contexts_of_wide(mask, row_classes, tables, contexts):
+    """`contexts_of`, with AVX-512."""
+    at, tables_at, row_size = np.int64(contexts.ctypes.data), np.int64(tables.ctypes.data), tables.shape[1]
+    for row in range(mask.shape[0]):
+        here = tables_at + np.int64(row_classes[row]) * row_size
+        for index in range(mask.shape[1]):
+            at += _compress(here + 64 * index, mask[row, index], at)
+
+
+@jit
+def measure(sizes, counts, columns, of_rows, of_columns, in_columns):
+    """Add up the sizes of elements: of_rows is filled, of_columns and the numbers in_columns are added to."""
+    begin = 0
+    for row in range(counts.shape[0]):
+        total = 0
+        for index in range(begin, begin + counts[row]):
+            size, column = np.int64(sizes[np.uint64(index)]), np.uint64(columns[np.uint64(index)])
+            total += size
+            of_columns[column] += size
+            in_columns[column] += 1
+        of_rows[row] = total
+        begin += counts[row]
+
+
+@jit
+def histogram(symbols, counts, columns, row_classes, column_classes, found):
+    """Add to found[class of row + class of column, symbol]."""
+    begin = 0
+    for row in range(counts.shape[0]):
+        row_class = np.uint64(row_classes[row])
+        for index in range(begin, begin + counts[row]):
+            at = np.uint64(index)
+            found[row_class + np.uint64(column_classes[np.uint64(columns[at])]), np.uint64(symbols[at])] += 1
+        begin += counts[row]
+
+
+@jit
+def choose(symbols, counts, columns, column_classes, lengths, row_lengths, row_classes):
     """Fill `row_classes` with those that make rows shortest; False if a row has none that can code it.
 
-    counts: elements of each row. column_classes: of each element. lengths: float32 (tables, symbols), bits of a symbol,
-    infinite where it cannot be. row_lengths: float32, bits of a class.
+    counts: elements of each row. columns: of each element. lengths: float32 (sums of classes, symbols), bits of a
+    symbol, infinite where it cannot be. row_lengths: float32, bits of a class.
     """
-    begin, fits = 0, True
+    begin, fits, classes = 0, True, row_lengths.shape[0]
+    of_classes = np.empty(classes, np.float32)
     for row in range(counts.shape[0]):
-        best = np.float32(np.inf)
-        for row_class in range(row_lengths.shape[0]):
-            length = row_lengths[row_class]
-            for index in range(begin, begin + counts[row]):
-                table = table_of[np.uint64(row_class) + np.uint64(column_classes[np.uint64(index)])]
-                length += lengths[table, symbols[np.uint64(index)]]
-            if length < best:
-                best, row_classes[row] = length, row_class
+        of_classes[:] = row_lengths
+        for index in range(begin, begin + counts[row]):
+            symbol = np.uint64(symbols[np.uint64(index)])
+            column_class = np.uint64(column_classes[np.uint64(columns[np.uint64(index)])])
+            for row_class in range(classes):
+                of_classes[np.uint64(row_class)] += lengths[np.uint64(row_class) + column_class, symbol]
         begin += counts[row]
-        fits &= best < np.float32(np.inf)
+        best = of_classes.argmin()
+        row_classes[row] = best
+        fits &= of_classes[best] < np.float32(np.inf)
     return fits
 
 
@@ -145,19 +203,19 @@ def split(elements, lows, widths, first_bins, key_bits, sign, shift, symbols, of
     prefix_shift = np.uint64(max(key_bits - 16, 0))
     low_sign, sign_shift, right = np.uint64(sign >= 0), np.uint64(max(sign, 0)), np.uint64(shift)
     sign_mask = low_sign << sign_shift
-    position, last = 0, lows.shape[0] - 1
+    position, last = ZERO, np.uint64(lows.shape[0] - 1)
     for index in range(elements.shape[0]):
-        element = np.uint64(elements[index])
+        element = np.uint64(elements[np.uint64(index)])
         key = (((element & ~sign_mask) >> right) << low_sign) | ((element & sign_mask) >> sign_shift)
-        bin_ = np.int64(first_bins[key >> prefix_shift])
-        while bin_ < last and lows[bin_ + 1] <= key:
-            bin_ += 1
+        bin_ = np.uint64(first_bins[key >> prefix_shift])
+        while bin_ < last and lows[bin_ + ONE] <= key:
+            bin_ += ONE
         width, offset = np.uint64(widths[bin_]), key - lows[bin_]
         if key < lows[bin_] or offset >> width:
             return NO_BIN, 0
-        symbols[index] = bin_
-        first, bit = position >> 6, np.uint64(position) & INDEX_MASK
+        symbols[np.uint64(index)] = bin_
+        first, bit = position >> SIX, position & INDEX_MASK
         offsets[first] |= offset << bit
-        offsets[first + 1] |= (offset >> ONE) >> (INDEX_MASK - bit)
-        position += np.int64(width)
-    return OK, position
+        offsets[first + ONE] |= (offset >> ONE) >> (INDEX_MASK - bit)
+        position += width
+    return OK, np.int64(position)

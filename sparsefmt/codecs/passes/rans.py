@@ -118,15 +118,20 @@ def encode_symbols(symbols, contexts, entries, precision, alphabet, states, word
     `symbols`. states: filled with the decoder's first ones.
     """
     states[:] = LOWEST
-    bits, at, lanes = np.uint64(precision), words.shape[0], states.shape[0]
-    for index in range(symbols.shape[0] - 1, -1, -1):
-        table = 0 if contexts is None else np.int64(contexts[index])
-        entry = entries[table * alphabet + np.int64(symbols[index])]
-        frequency, state = entry >> WORD_BITS, states[index % lanes]
-        if state >> (np.uint64(32) - bits) >= frequency:
-            at -= 1
+    # a power of two; unsigned, since numba would look for negative indices
+    bits, at, last_lane = np.uint64(precision), np.uint64(words.shape[0]), np.uint64(states.shape[0] - 1)
+    alphabet, most = np.uint64(alphabet), np.uint64(32) - bits
+    for step in range(symbols.shape[0]):
+        index = np.uint64(symbols.shape[0] - 1 - step)
+        table = ZERO if contexts is None else np.uint64(contexts[index])
+        entry = entries[table * alphabet + np.uint64(symbols[index])]
+        frequency, lane = entry >> WORD_BITS, index & last_lane
+        state = states[lane]
+        if state >> most >= frequency:
+            at -= ONE
             words[at] = state & WORD_MASK
             state >>= WORD_BITS
-        whole = state // frequency
-        states[index % lanes] = (whole << bits) + (state - whole * frequency) + (entry & WORD_MASK)
-    return words.shape[0] - at
+        # states have 32 bits, and so are divided in half the time
+        whole = np.uint64(np.uint32(state) // np.uint32(frequency))
+        states[lane] = (whole << bits) + (state - whole * frequency) + (entry & WORD_MASK)
+    return words.shape[0] - np.int64(at)
