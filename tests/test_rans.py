@@ -8,7 +8,7 @@ from contextlib import suppress
 import naive
 import numpy as np
 import pytest
-from helpers import pruned, random_bits
+from helpers import check_file_round_trip, pruned, random_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -401,6 +401,30 @@ class TestDamage:
 
 
 class TestFiles:
+    @pytest.mark.parametrize("layout", ["dense", "bitmask"])
+    @pytest.mark.parametrize("dtype", ["BF16", "F32", "F64", "I8", "F8_E4M3"])
+    @pytest.mark.parametrize("instructions", ["portable", isa.ISA])
+    def test_values_of_rows_and_columns_that_differ(self, layout, dtype, instructions, monkeypatch):
+        monkeypatch.setattr(isa, "ISA", instructions)
+        rng = np.random.default_rng(6)
+        scale = np.exp2(rng.standard_normal((5000, 1)) + rng.standard_normal(330))
+        array = (rng.standard_normal(scale.shape) * (rng.random(scale.shape) < 0.6) * scale).clip(-100, 100)
+        array = array.astype(DTYPES[dtype].numpy)
+        data = check_file_round_trip({"w": array}, layout=layout, codec="rans")
+        index = sparsefmt.container.reader.Reader(sparsefmt.container.sources.Memory(data)).index
+        entry = index.tensors["w"]
+        assert entry.tiles > 1
+        coder = elements.Coder(entry.models["values"], array.itemsize * 8, 330)
+        assert coder.model.classes.rows > 1
+        assert coder.model.classes.columns is not None
+        # what it would take without classes
+        bits = array.view(f"u{array.itemsize}").ravel()
+        plain = elements.fit(each_of(frozen(bits[bits != 0] if layout == "bitmask" else bits)), 8 * array.itemsize, 1)
+        kept = frozen(bits[(bits != 0) & (bits != DTYPES[dtype].negative_zero)] if layout == "bitmask" else bits)
+        size = len(elements.Coder(plain, 8 * array.itemsize, 1).encode(kept, NOWHERE, 1))
+        stored = sum(int(index.chunk(entry, tile, "values")["stored"]) for tile in range(entry.tiles))
+        assert stored < 0.992 * size
+
     def test_row_offsets_take_no_byte(self, tmp_path):
         array = pruned(np.random.default_rng(1), (300, 500), DTYPES["U16"], 0.8)
         sparsefmt.save_file({"w": array}, tmp_path / "w", codec="rans")

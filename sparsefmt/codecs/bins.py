@@ -57,6 +57,15 @@ class Keys:
         """The highest bits of the keys, PREFIX_BITS at most."""
         return self.of(elements) >> elements.dtype.type(max(self.key_bits - PREFIX_BITS, 0))
 
+    def sizes(self, elements: np.ndarray) -> np.ndarray:
+        """How large elements are, on a scale on which floats are about their logarithms; 0 for zeros."""
+        prefixes = self.prefixes(elements)
+        if self.folded:
+            return prefixes
+        # as integers below zero are
+        negative = prefixes.dtype.type((1 << min(self.key_bits, PREFIX_BITS)) - 1) - prefixes
+        return np.minimum(prefixes, negative)
+
     def of(self, elements: np.ndarray) -> np.ndarray:
         dtype = elements.dtype.type
         if not self.folded:

@@ -188,7 +188,7 @@ def _distinct(each: EachOf, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 class _Scale(NamedTuple):
-    """How large the elements of rows (or columns) are: sums of the highest bits of their keys, and their number."""
+    """How large the elements of rows (or columns) are: sums of `Keys.sizes`, and how many there are but zeros."""
 
     sums: np.ndarray
     counts: np.ndarray
@@ -219,19 +219,19 @@ def _with_classes(each: Each, plain: Model, bins: Bins, cols: int) -> Model | No
         where = places(before, len(rows), cols, elements.size)
         if where is None:
             return None
-        sizes = keys.prefixes(elements)
-        of_rows, of_columns, in_columns = (np.zeros(size, np.int64) for size in (len(rows), cols, cols))
-        passes.measure(sizes, where.counts, where.columns, of_rows, of_columns, in_columns)
-        return of_rows, where.counts, of_columns, in_columns, float(np.square(sizes, dtype=np.float32).sum())
+        sizes = keys.sizes(elements)
+        of_rows, of_columns = np.zeros((2, len(rows)), np.int64), np.zeros((2, cols), np.int64)
+        passes.measure(sizes, where.counts, where.columns, of_rows, of_columns)
+        return of_rows, of_columns, float(np.square(sizes, dtype=np.float32).sum(dtype=np.float64))
 
     measured = list(each(measure))
     if cols > cls.MAX_COLS or any(tile is None for tile in measured):
         return None
-    of_rows = _Scale(*(np.concatenate([tile[part] for tile in measured]) for part in (0, 1)))
-    of_columns = _Scale(*(np.sum([tile[part] for tile in measured], axis=0) for part in (2, 3)))
-    count = of_rows.counts.sum()
+    of_rows = _Scale(*np.concatenate([tile[0] for tile in measured], axis=1))
+    of_columns = _Scale(*np.sum([tile[1] for tile in measured], axis=0))
+    count = max(int(of_rows.counts.sum()), 1)
     mean = float(of_rows.sums.sum() / count)
-    deviation = float(np.sqrt(max(sum(tile[4] for tile in measured) / count - mean**2, 1e-9)))
+    deviation = float(np.sqrt(max(sum(tile[2] for tile in measured) / count - mean**2, 1e-9)))
     candidates = {}
     for row_step, column_step in _STEPS:
         row_classes = of_rows.classes(mean, deviation, row_step * deviation)

@@ -142,17 +142,16 @@ def contexts_of_wide(mask, row_classes, tables, contexts):
 
 
 @jit
-def measure(sizes, counts, columns, of_rows, of_columns, in_columns):
-    """Add up the sizes of elements: of_rows is filled, of_columns and the numbers in_columns are added to."""
+def measure(sizes, counts, columns, of_rows, of_columns):
+    """Add up the sizes of elements that have one: of_rows and of_columns (2, …) get their sums and their number."""
     begin = 0
     for row in range(counts.shape[0]):
-        total = 0
         for index in range(begin, begin + counts[row]):
             size, column = np.int64(sizes[np.uint64(index)]), np.uint64(columns[np.uint64(index)])
-            total += size
-            of_columns[column] += size
-            in_columns[column] += 1
-        of_rows[row] = total
+            of_rows[0, row] += size
+            of_rows[1, row] += size > 0
+            of_columns[0, column] += size
+            of_columns[1, column] += size > 0
         begin += counts[row]
 
 
