@@ -24,6 +24,9 @@ PREFIX_BITS = 16
 
 MAX_BINS = 1 << 12
 
+BYTE_BINS = 1 << 8
+"""Bins whose numbers fit a byte are decoded faster."""
+
 MAX_WIDTH = 63
 """Bits of the place in a bin."""
 
@@ -61,7 +64,7 @@ class Keys:
         """How large elements are, on a scale on which floats are about their logarithms; 0 for zeros."""
         prefixes = self.prefixes(elements)
         if self.folded:
-            return prefixes
+            return prefixes >> prefixes.dtype.type(1)
         # as integers below zero are
         negative = prefixes.dtype.type((1 << min(self.key_bits, PREFIX_BITS)) - 1) - prefixes
         return np.minimum(prefixes, negative)
@@ -98,12 +101,21 @@ def best_bins(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits:
         counts: how often.
         left_out: lower bits of a key that the prefixes have not.
     """
-    bits_per_bin = BITS_PER_BIN
-    while True:
-        found = _best_leaves(prefixes, counts, left_out, key_bits, bits_per_bin)
-        if len(found.lows) <= MAX_BINS:
-            return found
-        bits_per_bin *= 2
+
+    def at_most(bins: int) -> Bins:
+        bits_per_bin = BITS_PER_BIN
+        while True:
+            found = _best_leaves(prefixes, counts, left_out, key_bits, bits_per_bin)
+            if len(found.lows) <= bins:
+                return found
+            bits_per_bin *= 2
+
+    best = at_most(MAX_BINS)
+    if len(best.lows) > BYTE_BINS:
+        fewer = at_most(BYTE_BINS)
+        if fewer.bits <= 1.001 * best.bits:
+            return fewer
+    return best
 
 
 def _best_leaves(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits: int, bits_per_bin: float) -> Bins:
