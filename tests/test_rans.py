@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import naive
 import numpy as np
@@ -450,3 +453,24 @@ class TestFiles:
     def test_noise_is_stored_as_it_is(self):
         array = random_bits(np.random.default_rng(4), (100, 100), DTYPES["F32"])
         assert len(sparsefmt.save({"w": array}, codec="rans")) <= len(sparsefmt.save({"w": array}, codec="raw"))
+
+    def test_loading_takes_little_more_than_what_is_loaded(self, tmp_path):
+        rng = np.random.default_rng(5)
+        array = rng.standard_normal((2048, 4096)).astype(np.float32) * (rng.random((2048, 4096)) < 0.3)
+        sparsefmt.save_file({f"w{number}": array * np.float32(number) for number in (1, 2, 3)}, tmp_path / "w")
+        code = """
+import sys, sparsefmt
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) << 10
+with sparsefmt.open_file(sys.argv[1]) as file:
+    file.get_tensor("w1")  # compiles, and fills caches
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+loaded = sparsefmt.load_file(sys.argv[1])
+print(peak() - before, sum(tensor.nbytes for tensor in loaded.values()))
+"""
+        if not Path("/proc/self/clear_refs").exists():
+            pytest.skip("needs Linux's peak of resident memory")
+        run = [sys.executable, "-c", code, str(tmp_path / "w")]
+        peak, loaded = map(int, subprocess.run(run, capture_output=True, text=True, check=True).stdout.split())
+        assert peak < 1.15 * loaded + (64 << 20)

@@ -129,6 +129,7 @@ class Reader:
             CODECS[entry.codecs[array]].decode(stored, place, model, before, decoded.view(np.uint8))
         except FormatError as error:
             raise FormatError(error.code, f"array {array!r}: {error.message}", offset=offset) from None
+        self._source.forget(offset, stored_size)
         return frozen(decoded)
 
     @staticmethod

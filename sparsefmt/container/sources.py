@@ -6,6 +6,7 @@ import mmap
 import os
 import threading
 from abc import ABC, abstractmethod
+from contextlib import suppress
 
 import numpy as np
 
@@ -29,6 +30,9 @@ class Source(ABC):
     def read(self, offset: int, size: int) -> np.ndarray:
         """`size` bytes at `offset`, both inside the file. At offsets that are multiples of 64 the result is aligned to
         64 bytes, and 64 readable bytes follow it if the file has them there. Raises ValueError after `close`."""
+
+    def forget(self, offset: int, size: int) -> None:  # noqa: B027 (most have nothing to do)
+        """Say that these bytes were read for the last time for now. They stay readable."""
 
     @abstractmethod
     def close(self) -> None:
@@ -62,8 +66,22 @@ class MappedFile(Memory):
         with open(path, "rb") as file:
             self.size = os.fstat(file.fileno()).st_size
             # an empty file cannot be mapped
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
-        self._data = np.frombuffer(mapping, np.uint8)
+            self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else None
+        self._data = np.frombuffer(self._mapping or b"", np.uint8)
+
+    def forget(self, offset: int, size: int) -> None:
+        """Take the pages out of this process's memory: what was decoded from them takes their place."""
+        begin = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        pages = (offset + size - begin) // mmap.PAGESIZE * mmap.PAGESIZE
+        mapping = self._mapping  # another thread may close the file
+        if pages > 0 and mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            with suppress(OSError, ValueError):
+                mapping.madvise(mmap.MADV_DONTNEED, begin, pages)
+
+    def close(self) -> None:
+        # the mapping itself goes when the last array that looks into it goes
+        self._mapping = None
+        super().close()
 
 
 class ReadFile(Source):
