@@ -22,6 +22,9 @@ import numpy as np
 import xxhash
 import zstandard
 
+sys.path.append(str(Path(__file__).parent))  # if this file was loaded by its path
+import rans
+
 # ------------------------------------------------------------------------------------------------------------ 1. Words
 
 
@@ -70,6 +73,7 @@ class Entry:
     tile_rows: int
     first_chunk: int
     nnz: int | None
+    models: dict[str, bytes]  # of the arrays whose codec is `rans`
 
     @property
     def element(self) -> Element:
@@ -216,12 +220,13 @@ def typed(value: Any, kind: type, name: str) -> Any:
 def parse_entry(name: str, fields: dict[str, Any], minor: int) -> Entry:
     """2.4: the entry of a tensor; what can be checked without the chunk table."""
     always = {"arrays", "dtype", "first_chunk", "layout", "shape", "tile_rows"}
-    check_keys(fields, always, {"negative_zeros_dropped", "nnz"}, minor, repr(name))
+    check_keys(fields, always, {"models", "negative_zeros_dropped", "nnz"}, minor, repr(name))
     dtype, layout = typed(fields["dtype"], str, name), typed(fields["layout"], str, name)
     shape = tuple(typed(dimension, int, name) for dimension in typed(fields["shape"], list, name))
     arrays = {array: typed(codec, str, name) for array, codec in typed(fields["arrays"], dict, name).items()}
     tile_rows, first_chunk = typed(fields["tile_rows"], int, name), typed(fields["first_chunk"], int, name)
     nnz = typed(fields["nnz"], int, name) if "nnz" in fields else None
+    models = typed(fields.get("models", {}), dict, name)
 
     require(dtype in ELEMENTS, "dtype-unknown", f"{name!r}: {dtype!r:.80}")
     require(layout in LAYOUTS, "layout-unknown", f"{name!r}: {layout!r:.80}")
@@ -230,7 +235,7 @@ def parse_entry(name: str, fields: dict[str, Any], minor: int) -> Entry:
     require(len(shape) <= MAX_NDIM, "shape-ndim", f"{name!r}: {len(shape)} dimensions")
     size = math.prod(max(dimension, 1) for dimension in shape) * element.bits
     require(size <= MAX_TENSOR_BITS, "shape-size", f"{name!r}: {size} bits")
-    entry = Entry(name, dtype, shape, layout, arrays, tile_rows, first_chunk, nnz)
+    entry = Entry(name, dtype, shape, layout, arrays, tile_rows, first_chunk, nnz, models)
     may_be_sparse = element.sparse and len(shape) >= 2 and elements > 0
     require(may_be_sparse or not sparse, "layout-invalid", f"{name!r} must be dense")
     if elements == 0:
@@ -245,6 +250,12 @@ def parse_entry(name: str, fields: dict[str, Any], minor: int) -> Entry:
         require(fits, "tile-size", f"{name!r}: tiles of {tile_rows} x {entry.cols}")
     optional = {"negative_zeros"} if sparse and element.negative_zero else set()
     require(arrays.keys() - optional == LAYOUTS[layout], "array-set", f"{name!r}: {sorted(arrays)}")
+    require(models != {} or "models" not in fields, "index-not-canonical", f"{name!r}: `models` that is empty")
+    modelled = {array for array, codec in arrays.items() if codec == "rans" and array != "row_offsets"}
+    require(models.keys() == modelled, "model-set", f"{name!r}: models of {sorted(models)}, not {sorted(modelled)}")
+    for array, model in models.items():
+        size = len(typed(model, bytes, name))
+        require(size <= MAX_MODEL_BYTES, "model-size", f"{name!r}: model of `{array}` of {size} bytes")
     require((nnz is not None) == sparse, "index-key", f"{name!r}: `nnz` of a dense tensor, or none of a sparse one")
     require(nnz is None or nnz <= elements, "nnz", f"{name!r}: {nnz} of {elements} elements")
     if "negative_zeros_dropped" in fields:
@@ -266,7 +277,10 @@ def check_assignment(container: Container, entries: list[Entry]) -> None:
         for tile in range(entry.tiles):
             chunks = dict(container.tile(entry, tile))
             for array, (offset, stored, raw, _) in chunks.items():
-                possible = stored <= raw <= stored * CODECS[entry.arrays[array]]
+                codec = entry.arrays[array]
+                possible = stored <= raw <= stored * CODECS[codec]
+                if array == "row_offsets" and codec == "rans":
+                    possible = stored in (0, raw)  # derived, or as they are
                 require(possible, "chunk-size", f"chunk at {offset}: stored {stored}, raw {raw}")
             check_array_sizes(entry, entry.rows_of(tile), {array: record.raw for array, record in chunks.items()})
 
@@ -359,12 +373,12 @@ def check_array_sizes(entry: Entry, r: int, sizes: dict[str, int]) -> None:
 def read_tiles(container: Container, entry: Entry) -> Iterator[Tile]:
     """The tiles of a tensor, with the checks that section 7 marks *tensor*."""
     nnz, negative_zeros = 0, 0
+    models: Models = {}
     for number in range(entry.tiles):
         r, c = entry.rows_of(number), entry.cols
-        arrays = {
-            array: read_array(container.data, record, entry.arrays[array], array_width(entry, array))
-            for array, record in container.tile(entry, number)
-        }
+        arrays: Arrays = {}
+        for array, record in container.tile(entry, number):
+            arrays[array] = read_array(container.data, record, entry, array, r, arrays, models)
         if entry.layout == "dense":
             check_dense(entry, arrays["values"], r * c)
             yield Tile(arrays, (r, c), None)
@@ -405,13 +419,19 @@ def check_dense(entry: Entry, values: np.ndarray, elements: int) -> None:
 
 def check_bitmask(arrays: Arrays, r: int, c: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """4.2; row, column and bits of each value"""
-    mask = np.unpackbits(arrays["mask"].reshape(r, -1), axis=1, bitorder="little").astype(bool)
-    require(not mask[:, c:].any(), "mask-padding", f"mask bit beyond column {c - 1}")
+    mask = mask_bits(arrays["mask"], r, c)
     expected = np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
     require(np.array_equal(arrays["row_offsets"], expected), "row-offsets", "row offsets other than the mask gives")
     require(len(arrays["values"]) == expected[-1], "row-offsets", "row offsets other than `values` has")
     rows, columns = np.nonzero(mask)
     return rows, columns, arrays["values"]
+
+
+def mask_bits(mask: np.ndarray, r: int, c: int) -> np.ndarray:
+    """4.2; of each position"""
+    bits = np.unpackbits(mask.reshape(r, -1), axis=1, bitorder="little").astype(bool)
+    require(not bits[:, c:].any(), "mask-padding", f"mask bit beyond column {c - 1}")
+    return bits[:, :c]
 
 
 def check_permuted(arrays: Arrays, r: int, c: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -447,20 +467,29 @@ def check_negative_zeros(signs: np.ndarray, pruned: int) -> int:
 
 # ----------------------------------------------------------------------------------------------------------- 5. Codecs
 
-CODECS = {"raw": 1, "zstd": 32768}  # raw bytes per stored byte, at most
+CODECS = {"raw": 1, "zstd": 32768, "rans": 262144}  # raw bytes per stored byte, at most
 ZSTD_MAGIC = bytes.fromhex("28 B5 2F FD")
+Models = dict[str, rans.ElementModel | rans.PositionModel]  # those of a tensor that a chunk has needed so far
 
 
-def read_array(data: bytes, record: Record, codec: str, width: int) -> np.ndarray:
-    """One array of elements of that many bytes; of the codecs only zstd is left where stored and raw size differ."""
-    end = record.offset + record.stored
+def read_array(
+    data: bytes, record: Record, entry: Entry, array: str, r: int, arrays: Arrays, models: Models
+) -> np.ndarray:
+    """One array of a tile of r rows, given the arrays before it, and the models that are decoded already."""
+    end, width = record.offset + record.stored, array_width(entry, array)
     chunk = data[record.offset : end]
     require(xxhash.xxh64_intdigest(chunk) == record.checksum, "chunk-checksum", f"chunk at {record.offset} changed")
     require(not any(data[end : aligned(end)]), "padding-not-zero", f"behind the chunk at {record.offset}")
-    if record.stored < record.raw:
-        require(record.raw % width == 0, "array-size", f"chunk at {record.offset}")
-        planes = np.frombuffer(decode_zstd(chunk, record.raw), np.uint8)
-        chunk = planes.reshape(width, -1).T.tobytes()
+    possible = array != "negative_zeros" or record.raw <= ceil_div(r * entry.cols, 8)
+    require(possible and record.raw % width == 0, "array-size", f"chunk at {record.offset}")
+    if record.stored < record.raw:  # never if the codec is `raw`
+        if entry.arrays[array] == "zstd":
+            planes = np.frombuffer(decode_zstd(chunk, record.raw), np.uint8)
+            chunk = planes.reshape(width, -1).T.tobytes()
+        elif array == "row_offsets":
+            chunk = rans.derive_row_offsets(arrays["mask"], r)
+        else:
+            chunk = decode_rans(chunk, record.raw // width, entry, array, r, arrays, models)
     return np.frombuffer(chunk, f"<u{width}")
 
 
@@ -475,6 +504,34 @@ def decode_zstd(chunk: bytes, raw: int) -> bytes:
         return zstandard.ZstdDecompressor().decompress(chunk, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Fault("zstd-corrupt", str(error)) from None
+
+
+def decode_rans(chunk: bytes, m: int, entry: Entry, array: str, r: int, arrays: Arrays, models: Models) -> bytes:
+    """5.3: an array of m elements, of a tile of r rows; faults of the model, then of the chunk."""
+    code = "rans-model"
+    try:
+        if array not in models:
+            model, element_bits = entry.models[array], 8 * array_width(entry, array)
+            in_columns = array == "values" and entry.layout != "permuted" and entry.element.bits >= 8
+            if array == "mask":
+                models[array] = rans.PositionModel(model, entry.cols)
+            else:
+                models[array] = rans.ElementModel(model, element_bits, entry.cols if in_columns else None)
+        decoder, code = models[array], "rans-stream"
+        if isinstance(decoder, rans.PositionModel):
+            return decoder.decode(chunk, r)
+        return decoder.decode(chunk, m, r, positions(entry, r, m, arrays) if decoder.has_classes else None)
+    except rans.Invalid as error:
+        raise Fault(code, f"{entry.name!r}, `{array}`: {error}") from None
+
+
+def positions(entry: Entry, r: int, m: int, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """5.3.5: row and column of each of m `values`."""
+    if entry.layout == "dense":
+        return np.divmod(np.arange(m), entry.cols)
+    rows, columns = np.nonzero(mask_bits(arrays["mask"], r, entry.cols))
+    require(len(rows) == m, "row-offsets", f"{m} values of {len(rows)} positions")
+    return rows, columns
 
 
 # --------------------------------------------------------------------------------------------------------- 6. Products
@@ -633,6 +690,7 @@ MAX_CHUNK_BYTES = 68719476736
 MAX_SPARSE_COLS = 2147483648
 MAX_SPARSE_TILE_ROWS = 65536
 MAX_SPARSE_TILE_POSITIONS = 2147483647
+MAX_MODEL_BYTES = 1048576
 
 # ------------------------------------------------------------------------------------------------------ 10. The reader
 

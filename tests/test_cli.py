@@ -286,7 +286,7 @@ def test_inspect_as_table(converted: Path) -> None:
     out = succeed("inspect", converted)
     [row] = [line for line in out.splitlines() if line.startswith("layers.0.weight")]
     zeros = 100 * np.mean(sparse_array(0) == 0)
-    assert row.split()[1:5] == ["64x96", "F32", "bitmask", "zstd"]
+    assert row.split()[1:5] == ["64x96", "F32", "bitmask", "rans"]
     assert f" {zeros:.1f}% " in row
     assert "format 1.0" in out
     assert "5 tensors" in out

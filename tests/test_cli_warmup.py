@@ -18,6 +18,10 @@ from numba.core import dispatcher
 compiled = []
 original = dispatcher._FunctionCompiler.compile
 dispatcher._FunctionCompiler.compile = lambda self, *a: (compiled.append(self.py_func), original(self, *a))[1]
+rng = np.random.default_rng(1)
+for zeros in (0, 0.5, 0.9, 0.99):
+    array = rng.standard_normal((700, 900)) * np.exp2(rng.standard_normal((700, 1)) + rng.standard_normal(900))
+    sparsefmt.load(sparsefmt.save({"w": np.where(rng.random(array.shape) < zeros, 0, array).astype(np.float32)}))
 array = np.eye(64, dtype=np.float32)
 for layout in ("dense", "bitmask", "permuted"):
     w = sparsefmt.load(sparsefmt.save({"w": array}, layout=layout), layout=layout)["w"]

@@ -68,10 +68,10 @@ def test_index_keys():
     by_presence = {
         "always": index._REQUIRED_KEYS,
         "sparse layouts": index._SPARSE_KEYS,
-        "if not 0": index._OPTIONAL_KEYS,
+        "if not": index._OPTIONAL_KEYS,  # 0, empty
     }
     for presence, keys in by_presence.items():
-        assert tuple(row["key"] for row in entry if row["present"] == presence) == keys
+        assert tuple(row["key"] for row in entry if row["present"].startswith(presence)) == keys
     assert [row["key"] for row in entry] == sorted(row["key"] for row in entry)
     assert [(row["field"].split(":")[0], int(row["offset"])) for row in records] == [
         (name, index.CHUNK_RECORD.fields[name][1]) for name in index.CHUNK_RECORD.names
@@ -122,8 +122,9 @@ def test_codecs():
     assert [f"5.{number} `{name}`" for number, name in enumerate(codecs.CODECS, 1)] == re.findall(
         r"^### (5\.\d .*)$", SPEC, re.M
     )
-    ratios = re.search(r"\(`raw` (\d+), `zstd` ([\d,]+)\)", SPEC)
-    assert [int(ratio.replace(",", "")) for ratio in ratios.groups()] == [c.max_ratio for c in codecs.CODECS.values()]
+    (ratios,) = re.findall(r"the most the codec can do \((.*?)\)", SPEC)
+    specified = {name: int(ratio.replace(",", "")) for name, ratio in re.findall(r"`(\w+)` (\d+(?:,\d+)*)", ratios)}
+    assert specified == {name: codec.max_ratio for name, codec in codecs.CODECS.items()}
 
 
 def test_error_codes():
@@ -173,20 +174,38 @@ def test_byte_dump_by_itself_is_a_file():
     assert np.signbit(loaded["w"].todense().astype(np.float32)[0, 2])
 
 
+def structured_masks(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Masks that codec `rans` has something for: classes of rows and of columns, copies of rows, groups of four."""
+    shape = 150, 300
+    by_column, by_row = rng.beta(0.5, 1, shape[1]), rng.beta(0.5, 1, (shape[0], 1))
+    return {
+        "columns": rng.random(shape) < by_column,
+        "rows": rng.random(shape) < by_row,
+        "both": rng.random(shape) < by_column * by_row,
+        "blocks": np.kron(rng.random((38, 75)) < 0.4, np.ones((4, 4)))[: shape[0]] > 0,
+        "copies": np.repeat(rng.random((10, 300)) < 0.4, 15, 0),
+        "2:4": (rng.random((150, 75, 4)).argsort(2) < 2).reshape(shape),
+        "full": np.ones((20, 30), np.bool_),
+    }
+
+
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("layout", ["auto", *LAYOUTS])
 def test_reader_of_section_10(layout, codec):
-    (program,) = re.findall(r"```python\n(.*?)```", section("10. A reader in one page"), re.S)
+    program = "".join(re.findall(r"```python\n(.*?)```", section("10. A reader in one page"), re.S))
     names: dict = {}
     exec(program, names)
     rng = np.random.default_rng(0)
     tensors = {}
     for dtype in DTYPES.values():
-        for shape in ((), (0,), (5,), (3, 0), (9, 70), (40, 6, 5), (12, 70_000)):
+        for shape in ((), (0,), (5,), (3, 0), (9, 70), (40, 6, 5), (2, 70_000)):
             array = pruned(rng, shape, dtype, 0.8, True) if dtype.prunable else random_bits(rng, shape, dtype)
             tensors[f"{dtype.name} {shape}"] = array
-    tensors["tiles"] = pruned(rng, (2000, 1500), DTYPES["BF16"], 0.7, True)
+    tensors["tiles"] = pruned(rng, (1100, 1000), DTYPES["BF16"], 0.7, True)
     tensors["tied"] = tensors["tiles"]
+    for name, mask in structured_masks(rng).items():
+        tensors[f"BF16 {name}"] = np.where(mask, rng.standard_normal(mask.shape), 0).astype(DTYPES["BF16"].numpy)
+        tensors[f"I64 {name}"] = np.where(mask, np.cumsum(rng.integers(-9, 99, mask.shape), 1), 0)
     decoded = names["read"](sparsefmt.save(tensors, layout=layout, codec=codec))
     assert decoded.keys() == tensors.keys()
     for name, array in tensors.items():

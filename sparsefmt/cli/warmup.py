@@ -84,7 +84,18 @@ def _steps(dtypes: tuple[str, ...]) -> Iterator[Callable[[], object]]:
             some[0, 0] = np.inf
             linear(some, w, threads=1)  # not finite: another kernel
 
+        def coding(dtype: np.dtype = dtype) -> None:
+            # long enough for streams of every kind, rows and columns as different as to have classes
+            rng = np.random.default_rng(0)
+            shape = 640, 1024
+            sizes = np.exp2(rng.integers(-2, 3, (shape[0], 1)) + rng.integers(-2, 3, shape[1]))
+            values = (rng.standard_normal(shape) * sizes).astype(dtype)
+            sparse = {f"{zeros}": values * (rng.random(shape) >= zeros).astype(dtype) for zeros in (0.5, 0.98)}
+            alike = rng.standard_normal((128, 1024)).astype(dtype)
+            load(save({**sparse, "dense": values, "alike": alike}, codec="rans"))
+
         yield storing
+        yield coding
         for layout in LAYOUTS:
             for tokens in TOKENS:
                 yield lambda layout=layout, tokens=tokens, run=multiplying: run(layout, tokens)  # type: ignore[misc]

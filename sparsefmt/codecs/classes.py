@@ -103,7 +103,16 @@ def read_members(
         raise FormatError("rans-model", f"a model has classes for over {MAX_COLS:,} columns")
     frequencies = freq.read_frequencies(reader, column_count, PRECISION)
     stream = np.frombuffer(reader.rest(), np.uint8)
-    return row_frequencies, Tables(frequencies, PRECISION).unpack(stream, cols)
+    try:
+        return row_frequencies, Tables(frequencies, PRECISION).unpack(stream, cols)
+    except FormatError as error:
+        raise FormatError("rans-model", f"the classes of columns: {error.message}") from None
+
+
+def candidates(places: np.ndarray) -> np.ndarray:
+    """Classes for rows (or columns) that would be at these places if any number were a class: not too many integers."""
+    nearest = np.clip(np.rint(places), -MAX_CLASSES // 2, MAX_CLASSES // 2 - 1)
+    return np.arange(nearest.min(initial=0), nearest.max(initial=0) + 1)
 
 
 def assign(costs: np.ndarray) -> np.ndarray:
@@ -121,7 +130,7 @@ def assign(costs: np.ndarray) -> np.ndarray:
 
 
 def merged(counts: np.ndarray, bits_of: Callable[[np.ndarray], np.ndarray]) -> tuple[float, list[tuple[int, int]]]:
-    """Which neighbours of the sums to give a table together, at best: (bits of all, [begin, end) of each table).
+    """Which neighbours of the sums to give one table, at best: (bits of all, [begin, end) of each table).
 
     counts: (sums, symbols), how often each symbol occurs. bits_of: bits of each line of (lines, symbols), its table
     included.

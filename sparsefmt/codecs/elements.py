@@ -198,9 +198,7 @@ class _Scale(NamedTuple):
         if not step:
             return np.zeros(self.sums.size, np.uint8)
         means = np.where(self.counts > 0, self.sums / np.maximum(self.counts, 1), mean)
-        nearest = np.rint((means - mean) / step)
-        low, high = max(int(nearest.min()), -cls.MAX_CLASSES // 2), min(int(nearest.max()), cls.MAX_CLASSES // 2 - 1)
-        apart = (means[:, None] - mean - step * np.arange(low, high + 1)) / deviation
+        apart = (means[:, None] - mean - step * cls.candidates((means - mean) / step)) / deviation
         # what elements of a normal distribution lose if it is taken to be elsewhere
         return cls.assign(self.counts[:, None] * np.log2(np.e) / 2 * apart**2)
 

@@ -111,9 +111,7 @@ def _classes(counts: np.ndarray, total: int, step: float) -> np.ndarray:
     if not step or not counts.size or not total:
         return np.zeros(counts.size, np.uint8)
     base = float(_odds(counts.sum(), float(total) * counts.size))
-    nearest = np.rint((_odds(counts, total) - base) / step)
-    low, high = max(int(nearest.min()), -cls.MAX_CLASSES // 2), min(int(nearest.max()), cls.MAX_CLASSES // 2 - 1)
-    share = 1 / (1 + np.exp2(-(base + step * np.arange(low, high + 1))))
+    share = 1 / (1 + np.exp2(-(base + step * cls.candidates((_odds(counts, total) - base) / step))))
     return cls.assign(-counts[:, None] * np.log2(share) - (total - counts[:, None]) * np.log2(1 - share))
 
 
