@@ -42,7 +42,7 @@ def save_file(
         path: where to, usually ending in .sparsefmt.
         metadata: texts to keep with the tensors.
         layout: "auto", "dense", "bitmask" or "permuted". Tensors of 0 or 1 dimension are always "dense".
-        codec: "raw" (multiplied straight from the mapped file), "zstd", or "auto" (the smallest).
+        codec: "raw" (multiplied straight from the mapped file), "zstd", "rans", or "auto" (the smallest).
         negative_zeros: "keep" every bit, or "drop" the sign of zeros: -0.0 becomes 0.0 and the file records how many.
         progress: called as progress(done, total) after each tensor, in dense bytes.
         threads: how many may work; by default all usable cores. The file does not depend on it.
