@@ -160,4 +160,5 @@ def test_refusals(model_path: Path) -> None:
     model_path.write_bytes(b"text")
     for path in (dense, model_path):
         result = run("--quick", path)
-        assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1), result.output
+        errors = [line for line in result.stderr.splitlines() if not line.startswith("left out, not installed")]
+        assert (result.exit_code, len(errors)) == (1, 1), result.output

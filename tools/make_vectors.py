@@ -63,6 +63,13 @@ def modelled() -> dict[str, np.ndarray]:
     def mixed(seed: int, *shape: int) -> np.ndarray:
         return splitmix64(seed, int(np.prod(shape))).reshape(shape)
 
+    def sized(seed: int, exponents: np.ndarray) -> np.ndarray:
+        """bfloat16 of given exponents, any signs and mantissas, a fourth of them zero."""
+        bits = mixed(seed, 192, 200)
+        values = (np.uint64(110) + exponents) << np.uint64(7) | bits & np.uint64(0x807F)
+        values[bits >> np.uint64(20) & np.uint64(3) == 0] = 0
+        return values.astype(np.uint16).view(DTYPES["BF16"].numpy)
+
     row, col = np.arange(192, dtype=np.uint64)[:, None], np.arange(200, dtype=np.uint64)
     # rows and columns between nearly empty and nearly full
     uneven = mixed(1, 192, 200) % np.uint64(40000) < row * (np.uint64(7) * col % np.uint64(200))
@@ -75,6 +82,8 @@ def modelled() -> dict[str, np.ndarray]:
         "mask/blocks": np.kron(mixed(5, 12, 200) % np.uint64(3) == 0, np.ones((16, 1))).astype(np.uint8),
         "mask/large": np.kron(mixed(6, 50, 820) % np.uint64(4) == 0, np.ones((16, 1))).astype(np.uint8),
         "values/large": (mixed(7, 70000) % np.uint64(4)).astype(np.uint8).reshape(7, 10000),
+        "values/of rows and columns": sized(13, row % np.uint64(24) + col % np.uint64(24)),
+        "values/of columns": sized(14, (row + np.uint64(9)) // np.uint64(201) * np.uint64(8) + col % np.uint64(40)),
         "values/ascending": np.cumsum(mixed(8, 3000) % np.uint64(9)).astype(np.int64),
         "values/eight rows": np.cumsum(mixed(9, 400, 8) % np.uint64(50), axis=0).astype(np.uint16),
         "values/few": np.array([1.5, -2.25, 3e8, 1e-5], np.float32)[mixed(10, 40, 50) % np.uint64(4)],
@@ -118,7 +127,8 @@ def make() -> dict[str, bytes]:
     for layout in LAYOUTS:
         for codec in ("raw", "zstd", "rans"):
             files[f"good/{layout}-{codec}.sparsefmt"] = sparsefmt.save(tensors(), layout=layout, codec=codec)
-    files["good/rans-models.sparsefmt"] = sparsefmt.save(modelled(), layout="bitmask", codec="rans")
+    for layout in ("bitmask", "dense"):
+        files[f"good/rans-models-{layout}.sparsefmt"] = sparsefmt.save(modelled(), layout=layout, codec="rans")
     files["good/dropped.sparsefmt"] = sparsefmt.save(
         {"w": tensors()["zeros/4"]}, codec="raw", layout="bitmask", negative_zeros="drop"
     )

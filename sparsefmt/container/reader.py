@@ -50,20 +50,27 @@ class Reader:
         """Let go of the file. Arrays already read stay valid."""
         self._source.close()
 
-    def tile(self, entry: TensorEntry, number: int) -> Tile:
-        """The arrays of one tile: decoded, verified, frozen. Mapped, not copied, where they are stored raw."""
+    def tile(self, entry: TensorEntry, number: int, arena: Arena | None = None) -> Tile:
+        """The arrays of one tile: decoded, verified, frozen. Mapped, not copied, where they are stored raw.
+
+        arena: where to put all of them, if given.
+        """
         begin, end = entry.tile_range(number)
         try:
             tile: Tile = {}
             for array in entry.codecs:
-                tile[array] = self._array(entry, number, array, tile)
+                tile[array] = self._array(entry, number, array, tile, arena)
             layouts.check(entry.layout, tile, entry.dtype, end - begin, entry.cols)
         except SparsefmtError as error:
             raise error.within(entry.name) from None
         return tile
 
     def each_tile(
-        self, entry: TensorEntry, work: Callable[[Tile, int], Result], thread_count: int | None = None
+        self,
+        entry: TensorEntry,
+        work: Callable[[Tile, int], Result],
+        thread_count: int | None = None,
+        arena: Arena | None = None,
     ) -> Iterator[Result]:
         """Results of work(tile, number) for all tiles of a tensor, in order, done in parallel, a few tiles at a time.
 
@@ -71,7 +78,7 @@ class Reader:
         """
 
         def visit(number: int) -> tuple[int, bool, Result]:
-            tile = self.tile(entry, number)
+            tile = self.tile(entry, number, arena)
             nnz = entry.layout.nnz(tile) if entry.layout.sparse else 0
             return nnz, NEGATIVE_ZEROS in tile and bool(tile[NEGATIVE_ZEROS].any()), work(tile, number)
 
@@ -90,24 +97,27 @@ class Reader:
     def tiles(self, entry: TensorEntry, layout: str | None = None, thread_count: int | None = None) -> list[Tile]:
         """All tiles of a tensor, in `layout` if given, else as stored. Never dense between sparse layouts."""
 
-        def converted(tile: Tile, number: int) -> Tile:
-            if layout in (None, entry.layout.name):
-                return tile
-            begin, end = entry.tile_range(number)
-            tile = convert(tile, entry.layout.name, layout, entry.dtype, end - begin, entry.cols)
-            return {array: frozen(data) for array, data in tile.items()}
-
         target = layout or entry.layout.name
-        if target == entry.layout.name and self.is_raw(entry):
-            return list(self.each_tile(entry, converted, thread_count))
+        same = target == entry.layout.name
+        if same and self.is_raw(entry):
+            return list(self.each_tile(entry, lambda tile, number: tile, thread_count))
         arena = Arena(choose.expected_bytes(target, entry.dtype, entry.rows, entry.cols, entry.nnz or 0))
-        return [arena.keep(tile) for tile in self.each_tile(entry, converted, thread_count)]
+        if same:
+            return list(self.each_tile(entry, lambda tile, number: tile, thread_count, arena))
+
+        def converted(tile: Tile, number: int) -> Tile:
+            begin, end = entry.tile_range(number)
+            tile = convert(tile, entry.layout.name, target, entry.dtype, end - begin, entry.cols, arena.zeros)
+            tile = {array: frozen(data) for array, data in tile.items()}
+            return arena.keep(tile) if "dense" in (entry.layout.name, target) else tile
+
+        return list(self.each_tile(entry, converted, thread_count))
 
     def is_raw(self, entry: TensorEntry) -> bool:
         """Whether all arrays that a kernel needs are stored as they are in memory."""
         return all(codec == "raw" for array, codec in entry.codecs.items() if array != NEGATIVE_ZEROS)
 
-    def _array(self, entry: TensorEntry, number: int, array: str, before: Tile) -> np.ndarray:
+    def _array(self, entry: TensorEntry, number: int, array: str, before: Tile, arena: Arena | None) -> np.ndarray:
         """One decoded array of one tile, its layout not yet checked. `before`: those that come before it."""
         record = self.index.chunk(entry, number, array)
         offset, stored_size, raw_size = int(record["offset"]), int(record["stored"]), int(record["raw"])
@@ -120,8 +130,8 @@ class Reader:
         self._expect_zeros(padded[stored_size:], offset + stored_size)
         dtype = entry.layout.array_dtype(array, entry.dtype, entry.cols)
         if stored_size == raw_size:
-            return frozen(stored.view(dtype))
-        decoded = empty(raw_size // dtype.itemsize, dtype)
+            return arena.moved(stored.view(dtype)) if arena is not None else frozen(stored.view(dtype))
+        decoded = (empty if arena is None else arena.empty)(raw_size // dtype.itemsize, dtype)
         try:
             begin, end = entry.tile_range(number)
             place = Place(array, dtype.itemsize, end - begin, entry.cols)

@@ -17,7 +17,7 @@ from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts import negative_zeros
 from sparsefmt.layouts.contract import Layout, Tile, expect_at_most, expect_size
-from sparsefmt.layouts.memory import empty, frozen, zeros
+from sparsefmt.layouts.memory import Allocate, frozen, zeros
 
 U8, U32 = np.dtype("<u1"), np.dtype("<u4")
 
@@ -81,14 +81,14 @@ class Bitmask(Layout):
         )
         return tile
 
-    def allocate(self, counts: np.ndarray, dtype: DType, cols: int) -> Tile:
-        """Arrays for rows with the given counts: `row_offsets` filled, `mask` zero, `values` uninitialised."""
+    def allocate(self, counts: np.ndarray, dtype: DType, cols: int, zeros: Allocate = zeros) -> Tile:
+        """Arrays for rows with the given counts: `row_offsets` filled, `mask` zero, `values` anything."""
         row_offsets = zeros(counts.size + 1, U32)
         np.cumsum(counts, out=row_offsets[1:], dtype=U32)
         return {
             "mask": zeros(counts.size * mask_stride(cols), U8),
             "row_offsets": row_offsets,
-            "values": empty(int(row_offsets[-1]), dtype.bits_dtype),
+            "values": zeros(int(row_offsets[-1]), dtype.bits_dtype),
         }
 
     def to_dense(self, tile: Tile, dtype: DType, cols: int, begin: int, end: int) -> np.ndarray:

@@ -8,21 +8,21 @@ from sparsefmt.dtypes import DType
 from sparsefmt.layouts import LAYOUTS, from_dense
 from sparsefmt.layouts.bitmask import Bitmask, mask_words
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
-from sparsefmt.layouts.memory import frozen
+from sparsefmt.layouts.memory import Allocate, frozen, zeros
 from sparsefmt.layouts.permuted import Permuted, slot_arrays
 
 
-def convert(tile: Tile, source: str, target: str, dtype: DType, rows: int, cols: int) -> Tile:
+def convert(tile: Tile, source: str, target: str, dtype: DType, rows: int, cols: int, zeros: Allocate = zeros) -> Tile:
     """The arrays of layout `target` for a checked tile of layout `source`. The tile itself if they are the same.
 
-    O(nnz + mask) between `bitmask` and `permuted`; O(rows * cols) to and from `dense`.
+    O(nnz + mask) between `bitmask` and `permuted`, whose memory comes from `zeros`; O(rows * cols) to and from `dense`.
     """
     if source == target:
         return tile
     if (source, target) == ("bitmask", "permuted"):
-        converted = _bitmask_to_permuted(tile, dtype, rows, cols)
+        converted = _bitmask_to_permuted(tile, dtype, rows, cols, zeros)
     elif (source, target) == ("permuted", "bitmask"):
-        converted = _permuted_to_bitmask(tile, dtype, rows, cols)
+        converted = _permuted_to_bitmask(tile, dtype, rows, cols, zeros)
     else:
         return from_dense(LAYOUTS[target], LAYOUTS[source].to_dense(tile, dtype, cols, 0, rows), dtype)
     if NEGATIVE_ZEROS in tile:
@@ -30,10 +30,10 @@ def convert(tile: Tile, source: str, target: str, dtype: DType, rows: int, cols:
     return converted
 
 
-def _bitmask_to_permuted(tile: Tile, dtype: DType, rows: int, cols: int) -> Tile:
+def _bitmask_to_permuted(tile: Tile, dtype: DType, rows: int, cols: int, zeros: Allocate) -> Tile:
     from sparsefmt.layouts.passes import bitmask as passes
 
-    converted = Permuted().allocate(np.diff(tile["row_offsets"].astype(np.int64)), dtype, cols)
+    converted = Permuted().allocate(np.diff(tile["row_offsets"].astype(np.int64)), dtype, cols, zeros)
     passes.to_permuted(
         mask_words(tile, rows),
         frozen(tile["row_offsets"]),
@@ -46,12 +46,12 @@ def _bitmask_to_permuted(tile: Tile, dtype: DType, rows: int, cols: int) -> Tile
     return converted
 
 
-def _permuted_to_bitmask(tile: Tile, dtype: DType, rows: int, cols: int) -> Tile:
+def _permuted_to_bitmask(tile: Tile, dtype: DType, rows: int, cols: int, zeros: Allocate) -> Tile:
     from sparsefmt.layouts.passes import bitmask as passes
 
     counts = np.empty(rows, np.int64)
     counts[tile["row_permutation"]] = tile["row_counts"]
-    converted = Bitmask().allocate(counts, dtype, cols)
+    converted = Bitmask().allocate(counts, dtype, cols, zeros)
     passes.from_permuted(
         *slot_arrays(tile),
         frozen(converted["row_offsets"]),

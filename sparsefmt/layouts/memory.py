@@ -7,6 +7,8 @@ or from a file, where padding, index and trailer follow.
 from __future__ import annotations
 
 import mmap
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -22,6 +24,10 @@ WORTH_HUGE_PAGES = 2 * HUGE_PAGE
 
 _REGION = 1 << 30
 """Most bytes to reserve at once: a file may claim more than it has."""
+
+
+Allocate = Callable[[int, np.dtype], np.ndarray]
+"""Gives a flat array of so many elements, as `empty` and `zeros` do."""
 
 
 def empty(length: int, dtype: np.dtype) -> np.ndarray:
@@ -69,21 +75,36 @@ class Arena:
         """`expected`: bytes of all arrays together, about."""
         self._room = np.empty(0, np.uint8)
         self._expected = expected if hasattr(mmap, "MADV_HUGEPAGE") else 0
+        self._lock = threading.Lock()
 
     def keep(self, tile: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The tile with its arrays moved here, frozen."""
         if self._expected < WORTH_HUGE_PAGES:
             return tile
-        return {name: self._moved(array) for name, array in tile.items()}
+        return {name: self.moved(array) for name, array in tile.items()}
 
-    def _moved(self, array: np.ndarray) -> np.ndarray:
-        needed = -(-array.nbytes // ALIGNMENT) * ALIGNMENT + OVERREAD
-        if needed > self._room.size:
-            self._room = self._more(needed)
-        copy = self._room[: array.nbytes].view(array.dtype)
+    def moved(self, array: np.ndarray) -> np.ndarray:
+        """A frozen copy of a flat array."""
+        copy = self.empty(array.size, array.dtype)
         copy[...] = array
-        self._room = self._room[needed:]
         return frozen(copy)
+
+    def zeros(self, length: int, dtype: np.dtype) -> np.ndarray:
+        """Like `memory.zeros`, here. Safe to call from many threads, as `empty` is."""
+        # fresh pages are zero
+        return self.empty(length, dtype) if self._expected >= WORTH_HUGE_PAGES else zeros(length, dtype)
+
+    def empty(self, length: int, dtype: np.dtype) -> np.ndarray:
+        """Like `memory.empty`, here."""
+        if self._expected < WORTH_HUGE_PAGES:
+            return empty(length, dtype)
+        nbytes = length * dtype.itemsize
+        needed = -(-nbytes // ALIGNMENT) * ALIGNMENT + OVERREAD
+        with self._lock:
+            if needed > self._room.size:
+                self._room = self._more(needed)
+            taken, self._room = self._room[:nbytes], self._room[needed:]
+        return taken.view(dtype)
 
     def _more(self, needed: int) -> np.ndarray:
         """Fresh memory, zero, as yet without pages; lives as long as an array in it does."""

@@ -21,7 +21,7 @@ from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts import negative_zeros
 from sparsefmt.layouts.contract import Layout, Tile, expect_at_most, expect_size
-from sparsefmt.layouts.memory import frozen, zeros
+from sparsefmt.layouts.memory import Allocate, frozen, zeros
 
 LANES = 8
 """Rows in a slice: the lanes of a 256-bit vector of f32."""
@@ -88,7 +88,7 @@ class Permuted(Layout):
         )
         return tile
 
-    def allocate(self, counts: np.ndarray, dtype: DType, cols: int) -> Tile:
+    def allocate(self, counts: np.ndarray, dtype: DType, cols: int, zeros: Allocate = zeros) -> Tile:
         """Arrays for rows with the given counts: permutation, counts and offsets filled, values and columns zero."""
         rows = counts.size
         order = np.argsort(-counts, kind="stable")
