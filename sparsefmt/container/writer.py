@@ -110,7 +110,8 @@ class Writer:
                 tile = {**tile, NEGATIVE_ZEROS: np.zeros((pruned + 7) // 8, np.uint8)}
             return tile
 
-        source = _Tiles(complete, tiles, self._threads)
+        several = self._codec == "auto" or CODECS[self._codec].has_models
+        source = _Tiles(complete, tiles, self._threads, KEPT_BYTES if several else 0)
         places = {
             array: Place(array, LAYOUTS[layout].array_dtype(array, dtype, cols).itemsize, rows, cols)
             for array in arrays
@@ -202,12 +203,12 @@ class Writer:
 
 
 class _Tiles:
-    """The tiles of one tensor, which codecs with models look at several times: kept if they are small."""
+    """The tiles of one tensor, which codecs with models look at several times: `room` bytes of them are kept."""
 
-    def __init__(self, make: Callable[[int], Tile], count: int, thread_count: int | None) -> None:
+    def __init__(self, make: Callable[[int], Tile], count: int, thread_count: int | None, room: int) -> None:
         self._make, self._count, self._threads = make, count, thread_count
         self._kept: dict[int, Tile] = {}
-        self._room = KEPT_BYTES
+        self._room = room
 
     def get(self, number: int) -> Tile:
         """Tile `number`. Called from several threads, for tiles of their own."""
