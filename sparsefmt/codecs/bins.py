@@ -53,12 +53,17 @@ class Keys:
         return self.bits - self.shift
 
     @property
+    def prefix_bits(self) -> int:
+        """Bits of the prefixes of keys."""
+        return min(self.key_bits, PREFIX_BITS)
+
+    @property
     def sign(self) -> int:
         return self.bits - 1 if self.folded else -1
 
     def prefixes(self, elements: np.ndarray) -> np.ndarray:
         """The highest bits of the keys, PREFIX_BITS at most."""
-        return self.of(elements) >> elements.dtype.type(max(self.key_bits - PREFIX_BITS, 0))
+        return self.of(elements) >> elements.dtype.type(self.key_bits - self.prefix_bits)
 
     def sizes(self, elements: np.ndarray) -> np.ndarray:
         """How large elements are, on a scale on which floats are about their logarithms; 0 for zeros."""
@@ -66,7 +71,7 @@ class Keys:
         if self.folded:
             return prefixes >> prefixes.dtype.type(1)
         # as integers below zero are
-        negative = prefixes.dtype.type((1 << min(self.key_bits, PREFIX_BITS)) - 1) - prefixes
+        negative = prefixes.dtype.type((1 << self.prefix_bits) - 1) - prefixes
         return np.minimum(prefixes, negative)
 
     def of(self, elements: np.ndarray) -> np.ndarray:

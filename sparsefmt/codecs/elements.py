@@ -119,22 +119,15 @@ def fit(each: Each, bits: int, cols: int) -> bytes:
     def lagged(work: Callable[[np.ndarray], object]) -> Iterator:
         return each(lambda elements, before, rows: work(differences(elements, lag)))
 
-    every, count = 0, 0
-    for tile_or, tile_count in lagged(lambda elements: (int(np.bitwise_or.reduce(elements)), elements.size)):
-        every, count = every | tile_or, count + tile_count
-    if not count:
+    found = list(_binned(lagged, bits))
+    if not found:
         return b""
-    found = []
-    for folded in (False, True) if bits > 1 else (False,):
-        low = every & ~(int(folded) << (bits - 1))
-        keys = Keys(bits, (low & -low).bit_length() - 1 if low else bits - 1, folded)
-        found.append((bins_.best_bins(*_counted(lagged, keys), keys.key_bits), keys))
     bins, keys = min(found, key=lambda candidate: candidate[0].bits)
     precision = 11 if len(bins.lows) <= 64 else 12 if len(bins.lows) <= 256 else 14
     one = Classes(1, np.zeros(1, np.uint8), np.array([1 << cls.PRECISION]), None)
     table = freq.normalised(np.array(bins.counts), precision)
     model = Model(keys, lag, bins.lows, bins.widths, precision, one, table[None])
-    if count >= WORTH_CLASSES and not lag and 1 < len(bins.lows) <= 256:
+    if sum(bins.counts) >= WORTH_CLASSES and not lag and 1 < len(bins.lows) <= 256:
         model = _with_classes(each, model, bins, cols) or model
     return _write(model)
 
@@ -155,17 +148,46 @@ EachOf = Callable[[Callable[[np.ndarray], object]], Iterator]
 """each(work): work(what is coded) for every tile of a tensor, likewise."""
 
 
-def _counted(each: EachOf, keys: Keys) -> tuple[np.ndarray, np.ndarray, int]:
-    """(prefixes, how often they occur, low bits of a key that they leave out)."""
-    counts = np.zeros(1 << min(bins_.PREFIX_BITS, keys.key_bits), np.int64)
-    size = counts.size
-    for tile_counts in each(lambda elements: np.bincount(keys.prefixes(elements), minlength=size)):
-        counts += tile_counts
-    left_out = max(keys.key_bits - bins_.PREFIX_BITS, 0)
-    if left_out and (distinct := _distinct(each, keys)) is not None:
-        return *distinct, 0
-    used = np.flatnonzero(counts)
-    return used.astype(np.uint64), counts[used], left_out
+def _binned(each: EachOf, bits: int) -> Iterator[tuple[Bins, Keys]]:
+    """The best bins for each way of making keys; nothing if there are no elements."""
+    if bits <= bins_.PREFIX_BITS:
+        counts = np.zeros(1 << bits, np.int64)
+        for tile_counts in each(lambda elements: np.bincount(elements, minlength=1 << bits)):
+            counts += tile_counts
+        used = np.flatnonzero(counts)
+        elements = used.astype(f"u{max(bits // 8, 1)}")
+        for keys in _ways(int(np.bitwise_or.reduce(used)), bits) if used.size else ():
+            of_elements = keys.of(elements)
+            order = np.argsort(of_elements)
+            yield bins_.best_bins(of_elements[order].astype(np.uint64), counts[used][order], 0, keys.key_bits), keys
+        return
+    every, count = 0, 0
+    for tile_or, tile_count in each(lambda elements: (int(np.bitwise_or.reduce(elements)), elements.size)):
+        every, count = every | tile_or, count + tile_count
+    if not count:
+        return
+    ways = _ways(every, bits)
+
+    def count_prefixes(elements: np.ndarray) -> list[np.ndarray]:
+        return [np.bincount(keys.prefixes(elements), minlength=1 << keys.prefix_bits) for keys in ways]
+
+    totals = [sum(parts) for parts in zip(*each(count_prefixes), strict=True)]
+    for keys, counts in zip(ways, totals, strict=True):
+        left_out = keys.key_bits - keys.prefix_bits
+        if left_out and (distinct := _distinct(each, keys)) is not None:
+            yield bins_.best_bins(*distinct, 0, keys.key_bits), keys
+        else:
+            used = np.flatnonzero(counts)
+            yield bins_.best_bins(used.astype(np.uint64), counts[used], left_out, keys.key_bits), keys
+
+
+def _ways(every: int, bits: int) -> list[Keys]:
+    """How keys can be made of elements, `every` being all of them or'ed together."""
+    ways = []
+    for folded in (False, True):
+        low = every & ~(int(folded) << (bits - 1))
+        ways.append(Keys(bits, (low & -low).bit_length() - 1 if low else bits - 1, folded))
+    return ways
 
 
 def _distinct(each: EachOf, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:

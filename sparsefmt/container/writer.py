@@ -30,8 +30,9 @@ from sparsefmt.limits import MAX_INDEX_BYTES, MAX_TENSORS
 WORTH_A_MODEL = 128
 """Bytes of a dense tensor below which its model would take more than it saves."""
 
-KEPT_BYTES = 1 << 27
-"""Tiles of a tensor, 128 MiB in all, that are kept while it is written: some codecs look at them several times."""
+KEPT_BYTES = 1 << 24
+"""Tiles of a tensor, 16 MiB in all, that are kept while it is written, since some codecs look several times; the others
+are made anew."""
 
 _CODED_ANYWAY = {NEGATIVE_ZEROS: "zstd"}
 """Arrays that are not read for computing are coded even in files that are otherwise raw."""
