@@ -72,6 +72,16 @@ def put(name: str, key: str, value):
     return change
 
 
+def rans_mask(model):
+    """The mask of a tensor is said to be coded by rans, with a model."""
+
+    def change(content):
+        put("half", "models", {"mask": model})(content)
+        content["tensors"]["half"]["arrays"]["mask"] = "rans"
+
+    return change
+
+
 def drop(name: str, key: str):
     return lambda content: content["tensors"][name].pop(key) and None
 
@@ -129,6 +139,12 @@ INDEX_FAULTS = [
     ("index-key", put("bias", "nnz", 1)),
     ("layout-unknown", put("half", "layout", "os.system")),
     ("codec-unknown", lambda content: content["tensors"]["half"]["arrays"].update(mask="lzma")),
+    ("index-not-canonical", put("half", "models", {})),
+    ("index-type", put("half", "models", 3)),
+    ("model-set", put("half", "models", {"values": b""})),
+    ("model-set", lambda content: content["tensors"]["half"]["arrays"].update(mask="rans")),
+    ("index-type", rans_mask(1)),
+    ("model-size", rans_mask(bytes((1 << 20) + 1))),
     ("shape-ndim", put("bias", "shape", [1] * 33)),
     ("shape-size", put("bias", "shape", [1 << 62, 0])),
     ("shape-size", put("bias", "shape", [1 << 40, 1 << 40])),
@@ -249,7 +265,7 @@ def test_envelope_fault(data, code, kind):
     assert code_of(data, kind) == code
 
 
-@pytest.mark.parametrize("codec", ["raw", "zstd"])
+@pytest.mark.parametrize("codec", ["raw", "zstd", "rans"])
 def test_every_truncation_is_refused(codec):
     data = small_file(codec)
     for size in range(len(data)):
@@ -257,7 +273,7 @@ def test_every_truncation_is_refused(codec):
             sparsefmt.load(data[:size])
 
 
-@pytest.mark.parametrize("codec", ["raw", "zstd"])
+@pytest.mark.parametrize("codec", ["raw", "zstd", "rans"])
 def test_every_changed_byte_is_refused(codec):
     data = small_file(codec)
     for offset in range(len(data)):
