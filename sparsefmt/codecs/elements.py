@@ -483,7 +483,7 @@ class Coder:
         return self.row_tables.unpack(stored[_SIZE.size : end], rows), stored[end:]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def coder(model: bytes, bits: int, cols: int) -> Coder:
     """The coder of a model; remembered, since a tensor has one for all its tiles."""
     return Coder(model, bits, cols)

@@ -392,7 +392,7 @@ class Coder:
             masks.restore(mask, symbols == self.copy)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def coder(model: bytes, cols: int) -> Coder:
     """The coder of a model; remembered, since a tensor has one for all its tiles."""
     return Coder(model, cols)
