@@ -229,6 +229,23 @@ _STEPS = ((0.5, 0), (0, 0.5), (0.5, 0.5), (0.25, 0.25))
 """How far classes of rows and of columns are apart, of what is tried, in standard deviations of what they measure."""
 
 
+class _Candidate(NamedTuple):
+    """Classes of all rows and columns."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+
+    @property
+    def sums(self) -> int:
+        """How many sums of two classes there can be."""
+        return int(self.rows.max(initial=0)) + int(self.columns.max(initial=0)) + 1
+
+    def merged(self, counts: np.ndarray) -> tuple[float, list[tuple[int, int]]]:
+        """(bits of elements counted as (sums, symbols), and of the model; which sums share a table)."""
+        bits, bounds = cls.merged(counts, lambda lines: _bits_of(lines) + _table_bits(2, counts.shape[1]))
+        return bits + sum(freq.entropy_bits(np.bincount(part)) for part in (self.rows, self.columns)), bounds
+
+
 def _with_classes(each: Each, plain: Model, bins: Bins, cols: int) -> Model | None:
     """The model with classes of rows and columns, if that makes the elements shorter."""
     from sparsefmt.codecs.passes import elements as passes
@@ -252,44 +269,48 @@ def _with_classes(each: Each, plain: Model, bins: Bins, cols: int) -> Model | No
     count = max(int(of_rows.counts.sum()), 1)
     mean = float(of_rows.sums.sum() / count)
     deviation = float(np.sqrt(max(sum(tile[2] for tile in measured) / count - mean**2, 1e-9)))
-    candidates = {}
+    candidates = []
     for row_step, column_step in _STEPS:
         row_classes = of_rows.classes(mean, deviation, row_step * deviation)
         column_classes = of_columns.classes(mean, deviation, column_step * deviation)
-        sums = int(row_classes.max(initial=0)) + int(column_classes.max(initial=0)) + 1
-        if sums > 1:
-            candidates[row_classes.tobytes() + column_classes.tobytes()] = (row_classes, column_classes, sums)
+        if row_classes.any() or column_classes.any():
+            candidates.append(_Candidate(row_classes, column_classes))
     if not candidates:
         return None
     coder, number = Coder(_write(plain), keys.bits, cols), len(plain.lows)
 
-    def count_symbols(elements: np.ndarray, before: Before, rows: range) -> list[np.ndarray]:
-        where = places(before, len(rows), cols, elements.size)
-        assert where is not None
-        symbols, found = coder.split(elements)[0], []
-        for row_classes, column_classes, sums in candidates.values():
-            found.append(np.zeros((sums, number), np.int64))
-            part = row_classes[rows.start : rows.stop]
-            passes.histogram(symbols, where.counts, where.columns, part, column_classes, found[-1])
-        return found
+    def counting(some: list[_Candidate]) -> Callable[[np.ndarray, Before, range], list[np.ndarray]]:
+        def count_symbols(elements: np.ndarray, before: Before, rows: range) -> list[np.ndarray]:
+            where = places(before, len(rows), cols, elements.size)
+            assert where is not None
+            symbols, found = coder.split(elements)[0], []
+            for candidate in some:
+                found.append(np.zeros((candidate.sums, number), np.int64))
+                part = candidate.rows[rows.start : rows.stop]
+                passes.histogram(symbols, where.counts, where.columns, part, candidate.columns, found[-1])
+            return found
 
-    totals = [sum(parts) for parts in zip(*each(count_symbols), strict=True)]
-    best, chosen = freq.entropy_bits(np.array(bins.counts)) + _table_bits(1, number), None
-    for (row_classes, column_classes, _), counts in zip(candidates.values(), totals, strict=True):
-        bits, bounds = cls.merged(counts, lambda lines: _bits_of(lines) + _table_bits(2, number))
-        bits += freq.entropy_bits(np.bincount(row_classes)) + freq.entropy_bits(np.bincount(column_classes))
-        if bits < best and len(bounds) > 1:
-            best, chosen = bits, (row_classes, column_classes, counts, bounds)
-    if chosen is None:
+        return count_symbols
+
+    # the first tile says which of them it will be
+    first = each(counting(list(candidates)))
+    sample = next(first)
+    del first  # the other tiles need not be counted
+    share = sum(bins.counts) / max(int(sample[0].sum()), 1)
+    scaled = [np.rint(counts * share).astype(np.int64) for counts in sample]
+    best = min(range(len(candidates)), key=lambda index: candidates[index].merged(scaled[index])[0])
+    candidate = candidates[best]
+    counts = sample[best] if share == 1 else sum(found[0] for found in each(counting([candidate])))
+    bits, bounds = candidate.merged(counts)
+    if bits >= freq.entropy_bits(np.array(bins.counts)) + _table_bits(1, number) or len(bounds) == 1:
         return None
-    row_classes, column_classes, counts, bounds = chosen
     precision = min(plain.precision + 1, 12)
     tables = [freq.normalised(counts[begin:end].sum(0), precision) for begin, end in bounds]
     classes = Classes(
-        int(row_classes.max()) + 1,
+        int(candidate.rows.max()) + 1,
         cls.table_of(bounds),
-        freq.normalised(np.bincount(row_classes), cls.PRECISION),
-        column_classes if column_classes.any() else None,
+        freq.normalised(np.bincount(candidate.rows), cls.PRECISION),
+        candidate.columns if candidate.columns.any() else None,
     )
     return Model(keys, 0, plain.lows, plain.widths, precision, classes, np.array(tables))
 
