@@ -10,6 +10,7 @@ from helpers import CODECS, PRUNABLE, ROOT, load_tool, pruned, random_bits
 
 import sparsefmt
 from sparsefmt import codecs, limits
+from sparsefmt.codecs import elements
 from sparsefmt.container import envelope, index
 from sparsefmt.dtypes import DTYPES, as_bits, pack
 from sparsefmt.layouts import LAYOUTS
@@ -212,3 +213,15 @@ def test_reader_of_section_10(layout, codec):
         dtype = DTYPES[name.split()[0]] if name.split()[0] in DTYPES else DTYPES["BF16"]
         bits = as_bits(array, dtype)
         assert decoded[name] == (pack(bits, dtype) if dtype.packed else bits).tobytes(), name
+
+
+def test_the_example_of_rans():
+    """The bytes of 5.3.8 are what the library makes of the elements there, and what it reads."""
+    block = SPEC.split("<!-- rans example begins -->")[1].split("<!-- rans example ends -->")[0]
+    lines = {line.split()[0]: bytes.fromhex(" ".join(line.split()[1:])) for line in block.splitlines() if " " in line}
+    values, nowhere = np.frombuffer(lines["elements"], np.uint8), {"": np.empty(0, np.uint8)}
+    assert elements.fit(lambda work: iter([work(values, nowhere, range(1))]), 8, 1) == lines["model"]
+    coder, out = elements.Coder(lines["model"], 8, 1), np.empty(values.size, np.uint8)
+    assert coder.encode(values, nowhere, 1) == lines["chunk"]
+    coder.decode(np.frombuffer(lines["chunk"], np.uint8), nowhere, 1, out)
+    assert np.array_equal(out, values)
