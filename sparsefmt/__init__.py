@@ -1,7 +1,10 @@
 """sparsefmt: a file format for pruned neural networks, smaller on disk, smaller in memory, multiplied as stored."""
 
+from typing import TYPE_CHECKING
+
 from sparsefmt.api import linear, load, load_file, open_file, save, save_file
 from sparsefmt.errors import ChecksumError, FormatError, LimitError, SparsefmtError, UnsupportedError
+from sparsefmt.handle import safe_open
 from sparsefmt.opened import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.threads import set_num_threads
@@ -20,7 +23,18 @@ __all__ = [
     "load",
     "load_file",
     "open_file",
+    "safe_open",
     "save",
     "save_file",
     "set_num_threads",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """`sparsefmt.numpy` and `sparsefmt.torch`, imported when they are first used: torch takes seconds."""
+        if name in ("numpy", "torch"):
+            from importlib import import_module
+
+            return import_module(f"sparsefmt.{name}")
+        raise AttributeError(f"module 'sparsefmt' has no attribute {name!r}")

@@ -16,8 +16,9 @@ PACKAGE = ROOT / "sparsefmt"
 STOREYS = [
     {"__main__"},
     {"cli"},
-    {"interchange"},
-    {"api"},
+    {"interchange", "numpy", "torch"},
+    {"handle"},
+    {"api", "frameworks"},
     {"saving", "opened"},
     {"tensor"},
     {"intake", "slicing"},

@@ -32,6 +32,15 @@ def test_quickstart_runs(tmp_path, monkeypatch, capsys):
     assert re.fullmatch(re.escape(claimed).replace("…", "[0-9,]+"), printed), printed
 
 
+def test_twins_of_safetensors_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for twin in ("numpy", "torch", "safe_open"):
+        exec(block(f"twins: {twin}"), names)
+    assert names["rows"].shape == (8, 32)
+    assert capsys.readouterr().out.startswith("['0.bias', '0.weight']")
+
+
 def test_commands_are_found_by_ci():
     for name in ("use", "test"):
         command = block(f"command: {name}").strip()

@@ -1,0 +1,211 @@
+"""torch tensors, to and from bits: moved as integers of the same width, so that NaN payloads survive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsefmt.dtypes import DTYPES, DType, as_bits, pack
+from sparsefmt.errors import UnsupportedError
+from sparsefmt.frameworks.contract import Framework
+from sparsefmt.frameworks.host import own
+from sparsefmt.intake import BytesIntake
+from sparsefmt.opened import SparseFile
+
+_NAMES = {
+    "BOOL": "bool",
+    "F4": "float4_e2m1fn_x2",
+    "U8": "uint8",
+    "I8": "int8",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "C64": "complex64",
+    "F64": "float64",
+    "I64": "int64",
+    "U64": "uint64",
+}
+
+# older versions of torch lack some
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, attribute) for name, attribute in _NAMES.items() if hasattr(torch, attribute)
+}
+"""torch's dtype for each dtype of the format that it has."""
+
+_BY_TORCH = {dtype: DTYPES[name] for name, dtype in TORCH_DTYPES.items()}
+
+_PAIRS_AT_ONCE = 1 << 22
+"""Elements of F4 to pack at a time: as fast as more, and little beside the tensor."""
+
+
+def dtype_of(name: str, tensor: torch.Tensor) -> DType:
+    """The dtype of the format for a tensor. Raises UnsupportedError, naming the tensor, if there is none."""
+    found = _BY_TORCH.get(tensor.dtype)
+    if found is None:
+        raise UnsupportedError(
+            "dtype-unknown",
+            f"dtype {tensor.dtype} cannot be stored; cast it to one of {', '.join(map(str, _BY_TORCH))}",
+            tensor=name,
+        )
+    return found
+
+
+def intake_of(name: str, tensor: torch.Tensor) -> BytesIntake:
+    """A strided tensor on any device as it is to be stored; copied only where it lies elsewhere or in another order.
+
+    Conjugated and negated views, whose memory holds something else than their elements, give their elements.
+
+    Raises:
+        UnsupportedError: the format does not have the dtype, or not with this shape.
+        NotImplementedError: a tensor without data, of device "meta".
+    """
+    dtype = dtype_of(name, tensor)
+    try:
+        tensor = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
+    except NotImplementedError as error:
+        raise NotImplementedError(f"tensor {name!r}: {error}") from None
+    # a dimension of one element may have any stride, which a view as bytes would stumble over
+    data = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
+    shape = tuple(tensor.shape)
+    if dtype.packed:
+        # an element of torch is a pair
+        if not shape:
+            raise UnsupportedError("shape-odd", "a pair of F4 without a dimension cannot be stored", tensor=name)
+        shape = (*shape[:-1], 2 * shape[-1])
+    return BytesIntake(lambda offset, size: data[offset : offset + size], dtype, shape)
+
+
+class TorchFramework(Framework):
+    """PyTorch.
+
+    Args:
+        device: whatever torch takes for one; None is the CPU. torch's default device has no say.
+
+    Raises:
+        RuntimeError, TypeError: torch's own, for what is no device. One that is not there is noticed when the first
+            tensor is asked for, before anything is read.
+    """
+
+    def __init__(self, device: Any = "cpu") -> None:
+        self._device = torch.device("cpu" if device is None else device)
+        self._there = self._device.type == "cpu"
+
+    def tensor(self, file: SparseFile, name: str) -> torch.Tensor:
+        dtype = self._begin(file, name)
+        part = file.get_slice(name)
+        shape = self.shape(file, name)
+        bits = _packed(file, name) if dtype.packed else _carried(file.get_tensor(name), dtype)
+        return self._finish(bits, dtype, shape if dtype.packed else part.shape)
+
+    def part(self, file: SparseFile, name: str, key: Any) -> torch.Tensor:
+        dtype = self._begin(file, name)
+        shape = self.shape(file, name)
+        parts = key if isinstance(key, tuple) else (key,)
+        if _is_basic(parts):
+            # torch's errors for what does not fit, without a byte of data
+            torch.empty(shape, dtype=torch.int8, device="meta")[key]
+        if dtype.packed:
+            bits = _packed(file, name).reshape(shape)[key]
+        elif _is_basic(parts):
+            # for these, numpy and torch agree
+            bits = _carried(own(np.asarray(file.get_slice(name)[key])), dtype)
+        else:
+            rows = _chosen_rows(parts, shape)
+            if rows is None:
+                bits = _carried(file.get_tensor(name), dtype)[key]
+            else:
+                bits = _carried(file.get_slice(name)[rows], dtype)[(slice(None), *parts[1:])]
+        if bits.untyped_storage().nbytes() != bits.numel() * bits.element_size():
+            bits = bits.clone(memory_format=torch.contiguous_format)
+        bits = bits.contiguous()
+        return self._finish(bits, dtype, tuple(bits.shape))
+
+    def shape(self, file: SparseFile, name: str) -> tuple[int, ...]:
+        part = file.get_slice(name)
+        if part.get_dtype() != "F4":
+            return part.shape
+        if not part.shape or part.shape[-1] % 2:
+            raise UnsupportedError(
+                "shape-odd", f"torch holds F4 in pairs, which {list(part.shape)} has not", tensor=name
+            )
+        return (*part.shape[:-1], part.shape[-1] // 2)
+
+    def _begin(self, file: SparseFile, name: str) -> DType:
+        """The tensor's dtype. Raises what stands against having it, before anything is read."""
+        dtype = DTYPES[file.get_slice(name).get_dtype()]
+        if dtype.name not in TORCH_DTYPES:
+            raise UnsupportedError(
+                "dtype-unsupported", f"torch {torch.__version__} has no dtype for {dtype.name}", tensor=name
+            )
+        if not self._there:
+            torch.empty(1, device="cpu").to(self._device)
+            self._there = True
+        return dtype
+
+    def _finish(self, bits: torch.Tensor, dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
+        wanted = TORCH_DTYPES[dtype.name]
+        if not bits.numel():
+            return torch.empty(shape, dtype=wanted, device="cpu").to(self._device)
+        # a view changes the dtype of what has a dimension
+        return bits.reshape(-1).view(wanted).reshape(shape).to(self._device)
+
+
+def _carried(array: np.ndarray, dtype: DType) -> torch.Tensor:
+    """Memory of an array as signed integers of the elements' width, which torch can index, unlike some floats."""
+    bits = as_bits(array, dtype)
+    return torch.from_numpy(bits.view(f"i{bits.itemsize}"))
+
+
+def _packed(file: SparseFile, name: str) -> torch.Tensor:
+    """A tensor of pairs, a byte each, in one dimension. Holds one tile of elements beside the result."""
+    part = file.get_slice(name)
+    dtype = DTYPES[part.get_dtype()]
+    rows, cols = file.reader.index.entry(name).rows, file.reader.index.entry(name).cols
+    out = np.empty(rows * cols // 2, np.uint8)
+    if len(part.shape) == 1:
+        return torch.from_numpy(pack(as_bits(part[:], dtype), dtype).view(np.int8))
+    height = max(1, _PAIRS_AT_ONCE // max(cols, 1))
+    for begin in range(0, rows, height) if cols else ():
+        packed = pack(as_bits(part[begin : begin + height], dtype), dtype)
+        out[begin * cols // 2 :][: packed.size] = packed
+    return torch.from_numpy(out.view(np.int8))
+
+
+def _is_basic(parts: tuple[Any, ...]) -> bool:
+    """Whether an index has nothing but integers, slices, None and an ellipsis."""
+    # numpy takes one ellipsis, torch several
+    return sum(part is Ellipsis for part in parts) < 2 and all(
+        part is None
+        or part is Ellipsis
+        or isinstance(part, slice)
+        or (isinstance(part, (int, np.integer)) and not isinstance(part, bool))
+        for part in parts
+    )
+
+
+def _chosen_rows(parts: tuple[Any, ...], shape: tuple[int, ...]) -> np.ndarray | None:
+    """Numbers of the rows that the first part of an index chooses, if it is a list and nothing else in the index is."""
+    first = parts[0]
+    if not shape or not _is_basic(parts[1:]) or Ellipsis in parts[1:] or isinstance(first, (int, np.generic)):
+        return None
+    try:
+        chosen = np.asarray(first)
+    except (ValueError, TypeError, RuntimeError):
+        return None
+    if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iub"):
+        return None
+    if chosen.dtype.kind == "u":
+        # bytes are a mask to torch
+        return None
+    return chosen if chosen.size else chosen.astype(np.int64)

@@ -1,0 +1,173 @@
+"""safe_open: an open file with the methods of safetensors' own."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Any
+
+from sparsefmt.api import open_file
+from sparsefmt.errors import SparsefmtError
+from sparsefmt.frameworks import framework_of
+from sparsefmt.frameworks.contract import Framework, all_tensors, offset_keys
+from sparsefmt.opened import Backend, SparseFile
+
+
+class safe_open:
+    """Open a .sparsefmt file for reading dense tensors of a framework one by one, or parts of them.
+
+    A twin of `safetensors.safe_open`. `sparsefmt.open_file` is the one that gives compressed tensors. Opening reads the
+    index alone, in milliseconds. Tensors and slices stay valid after the file is closed.
+
+    Args:
+        filename: the file to open.
+        framework: "np" or "numpy"; "pt", "torch" or "pytorch".
+        device: where tensors are wanted: "cpu", or, for torch, whatever torch takes for a device.
+        backend: "mmap" maps the file; "pread" reads into memory, for network file systems and files that may be
+            truncated while in use.
+
+    Raises:
+        FormatError, ChecksumError: the file is damaged, forged, or no .sparsefmt file.
+        UnsupportedError: the file needs a newer version of the library; another framework; a device numpy does not
+            have.
+        LimitError: the file is beyond the limits of SPEC.md, or of memory.
+        ValueError: another backend.
+        OSError: the file cannot be read.
+        RuntimeError, AssertionError: torch's own, for what is no device, and, from the first tensor on, for one that is
+            not there.
+
+    Where safetensors raises SafetensorError, this raises SparsefmtError or one of its subclasses, except for indices
+    out of range: they are IndexErrors.
+
+    Example:
+        >>> with sparsefmt.safe_open("model.sparsefmt", framework="pt", device="cpu") as f:
+        ...     rows = f.get_slice("weight")[8:16]
+    """
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        framework: str,
+        device: Any = "cpu",
+        *,
+        backend: Backend = "mmap",
+    ) -> None:
+        self._filename = os.fspath(filename)
+        self._framework = framework_of(framework, device)
+        self._held: _Held | None = _Held(open_file(filename, backend=backend))
+
+    def __enter__(self) -> safe_open:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Let go of the file. It is closed once the last slice of it has gone."""
+        self._held = None
+
+    def keys(self) -> list[str]:
+        """Names of all tensors, sorted."""
+        return self._open().keys()
+
+    def offset_keys(self) -> list[str]:
+        """Names of all tensors, in the order in which they lie in the file: the one to read them in."""
+        return offset_keys(self._open())
+
+    def metadata(self) -> dict[str, str] | None:
+        """The texts that were saved with the tensors; None if there are none."""
+        return self._open().metadata() or None
+
+    def get_tensor(self, name: str) -> Any:
+        """One tensor, dense, bit for bit, on the device.
+
+        Raises:
+            SparsefmtError: there is no such tensor, or the file is closed.
+            UnsupportedError: the framework does not have its dtype.
+            FormatError, ChecksumError: the file is damaged or forged.
+
+        Cost: holds one tile per thread beside the tensor.
+        """
+        return self._framework.tensor(self._containing(name).file, name)
+
+    def get_tensors(self) -> dict[str, Any]:
+        """All tensors by name, in the order of `offset_keys`. Names that share a tensor in the file get one each."""
+        return all_tensors(self._open(), self._framework)
+
+    def get_slice(self, name: str) -> SafeSlice:
+        """A tensor of which only the tiles that an index asks for will be read: `f.get_slice("w")[8:16, ::2]`.
+
+        Raises:
+            SparsefmtError: there is no such tensor, or the file is closed.
+        """
+        return SafeSlice(self._containing(name), name, self._framework)
+
+    def _containing(self, name: str) -> _Held:
+        file = self._open()
+        if name not in file:
+            raise SparsefmtError(
+                "tensor-missing", f"no tensor {name!r} in {self._filename!r}; it has {len(file)} others"
+            )
+        assert self._held is not None
+        return self._held
+
+    def _open(self) -> SparseFile:
+        if self._held is None:
+            raise SparsefmtError("file-closed", f"{self._filename!r} is closed")
+        return self._held.file
+
+
+class SafeSlice:
+    """A tensor in an open file, to be indexed like a tensor of the framework. It keeps the file open."""
+
+    def __init__(self, held: _Held, name: str, framework: Framework) -> None:
+        self._held = held
+        self._name = name
+        self._framework = framework
+
+    def get_shape(self) -> list[int]:
+        """Shape of the tensor, as `get_tensor` gives it."""
+        return list(self._framework.shape(self._held.file, self._name))
+
+    def get_dtype(self) -> str:
+        """Name of the dtype, as in safetensors: "F32", "BF16" …"""
+        return self._held.file.get_slice(self._name).get_dtype()
+
+    def __getitem__(self, key: Any) -> Any:
+        """`get_tensor(name)[key]`, contiguous and of its own memory.
+
+        Args:
+            key: whatever the framework takes as an index.
+
+        Raises:
+            IndexError, ValueError, TypeError: the framework's own, for what it does not take.
+            FormatError, ChecksumError: the file is damaged or forged.
+
+        Cost: reads the tiles of the rows that are asked for. None, and lists or arrays in another than the first place,
+        read and hold the whole tensor.
+        """
+        return self._framework.part(self._held.file, self._name, _without_ellipsis(key, len(self.get_shape())))
+
+
+def _without_ellipsis(key: Any, ndim: int) -> Any:
+    """An index of integers, slices and one ellipsis with that one written out, which shows what rows it asks for.
+
+    Other indices stay.
+    """
+    parts = key if isinstance(key, tuple) else (key,)
+    places = [place for place, part in enumerate(parts) if part is Ellipsis]
+    others = [part for part in parts if part is not Ellipsis]
+    simple = all(isinstance(part, (int, slice)) and not isinstance(part, bool) for part in others)
+    if len(places) != 1 or not simple or len(others) > ndim:
+        return key
+    (place,) = places
+    return (*parts[:place], *[slice(None)] * (ndim - len(others)), *parts[place + 1 :])
+
+
+class _Held:
+    """A file that several objects need, closed when the last of them lets go."""
+
+    def __init__(self, file: SparseFile) -> None:
+        self.file = file
+
+    def __del__(self) -> None:
+        self.file.close()

@@ -1,0 +1,105 @@
+"""The twin of safetensors.numpy: the same functions, dense arrays in and out. Change the import, and that is all.
+
+It keeps what safetensors keeps and more: bfloat16, fp8 and sub-byte types (those of ml_dtypes) come back as what they
+were, and arrays in any memory order or byte order are stored as the elements they have.
+
+`sparsefmt.load_file` and its siblings are for those who want the tensors compressed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from sparsefmt import api
+from sparsefmt.container.sources import Memory
+from sparsefmt.frameworks.contract import Converted, all_tensors
+from sparsefmt.frameworks.host import NumpyFramework
+from sparsefmt.opened import Backend, SparseFile
+from sparsefmt.saving import NegativeZeros
+
+__all__ = ["load", "load_file", "save", "save_file"]
+
+
+def save(
+    tensor_dict: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    layout: str = "auto",
+    codec: str = "auto",
+    negative_zeros: NegativeZeros = "keep",
+) -> bytes:
+    """The bytes that `save_file` writes, for the same arguments."""
+    tensors = Converted(tensor_dict, _as_it_is)
+    return api.save(tensors, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
+
+
+def save_file(
+    tensor_dict: Mapping[str, np.ndarray],
+    filename: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    layout: str = "auto",
+    codec: str = "auto",
+    negative_zeros: NegativeZeros = "keep",
+) -> None:
+    """Save arrays to a .sparsefmt file. It depends on names and elements, not on the order of the dict.
+
+    Args:
+        tensor_dict: name to numpy array in any byte order and memory order. An array under two names is stored once.
+        filename: where to, usually ending in .sparsefmt. An old file is replaced once the new one is whole.
+        metadata: texts to keep with the tensors.
+        layout: "auto", "dense", "bitmask" or "permuted", as in `sparsefmt.save_file`.
+        codec: "auto" (the smallest), "rans", "zstd" or "raw".
+        negative_zeros: "keep" every bit, or "drop" the sign of zeros.
+
+    Raises:
+        SparsefmtError: a name, dtype, shape or metadata that cannot be stored, where safetensors raises
+            SafetensorError, TypeError or AttributeError.
+        OSError: the disk is full, the folder not writable, ….
+
+    Cost: holds a few tiles beside the arrays.
+
+    Example:
+        >>> import numpy as np
+        >>> from sparsefmt.numpy import save_file
+        >>> save_file({"weight": np.eye(64, dtype=np.float32)}, "model.sparsefmt")
+    """
+    tensors = Converted(tensor_dict, _as_it_is)
+    api.save_file(tensors, filename, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
+
+
+def load(data: bytes) -> dict[str, np.ndarray]:
+    """Load all tensors from the bytes of a file; otherwise like `load_file`."""
+    return all_tensors(SparseFile(Memory(data)), NumpyFramework())
+
+
+def load_file(filename: str | os.PathLike[str], *, backend: Backend = "mmap") -> dict[str, np.ndarray]:
+    """Load all tensors of a .sparsefmt file as dense arrays, each with memory of its own, in the order of the file.
+
+    Args:
+        filename: the file.
+        backend: "mmap" maps the file; "pread" reads into memory.
+
+    Raises:
+        FormatError, ChecksumError: the file is damaged, forged, or no .sparsefmt file, where safetensors raises
+            SafetensorError.
+        UnsupportedError: it needs a newer version of the library.
+        LimitError: it is beyond the limits of SPEC.md, or of memory.
+        ValueError: another backend.
+        OSError: it cannot be read.
+
+    Cost: the dense arrays, and one tile per thread while a tensor is read.
+
+    Example:
+        >>> from sparsefmt.numpy import load_file
+        >>> weight = load_file("model.sparsefmt")["weight"]
+    """
+    with api.open_file(filename, backend=backend) as file:
+        return all_tensors(file, NumpyFramework())
+
+
+def _as_it_is(name: str, array: np.ndarray) -> np.ndarray:
+    return array
