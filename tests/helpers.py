@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -116,6 +118,18 @@ def check_file_round_trip(tensors: dict[str, np.ndarray], layout: str = "auto", 
             expected = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).reshape(array.shape)
             assert same_bits(dense(loaded[name]), expected), name
     return data
+
+
+def check_signature(ours: Callable, theirs: Callable) -> None:
+    """A twin takes what its original takes, in the same way; what it takes besides, by keyword, as `save_file` does."""
+    expected, found = inspect.signature(theirs).parameters, inspect.signature(ours).parameters
+    extra = ["layout", "codec", "negative_zeros"] if "save" in ours.__name__ else []
+    assert list(found) == [*expected, *extra]
+    for parameter in expected.values():
+        assert (found[parameter.name].kind, found[parameter.name].default) == (parameter.kind, parameter.default)
+    for keyword in extra:
+        assert found[keyword].kind is inspect.Parameter.KEYWORD_ONLY
+        assert found[keyword].default == inspect.signature(sparsefmt.save_file).parameters[keyword].default
 
 
 def shapes() -> st.SearchStrategy[tuple[int, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tracemalloc
 from collections.abc import Mapping
 
@@ -10,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import CODECS, arrays, load_tool, pruned, random_bits, same_bits, weights
+from helpers import CODECS, arrays, check_signature, load_tool, pruned, random_bits, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,15 +24,7 @@ twin = sparsefmt.numpy
 @pytest.mark.parametrize("name", twin.__all__)
 def test_signatures_are_those_of_safetensors(name):
     """Whatever can be passed there can be passed here; what there is besides can only be passed by keyword."""
-    theirs = inspect.signature(getattr(safetensors.numpy, name)).parameters
-    ours = inspect.signature(getattr(twin, name)).parameters
-    extra = ["layout", "codec", "negative_zeros"] if "save" in name else []
-    assert list(ours) == [*theirs, *extra]
-    for parameter in theirs.values():
-        assert (ours[parameter.name].kind, ours[parameter.name].default) == (parameter.kind, parameter.default)
-    for keyword in extra:
-        assert ours[keyword].kind is inspect.Parameter.KEYWORD_ONLY
-        assert ours[keyword].default == inspect.signature(sparsefmt.save_file).parameters[keyword].default
+    check_signature(getattr(twin, name), getattr(safetensors.numpy, name))
 
 
 @settings(max_examples=60, deadline=None)

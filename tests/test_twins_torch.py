@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import pickle
 import tracemalloc
 
@@ -12,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.utils.prune
-from helpers import CODECS, arrays, random_bits, same_bits, weights
+from helpers import CODECS, arrays, check_signature, random_bits, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,15 +57,7 @@ def test_torch_has_all_types_that_safetensors_gives_it():
 @pytest.mark.parametrize("name", VERBS)
 def test_signatures_are_those_of_safetensors(name):
     """Whatever can be passed there can be passed here; what there is besides can only be passed by keyword."""
-    theirs = inspect.signature(getattr(safetensors.torch, name)).parameters
-    ours = inspect.signature(getattr(twin, name)).parameters
-    extra = ["layout", "codec", "negative_zeros"] if "save" in name else []
-    assert list(ours) == [*theirs, *extra]
-    for parameter in theirs.values():
-        assert (ours[parameter.name].kind, ours[parameter.name].default) == (parameter.kind, parameter.default)
-    for keyword in extra:
-        assert ours[keyword].kind is inspect.Parameter.KEYWORD_ONLY
-        assert ours[keyword].default == inspect.signature(sparsefmt.save_file).parameters[keyword].default
+    check_signature(getattr(twin, name), getattr(safetensors.torch, name))
 
 
 @settings(max_examples=100, deadline=None)

@@ -27,10 +27,6 @@ class BitWriter:
         self.write(high - (1 << (length - 1)), length - 1)
         self.write(value & ((1 << order) - 1), order)
 
-    def bits(self) -> int:
-        """Bits so far."""
-        return sum(count for _, count in self._parts)
-
     def tobytes(self) -> bytes:
         """All of it, and zeros up to a whole byte."""
         value, size = 0, 0

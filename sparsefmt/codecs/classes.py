@@ -7,6 +7,7 @@ scale on which the two add up. Neighbouring sums may share a table.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ MAX_COLS = 1 << 20
 """Columns up to which they get classes: the model holds those."""
 
 _COUNT_BITS = 5
+
+_SIZE = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,26 @@ def read_members(
         return row_frequencies, Tables(frequencies, PRECISION).unpack(stream, cols)
     except FormatError as error:
         raise FormatError("rans-model", f"the classes of columns: {error.message}") from None
+
+
+def pack_rows(tables: Tables, symbols: np.ndarray) -> bytes:
+    """The row symbols of a tile: the size of their stream, and the stream; nothing if there is but one symbol."""
+    if tables.symbols == 1:
+        return b""
+    stream = tables.pack(symbols)
+    return _SIZE.pack(len(stream)) + stream
+
+
+def unpack_rows(tables: Tables, stored: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the symbol of each row, what follows). Raises FormatError."""
+    if tables.symbols == 1:
+        return np.zeros(rows, np.uint8), stored
+    if stored.size < _SIZE.size:
+        raise FormatError("rans-stream", "a chunk ends too early")
+    end = _SIZE.size + _SIZE.unpack(stored[: _SIZE.size].tobytes())[0]
+    if end > stored.size:
+        raise FormatError("rans-stream", "a chunk ends too early")
+    return tables.unpack(stored[_SIZE.size : end], rows), stored[end:]
 
 
 def candidates(places: np.ndarray) -> np.ndarray:

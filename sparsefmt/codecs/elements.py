@@ -34,7 +34,7 @@ WORTH_CLASSES = 2000
 
 _SAMPLE = 4096
 
-_HEADER, _SIZE = struct.Struct("<Q"), struct.Struct("<I")
+_HEADER = struct.Struct("<Q")
 
 Before = Mapping[str, np.ndarray]
 """The arrays of the tile that come before, by name."""
@@ -425,9 +425,7 @@ class Coder:
         where = places(before, rows, self.cols, elements.size)
         assert where is not None
         row_classes = self._best_row_classes(symbols, where)
-        if self.model.classes.rows > 1:
-            row_stream = self.row_tables.pack(row_classes)
-            coded += _SIZE.pack(len(row_stream)) + row_stream
+        coded += cls.pack_rows(self.row_tables, row_classes)
         contexts = self._contexts(row_classes, before)
         return coded + self.tables.pack(symbols, contexts)
 
@@ -480,7 +478,7 @@ class Coder:
             raise FormatError("rans-stream", "unused bits of a chunk are not zero")
         contexts, stream = None, stored[begin:]
         if self.has_classes:
-            row_classes, stream = self._row_classes(stream, rows)
+            row_classes, stream = cls.unpack_rows(self.row_tables, stream, rows)
             if "mask" not in before and (before or out.size != rows * self.cols):
                 raise FormatError("rans-model", "a model has classes for an array that has no rows and columns")
             contexts = self._contexts(row_classes, before)
@@ -491,17 +489,6 @@ class Coder:
         refuse(passes.join(symbols, self.lows, self.widths, offsets, offset_bits, sign, shift, out))
         if self.model.lag:
             _undo_differences(out, self.model.lag)
-
-    def _row_classes(self, stored: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """(the class of each row, what is left of the chunk)."""
-        if self.model.classes.rows == 1:
-            return np.zeros(rows, np.uint8), stored
-        if stored.size < _SIZE.size:
-            raise FormatError("rans-stream", "a chunk ends too early")
-        end = _SIZE.size + _SIZE.unpack(stored[: _SIZE.size].tobytes())[0]
-        if end > stored.size:
-            raise FormatError("rans-stream", "a chunk ends too early")
-        return self.row_tables.unpack(stored[_SIZE.size : end], rows), stored[end:]
 
 
 @lru_cache(maxsize=16)

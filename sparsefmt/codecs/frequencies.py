@@ -95,12 +95,6 @@ def normalised_popcounts(counts: np.ndarray, precision: int) -> np.ndarray | Non
     return np.array(found, np.int64)
 
 
-def bits_of(counts: np.ndarray, frequencies: np.ndarray, precision: int) -> float:
-    """Bits that symbols take which occur `counts` times."""
-    used = counts > 0
-    return float((counts[used] * (precision - np.log2(frequencies[used]))).sum())
-
-
 def entropy_bits(counts: np.ndarray) -> float:
     """Bits that symbols take, by themselves, if coded as well as possible."""
     counts = counts[counts > 0].astype(np.float64)

@@ -11,7 +11,6 @@ A table has a frequency for each byte, or only for each number of set bits.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,8 +24,6 @@ from sparsefmt.codecs.bitstring import BitReader, BitWriter
 from sparsefmt.codecs.classes import Classes
 from sparsefmt.codecs.streams import Tables
 from sparsefmt.errors import FormatError
-
-_SIZE = struct.Struct("<I")
 
 Each = Callable[[Callable[[np.ndarray, range], object]], Iterator]
 """each(work): work(mask, rows) for every tile of a tensor, mask (rows, words) uint64, in order, in parallel."""
@@ -331,7 +328,6 @@ class Coder:
         self.tables = Tables(self.model.tables, self.model.precision)
         self.row_tables = Tables(classes.row_frequencies, cls.PRECISION)
         self.copy = classes.rows if self.model.copies else -1
-        self.row_symbols = classes.rows + self.model.copies
         # the table of copies comes last
         self.table_of = np.append(classes.table_of, np.uint8(classes.tables)) if self.model.copies else classes.table_of
 
@@ -357,25 +353,14 @@ class Coder:
         masks.contexts(symbols, self.layout.group_classes, self.table_of, self.copy, contexts)
         coded = plain if self.copy < 0 else np.where((symbols == self.copy)[:, None], copied, plain)
         stream = self.tables.pack(np.ascontiguousarray(coded[:, :groups]).ravel(), contexts.ravel())
-        if self.row_symbols == 1:
-            return stream
-        row_stream = self.row_tables.pack(symbols)
-        return _SIZE.pack(len(row_stream)) + row_stream + stream
+        return cls.pack_rows(self.row_tables, symbols) + stream
 
     def decode(self, stored: np.ndarray, mask: np.ndarray) -> None:
         """Fill `mask`, (rows, words) uint64. Raises FormatError. Bits beyond the columns are not yet checked."""
         from sparsefmt.codecs.passes import masks
 
         rows, groups = mask.shape[0], self.layout.group_classes.size
-        symbols = np.zeros(rows, np.uint8)
-        if self.row_symbols > 1:
-            if stored.size < _SIZE.size:
-                raise FormatError("rans-stream", "a chunk ends too early")
-            (size,) = _SIZE.unpack(stored[: _SIZE.size].tobytes())
-            row_stream, stored = stored[_SIZE.size : _SIZE.size + size], stored[_SIZE.size + size :]
-            if row_stream.size != size:
-                raise FormatError("rans-stream", "a chunk ends too early")
-            symbols = self.row_tables.unpack(row_stream, rows)
+        symbols, stored = cls.unpack_rows(self.row_tables, stored, rows)
         if rows and symbols[0] == self.copy:
             raise FormatError("rans-stream", "the first row of a tile is to be like the one above")
         contexts = np.empty((rows, groups), np.uint8)

@@ -10,9 +10,6 @@ from sparsefmt.errors import FormatError
 STATES = ((1 << 16, 32), (1 << 10, 8), (0, 1))
 """(symbols, states): from how many symbols on a stream has how many states."""
 
-PADDING = 64
-"""Words that a decoder may read in vain before it notices that there are no more."""
-
 
 def _states(symbols: int) -> int:
     return next(states for least, states in STATES if symbols >= least)
@@ -53,7 +50,7 @@ class Tables:
         if stream.size < states_size or (stream.size - states_size) % 2:
             raise FormatError("rans-stream", "a stream has a size that it cannot have")
         # a copy, aligned: chunks from memory may lie anywhere
-        words = np.zeros((stream.size - states_size) // 2 + PADDING, np.uint16)
+        words = np.zeros((stream.size - states_size) // 2 + passes.PADDING, np.uint16)
         words.view(np.uint8)[: stream.size - states_size] = stream[states_size:]
         states = stream[:states_size].view("<u4")
         wide = self._wide_tables() if states.size == 32 else None
