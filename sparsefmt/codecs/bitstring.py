@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from sparsefmt.errors import FormatError
 
 MAX_ZEROS = 32
@@ -41,21 +43,22 @@ class BitReader:
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
+        # as text, in which Python finds and slices faster than it shifts
+        self._bits = f"{int.from_bytes(data, 'little'):0{8 * len(data)}b}"[::-1] if data else ""
 
     def read(self, count: int) -> int:
-        first, end = self._at >> 3, (self._at + count + 7) >> 3
-        if end > len(self._data):
-            raise FormatError("rans-model", "a model ends too early")
-        value = int.from_bytes(self._data[first:end], "little") >> (self._at & 7)
-        self._at += count
-        return value & ((1 << count) - 1)
+        bits = self._take(count)
+        return int(bits[::-1], 2) if bits else 0
+
+    def read_flags(self, count: int) -> np.ndarray:
+        """So many single bits, as booleans."""
+        return np.frombuffer(self._take(count).encode(), np.uint8) == ord("1")
 
     def read_number(self, order: int) -> int:
-        zeros = 0
-        while not self.read(1):
-            zeros += 1
-            if zeros > MAX_ZEROS:
-                raise FormatError("rans-model", "a model has a number that is too large")
+        first = self._bits.find("1", self._at, self._at + MAX_ZEROS + 1)
+        if first < 0:
+            raise FormatError("rans-model", "a model has a number that is too large or has no end")
+        zeros, self._at = first - self._at, first + 1
         high = (1 << zeros) + self.read(zeros)
         return ((high - 1) << order) + self.read(order)
 
@@ -64,3 +67,10 @@ class BitReader:
         if self.read(-self._at & 7):
             raise FormatError("rans-model", "unused bits of a model are not zero")
         return self._data[self._at >> 3 :]
+
+    def _take(self, count: int) -> str:
+        begin, end = self._at, self._at + count
+        if end > len(self._bits):
+            raise FormatError("rans-model", "a model ends too early")
+        self._at = end
+        return self._bits[begin:end]

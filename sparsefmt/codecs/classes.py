@@ -76,7 +76,7 @@ def write_steps(writer: BitWriter, classes: Classes) -> None:
 
 def read_steps(reader: BitReader, rows: int, columns: int) -> np.ndarray:
     """`table_of`."""
-    steps = [reader.read(1) for _ in range(rows + columns - 2)]
+    steps = reader.read_flags(rows + columns - 2)
     return np.concatenate([[0], np.cumsum(steps, dtype=np.int64)]).astype(np.uint8)
 
 

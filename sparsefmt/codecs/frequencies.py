@@ -120,7 +120,7 @@ def write_frequencies(
 
 
 def read_frequencies(reader: BitReader, symbols: int, precision: int, widths: list[int] | None = None) -> np.ndarray:
-    used = np.array([reader.read(1) for _ in range(symbols)], bool)
+    used = reader.read_flags(symbols)
     frequencies = np.zeros(symbols, np.int64)
     frequencies[used] = read_positive(reader, int(used.sum()), precision, _widths_of(used, widths))
     return frequencies
