@@ -1,4 +1,4 @@
-"""The twin of safetensors.torch: the same functions, dense tensors in and out. Change the import, and that is all.
+"""Files of dense tensors, as safetensors.torch has them.
 
 Tensors are moved as bits, whatever their dtype. As in safetensors, `save_file` refuses tensors that share memory or are
 not contiguous, since loading would bring back something else; `save_model` and `load_model` are for models that have
@@ -21,27 +21,9 @@ from sparsefmt.errors import FormatError, UnsupportedError
 from sparsefmt.frameworks import sharing
 from sparsefmt.frameworks.contract import Converted, all_tensors
 from sparsefmt.frameworks.pytorch import TorchFramework, dtype_of, intake_of
-from sparsefmt.frameworks.sharing import SharedTensorsError, storage_ptr, storage_size
+from sparsefmt.frameworks.sharing import SharedTensorsError
 from sparsefmt.opened import Backend, SparseFile
 from sparsefmt.saving import NegativeZeros
-
-__all__ = [
-    "SharedTensorsError",
-    "load",
-    "load_file",
-    "load_model",
-    "save",
-    "save_file",
-    "save_model",
-    "storage_ptr",
-    "storage_size",
-]
-
-# other libraries use these of safetensors.torch, private as their names are
-_end_ptr = sharing.end_ptr
-_find_shared_tensors = sharing.find_shared_tensors
-_is_complete = sharing.is_complete
-_remove_duplicate_names = sharing.remove_duplicate_names
 
 
 def save(

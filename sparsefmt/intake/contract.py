@@ -1,4 +1,4 @@
-"""What users hand in, brought to one form at the border: dense bits, a run of rows at a time.
+"""What an intake is: a dense tensor, its bits a run of rows at a time.
 
 An intake gives rows of the matrix view as C-contiguous, little-endian unsigned integers, copying no more than those
 rows, so that a tensor in odd memory or byte order costs a tile and not a second tensor.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from sparsefmt import layouts
 from sparsefmt.container.index import check_shape, matrix_view
-from sparsefmt.dtypes import DType, as_bits, dtype_of, unpack
-from sparsefmt.errors import UnsupportedError
+from sparsefmt.dtypes import DType
 from sparsefmt.layouts import LAYOUTS, choose
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import frozen
@@ -94,78 +93,3 @@ class Intake(ABC):
             return {array: frozen(data) for array, data in tile.items()}
 
         return make_tile
-
-
-class ArrayIntake(Intake):
-    """A numpy array, or whatever numpy makes one of."""
-
-    def __init__(self, array: Any) -> None:
-        array = np.asanyarray(array)
-        if isinstance(array, np.ma.MaskedArray):
-            raise UnsupportedError("dtype-unknown", "a masked array has no single meaning: call .filled() first")
-        super().__init__(dtype_of(array.dtype), array.shape)
-        self._array = np.asarray(array)
-
-    def bits(self, begin: int, end: int) -> np.ndarray:
-        part = self._array[begin:end] if self.shape else self._array
-        return as_bits(part, self.dtype).reshape(end - begin, self.cols)
-
-
-class BytesIntake(Intake):
-    """A dense tensor as it lies in a file: little-endian, row-major, sub-byte types packed.
-
-    Args:
-        read: gives `size` bytes of the tensor at byte `offset` as a uint8 array: read(offset, size).
-    """
-
-    def __init__(self, read: Callable[[int, int], np.ndarray], dtype: DType, shape: tuple[int, ...]) -> None:
-        super().__init__(dtype, shape)
-        self._read = read
-
-    def bits(self, begin: int, end: int) -> np.ndarray:
-        elements = (end - begin) * self.cols
-        data = self._read(begin * self.cols * self.dtype.bits // 8, self.dtype.nbytes(elements))
-        if self.dtype.packed:
-            bits = unpack(data, self.dtype, elements)
-        else:
-            # files guarantee no alignment
-            bits = np.require(data.view(self.dtype.bits_dtype), requirements="A")
-        return bits.reshape(end - begin, self.cols)
-
-
-class ScipyIntake(Intake):
-    """A scipy.sparse matrix or array, made dense a tile at a time."""
-
-    def __init__(self, matrix: Any) -> None:
-        if matrix.ndim != 2:
-            raise UnsupportedError("shape-ndim", f"a sparse array must have 2 dimensions, not {matrix.ndim}")
-        super().__init__(dtype_of(matrix.dtype), matrix.shape)
-        self._matrix = matrix.tocsr()
-
-    def bits(self, begin: int, end: int) -> np.ndarray:
-        return as_bits(self._matrix[begin:end].toarray(), self.dtype)
-
-
-def is_scipy_sparse(value: Any) -> bool:
-    """Whether `value` is from scipy.sparse, without importing scipy."""
-    return type(value).__module__.startswith("scipy.sparse")
-
-
-def intake_of(value: Any) -> Intake:
-    """The intake for an array, a scipy.sparse matrix, or what is one already."""
-    if isinstance(value, Intake):
-        return value
-    return ScipyIntake(value) if is_scipy_sparse(value) else ArrayIntake(value)
-
-
-def choose_layout(dtype: DType, shape: tuple[int, ...], wanted: str, nnz: int, entropy_coded: bool) -> str:
-    """The layout that `wanted` ("auto" or a name) means for a tensor; "dense" where the format allows nothing else."""
-    if wanted != "auto" and wanted not in LAYOUTS:
-        raise ValueError(f"layout must be 'auto' or one of {', '.join(map(repr, LAYOUTS))}, not {wanted!r}")
-    rows, cols = matrix_view(shape)
-    if not choose.can_be_sparse(dtype, shape, cols):
-        return "dense"
-    if wanted != "auto":
-        return wanted
-    rule = choose.for_storing if entropy_coded else choose.for_computing
-    return rule(dtype, rows, cols, nnz)

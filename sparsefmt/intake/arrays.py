@@ -1,0 +1,49 @@
+"""Dense tensors: numpy arrays, and tensors as they lie in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sparsefmt.dtypes import DType, as_bits, dtype_of, unpack
+from sparsefmt.errors import UnsupportedError
+from sparsefmt.intake.contract import Intake
+
+
+class ArrayIntake(Intake):
+    """A numpy array, or whatever numpy makes one of."""
+
+    def __init__(self, array: Any) -> None:
+        array = np.asanyarray(array)
+        if isinstance(array, np.ma.MaskedArray):
+            raise UnsupportedError("dtype-unknown", "a masked array has no single meaning: call .filled() first")
+        super().__init__(dtype_of(array.dtype), array.shape)
+        self._array = np.asarray(array)
+
+    def bits(self, begin: int, end: int) -> np.ndarray:
+        part = self._array[begin:end] if self.shape else self._array
+        return as_bits(part, self.dtype).reshape(end - begin, self.cols)
+
+
+class BytesIntake(Intake):
+    """A dense tensor as it lies in a file: little-endian, row-major, sub-byte types packed.
+
+    Args:
+        read: gives `size` bytes of the tensor at byte `offset` as a uint8 array: read(offset, size).
+    """
+
+    def __init__(self, read: Callable[[int, int], np.ndarray], dtype: DType, shape: tuple[int, ...]) -> None:
+        super().__init__(dtype, shape)
+        self._read = read
+
+    def bits(self, begin: int, end: int) -> np.ndarray:
+        elements = (end - begin) * self.cols
+        data = self._read(begin * self.cols * self.dtype.bits // 8, self.dtype.nbytes(elements))
+        if self.dtype.packed:
+            bits = unpack(data, self.dtype, elements)
+        else:
+            # files guarantee no alignment
+            bits = np.require(data.view(self.dtype.bits_dtype), requirements="A")
+        return bits.reshape(end - begin, self.cols)
