@@ -21,6 +21,7 @@ from sparsefmt.codecs import CODECS, elements, positions
 from sparsefmt.codecs import frequencies as freq
 from sparsefmt.codecs.bitstring import BitReader, BitWriter
 from sparsefmt.codecs.contract import Place
+from sparsefmt.codecs.passes import models
 from sparsefmt.codecs.streams import Tables
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError
@@ -50,22 +51,22 @@ class TestBits:
         writer = BitWriter()
         writer.write(0, ahead)
         for value, order in numbers:
-            writer.write_number(value, order)
+            writer.run(models.put_number, models.MOST_BITS, value, order)
         reader = BitReader(writer.tobytes() + b"rest")
         assert reader.read(ahead) == 0
-        assert [reader.read_number(order) for _, order in numbers] == [value for value, _ in numbers]
+        assert [reader.run(models.get_number, order) for _, order in numbers] == [value for value, _ in numbers]
         assert reader.rest() == b"rest"
 
     def test_short_for_what_is_expected(self):
         writer = BitWriter()
         for value in range(32, 96):
-            writer.write_number(value, 5)
+            writer.run(models.put_number, models.MOST_BITS, value, 5)
         assert len(writer.tobytes()) <= 64
 
     @pytest.mark.parametrize("data", [b"", b"\0", bytes(40)])
     def test_numbers_that_do_not_end(self, data):
         with pytest.raises(FormatError, match="model"):
-            BitReader(data).read_number(3)
+            BitReader(data).run(models.get_number, 3)
 
     def test_unused_bits_must_be_zero(self):
         reader = BitReader(b"\x03")
@@ -110,7 +111,9 @@ class TestFrequencies:
         assert (frequencies >= (occurrences > 0)).all()
         writer = BitWriter()
         freq.write_popcounts(writer, frequencies)
-        assert np.array_equal(freq.read_popcounts(BitReader(writer.tobytes()), precision), frequencies[freq.POPCOUNTS])
+        found = np.empty(256, np.int64)
+        BitReader(writer.tobytes()).run(models.get_popcounts, precision, found)
+        assert np.array_equal(found, frequencies[freq.POPCOUNTS])
 
     @settings(deadline=None)
     @given(counts(), st.integers(freq.MIN_PRECISION, freq.MAX_PRECISION), st.data())
@@ -122,22 +125,24 @@ class TestFrequencies:
             freq.read_frequencies(BitReader(writer.tobytes()), occurrences.size, precision), frequencies
         )
         positive = frequencies[frequencies > 0]
-        widths = data.draw(st.lists(st.integers(0, 63), min_size=positive.size, max_size=positive.size))
+        widths = np.array(data.draw(st.lists(st.integers(0, 63), min_size=positive.size, max_size=positive.size)))
         writer = BitWriter()
         freq.write_positive(writer, positive, precision, widths)
         reader = BitReader(writer.tobytes())
-        assert np.array_equal(freq.read_positive(reader, positive.size, precision, widths), positive)
+        assert np.array_equal(freq.read_tables(reader, 1, precision, widths)[0], positive)
 
     @settings(deadline=None)
     @given(st.binary(max_size=60), st.integers(8, 15), st.integers(1, 40))
     def test_any_bits_make_a_table_or_an_error(self, data, precision, symbols):
         for read in (
             lambda: freq.read_frequencies(BitReader(data), symbols, precision),
-            lambda: freq.read_popcounts(BitReader(data), precision),
+            lambda: freq.read_tables(BitReader(data), 1, precision, np.arange(symbols)),
+            lambda: freq.read_tables(BitReader(data), 2, precision, np.arange(symbols)),
+            lambda: freq.read_byte_tables(BitReader(data), 2, precision)[0],
         ):
             with suppress(FormatError):
                 frequencies = read()
-                assert frequencies.sum() == 1 << precision
+                assert (frequencies.sum(-1) == 1 << precision).all()
                 assert (frequencies >= 0).all()
 
 

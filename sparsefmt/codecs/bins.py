@@ -10,14 +10,12 @@ type's precision come out short by themselves.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from sparsefmt.codecs.bitstring import BitReader, BitWriter
-from sparsefmt.errors import FormatError
 
 PREFIX_BITS = 16
 """Highest bits of keys that are counted. Bins are narrower only where there are few distinct keys."""
@@ -87,15 +85,15 @@ class Bins(NamedTuple):
 
     Attributes:
         bits: that the elements they were made for and the model take, about.
-        lows: first key of each.
-        widths: log2 of the number of its keys.
-        counts: elements in it.
+        lows: uint64, first key of each.
+        widths: int64, log2 of the number of its keys.
+        counts: int64, elements in it.
     """
 
     bits: float
-    lows: list[int]
-    widths: list[int]
-    counts: list[int]
+    lows: np.ndarray
+    widths: np.ndarray
+    counts: np.ndarray
 
 
 def best_bins(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits: int) -> Bins:
@@ -124,73 +122,37 @@ def best_bins(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits:
 
 
 def _best_leaves(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits: int, bits_per_bin: float) -> Bins:
-    total = float(counts.sum())
-    nodes, sums, best = prefixes.astype(np.uint64), counts.astype(np.float64), np.zeros(prefixes.size)
-    levels: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
-    for width in range(left_out, key_bits + 1):
-        leaf = sums * (width + np.log2(total / sums)) + bits_per_bin
-        is_leaf = leaf <= best if width > left_out else np.ones(nodes.size, bool)
-        is_leaf &= width <= MAX_WIDTH
-        best = np.where(is_leaf, leaf, best)
-        parents = nodes >> np.uint64(1)
-        first = np.flatnonzero(np.concatenate([[True], parents[1:] != parents[:-1]]))
-        children = np.diff(np.concatenate([first, [nodes.size]]))
-        levels.append((nodes, sums, is_leaf, children))
-        if width == key_bits:
-            break
-        # a split is a bit, an empty half is two more
-        best = np.add.reduceat(best, first) + np.where(children == 2, 1.0, 3.0)
-        sums, nodes = np.add.reduceat(sums, first), parents[first]
-    bins: list[tuple[int, int, int]] = []
-    reached = np.ones(1, bool)
-    for width in range(key_bits, left_out - 1, -1):
-        nodes, sums, is_leaf, _ = levels[width - left_out]
-        here = reached & is_leaf
-        bins += [
-            (node << width, width, int(count)) for node, count in zip(nodes[here].tolist(), sums[here], strict=True)
-        ]
-        if width > left_out:
-            reached = np.repeat(reached & ~is_leaf, levels[width - 1 - left_out][3])
-    bins.sort()
-    lows, widths, sizes = (list(part) for part in zip(*bins, strict=True))
-    return Bins(float(best[0]), lows, widths, sizes)
+    from sparsefmt.codecs.passes import bins as passes
+
+    lows = np.empty(prefixes.size, np.uint64)
+    widths, sizes = np.empty(prefixes.size, np.int64), np.empty(prefixes.size, np.int64)
+    bits, count = passes.best_leaves(
+        prefixes.astype(np.uint64),
+        counts.astype(np.int64),
+        left_out,
+        key_bits,
+        bits_per_bin,
+        MAX_WIDTH,
+        lows,
+        widths,
+        sizes,
+    )
+    return Bins(bits, *(part[:count].copy() for part in (lows, widths, sizes)))
 
 
-def write_tree(writer: BitWriter, lows: list[int], widths: list[int], key_bits: int) -> None:
+def write_tree(writer: BitWriter, lows: np.ndarray, widths: np.ndarray, key_bits: int) -> None:
     """The tree whose used leaves are the bins, in preorder."""
+    from sparsefmt.codecs.passes import models
 
-    def write(begin: int, end: int, low: int, width: int) -> None:
-        """The node of keys [low, low + 2^width), which holds bins begin to end."""
-        if begin == end or (end == begin + 1 and widths[begin] == width):
-            if width:
-                writer.write(0, 1)
-            writer.write(int(begin < end), 1)
-            return
-        writer.write(1, 1)
-        middle = low + (1 << (width - 1))
-        at = bisect_left(lows, middle, begin, end)
-        write(begin, at, low, width - 1)
-        write(at, end, middle, width - 1)
-
-    write(0, len(lows), 0, key_bits)
+    # on the way to each leaf, a node and an empty half on every level
+    most = lows.size * 3 * (key_bits + 1)
+    writer.run(models.put_tree, most, key_bits, lows, widths)
 
 
-def read_tree(reader: BitReader, key_bits: int) -> tuple[list[int], list[int]]:
-    """(lows, widths) of the bins."""
-    lows: list[int] = []
-    widths: list[int] = []
-    pending = [(0, key_bits)]
-    while pending:
-        low, width = pending.pop()
-        if width and reader.read(1):
-            pending += [(low + (1 << (width - 1)), width - 1), (low, width - 1)]
-        elif reader.read(1):
-            if width > MAX_WIDTH:
-                raise FormatError("rans-model", f"a bin of a model is {width} bits wide")
-            lows.append(low)
-            widths.append(width)
-            if len(lows) > MAX_BINS:
-                raise FormatError("rans-model", f"a model has over {MAX_BINS:,} bins")
-    if not lows:
-        raise FormatError("rans-model", "a model has no bin")
-    return lows, widths
+def read_tree(reader: BitReader, key_bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """(lows, widths) of the bins, uint64 and int64."""
+    from sparsefmt.codecs.passes import models
+
+    lows, widths = np.empty(MAX_BINS, np.uint64), np.empty(MAX_BINS, np.int64)
+    count = reader.run(models.get_tree, key_bits, MAX_WIDTH, lows, widths)
+    return lows[:count].copy(), widths[:count].copy()

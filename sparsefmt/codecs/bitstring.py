@@ -1,76 +1,81 @@
-"""Bit strings, in which models are written: numbers of any width, the lowest bit first."""
+"""Bit strings, in which models are written: numbers of any width, the lowest bit first (`passes/models.py`)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from sparsefmt.errors import FormatError
-
-MAX_ZEROS = 32
-"""Zeros that a number in exponential Golomb code may start with."""
 
 
 class BitWriter:
     """Collects bits."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[int, int]] = []
+        self._words, self._at = np.zeros(64, np.uint64), 0
 
     def write(self, value: int, count: int) -> None:
         """The low `count` bits of `value`, which has no others."""
-        assert 0 <= value < 1 << count
-        self._parts.append((value, count))
+        from sparsefmt.codecs.passes import models
 
-    def write_number(self, value: int, order: int) -> None:
-        """A number >= 0 in exponential Golomb code, which is short for numbers about as long as `order` bits."""
-        high = (value >> order) + 1
-        length = high.bit_length()
-        self.write(1 << (length - 1), length)
-        self.write(high - (1 << (length - 1)), length - 1)
-        self.write(value & ((1 << order) - 1), order)
+        assert 0 <= value < 1 << count
+        self.run(models.put, count, value, count)
+
+    def run(self, put: Callable[..., int], most_bits: int, *arguments: Any) -> None:
+        """Write with a pass of `passes.models`, which writes at most so many bits: put(words, at, *arguments)."""
+        from sparsefmt.codecs.passes import models
+
+        needed = (self._at + most_bits) // 64 + models.PADDING
+        if needed > self._words.size:
+            self._words = np.concatenate([self._words, np.zeros(needed, np.uint64)])
+        self._at = put(self._words, self._at, *arguments)
 
     def tobytes(self) -> bytes:
         """All of it, and zeros up to a whole byte."""
-        value, size = 0, 0
-        for part, count in self._parts:
-            value |= part << size
-            size += count
-        return value.to_bytes((size + 7) // 8, "little")
+        return self._words.astype("<u8").tobytes()[: (self._at + 7) // 8]
 
 
 class BitReader:
     """Reads what a BitWriter wrote, and refuses what it cannot have written."""
 
     def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
-        # as text, in which Python finds and slices faster than it shifts
-        self._bits = f"{int.from_bytes(data, 'little'):0{8 * len(data)}b}"[::-1] if data else ""
+        from sparsefmt.codecs.passes import models
+
+        self._data, self._at, self._end = data, 0, 8 * len(data)
+        words = -(-len(data) // 8) + models.PADDING
+        self._words = np.frombuffer(data.ljust(8 * words, b"\0"), "<u8").astype(np.uint64)
 
     def read(self, count: int) -> int:
-        bits = self._take(count)
-        return int(bits[::-1], 2) if bits else 0
+        """`count` bits, 63 at most."""
+        begin, self._at = self._at, self._at + count
+        if self._at > self._end:
+            raise FormatError("rans-model", "a model ends too early")
+        found = int.from_bytes(self._data[begin >> 3 : (self._at + 7) >> 3], "little")
+        return found >> (begin & 7) & ((1 << count) - 1)
 
-    def read_flags(self, count: int) -> np.ndarray:
-        """So many single bits, as booleans."""
-        return np.frombuffer(self._take(count).encode(), np.uint8) == ord("1")
+    def run(self, get: Callable[..., Any], *arguments: Any) -> Any:
+        """Read with a pass of `passes.models`, get(words, at, end, *arguments), and return what it returns behind its
+        status and its position, if anything."""
+        from sparsefmt.codecs.passes import models
 
-    def read_number(self, order: int) -> int:
-        first = self._bits.find("1", self._at, self._at + MAX_ZEROS + 1)
-        if first < 0:
-            raise FormatError("rans-model", "a model has a number that is too large or has no end")
-        zeros, self._at = first - self._at, first + 1
-        high = (1 << zeros) + self.read(zeros)
-        return ((high - 1) << order) + self.read(order)
+        status, self._at, *found = get(self._words, self._at, self._end, *arguments)
+        if status != models.OK:
+            text = {
+                models.EARLY_END: "a model ends too early",
+                models.NO_NUMBER: "a model has a number that is too large or has no end",
+                models.NO_SYMBOL: "a table of a model has no symbol",
+                models.NO_SUM: "the frequencies of a model do not sum to what they must",
+                models.WIDE_BIN: "a bin of a model is too wide",
+                models.MANY_BINS: "a model has too many bins",
+                models.NO_BIN: "a model has no bin",
+            }
+            raise FormatError("rans-model", text[status])
+        return found[0] if found else None
 
     def rest(self) -> bytes:
         """The bytes behind the one that was read last, whose other bits must be zero."""
         if self.read(-self._at & 7):
             raise FormatError("rans-model", "unused bits of a model are not zero")
         return self._data[self._at >> 3 :]
-
-    def _take(self, count: int) -> str:
-        begin, end = self._at, self._at + count
-        if end > len(self._bits):
-            raise FormatError("rans-model", "a model ends too early")
-        self._at = end
-        return self._bits[begin:end]

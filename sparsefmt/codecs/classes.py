@@ -8,8 +8,8 @@ scale on which the two add up. Neighbouring sums may share a table.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -76,8 +76,9 @@ def write_steps(writer: BitWriter, classes: Classes) -> None:
 
 def read_steps(reader: BitReader, rows: int, columns: int) -> np.ndarray:
     """`table_of`."""
-    steps = reader.read_flags(rows + columns - 2)
-    return np.concatenate([[0], np.cumsum(steps, dtype=np.int64)]).astype(np.uint8)
+    count = rows + columns - 2
+    steps = reader.read(count)
+    return np.array(list(accumulate((steps >> index & 1 for index in range(count)), initial=0)), np.uint8)
 
 
 def write_members(writer: BitWriter, classes: Classes) -> bytes:
@@ -144,38 +145,29 @@ def assign(costs: np.ndarray) -> np.ndarray:
     The classes have to be written down too: those that many rows have are cheap. So rows that differ by no more than
     chance have all the same.
     """
-    chosen = costs.argmin(1)
-    for _ in range(4):
-        # 0.1: a class that nobody has may come back, but is dear
-        often = np.bincount(chosen, minlength=costs.shape[1]) + 0.1
-        chosen = (costs - np.log2(often / often.sum())).argmin(1)
-    return (chosen - chosen.min(initial=0)).astype(np.uint8)
+    from sparsefmt.codecs.passes import classes as passes
+
+    chosen = np.empty(len(costs), np.uint8)
+    passes.assign(costs, chosen)
+    return chosen - chosen.min(initial=255) if chosen.size else chosen
 
 
-def merged(counts: np.ndarray, bits_of: Callable[[np.ndarray], np.ndarray]) -> tuple[float, list[tuple[int, int]]]:
-    """Which neighbours of the sums to give one table, at best: (bits of all, [begin, end) of each table).
+def merged(
+    counts: np.ndarray, of_table: float, of_symbol: float, of_popcounts: float = np.inf
+) -> tuple[float, np.ndarray]:
+    """Which neighbours of the sums to give one table, at best: (bits of all, uint8 (sums,) the table of each).
 
-    counts: (sums, symbols), how often each symbol occurs. bits_of: bits of each line of (lines, symbols), its table
-    included.
+    Args:
+        counts: int64 (sums, symbols), how often each symbol occurs.
+        of_table, of_symbol: bits that a table costs, and each symbol in it.
+        of_popcounts: bits of a table of popcounts; infinite if tables cannot be such.
     """
-    sums = len(counts)
-    running = np.concatenate([np.zeros((1, counts.shape[1]), np.int64), np.cumsum(counts, 0)])
-    begins, ends = np.triu_indices(sums + 1, 1)
-    bits = np.full((sums + 1, sums + 1), np.inf)
-    for part in np.array_split(np.arange(begins.size), -(-begins.size * counts.shape[1] // (1 << 20))):
-        bits[begins[part], ends[part]] = bits_of(running[ends[part]] - running[begins[part]])
-    best, came_from = [0.0], [0]
-    for end in range(1, sums + 1):
-        through = np.array(best) + bits[:end, end]
-        came_from.append(int(through.argmin()))
-        best.append(float(through.min()))
-    bounds, end = [], sums
-    while end:
-        bounds.append((came_from[end], end))
-        end = came_from[end]
-    return best[-1], bounds[::-1]
+    from sparsefmt.codecs.passes import classes as passes
+
+    table_of = np.empty(len(counts), np.uint8)
+    return passes.merge(counts, of_table, of_symbol, of_popcounts, table_of), table_of
 
 
-def table_of(bounds: list[tuple[int, int]]) -> np.ndarray:
-    """For each sum, the number of its table."""
-    return np.repeat(np.arange(len(bounds)), [end - begin for begin, end in bounds]).astype(np.uint8)
+def lines(counts: np.ndarray, table_of: np.ndarray) -> np.ndarray:
+    """The sums' counts added up for each table: (tables, symbols)."""
+    return np.add.reduceat(counts, np.searchsorted(table_of, np.arange(table_of[-1] + 1)), axis=0)

@@ -78,15 +78,15 @@ class Model:
     """How the elements of a tensor are coded.
 
     Attributes:
-        lows, widths: of the bins.
+        lows, widths: of the bins, uint64 and int64.
         precision: of the tables.
         tables: (tables, bins) frequencies.
     """
 
     keys: Keys
     lag: int
-    lows: list[int]
-    widths: list[int]
+    lows: np.ndarray
+    widths: np.ndarray
     precision: int
     classes: Classes
     tables: np.ndarray
@@ -125,9 +125,9 @@ def fit(each: Each, bits: int, cols: int) -> bytes:
     bins, keys = min(found, key=lambda candidate: candidate[0].bits)
     precision = 11 if len(bins.lows) <= 64 else 12 if len(bins.lows) <= 256 else 14
     one = Classes(1, np.zeros(1, np.uint8), np.array([1 << cls.PRECISION]), None)
-    table = freq.normalised(np.array(bins.counts), precision)
+    table = freq.normalised(bins.counts, precision)
     model = Model(keys, lag, bins.lows, bins.widths, precision, one, table[None])
-    if sum(bins.counts) >= WORTH_CLASSES and not lag and 1 < len(bins.lows) <= 256:
+    if int(bins.counts.sum()) >= WORTH_CLASSES and not lag and 1 < len(bins.lows) <= 256:
         model = _with_classes(each, model, bins, cols) or model
     return _write(model)
 
@@ -240,10 +240,10 @@ class _Candidate(NamedTuple):
         """How many sums of two classes there can be."""
         return int(self.rows.max(initial=0)) + int(self.columns.max(initial=0)) + 1
 
-    def merged(self, counts: np.ndarray) -> tuple[float, list[tuple[int, int]]]:
-        """(bits of elements counted as (sums, symbols), and of the model; which sums share a table)."""
-        bits, bounds = cls.merged(counts, lambda lines: _bits_of(lines) + _table_bits(2, counts.shape[1]))
-        return bits + sum(freq.entropy_bits(np.bincount(part)) for part in (self.rows, self.columns)), bounds
+    def merged(self, counts: np.ndarray) -> tuple[float, np.ndarray]:
+        """(bits of elements counted as (sums, symbols), and of the model; the table of each sum)."""
+        bits, table_of = cls.merged(counts, _table_bits(2, counts.shape[1]), 0.0)
+        return bits + sum(freq.entropy_bits(np.bincount(part)) for part in (self.rows, self.columns)), table_of
 
 
 def _with_classes(each: Each, plain: Model, bins: Bins, cols: int) -> Model | None:
@@ -270,9 +270,12 @@ def _with_classes(each: Each, plain: Model, bins: Bins, cols: int) -> Model | No
     mean = float(of_rows.sums.sum() / count)
     deviation = float(np.sqrt(max(sum(tile[2] for tile in measured) / count - mean**2, 1e-9)))
     candidates = []
+    by_row_step, by_column_step = (
+        {step: scale.classes(mean, deviation, step * deviation) for step in set(steps)}
+        for scale, steps in zip((of_rows, of_columns), zip(*_STEPS, strict=True), strict=True)
+    )
     for row_step, column_step in _STEPS:
-        row_classes = of_rows.classes(mean, deviation, row_step * deviation)
-        column_classes = of_columns.classes(mean, deviation, column_step * deviation)
+        row_classes, column_classes = by_row_step[row_step], by_column_step[column_step]
         if row_classes.any() or column_classes.any():
             candidates.append(_Candidate(row_classes, column_classes))
     if not candidates:
@@ -296,28 +299,23 @@ def _with_classes(each: Each, plain: Model, bins: Bins, cols: int) -> Model | No
     first = each(counting(list(candidates)))
     sample = next(first)
     del first  # the other tiles need not be counted
-    share = sum(bins.counts) / max(int(sample[0].sum()), 1)
+    share = int(bins.counts.sum()) / max(int(sample[0].sum()), 1)
     scaled = [np.rint(counts * share).astype(np.int64) for counts in sample]
     best = min(range(len(candidates)), key=lambda index: candidates[index].merged(scaled[index])[0])
     candidate = candidates[best]
     counts = sample[best] if share == 1 else sum(found[0] for found in each(counting([candidate])))
-    bits, bounds = candidate.merged(counts)
-    if bits >= freq.entropy_bits(np.array(bins.counts)) + _table_bits(1, number) or len(bounds) == 1:
+    bits, table_of = candidate.merged(counts)
+    if bits >= freq.entropy_bits(bins.counts) + _table_bits(1, number) or not table_of[-1]:
         return None
     precision = min(plain.precision + 1, 12)
-    tables = [freq.normalised(counts[begin:end].sum(0), precision) for begin, end in bounds]
+    tables = [freq.normalised(line, precision) for line in cls.lines(counts, table_of)]
     classes = Classes(
         int(candidate.rows.max()) + 1,
-        cls.table_of(bounds),
+        table_of,
         freq.normalised(np.bincount(candidate.rows), cls.PRECISION),
         candidate.columns if candidate.columns.any() else None,
     )
     return Model(keys, 0, plain.lows, plain.widths, precision, classes, np.array(tables))
-
-
-def _bits_of(counts: np.ndarray) -> np.ndarray:
-    """Bits of symbols counted as (lines, symbols), each line with a table of its own."""
-    return (counts * np.log2(np.maximum(counts.sum(1), 1)[:, None] / np.maximum(counts, 1))).sum(1)
 
 
 def _table_bits(kind: int, bins: int) -> float:
@@ -355,13 +353,10 @@ def _read(model: bytes, bits: int, cols: int) -> Model:
     rows, columns = cls.read_count(reader), cls.read_count(reader)
     table_of = cls.read_steps(reader, rows, columns)
     lows, widths = bins_.read_tree(reader, keys.key_bits)
-    if table_of[-1] == 0:
-        tables = [freq.read_positive(reader, len(lows), precision, widths)]
-    else:
-        tables = [freq.read_frequencies(reader, len(lows), precision, widths) for _ in range(int(table_of[-1]) + 1)]
+    tables = freq.read_tables(reader, int(table_of[-1]) + 1, precision, widths)
     row_frequencies, members = cls.read_members(reader, rows, columns, cols)
     classes = Classes(rows, table_of, row_frequencies, members)
-    return Model(keys, LAGS[lag], lows, widths, precision, classes, np.array(tables))
+    return Model(keys, LAGS[lag], lows, widths, precision, classes, tables)
 
 
 class Coder:
@@ -370,8 +365,7 @@ class Coder:
     def __init__(self, model: bytes, bits: int, cols: int) -> None:
         self.model = _read(model, bits, cols)
         self.keys = self.model.keys
-        self.lows = np.array(self.model.lows, np.uint64)
-        self.widths = np.array(self.model.widths, np.uint8)
+        self.lows, self.widths = self.model.lows, self.model.widths.astype(np.uint8)
         self.tables = Tables(self.model.tables, self.model.precision)
         classes = self.model.classes
         self.row_tables = Tables(classes.row_frequencies, cls.PRECISION)
@@ -390,14 +384,11 @@ class Coder:
         """For every prefix, the first bin that may hold a key with it."""
         left_out = max(self.keys.key_bits - bins_.PREFIX_BITS, 0)
         prefixes = self.lows >> np.uint64(left_out)
-        first = np.searchsorted(
-            prefixes, np.arange(1 << min(self.keys.key_bits, bins_.PREFIX_BITS), dtype=np.uint64), "left"
-        )
-        # a bin that begins before a prefix may hold it
-        begins_here = (first < prefixes.size) & (
-            prefixes[np.minimum(first, prefixes.size - 1)] == np.arange(first.size, dtype=np.uint64)
-        )
-        return np.where(begins_here, first, np.maximum(first - 1, 0)).astype(np.int32)
+        # a prefix with which several bins begin has the first of them
+        prefixes, bins = np.unique(prefixes, return_index=True)
+        bounds = np.concatenate([prefixes[1:], [np.uint64(1 << min(self.keys.key_bits, bins_.PREFIX_BITS))]])
+        sizes = np.diff(np.concatenate([[np.uint64(0)], bounds])).astype(np.int64)
+        return np.repeat(bins.astype(np.int32), sizes)
 
     def split(self, elements: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         """(number of the bin of each element, places in the bins as bits of uint64, how many bits).

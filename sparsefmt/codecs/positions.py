@@ -62,27 +62,14 @@ class _Layout(NamedTuple):
 
 
 def _order(column_classes: np.ndarray | None, cols: int) -> _Layout:
-    words, groups = -(-cols // 64), -(-cols // 8)
+    from sparsefmt.codecs.passes import masks
+
+    words, group_classes = -(-cols // 64), np.zeros(-(-cols // 8), np.uint8)
     if column_classes is None:
-        return _Layout(None, None, np.zeros(groups, np.uint8))
-    padded = np.full(64 * words, -1, np.int64)  # columns that are none come last
-    padded[:cols] = column_classes
-    by_word = padded.reshape(words, 64)
-    order = np.argsort(-by_word, axis=1, kind="stable")
-    classes = np.take_along_axis(by_word, order, axis=1).reshape(-1, 8)[:groups]
-    present = classes >= 0
-    count = present.sum(1)
-    group_classes = (2 * np.where(present, classes, 0).sum(1) + count) // (2 * count)
-    place = np.argsort(order, axis=1, kind="stable")
-    return _Layout(_nibble_tables(place), _nibble_tables(order), group_classes.astype(np.uint8))
-
-
-def _nibble_tables(target: np.ndarray) -> np.ndarray:
-    """uint64 (words, 16, 16): the bits of nibble n with value v, bit b of each word moved to target[word, b]."""
-    moved = np.uint64(1) << target.astype(np.uint64).reshape(-1, 16, 4, 1)
-    values = np.arange(16, dtype=np.uint64)
-    chosen = (values >> np.arange(4, dtype=np.uint64)[:, None]) & np.uint64(1)
-    return np.ascontiguousarray((moved * chosen).sum(2, dtype=np.uint64))
+        return _Layout(None, None, group_classes)
+    spread, gather = np.empty((2, words, 16, 16), np.uint64)
+    masks.order(column_classes, group_classes, spread, gather)
+    return _Layout(spread, gather, group_classes)
 
 
 def _copied_rows(mask: np.ndarray) -> np.ndarray:
@@ -127,7 +114,7 @@ class _Candidate:
         self.symbols = np.where(self.copies, self.copy, self.row_classes).astype(np.uint8)
         self.sums = int(self.row_classes.max(initial=0)) + int(self.column_classes.max(initial=0)) + 1
         self.counts = np.zeros((self.sums + (self.copy >= 0), freq.BYTES), np.int64)
-        self.bounds: list[tuple[int, int]] = []
+        self.table_of = np.zeros(self.sums, np.uint8)
 
     def histogram(self, mask: np.ndarray, rows: range) -> np.ndarray:
         """How often each byte occurs in a tile, by sum of classes; last, in copies."""
@@ -145,46 +132,32 @@ class _Candidate:
 
     def bits(self) -> float:
         """Bits of all masks and of the model, about."""
-        bits, self.bounds = cls.merged(self.counts[: self.sums], lambda counts: np.minimum(*_table_bits(counts)))
+        bits, self.table_of = cls.merged(self.counts[: self.sums], *_TABLE_BITS)
         if self.copy >= 0:
-            bits += float(np.minimum(*_table_bits(self.counts[-1:]))[0])
+            bits += cls.merged(self.counts[-1:], *_TABLE_BITS)[0]
         bits += freq.entropy_bits(np.bincount(self.symbols, minlength=1))
         return bits + freq.entropy_bits(np.bincount(self.column_classes, minlength=1))
 
     def model(self) -> Model:
         """The model, once `bits` was called."""
-        tables = [self.counts[begin:end].sum(0) for begin, end in self.bounds]
+        from sparsefmt.codecs.passes import classes as passes
+
+        tables = [*cls.lines(self.counts[: self.sums], self.table_of)]
         if self.copy >= 0:
             tables.append(self.counts[-1])
-        popcount_bits, byte_bits = _table_bits(np.array(tables))
-        by_popcount = (popcount_bits <= byte_bits).tolist()
+        by_popcount = [passes.table_bits(table, *_TABLE_BITS)[1] for table in tables]
         precision, frequencies = _frequencies(tables, by_popcount)
         classes = Classes(
             int(self.row_classes.max(initial=0)) + 1,
-            cls.table_of(self.bounds),
+            self.table_of,
             freq.normalised(np.bincount(self.symbols, minlength=1), cls.PRECISION),
             self.column_classes if self.column_classes.any() else None,
         )
         return Model(precision, classes, self.copy >= 0, frequencies, by_popcount)
 
 
-_POPCOUNT_TABLE_BITS, _BYTE_TABLE_BITS, _BYTE_BITS = 55.0, 256.0, 7.0
-"""What a table costs in the model, about: one of popcounts; one of bytes, and for each byte that occurs."""
-
-_OF_POPCOUNT = (freq.POPCOUNTS[:, None] == np.arange(9)).astype(np.float64)
-
-
-def _table_bits(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bits that bytes counted as (tables, 256) take with tables of popcounts, and of bytes: (tables,) each."""
-    by_popcount, total = counts @ _OF_POPCOUNT, np.maximum(counts.sum(1), 1)[:, None]
-
-    def bits(occurrences: np.ndarray) -> np.ndarray:
-        return (occurrences * np.log2(total / np.maximum(occurrences, 1))).sum(1)
-
-    return (
-        bits(by_popcount) + by_popcount @ np.log2(freq.BYTES_OF_POPCOUNT) + _POPCOUNT_TABLE_BITS,
-        bits(counts) + _BYTE_TABLE_BITS + _BYTE_BITS * (counts > 0).sum(1),
-    )
+_TABLE_BITS = (256.0, 7.0, 55.0)
+"""What a table costs in the model, about: one of bytes, and for each byte that occurs; one of popcounts."""
 
 
 _WASTE = 0.001
@@ -242,12 +215,16 @@ def fit(each: Each, cols: int) -> bytes:
     column_counts = np.sum([look[2] for look in looks], axis=0)
     plain_rows = int((~copies).sum())
     candidates: dict[bytes, _Candidate] = {}
+    row_steps, column_steps = map(set, zip(*_STEPS, strict=True))
+    by_row_step = {step: np.zeros(row_counts.size, np.uint8) for step in row_steps}
+    for step, row_classes in by_row_step.items():
+        row_classes[~copies] = _classes(row_counts[~copies], cols, step)
+    by_column_step = {step: _classes(column_counts, plain_rows, step) for step in column_steps}
     for row_step, column_step in _STEPS:
         if cols > cls.MAX_COLS and column_step:
             continue
-        row_classes = np.zeros(row_counts.size, np.uint8)
-        row_classes[~copies] = _classes(row_counts[~copies], cols, row_step)
-        candidate = _Candidate(row_classes, _classes(column_counts, plain_rows, column_step), copies)
+        row_classes = by_row_step[row_step]
+        candidate = _Candidate(row_classes, by_column_step[column_step], copies)
         candidates[candidate.row_classes.tobytes() + candidate.column_classes.tobytes()] = candidate
 
     def count(mask: np.ndarray, rows: range) -> list[np.ndarray]:
@@ -307,15 +284,9 @@ def _read(model: bytes, cols: int) -> Model:
     precision = freq.read_precision(reader)
     rows, copies, columns = cls.read_count(reader), bool(reader.read(1)), cls.read_count(reader)
     table_of = cls.read_steps(reader, rows, columns)
-    tables, by_popcount = [], []
-    for _ in range(int(table_of[-1]) + 1 + copies):
-        by_popcount.append(bool(reader.read(1)))
-        if by_popcount[-1]:
-            tables.append(freq.read_popcounts(reader, precision))
-        else:
-            tables.append(freq.read_frequencies(reader, freq.BYTES, precision))
+    tables, by_popcount = freq.read_byte_tables(reader, int(table_of[-1]) + 1 + copies, precision)
     row_frequencies, members = cls.read_members(reader, rows + copies, columns, cols)
-    return Model(precision, Classes(rows, table_of, row_frequencies, members), copies, np.array(tables), by_popcount)
+    return Model(precision, Classes(rows, table_of, row_frequencies, members), copies, tables, by_popcount.tolist())
 
 
 class Coder:

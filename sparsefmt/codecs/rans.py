@@ -46,10 +46,9 @@ class Rans(Codec):
 
     def decode(self, stored: np.ndarray, place: Place, model: bytes, before: Before, out: np.ndarray) -> None:
         if self.derives(place.array):
-            offsets = out.view(np.uint32)
-            counts = np.bitwise_count(before["mask"].view(np.uint64)).reshape(place.rows, -1).sum(1, dtype=np.uint32)
-            offsets[0] = 0
-            np.cumsum(counts, out=offsets[1:], dtype=np.uint32)
+            from sparsefmt.codecs.passes import masks
+
+            masks.row_offsets(_mask(before["mask"], place.cols), out.view(np.uint32))
         elif place.array == "mask":
             positions.coder(model, place.cols).decode(stored, out.view(np.uint64).reshape(place.rows, -1))
         elif not stored.size:

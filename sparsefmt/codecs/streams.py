@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
-from sparsefmt.codecs import frequencies as freq
 from sparsefmt.errors import FormatError
 
-STATES = ((1 << 16, 32), (1 << 10, 8), (0, 1))
-"""(symbols, states): from how many symbols on a stream has how many states."""
+FEW_SYMBOLS, MANY_SYMBOLS = 1 << 10, 1 << 16
+"""Symbols from which on a stream has eight states, and 32, instead of one."""
 
 
 def _states(symbols: int) -> int:
-    return next(states for least, states in STATES if symbols >= least)
+    return 32 if symbols >= MANY_SYMBOLS else 8 if symbols >= FEW_SYMBOLS else 1
 
 
 class Tables:
@@ -28,9 +29,7 @@ class Tables:
         """frequencies: (symbols,), or (tables, symbols)."""
         self.precision, self.symbols = precision, frequencies.shape[-1]
         self.dtype = np.dtype(np.uint8 if self.symbols <= 1 << 8 else np.uint16)
-        self._entries = freq.entries(frequencies)
-        self._slots = freq.slots(frequencies, self.dtype)
-        self._wide: tuple[np.ndarray, np.ndarray] | None = None
+        self._frequencies = np.atleast_2d(frequencies)
 
     def pack(self, symbols: np.ndarray, contexts: np.ndarray | None = None) -> bytes:
         """The stream of `symbols`, b"" if there are none. contexts: uint8, the table of each; None for the first."""
@@ -39,54 +38,67 @@ class Tables:
         if not symbols.size:
             return b""
         states, words = np.empty(_states(symbols.size), np.uint64), np.empty(symbols.size, np.uint16)
-        count = passes.encode_symbols(symbols, contexts, self._entries, self.precision, self.symbols, states, words)
+        _, entries = self._narrow
+        count = passes.encode_symbols(symbols, contexts, entries, self.precision, self.symbols, states, words)
         return states.astype("<u4").tobytes() + words[words.size - count :].tobytes()
 
     def unpack(self, stream: np.ndarray, count: int, contexts: np.ndarray | None = None) -> np.ndarray:
         """The `count` symbols of a stream, of `dtype`. Raises FormatError."""
         from sparsefmt.codecs.passes import rans as passes
 
-        states_size, out = 4 * _states(count) if count else 0, np.empty(count, self.dtype)
-        if stream.size < states_size or (stream.size - states_size) % 2:
-            raise FormatError("rans-stream", "a stream has a size that it cannot have")
-        # a copy, aligned: chunks from memory may lie anywhere
-        words = np.zeros((stream.size - states_size) // 2 + passes.PADDING, np.uint16)
-        words.view(np.uint8)[: stream.size - states_size] = stream[states_size:]
-        states = stream[:states_size].view("<u4")
-        wide = self._wide_tables() if states.size == 32 else None
-        if wide is None:
-            status = passes.decode_symbols(
-                words, states.astype(np.uint64), self._slots, self._entries, self.precision, self.symbols, contexts, out
-            )
-        else:
-            from sparsefmt.codecs.passes import rans_wide
-
-            status = rans_wide.decode_symbols(words, states.astype(np.uint32), *wide, self.precision, contexts, out)
-        refuse(status)
+        lanes, out = _states(count) if count else 0, np.empty(count, self.dtype)
+        if lanes == 32 and self._is_wide:
+            refuse(self._unpack_wide(stream, contexts, out))
+            return out
+        if stream.flags.writeable:
+            stream = stream.view()
+            stream.flags.writeable = False
+        refuse(passes.decode_stream(stream, lanes, *self._narrow, self.precision, self.symbols, contexts, out))
         return out
 
-    def _wide_tables(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """For `passes.rans_wide`, or None if the processor or the alphabet is not for that."""
+    def _unpack_wide(self, stream: np.ndarray, contexts: np.ndarray | None, out: np.ndarray) -> int:
+        from sparsefmt.codecs.passes import rans, rans_wide
+
+        size = stream.size - 4 * rans_wide.STATES
+        if size < 0 or size % 2:
+            return rans.SIZE
+        # a copy, aligned: chunks from memory may lie anywhere
+        words = np.zeros(size // 2 + rans_wide.PADDING, np.uint16)
+        words.view(np.uint8)[:size] = stream[4 * rans_wide.STATES :]
+        states = stream[: 4 * rans_wide.STATES].view("<u4").astype(np.uint32)
+        return rans_wide.decode_symbols(words, states, *self._wide, self.precision, contexts, out)
+
+    @property
+    def _is_wide(self) -> bool:
+        """Whether processor and alphabet are for `passes.rans_wide`."""
         from sparsefmt.isa import ISA
 
-        if ISA != "avx512" or self.symbols > 1 << 8:
-            return None
-        if self._wide is None:
-            from sparsefmt.codecs.passes import rans_wide
+        return ISA == "avx512" and self.symbols <= 1 << 8
 
-            of_symbols = self._entries.reshape(-1, self.symbols).astype(np.int64)
-            if self.precision > rans_wide.ONE_LOOK:
-                words = np.zeros((len(of_symbols), 256), np.uint32)
-                # what has no frequency is in no slot
-                words[:, : self.symbols] = of_symbols - (1 << 16) * (of_symbols >= 1 << 16)
-                self._wide = np.concatenate([self._slots, np.zeros(rans_wide.PADDING, np.uint8)]), words.ravel()
-            else:
-                slots = self._slots.reshape(-1, 1 << self.precision).astype(np.int64)
-                entries = np.take_along_axis(of_symbols, slots, axis=1)
-                distance = np.arange(slots.shape[1]) - (entries & 0xFFFF)
-                words = (slots | ((entries >> 16) - 1) << 8 | distance << 20).astype(np.uint32)
-                self._wide = words.ravel(), np.empty(0, np.uint32)
-        return self._wide
+    @cached_property
+    def _narrow(self) -> tuple[np.ndarray, np.ndarray]:
+        """Slots and entries, for `passes.rans`."""
+        from sparsefmt.codecs.passes import rans as passes
+
+        slots = np.empty(len(self._frequencies) << self.precision, self.dtype)
+        entries = np.empty(self._frequencies.size, np.uint64)
+        passes.fill(self._frequencies, slots, entries)
+        return slots, entries
+
+    @cached_property
+    def _wide(self) -> tuple[np.ndarray, np.ndarray]:
+        """Slots and entries, for `passes.rans_wide`."""
+        from sparsefmt.codecs.passes import rans_wide as passes
+
+        tables = len(self._frequencies)
+        if self.precision <= passes.ONE_LOOK:
+            slots = np.empty(tables << self.precision, np.uint32)
+            passes.fill_slots(self._frequencies, slots)
+            return slots, np.empty(0, np.uint32)
+        slots = np.zeros((tables << self.precision) + passes.PADDING, np.uint8)
+        entries = np.zeros(256 * tables, np.uint32)
+        passes.fill_slots_and_entries(self._frequencies, slots, entries)
+        return slots, entries
 
 
 def refuse(status: int) -> None:
@@ -97,6 +109,7 @@ def refuse(status: int) -> None:
         passes.EARLY_END: "a stream ends too early",
         passes.STATE: "a stream does not begin and end as one does",
         passes.LEFT_OVER: "a stream goes on after its end",
+        passes.SIZE: "a stream has a size that it cannot have",
     }
     if status != passes.OK:
         raise FormatError("rans-stream", text[status])

@@ -75,6 +75,7 @@ class TensorEntry:
         nnz: values stored, or None in layout `dense`.
         negative_zeros_dropped: how many -0.0 were turned into +0.0 when the file was written.
         models: what the codec of an array has to know, for the arrays whose codecs have models.
+        rows, cols: of its matrix view.
     """
 
     name: str
@@ -87,14 +88,13 @@ class TensorEntry:
     nnz: int | None = None
     negative_zeros_dropped: int = 0
     models: dict[str, bytes] = field(default_factory=dict)
+    rows: int = field(init=False)
+    cols: int = field(init=False)
 
-    @property
-    def rows(self) -> int:
-        return matrix_view(self.shape)[0]
-
-    @property
-    def cols(self) -> int:
-        return matrix_view(self.shape)[1]
+    def __post_init__(self) -> None:
+        rows, cols = matrix_view(self.shape)
+        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "cols", cols)
 
     @property
     def elements(self) -> int:

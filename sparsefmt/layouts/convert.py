@@ -33,7 +33,9 @@ def convert(tile: Tile, source: str, target: str, dtype: DType, rows: int, cols:
 def _bitmask_to_permuted(tile: Tile, dtype: DType, rows: int, cols: int, zeros: Allocate) -> Tile:
     from sparsefmt.layouts.passes import bitmask as passes
 
-    converted = Permuted().allocate(np.diff(tile["row_offsets"].astype(np.int64)), dtype, cols, zeros)
+    offsets = tile["row_offsets"].astype(np.int64)
+    counts = offsets[1:] - offsets[:-1]
+    converted = Permuted().allocate(counts, dtype, cols, zeros)
     passes.to_permuted(
         mask_words(tile, rows),
         frozen(tile["row_offsets"]),

@@ -91,7 +91,9 @@ class Permuted(Layout):
     def allocate(self, counts: np.ndarray, dtype: DType, cols: int, zeros: Allocate = zeros) -> Tile:
         """Arrays for rows with the given counts: permutation, counts and offsets filled, values and columns zero."""
         rows = counts.size
-        order = np.argsort(-counts, kind="stable")
+        # numbers of 16 bits are sorted in linear time
+        descending = (~counts).astype(U16) if int(counts.max(initial=0)) < 1 << 16 else -counts
+        order = np.argsort(descending, kind="stable")
         sorted_counts = counts[order]
         slice_offsets = zeros(-(-rows // LANES) + 1, U32)
         np.cumsum(sorted_counts[::LANES], out=slice_offsets[1:], dtype=U32)

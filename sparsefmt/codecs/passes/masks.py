@@ -6,10 +6,57 @@ A mask is (rows, words) uint64: column c is bit c % 64 of word c // 64.
 from __future__ import annotations
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
 from sparsefmt.jit import jit
 
 NIBBLE, NIBBLE_BITS = np.uint64(15), np.uint64(4)
+
+
+@jit
+def order(column_classes, group_classes, spread, gather):
+    """Sort the columns of each word by class, the highest first.
+
+    group_classes: uint8 (groups,), filled with the mean class of each eight columns. spread, gather: for `reorder`,
+    filled with the way there and the way back.
+    """
+    counts, places = np.empty(256, np.int64), np.empty(64, np.int64)
+    ordered = np.empty(64, np.int64)
+    for word in range(spread.shape[0]):
+        classes = column_classes[64 * word : 64 * word + 64]
+        counts[:] = 0
+        for class_ in classes:
+            counts[class_] += 1
+        begin = 0
+        for class_ in range(255, -1, -1):
+            counts[class_], begin = begin, begin + counts[class_]
+        for bit in range(64):
+            # columns that are none come last
+            place = bit
+            if bit < classes.shape[0]:
+                place = counts[classes[bit]]
+                counts[classes[bit]] += 1
+            places[bit], ordered[place] = place, bit
+        for begin in range(0, classes.shape[0], 8):
+            members = min(8, classes.shape[0] - begin)
+            total = members
+            for place in range(begin, begin + members):
+                total += 2 * np.int64(classes[ordered[place]])
+            group_classes[8 * word + begin // 8] = total // (2 * members)
+        _fill_nibbles(places, spread[word])
+        _fill_nibbles(ordered, gather[word])
+
+
+@jit
+def _fill_nibbles(target, table):
+    """Fill `table` (16, 16): the bits of nibble n with value v, bit b of the word moved to target[b]."""
+    for nibble in range(16):
+        table[nibble, 0] = 0
+        for bit in range(4):
+            moved, first = np.uint64(1) << np.uint64(target[4 * nibble + bit]), 1 << bit
+            for lower in range(first):
+                table[nibble, first + lower] = table[nibble, lower] | moved
 
 
 @jit
@@ -92,6 +139,27 @@ def histogram(groups, contexts, counts):
     for row in range(contexts.shape[0]):
         for group in range(contexts.shape[1]):
             counts[contexts[row, group], groups[row, group]] += 1
+
+
+@jit
+def row_offsets(mask, offsets):
+    """Fill `offsets` (rows + 1,) with how many positions are kept before each row, and in all."""
+    kept = 0
+    for row in range(mask.shape[0]):
+        offsets[row] = kept
+        for word in range(mask.shape[1]):
+            kept += _population(mask[row, word])
+    offsets[mask.shape[0]] = kept
+
+
+@intrinsic
+def _population(typingctx, word):
+    """Set bits of a uint64, as int64."""
+
+    def codegen(context, builder, signature, args):
+        return builder.ctpop(args[0])
+
+    return types.int64(types.uint64), codegen
 
 
 @jit
