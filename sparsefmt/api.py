@@ -81,7 +81,11 @@ def save(
 
 
 def load_file(
-    path: str | os.PathLike[str], *, layout: str = "auto", threads: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    layout: str = "auto",
+    threads: int | None = None,
+    max_decoded_bytes: int | None = None,
 ) -> dict[str, SparseTensor | np.ndarray]:
     """Load all tensors of a .sparsefmt file.
 
@@ -93,28 +97,40 @@ def load_file(
             multiplies faster; "bitmask" or "permuted": that one for whatever is stored sparse; "dense": numpy arrays
             throughout.
         threads: how many may decode; by default all usable cores.
+        max_decoded_bytes: most bytes that may be decoded at a time, going by the index: by default 1 GiB, or 1,024
+            times the size of the file if that is more. Zeros code well: a hostile kilobyte can claim to be a terabyte.
 
     Raises:
         FormatError, ChecksumError: the file is damaged, forged, or no .sparsefmt file.
         UnsupportedError: it needs a newer version of the library.
-        LimitError: it is beyond the limits of SPEC.md, or of memory.
+        LimitError: it is beyond the limits of SPEC.md, of `max_decoded_bytes`, or of memory.
         OSError: it cannot be read.
     """
-    with open_file(path, threads=threads) as file:
+    with open_file(path, threads=threads, max_decoded_bytes=max_decoded_bytes) as file:
         return _load_all(file, layout)
 
 
 def load(
-    data: bytes | bytearray | memoryview, *, layout: str = "auto", threads: int | None = None
+    data: bytes | bytearray | memoryview,
+    *,
+    layout: str = "auto",
+    threads: int | None = None,
+    max_decoded_bytes: int | None = None,
 ) -> dict[str, SparseTensor | np.ndarray]:
     """Load all tensors from the bytes of a file; otherwise like `load_file`.
 
     `bytes` may be kept and used as they are; a bytearray or memoryview is copied, since it could change.
     """
-    return _load_all(SparseFile(Memory(data), threads=threads), layout)
+    return _load_all(SparseFile(Memory(data), threads=threads, max_decoded_bytes=max_decoded_bytes), layout)
 
 
-def open_file(path: str | os.PathLike[str], *, backend: Backend = "mmap", threads: int | None = None) -> SparseFile:
+def open_file(
+    path: str | os.PathLike[str],
+    *,
+    backend: Backend = "mmap",
+    threads: int | None = None,
+    max_decoded_bytes: int | None = None,
+) -> SparseFile:
     """Open a .sparsefmt file for reading tensors one by one, or parts of them.
 
     Only the index is read, which takes milliseconds whatever the size of the file.
@@ -123,6 +139,7 @@ def open_file(path: str | os.PathLike[str], *, backend: Backend = "mmap", thread
         backend: "mmap" maps the file; "pread" reads into memory, for network file systems and files that may be
             truncated while in use.
         threads: how many may decode; by default all usable cores.
+        max_decoded_bytes: as in `load_file`, for each tensor or slice that is asked for.
 
     Raises:
         as `load_file`.
@@ -133,7 +150,7 @@ def open_file(path: str | os.PathLike[str], *, backend: Backend = "mmap", thread
     """
     source = open_source(path, backend)
     try:
-        return SparseFile(source, threads=threads)
+        return SparseFile(source, threads=threads, max_decoded_bytes=max_decoded_bytes)
     except BaseException:
         source.close()
         raise
@@ -178,6 +195,7 @@ def linear(
 
 
 def _load_all(file: SparseFile, layout: str) -> dict[str, SparseTensor | np.ndarray]:
+    file.expect_budget(layout)
     index = file.reader.index
     tensors = {name: file.load(name, layout) for name in index.tensors}
     return {name: tensors[index.aliases.get(name, name)] for name in file}

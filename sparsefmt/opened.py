@@ -14,6 +14,7 @@ from sparsefmt.container.index import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import MappedFile, ReadFile, Source
 from sparsefmt.layouts import LAYOUTS, choose
+from sparsefmt.layouts.contract import Tile
 from sparsefmt.tensor import SparseTensor
 
 Backend = Literal["mmap", "pread"]
@@ -26,8 +27,8 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
     all invariants of its layout) before anyone sees it. Tensors stay valid after the file is closed.
     """
 
-    def __init__(self, source: Source, *, threads: int | None = None) -> None:
-        self._reader = Reader(source)
+    def __init__(self, source: Source, *, threads: int | None = None, max_decoded_bytes: int | None = None) -> None:
+        self._reader = Reader(source, max_decoded_bytes)
         self._threads = threads
 
     def __enter__(self) -> SparseFile:
@@ -79,24 +80,48 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         Raises:
             KeyError: no such tensor.
             FormatError, ChecksumError: the file is damaged or forged.
+            LimitError: it takes more than `max_decoded_bytes`, or than there is.
         """
         entry = self._entry(name)
         if layout != "auto" and layout not in LAYOUTS:
             raise ValueError(f"layout must be 'auto' or one of {', '.join(map(repr, LAYOUTS))}, not {layout!r}")
         if layout == "dense" or not entry.layout.sparse:
             return self.get_tensor(name)
-        target = self.layout_to_compute(entry) if layout == "auto" else layout
+        target = self._target(entry, layout)
+        self._reader.budget.expect(self._reader.decoded_bytes(entry, target), entry.name)
         tiles = self._reader.tiles(entry, target, self._threads)
         return SparseTensor(entry.dtype, entry.shape, target, entry.tile_rows, tiles)
 
     def get_tensor(self, name: str) -> np.ndarray:
         """One tensor as a dense numpy array, bit for bit. Holds one tile per thread beside the result."""
         entry = self._entry(name)
-        return self._rows(entry, np.arange(entry.rows), slice(None)).reshape(entry.shape)
+        self._reader.budget.expect(self._reader.decoded_bytes(entry, "dense"), entry.name)
+        bits = slicing.dense_array(entry.rows, entry.cols, entry.dtype)
+
+        def fill(tile: Tile, number: int) -> None:
+            begin, end = entry.tile_range(number)
+            bits[begin:end] = entry.layout.to_dense(tile, entry.dtype, entry.cols, 0, end - begin)
+
+        # what the index says about all tiles together is verified on the way
+        for _ in self._reader.each_tile(entry, fill, self._threads):
+            pass
+        return bits.view(entry.dtype.numpy).reshape(entry.shape)
 
     def get_slice(self, name: str) -> TensorSlice:
         """A tensor of which only the tiles that an index asks for will be read: `f.get_slice("w")[8:16]`."""
         return TensorSlice(self, self._entry(name))
+
+    def expect_budget(self, layout: str) -> None:
+        """Raise LimitError if all tensors together, loaded with this layout, take more than `max_decoded_bytes`."""
+        reader = self._reader
+        entries = reader.index.tensors.values()
+        reader.budget.expect(sum(reader.decoded_bytes(entry, self._target(entry, layout)) for entry in entries))
+
+    def _target(self, entry: TensorEntry, layout: str) -> str:
+        """The layout in which `load(name, layout)` holds a tensor."""
+        if not entry.layout.sparse:
+            return "dense"
+        return self.layout_to_compute(entry) if layout == "auto" else layout
 
     def _entry(self, name: str) -> TensorEntry:
         try:
@@ -115,6 +140,8 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         return stored if best == "dense" else best
 
     def _rows(self, entry: TensorEntry, wanted: np.ndarray, cols: slice) -> np.ndarray:
+        width = len(range(*cols.indices(entry.cols)))
+        self._reader.budget.expect(wanted.size * width * entry.dtype.numpy.itemsize, entry.name)
         return slicing.dense_rows(
             wanted,
             cols,

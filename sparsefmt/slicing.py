@@ -34,10 +34,7 @@ def dense_rows(
         get_tile: gives the arrays of tile t, checked; called once for each tile that has a wanted row.
     """
     all_cols = matrix_view(shape)[1]
-    try:
-        out = np.zeros((wanted.size, len(range(*cols.indices(all_cols)))), dtype.bits_dtype)
-    except (MemoryError, ValueError):
-        raise LimitError("memory", f"{wanted.size:,} dense rows of {all_cols:,} columns do not fit in memory") from None
+    out = dense_array(wanted.size, len(range(*cols.indices(all_cols))), dtype)
     if not out.size:
         return out.view(dtype.numpy)
     order = None if (np.diff(wanted) >= 0).all() else np.argsort(wanted, kind="stable")
@@ -61,6 +58,14 @@ def dense_rows(
     for _ in in_order(fill, pairwise(bounds), threads):
         pass
     return out.view(dtype.numpy)
+
+
+def dense_array(rows: int, cols: int, dtype: DType) -> np.ndarray:
+    """Zeros (rows, cols), as unsigned integers. Raises LimitError if they do not fit in memory."""
+    try:
+        return np.zeros((rows, cols), dtype.bits_dtype)
+    except (MemoryError, ValueError):
+        raise LimitError("memory", f"{rows:,} dense rows of {cols:,} columns do not fit in memory") from None
 
 
 def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[np.ndarray, slice], np.ndarray]) -> np.ndarray:

@@ -11,6 +11,7 @@ from sparsefmt import layouts, threads
 from sparsefmt.codecs import CODECS
 from sparsefmt.codecs.contract import Place
 from sparsefmt.container import envelope, index, sniff
+from sparsefmt.container.budget import Budget
 from sparsefmt.container.index import Index, TensorEntry
 from sparsefmt.container.sources import Source
 from sparsefmt.errors import ChecksumError, FormatError, SparsefmtError
@@ -29,11 +30,13 @@ class Reader:
         index: its content.
         minor: its minor format version.
         size: bytes in the file.
+        budget: what may be decoded at a time. Tiles keep to it; of more than a tile, the caller has to ask.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, max_decoded_bytes: int | None = None) -> None:
         self._source = source
         self.size = source.size
+        self.budget = Budget(self.size, max_decoded_bytes)
         head = source.read(0, min(sniff.HEAD_SIZE, self.size)).tobytes()
         self.minor = envelope.decode_preamble(head)
         if self.size < envelope.MIN_FILE_SIZE:
@@ -45,6 +48,8 @@ class Reader:
         self._expect_zeros(source.read(envelope.PREAMBLE_SIZE, envelope.ALIGNMENT - envelope.PREAMBLE_SIZE), 16)
         self.index: Index = index.decode(encoded, trailer.index_offset, self.minor)
         self.index_size = trailer.index_size
+        # nearly always, and then tiles need not be looked at one by one
+        self._all_within = self.index.chunks["raw"].sum(dtype=np.float64) <= self.budget.limit
 
     def close(self) -> None:
         """Let go of the file. Arrays already read stay valid."""
@@ -57,6 +62,8 @@ class Reader:
         """
         begin, end = entry.tile_range(number)
         try:
+            if not self._all_within:
+                self.budget.expect(self._decoded_bytes(entry, range(number, number + 1)))
             tile: Tile = {}
             for array in entry.codecs:
                 tile[array] = self._array(entry, number, array, tile, arena)
@@ -112,6 +119,22 @@ class Reader:
             return arena.keep(tile) if "dense" in (entry.layout.name, target) else tile
 
         return list(self.each_tile(entry, converted, thread_count))
+
+    def decoded_bytes(self, entry: TensorEntry, layout: str) -> int:
+        """Memory that a tensor takes in a layout, about, going by the index: nothing for what stays mapped."""
+        if layout == entry.layout.name != "dense":
+            return self._decoded_bytes(entry, range(entry.tiles))
+        if layout == "dense":
+            return entry.elements * entry.dtype.numpy.itemsize
+        return choose.expected_bytes(layout, entry.dtype, entry.rows, entry.cols, entry.nnz or 0)
+
+    def _decoded_bytes(self, entry: TensorEntry, tiles: range) -> int:
+        """Bytes that some tiles' coded arrays decode to."""
+        arrays = len(entry.codecs)
+        first, last = entry.first_chunk + tiles.start * arrays, entry.first_chunk + tiles.stop * arrays
+        chunks = self.index.chunks[first:last]
+        # as Python's integers, which do not overflow
+        return sum(chunks["raw"][chunks["stored"] < chunks["raw"]].tolist())
 
     def is_raw(self, entry: TensorEntry) -> bool:
         """Whether all arrays that a kernel needs are stored as they are in memory."""

@@ -70,4 +70,5 @@ def offset_keys(file: SparseFile) -> list[str]:
 
 def all_tensors(file: SparseFile, framework: Framework) -> dict[str, Any]:
     """Every tensor in the order of `offset_keys`, each of its own memory, tied or not."""
+    file.expect_budget("dense")
     return {name: framework.tensor(file, name) for name in offset_keys(file)}

@@ -57,6 +57,7 @@ class EntryIntake(Intake):
 
     def bits(self, begin: int, end: int) -> np.ndarray:
         entry = self._entry
+        self._reader.budget.expect((end - begin) * entry.cols * entry.dtype.numpy.itemsize, entry.name)
         rows = slicing.dense_rows(
             np.arange(begin, end),
             slice(None),
