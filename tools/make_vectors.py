@@ -1,10 +1,12 @@
-"""Writes spec/vectors/: small files that every reader must read, and what it must find in them.
+"""Writes spec/vectors/: small files that every reader must read, or must refuse, and what it must find in them.
 
-    python tools/make_vectors.py             write good/*.sparsefmt and manifest.json
-    python tools/make_vectors.py --check     exit 1 if what is there differs from what would be written
+    python tools/make_vectors.py                   write good/, bad/ and manifest.json
+    python tools/make_vectors.py --check           exit 1 if what is there differs from what would be written
+    python tools/make_vectors.py --large FOLDER    write the files that are too large to be kept, of 0.1 to 20 MB
 
-Contents follow from a formula, not from a random generator of any library. Files of codec `raw` are the same for every
-version of the library; coded files depend on choices of their encoders, and are only compared by content.
+spec/conformance.md tells what is in them. Contents of good files follow from a formula, not from a random generator of
+any library. Coded files depend on choices of their encoders, and are only compared by what a reader finds in them, as
+are files with faults, most of which were made from coded ones.
 """
 
 from __future__ import annotations
@@ -16,13 +18,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
+from vector_faults import FAULTS, Fault
 
 import sparsefmt
 from sparsefmt.dtypes import DTYPES, DType, as_bits, pack
 from sparsefmt.layouts import LAYOUTS
 
 FOLDER = Path(__file__).parent.parent / "spec" / "vectors"
+KEPT_BYTES = 1 << 16
+"""Files with faults up to which they are kept."""
 SHAPES = ((), (0,), (3,), (2, 0), (1, 70), (9, 8), (3, 2, 5))
 
 
@@ -102,27 +108,67 @@ def dense_bytes(array: np.ndarray) -> bytes:
     return (pack(bits, dtype) if dtype.packed else bits).tobytes()
 
 
+def activations(cols: int) -> np.ndarray:
+    """x for products: from -0.5 on and below 0.5, with all 24 bits of a float32."""
+    scattered = np.arange(cols, dtype=np.uint64) * np.uint64(2654435761) % np.uint64(1 << 32)
+    return ((scattered >> np.uint64(8)).astype(np.float64) / (1 << 24) - 0.5).astype(np.float32)
+
+
+def product_sha256(weight: sparsefmt.SparseTensor | np.ndarray, rows: int, cols: int) -> str | None:
+    """SHA-256 of the bytes of W x, every NaN in it the one of numpy, in the layout that the file has; None if W has no
+    product."""
+    if not isinstance(weight, sparsefmt.SparseTensor):
+        weight = weight.reshape(rows, cols)
+    try:
+        with np.errstate(all="ignore"):
+            y = sparsefmt.linear(activations(cols), weight)
+    except (sparsefmt.SparsefmtError, ValueError):
+        return None
+    y[np.isnan(y)] = np.nan
+    return hashlib.sha256(y.astype(y.dtype.newbyteorder("<")).tobytes()).hexdigest()
+
+
 def manifest_of(data: bytes) -> dict[str, Any]:
-    """What a reader must find: for each tensor dtype, shape, layout, and SHA-256 of the dense bytes."""
-    file = sparsefmt.opened.SparseFile(sparsefmt.container.sources.Memory(data))
-    index = file.reader.index
-    return {
-        "metadata": index.metadata,
-        "aliases": index.aliases,
-        "tensors": {
-            name: {
+    """What a reader must find: for each tensor dtype, shape, layout, and SHA-256 of the dense bytes and of a product;
+    or the code of its error."""
+    try:
+        file = sparsefmt.opened.SparseFile(sparsefmt.container.sources.Memory(data))
+        index = file.reader.index
+        tensors = {}
+        for name, entry in sorted(index.tensors.items()):
+            loaded = file.load(name, entry.layout.name)
+            tensors[name] = {
                 "dtype": entry.dtype.name,
                 "shape": list(entry.shape),
                 "layout": entry.layout.name,
                 "sha256": hashlib.sha256(dense_bytes(file.get_tensor(name))).hexdigest(),
+                "product_sha256": product_sha256(loaded, entry.rows, entry.cols),
             }
-            for name, entry in sorted(index.tensors.items())
-        },
-    }
+    except sparsefmt.SparsefmtError as error:
+        return {"error": error.code}
+    return {"metadata": index.metadata, "aliases": index.aliases, "tensors": tensors}
+
+
+def path_of(fault: Fault) -> str:
+    """Where a file with a fault belongs, named after it; without one, it is a good file that looks odd."""
+    words = fault.name.replace("+0", "plus 0").replace("-0", "minus 0").replace("[]", "array").replace("{}", "map")
+    slug = re.sub("[^a-z0-9]+", "-", f"{words}, {fault.base}".lower()).strip("-")
+    return f"good/odd/{slug}.sparsefmt" if fault.code == "ok" else f"bad/{fault.code}/{slug}.sparsefmt"
+
+
+def faulty(large: bool) -> dict[str, bytes]:
+    """Files with a fault, by path: the large ones, or the others."""
+    files: dict[str, bytes] = {}
+    for fault in FAULTS:
+        data, path = fault.file(), path_of(fault)
+        if (len(data) > KEPT_BYTES) == large:
+            assert path not in files, path
+            files[path] = data
+    return files
 
 
 def make() -> dict[str, bytes]:
-    """All files by their path under spec/vectors/."""
+    """All files that are kept, by their path under spec/vectors/."""
     files = {"good/empty.sparsefmt": sparsefmt.save({}, {"key": "value", "": "β"})}
     for layout in LAYOUTS:
         for codec in ("raw", "zstd", "rans"):
@@ -132,39 +178,56 @@ def make() -> dict[str, bytes]:
     files["good/dropped.sparsefmt"] = sparsefmt.save(
         {"w": tensors()["zeros/4"]}, codec="raw", layout="bitmask", negative_zeros="drop"
     )
-    manifest = {path: manifest_of(data) for path, data in sorted(files.items())}
-    files["manifest.json"] = json_of(manifest).encode()
+    files |= faulty(large=False)
+    files["manifest.json"] = json_of(manifest(files)).encode()
     return files
 
 
+def manifest(files: dict[str, bytes]) -> dict[str, Any]:
+    """What a reader must find in each file, by path. Of a fault, it is what the path says."""
+    found = {path: manifest_of(data) for path, data in sorted(files.items())}
+    for path, content in found.items():
+        expected = path.split("/")[1] if path.startswith("bad/") else None
+        assert content.get("error") == expected, f"{path}: {content.get('error')}"
+    return found
+
+
 def json_of(manifest: dict[str, Any]) -> str:
-    """JSON with a tensor to a line."""
+    """JSON with a tensor to a line, and a file with an error too."""
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    return re.sub(r"\{[^{}]*\"sha256\"[^{}]*\}", lambda entry: " ".join(entry[0].split()), text) + "\n"
+    return re.sub(r"\{[^{}]*\"(sha256|error)\"[^{}]*\}", lambda entry: " ".join(entry[0].split()), text) + "\n"
 
 
 def differences(files: dict[str, bytes]) -> list[str]:
-    """Files under spec/vectors/ that are missing or not as `make` made them; coded files by their content."""
-    wrong = []
-    for path, data in files.items():
-        stored = (FOLDER / path).read_bytes() if (FOLDER / path).exists() else b""
-        if stored != data and not (
-            ("zstd" in path or "rans" in path) and stored and manifest_of(stored) == manifest_of(data)
-        ):
+    """Files under spec/vectors/ that are not as `make` made them: of those that may differ, by what is in them."""
+    there = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file()}
+    wrong = sorted(there ^ files.keys())
+    for path in there & files.keys():
+        stored, data = (FOLDER / path).read_bytes(), files[path]
+        by_content = re.search("zstd|rans|^bad/|/odd/", path)
+        if stored != data and not (by_content and manifest_of(stored) == manifest_of(data)):
             wrong.append(path)
     return wrong
 
 
-def main() -> None:
-    files = make()
-    if sys.argv[1:] == ["--check"]:
-        sys.exit("\n".join(f"differs: {path}" for path in differences(files)) or 0)
-    if sys.argv[1:]:
-        sys.exit(__doc__)
+def write(files: dict[str, bytes], folder: Path) -> None:
     for path, data in files.items():
-        (FOLDER / path).parent.mkdir(parents=True, exist_ok=True)
-        (FOLDER / path).write_bytes(data)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
     print(f"{len(files)} files, {sum(map(len, files.values())):,} bytes")
+
+
+@click.command(help=__doc__.replace("\n\n    python", "\n\n\b\n    python") if __doc__ else None)
+@click.option("--check", is_flag=True, help="Compare instead of writing.")
+@click.option("--large", type=click.Path(file_okay=False, path_type=Path), help="Write the large files here instead.")
+def main(check: bool, large: Path | None) -> None:
+    if large:
+        files = faulty(large=True)
+        write({**files, "manifest.json": json_of(manifest(files)).encode()}, large)
+    elif check:
+        sys.exit("\n".join(f"differs: {path}" for path in differences(make())) or 0)
+    else:
+        write(make(), FOLDER)
 
 
 if __name__ == "__main__":
