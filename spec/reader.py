@@ -182,8 +182,12 @@ def decode_canonical(index: bytes) -> Any:
         require(keys == sorted(set(keys)), "index-not-canonical", "map keys not ascending")
         return dict(pairs)
 
+    def extension(code: int, data: bytes) -> None:
+        raise Fault("index-malformed", "extension type")
+
+    options = {"object_pairs_hook": sorted_map, "ext_hook": extension}
     try:
-        root = msgpack.unpackb(index, object_pairs_hook=sorted_map, strict_map_key=False, max_ext_len=0)
+        root = msgpack.unpackb(index, strict_map_key=False, max_ext_len=0, **options)
         again = msgpack.packb(root)
     except Fault:
         raise

@@ -471,6 +471,7 @@ def _unpack(data: bytes) -> dict[str, Any]:
             strict_map_key=True,
             max_array_len=MAX_INDEX_ARRAY,
             max_ext_len=0,
+            ext_hook=_refuse_extension,
         )
         canonical = _pack(value) == data
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:
@@ -482,6 +483,11 @@ def _unpack(data: bytes) -> dict[str, Any]:
         raise FormatError("index-not-canonical", "the index is not in canonical form")
     _expect_type(value, dict, "the index")
     return value
+
+
+def _refuse_extension(code: int, data: bytes) -> None:
+    """Those of no bytes, which have no other limit."""
+    raise ValueError(f"it has an extension type, {code}")
 
 
 def _expect_keys(

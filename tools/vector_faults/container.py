@@ -98,6 +98,7 @@ faults(
         "extension": index(b"\xd4\1\1"),
         "trailing byte": index(lambda index: index + b"\0"),
         "nested deeply": index(b"\x91" * 10**5 + b"\0"),
+        "extension of no bytes": later(Encoded(b"\xc7\0\1")),
         "timestamp": later(Encoded(b"\xd6\xff\0\0\0\0")),
         "key of type integer": later(Encoded(b"\x81\1\1")),
         "UTF-8": later(Encoded(b"\xa1\xff")),
