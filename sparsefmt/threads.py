@@ -2,7 +2,8 @@
 
 Jitted code and codecs release the GIL, so plain threads are enough; numba's own threading layers are not used, since
 one of them aborts the process on concurrent calls. A worker that asks for parallel work gets it done in place, so that
-pools never nest, and a forked child starts with a fresh pool.
+pools never nest, and a forked child starts with a fresh pool. Where no thread can be had, because the system has no
+more or the interpreter is about to end, the thread that asks does all the work.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -54,7 +56,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int
     pending: deque[Future[Result]] = deque()
     try:
         for item in items:
-            pending.append(pool.submit(_marked, work, item))
+            pending.append(_submit(pool, work, item))
             if len(pending) > count:
                 yield pending.popleft().result()
         while pending:
@@ -82,7 +84,10 @@ def share(work: Callable[[int], None], count: int, threads: int) -> None:
         take()
         return
     pool = _get_pool(threads)
-    futures = [pool.submit(_marked_take, take) for _ in range(helpers)]
+    futures = []
+    with suppress(RuntimeError):  # no thread to be had
+        for _ in range(helpers):
+            futures.append(pool.submit(_marked_take, take))
     try:
         take()
     finally:
@@ -91,6 +96,15 @@ def share(work: Callable[[int], None], count: int, threads: int) -> None:
             future.exception()
     for future in started:
         future.result()
+
+
+def _submit(pool: ThreadPoolExecutor, work: Callable[[Item], Result], item: Item) -> Future[Result]:
+    with suppress(RuntimeError):
+        return pool.submit(_marked, work, item)
+    # no thread to be had; one that is there already may do the same once more, which does no harm
+    done: Future[Result] = Future()
+    done.set_result(_marked(work, item))
+    return done
 
 
 def _marked_take(take: Callable[[], None]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import stat
 import threading
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -50,9 +53,10 @@ class Memory(Source):
         self._data: np.ndarray | None = frozen(array)
 
     def read(self, offset: int, size: int) -> np.ndarray:
-        if self._data is None:
+        data = self._data  # another thread may close the file
+        if data is None:
             raise ValueError("the file is closed")
-        return self._data[offset : offset + size]
+        return data[offset : offset + size]
 
     def close(self) -> None:
         self._data = None
@@ -63,11 +67,10 @@ class MappedFile(Memory):
     last array that looks into it goes."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        with open(path, "rb") as file:
-            self.size = os.fstat(file.fileno()).st_size
-            # an empty file cannot be mapped
-            self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else None
+        file = _OpenFile(path)
+        self._mapping = file.mapped()
         self._data = np.frombuffer(self._mapping or b"", np.uint8)
+        self.size = self._data.size
 
     def forget(self, offset: int, size: int) -> None:
         """Take the pages out of this process's memory: what was decoded from them takes their place."""
@@ -88,29 +91,74 @@ class ReadFile(Source):
     """Bytes read into fresh memory, for file systems on which mappings are slow, absent or unsafe."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by close)
-        self._lock = threading.Lock()
-        self.size = os.fstat(self._file.fileno()).st_size
+        self._file: _OpenFile | None = _OpenFile(path)
+        self.size = self._file.size()
 
     def read(self, offset: int, size: int) -> np.ndarray:
+        file = self._file  # another thread may close it
+        if file is None:
+            raise ValueError("the file is closed")
         data = empty(size, np.dtype(np.uint8))
         done = 0
         while done < size:
-            part = self._read_some(offset + done, min(size - done, _MOST_AT_ONCE))
+            part = file.read_some(offset + done, min(size - done, _MOST_AT_ONCE))
             if not part:
                 raise FormatError("file-too-short", "the file was cut off while it was read", offset=offset + done)
             data[done : done + len(part)] = np.frombuffer(part, np.uint8)
             done += len(part)
         return frozen(data)
 
-    def _read_some(self, offset: int, size: int) -> bytes:
-        if self._file.closed:
-            raise ValueError("the file is closed")
-        if hasattr(os, "pread"):
-            return os.pread(self._file.fileno(), size, offset)
-        with self._lock:
-            self._file.seek(offset)
-            return self._file.read(size)
-
     def close(self) -> None:
-        self._file.close()
+        self._file = None
+
+
+class _OpenFile:
+    """A regular file, open until the last who uses it lets go.
+
+    Who closed it while another thread reads would give its descriptor free for the next file that is opened, which that
+    thread would read then.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file: to open a pipe would wait for its other end.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.fspath(path)
+        self._lock = threading.Lock()
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        mode = os.fstat(self.descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", self._path)
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "is not a regular file", self._path)
+
+    def size(self) -> int:
+        return os.fstat(self.descriptor).st_size
+
+    def mapped(self) -> mmap.mmap | None:
+        """A mapping of the whole file; an empty one cannot be mapped."""
+        with self._naming():
+            return mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ) if self.size() else None
+
+    def read_some(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes; none at the end of the file."""
+        with self._naming():
+            if hasattr(os, "pread"):
+                return os.pread(self.descriptor, size, offset)
+            with self._lock:
+                os.lseek(self.descriptor, offset, os.SEEK_SET)
+                return os.read(self.descriptor, size)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """What the system cannot do with a descriptor, it says without the name of the file."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = self._path
+            raise
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
