@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from sparsefmt.container.index import Index, TensorEntry, check_name
 from sparsefmt.container.writer import Sink, Writer
 from sparsefmt.errors import FormatError, SparsefmtError
-from sparsefmt.intake import Intake, choose_layout, intake_of, is_scipy_sparse
+from sparsefmt.intake import Intake, choose_layout, identity_of, intake_of
 from sparsefmt.layouts import choose
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.tensor import SparseTensor
@@ -52,7 +53,7 @@ class TensorWriter:
         self._threads = threads
 
     def add(self, name: str, value: Intake | SparseTensor | Any) -> TensorEntry:
-        """Write one tensor: an array, a SparseTensor, a scipy.sparse matrix. Errors name it."""
+        """Write one tensor: a SparseTensor, an array or tensor of another library. Errors name it."""
         check_name(name)
         try:
             if isinstance(value, SparseTensor) and value.layout != "dense":
@@ -60,6 +61,9 @@ class TensorWriter:
             return self._add_dense(name, intake_of(value))
         except SparsefmtError as error:
             raise error.within(name) from None
+        except NotImplementedError as error:
+            # torch's, for a tensor without data
+            raise NotImplementedError(f"tensor {name!r}: {error}") from None
 
     def add_alias(self, name: str, target: str) -> None:
         """Give the tensor written as `target` a second name."""
@@ -127,14 +131,14 @@ def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progre
     done = 0
     written: dict[object, tuple[weakref.ref[Any], str]] = {}
     for name, value in tensors.items():
-        identity = _identity(value)
+        identity = identity_of(value)
         # an address means something only while what lay there is alive: a lazy mapping may reuse it
         first = written.get(identity)
         if first is not None and first[0]() is not None:
             writer.add_alias(name, first[1])
         else:
             writer.add(name, value)
-            if identity is not None:
+            if identity is not None and type(value).__weakrefoffset__:
                 written[identity] = weakref.ref(value), name
         done += _dense_nbytes(value)
         if progress:
@@ -142,17 +146,7 @@ def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progre
     writer.finish()
 
 
-def _identity(value: Any) -> object:
-    """Equal for two values that are one tensor: the same object, or the same elements of the same memory.
-
-    None for what cannot be told: empty arrays, which have no memory, and values without weak references.
-    """
-    if isinstance(value, np.ndarray):
-        return (value.ctypes.data, value.dtype, value.shape, value.strides) if value.size else None
-    return id(value) if isinstance(value, SparseTensor) or is_scipy_sparse(value) else None
-
-
 def _dense_nbytes(value: Any) -> int:
-    if isinstance(value, SparseTensor):
-        return value.size * value.dtype.itemsize
-    return int(getattr(value, "nbytes", 0))
+    """Bytes of the elements when dense, for what has a shape and a dtype with a size."""
+    itemsize = getattr(getattr(value, "dtype", None), "itemsize", 0)
+    return prod(getattr(value, "shape", ())) * itemsize

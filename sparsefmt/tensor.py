@@ -10,7 +10,7 @@ from sparsefmt import layouts, slicing
 from sparsefmt.container.index import matrix_view
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import UnsupportedError
-from sparsefmt.intake import ArrayIntake, Intake, ScipyIntake, choose_layout
+from sparsefmt.intake import Intake, choose_layout, intake_of, is_scipy_sparse
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.choose import expected_bytes
 from sparsefmt.layouts.contract import Tile
@@ -47,10 +47,12 @@ class SparseTensor:
 
     @classmethod
     def from_dense(cls, array: Any, layout: str = "auto", *, threads: int | None = None) -> SparseTensor:
-        """Lay out a dense array.
+        """Lay out a dense array, or whatever else `sparsefmt.save_file` takes.
 
         Args:
-            array: anything numpy takes, of a dtype the format has, in any byte order and memory order. Not changed.
+            array: anything numpy takes, of a dtype the format has, in any byte order and memory order; a tensor of
+                torch. Sparse ones of torch, scipy and pydata are taken too, and only single tiles of them made dense.
+                Not changed.
             layout: "auto" (see README, "Choosing a layout"), "dense", "bitmask" or "permuted".
             threads: how many may work; all usable cores by default.
 
@@ -59,20 +61,25 @@ class SparseTensor:
 
         Cost: two reads of the array and one write of the result.
         """
-        return cls._from_intake(ArrayIntake(array), layout, threads)
+        return cls._from_intake(intake_of(array), layout, threads)
 
     @classmethod
     def from_scipy(
         cls, matrix: scipy.sparse.sparray | scipy.sparse.spmatrix, layout: str = "auto", *, threads: int | None = None
     ) -> SparseTensor:
-        """Lay out a scipy.sparse matrix or array of any format, (rows, cols).
+        """Lay out a scipy.sparse matrix, or array of any number of dimensions, in any of its formats.
 
-        Duplicate entries are summed, as scipy does; explicit zeros are pruned. Only single tiles are made dense.
+        Entries at one place are summed, as scipy does; explicit zeros are pruned, -0.0 keeps its sign. Only single
+        tiles are made dense.
 
         Raises:
             UnsupportedError: as in `from_dense`.
+            FormatError: indices outside the matrix.
+            TypeError: it is not from scipy.sparse.
         """
-        return cls._from_intake(ScipyIntake(matrix), layout, threads)
+        if not is_scipy_sparse(matrix):
+            raise TypeError(f"from_scipy takes a matrix or array of scipy.sparse, not {type(matrix).__name__}")
+        return cls._from_intake(intake_of(matrix), layout, threads)
 
     @classmethod
     def _from_intake(cls, intake: Intake, wanted: str, threads: int | None) -> SparseTensor:
@@ -150,10 +157,15 @@ class SparseTensor:
         return self._rows(np.arange(matrix_view(self._shape)[0]), slice(None), threads).reshape(self._shape)
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """What `numpy.asarray(w)` is: `todense()`, cast to `dtype` if one is given. O(rows * cols).
+
+        Raises:
+            ValueError: copy=False. The dense array has to be made.
+        """
         if copy is False:
             raise ValueError("a SparseTensor cannot become a numpy array without a copy")
         dense = self.todense()
-        return dense if dtype is None else dense.astype(dtype)
+        return dense if dtype is None else dense.astype(dtype, copy=False)
 
     # numpy must not take `array @ tensor` apart element by element
     __array_ufunc__ = None
@@ -169,7 +181,8 @@ class SparseTensor:
     def to_scipy(self) -> scipy.sparse.csr_array:
         """The matrix view as scipy.sparse.csr_array, (rows, cols), columns ascending.
 
-        Types that scipy cannot hold are widened exactly: bfloat16, float16 and fp8 to float32.
+        Types that scipy cannot hold are widened exactly: bfloat16, float16 and fp8 to float32. There are no explicit
+        zeros in it, so that -0.0 becomes 0.0.
         """
         import scipy.sparse
 

@@ -120,11 +120,12 @@ def check_file_round_trip(tensors: dict[str, np.ndarray], layout: str = "auto", 
     return data
 
 
-def check_signature(ours: Callable, theirs: Callable) -> None:
+def check_signature(ours: Callable, theirs: Callable, of_its_own: tuple[str, ...] = ()) -> None:
     """A twin takes what its original takes, in the same way; what it takes besides, by keyword, as `save_file` does."""
     expected, found = inspect.signature(theirs).parameters, inspect.signature(ours).parameters
     extra = ["layout", "codec", "negative_zeros"] if "save" in ours.__name__ else []
-    assert list(found) == [*expected, *extra]
+    assert list(found) == [*expected, *extra, *of_its_own]
+    assert all(found[keyword].kind is inspect.Parameter.KEYWORD_ONLY for keyword in of_its_own)
     for parameter in expected.values():
         assert (found[parameter.name].kind, found[parameter.name].default) == (parameter.kind, parameter.default)
     for keyword in extra:

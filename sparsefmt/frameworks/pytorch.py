@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 from sparsefmt.dtypes import DTYPES, DType, as_bits, pack
-from sparsefmt.errors import UnsupportedError
+from sparsefmt.errors import SparsefmtError, UnsupportedError
 from sparsefmt.frameworks.contract import Framework
 from sparsefmt.frameworks.host import own
-from sparsefmt.intake import BytesIntake
+from sparsefmt.intake import Intake
+from sparsefmt.intake import torch as torch_intake
+from sparsefmt.intake.torch import TORCH_DTYPES
 from sparsefmt.opened import SparseFile
-
-_NAMES = {
-    "BOOL": "bool",
-    "F4": "float4_e2m1fn_x2",
-    "U8": "uint8",
-    "I8": "int8",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E8M0": "float8_e8m0fnu",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "I16": "int16",
-    "U16": "uint16",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I32": "int32",
-    "U32": "uint32",
-    "F32": "float32",
-    "C64": "complex64",
-    "F64": "float64",
-    "I64": "int64",
-    "U64": "uint64",
-}
-
-# older versions of torch lack some
-TORCH_DTYPES: dict[str, torch.dtype] = {
-    name: getattr(torch, attribute) for name, attribute in _NAMES.items() if hasattr(torch, attribute)
-}
-"""torch's dtype for each dtype of the format that it has."""
-
-_BY_TORCH = {dtype: DTYPES[name] for name, dtype in TORCH_DTYPES.items()}
 
 _PAIRS_AT_ONCE = 1 << 22
 """Elements of F4 to pack at a time: as fast as more, and little beside the tensor."""
@@ -51,39 +24,25 @@ _PAIRS_AT_ONCE = 1 << 22
 
 def dtype_of(name: str, tensor: torch.Tensor) -> DType:
     """The dtype of the format for a tensor. Raises UnsupportedError, naming the tensor, if there is none."""
-    found = _BY_TORCH.get(tensor.dtype)
-    if found is None:
-        raise UnsupportedError(
-            "dtype-unknown",
-            f"dtype {tensor.dtype} cannot be stored; cast it to one of {', '.join(map(str, _BY_TORCH))}",
-            tensor=name,
-        )
-    return found
+    with naming(name):
+        return torch_intake.dtype_of(tensor)
 
 
-def intake_of(name: str, tensor: torch.Tensor) -> BytesIntake:
-    """A strided tensor on any device as it is to be stored; copied only where it lies elsewhere or in another order.
+def intake_of(name: str, tensor: torch.Tensor) -> Intake:
+    """A tensor as it is to be stored, as `sparsefmt.intake.torch.intake_of` has it; its errors name the tensor."""
+    with naming(name):
+        return torch_intake.intake_of(tensor)
 
-    Conjugated and negated views, whose memory holds something else than their elements, give their elements.
 
-    Raises:
-        UnsupportedError: the format does not have the dtype, or not with this shape.
-        NotImplementedError: a tensor without data, of device "meta".
-    """
-    dtype = dtype_of(name, tensor)
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Let errors say to which tensor they belong."""
     try:
-        tensor = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
+        yield
+    except SparsefmtError as error:
+        raise error.within(name) from None
     except NotImplementedError as error:
         raise NotImplementedError(f"tensor {name!r}: {error}") from None
-    # a dimension of one element may have any stride, which a view as bytes would stumble over
-    data = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
-    shape = tuple(tensor.shape)
-    if dtype.packed:
-        # an element of torch is a pair
-        if not shape:
-            raise UnsupportedError("shape-odd", "a pair of F4 without a dimension cannot be stored", tensor=name)
-        shape = (*shape[:-1], 2 * shape[-1])
-    return BytesIntake(lambda offset, size: data[offset : offset + size], dtype, shape)
 
 
 class TorchFramework(Framework):

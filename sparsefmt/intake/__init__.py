@@ -2,32 +2,83 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
+
+import numpy as np
 
 from sparsefmt.container.index import matrix_view
 from sparsefmt.dtypes import DType
 from sparsefmt.intake.arrays import ArrayIntake, BytesIntake
 from sparsefmt.intake.contract import Intake, Survey
-from sparsefmt.intake.scipy import ScipyIntake, is_scipy_sparse
 from sparsefmt.layouts import LAYOUTS, choose
 
 __all__ = [
     "ArrayIntake",
     "BytesIntake",
     "Intake",
-    "ScipyIntake",
     "Survey",
     "choose_layout",
+    "identity_of",
     "intake_of",
     "is_scipy_sparse",
 ]
 
 
 def intake_of(value: Any) -> Intake:
-    """The intake for an array, a scipy.sparse matrix, or what is one already."""
+    """The intake for an array, a tensor of torch, a sparse one of torch, scipy or pydata, or what is one already.
+
+    Raises:
+        UnsupportedError: what cannot be stored: a dtype that the format lacks, a kind of tensor that is not known.
+        FormatError: a sparse tensor that is not well formed.
+    """
     if isinstance(value, Intake):
         return value
-    return ScipyIntake(value) if is_scipy_sparse(value) else ArrayIntake(value)
+    if _is_torch_tensor(value):
+        from sparsefmt.intake import torch
+
+        return torch.intake_of(value)
+    if is_scipy_sparse(value):
+        from sparsefmt.intake import scipy
+
+        return scipy.intake_of(value)
+    if _is_pydata_sparse(value):
+        from sparsefmt.intake import pydata
+
+        return pydata.intake_of(value)
+    return ArrayIntake(value)
+
+
+def identity_of(value: Any) -> object:
+    """Equal for two values that are one tensor: the same object, or the same elements of the same memory.
+
+    It means something as long as both are alive. None for arrays without elements, which have no memory.
+    """
+    if isinstance(value, np.ndarray):
+        return (value.ctypes.data, value.dtype, value.shape, value.strides) if value.size else None
+    if _is_torch_tensor(value):
+        from sparsefmt.intake import torch
+
+        return torch.identity_of(value)
+    return id(value)
+
+
+def is_scipy_sparse(value: Any) -> bool:
+    """Whether `value` is from scipy.sparse, without importing scipy."""
+    scipy_sparse = sys.modules.get("scipy.sparse")
+    return scipy_sparse is not None and scipy_sparse.issparse(value)
+
+
+def _is_torch_tensor(value: Any) -> bool:
+    # nobody has a tensor who has not imported torch
+    kind = getattr(sys.modules.get("torch"), "Tensor", None)
+    return kind is not None and isinstance(value, kind)
+
+
+def _is_pydata_sparse(value: Any) -> bool:
+    # of that name, there are other modules
+    kind = getattr(sys.modules.get("sparse"), "SparseArray", None)
+    return isinstance(kind, type) and isinstance(value, kind)
 
 
 def choose_layout(dtype: DType, shape: tuple[int, ...], wanted: str, nnz: int, entropy_coded: bool) -> str:

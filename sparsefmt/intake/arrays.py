@@ -13,9 +13,11 @@ from sparsefmt.intake.contract import Intake
 
 
 class ArrayIntake(Intake):
-    """A numpy array, or whatever numpy makes one of."""
+    """A numpy array, or whatever numpy makes one of; what speaks DLPack alone, too."""
 
     def __init__(self, array: Any) -> None:
+        if hasattr(array, "__dlpack__") and not hasattr(array, "__array__"):
+            array = np.from_dlpack(array)
         array = np.asanyarray(array)
         if isinstance(array, np.ma.MaskedArray):
             raise UnsupportedError("dtype-unknown", "a masked array has no single meaning: call .filled() first")

@@ -4,6 +4,8 @@ Tensors are moved as bits, whatever their dtype. As in safetensors, `save_file` 
 not contiguous, since loading would bring back something else; `save_model` and `load_model` are for models that have
 such.
 
+Unlike there, sparse tensors of torch are taken too, and come back as dense ones.
+
 Tied tensors of a file that others made, with `sparsefmt convert` for instance, come as tensors of their own.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,10 +22,15 @@ from sparsefmt.container.sources import Memory
 from sparsefmt.errors import FormatError, UnsupportedError
 from sparsefmt.frameworks import sharing
 from sparsefmt.frameworks.contract import Converted, all_tensors
-from sparsefmt.frameworks.pytorch import TorchFramework, dtype_of, intake_of
+from sparsefmt.frameworks.pytorch import TorchFramework, intake_of, naming
 from sparsefmt.frameworks.sharing import SharedTensorsError
+from sparsefmt.intake import Intake, identity_of
+from sparsefmt.intake.masks import expect_one_shape, masked_pairs
+from sparsefmt.intake.torch import check_kind, is_strided
 from sparsefmt.opened import Backend, SparseFile
 from sparsefmt.saving import NegativeZeros
+from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch.models import tensors_of
 
 
 def save(
@@ -33,9 +40,10 @@ def save(
     layout: str = "auto",
     codec: str = "auto",
     negative_zeros: NegativeZeros = "keep",
+    fold_masks: bool = False,
 ) -> bytes:
     """The bytes that `save_file` writes, for the same arguments."""
-    return api.save(_checked(tensors), metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
+    return api.save(_checked(tensors, fold_masks), metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
 
 
 def save_file(
@@ -46,34 +54,42 @@ def save_file(
     layout: str = "auto",
     codec: str = "auto",
     negative_zeros: NegativeZeros = "keep",
+    fold_masks: bool = False,
 ) -> None:
     """Save tensors to a .sparsefmt file. It depends on names and elements, not on the order of the dict.
 
     Args:
-        tensors: name to strided, contiguous tensor on any device. Conjugated and negated views are stored as the
-            elements they have.
+        tensors: name to tensor on any device: strided and contiguous, or sparse (COO, CSR, CSC, BSR, BSC, and 2:4 as
+            CUTLASS has it), which is stored as the dense tensor that it stands for. Conjugated and negated views are
+            stored as the elements they have.
         filename: where to, usually ending in .sparsefmt. An old file is replaced once the new one is whole.
         metadata: texts to keep with the tensors.
         layout: "auto", "dense", "bitmask" or "permuted", as in `sparsefmt.save_file`.
         codec: "auto" (the smallest), "rans", "zstd" or "raw".
         negative_zeros: "keep" every bit, or "drop" the sign of zeros.
+        fold_masks: store what torch.nn.utils.prune keeps as `X_orig` and `X_mask` as `X` alone: their product, as torch
+            computes it, in which a pruned element is 0.0 with the sign it had, and NaN if it was Inf or NaN. By default
+            the two are stored as they are, with which pruning can go on.
 
     Raises:
         SharedTensorsError: tensors share memory; it is a RuntimeError too. `save_model` is for such.
-        UnsupportedError: a dtype that the format does not have; a tensor that is not strided or not contiguous.
+        UnsupportedError: a dtype that the format does not have; a tensor that is not contiguous, or of a kind whose
+            elements cannot be had, such as nested ones.
         SparsefmtError: a name, shape or metadata that cannot be stored. Where safetensors raises SafetensorError,
             TypeError, KeyError or ValueError, this is what is raised, and it is a ValueError.
         NotImplementedError: a tensor of device "meta", which has no data; torch's own, and a RuntimeError.
         OSError: the disk is full, the folder not writable, ….
 
-    Cost: holds a few tiles beside the tensors, and one tensor at a time of those on other devices.
+    Cost: holds a few tiles beside the tensors, and one tensor at a time of those on other devices and of products with
+        a mask. Of a sparse tensor, 8 bytes for each element stored, and a sorted copy where it is not sorted by row.
 
     Example:
         >>> import torch
         >>> from sparsefmt.torch import save_file
         >>> save_file({"weight": torch.eye(64, dtype=torch.bfloat16)}, "model.sparsefmt")
     """
-    api.save_file(_checked(tensors), filename, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
+    checked = _checked(tensors, fold_masks)
+    api.save_file(checked, filename, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
 
 
 def load(data: bytes) -> dict[str, torch.Tensor]:
@@ -120,8 +136,9 @@ def save_model(
     layout: str = "auto",
     codec: str = "auto",
     negative_zeros: NegativeZeros = "keep",
+    fold_masks: bool = False,
 ) -> None:
-    """Save the state of a model, tensors that share memory once.
+    """Save the state of a model, tensors that share memory once. The weights of SparseLinear layers stay compressed.
 
     Of the names of such tensors, the first whose tensor covers the memory is kept. Each other is left out and noted in
     the metadata as {name: name that was kept}, unless the metadata has that name already. `load_model` needs no such
@@ -129,7 +146,8 @@ def save_model(
 
     Args:
         model: the model.
-        filename, metadata, layout, codec, negative_zeros: as in `save_file`. The metadata given is not changed.
+        filename, metadata, layout, codec, negative_zeros, fold_masks: as in `save_file`. The metadata given is not
+            changed.
         force_contiguous: store tensors in other memory orders as contiguous ones, instead of refusing them.
 
     Raises:
@@ -144,10 +162,12 @@ def save_model(
         >>> save_model(torch.nn.Linear(64, 64), "model.sparsefmt")
         >>> missing, unexpected = load_model(torch.nn.Linear(64, 64), "model.sparsefmt")
     """
-    state = dict(model.state_dict())
+    state = tensors_of(model)
+    if fold_masks:
+        state = _folded(state)
     _check_kinds(state)
     notes = dict(metadata or {})
-    for kept, dropped in sharing.remove_duplicate_names(state).items():
+    for kept, dropped in (sharing.remove_duplicate_names(_strided(state)) | _tied_pairs(state)).items():
         for name in dropped:
             notes.setdefault(name, kept)
             del state[name]
@@ -157,7 +177,7 @@ def save_model(
         except UnsupportedError as error:
             remedy = f"{error.message}; or use save_model(..., force_contiguous=True)"
             raise UnsupportedError(error.code, remedy, tensor=error.tensor) from None
-    tensors = Converted(state, intake_of)
+    tensors = Converted(state, _intake_of)
     api.save_file(tensors, filename, notes, layout=layout, codec=codec, negative_zeros=negative_zeros)
 
 
@@ -194,7 +214,7 @@ def load_model(
     with api.open_file(filename, backend=backend) as file:
         state = all_tensors(file, TorchFramework(device))
         stored_as = {name: file.reader.index.aliases.get(name, name) for name in state}
-    shared = sharing.remove_duplicate_names(model.state_dict(), preferred_names=state)
+    shared = sharing.remove_duplicate_names(_strided(model.state_dict()), preferred_names=state)
     try:
         missing, unexpected = map(list, model.load_state_dict(state, strict=False))
     except RuntimeError as error:
@@ -215,12 +235,48 @@ def load_model(
     return missing, unexpected
 
 
-def _checked(tensors: Mapping[str, torch.Tensor]) -> Converted:
+class _Pruned(NamedTuple):
+    """A tensor that torch.nn.utils.prune keeps in two."""
+
+    original: torch.Tensor
+    mask: torch.Tensor
+
+    def product(self) -> torch.Tensor:
+        """The tensor that the pruned module computes with."""
+        return (self.mask.to(dtype=self.original.dtype) * self.original).detach()
+
+
+def _intake_of(name: str, value: torch.Tensor | SparseTensor | _Pruned) -> Intake | SparseTensor:
+    if isinstance(value, SparseTensor):
+        return value
+    if isinstance(value, _Pruned):
+        with naming(name):
+            value = value.product()
+    return intake_of(name, value)
+
+
+def _folded(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The same tensors, with each pair of an original and a mask in place of the two."""
+    pairs = masked_pairs(tensors)
+    parts = {name for pair in pairs.values() for name in pair}
+    folded = {name: tensor for name, tensor in tensors.items() if name not in parts}
+    for name, (original, mask) in pairs.items():
+        if name in folded:
+            raise FormatError("mask-name", f"it is there beside {original!r}, which is to be stored so", tensor=name)
+        folded[name] = _Pruned(tensors[original], tensors[mask])
+    return folded
+
+
+def _checked(tensors: Mapping[str, torch.Tensor], fold_masks: bool) -> Converted:
     """The tensors as they are to be stored, made one by one. Raises what stands against storing any."""
-    converted = Converted(tensors, intake_of)
+    converted = Converted(tensors, _intake_of)
+    if fold_masks:
+        tensors = _folded(tensors)
+        converted = Converted(tensors, _intake_of)
     _check_kinds(tensors)
     _check_contiguous(tensors)
-    shared = [sorted(names) for names in sharing.find_shared_tensors(tensors) if len(names) > 1]
+    shared = [sorted(names) for names in sharing.find_shared_tensors(_strided(tensors)) if len(names) > 1]
+    shared += [[kept, *dropped] for kept, dropped in _tied_pairs(tensors).items()]
     if shared:
         groups = "; ".join(", ".join(map(repr, names)) for names in shared)
         raise SharedTensorsError(
@@ -231,19 +287,37 @@ def _checked(tensors: Mapping[str, torch.Tensor]) -> Converted:
     return converted
 
 
+def _strided(tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Those tensors that have memory to be shared."""
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor) and is_strided(tensor)}
+
+
+def _tied_pairs(tensors: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Of pairs of one original and one mask, the first name, and the others."""
+    names: dict[object, list[str]] = {}
+    for name, value in sorted(tensors.items(), key=lambda item: str(item[0])):
+        identity = tuple(map(identity_of, value)) if isinstance(value, _Pruned) else (None,)
+        if None not in identity:
+            names.setdefault(identity, []).append(name)
+    return {kept: dropped for kept, *dropped in names.values() if dropped}
+
+
 def _check_kinds(tensors: Mapping[str, Any]) -> None:
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise FormatError("tensors-invalid", f"tensor {name!r} is no torch.Tensor but {type(tensor)}")
-        if tensor.layout != torch.strided:
-            raise UnsupportedError(
-                "tensor-not-strided", f"a tensor of layout {tensor.layout}: call .to_dense() on it first", tensor=name
-            )
-        dtype_of(name, tensor)
+    for name, value in tensors.items():
+        if isinstance(value, SparseTensor):
+            continue
+        for tensor in value if isinstance(value, _Pruned) else (value,):
+            if not isinstance(tensor, torch.Tensor):
+                raise FormatError("tensors-invalid", f"tensor {name!r} is no torch.Tensor but {type(tensor)}")
+            with naming(name):
+                check_kind(tensor)
+        if isinstance(value, _Pruned):
+            with naming(name):
+                expect_one_shape(tuple(value.original.shape), tuple(value.mask.shape))
 
 
-def _check_contiguous(tensors: Mapping[str, torch.Tensor]) -> None:
-    for name, tensor in tensors.items():
+def _check_contiguous(tensors: Mapping[str, Any]) -> None:
+    for name, tensor in _strided(tensors).items():
         if not tensor.is_contiguous():
             raise UnsupportedError(
                 "tensor-not-contiguous",

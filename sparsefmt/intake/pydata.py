@@ -1,0 +1,27 @@
+"""Arrays of pydata/sparse, the package `sparse`: COO, GCXS and DOK."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sparsefmt.dtypes import as_bits, dtype_of
+from sparsefmt.intake.arrays import ArrayIntake
+from sparsefmt.intake.blocks import BlocksIntake, as_blocks, flat_places
+from sparsefmt.intake.contract import Intake
+
+
+def intake_of(array: Any) -> Intake:
+    """An array of any number of dimensions and with any fill value: to the bit what its `todense` gives.
+
+    Raises:
+        UnsupportedError: the format does not have the dtype.
+    """
+    dtype = dtype_of(array.dtype)
+    if not array.ndim:
+        return ArrayIntake(array.todense())
+    coo = array.asformat("coo")
+    fill = as_bits(np.asarray(coo.fill_value, coo.dtype), dtype)
+    places = flat_places(list(coo.coords), coo.shape)
+    return BlocksIntake(dtype, tuple(coo.shape), places, as_blocks(as_bits(coo.data, dtype)), int(fill))

@@ -1,0 +1,150 @@
+"""Checkpoints that spell one tensor in several, read as if they had the one.
+
+    X_orig, X_mask                                                 torch.nn.utils.prune: X is their product
+    X.compressed, X.bitmask, X.shape, X.row_offsets                compressed-tensors, "sparse-bitmask"
+    X.compressed, X.bitmask, X.shape                               compressed-tensors, "sparse-24-bitmask"
+
+The first versions of compressed-tensors put these endings behind the whole name (layer.weight.compressed), later ones
+behind the name of the layer (layer.compressed), whose only such tensor is its weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sparsefmt.errors import FormatError, SparsefmtError
+from sparsefmt.intake import Intake
+from sparsefmt.intake.bitmasks import BitmaskIntake
+from sparsefmt.intake.masks import MaskedIntake, masked_pairs
+from sparsefmt.interchange.contract import TensorFile
+
+Spelling = Literal["mask", "sparse-bitmask", "sparse-24-bitmask"]
+
+_WHOLE_NAMES = ("weight", "bias")
+_ENDINGS = (".compressed", ".bitmask", ".shape", ".row_offsets")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that together are one.
+
+    Attributes:
+        name: of the one tensor.
+        spelling: what they are.
+        parts: their names: original and mask; or compressed, bitmask, shape, and row_offsets if there are such.
+    """
+
+    name: str
+    spelling: Spelling
+    parts: tuple[str, ...]
+
+
+class FoldedFile(TensorFile):
+    """A file of tensors, groups of which are read as one tensor each.
+
+    Args:
+        file: the file. It is closed with this one.
+        groups: those whose first part is in the file.
+        elsewhere: parts of groups that are in other files, by their names.
+        dropped: names in the file that are parts of any group.
+    """
+
+    def __init__(
+        self, file: TensorFile, groups: Sequence[Group], elsewhere: dict[str, TensorFile], dropped: Iterable[str]
+    ) -> None:
+        self.path = file.path
+        self.metadata = file.metadata
+        self.nbytes = file.nbytes
+        self._file = file
+        self._groups = {group.name: group for group in groups}
+        self._elsewhere = elsewhere
+        first = {group.parts[0]: group.name for group in groups}
+        parts = set(dropped)
+        self.names = [first.get(name, name) for name in file.names if name in first or name not in parts]
+        self._plain = set(self.names) - set(self._groups)
+
+    def intake(self, name: str) -> Intake:
+        if name in self._plain:
+            return self._file.intake(name)
+        group = self._groups[name]
+        parts = [self._elsewhere.get(part, self._file).intake(part) for part in group.parts]
+        try:
+            if group.spelling == "mask":
+                return MaskedIntake(*parts)
+            compressed, bitmask, shape, *row_offsets = parts
+            return BitmaskIntake(name, shape, bitmask, compressed, *row_offsets)
+        except SparsefmtError as error:
+            raise error.within(name) from None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def foldable(names: Iterable[str]) -> list[Group]:
+    """The groups among the names of a checkpoint, those of all its files together. Only names are looked at."""
+    known = dict.fromkeys(names)
+    groups = [Group(name, "mask", parts) for name, parts in masked_pairs(known).items()]
+    stems = [stem for stem in _stems(known) if all(stem + ending in known for ending in _ENDINGS[:3])]
+    is_old = any(stem.rpartition(".")[2] in _WHOLE_NAMES for stem in stems)
+    for stem in stems:
+        parts = tuple(stem + ending for ending in _ENDINGS if stem + ending in known)
+        spelling: Spelling = "sparse-bitmask" if len(parts) == len(_ENDINGS) else "sparse-24-bitmask"
+        groups.append(Group(stem if is_old else f"{stem}.weight", spelling, parts))
+    return groups
+
+
+def folded(file: TensorFile) -> TensorFile:
+    """The same file, with each group of tensors that are one as that one. The file itself if it has no group.
+
+    Raises:
+        FormatError: a group lacks a part, or its name is taken; it names the tensor. A group whose tensors do not fit
+            each other is noticed by `intake`, or when it is read.
+    """
+    return folded_files([file])[0]
+
+
+def folded_files(files: Sequence[TensorFile]) -> list[TensorFile]:
+    """As `folded`, for the files of one checkpoint: parts of a group may be in different files.
+
+    The one tensor belongs to the file that has the first part, its original or its compressed elements. All files must
+    be open as long as one of them is read.
+    """
+    holder = {name: file for file in files for name in file.names}
+    groups = foldable(holder)
+    parts = {part for group in groups for part in group.parts}
+    _check_names(holder, groups, parts)
+    if not groups:
+        return list(files)
+    return [_folded_file(file, groups, holder, parts) for file in files]
+
+
+def _folded_file(file: TensorFile, groups: list[Group], holder: dict[str, TensorFile], parts: set[str]) -> TensorFile:
+    own = [group for group in groups if holder[group.parts[0]] is file]
+    elsewhere = {part: holder[part] for group in own for part in group.parts if holder[part] is not file}
+    return FoldedFile(file, own, elsewhere, parts.intersection(file.names))
+
+
+def _stems(names: Iterable[str]) -> list[str]:
+    """What stands before .compressed or .bitmask, each once, in order."""
+    stems = (name.removesuffix(ending) for name in names for ending in _ENDINGS[:2] if name.endswith(ending))
+    return list(dict.fromkeys(stems))
+
+
+def _check_names(names: dict[str, TensorFile], groups: list[Group], parts: set[str]) -> None:
+    whole = {part.rpartition(".")[0] for part in parts if part.endswith(_ENDINGS)}
+    for stem in _stems(names):
+        present = [stem + ending for ending in _ENDINGS if stem + ending in names]
+        if stem not in whole and len(present) > 1:
+            missing = next(stem + ending for ending in _ENDINGS if stem + ending not in names)
+            raise FormatError(
+                "fold-incomplete", f"{' and '.join(map(repr, present))} are there, and {missing!r} is not", tensor=stem
+            )
+    taken = set(names) - parts
+    for group in groups:
+        if group.name in taken:
+            raise FormatError(
+                "fold-name", f"it is there beside {group.parts[0]!r}, which would become it", tensor=group.name
+            )
+        taken.add(group.name)
