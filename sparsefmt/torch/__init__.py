@@ -1,21 +1,34 @@
-"""The twin of safetensors.torch: the same functions, dense tensors in and out. Change the import, and that is all."""
+"""The twin of safetensors.torch, dense tensors in and out: change the import, and that is all. And what it has not:
+models that compute on compressed weights, with SparseLinear, load_into and sparsify.
+"""
 
 from __future__ import annotations
 
 from sparsefmt.frameworks import sharing
 from sparsefmt.frameworks.sharing import SharedTensorsError, storage_ptr, storage_size
 from sparsefmt.torch.files import load, load_file, load_model, save, save_file, save_model
+from sparsefmt.torch.linear import SparseLinear
+from sparsefmt.torch.loading import LoadResult, load_into
+from sparsefmt.torch.models import SparsifyResult, sparsify, tensors_of
+from sparsefmt.torch.weight import SparseWeight
 
 __all__ = [
+    "LoadResult",
     "SharedTensorsError",
+    "SparseLinear",
+    "SparseWeight",
+    "SparsifyResult",
     "load",
     "load_file",
+    "load_into",
     "load_model",
     "save",
     "save_file",
     "save_model",
+    "sparsify",
     "storage_ptr",
     "storage_size",
+    "tensors_of",
 ]
 
 # other libraries use these of safetensors.torch, private as their names are

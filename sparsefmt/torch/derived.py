@@ -1,0 +1,78 @@
+"""Compressed tensors made from others, in another dtype or transposed: dense a few rows or columns at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sparsefmt.dtypes import DTYPES, DType, as_bits
+from sparsefmt.frameworks.pytorch import TORCH_DTYPES
+from sparsefmt.intake import Intake, Survey
+from sparsefmt.tensor import SparseTensor
+
+_POSITIONS_AT_ONCE = 1 << 22
+"""Dense elements to hold while a matrix is transposed. Every one of its rows is unpacked once for so many of them."""
+
+
+def cast(weight: SparseTensor, dtype: torch.dtype) -> SparseTensor:
+    """The tensor in another dtype, rounded as torch does it, in the same layout. Itself if it has the dtype.
+
+    What becomes zero by rounding is pruned.
+    """
+    if torch_dtype_of(weight) == dtype:
+        return weight
+    return SparseTensor.from_dense(_Cast(weight, dtype), weight.layout)
+
+
+def transposed(weight: SparseTensor, layout: str) -> SparseTensor:
+    """The transpose of a matrix, bit for bit. `layout`: as in `SparseTensor.from_dense`."""
+    # one thread: each block of columns is made once, in order
+    return SparseTensor.from_dense(_Transposed(weight), layout, threads=1)
+
+
+def torch_dtype_of(weight: SparseTensor) -> torch.dtype:
+    """torch's name for the dtype of a tensor."""
+    return TORCH_DTYPES[weight.operand().dtype.name]
+
+
+def as_torch(array: np.ndarray, dtype: DType) -> torch.Tensor:
+    """An array of a dtype of whole bytes, or of its bits, as torch has it: the same memory, which must be writable."""
+    bits = as_bits(array, dtype)
+    return torch.from_numpy(bits.view(f"i{bits.itemsize}")).view(TORCH_DTYPES[dtype.name])
+
+
+class _Cast(Intake):
+    """A tensor in another dtype."""
+
+    def __init__(self, weight: SparseTensor, dtype: torch.dtype) -> None:
+        (name,) = [name for name, torch_dtype in TORCH_DTYPES.items() if torch_dtype == dtype]
+        super().__init__(DTYPES[name], weight.shape)
+        self._weight = weight
+        self._torch_dtype = dtype
+
+    def bits(self, begin: int, end: int) -> np.ndarray:
+        values = as_torch(self._weight[begin:end].reshape(end - begin, self.cols), self._weight.operand().dtype)
+        width = self.dtype.bits_dtype.itemsize
+        signed = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[width]
+        return values.to(self._torch_dtype).view(signed).numpy().view(self.dtype.bits_dtype)
+
+
+class _Transposed(Intake):
+    """A matrix with rows for columns."""
+
+    def __init__(self, weight: SparseTensor) -> None:
+        rows, cols = weight.shape
+        super().__init__(weight.operand().dtype, (cols, rows))
+        self._weight = weight
+        self._begin = 0
+        self._block = np.empty((0, rows), self.dtype.bits_dtype)
+
+    def survey(self, threads: int | None = None) -> Survey:
+        return Survey(self._weight.nnz if self.dtype.prunable else 0, 0)
+
+    def bits(self, begin: int, end: int) -> np.ndarray:
+        if begin < self._begin or end > self._begin + len(self._block):
+            height = max(end - begin, _POSITIONS_AT_ONCE // max(self.cols, 1))
+            columns = self._weight[:, begin : begin + height]
+            self._begin, self._block = begin, as_bits(columns.T, self.dtype)
+        return self._block[begin - self._begin : end - self._begin]

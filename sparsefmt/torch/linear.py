@@ -1,0 +1,326 @@
+"""SparseLinear: torch.nn.Linear whose weights stay compressed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from sparsefmt.errors import SparsefmtError
+from sparsefmt.frameworks.pytorch import intake_of
+from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch import packed, registry
+from sparsefmt.torch.derived import cast, torch_dtype_of, transposed
+from sparsefmt.torch.operator import linear_op
+from sparsefmt.torch.packed import Packed, pack
+from sparsefmt.torch.weight import SparseWeight
+
+_BUFFERS = ("weight_arrays", "weight_table")
+
+
+class SparseLinear(torch.nn.Module):
+    """`y = x @ W.T + bias` on the CPU, with W compressed in memory and multiplied as it is.
+
+    Made by `from_linear`, `from_tensor`, `sparsify` or `load_into`. The constructor makes one without weights, for
+    loaders to fill with `set_weight` or `load_state_dict`.
+
+    x has any leading shape and is float32, bfloat16, float16 or float64; y has its dtype, whatever that of the weights.
+    float32 activations that are contiguous are not copied, and y is written where torch has it. Each row of x gives the
+    same bits as it would alone, and those of `sparsefmt.linear`, rounded to the dtype of x. Autocast changes nothing:
+    activations are not rounded for it. At most as many threads work as `torch.set_num_threads` and
+    `sparsefmt.set_num_threads` both allow.
+
+    Gradients flow to x and to the bias. Weights have none: they are not trained. The first gradient for x makes a
+    transposed copy of the weights, compressed as they are, which is kept as long as they.
+
+    The weights are two buffers, `weight_arrays` and `weight_table`, which torch saves, moves and shares like any other,
+    and which nobody may write to: their memory may be that of a mapped file. `state_dict` has them. `load_state_dict`
+    takes them, verified, or a `weight`: a dense tensor, which it compresses, or a SparseTensor. A deep copy shares
+    them. `.to(dtype)`, `.half()` and the like round the values and keep the layout; what becomes zero is pruned. On
+    other devices than the CPU the weights can lie, but not be multiplied by: that raises NotImplementedError.
+
+    torch.compile and torch.export trace through. Compile models as a whole: compiled one by one, layers of one shape
+    are compiled anew for each number of bytes that their weights take.
+
+    Attributes:
+        in_features, out_features: sizes of x and y.
+        bias: Parameter (out_features,), or None.
+        weight: what can be known of the weights without making them dense: a SparseWeight. `weight.tensor` is the
+            SparseTensor (out_features, in_features).
+        transposed: whether files have the weight as (in_features, out_features), which Conv1D of transformers does.
+
+    Args:
+        bias: whether there is one; it is zero until it is loaded.
+        device: of bias and weights, "cpu" or "meta".
+        dtype: of the bias, and of weights that `load_state_dict` makes.
+
+    Example:
+        >>> import torch
+        >>> from sparsefmt.torch import SparseLinear
+        >>> linear = torch.nn.Linear(1024, 1024)
+        >>> _ = torch.nn.utils.prune.l1_unstructured(linear, "weight", amount=0.8)
+        >>> sparse = SparseLinear.from_linear(linear)
+        >>> y = sparse(torch.randn(2, 1024))
+    """
+
+    weight_arrays: torch.Tensor
+    weight_table: torch.Tensor
+    bias: torch.nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        transposed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.transposed = transposed
+        self._dtype = torch.get_default_dtype() if dtype is None else dtype
+        self._unpacked: tuple[torch.Tensor, torch.Tensor, SparseTensor] | None = None
+        self.register_buffer("weight_arrays", torch.empty(0, dtype=torch.uint8, device=device))
+        self.register_buffer("weight_table", torch.empty(0, dtype=torch.int64, device=device))
+        if bias:
+            self.bias = torch.nn.Parameter(torch.zeros(out_features, device=device, dtype=self._dtype))
+        else:
+            self.register_parameter("bias", None)
+
+    @classmethod
+    def from_linear(cls, linear: torch.nn.Module, layout: str = "auto") -> SparseLinear:
+        """Compress the weight of a Linear layer. Its bias is shared.
+
+        Args:
+            linear: a torch.nn.Linear, pruned by torch.nn.utils.prune or not, or a Conv1D of transformers. Not changed.
+                Hooks are left behind. Elements that torch.nn.utils.prune masks are 0.0, without the sign that they had;
+                other zeros keep theirs.
+            layout: "auto" (see README, "Choosing a layout"), "bitmask", "permuted", or "dense".
+
+        Raises:
+            TypeError: a module of another kind.
+            UnsupportedError: the layout cannot hold the weight.
+            NotImplementedError: the weight is on device "meta", and has no elements.
+
+        Cost: two reads of the weight and one write of the result; a dense copy for Conv1D and for a pruned module.
+        """
+        weight, made_of_transposed = dense_weight(linear)
+        tensor = SparseTensor.from_dense(intake_of("weight", weight), layout)
+        made = cls.from_tensor(tensor, _effective(linear, "bias"))
+        made.transposed = made_of_transposed
+        return made.train(linear.training)
+
+    @classmethod
+    def from_tensor(cls, weight: SparseTensor, bias: torch.Tensor | None = None) -> SparseLinear:
+        """A layer with these weights, (out_features, in_features). Arrays that lie together in memory are shared.
+
+        Args:
+            bias: (out_features,); a Parameter is taken as it is.
+
+        Raises:
+            ValueError: a weight that is no matrix, or a bias of another shape.
+            UnsupportedError: a dtype that has no product here.
+        """
+        if weight.ndim != 2:
+            raise ValueError(f"the weight of a SparseLinear has 2 dimensions; this one has shape {weight.shape}")
+        out_features, in_features = weight.shape
+        if bias is not None and tuple(bias.shape) != (out_features,):
+            raise ValueError(f"bias has shape {tuple(bias.shape)}; the weight has {out_features:,} rows")
+        made = cls(in_features, out_features, bias=False, device="cpu")
+        made.set_weight(weight)
+        if bias is not None:
+            parameter = bias if isinstance(bias, torch.nn.Parameter) else torch.nn.Parameter(bias.detach())
+            made.bias = parameter if parameter.device.type == "cpu" else torch.nn.Parameter(parameter.detach().cpu())
+        return made
+
+    def set_weight(self, weight: SparseTensor) -> None:
+        """Take other weights, (out_features, in_features), of any dtype and layout.
+
+        Raises:
+            ValueError: another shape.
+            UnsupportedError: a dtype that has no product here.
+        """
+        if weight.shape != (self.out_features, self.in_features):
+            raise ValueError(
+                f"the weight has shape {weight.shape}; this layer needs {(self.out_features, self.in_features)}"
+            )
+        made = pack(weight)
+        registry.remember(made)
+        self._hold(made, torch_dtype_of(weight))
+
+    def share_weight(self, other: SparseLinear) -> None:
+        """Take the weights of another layer of the same shape, without a copy."""
+        self._hold(Packed(other.weight_arrays, other.weight_table), other._dtype)
+
+    def _hold(self, weights: Packed, dtype: torch.dtype) -> None:
+        self.weight_arrays, self.weight_table = weights
+        self._dtype = dtype
+
+    @property
+    def weight(self) -> SparseWeight:
+        """Shape, dtype and device of the weights, and the SparseTensor that they are."""
+        return SparseWeight(self)
+
+    @property
+    def has_weight(self) -> bool:
+        """Whether there are weights: not on device "meta", and set or loaded."""
+        return self.weight_table.numel() > 0 and self.weight_table.device.type != "meta"
+
+    def sparse_tensor(self) -> SparseTensor:
+        """The weights as a SparseTensor, sharing memory; the same one each time. `weight.tensor` gives it too.
+
+        Raises:
+            RuntimeError: there are none.
+            FormatError: they are damaged.
+        """
+        if not self.has_weight:
+            raise RuntimeError("this SparseLinear has no weights yet: load some, or call set_weight")
+        held = self._unpacked
+        if held is None or held[0] is not self.weight_arrays or held[1] is not self.weight_table:
+            arrays, table = self.weight_arrays.cpu(), self.weight_table.cpu()
+            registry.known(arrays, table)
+            tensor = packed.unpack(packed.memory_of(arrays), table, check=False)
+            self._unpacked = held = self.weight_arrays, self.weight_table, tensor
+        return held[2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for what, device in (("x is", x.device), ("its weights are", self.weight_arrays.device)):
+            if device.type not in ("cpu", "meta"):
+                raise NotImplementedError(f"a SparseLinear multiplies on the CPU; {what} on {device}: move it there")
+        return linear_op(x, self.weight_arrays, self.weight_table, self.bias, self.out_features, self.in_features)
+
+    def extra_repr(self) -> str:
+        text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        text += f", dtype={self._dtype}"
+        if not self.has_weight:
+            return f"{text}, without weights"
+        tensor = self.sparse_tensor()
+        dense = tensor.size * tensor.dtype.itemsize
+        return f"{text}, layout={tensor.layout}, sparsity={tensor.sparsity:.3f}, {tensor.nbytes:,} of {dense:,} bytes"
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> SparseLinear:
+        """What `.to`, `.half`, `.share_memory` and the like do to every tensor of a module."""
+        before = Packed(self.weight_arrays, self.weight_table)
+        super()._apply(fn, recurse)
+        # `.type()` would turn even integers into what it is asked for
+        for name, old in zip(_BUFFERS, before, strict=True):
+            new = self._buffers[name]
+            if new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        dtype = fn(torch.empty(1, dtype=self._dtype)).dtype
+        if dtype != self._dtype:
+            if self.has_weight:
+                device = self.weight_arrays.device
+                made = pack(cast(self.sparse_tensor(), dtype))
+                registry.remember(made)
+                self._hold(Packed(*(tensor.to(device) for tensor in made)), dtype)
+            self._dtype = dtype
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseLinear:
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        for name in _BUFFERS:
+            memo[id(self._buffers[name])] = self._buffers[name]
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_unpacked": None}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        assign = bool(local_metadata.get("assign_to_params_buffers", False))
+        keys = [prefix + name for name in (*_BUFFERS, "weight")]
+        try:
+            if keys[2] in state_dict:
+                self._load_weight(state_dict[keys[2]], assign)
+            elif keys[0] in state_dict and keys[1] in state_dict:
+                self._load_packed(Packed(state_dict[keys[0]], state_dict[keys[1]]), assign)
+            else:
+                missing_keys += [key for key in keys[:2] if key not in state_dict]
+        except (SparsefmtError, RuntimeError) as error:
+            error_msgs.append(f'While loading "{prefix}weight": {error}')
+        rest = {key: value for key, value in state_dict.items() if key not in keys}
+        buffers = {name: self._buffers.pop(name) for name in _BUFFERS}
+        try:
+            super()._load_from_state_dict(
+                rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            )
+        finally:
+            self._buffers.update(buffers)
+
+    def _load_weight(self, weight: torch.Tensor | SparseTensor, assign: bool) -> None:
+        """Take the weight of a dense layer, or what `tensors_of` has in its place."""
+        shape = tuple(weight.shape)
+        self._expect_shape(shape[::-1] if self.transposed else shape)
+        if isinstance(weight, SparseTensor):
+            weight = transposed(weight, weight.layout) if self.transposed else weight
+            self.set_weight(weight if assign else cast(weight, self._dtype))
+            return
+        weight = weight.t() if self.transposed else weight
+        weight = weight if assign else weight.to(self._dtype)
+        self.set_weight(SparseTensor.from_dense(intake_of("weight", weight), "auto"))
+
+    def _load_packed(self, weights: Packed, assign: bool) -> None:
+        if not weights.table.numel():
+            raise RuntimeError("it was saved from a layer without weights")
+        if not assign:
+            weights = Packed(*(tensor.detach().to("cpu", copy=True) for tensor in weights))
+        registry.known(*(tensor.cpu() for tensor in weights))
+        tensor = packed.unpack(packed.memory_of(weights.arrays.cpu()), weights.table, check=False)
+        self._expect_shape(tensor.shape)
+        if assign or torch_dtype_of(tensor) == self._dtype:
+            self._hold(weights, torch_dtype_of(tensor))
+        else:
+            self.set_weight(cast(tensor, self._dtype))
+
+    def _expect_shape(self, shape: tuple[int, ...]) -> None:
+        expected = (self.out_features, self.in_features)
+        if shape != expected:
+            raise RuntimeError(
+                f"size mismatch: the shape in the checkpoint is {torch.Size(shape)}, the shape in the current model is"
+                f" {torch.Size(expected)}."
+            )
+
+
+def dense_weight(linear: torch.nn.Module) -> tuple[torch.Tensor, bool]:
+    """The weight (out_features, in_features) of a layer that can become a SparseLinear, and whether it is transposed.
+
+    Raises:
+        TypeError: it is none.
+    """
+    swapped = is_conv1d(linear)
+    if not swapped and not isinstance(linear, torch.nn.Linear):
+        raise TypeError(f"a SparseLinear can be made of a torch.nn.Linear or a Conv1D, not of {type(linear).__name__}")
+    weight = _effective(linear, "weight")
+    assert weight is not None
+    return (weight.t() if swapped else weight), swapped
+
+
+def is_conv1d(module: torch.nn.Module) -> bool:
+    """Whether this is the Conv1D of transformers: a linear layer whose weight is (in_features, out_features)."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
+
+
+def _effective(module: torch.nn.Module, name: str) -> torch.Tensor | None:
+    """A tensor of a module, as torch.nn.utils.prune has masked it: pruned elements are 0.0, of either sign before."""
+    original, mask = (getattr(module, name + suffix, None) for suffix in ("_orig", "_mask"))
+    if original is None or mask is None:
+        return getattr(module, name)
+    masked = original.detach() * mask.to(original.dtype)
+    return torch.where(mask == 0, torch.zeros_like(masked), masked)

@@ -1,0 +1,167 @@
+"""The product as an operator of torch, `torch.ops.sparsefmt.linear`, that compilers and exporters trace through.
+
+    linear(Tensor x, Tensor arrays, Tensor table, Tensor? bias, SymInt out_features, SymInt in_features) -> Tensor
+    linear_backward(Tensor gradient, Tensor arrays, Tensor table, SymInt out_features, SymInt in_features) -> Tensor
+
+`arrays` and `table` are the weights, as packed.py has them: plain tensors, so that they survive whatever is done to a
+module's buffers, in another process too, where `import sparsefmt.torch` makes the operators known. Weights that were
+not made in this process are verified when they are first multiplied by; whoever writes to them afterwards is on his
+own.
+
+The result has the dtype of x. Sums are float32, or float64 if x or the weights are float64 or integers of 32 bits or
+more; bias is added to the sums, which are rounded once.
+
+The gradient for x is a product with the transposed weights. They are made for the first one, compressed like the
+weights, and kept as long as those. Weights have no gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsefmt.kernels.operand import Operand
+from sparsefmt.threads import num_threads
+from sparsefmt.torch.registry import known
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""dtypes that x may have."""
+
+
+def _linear(
+    x: torch.Tensor,
+    arrays: torch.Tensor,
+    table: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_features: int,
+    in_features: int,
+) -> torch.Tensor:
+    _check_input(x, in_features)
+    weights = known(arrays, table)
+    _check_features(weights.operand, out_features, in_features)
+    return _product(x, weights.operand, weights.wide, bias)
+
+
+def _linear_backward(
+    gradient: torch.Tensor, arrays: torch.Tensor, table: torch.Tensor, out_features: int, in_features: int
+) -> torch.Tensor:
+    """gradient @ W, for x."""
+    weights = known(arrays, table)
+    _check_features(weights.operand, out_features, in_features)
+    return _product(gradient, weights.transposed, weights.wide, None)
+
+
+def _product(x: torch.Tensor, weights: Operand, wide: bool, bias: torch.Tensor | None) -> torch.Tensor:
+    # for few tokens, each call of torch that is not needed can be seen in the time
+    dtype, shape = x.dtype, (*x.shape[:-1], weights.rows)
+    summed = torch.float64 if wide or dtype == torch.float64 else torch.float32
+    tokens = math.prod(shape[:-1])
+    x = x.detach().reshape(tokens, weights.cols)
+    if dtype != summed:
+        x = x.to(summed)
+    if x.is_neg():
+        x = x.resolve_neg()
+    # in its final shape, since autograd lets nobody change a view in place
+    y = x.new_empty(shape)
+    threads = torch.get_num_threads()
+    if threads > 1:
+        threads = min(threads, num_threads())
+    _multiply()(x.numpy(), weights, y.numpy().reshape(tokens, weights.rows), threads)
+    if bias is not None:
+        y += bias.detach().to(summed)
+    return y if dtype == summed else y.to(dtype)
+
+
+@cache
+def _multiply() -> Callable[[np.ndarray, Operand, np.ndarray, int | None], None]:
+    """The kernels, which take a while to import."""
+    from sparsefmt.kernels.multiply import multiply
+
+    return multiply
+
+
+def _check_input(x: torch.Tensor, in_features: int) -> None:
+    if x.dim() < 1 or x.shape[-1] != in_features:
+        raise RuntimeError(f"x has shape {tuple(x.shape)}; its last dimension must be in_features, {in_features}")
+    if x.dtype not in FLOATS:
+        names = ", ".join(map(str, FLOATS))
+        raise RuntimeError(f"x has dtype {x.dtype}; SparseLinear takes {names}")
+
+
+def _check_features(operand: Operand, out_features: int, in_features: int) -> None:
+    if (operand.rows, operand.cols) != (out_features, in_features):
+        raise RuntimeError(
+            f"the weights have shape {(operand.rows, operand.cols)}, and the module {(out_features, in_features)}"
+        )
+
+
+def _linear_fake(
+    x: torch.Tensor,
+    arrays: torch.Tensor,
+    table: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_features: int,
+    in_features: int,
+) -> torch.Tensor:
+    _check_input(x, in_features)
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+def _linear_backward_fake(
+    gradient: torch.Tensor, arrays: torch.Tensor, table: torch.Tensor, out_features: int, in_features: int
+) -> torch.Tensor:
+    return gradient.new_empty((*gradient.shape[:-1], in_features))
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    _, arrays, table, bias, ctx.out_features, ctx.in_features = inputs
+    ctx.save_for_backward(arrays, table)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _gradients(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """With respect to x and bias. The weights are not trained."""
+    arrays, table = ctx.saved_tensors
+    of_x, of_bias = None, None
+    if ctx.needs_input_grad[0]:
+        of_x = _linear_backward_op(gradient, arrays, table, ctx.out_features, ctx.in_features)
+    if ctx.needs_input_grad[3]:
+        rows = gradient.reshape(math.prod(gradient.shape[:-1]), ctx.out_features)
+        of_bias = rows.sum(0).to(ctx.bias_dtype)
+    return of_x, None, None, of_bias, None, None
+
+
+def _keep_for_second_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    _, arrays, table, ctx.out_features, ctx.in_features = inputs
+    ctx.save_for_backward(arrays, table)
+
+
+def _second_gradients(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """gradient @ W is linear in the gradient: its own derivative is the product with W again."""
+    arrays, table = ctx.saved_tensors
+    again = linear_op(gradient, arrays, table, None, ctx.out_features, ctx.in_features)
+    return again, None, None, None, None
+
+
+_library = torch.library.Library("sparsefmt", "DEF")
+_library.define(
+    "linear(Tensor x, Tensor arrays, Tensor table, Tensor? bias, SymInt out_features, SymInt in_features) -> Tensor"
+)
+_library.define(
+    "linear_backward(Tensor gradient, Tensor arrays, Tensor table, SymInt out_features, SymInt in_features) -> Tensor"
+)
+_library.impl("linear", _linear, "CPU")
+_library.impl("linear_backward", _linear_backward, "CPU")
+torch.library.register_fake("sparsefmt::linear", _linear_fake, lib=_library)
+torch.library.register_fake("sparsefmt::linear_backward", _linear_backward_fake, lib=_library)
+torch.library.register_autograd("sparsefmt::linear", _gradients, setup_context=_keep_for_backward, lib=_library)
+torch.library.register_autograd(
+    "sparsefmt::linear_backward", _second_gradients, setup_context=_keep_for_second_backward, lib=_library
+)
+linear_op = torch.ops.sparsefmt.linear
+_linear_backward_op = torch.ops.sparsefmt.linear_backward

@@ -1,0 +1,220 @@
+"""A SparseTensor as two torch tensors, and back: what a module holds, an operator takes, and torch saves.
+
+    arrays   uint8 (n,)   all arrays of all tiles, wherever in it they lie, and 64 readable bytes behind the last
+    table    int64 (m,)   VERSION, dtype, rows, cols, layout, tile_rows; then, for each tile and each array of the
+                          layout in order of names, with `negative_zeros` last: where it begins in `arrays`, its bytes
+
+Arrays that lie together in memory, as those of large tensors and of mapped files do, are not copied: `arrays` is a view
+of them. Nobody may write to it: the pages of a mapped file are read-only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sparsefmt import layouts
+from sparsefmt.dtypes import DTYPES, DType
+from sparsefmt.errors import FormatError, UnsupportedError
+from sparsefmt.layouts import LAYOUTS, choose
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Layout, Tile
+from sparsefmt.layouts.memory import ALIGNMENT, OVERREAD, frozen, padded_copy
+from sparsefmt.limits import MAX_SPARSE_TILE_POSITIONS, MAX_SPARSE_TILE_ROWS, MAX_TENSOR_BITS
+from sparsefmt.tensor import SparseTensor
+
+VERSION = 1
+
+_HEADER = 6
+"""Numbers in the table before those of the tiles."""
+
+# places in these tuples are what is saved: new names go to the end
+_LAYOUTS = ("dense", "bitmask", "permuted")
+_DTYPES = (
+    *("F32", "BF16", "F16", "F64", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"),
+    *("I8", "U8", "I16", "I32", "I64", "U16", "U32", "U64", "F8_E8M0", "BOOL"),
+)
+
+
+class Packed(NamedTuple):
+    """A matrix as two tensors on the CPU. See the head of this file."""
+
+    arrays: torch.Tensor
+    table: torch.Tensor
+
+
+def pack(weight: SparseTensor) -> Packed:
+    """The two tensors for a matrix. Its arrays are shared where they lie together, else copied.
+
+    Raises:
+        UnsupportedError: a dtype that has no product here.
+    """
+    operand = weight.operand()
+    if operand.dtype.name not in _DTYPES:
+        raise UnsupportedError("dtype-product", f"weights of dtype {operand.dtype.name} cannot be multiplied")
+    numbers = [VERSION, _DTYPES.index(operand.dtype.name), operand.rows, operand.cols]
+    numbers += [_LAYOUTS.index(operand.layout), operand.tile_rows]
+    arrays, places = _together(operand.tiles) or _copied(operand.tiles)
+    for number, tile in enumerate(operand.tiles):
+        for name in _names(operand.layout):
+            numbers += places[number, name], tile[name].nbytes if name in tile else 0
+    return Packed(arrays, torch.tensor(numbers, dtype=torch.int64, device="cpu"))
+
+
+def unpack(memory: np.ndarray, table: torch.Tensor, *, check: bool) -> SparseTensor:
+    """The matrix whose arrays are views of `memory`, the bytes of a packed one.
+
+    Args:
+        memory: uint8, aligned to 64 bytes.
+        check: verify everything, as for a file. False if these two were made by `pack`.
+
+    Raises:
+        FormatError: the two are no packed matrix.
+    """
+    header, numbers = _read_header(table)
+    layout, dtype = header.layout, header.dtype
+    names = _names(layout.name)
+    if check:
+        _check_header(header, len(numbers))
+    tiles: list[Tile] = []
+    for number in range(header.tile_count):
+        height = min(header.tile_rows, header.rows - number * header.tile_rows)
+        begins, sizes = (numbers[2 * len(names) * number + part :: 2] for part in (0, 1))
+        places = {
+            name: (begin, nbytes)
+            for name, begin, nbytes in zip(names, begins, sizes, strict=False)
+            if name != NEGATIVE_ZEROS or begin >= 0
+        }
+        if check:
+            _check_places(places, number, memory.size)
+            layout.check_sizes({name: nbytes for name, (_, nbytes) in places.items()}, dtype, height, header.cols)
+        tile = {
+            name: frozen(memory[begin : begin + nbytes].view(layout.array_dtype(name, dtype, header.cols)))
+            for name, (begin, nbytes) in places.items()
+        }
+        if check:
+            layouts.check(layout, tile, dtype, height, header.cols)
+        tiles.append(tile)
+    return SparseTensor(dtype, (header.rows, header.cols), layout.name, header.tile_rows, tiles)
+
+
+def memory_of(arrays: torch.Tensor) -> np.ndarray:
+    """The bytes of packed arrays as numpy takes them, aligned; copied only if they are not. Keeps them alive."""
+    memory = arrays.detach().numpy()
+    return memory if memory.ctypes.data % ALIGNMENT == 0 else padded_copy(memory)
+
+
+def borrowed_memory_of(arrays: torch.Tensor) -> np.ndarray:
+    """Like `memory_of`, but valid only as long as someone else keeps `arrays` alive."""
+    if arrays.data_ptr() % ALIGNMENT or not arrays.numel():
+        return padded_copy(arrays.detach().numpy())
+    return np.frombuffer((ctypes.c_uint8 * arrays.numel()).from_address(arrays.data_ptr()), np.uint8)
+
+
+def _names(layout: str) -> tuple[str, ...]:
+    return (*LAYOUTS[layout].arrays, NEGATIVE_ZEROS)
+
+
+class _Header(NamedTuple):
+    dtype: DType
+    rows: int
+    cols: int
+    layout: Layout
+    tile_rows: int
+
+    @property
+    def tile_count(self) -> int:
+        return -(-self.rows // self.tile_rows) if self.tile_rows > 0 else 0
+
+
+def _read_header(table: torch.Tensor) -> tuple[_Header, list[int]]:
+    """What is true for all tiles, and the numbers of the tiles. Raises FormatError."""
+    numbers = table.tolist()
+    if len(numbers) < _HEADER or numbers[0] != VERSION:
+        raise FormatError("weight-table", "the table is none, or one of another version of the library")
+    _, dtype, rows, cols, layout, tile_rows = numbers[:_HEADER]
+    if dtype not in range(len(_DTYPES)) or layout not in range(len(_LAYOUTS)):
+        raise FormatError("weight-table", f"the table has dtype {dtype} and layout {layout}, which are not known")
+    header = _Header(DTYPES[_DTYPES[dtype]], rows, cols, LAYOUTS[_LAYOUTS[layout]], tile_rows)
+    return header, numbers[_HEADER:]
+
+
+def _check_header(header: _Header, number_count: int) -> None:
+    """Refuse what no tensor of the format can have: it must not come to kernels that rely on it."""
+    rows, cols, tile_rows = header.rows, header.cols, header.tile_rows
+    fits = rows >= 0 and cols >= 0 and max(rows, 1) * max(cols, 1) * header.dtype.bits <= MAX_TENSOR_BITS
+    # without elements, there are no tiles
+    fits &= 1 <= tile_rows <= rows if rows and cols else tile_rows == 0
+    if fits and header.layout.sparse:
+        fits = choose.can_be_sparse(header.dtype, (rows, cols), cols)
+        fits &= tile_rows <= MAX_SPARSE_TILE_ROWS and tile_rows * cols <= MAX_SPARSE_TILE_POSITIONS
+    if not fits or number_count != 2 * len(_names(header.layout.name)) * header.tile_count:
+        raise FormatError(
+            "weight-table",
+            f"the table does not fit {rows} rows and {cols} columns, with {tile_rows} rows in a tile, in layout"
+            f" {header.layout.name!r}",
+        )
+
+
+def _check_places(places: dict[str, tuple[int, int]], number: int, size: int) -> None:
+    for name, (begin, nbytes) in places.items():
+        if begin < 0 or nbytes < 0 or begin % ALIGNMENT or begin + nbytes + OVERREAD > size:
+            raise FormatError("weight-table", f"array {name!r} of tile {number} does not lie in the {size:,} bytes")
+
+
+Places = dict[tuple[int, str], int]
+"""Where the array of a tile begins, by number of the tile and name of the array; -1 if the tile does not have it."""
+
+
+def _together(tiles: tuple[Tile, ...]) -> tuple[torch.Tensor, Places] | None:
+    """A view of the memory that all arrays lie in; None if they lie apart."""
+    arrays = [array for tile in tiles for array in tile.values() if array.size]
+    if not arrays:
+        return None
+    owner = _owner(arrays[0])
+    begin = min(array.ctypes.data for array in arrays)
+    end = max(array.ctypes.data + array.nbytes for array in arrays) + OVERREAD
+    total = sum(array.nbytes for array in arrays)
+    if (
+        any(_owner(array) is not owner or array.ctypes.data % ALIGNMENT for array in arrays)
+        or end > owner.ctypes.data + owner.nbytes
+        or end - begin > total + total // 8 + ALIGNMENT * len(arrays)
+    ):
+        return None
+    places = {
+        (number, name): (tile[name].ctypes.data - begin if tile[name].size else 0) if name in tile else -1
+        for number, tile in enumerate(tiles)
+        for name in (*tile, NEGATIVE_ZEROS)
+    }
+    view = (ctypes.c_uint8 * (end - begin)).from_address(begin)
+    # torch keeps the array, which keeps the view, which keeps the memory; for a read-only array, torch would warn
+    view.owner = owner  # type: ignore[attr-defined]
+    return torch.from_numpy(np.frombuffer(view, np.uint8)), places
+
+
+def _owner(array: np.ndarray) -> np.ndarray:
+    """The array that has the memory of this one."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _copied(tiles: tuple[Tile, ...]) -> tuple[torch.Tensor, Places]:
+    """All arrays one after the other in fresh memory."""
+    places: Places = {}
+    size = 0
+    for number, tile in enumerate(tiles):
+        places[number, NEGATIVE_ZEROS] = -1
+        for name, array in tile.items():
+            places[number, name] = size
+            size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+    # torch aligns what it allocates to 64 bytes
+    arrays = torch.zeros(size + OVERREAD, dtype=torch.uint8, device="cpu")
+    memory = arrays.numpy()
+    for number, tile in enumerate(tiles):
+        for name, array in tile.items():
+            begin = places[number, name]
+            memory[begin : begin + array.nbytes] = array.view(np.uint8)
+    return arrays, places

@@ -1,0 +1,90 @@
+"""Which weights are known to this process: their tensors verified once, and ready for kernels.
+
+An operator gets the weights as two tensors each time. They are told by their storages, which are what the tensors of a
+module, its copies and its compiled forms have in common. An entry keeps no memory of the tensors alive, and goes soon
+after they have gone.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from sparsefmt.errors import FormatError
+from sparsefmt.kernels.operand import Operand
+from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch.derived import transposed
+from sparsefmt.torch.packed import Packed, borrowed_memory_of, unpack
+
+_WIDE = ("F64", "I32", "U32", "I64", "U64")
+"""dtypes of weights whose sums are float64, whatever x is."""
+
+
+class Known:
+    """Weights that were multiplied by, or made in this process.
+
+    Attributes:
+        operand: what kernels take. It does not keep the memory of the tensors alive.
+        wide: whether sums are float64 for every x.
+        storages: of the two tensors. As long as there is a reference, no other storage takes their address.
+    """
+
+    def __init__(self, tensor: SparseTensor, storages: tuple[StorageWeakRef, StorageWeakRef]) -> None:
+        self.operand = tensor.operand()
+        self.wide = self.operand.dtype.name in _WIDE
+        self.storages = storages
+        self._tensor = tensor
+
+    @cached_property
+    def transposed(self) -> Operand:
+        """The transpose, for gradients, with memory of its own. Made when it is first asked for, and kept."""
+        return transposed(self._tensor, "auto").operand()
+
+
+_known: dict[tuple[int, ...], Known] = {}
+"""By the addresses of the storages, and where in them the tensors begin."""
+
+
+def remember(packed: Packed) -> None:
+    """Take these weights, just made by `pack`, for verified."""
+    _learn(packed.arrays, packed.table, check=False)
+
+
+def known(arrays: torch.Tensor, table: torch.Tensor) -> Known:
+    """The weights as kernels take them; verified when they are first seen.
+
+    Raises:
+        RuntimeError: there are none.
+        FormatError: they are damaged.
+    """
+    found = _known.get(_key(arrays, table))
+    return _learn(arrays, table, check=True) if found is None else found
+
+
+def _key(arrays: torch.Tensor, table: torch.Tensor) -> tuple[int, ...]:
+    return (
+        arrays.untyped_storage()._cdata,
+        arrays.data_ptr(),
+        arrays.numel(),
+        table.untyped_storage()._cdata,
+        table.data_ptr(),
+    )
+
+
+def _learn(arrays: torch.Tensor, table: torch.Tensor, *, check: bool) -> Known:
+    for key, entry in list(_known.items()):
+        if any(storage.expired() for storage in entry.storages):
+            _known.pop(key, None)
+    if not table.numel():
+        raise RuntimeError("this SparseLinear has no weights yet: load some, or call set_weight")
+    if arrays.dtype != torch.uint8 or table.dtype != torch.int64 or not arrays.is_contiguous():
+        raise RuntimeError("the weights of a SparseLinear are a contiguous tensor of uint8, and one of int64")
+    try:
+        tensor = unpack(borrowed_memory_of(arrays), table, check=check)
+    except FormatError as error:
+        raise FormatError(error.code, f"the weights of a SparseLinear are damaged: {error.message}") from None
+    entry = Known(tensor, (StorageWeakRef(arrays.untyped_storage()), StorageWeakRef(table.untyped_storage())))
+    _known[_key(arrays, table)] = entry
+    return entry
