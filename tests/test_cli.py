@@ -232,7 +232,7 @@ def test_shards(tmp_path: Path) -> None:
     source = save_shards(tmp_path / "model", SHARDS)
     (source / "other.safetensors").write_bytes(b"")
     out = succeed("convert", source)
-    assert "Not in the index, and not converted: other.safetensors" in out
+    assert "Not part of the checkpoint, and not converted: other.safetensors" in out
     sparse = tmp_path / "model-sparsefmt"
     assert "all bits are those of" in succeed("verify", sparse, "--against", source)
     listing = succeed("inspect", sparse)

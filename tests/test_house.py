@@ -16,6 +16,7 @@ PACKAGE = ROOT / "sparsefmt"
 STOREYS = [
     {"__main__"},
     {"cli"},
+    {"transformers"},
     {"interchange", "numpy", "torch"},
     {"handle"},
     {"api", "frameworks"},

@@ -309,7 +309,14 @@ def test_folder_of_shards_there_and_back(tmp_path: Path, name: str) -> None:
     converted = convert(source / name, tmp_path / "out")
     assert [tensor.entry.name for tensor in converted] == ["a", "b", "c"]
     one, two = ONE.replace("safetensors", "sparsefmt"), TWO.replace("safetensors", "sparsefmt")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [one, two, "model.sparsefmt.index.json"]
+    # an index stands for the weights alone, a folder for the model
+    others = [] if name else ["config.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *others,
+        one,
+        two,
+        "model.sparsefmt.index.json",
+    ]
     assert json.loads((tmp_path / "out" / "model.sparsefmt.index.json").read_text()) == {
         "metadata": {"total_size": 99, "note": "é"},
         "weight_map": {"a": one, "b": one, "c": two},

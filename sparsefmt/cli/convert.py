@@ -15,6 +15,8 @@ from sparsefmt.cli import Failure, options
 from sparsefmt.codecs import CODECS
 from sparsefmt.interchange.checkpoints import Checkpoint, Kind
 from sparsefmt.interchange.conversion import ConvertedTensor, Settings, convert_checkpoint
+from sparsefmt.interchange.folding import foldable
+from sparsefmt.interchange.huggingface import read_model_folder
 from sparsefmt.layouts import LAYOUTS
 
 MOST_ROWS = 40
@@ -22,13 +24,14 @@ MOST_ROWS = 40
 
 
 @click.command(
-    short_help="Turn safetensors into .sparsefmt, a file or a folder of shards.",
+    short_help="Turn safetensors into .sparsefmt, a file or the folder of a model.",
     context_settings={"show_default": True},
     epilog="""\b
 Examples:
   sparsefmt convert model.safetensors
   sparsefmt convert model.safetensors small.sparsefmt --negative-zeros drop
   sparsefmt convert model.safetensors fast.sparsefmt --codec raw
+  sparsefmt convert checkpoint.safetensors pruned.sparsefmt --fold --negative-zeros drop
   sparsefmt convert llama-pruned/ llama-pruned-sparsefmt/
 """,
 )
@@ -47,6 +50,7 @@ Examples:
     default="keep",
     help="Keep the sign of -0.0, or store 0.0 instead and record how many.",
 )
+@options.fold
 @options.threads
 @options.force
 @options.quiet
@@ -56,20 +60,27 @@ def command(
     layout: str,
     codec: str,
     negative_zeros: Any,
+    fold: bool,
     threads: int,
     force: bool,
     quiet: bool,
 ) -> None:
     """Convert the safetensors file or checkpoint SRC to DST.
 
-    SRC is a file, a folder of shards, or the index of one (*.safetensors.index.json). DST is a file or a folder
+    SRC is a file, a folder, or the index of shards (*.safetensors.index.json). DST is a file or a folder
     accordingly, by default SRC with the suffix .sparsefmt, or SRC-sparsefmt. Memory use does not grow with the model.
+
+    A folder with a config.json is a Hugging Face model: its other files are copied, but for hidden ones and weights of
+    other formats, and config.json gets a quantization_config, so that transformers can load DST after
+    `import sparsefmt.transformers`.
     """
     from sparsefmt.cli import output
 
     settings = Settings(layout, codec, negative_zeros, threads)
     started = time.perf_counter()
     with Checkpoint(src, ["safetensors"]) as source:
+        if fold:
+            source.fold()
         destination = destination_of(source, dst, "sparsefmt")
         with output.progress_bar("converting", source.dense_nbytes, quiet) as progress:
             converted = convert_checkpoint(source, destination, settings, overwrite=force, progress=progress)
@@ -151,7 +162,7 @@ def _report(source: Checkpoint, destination: Path, converted: list[ConvertedTens
         f"{source.path} ({output.size(source.nbytes)}) -> {destination} ({output.size(after)}): "
         f"{output.ratio(source.nbytes, after)} smaller, in {elapsed:.1f} s"
     )
-    for line in _notes(source, converted):
+    for line in _notes(source, destination, converted):
         output.say(line)
 
 
@@ -179,7 +190,7 @@ def _rows(groups: list[_Group]) -> list[_Group]:
     return [*(group for group in groups if group in largest), rest]
 
 
-def _notes(source: Checkpoint, converted: list[ConvertedTensor]) -> list[str]:
+def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTensor]) -> list[str]:
     """What a user should know and might not expect."""
     from sparsefmt.cli import output
 
@@ -195,9 +206,36 @@ def _notes(source: Checkpoint, converted: list[ConvertedTensor]) -> list[str]:
         )
     if dropped:
         notes.append(f"{dropped:,} zeros were -0.0 and are stored as 0.0; the file records that.")
+    if source.folded:
+        notes.append(f"{output.plural(len(source.folded), 'group')} of tensors were stored as one tensor each.")
+    elif groups := foldable(source.names):
+        first = groups[0]
+        notes.append(
+            f"{first.name!r} and {output.plural(len(groups) - 1, 'other')} are spelled in several tensors "
+            f"({', '.join(first.parts)}): --fold stores each as one, smaller and ready to be multiplied."
+        )
     if source.unlisted:
         names = ", ".join(path.name for path in source.unlisted)
-        notes.append(f"Not in the index, and not converted: {names}")
+        notes.append(f"Not part of the checkpoint, and not converted: {names}")
+    return notes + _model_notes(source, destination)
+
+
+def _model_notes(source: Checkpoint, destination: Path) -> list[str]:
+    """What was copied beside the weights, and what was not."""
+    from sparsefmt.cli import output
+
+    model = read_model_folder(source.path, destination) if source.path.is_dir() else None
+    if model is None:
+        return []
+    converted = {Path(path.name) for path in (*(file.path for file in source.files), *source.unlisted)}
+    if source.index is not None:
+        converted.add(Path(source.index.path.name))
+    others = [str(path) for path in model.left_out if path not in converted]
+    notes = [
+        f"Copied: config.json, with a quantization_config, and {output.plural(len(model.companions), 'other file')}."
+    ]
+    if others:
+        notes.append(f"Weights of other formats, not copied: {', '.join(others)}")
     return notes
 
 

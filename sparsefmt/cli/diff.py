@@ -22,10 +22,11 @@ Examples:
 )
 @click.argument("a", type=options.PATH)
 @click.argument("b", type=options.PATH)
+@options.fold
 @options.threads
 @options.quiet
 @click.pass_context
-def command(ctx: click.Context, a: Path, b: Path, threads: int, quiet: bool) -> None:
+def command(ctx: click.Context, a: Path, b: Path, fold: bool, threads: int, quiet: bool) -> None:
     """Say which tensors differ between A and B: files or folders, safetensors or .sparsefmt.
 
     Names, dtypes, shapes, metadata and every bit are compared, however they are stored. Exit code 1 if anything
@@ -35,6 +36,9 @@ def command(ctx: click.Context, a: Path, b: Path, threads: int, quiet: bool) -> 
 
     kinds: list[Kind] = ["sparsefmt", "safetensors"]
     with Checkpoint(a, kinds) as ours, Checkpoint(b, kinds) as theirs:
+        if fold:
+            ours.fold()
+            theirs.fold()
         differences, comparable = compare.compare_names(ours, theirs)
         differences += compare.compare_metadata(ours, theirs)
         with output.progress_bar("comparing", ours.dense_nbytes, quiet) as progress:

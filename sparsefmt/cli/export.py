@@ -24,19 +24,21 @@ Examples:
 )
 @click.argument("src", type=options.PATH)
 @click.argument("dst", type=options.PATH, required=False)
+@options.max_decoded_bytes
 @options.threads
 @options.force
 @options.quiet
-def command(src: Path, dst: Path | None, threads: int, force: bool, quiet: bool) -> None:
+def command(src: Path, dst: Path | None, max_decoded_bytes: int | None, threads: int, force: bool, quiet: bool) -> None:
     """Write the .sparsefmt file or folder SRC as safetensors: dense again, bit for bit what was converted.
 
     DST is by default SRC with the suffix .safetensors, or SRC-safetensors for a folder. Tied tensors become full
-    copies, since safetensors has no ties. Memory use does not grow with the model.
+    copies, since safetensors has no ties. Memory use does not grow with the model. The other files of a Hugging Face
+    model are copied, and its config.json loses the quantization_config that `sparsefmt convert` added.
     """
     from sparsefmt.cli import output
 
     started = time.perf_counter()
-    with Checkpoint(src, ["sparsefmt"]) as source:
+    with Checkpoint(src, ["sparsefmt"], max_decoded_bytes) as source:
         destination = destination_of(source, dst, "safetensors")
         with output.progress_bar("exporting", source.dense_nbytes, quiet) as progress:
             export_checkpoint(source, destination, threads=threads, overwrite=force, progress=progress)

@@ -27,5 +27,18 @@ threads = click.option(
 force = click.option("--force", is_flag=True, help="Replace what is there.")
 quiet = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 
+fold = click.option(
+    "--fold",
+    is_flag=True,
+    help="Take what a checkpoint spells in several tensors as one: X_orig and X_mask of torch.nn.utils.prune as X,"
+    " bitmasks of compressed-tensors as what they stand for.",
+)
+max_decoded_bytes = click.option(
+    "--max-decoded-bytes",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Most bytes that a file may turn into.  [default: 1 GiB, or 1,024 times its size]",
+)
+
 PATH: Any = click.Path(path_type=Path)
 """A path. Whether it is there is for the command to find out, so that all errors look the same."""

@@ -37,10 +37,11 @@ Examples:
     metavar="MODEL",
     help="Compare names, dtypes, shapes and every bit with this file or folder, safetensors or .sparsefmt.",
 )
+@options.fold
 @options.threads
 @options.quiet
 @click.pass_context
-def command(ctx: click.Context, path: Path, against: Path | None, threads: int, quiet: bool) -> None:
+def command(ctx: click.Context, path: Path, against: Path | None, fold: bool, threads: int, quiet: bool) -> None:
     """Check every checksum and every array of a .sparsefmt file, or of a folder of them.
 
     With --against, also compare it with the model it was made from. Where negative zeros were dropped on purpose, -0.0
@@ -52,6 +53,8 @@ def command(ctx: click.Context, path: Path, against: Path | None, threads: int, 
     with ExitStack() as stack:
         checkpoint = stack.enter_context(Checkpoint(path, ["sparsefmt"]))
         other = stack.enter_context(Checkpoint(against, ["safetensors", "sparsefmt"])) if against else None
+        if other and fold:
+            other.fold()
         total = sum(entry.dense_nbytes for _, entry in _tensors(checkpoint))
         with output.progress_bar("verifying", total, quiet) as progress:
             found = _verify(checkpoint, other, threads, progress)

@@ -5,6 +5,9 @@
 
 The same for .sparsefmt, with that word in place of "safetensors". Loaders trust the index and have been seen to leave
 tensors uninitialised where index and shards disagree, so the two are compared in both directions before anything else.
+
+In the folder of a model (one with a config.json) that has no index, model.safetensors is the one file, if it is there;
+others beside it are older forms, or parts, that transformers would not load either.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -24,15 +27,12 @@ from sparsefmt.container import envelope
 from sparsefmt.errors import FormatError
 from sparsefmt.intake import Intake
 from sparsefmt.interchange.contract import TensorFile, expect_regular_file, naming
+from sparsefmt.interchange.folding import Group, foldable, folded_files
 from sparsefmt.interchange.safetensors import SafetensorsFile, dict_of_distinct_keys
 from sparsefmt.interchange.sparse import SparsefmtFile
 
 Kind = Literal["safetensors", "sparsefmt"]
 
-_OPENERS: dict[Kind, type[SafetensorsFile] | type[SparsefmtFile]] = {
-    "safetensors": SafetensorsFile,
-    "sparsefmt": SparsefmtFile,
-}
 _SHARD_NUMBER = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _MAX_INDEX_BYTES = 1 << 28
 
@@ -61,10 +61,12 @@ class Checkpoint:
         files: in order of their names.
         index: the index, or None if there is none.
         holder: which file has a tensor, by its name.
+        folded: groups of tensors that are read as one each.
 
     Args:
         path: a file, an index file (*.index.json), or a folder with an index file or without.
         kinds: what the files may be; in a folder that has several kinds, the first of them.
+        max_decoded_bytes: of each .sparsefmt file, as in `sparsefmt.load_file`.
 
     Raises:
         FileNotFoundError: nothing of these kinds is there.
@@ -72,7 +74,9 @@ class Checkpoint:
         OSError: a file cannot be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str], kinds: Sequence[Kind]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], kinds: Sequence[Kind], max_decoded_bytes: int | None = None
+    ) -> None:
         self.path = Path(path)
         self.index: CheckpointIndex | None = None
         self.is_folder = self.path.is_dir() or self.path.suffix == ".json"
@@ -84,11 +88,31 @@ class Checkpoint:
             self.files: list[TensorFile] = []
             for file_path in paths:
                 with naming(file_path):
-                    self.files.append(stack.enter_context(_OPENERS[kind](file_path)))
+                    opened = (
+                        SafetensorsFile(file_path)
+                        if kind == "safetensors"
+                        else SparsefmtFile(file_path, max_decoded_bytes)
+                    )
+                    self.files.append(stack.enter_context(opened))
             self.holder = _holders(self.files)
+            self.folded: list[Group] = []
             if self.index is not None:
                 _check_index(self.index, self.files)
             self._stack = stack.pop_all()
+
+    def fold(self) -> None:
+        """From now on, have one tensor for each group of tensors that spell it together; see `folding`.
+
+        Raises:
+            FormatError: a group lacks a part, or its name is taken; it names the tensor.
+        """
+        self.folded = foldable(self.holder)
+        self.files = folded_files(self.files)
+        self.holder = _holders(self.files)
+        if self.folded and self.index is not None and isinstance(self.index.fields.get("metadata"), dict):
+            # the size of what was folded
+            metadata = {**self.index.fields["metadata"], "total_size": self.dense_nbytes}
+            self.index = replace(self.index, fields={**self.index.fields, "metadata": metadata})
 
     @property
     def folder(self) -> Path:
@@ -113,8 +137,8 @@ class Checkpoint:
 
     @property
     def unlisted(self) -> list[Path]:
-        """Files of the same kind beside the index that it does not mention: they are no part of the checkpoint."""
-        if self.index is None:
+        """Files of the same kind in the folder that are no part of the checkpoint."""
+        if not self.is_folder:
             return []
         suffix = self.files[0].path.suffix
         listed = {file.path.name for file in self.files}
@@ -153,6 +177,9 @@ class Checkpoint:
                 return _shard_paths(self.index, kind), kind
             files = [entry for entry in entries if entry.suffix == f".{kind}"]
             if files:
+                whole = self.path / f"model.{kind}"
+                if whole in files and (self.path / "config.json").exists():
+                    return [whole], kind
                 _check_numbering(files)
                 return files, kind
         wanted = " or ".join(f".{kind}" for kind in kinds)

@@ -1,8 +1,9 @@
 """Turns checkpoints of one format into the other, file by file, tile by tile.
 
 A converted folder has a file X.sparsefmt for each X.safetensors, or the other way round, and an index with the same
-metadata if there was one or there are several files. The index is written last. Other files, such as config.json, are
-left where they are.
+metadata if there was one or there are several files. The index is written after them. What else belongs to a model of
+Hugging Face is copied after that, and config.json comes last; see `huggingface`. Where an index file is given instead
+of its folder, the weights alone are converted.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,11 @@ import numpy as np
 from sparsefmt.container.atomic import replacing
 from sparsefmt.container.index import Index, TensorEntry
 from sparsefmt.intake import Intake, Survey
+from sparsefmt.interchange import huggingface
 from sparsefmt.interchange.checkpoints import Checkpoint, Kind, index_name
 from sparsefmt.interchange.contract import TensorFile, naming
 from sparsefmt.interchange.safetensors import write_safetensors
+from sparsefmt.interchange.sparse import SparsefmtFile
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.saving import NegativeZeros, TensorWriter
 
@@ -73,13 +77,16 @@ def convert_checkpoint(
 
     Raises:
         FileExistsError: the destination exists, and not `overwrite`.
-        SparsefmtError: a tensor that cannot be stored, or a damaged source.
+        SparsefmtError: a tensor that cannot be stored, a damaged source, or a config.json that says that the weights
+            are quantized.
         OSError: the disk is full, a file cannot be read, the destination is the source, ….
     """
     converted: list[ConvertedTensor] = []
 
-    def write(file: TensorFile, path: Path) -> None:
-        converted.extend(convert_file(file, path, settings, progress))
+    def write(file: TensorFile, path: Path) -> list[str]:
+        tensors = convert_file(file, path, settings, progress)
+        converted.extend(tensors)
+        return [tensor.entry.name for tensor in tensors]
 
     _write_checkpoint(source, destination, "safetensors", "sparsefmt", overwrite, write)
     return converted
@@ -93,12 +100,21 @@ def export_checkpoint(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Convert .sparsefmt to safetensors; otherwise as `convert_checkpoint`. Tied tensors are written in full, each."""
+    """Convert .sparsefmt to safetensors; otherwise as `convert_checkpoint`. Tied tensors are written in full, each.
 
-    def write(file: TensorFile, path: Path) -> None:
+    Raises:
+        LimitError: a file would become larger than `max_decoded_bytes` of the checkpoint.
+        as `convert_checkpoint`.
+    """
+
+    def write(file: TensorFile, path: Path) -> list[str]:
         intakes = {name: file.intake(name) for name in file.names}
+        if isinstance(file, SparsefmtFile):
+            dense = (intake.dtype.nbytes(intake.rows * intake.cols) for intake in intakes.values())
+            file.reader.budget.expect(sum(dense))
         with replacing(path) as sink:
             write_safetensors(sink, intakes, file.metadata, progress=progress, threads=threads)
+        return list(intakes)
 
     _write_checkpoint(source, destination, "sparsefmt", "safetensors", overwrite, write)
 
@@ -171,33 +187,54 @@ def _write_checkpoint(
     old: Kind,
     new: Kind,
     overwrite: bool,
-    write: Callable[[TensorFile, Path], None],
+    write: Callable[[TensorFile, Path], list[str]],
 ) -> None:
-    """Have each file of the source written where it belongs, then write the index. On failure, undo what is new."""
+    """Have each file of the source written where it belongs, then write the index. On failure, undo what is new.
+
+    Args:
+        write: writes one file and returns the names of the tensors that it then has.
+    """
     if not source.is_folder:
         _expect_free(destination, source.files[0].path, overwrite)
         with naming(source.path):
             write(source.files[0], destination)
         return
-    targets = {file.path.name: destination / f"{file.path.stem}.{new}" for file in source.files}
+    targets = {file.path: destination / f"{file.path.stem}.{new}" for file in source.files}
     index_path = destination / (index_name(source.index.path, old, new) if source.index else f"model.{new}.index.json")
-    with _folder(destination, source.folder, overwrite) as made:
-        for file in source.files:
-            _expect_free(targets[file.path.name], file.path, overwrite)
+    model = huggingface.read_model_folder(source.path, destination) if source.path.is_dir() else None
+    config = _config(model, new, bool(source.folded))
+    with _Folder(destination, source.folder, overwrite) as folder:
+        for path, target in targets.items():
+            _expect_free(target, path, overwrite)
+        if model is not None:
+            for path in (*model.companions, Path(huggingface.CONFIG)):
+                _expect_free(destination / path, model.path / path, overwrite)
         # an old index would vouch for what is half replaced
         index_path.unlink(missing_ok=True)
+        weight_map: dict[str, str] = {}
         for file in source.files:
-            path = targets[file.path.name]
-            if not path.exists():
-                made.append(path)
+            target = folder.add(targets[file.path])
             with naming(file.path):
-                write(file, path)
+                weight_map.update(dict.fromkeys(write(file, target), target.name))
         if source.index is not None or len(source.files) > 1:
             fields = source.index.fields if source.index else {"metadata": {"total_size": source.dense_nbytes}}
-            weight_map = {name: targets[source.holder[name].path.name].name for name in source.names}
-            made.append(index_path)
-            with replacing(index_path) as sink:
-                sink.write(_encode_index({**fields, "weight_map": weight_map}))
+            content = {**fields, "weight_map": dict(sorted(weight_map.items()))}
+            _write_whole(folder.add(index_path), _encode_index(content))
+        if model is not None:
+            for path in model.companions:
+                huggingface.copy_file(model.path / path, folder.add(destination / path))
+            _write_whole(folder.add(destination / huggingface.CONFIG), config)
+
+
+def _config(model: huggingface.ModelFolder | None, new: Kind, folded: bool) -> bytes:
+    if model is None:
+        return b""
+    return model.config_for_sparsefmt(folded) if new == "sparsefmt" else model.config_for_safetensors()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    with replacing(path) as sink:
+        sink.write(content)
 
 
 def _encode_index(content: dict[str, Any]) -> bytes:
@@ -215,25 +252,49 @@ def _expect_free(destination: Path, source: Path, overwrite: bool) -> None:
         raise FileExistsError(errno.EEXIST, "exists already", str(destination))
 
 
-@contextmanager
-def _folder(path: Path, source: Path, overwrite: bool) -> Iterator[list[Path]]:
-    """Make a folder. On failure, files put in the list are removed again, and the folder if it was not there."""
-    if path.exists():
-        if not path.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "is a file; several files need a folder", str(path))
-        if os.path.samefile(source, path):
-            raise shutil.SameFileError(errno.EINVAL, "is the source itself", str(path))
-        if not overwrite and any(path.iterdir()):
-            raise FileExistsError(errno.EEXIST, "exists already, and is not empty", str(path))
-    is_new = not path.exists()
-    path.mkdir(parents=True, exist_ok=True)
-    made: list[Path] = []
-    try:
-        yield made
-    except BaseException:
-        for file in made:
-            file.unlink(missing_ok=True)
-        if is_new:
+class _Folder:
+    """A folder to write to. On failure, the files and folders that were added are removed again.
+
+    Raises:
+        OSError: it is a file, or the source; or it has something in it, and not `overwrite`.
+    """
+
+    def __init__(self, path: Path, source: Path, overwrite: bool) -> None:
+        if path.exists():
+            if not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "is a file; several files need a folder", str(path))
+            if os.path.samefile(source, path):
+                raise shutil.SameFileError(errno.EINVAL, "is the source itself", str(path))
+            if not overwrite and any(path.iterdir()):
+                raise FileExistsError(errno.EEXIST, "exists already, and is not empty", str(path))
+        self.path = path
+        self._made: list[Path] = []
+
+    def add(self, file: Path) -> Path:
+        """The same path, of a file that may now be written: its folder is there."""
+        if not file.exists():
+            self._made.append(file)
+        self._make_folder(file.parent)
+        return file
+
+    def _make_folder(self, path: Path) -> None:
+        missing = [folder for folder in (path, *path.parents) if self.path in (folder, *folder.parents)]
+        self._made += [folder for folder in missing if not folder.exists()][::-1]
+        path.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> _Folder:
+        self._make_folder(self.path)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            return
+        folders = [path for path in self._made if path.is_dir() and not path.is_symlink()]
+        for path in self._made:
+            if path not in folders:
+                path.unlink(missing_ok=True)
+        for path in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
             with suppress(OSError):
                 path.rmdir()
-        raise

@@ -27,11 +27,11 @@ class SparsefmtFile(TensorFile):
         OSError: it cannot be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], max_decoded_bytes: int | None = None) -> None:
         expect_regular_file(path)
         source = ReadFile(path)
         try:
-            self.reader = Reader(source)
+            self.reader = Reader(source, max_decoded_bytes)
         except BaseException:
             source.close()
             raise

@@ -1,0 +1,187 @@
+"""The folder of a Hugging Face model: what lies beside the weights, and what config.json says about them.
+
+    config.json                    {"model_type": …, "quantization_config": {"quant_method": "sparsefmt"}}
+    model.sparsefmt                or shards with model.sparsefmt.index.json
+    generation_config.json, tokenizer.json, README.md, 1_Pooling/config.json, …
+
+A folder is one of a model if it has a config.json. All its files belong to the model, but for those that hold weights
+and those that are hidden. A sub-folder that modules.json of sentence-transformers names belongs to it with its weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsefmt.container.atomic import replacing
+from sparsefmt.errors import FormatError, UnsupportedError
+
+CONFIG = "config.json"
+QUANTIZATION = "quantization_config"
+METHOD = "sparsefmt"
+"""The `quant_method` under which `sparsefmt.transformers` registers itself."""
+
+_MODULES = "modules.json"
+_WEIGHTS = (
+    ".safetensors",
+    ".sparsefmt",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".onnx_data",
+    ".gguf",
+)
+_INDEX = ".index.json"
+_MAX_CONFIG_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder with a config.json.
+
+    Attributes:
+        path: the folder.
+        config: the content of config.json, in its order.
+        companions: the other files that belong to the model, by their paths below the folder, sorted.
+        left_out: files with weights, likewise; those that are being converted are among them.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    companions: list[Path]
+    left_out: list[Path]
+
+    def config_for_sparsefmt(self, folded: bool = False) -> bytes:
+        """config.json for a folder of .sparsefmt weights: the same keys in their order, then the quantization_config.
+
+        Args:
+            folded: whether bitmasks of compressed-tensors were read as the tensors that they stand for.
+
+        Raises:
+            UnsupportedError: the weights are quantized by another method, which says what their bits mean.
+        """
+        found = self.config.get(QUANTIZATION)
+        if found is not None and not _is_replaceable(found, folded):
+            method = found.get("quant_method") if isinstance(found, dict) else found
+            raise UnsupportedError(
+                "model-quantized",
+                f"{self.path / CONFIG}: the weights are quantized by {method!r}, so that sparsefmt.transformers could"
+                " not run them. Name a file of weights or its index, to convert the weights alone; --fold reads"
+                " bitmasks of compressed-tensors",
+            )
+        return _encode({**self.config, QUANTIZATION: {"quant_method": METHOD}})
+
+    def config_for_safetensors(self) -> bytes:
+        """config.json for a folder of safetensors: without what `config_for_sparsefmt` added."""
+        found = self.config.get(QUANTIZATION)
+        if isinstance(found, dict) and found.get("quant_method") == METHOD:
+            return _encode({key: value for key, value in self.config.items() if key != QUANTIZATION})
+        return _encode(self.config)
+
+
+def read_model_folder(path: Path, besides: Path | None = None) -> ModelFolder | None:
+    """What a folder has beside its weights; None if it has no config.json.
+
+    Links to files are followed, as the caches of Hugging Face are made of them. Links to folders are not.
+
+    Args:
+        path: the folder.
+        besides: a folder that is no part of it even if it lies in it.
+
+    Raises:
+        FormatError: config.json is no JSON object.
+        OSError: it cannot be read.
+    """
+    if not (path / CONFIG).is_file():
+        return None
+    config = _read_object(path / CONFIG)
+    whole = _modules(path)
+    companions: list[Path] = []
+    left_out: list[Path] = []
+    for file in _visible_files(path, Path(), besides):
+        if file == Path(CONFIG):
+            continue
+        keep = not is_weights(file.name) or any(module in file.parents for module in whole)
+        (companions if keep else left_out).append(file)
+    return ModelFolder(path, config, sorted(companions), sorted(left_out))
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name holds weights, or is the index of such files."""
+    return name.removesuffix(_INDEX).endswith(_WEIGHTS)
+
+
+def is_method(folder: Path) -> bool:
+    """Whether config.json of a folder says that the weights are .sparsefmt."""
+    try:
+        found = _read_object(folder / CONFIG).get(QUANTIZATION)
+    except (FormatError, OSError):
+        return False
+    return isinstance(found, dict) and found.get("quant_method") == METHOD
+
+
+def copy_file(source: Path, destination: Path) -> None:
+    """Copy the content of a file; the old one, if any, is replaced at once."""
+    with open(source, "rb") as file, replacing(destination) as sink:
+        shutil.copyfileobj(file, sink)
+
+
+def _is_replaceable(found: Any, folded: bool) -> bool:
+    """Whether a quantization_config says nothing that is needed to understand the weights."""
+    if not isinstance(found, dict):
+        return False
+    if found.get("quant_method") == "compressed-tensors":
+        # a pruned model that is not quantized: it says how many zeros there are, and that they are stored
+        sparsity = found.get("sparsity_config") or {}
+        understood = ("dense", "sparse-bitmask", "sparse-24-bitmask") if folded else ("dense",)
+        return not found.get("config_groups") and sparsity.get("format", "dense") in understood
+    return found.get("quant_method") == METHOD
+
+
+def _visible_files(root: Path, below: Path, besides: Path | None) -> Iterator[Path]:
+    with os.scandir(root / below) as entries:
+        for entry in entries:
+            path = below / entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if besides is None or not besides.exists() or not os.path.samefile(entry.path, besides):
+                    yield from _visible_files(root, path, besides)
+            elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
+                # a link that leads nowhere is an error when it is copied: the folder is incomplete
+                yield path
+
+
+def _modules(folder: Path) -> set[Path]:
+    """Sub-folders that are modules of a sentence-transformers model."""
+    try:
+        modules = json.loads((folder / _MODULES).read_bytes())
+        return {Path(module["path"]) for module in modules if module["path"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise FormatError("model-config", f"{path}: it is too large for a config.json")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise FormatError("model-config", f"{path}: it is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise FormatError("model-config", f"{path}: it holds no JSON object")
+    return content
+
+
+def _encode(config: dict[str, Any]) -> bytes:
+    # as the transformers library writes it
+    return (json.dumps(config, indent=2) + "\n").encode()

@@ -1,0 +1,171 @@
+"""The .sparsefmt files of a model folder as transformers wants weights: paths, and a dict of tensors to be read."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
+
+from sparsefmt.api import open_file
+from sparsefmt.errors import FormatError, UnsupportedError
+from sparsefmt.frameworks.pytorch import TORCH_DTYPES, TorchFramework
+from sparsefmt.interchange.checkpoints import Checkpoint, read_index
+from sparsefmt.interchange.contract import naming
+from sparsefmt.opened import SparseFile
+from sparsefmt.tensor import SparseTensor
+from sparsefmt.transformers.standin import StandIn
+
+SUFFIX = ".sparsefmt"
+
+_DOWNLOAD_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "proxies",
+    "local_files_only",
+    "token",
+    "revision",
+    "subfolder",
+)
+_logger = logging.get_logger("transformers.sparsefmt")
+
+
+class CompressedFile(str):
+    """A path of a file whose sparse matrices shall stay compressed.
+
+    Attributes:
+        layout: the one for them.
+    """
+
+    layout: str
+
+    def __new__(cls, path: str, layout: str) -> CompressedFile:
+        made = super().__new__(cls, path)
+        made.layout = layout
+        return made
+
+
+def file_name(variant: str | None) -> str:
+    """Name of the file of a model that has one."""
+    return f"model{SUFFIX}" if variant is None else f"model.{variant}{SUFFIX}"
+
+
+def weight_files(folder: Path, variant: str | None) -> list[str] | None:
+    """Paths of the .sparsefmt files of a model; None if the folder has none.
+
+    Args:
+        variant: if given, model.VARIANT.sparsefmt or its shards, and no others.
+
+    Raises:
+        OSError: a shard is missing, or cannot be read.
+        FormatError: a damaged file, or an index that disagrees with the files.
+    """
+    if variant is None:
+        has_some = any(SUFFIX in entry.suffixes for entry in folder.iterdir())
+        return _checked(folder) if has_some else None
+    for path in (folder / file_name(variant), folder / _index_name(variant)):
+        if path.exists():
+            return _checked(path)
+    return None
+
+
+def downloaded_files(repository: str, variant: str | None, how: dict[str, Any]) -> list[str] | None:
+    """Paths in the cache of the .sparsefmt files of a repository on the Hub; None if it has none.
+
+    Args:
+        how: revision, cache_dir, token and the like, as transformers downloads with.
+
+    Raises:
+        as `weight_files`.
+    """
+    options = {name: how[name] for name in _DOWNLOAD_OPTIONS if name in how}
+
+    def fetch(name: str) -> Path | None:
+        found = cached_file(
+            repository,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **options,
+        )
+        return None if found is None else Path(found)
+
+    whole = fetch(file_name(variant))
+    if whole is not None:
+        return _checked(whole)
+    index = fetch(_index_name(variant))
+    if index is None:
+        return None
+    for shard in sorted(set(read_index(index).weight_map.values())):
+        fetch(shard)
+    return _checked(index)
+
+
+def _index_name(variant: str | None) -> str:
+    return f"{file_name(variant)}.index.json"
+
+
+def _checked(path: Path) -> list[str]:
+    """The files of a file, index or folder. Index and shards are compared before anything is loaded."""
+    try:
+        with Checkpoint(path, ["sparsefmt"]) as checkpoint:
+            if checkpoint.unlisted and path.is_dir():
+                names = ", ".join(file.name for file in checkpoint.unlisted)
+                _logger.warning(f"{path}: these files are no part of the model, and are not loaded: {names}")
+            return [str(file.path) for file in checkpoint.files]
+    except FormatError as error:
+        if error.code == "checkpoint-shard-missing":
+            raise OSError(errno.ENOENT, error.message) from None
+        raise
+
+
+def state_dict(path: str, map_location: Any = "cpu") -> dict[str, Any]:
+    """The tensors of one file by name, each read when it is indexed, as slices of safetensors are.
+
+    Args:
+        path: a CompressedFile, or a file of which all tensors are wanted dense.
+        map_location: "meta" for tensors without data.
+    """
+    with naming(path):
+        file = open_file(path)
+    slices = {name: StoredTensor(file, path, name) for name in file}
+    if str(map_location) == "meta":
+        return {name: part.without_data() for name, part in slices.items()}
+    return slices
+
+
+class StoredTensor:
+    """A tensor in an open file, with what transformers calls on a slice of safetensors."""
+
+    def __init__(self, file: SparseFile, path: str, name: str) -> None:
+        self._file = file
+        self._path = path
+        self._name = name
+
+    def get_shape(self) -> list[int]:
+        return list(TorchFramework().shape(self._file, self._name))
+
+    def get_dtype(self) -> str:
+        return self._file.get_slice(self._name).get_dtype()
+
+    def without_data(self) -> torch.Tensor:
+        """The same on device "meta"."""
+        name = self.get_dtype()
+        if name not in TORCH_DTYPES:
+            raise UnsupportedError(
+                "dtype-unsupported", f"torch {torch.__version__} has no dtype for {name}", tensor=self._name
+            )
+        return torch.empty(self.get_shape(), dtype=TORCH_DTYPES[name], device="meta")
+
+    def __getitem__(self, key: Any) -> torch.Tensor:
+        with naming(self._path):
+            if key is not Ellipsis:
+                return TorchFramework().part(self._file, self._name, key)
+            if isinstance(self._path, CompressedFile) and len(self.get_shape()) == 2:
+                tensor = self._file.load(self._name, self._path.layout)
+                if isinstance(tensor, SparseTensor):
+                    return StandIn(tensor)
+            return TorchFramework().tensor(self._file, self._name)

@@ -1,0 +1,150 @@
+"""SparsefmtQuantizer: what transformers asks while it builds, loads and saves a model of compressed layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers import HfQuantizer, register_quantizer
+from transformers.quantizers.quantizers_utils import get_module_from_name
+
+from sparsefmt.frameworks.pytorch import intake_of
+from sparsefmt.interchange.huggingface import METHOD
+from sparsefmt.layouts import choose
+from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch.layers import is_replaceable, matches
+from sparsefmt.transformers import settling
+from sparsefmt.transformers.config import SparsefmtConfig
+from sparsefmt.transformers.files import SUFFIX, CompressedFile
+from sparsefmt.transformers.standin import StandIn
+
+_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Device maps that leave the choice to us."""
+
+
+@register_quantizer(METHOD)
+class SparsefmtQuantizer(HfQuantizer):
+    """Keeps pruned weights of linear layers compressed. Made by transformers for a SparsefmtConfig.
+
+    Weights stored sparse in .sparsefmt files stay so; those of other files are compressed one by one as they are
+    loaded, where they are pruned. `model.dequantize()` gives back ordinary layers.
+    """
+
+    quantization_config: SparsefmtConfig
+    requires_calibration = False
+
+    def __init__(self, quantization_config: SparsefmtConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        # dtypes are then cast as for any model; some versions would leave renamed tensors of quantized ones as they are
+        self.pre_quantized = False
+        self._compress = True
+        self._shapes: dict[str, torch.Size] = {}
+        self._mismatched: set[str] = set()
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse devices other than the CPU, as a whole or for a part of the model."""
+        device_map = kwargs.get("device_map")
+        places = device_map.values() if isinstance(device_map, dict) else [device_map]
+        for place in places:
+            if place is not None and place not in _MAPS and not _is_cpu(place):
+                raise ValueError(
+                    f"sparsefmt computes on the CPU: device_map must be 'cpu', 'auto' or None, and has {str(place)!r}"
+                )
+
+    def update_device_map(self, device_map: Any) -> Any:
+        return {"": torch.device("cpu")} if isinstance(device_map, str) else device_map
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        """Say that the matrices of .sparsefmt files shall stay compressed."""
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        paths = kwargs.get("checkpoint_files")
+        if paths and all(path.endswith(SUFFIX) for path in paths):
+            paths[:] = [CompressedFile(path, self.quantization_config.layout) for path in paths]
+            self._compress = False
+        return model
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        """Whether a tensor is to be compressed. transformers asks again if a shape differs, before it says so."""
+        if param_name in self._mismatched:
+            return False
+        module, attribute = get_module_from_name(model, param_name)
+        name = param_name.removesuffix(f".{attribute}")
+        return self._compress and attribute == "weight" and is_replaceable(module) and self._includes(name)
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return Compress(self.quantization_config, self._mismatched)
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        self._check_shapes(model)
+        settling.settle(model, self._includes)
+        return model
+
+    def _check_shapes(self, model: Any) -> None:
+        """Find what versions of transformers before 5.24 overlook in quantized models."""
+        wrong = [
+            f"size mismatch for {name}: the shape in the checkpoint is {tuple(parameter.shape)}, in the model"
+            f" {tuple(self._shapes[name])}"
+            for name, parameter in model.named_parameters()
+            if parameter.shape != self._shapes.get(name, parameter.shape)
+        ]
+        if wrong:
+            raise RuntimeError("\n    ".join([f"Error(s) in loading the weights of {type(model).__name__}:", *wrong]))
+
+    def _includes(self, name: str) -> bool:
+        include = self.quantization_config.include
+        return include is None or matches(name, include)
+
+    def _dequantize(self, model: Any, dtype: Any = None) -> Any:
+        # a config that was saved has the dtype as text
+        settling.make_dense(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        return model
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        """No tensors, as `saving` writes them; None, for transformers to find them, where it saves adapters."""
+        return None if getattr(model, "_hf_peft_config_loaded", False) else {}, {}
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+class Compress(ConversionOps):
+    """Makes a StandIn of a pruned matrix; leaves one alone that is not pruned enough, or would not become smaller.
+
+    Args:
+        mismatched: gets the names of those whose shape is not that of the model.
+    """
+
+    def __init__(self, config: SparsefmtConfig, mismatched: set[str]) -> None:
+        self._config = config
+        self._mismatched = mismatched
+
+    def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        model = kwargs["model"]
+        return {name: self._compressed(model, name, value) for name, value in input_dict.items()}
+
+    def _compressed(self, model: Any, name: str, value: Any) -> torch.Tensor:
+        tensor = value[0] if isinstance(value, list) else value
+        if tensor.shape != model.get_parameter_or_buffer(name).shape:
+            self._mismatched.add(name)
+            return tensor
+        if not tensor.is_floating_point() or not tensor.numel():
+            return tensor
+        intake = intake_of(name, tensor)
+        nnz = intake.survey().nnz
+        layout = choose.for_computing(intake.dtype, intake.rows, intake.cols, nnz)
+        if 1 - nnz / tensor.numel() < self._config.min_sparsity or layout == "dense":
+            return tensor
+        chosen = layout if self._config.layout == "auto" else self._config.layout
+        return StandIn(SparseTensor._from_intake(intake, chosen, None))
+
+
+def _is_cpu(place: Any) -> bool:
+    try:
+        return torch.device(place).type == "cpu"
+    except (RuntimeError, TypeError):
+        return False

@@ -1,0 +1,143 @@
+"""save_pretrained of a model with SparseLinear layers: config as ever, weights as .sparsefmt."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+from transformers.utils import logging
+
+from sparsefmt import api
+from sparsefmt.container.atomic import replacing
+from sparsefmt.frameworks.contract import Converted
+from sparsefmt.frameworks.pytorch import intake_of
+from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch.linear import SparseLinear
+from sparsefmt.torch.models import tensors_of
+from sparsefmt.transformers.config import SparsefmtConfig
+from sparsefmt.transformers.files import SUFFIX
+from sparsefmt.transformers.standin import StandIn
+
+
+def is_ours(model: Any) -> bool:
+    """Whether a model shall be saved as .sparsefmt: it has SparseLinear layers, or was loaded with a SparsefmtConfig.
+
+    One with adapters is transformers' own to save: it saves the adapters alone.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        return False
+    config = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    return isinstance(config, SparsefmtConfig) or any(isinstance(module, SparseLinear) for module in model.modules())
+
+
+def save_pretrained(
+    original: Callable[..., Any],
+    model: Any,
+    save_directory: str | os.PathLike[str],
+    *,
+    is_main_process: bool = True,
+    state_dict: dict[str, Any] | None = None,
+    push_to_hub: bool = False,
+    max_shard_size: int | str = "50GB",
+    variant: str | None = None,
+    save_original_format: bool = True,
+    **others: Any,
+) -> None:
+    """Save a model to a folder that `from_pretrained` loads. Weights of SparseLinear layers are never dense.
+
+    Args:
+        original: PreTrainedModel.save_pretrained, which writes everything but the weights.
+        model, save_directory, is_main_process, max_shard_size, variant, save_original_format, others: as in
+            save_pretrained. Sizes of shards are those in memory, before the entropy coding.
+        state_dict, push_to_hub: not supported; `model.push_to_hub` is.
+
+    Raises:
+        ValueError: what is not supported.
+        SparsefmtError: a tensor that cannot be stored.
+        OSError: the disk is full, ….
+    """
+    if state_dict is not None:
+        raise ValueError(
+            "a model with SparseLinear layers is saved as it is: save_pretrained takes no state_dict for it"
+        )
+    if push_to_hub:
+        raise ValueError("push_to_hub=True is not supported for .sparsefmt weights: call model.push_to_hub instead")
+    if os.path.isfile(save_directory):
+        raise NotADirectoryError(f"{os.fspath(save_directory)!r} is a file, and a folder is needed")
+    folder = Path(save_directory)
+    if is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        _save_weights(model, folder, max_shard_size, variant, save_original_format)
+    if getattr(model.config, "quantization_config", None) is None:
+        model.config.quantization_config = SparsefmtConfig()
+    with _no_progress_bar():
+        original(model, save_directory, is_main_process=is_main_process, state_dict={}, **others)
+
+
+def _save_weights(
+    model: Any, folder: Path, max_shard_size: int | str, variant: str | None, original_format: bool
+) -> None:
+    state = _state(model, original_format)
+    stem = "model" if variant is None else f"model.{variant}"
+    shards = split_state_dict_into_shards_factory(
+        state, get_storage_size=_nbytes, filename_pattern=f"{stem}{{suffix}}{SUFFIX}", max_shard_size=max_shard_size
+    )
+    index = folder / f"{stem}{SUFFIX}.index.json"
+    # an old one would vouch for what is half replaced
+    index.unlink(missing_ok=True)
+    for name, tensors in logging.tqdm(shards.filename_to_tensors.items(), desc="Writing model shards"):
+        stored = Converted({tensor: state[tensor] for tensor in tensors}, _stored)
+        api.save_file(stored, folder / name, {"format": "pt"})
+    _remove_others(folder, stem, set(shards.filename_to_tensors))
+    if shards.is_sharded:
+        content = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        with replacing(index) as sink:
+            sink.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _state(model: Any, original_format: bool) -> dict[str, torch.Tensor]:
+    """What the dense model's checkpoint has, a StandIn for each compressed weight."""
+    state = tensors_of(model)
+    for key in model._keys_to_ignore_on_save or ():
+        state.pop(key, None)
+    compressed = {name: StandIn(tensor) for name, tensor in state.items() if isinstance(tensor, SparseTensor)}
+    dense = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    checkpoint = {**remove_tied_weights_from_state_dict(dense, model), **compressed}
+    return revert_weight_conversion(model, checkpoint) if original_format else checkpoint
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Without that of transformers, which has no weights to write."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    return tensor.compressed.nbytes if isinstance(tensor, StandIn) else tensor.numel() * tensor.element_size()
+
+
+def _stored(name: str, tensor: torch.Tensor) -> Any:
+    return tensor.compressed if isinstance(tensor, StandIn) else intake_of(name, tensor)
+
+
+def _remove_others(folder: Path, stem: str, written: set[str]) -> None:
+    """Remove what an earlier save left: it would be loaded in place of, or beside, what was written now."""
+    ours = re.compile(re.escape(stem) + r"(-\d{5}-of-\d{5})?" + re.escape(SUFFIX))
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name) and path.name not in written:
+            path.unlink()
