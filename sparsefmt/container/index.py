@@ -20,7 +20,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
 
@@ -350,30 +350,44 @@ def _decode_entry(name: str, entry: dict[str, Any], strict: bool) -> TensorEntry
 
 def _decode_arrays(arrays: Any, layout: Layout, dtype: DType) -> dict[str, str]:
     _expect_type(arrays, dict, "arrays")
+    for array, codec in arrays.items():
+        _expect_type(codec, str, f"the codec of array {array!r}")
+    _check_arrays(layout.name, dtype.name, tuple(arrays.items()))
+    return arrays
+
+
+@lru_cache(maxsize=256)
+def _check_arrays(layout_name: str, dtype_name: str, items: tuple[tuple[str, str], ...]) -> None:
+    """Check arrays and their codecs. Most tensors have those of another one."""
+    layout, dtype, arrays = LAYOUTS[layout_name], DTYPES[dtype_name], dict(items)
     _expect_sorted(arrays, "the arrays")
     optional = {NEGATIVE_ZEROS} if layout.sparse and dtype.negative_zero else set()
     if not set(layout.arrays) <= set(arrays) <= set(layout.arrays) | optional:
         raise FormatError(
             "array-set", f"layout {layout.name!r} has arrays {', '.join(layout.arrays)}, not {', '.join(arrays)}"
         )
-    for array, codec in arrays.items():
-        _expect_type(codec, str, f"the codec of array {array!r}")
+    for array, codec in items:
         if codec not in CODECS:
             raise UnsupportedError("codec-unknown", f"codec {codec!r} of array {array!r} is not known to this version")
-    return arrays
+
+
+@lru_cache(maxsize=256)
+def _arrays_with_models(items: tuple[tuple[str, str], ...]) -> list[str]:
+    """Of arrays and their codecs, those that need a model."""
+    return [array for array, codec in items if CODECS[codec].has_models and not CODECS[codec].derives(array)]
 
 
 def _decode_models(entry: dict[str, Any]) -> dict[str, bytes]:
     """The models, one for each array whose codec has them; what they say is up to the codec."""
-    arrays, models = entry["arrays"], entry.get("models", {})
+    expected = _arrays_with_models(tuple(entry["arrays"].items()))
+    if not expected and "models" not in entry:
+        return {}
+    models = entry.get("models", {})
     _expect_type(models, dict, "models")
     _expect_sorted(models, "the models")
-    expected = [
-        array for array, codec in arrays.items() if CODECS[codec].has_models and not CODECS[codec].derives(array)
-    ]
     if list(models) != expected:
         raise FormatError("model-set", f"it has models for {list(models)}, and needs them for {expected}")
-    if "models" in entry and not models:
+    if not models:
         raise FormatError("index-not-canonical", "models is empty; it must be left out then")
     for array, model in models.items():
         _expect_type(model, bytes, f"the model of array {array!r}")
@@ -443,8 +457,7 @@ def _assign_chunks(index: Index) -> None:
 def _check_chunk_sizes(entry: TensorEntry, raw: list[int], stored: list[int]) -> None:
     """Check raw and stored sizes of all chunks of a tensor."""
     arrays, cols = len(entry.codecs), entry.cols
-    ratios = [CODECS[codec].max_ratio for codec in entry.codecs.values()]
-    derived = [CODECS[codec].derives(array) for array, codec in entry.codecs.items()]
+    ratios, derived = _ratios_and_derived(tuple(entry.codecs.items()))
     for number, (raw_size, stored_size) in enumerate(zip(raw, stored, strict=True)):
         if derived[number % arrays] and stored_size == 0:
             continue  # raw sizes of arrays that can be derived follow from the tile's
@@ -456,6 +469,12 @@ def _check_chunk_sizes(entry: TensorEntry, raw: list[int], stored: list[int]) ->
         begin, end = entry.tile_range(tile)
         sizes = dict(zip(entry.codecs, raw[tile * arrays : (tile + 1) * arrays], strict=True))
         entry.layout.check_sizes(sizes, entry.dtype, end - begin, cols)
+
+
+@lru_cache(maxsize=256)
+def _ratios_and_derived(items: tuple[tuple[str, str], ...]) -> tuple[list[int], list[bool]]:
+    """Of arrays and their codecs: how much the codec can do, and whether it derives the array from others."""
+    return [CODECS[codec].max_ratio for _, codec in items], [CODECS[codec].derives(array) for array, codec in items]
 
 
 def _pack(value: object) -> bytes:
