@@ -1,0 +1,233 @@
+/* check_reader.c: reads whole files with sparsefmt.h and says what is in them, for comparison with another reader.
+
+   As a program, it answers requests on standard input until that ends: each is a u32 length and the bytes of a file;
+   the answer is a u32 length and a text. tools/fuzz_c_reader.py builds it with sanitizers and talks to it. An argument
+   is how many bytes the reader may have at a time: what a file needs beyond that is error "memory".
+
+       cc -std=c99 -O1 -g -fsanitize=address,undefined -o check_reader check_reader.c -lm
+
+   With -DFUZZER, it is a libFuzzer target instead:
+
+       clang -O1 -g -DFUZZER -fsanitize=fuzzer,address,undefined -o fuzz_reader check_reader.c -lm
+
+   Add -DSPARSEFMT_ZSTD and -lzstd for codec zstd. The text is the code of the first fault, files before tensors and
+   tensors in order of their names, or a line for the metadata and one for each tensor: digest of the name, dtype,
+   shape, layout, nnz, digest of the dense bytes, digest of a product. Digests are XXH64. */
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SPARSEFMT_IMPLEMENTATION
+#include "sparsefmt.h"
+
+#define MOST_MEMORY ((size_t)1 << 26) /* bytes at a time, unless an argument says otherwise */
+#define MOST_IN_PRODUCTS 65536        /* rows and columns */
+
+typedef struct budget {
+    size_t left;
+} budget;
+
+static void *allocate(void *context, size_t bytes) {
+    budget *memory = (budget *)context;
+    if (bytes > memory->left) return NULL;
+    memory->left -= bytes;
+    return malloc(bytes);
+}
+
+static void release(void *context, void *memory, size_t bytes) {
+    ((budget *)context)->left += bytes;
+    free(memory);
+}
+
+typedef struct text {
+    char *bytes;
+    size_t size, room;
+} text;
+
+static void insist(int what, const char *message) {
+    if (what) return;
+    fprintf(stderr, "check_reader: %s\n", message);
+    abort();
+}
+
+static void append(text *to, const char *bytes, size_t size) {
+    if (to->room - to->size < size) {
+        to->room = 2 * (to->room + size);
+        to->bytes = (char *)realloc(to->bytes, to->room);
+        insist(to->bytes != NULL, "no memory for the answer");
+    }
+    memcpy(to->bytes + to->size, bytes, size);
+    to->size += size;
+}
+
+static void append_text(text *to, const char *bytes) { append(to, bytes, strlen(bytes)); }
+
+static void append_number(text *to, const char *format, uint64_t number) {
+    char bytes[40];
+    snprintf(bytes, sizeof bytes, format, (unsigned long long)number);
+    append_text(to, bytes);
+}
+
+static uint64_t digest(const void *bytes, size_t size) {
+    return sparsefmt_xxh64(NULL, 0, (const unsigned char *)bytes, size);
+}
+
+/* Elements -7 to 7 in steps of one eighth; the same in tools/fuzz_c_reader.py. */
+static double element_of_x(uint64_t i) { return (double)((int)(i * 37 % 113) - 56) / 8; }
+
+/* Digest of the bits of W x as binary64, NaN being one pattern. 0 if there is no product. */
+static uint64_t digest_product(const sparsefmt_tensor *tensor) {
+    const uint64_t rows = tensor->info.rows, cols = tensor->info.cols;
+    const int bits = sparsefmt_sum_bits(tensor->info.dtype);
+    double *x, *y;
+    float *narrow_x, *narrow_y;
+    unsigned char *bytes;
+    uint64_t i, result;
+    int k;
+    if (!bits || rows > MOST_IN_PRODUCTS || cols > MOST_IN_PRODUCTS) return 0;
+    x = (double *)malloc((size_t)(cols + 1) * sizeof *x);
+    y = (double *)malloc((size_t)(rows + 1) * sizeof *y);
+    narrow_x = (float *)malloc((size_t)(cols + 1) * sizeof *narrow_x);
+    narrow_y = (float *)malloc((size_t)(rows + 1) * sizeof *narrow_y);
+    bytes = (unsigned char *)malloc((size_t)(rows + 1) * 8);
+    insist(x && y && narrow_x && narrow_y && bytes, "no memory for a product");
+    for (i = 0; i < cols; i++) narrow_x[i] = (float)(x[i] = element_of_x(i));
+    insist(!sparsefmt_matvec_f64(tensor, x, y), "a product was refused");
+    if (bits == 32) {
+        insist(!sparsefmt_matvec_f32(tensor, narrow_x, narrow_y), "a product was refused");
+        for (i = 0; i < rows; i++) y[i] = narrow_y[i];
+    }
+    for (i = 0; i < rows; i++) {
+        uint64_t pattern;
+        memcpy(&pattern, &y[i], 8);
+        if (y[i] != y[i]) pattern = (uint64_t)0x7FF8 << 48;
+        for (k = 0; k < 8; k++) bytes[8 * i + (uint64_t)k] = (unsigned char)(pattern >> 8 * k);
+    }
+    result = digest(bytes, (size_t)rows * 8);
+    free(x);
+    free(y);
+    free(narrow_x);
+    free(narrow_y);
+    free(bytes);
+    return result;
+}
+
+/* Reads a tensor in all ways there are. They have to agree. */
+static sparsefmt_code read_tensor(const sparsefmt_file *file, size_t number, const sparsefmt_info *info, text *answer,
+                                  sparsefmt_error *error) {
+    sparsefmt_tensor tensor;
+    sparsefmt_tile tile;
+    unsigned char *dense, *again;
+    sparsefmt_code code, other;
+    uint64_t i;
+    if (info->dense_bytes > MOST_MEMORY) return SPARSEFMT_ERROR_MEMORY;
+    dense = (unsigned char *)malloc((size_t)info->dense_bytes + 1);
+    again = (unsigned char *)malloc((size_t)info->dense_bytes + 1);
+    insist(dense && again, "no memory for a dense tensor");
+    code = sparsefmt_dense(file, number, dense, (size_t)info->dense_bytes, error);
+    other = sparsefmt_load(file, number, &tensor, error);
+    insist(code == other || other == SPARSEFMT_ERROR_MEMORY, "sparsefmt_dense and sparsefmt_load disagree");
+    if (!code && !other) {
+        insist(!sparsefmt_expand(&tensor, again, (size_t)info->dense_bytes, error), "sparsefmt_expand failed");
+        insist(!memcmp(dense, again, (size_t)info->dense_bytes), "sparsefmt_expand gives other bytes");
+        for (i = 0; i < info->tiles && i < 3; i++) {
+            other = sparsefmt_read_tile(file, number, i, &tile, error);
+            insist(!other || other == SPARSEFMT_ERROR_MEMORY, "sparsefmt_read_tile failed");
+            insist(other || tile.nnz == tensor.tiles[i].nnz, "sparsefmt_read_tile gives another nnz");
+            sparsefmt_free_tile(file, &tile);
+            other = SPARSEFMT_OK;
+        }
+        append_number(answer, " %016llx", digest(dense, (size_t)info->dense_bytes));
+        append_number(answer, " %016llx\n", digest_product(&tensor));
+    }
+    sparsefmt_unload(&tensor);
+    free(dense);
+    free(again);
+    return code ? code : other;
+}
+
+static sparsefmt_code read_tensors(const sparsefmt_file *file, text *answer, sparsefmt_error *error) {
+    sparsefmt_info info;
+    size_t number;
+    unsigned i;
+    for (number = 0; number < sparsefmt_count(file); number++) {
+        sparsefmt_code code = sparsefmt_describe(file, number, &info, error);
+        insist(!code, "sparsefmt_describe failed");
+        insist(sparsefmt_find_bytes(file, info.name, info.name_bytes) == number, "sparsefmt_find finds another");
+        append_number(answer, "%016llx ", digest(info.name, info.name_bytes));
+        append_text(answer, sparsefmt_dtype_name(info.dtype));
+        append_text(answer, " [");
+        for (i = 0; i < info.ndim; i++) append_number(answer, i ? ",%llu" : "%llu", info.shape[i]);
+        append_text(answer, "] ");
+        append_text(answer, sparsefmt_layout_name(info.layout));
+        append_number(answer, " %llu", info.nnz);
+        code = read_tensor(file, number, &info, answer, error);
+        if (code) return code;
+    }
+    return SPARSEFMT_OK;
+}
+
+static void digest_text(void *context, const char *key, size_t key_bytes, const char *value, size_t value_bytes) {
+    append_number((text *)context, "%016llx", digest(key, key_bytes));
+    append_number((text *)context, "=%016llx ", digest(value, value_bytes));
+}
+
+static void read_file(const unsigned char *bytes, size_t size, size_t most, text *answer) {
+    sparsefmt_allocator allocator;
+    sparsefmt_error error;
+    sparsefmt_file file;
+    sparsefmt_code code;
+    budget memory;
+    memory.left = most;
+    allocator.allocate = allocate;
+    allocator.release = release;
+    allocator.context = &memory;
+    answer->size = 0;
+    code = sparsefmt_open(&file, bytes, size, &allocator, &error);
+    if (!code) {
+        sparsefmt_metadata(&file, digest_text, answer);
+        append_text(answer, "\n");
+        code = read_tensors(&file, answer, &error);
+        sparsefmt_close(&file);
+    }
+    insist(memory.left == most, "memory was not released, or of another size");
+    if (!code) return;
+    answer->size = 0;
+    append_text(answer, sparsefmt_code_name(code));
+}
+
+#ifdef FUZZER
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    text answer = {NULL, 0, 0};
+    read_file(data, size, MOST_MEMORY, &answer);
+    free(answer.bytes);
+    return 0;
+}
+
+#else
+
+int main(int count, char **arguments) {
+    const size_t most = count > 1 ? (size_t)strtoul(arguments[1], NULL, 10) : MOST_MEMORY;
+    text answer = {NULL, 0, 0};
+    unsigned char head[4];
+    while (fread(head, 1, 4, stdin) == 4) {
+        const size_t size = sparsefmt_u32(head);
+        unsigned char *bytes = (unsigned char *)malloc(size ? size : 1);
+        unsigned i;
+        insist(bytes != NULL && fread(bytes, 1, size, stdin) == size, "the request is cut off");
+        read_file(bytes, size, most, &answer);
+        free(bytes);
+        for (i = 0; i < 4; i++) head[i] = (unsigned char)(answer.size >> 8 * i);
+        fwrite(head, 1, 4, stdout);
+        fwrite(answer.bytes, 1, answer.size, stdout);
+        fflush(stdout);
+    }
+    free(answer.bytes);
+    return 0;
+}
+
+#endif

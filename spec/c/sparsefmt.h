@@ -1,0 +1,2895 @@
+/* sparsefmt.h: reads .sparsefmt files, the format of pruned neural networks. C99 or C++17, no dependencies.
+
+   Use. One source file of a program says
+
+       #define SPARSEFMT_IMPLEMENTATION
+       #include "sparsefmt.h"
+
+   and all others include it plainly. Link with -lm. Codec zstd is read if SPARSEFMT_ZSTD is defined before the
+   implementation; it includes <zstd.h>, and needs -lzstd. The compiler must keep to IEEE 754: no -ffast-math. Products
+   are fastest with -O3. Where gcc or clang compile for x86-64, they use fma instructions of processors that have them;
+   with SPARSEFMT_PORTABLE defined, there is nothing but standard C.
+
+       sparsefmt_file file;
+       sparsefmt_error error;
+       sparsefmt_tensor weight;
+       if (sparsefmt_open(&file, bytes, size, NULL, &error)) ...       the whole index is checked
+       size_t number = sparsefmt_find(&file, "layer.weight");
+       if (sparsefmt_load(&file, number, &weight, &error)) ...         checksums, codecs, layout: all is checked
+       sparsefmt_matvec_f32(&weight, x, y);                            straight from the bytes where they are raw
+       sparsefmt_unload(&weight);
+       sparsefmt_close(&file);
+
+   Bytes. A file is a block of memory, for example a mapping. It is never written to, and must stay as it is until the
+   file is closed. Any bytes whatever give a result or an error.
+
+   Memory. Everything comes from the caller's allocator, or from malloc and free if that is NULL:
+     sparsefmt_open       about 130 bytes per tensor name until sparsefmt_close, and a bit per chunk while it runs
+     sparsefmt_load       about 220 bytes per tile; the raw bytes of those arrays that are coded; until sparsefmt_unload
+     sparsefmt_read_tile  the raw bytes of those arrays of the tile that are coded; until sparsefmt_free_tile
+     sparsefmt_dense      as sparsefmt_read_tile, one tile at a time, until it returns
+     reading codec rans   for each coded array about 120 KB and its tables, at most 64 of up to 2^18 bytes; and a few
+                          bytes per row of a tile and column
+     reading codec zstd   one array's raw bytes, and what ZSTD_decompress allocates by malloc
+   No function needs more than 16 KiB of stack. What a file claims is not allocated before it is known to be in
+   proportion to the bytes of the file (SPEC.md, section 8); an allocator may refuse more, which is error "memory".
+
+   Threads. There are no variables but those of the caller. An open file or a loaded tensor may be read by any number of
+   threads at a time, if the allocator may be.
+
+   Errors. Functions return a code, 0 if all is well, and describe it in *error unless that is NULL. The names of the
+   codes are those of SPEC.md, section 7. "memory" and "argument" are added: there is none, or the call is wrong. */
+
+#ifndef SPARSEFMT_H
+#define SPARSEFMT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SPARSEFMT_MAX_NDIM 32
+#define SPARSEFMT_NONE ((size_t)-1)
+
+/* Codes: constant, name. */
+#define SPARSEFMT_CODES(X)                                 \
+    X(NOT_SPARSEFMT, "not-sparsefmt")                      \
+    X(FILE_TOO_SHORT, "file-too-short")                    \
+    X(VERSION_UNSUPPORTED, "version-unsupported")          \
+    X(FEATURE_UNSUPPORTED, "feature-unsupported")          \
+    X(TRAILER_MISSING, "trailer-missing")                  \
+    X(INDEX_SIZE, "index-size")                            \
+    X(INDEX_OUT_OF_BOUNDS, "index-out-of-bounds")          \
+    X(INDEX_CHECKSUM, "index-checksum")                    \
+    X(PADDING_NOT_ZERO, "padding-not-zero")                \
+    X(INDEX_MALFORMED, "index-malformed")                  \
+    X(INDEX_NOT_CANONICAL, "index-not-canonical")          \
+    X(INDEX_TYPE, "index-type")                            \
+    X(INDEX_KEY, "index-key")                              \
+    X(TENSOR_COUNT, "tensor-count")                        \
+    X(NAME_INVALID, "name-invalid")                        \
+    X(NAME_LENGTH, "name-length")                          \
+    X(METADATA_INVALID, "metadata-invalid")                \
+    X(METADATA_SIZE, "metadata-size")                      \
+    X(ALIAS_INVALID, "alias-invalid")                      \
+    X(DTYPE_UNKNOWN, "dtype-unknown")                      \
+    X(LAYOUT_UNKNOWN, "layout-unknown")                    \
+    X(CODEC_UNKNOWN, "codec-unknown")                      \
+    X(SHAPE_NDIM, "shape-ndim")                            \
+    X(SHAPE_SIZE, "shape-size")                            \
+    X(LAYOUT_INVALID, "layout-invalid")                    \
+    X(TILE_ROWS, "tile-rows")                              \
+    X(TILE_SIZE, "tile-size")                              \
+    X(ARRAY_SET, "array-set")                              \
+    X(MODEL_SET, "model-set")                              \
+    X(MODEL_SIZE, "model-size")                            \
+    X(NNZ, "nnz")                                          \
+    X(NEGATIVE_ZEROS_DROPPED, "negative-zeros-dropped")    \
+    X(CHUNK_LIMIT, "chunk-limit")                          \
+    X(CHUNK_OUT_OF_BOUNDS, "chunk-out-of-bounds")          \
+    X(CHUNK_OVERLAP, "chunk-overlap")                      \
+    X(CHUNK_GAP, "chunk-gap")                              \
+    X(CHUNK_ASSIGNMENT, "chunk-assignment")                \
+    X(CHUNK_SIZE, "chunk-size")                            \
+    X(ARRAY_SIZE, "array-size")                            \
+    X(CHUNK_CHECKSUM, "chunk-checksum")                    \
+    X(ZSTD_SIZE, "zstd-size")                              \
+    X(ZSTD_CORRUPT, "zstd-corrupt")                        \
+    X(RANS_MODEL, "rans-model")                            \
+    X(RANS_STREAM, "rans-stream")                          \
+    X(BOOL_INVALID, "bool-invalid")                        \
+    X(VALUES_PADDING, "values-padding")                    \
+    X(MASK_PADDING, "mask-padding")                        \
+    X(ROW_OFFSETS, "row-offsets")                          \
+    X(STORED_ZERO, "stored-zero")                          \
+    X(ROW_PERMUTATION, "row-permutation")                  \
+    X(ROW_COUNTS, "row-counts")                            \
+    X(SLICE_OFFSETS, "slice-offsets")                      \
+    X(COLUMN_RANGE, "column-range")                        \
+    X(COLUMN_ORDER, "column-order")                        \
+    X(SLOT_PADDING, "slot-padding")                        \
+    X(NEGATIVE_ZEROS_PADDING, "negative-zeros-padding")    \
+    X(NEGATIVE_ZEROS_EMPTY, "negative-zeros-empty")        \
+    X(MEMORY, "memory")                                    \
+    X(ARGUMENT, "argument")
+
+/* Element types: name, bits, whether sparse layouts may have it, bits of negative zero or 0. */
+#define SPARSEFMT_DTYPES(X)                   \
+    X(BOOL, 8, 0, 0)                          \
+    X(F4, 4, 0, 0)                            \
+    X(F6_E2M3, 6, 0, 0)                       \
+    X(F6_E3M2, 6, 0, 0)                       \
+    X(U8, 8, 1, 0)                            \
+    X(I8, 8, 1, 0)                            \
+    X(F8_E5M2, 8, 1, 0x80)                    \
+    X(F8_E4M3, 8, 1, 0x80)                    \
+    X(F8_E8M0, 8, 0, 0)                       \
+    X(F8_E4M3FNUZ, 8, 1, 0)                   \
+    X(F8_E5M2FNUZ, 8, 1, 0)                   \
+    X(I16, 16, 1, 0)                          \
+    X(U16, 16, 1, 0)                          \
+    X(F16, 16, 1, 0x8000)                     \
+    X(BF16, 16, 1, 0x8000)                    \
+    X(I32, 32, 1, 0)                          \
+    X(U32, 32, 1, 0)                          \
+    X(F32, 32, 1, 0x80000000u)                \
+    X(C64, 64, 0, 0)                          \
+    X(F64, 64, 1, (uint64_t)1 << 63)          \
+    X(I64, 64, 1, 0)                          \
+    X(U64, 64, 1, 0)
+
+/* Arrays of all layouts, in order of their names: constant, name. */
+#define SPARSEFMT_ARRAYS(X)                       \
+    X(COLUMNS, "columns")                         \
+    X(MASK, "mask")                               \
+    X(NEGATIVE_ZEROS, "negative_zeros")           \
+    X(ROW_COUNTS, "row_counts")                   \
+    X(ROW_OFFSETS, "row_offsets")                 \
+    X(ROW_PERMUTATION, "row_permutation")         \
+    X(SLICE_OFFSETS, "slice_offsets")             \
+    X(VALUES, "values")
+
+#define SPARSEFMT_X(constant, name) SPARSEFMT_ERROR_##constant,
+typedef enum sparsefmt_code { SPARSEFMT_OK, SPARSEFMT_CODES(SPARSEFMT_X) SPARSEFMT_CODE_COUNT } sparsefmt_code;
+#undef SPARSEFMT_X
+
+#define SPARSEFMT_X(name, bits, sparse, negative_zero) SPARSEFMT_##name,
+typedef enum sparsefmt_dtype { SPARSEFMT_DTYPES(SPARSEFMT_X) SPARSEFMT_DTYPE_COUNT } sparsefmt_dtype;
+#undef SPARSEFMT_X
+
+#define SPARSEFMT_X(constant, name) SPARSEFMT_##constant,
+typedef enum sparsefmt_array_name { SPARSEFMT_ARRAYS(SPARSEFMT_X) SPARSEFMT_ARRAY_COUNT } sparsefmt_array_name;
+#undef SPARSEFMT_X
+
+typedef enum sparsefmt_layout {
+    SPARSEFMT_DENSE,
+    SPARSEFMT_BITMASK,
+    SPARSEFMT_PERMUTED,
+    SPARSEFMT_LAYOUT_COUNT
+} sparsefmt_layout;
+
+/* What went wrong. */
+typedef struct sparsefmt_error {
+    sparsefmt_code code;
+    const char *tensor; /* its name, in the bytes of the file, not ended by NUL; NULL if no tensor is concerned */
+    size_t tensor_bytes;
+    char message[160]; /* a sentence, ended by NUL */
+} sparsefmt_error;
+
+/* Where memory comes from. Blocks are aligned as those of malloc are. */
+typedef struct sparsefmt_allocator {
+    void *(*allocate)(void *context, size_t bytes); /* NULL if there is no memory; bytes are never 0 */
+    void (*release)(void *context, void *memory, size_t bytes);
+    void *context;
+} sparsefmt_allocator;
+
+/* An open file. Its fields are nobody's business but the library's. */
+typedef struct sparsefmt_file {
+    const unsigned char *data;
+    size_t size, index_offset;
+    const unsigned char *chunks; /* the chunk table */
+    size_t chunk_count;
+    const unsigned char *metadata; /* its first key */
+    size_t metadata_count, tensor_count;
+    struct sparsefmt_entry *entries;
+    sparsefmt_allocator allocator;
+} sparsefmt_file;
+
+/* What the index says of a tensor. */
+typedef struct sparsefmt_info {
+    const char *name; /* UTF-8, in the bytes of the file, not ended by NUL */
+    size_t name_bytes;
+    size_t alias_of; /* number of the tensor that this name also stands for, or SPARSEFMT_NONE */
+    sparsefmt_dtype dtype;
+    sparsefmt_layout layout;
+    unsigned ndim;
+    uint64_t shape[SPARSEFMT_MAX_NDIM];
+    uint64_t rows, cols; /* of the matrix view: shape[0], and the product of the others */
+    uint64_t elements;
+    uint64_t nnz; /* positions that are not pruned; all elements in layout dense */
+    double sparsity; /* share of pruned positions, 0 if there are no elements */
+    uint64_t negative_zeros_dropped;
+    uint64_t tile_rows, tiles;
+    uint64_t dense_bytes;
+    uint64_t stored_bytes; /* of all its chunks */
+    int arrays; /* bit sparsefmt_array_name is 1 for those that it has */
+} sparsefmt_info;
+
+/* One array of a tile: typed as SPEC.md, section 4, says, little-endian, and aligned to bytes only. Where it is stored
+   as it is, it lies in the bytes of the file, and starts there at a multiple of 64. At least 64 readable bytes follow
+   it. */
+typedef struct sparsefmt_array {
+    const unsigned char *bytes;
+    size_t size;
+    void *owned; /* the memory it has of its own, or NULL */
+} sparsefmt_array;
+
+/* Rows first_row to first_row + rows - 1 of a tensor. Arrays that the layout lacks have 0 bytes. */
+typedef struct sparsefmt_tile {
+    uint64_t first_row, rows, nnz;
+    sparsefmt_array arrays[SPARSEFMT_ARRAY_COUNT];
+} sparsefmt_tile;
+
+/* A tensor that is loaded: all its tiles, checked. */
+typedef struct sparsefmt_tensor {
+    const sparsefmt_file *file;
+    size_t number;
+    sparsefmt_info info;
+    sparsefmt_tile *tiles;
+} sparsefmt_tensor;
+
+/* Opens a file of `size` bytes and checks all that SPEC.md wants checked before a tensor is given out. *file is as good
+   as closed after an error. */
+sparsefmt_code sparsefmt_open(sparsefmt_file *file, const void *data, size_t size, const sparsefmt_allocator *allocator,
+                              sparsefmt_error *error);
+void sparsefmt_close(sparsefmt_file *file);
+
+/* Tensors are numbered in order of their names, further names of a tensor included. */
+size_t sparsefmt_count(const sparsefmt_file *file);
+sparsefmt_code sparsefmt_describe(const sparsefmt_file *file, size_t number, sparsefmt_info *info,
+                                  sparsefmt_error *error);
+
+/* Number of the tensor of that name, or SPARSEFMT_NONE. Cost: log2(count) comparisons. */
+size_t sparsefmt_find(const sparsefmt_file *file, const char *name);
+size_t sparsefmt_find_bytes(const sparsefmt_file *file, const char *name, size_t name_bytes);
+
+/* The user's texts, in order of their keys. Calls `each` for every one; texts are UTF-8 and not ended by NUL. */
+size_t sparsefmt_metadata_count(const sparsefmt_file *file);
+void sparsefmt_metadata(const sparsefmt_file *file,
+                        void (*each)(void *context, const char *key, size_t key_bytes, const char *value,
+                                     size_t value_bytes),
+                        void *context);
+
+/* Loads a tensor: reads and checks all its tiles. *tensor is as good as unloaded after an error. The file must stay
+   open, and where it is, until the tensor is unloaded. */
+sparsefmt_code sparsefmt_load(const sparsefmt_file *file, size_t number, sparsefmt_tensor *tensor,
+                              sparsefmt_error *error);
+void sparsefmt_unload(sparsefmt_tensor *tensor);
+
+/* Reads and checks one tile. What only all tiles together show (nnz, and negative_zeros without any) is not checked.
+   Cost: codec rans builds the tables of its models each time. */
+sparsefmt_code sparsefmt_read_tile(const sparsefmt_file *file, size_t number, uint64_t tile_number,
+                                   sparsefmt_tile *tile, sparsefmt_error *error);
+void sparsefmt_free_tile(const sparsefmt_file *file, sparsefmt_tile *tile);
+
+/* Writes the dense bytes of a tensor: little-endian, row-major, sub-byte types packed as in SPEC.md, section 3. `size`
+   must be info.dense_bytes. sparsefmt_dense reads and checks tile by tile and needs no more memory than a tile does. */
+sparsefmt_code sparsefmt_dense(const sparsefmt_file *file, size_t number, void *dense, size_t size,
+                               sparsefmt_error *error);
+sparsefmt_code sparsefmt_expand(const sparsefmt_tensor *tensor, void *dense, size_t size, sparsefmt_error *error);
+
+/* y = W x as SPEC.md, section 6, fixes it to the bit. x has info.cols elements, y info.rows; they may not overlap.
+   The accumulator is binary32 in one, binary64 in the other; sparsefmt_sum_bits says which a dtype needs if x is not
+   wider: 32, 64, or 0 if it has no product. sparsefmt_matvec_f32 takes the first kind, sparsefmt_matvec_f64 both. */
+int sparsefmt_sum_bits(sparsefmt_dtype dtype);
+sparsefmt_code sparsefmt_matvec_f32(const sparsefmt_tensor *tensor, const float *x, float *y);
+sparsefmt_code sparsefmt_matvec_f64(const sparsefmt_tensor *tensor, const double *x, double *y);
+
+/* Names, as SPEC.md has them, ended by NUL; and little-endian integers, for those who read arrays themselves. */
+const char *sparsefmt_code_name(sparsefmt_code code);
+const char *sparsefmt_dtype_name(sparsefmt_dtype dtype);
+const char *sparsefmt_layout_name(sparsefmt_layout layout);
+const char *sparsefmt_array_text(sparsefmt_array_name array);
+unsigned sparsefmt_dtype_bits(sparsefmt_dtype dtype);
+uint32_t sparsefmt_u16(const unsigned char *bytes);
+uint32_t sparsefmt_u32(const unsigned char *bytes);
+uint64_t sparsefmt_u64(const unsigned char *bytes);
+
+/* XXH64 with seed 0 of the `first_size` bytes at `first` followed by the `size` bytes at `data`. `first_size` is at
+   most 32. */
+uint64_t sparsefmt_xxh64(const unsigned char *first, size_t first_size, const unsigned char *data, size_t size);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* SPARSEFMT_H */
+
+#ifdef SPARSEFMT_IMPLEMENTATION
+#ifndef SPARSEFMT_IMPLEMENTED
+#define SPARSEFMT_IMPLEMENTED
+
+#include <float.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef SPARSEFMT_ZSTD
+#include <zstd.h>
+#endif
+
+#ifdef __FAST_MATH__
+#error "sparsefmt products are defined to the bit: compile without -ffast-math"
+#endif
+#if FLT_EVAL_METHOD != 0
+#error "sparsefmt products need arithmetic of exactly float and double (on x86-32: -msse2 -mfpmath=sse)"
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Limits (SPEC.md, section 8) -------------------------------------------------------------------------------- */
+
+#define SFI_MAX_INDEX_BYTES ((uint64_t)268435456)
+#define SFI_MAX_INDEX_ARRAY 1024
+#define SFI_MAX_INDEX_DEPTH 16
+#define SFI_MAX_TENSORS 1048576
+#define SFI_MAX_NAME_BYTES 1024
+#define SFI_MAX_METADATA_BYTES 16777216
+#define SFI_MAX_TENSOR_BITS ((uint64_t)INT64_MAX)
+#define SFI_MAX_CHUNK_BYTES ((uint64_t)68719476736)
+#define SFI_MAX_SPARSE_COLS ((uint64_t)2147483648u)
+#define SFI_MAX_SPARSE_TILE_ROWS 65536
+#define SFI_MAX_SPARSE_TILE_POSITIONS 2147483647
+#define SFI_MAX_ZSTD_RATIO 32768
+#define SFI_MAX_RANS_RATIO 262144
+#define SFI_MAX_MODEL_BYTES 1048576
+#define SFI_MAX_CLASSED_COLS 1048576 /* columns of a tensor whose model has classes of columns */
+#define SFI_MAX_BINS 4096
+#define SFI_LANES 8 /* rows of a slice of layout permuted */
+
+/* ---- Names ------------------------------------------------------------------------------------------------------ */
+
+typedef struct sfi_dtype {
+    const char *name;
+    unsigned bits;
+    int sparse;
+    uint64_t negative_zero;
+} sfi_dtype;
+
+#define SPARSEFMT_X(name, bits, sparse, negative_zero) {#name, bits, sparse, negative_zero},
+static const sfi_dtype sfi_dtypes[] = {SPARSEFMT_DTYPES(SPARSEFMT_X)};
+#undef SPARSEFMT_X
+
+#define SPARSEFMT_X(constant, name) name,
+static const char *const sfi_code_names[] = {"ok", SPARSEFMT_CODES(SPARSEFMT_X)};
+static const char *const sfi_array_names[] = {SPARSEFMT_ARRAYS(SPARSEFMT_X)};
+#undef SPARSEFMT_X
+
+static const char *const sfi_layout_names[] = {"dense", "bitmask", "permuted"};
+
+enum { SFI_RAW, SFI_ZSTD, SFI_RANS, SFI_CODEC_COUNT };
+static const char *const sfi_codec_names[] = {"raw", "zstd", "rans"};
+
+#define SFI_BIT(array) (1 << (array))
+static const int sfi_layout_arrays[] = {
+    SFI_BIT(SPARSEFMT_VALUES),
+    SFI_BIT(SPARSEFMT_MASK) | SFI_BIT(SPARSEFMT_ROW_OFFSETS) | SFI_BIT(SPARSEFMT_VALUES),
+    SFI_BIT(SPARSEFMT_COLUMNS) | SFI_BIT(SPARSEFMT_ROW_COUNTS) | SFI_BIT(SPARSEFMT_ROW_PERMUTATION) |
+        SFI_BIT(SPARSEFMT_SLICE_OFFSETS) | SFI_BIT(SPARSEFMT_VALUES),
+};
+
+const char *sparsefmt_code_name(sparsefmt_code code) {
+    return (unsigned)code < SPARSEFMT_CODE_COUNT ? sfi_code_names[code] : "";
+}
+
+const char *sparsefmt_dtype_name(sparsefmt_dtype dtype) {
+    return (unsigned)dtype < SPARSEFMT_DTYPE_COUNT ? sfi_dtypes[dtype].name : "";
+}
+
+const char *sparsefmt_layout_name(sparsefmt_layout layout) {
+    return (unsigned)layout < SPARSEFMT_LAYOUT_COUNT ? sfi_layout_names[layout] : "";
+}
+
+const char *sparsefmt_array_text(sparsefmt_array_name array) {
+    return (unsigned)array < SPARSEFMT_ARRAY_COUNT ? sfi_array_names[array] : "";
+}
+
+unsigned sparsefmt_dtype_bits(sparsefmt_dtype dtype) {
+    return (unsigned)dtype < SPARSEFMT_DTYPE_COUNT ? sfi_dtypes[dtype].bits : 0;
+}
+
+/* ---- Integers in bytes ------------------------------------------------------------------------------------------ */
+
+uint32_t sparsefmt_u16(const unsigned char *bytes) { return (uint32_t)bytes[0] | (uint32_t)bytes[1] << 8; }
+
+uint32_t sparsefmt_u32(const unsigned char *bytes) {
+    return (uint32_t)bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16 | (uint32_t)bytes[3] << 24;
+}
+
+uint64_t sparsefmt_u64(const unsigned char *bytes) {
+    return (uint64_t)bytes[0] | (uint64_t)bytes[1] << 8 | (uint64_t)bytes[2] << 16 | (uint64_t)bytes[3] << 24 |
+           (uint64_t)bytes[4] << 32 | (uint64_t)bytes[5] << 40 | (uint64_t)bytes[6] << 48 | (uint64_t)bytes[7] << 56;
+}
+
+/* The element `number` of an array of elements of 1, 2, 4 or 8 bytes. */
+static uint64_t sfi_element(const unsigned char *bytes, uint64_t number, unsigned width) {
+    const unsigned char *at = bytes + number * width;
+    switch (width) {
+    case 1: return at[0];
+    case 2: return sparsefmt_u16(at);
+    case 4: return sparsefmt_u32(at);
+    default: return sparsefmt_u64(at);
+    }
+}
+
+static void sfi_put(unsigned char *at, uint64_t value, unsigned width) {
+    unsigned i;
+    for (i = 0; i < width; i++) at[i] = (unsigned char)(value >> 8 * i);
+}
+
+/* The element `number` of packed elements of fewer than 8 bits. */
+static unsigned sfi_packed(const unsigned char *bytes, uint64_t number, unsigned bits) {
+    uint64_t first = number * bits;
+    unsigned shift = (unsigned)(first % 8), value = bytes[first / 8];
+    if (shift + bits > 8) value |= (unsigned)bytes[first / 8 + 1] << 8;
+    return value >> shift & ((1u << bits) - 1);
+}
+
+static uint64_t sfi_ceil_div(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
+
+static unsigned sfi_bit_length(uint64_t value) {
+    unsigned n = 0;
+    while (value) {
+        n++;
+        value >>= 1;
+    }
+    return n;
+}
+
+static unsigned sfi_popcount(uint64_t v) {
+    v -= v >> 1 & 0x5555555555555555u;
+    v = (v & 0x3333333333333333u) + (v >> 2 & 0x3333333333333333u);
+    v = (v + (v >> 4)) & 0x0F0F0F0F0F0F0F0Fu;
+    return (unsigned)(v * 0x0101010101010101u >> 56);
+}
+
+/* Number of the lowest bit that is 1; v is not 0. */
+static unsigned sfi_lowest_bit(uint64_t v) {
+#if defined(__GNUC__) && !defined(SPARSEFMT_PORTABLE)
+    return (unsigned)__builtin_ctzll(v);
+#else
+    return sfi_popcount((v & (0 - v)) - 1);
+#endif
+}
+
+static int sfi_all_zero(const unsigned char *bytes, uint64_t size) {
+    uint64_t i = 0;
+    unsigned any = 0;
+    for (; i + 8 <= size; i += 8)
+        if (sparsefmt_u64(bytes + i)) return 0;
+    for (; i < size; i++) any |= bytes[i];
+    return !any;
+}
+
+/* ---- Errors and memory ------------------------------------------------------------------------------------------ */
+
+#if defined(__GNUC__)
+__attribute__((format(printf, 3, 4)))
+#endif
+static sparsefmt_code
+sfi_fail(sparsefmt_error *error, sparsefmt_code code, const char *format, ...) {
+    if (error) {
+        va_list arguments;
+        va_start(arguments, format);
+        vsnprintf(error->message, sizeof error->message, format, arguments);
+        va_end(arguments);
+        error->code = code;
+        error->tensor = NULL;
+        error->tensor_bytes = 0;
+    }
+    return code;
+}
+
+#define SFI_FAIL(code, ...) return sfi_fail(error, SPARSEFMT_ERROR_##code, __VA_ARGS__)
+#define SFI_TRY(call)                         \
+    do {                                      \
+        sparsefmt_code sfi_code = (call);     \
+        if (sfi_code) return sfi_code;        \
+    } while (0)
+
+static void *sfi_malloc(void *context, size_t bytes) {
+    (void)context;
+    return malloc(bytes);
+}
+
+static void sfi_free(void *context, void *memory, size_t bytes) {
+    (void)context;
+    (void)bytes;
+    free(memory);
+}
+
+/* NULL if there is no memory. `bytes` may be 0. */
+static void *sfi_allocate(const sparsefmt_allocator *allocator, uint64_t bytes) {
+    if (bytes > SIZE_MAX / 2) return NULL;
+    return allocator->allocate(allocator->context, bytes ? (size_t)bytes : 1);
+}
+
+static void sfi_release(const sparsefmt_allocator *allocator, void *memory, uint64_t bytes) {
+    if (memory) allocator->release(allocator->context, memory, bytes ? (size_t)bytes : 1);
+}
+
+#define SFI_PADDING 64 /* readable bytes behind every array */
+
+/* ---- XXH64 ------------------------------------------------------------------------------------------------------ */
+
+#define SFI_P1 0x9E3779B185EBCA87u
+#define SFI_P2 0xC2B2AE3D27D4EB4Fu
+#define SFI_P3 0x165667B19E3779F9u
+#define SFI_P4 0x85EBCA77C2B2AE63u
+#define SFI_P5 0x27D4EB2F165667C5u
+
+static uint64_t sfi_rotate(uint64_t v, unsigned by) { return v << by | v >> (64 - by); }
+
+static uint64_t sfi_xxh_round(uint64_t lane, uint64_t input) { return sfi_rotate(lane + input * SFI_P2, 31) * SFI_P1; }
+
+static void sfi_xxh_stripe(uint64_t lanes[4], const unsigned char *at) {
+    unsigned i;
+    for (i = 0; i < 4; i++) lanes[i] = sfi_xxh_round(lanes[i], sparsefmt_u64(at + 8 * i));
+}
+
+uint64_t sparsefmt_xxh64(const unsigned char *first, size_t first_size, const unsigned char *data, size_t size) {
+    uint64_t lanes[4] = {SFI_P1 + SFI_P2, SFI_P2, 0, (uint64_t)0 - SFI_P1}, hash;
+    const uint64_t total = (uint64_t)first_size + size;
+    unsigned char joint[32];
+    const unsigned char *rest = data;
+    size_t left = size, used = 0;
+    unsigned i;
+    if (first_size > 32) return 0;
+    if (first_size) {
+        memcpy(joint, first, first_size);
+        used = left < 32 - first_size ? left : 32 - first_size;
+        if (used) memcpy(joint + first_size, data, used);
+        used += first_size;
+        if (used == 32) {
+            sfi_xxh_stripe(lanes, joint);
+            rest += 32 - first_size;
+            left -= 32 - first_size;
+        } else {
+            rest = joint;
+            left = used;
+        }
+    }
+    for (; left >= 32; left -= 32, rest += 32) sfi_xxh_stripe(lanes, rest);
+    if (total >= 32) {
+        hash = sfi_rotate(lanes[0], 1) + sfi_rotate(lanes[1], 7) + sfi_rotate(lanes[2], 12) + sfi_rotate(lanes[3], 18);
+        for (i = 0; i < 4; i++) hash = (hash ^ sfi_xxh_round(0, lanes[i])) * SFI_P1 + SFI_P4;
+    } else {
+        hash = SFI_P5;
+    }
+    hash += total;
+    for (; left >= 8; left -= 8, rest += 8)
+        hash = sfi_rotate(hash ^ sfi_xxh_round(0, sparsefmt_u64(rest)), 27) * SFI_P1 + SFI_P4;
+    for (; left >= 4; left -= 4, rest += 4)
+        hash = sfi_rotate(hash ^ sparsefmt_u32(rest) * SFI_P1, 23) * SFI_P2 + SFI_P3;
+    for (; left; left--, rest++) hash = sfi_rotate(hash ^ *rest * SFI_P5, 11) * SFI_P1;
+    hash = (hash ^ hash >> 33) * SFI_P2;
+    hash = (hash ^ hash >> 29) * SFI_P3;
+    return hash ^ hash >> 32;
+}
+
+/* ---- Canonical msgpack (SPEC.md, section 2.4) ------------------------------------------------------------------- */
+
+typedef enum sfi_kind { SFI_UINT, SFI_STR, SFI_BIN, SFI_LIST, SFI_MAP, SFI_OTHER } sfi_kind;
+
+typedef struct sfi_cursor {
+    const unsigned char *at, *end;
+} sfi_cursor;
+
+typedef struct sfi_item {
+    sfi_kind kind;
+    uint64_t number; /* value of an integer; bytes of a str or bin; elements of a list; pairs of a map */
+    const unsigned char *bytes;
+    int canonical;
+} sfi_item;
+
+/* Reads a big-endian integer of `width` bytes, and whether it is more than `below`. 0 if the bytes end before. */
+static int sfi_big(sfi_cursor *cursor, unsigned width, uint64_t below, sfi_item *item) {
+    unsigned i;
+    if ((size_t)(cursor->end - cursor->at) < width) return 0;
+    item->number = 0;
+    for (i = 0; i < width; i++) item->number = item->number << 8 | cursor->at[i];
+    cursor->at += width;
+    item->canonical = item->number > below;
+    return 1;
+}
+
+/* Steps over an item's head, and over the bytes of all but lists and maps. 0 if it is no msgpack, or of an extension
+   type. */
+static int sfi_next(sfi_cursor *cursor, sfi_item *item) {
+    unsigned head;
+    uint64_t skipped = 0;
+    int fine = 1;
+    if (cursor->at == cursor->end) return 0;
+    head = *cursor->at++;
+    item->canonical = 1;
+    item->number = 0;
+    if (head < 0x80) {
+        item->kind = SFI_UINT;
+        item->number = head;
+    } else if (head < 0x90) {
+        item->kind = SFI_MAP;
+        item->number = head & 15;
+    } else if (head < 0xA0) {
+        item->kind = SFI_LIST;
+        item->number = head & 15;
+    } else if (head < 0xC0) {
+        item->kind = SFI_STR;
+        item->number = head & 31;
+    } else {
+        item->kind = SFI_OTHER;
+        switch (head) {
+        case 0xC0: case 0xC2: case 0xC3: break;
+        case 0xC1: return 0; /* never used */
+        case 0xC7: case 0xC8: case 0xC9: return 0; /* extension types */
+        case 0xD4: case 0xD5: case 0xD6: case 0xD7: case 0xD8: return 0;
+        case 0xC4: item->kind = SFI_BIN; fine = sfi_big(cursor, 1, 0, item); item->canonical = 1; break;
+        case 0xC5: item->kind = SFI_BIN; fine = sfi_big(cursor, 2, 0xFF, item); break;
+        case 0xC6: item->kind = SFI_BIN; fine = sfi_big(cursor, 4, 0xFFFF, item); break;
+        case 0xCA: skipped = 4; item->canonical = 0; break; /* floats: no encoding of an index */
+        case 0xCB: skipped = 8; break;
+        case 0xCC: item->kind = SFI_UINT; fine = sfi_big(cursor, 1, 0x7F, item); break;
+        case 0xCD: item->kind = SFI_UINT; fine = sfi_big(cursor, 2, 0xFF, item); break;
+        case 0xCE: item->kind = SFI_UINT; fine = sfi_big(cursor, 4, 0xFFFF, item); break;
+        case 0xCF: item->kind = SFI_UINT; fine = sfi_big(cursor, 8, 0xFFFFFFFFu, item); break;
+        case 0xD0: case 0xD1: case 0xD2: case 0xD3: /* signed integers */
+            fine = sfi_big(cursor, 1u << (head - 0xD0), 0, item);
+            if (!(item->number >> (8 * (1u << (head - 0xD0)) - 1))) item->kind = SFI_UINT;
+            item->canonical = 0;
+            break;
+        case 0xD9: item->kind = SFI_STR; fine = sfi_big(cursor, 1, 31, item); break;
+        case 0xDA: item->kind = SFI_STR; fine = sfi_big(cursor, 2, 0xFF, item); break;
+        case 0xDB: item->kind = SFI_STR; fine = sfi_big(cursor, 4, 0xFFFF, item); break;
+        case 0xDC: item->kind = SFI_LIST; fine = sfi_big(cursor, 2, 15, item); break;
+        case 0xDD: item->kind = SFI_LIST; fine = sfi_big(cursor, 4, 0xFFFF, item); break;
+        case 0xDE: item->kind = SFI_MAP; fine = sfi_big(cursor, 2, 15, item); break;
+        case 0xDF: item->kind = SFI_MAP; fine = sfi_big(cursor, 4, 0xFFFF, item); break;
+        default: break; /* negative integers */
+        }
+    }
+    if (!fine) return 0;
+    item->bytes = cursor->at;
+    if (item->kind == SFI_STR || item->kind == SFI_BIN) skipped = item->number;
+    if (skipped > (uint64_t)(cursor->end - cursor->at)) return 0;
+    cursor->at += (size_t)skipped;
+    return 1;
+}
+
+static int sfi_is_utf8(const unsigned char *at, uint64_t size) {
+    const unsigned char *end = at + size;
+    while (at < end) {
+        unsigned lead = *at++, more, least, i;
+        uint32_t point;
+        if (lead < 0x80) continue;
+        if (lead < 0xC2 || lead > 0xF4) return 0;
+        more = lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
+        least = more == 1 ? 0x80 : more == 2 ? 0x800 : 0x10000;
+        if ((size_t)(end - at) < more) return 0;
+        point = lead & (0x3Fu >> more);
+        for (i = 0; i < more; i++) {
+            if ((at[i] & 0xC0) != 0x80) return 0;
+            point = point << 6 | (at[i] & 0x3Fu);
+        }
+        at += more;
+        if (point < least || point > 0x10FFFF || (point >= 0xD800 && point < 0xE000)) return 0;
+    }
+    return 1;
+}
+
+/* Negative, 0 or positive as the first string comes before the second, is the same, or comes after it. */
+static int sfi_compare(const unsigned char *a, uint64_t a_size, const unsigned char *b, uint64_t b_size) {
+    uint64_t common = a_size < b_size ? a_size : b_size;
+    int order = common ? memcmp(a, b, (size_t)common) : 0;
+    return order ? order : a_size < b_size ? -1 : a_size > b_size;
+}
+
+static int sfi_is_text(const sfi_item *item, const char *text) {
+    return item->kind == SFI_STR && !sfi_compare(item->bytes, item->number, (const unsigned char *)text, strlen(text));
+}
+
+typedef struct sfi_faults {
+    int not_canonical, other_type;
+} sfi_faults;
+
+/* Steps over a whole value and notes what is wrong with it. 0 if it is malformed. */
+static int sfi_check_value(sfi_cursor *cursor, unsigned depth, sfi_faults *faults) {
+    sfi_item item, key, before = {SFI_STR, 0, NULL, 1};
+    uint64_t i;
+    if (!sfi_next(cursor, &item)) return 0;
+    if (!item.canonical) faults->not_canonical = 1;
+    if (item.kind == SFI_OTHER) faults->other_type = 1;
+    if (item.kind == SFI_STR) return sfi_is_utf8(item.bytes, item.number);
+    if (item.kind != SFI_LIST && item.kind != SFI_MAP) return 1;
+    if (depth == SFI_MAX_INDEX_DEPTH || (item.kind == SFI_LIST && item.number > SFI_MAX_INDEX_ARRAY)) return 0;
+    for (i = 0; i < item.number; i++) {
+        if (item.kind == SFI_MAP) {
+            if (!sfi_next(cursor, &key) || key.kind != SFI_STR || !sfi_is_utf8(key.bytes, key.number)) return 0;
+            if (!key.canonical) faults->not_canonical = 1;
+            if (i && sfi_compare(before.bytes, before.number, key.bytes, key.number) >= 0) faults->not_canonical = 1;
+            before = key;
+        }
+        if (!sfi_check_value(cursor, depth + 1, faults)) return 0;
+    }
+    return 1;
+}
+
+/* Steps over a value of an index that sfi_check_value has seen. */
+static void sfi_skip(sfi_cursor *cursor) {
+    uint64_t left = 1;
+    sfi_item item;
+    while (left--) {
+        if (!sfi_next(cursor, &item)) return;
+        if (item.kind == SFI_LIST) left += item.number;
+        if (item.kind == SFI_MAP) left += 2 * item.number;
+    }
+}
+
+/* Reads a value and steps over all of it. */
+static void sfi_take(sfi_cursor *cursor, sfi_item *item) {
+    sfi_cursor ahead = *cursor;
+    sfi_next(&ahead, item);
+    sfi_skip(cursor);
+}
+
+/* ---- Index ------------------------------------------------------------------------------------------------------ */
+
+typedef struct sparsefmt_entry {
+    const unsigned char *name, *shape, *models; /* where the first element of each is; models may be NULL */
+    uint64_t volume; /* product of max(d, 1) over the dimensions */
+    uint64_t rows, cols, nnz, tile_rows, tiles, first_chunk, dropped;
+    size_t alias_of; /* the entry itself if it is no alias */
+    uint32_t name_bytes, alias_bytes;
+    const unsigned char *alias; /* name of the tensor; NULL if it is no alias */
+    unsigned char dtype, layout, ndim, model_count;
+    unsigned char codecs[SPARSEFMT_ARRAY_COUNT]; /* SFI_CODEC_COUNT for arrays that it does not have */
+} sparsefmt_entry;
+
+typedef struct sfi_record {
+    uint64_t offset, stored, raw, checksum;
+} sfi_record;
+
+static sfi_record sfi_chunk(const sparsefmt_file *file, uint64_t number) {
+    const unsigned char *at = file->chunks + 32 * number;
+    sfi_record record;
+    record.offset = sparsefmt_u64(at);
+    record.stored = sparsefmt_u64(at + 8);
+    record.raw = sparsefmt_u64(at + 16);
+    record.checksum = sparsefmt_u64(at + 24);
+    return record;
+}
+
+static uint64_t sfi_aligned(uint64_t n) { return (n + 63) / 64 * 64; }
+
+static int sfi_has(const sparsefmt_entry *entry, int array) { return entry->codecs[array] != SFI_CODEC_COUNT; }
+
+static unsigned sfi_array_count(const sparsefmt_entry *entry) {
+    unsigned array, count = 0;
+    for (array = 0; array < SPARSEFMT_ARRAY_COUNT; array++) count += (unsigned)sfi_has(entry, (int)array);
+    return count;
+}
+
+static uint64_t sfi_tile_height(const sparsefmt_entry *entry, uint64_t tile) {
+    uint64_t left = entry->rows - tile * entry->tile_rows;
+    return left < entry->tile_rows ? left : entry->tile_rows;
+}
+
+/* Number of the text among `count` names, or `count`. */
+static int sfi_lookup(const sfi_item *text, const char *const *names, int count) {
+    int i;
+    for (i = 0; i < count; i++)
+        if (sfi_is_text(text, names[i])) return i;
+    return count;
+}
+
+static sparsefmt_code sfi_read_integer(sfi_cursor *cursor, const char *key, uint64_t *value, sparsefmt_error *error) {
+    sfi_item item;
+    sfi_next(cursor, &item);
+    if (item.kind != SFI_UINT || item.number > (uint64_t)INT64_MAX)
+        SFI_FAIL(INDEX_TYPE, "%s is not an integer from 0 to 2^63 - 1", key);
+    *value = item.number;
+    return SPARSEFMT_OK;
+}
+
+static sparsefmt_code sfi_read_shape(sfi_cursor *cursor, sparsefmt_entry *entry, sparsefmt_error *error) {
+    sfi_item item;
+    uint64_t dimension = 0, i;
+    sfi_next(cursor, &item);
+    if (item.kind != SFI_LIST) SFI_FAIL(INDEX_TYPE, "shape is not an array");
+    entry->shape = cursor->at;
+    entry->ndim = item.number > SPARSEFMT_MAX_NDIM ? SPARSEFMT_MAX_NDIM + 1 : (unsigned char)item.number;
+    entry->rows = entry->cols = entry->volume = 1;
+    for (i = 0; i < item.number; i++) {
+        SFI_TRY(sfi_read_integer(cursor, "a dimension", &dimension, error));
+        if (dimension > 1)
+            entry->volume = entry->volume > UINT64_MAX / dimension ? UINT64_MAX : entry->volume * dimension;
+        if (i)
+            entry->cols *= dimension; /* wraps around only where the volume is over its limit */
+        else
+            entry->rows = dimension;
+    }
+    return SPARSEFMT_OK;
+}
+
+/* Notes on an entry while it is read: what cannot be judged before all its keys are known. */
+typedef struct sfi_notes {
+    int seen;           /* bits of the keys */
+    int unknown_array;  /* arrays that no layout has */
+    int other_type;     /* codecs that are no str, or models that are no bin */
+    int unknown_codec;
+    sfi_item codec;     /* that one */
+    int models;         /* bits of the arrays that have one */
+    int large_model;
+    int left_out;       /* whether there is something that should be left out */
+} sfi_notes;
+
+static sparsefmt_code sfi_read_arrays(sfi_cursor *cursor, sparsefmt_entry *entry, sfi_notes *notes,
+                                      sparsefmt_error *error) {
+    sfi_item item, key, codec;
+    uint64_t i;
+    sfi_next(cursor, &item);
+    if (item.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "arrays is not a map");
+    for (i = 0; i < item.number; i++) {
+        int array, number;
+        sfi_next(cursor, &key);
+        array = sfi_lookup(&key, sfi_array_names, SPARSEFMT_ARRAY_COUNT);
+        sfi_take(cursor, &codec);
+        number = sfi_lookup(&codec, sfi_codec_names, SFI_CODEC_COUNT);
+        if (codec.kind != SFI_STR) notes->other_type = 1;
+        if (number == SFI_CODEC_COUNT && codec.kind == SFI_STR) {
+            notes->unknown_codec = 1;
+            notes->codec = codec;
+        }
+        if (number == SFI_CODEC_COUNT) number = SFI_RAW;
+        if (array == SPARSEFMT_ARRAY_COUNT)
+            notes->unknown_array = 1;
+        else
+            entry->codecs[array] = (unsigned char)number;
+    }
+    return SPARSEFMT_OK;
+}
+
+static sparsefmt_code sfi_read_models(sfi_cursor *cursor, sparsefmt_entry *entry, sfi_notes *notes,
+                                      sparsefmt_error *error) {
+    sfi_item item, key, model;
+    uint64_t i;
+    sfi_next(cursor, &item);
+    if (item.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "models is not a map");
+    if (!item.number) notes->left_out = 1;
+    entry->models = cursor->at;
+    entry->model_count = item.number > SPARSEFMT_ARRAY_COUNT ? 0 : (unsigned char)item.number;
+    for (i = 0; i < item.number; i++) {
+        sfi_next(cursor, &key);
+        sfi_take(cursor, &model);
+        if (model.kind != SFI_BIN) notes->other_type = 1;
+        if (model.kind == SFI_BIN && model.number > SFI_MAX_MODEL_BYTES) notes->large_model = 1;
+        notes->models |= SFI_BIT(sfi_lookup(&key, sfi_array_names, SPARSEFMT_ARRAY_COUNT));
+    }
+    return SPARSEFMT_OK;
+}
+
+enum { SFI_ARRAYS, SFI_DTYPE, SFI_FIRST_CHUNK, SFI_LAYOUT, SFI_MODELS, SFI_DROPPED, SFI_NNZ, SFI_SHAPE, SFI_TILE_ROWS,
+       SFI_KEY_COUNT };
+static const char *const sfi_keys[] = {"arrays", "dtype", "first_chunk", "layout", "models", "negative_zeros_dropped",
+                                       "nnz", "shape", "tile_rows"};
+
+static sparsefmt_code sfi_check_arrays(const sparsefmt_entry *entry, const sfi_notes *notes, sparsefmt_error *error) {
+    int array, needed = 0, present = 0, modelled = 0;
+    for (array = 0; array < SPARSEFMT_ARRAY_COUNT; array++) {
+        if (!sfi_has(entry, array)) continue;
+        present |= SFI_BIT(array);
+        if (entry->codecs[array] == SFI_RANS && array != SPARSEFMT_ROW_OFFSETS) modelled |= SFI_BIT(array);
+    }
+    needed = sfi_layout_arrays[entry->layout];
+    if (entry->layout != SPARSEFMT_DENSE && sfi_dtypes[entry->dtype].negative_zero)
+        needed |= present & SFI_BIT(SPARSEFMT_NEGATIVE_ZEROS);
+    if (notes->unknown_array || present != needed)
+        SFI_FAIL(ARRAY_SET, "other arrays than layout %s has", sfi_layout_names[entry->layout]);
+    if (notes->unknown_codec)
+        SFI_FAIL(CODEC_UNKNOWN, "unknown codec '%.*s'", notes->codec.number > 40 ? 40 : (int)notes->codec.number,
+                 (const char *)notes->codec.bytes);
+    if (notes->models != modelled) SFI_FAIL(MODEL_SET, "models of other arrays than need one");
+    if (notes->other_type) SFI_FAIL(INDEX_TYPE, "a codec that is no str, or a model that is no bin");
+    if (notes->large_model) SFI_FAIL(MODEL_SIZE, "a model of over 2^20 bytes");
+    return SPARSEFMT_OK;
+}
+
+/* Checks what an entry's fields say against each other. */
+static sparsefmt_code sfi_check_entry(sparsefmt_entry *entry, const sfi_notes *notes, sparsefmt_error *error) {
+    const sfi_dtype *dtype = &sfi_dtypes[entry->dtype];
+    const int sparse = entry->layout != SPARSEFMT_DENSE;
+    uint64_t elements;
+    if (entry->ndim > SPARSEFMT_MAX_NDIM) SFI_FAIL(SHAPE_NDIM, "more than %d dimensions", SPARSEFMT_MAX_NDIM);
+    if (entry->volume > SFI_MAX_TENSOR_BITS / dtype->bits) SFI_FAIL(SHAPE_SIZE, "a shape of 2^63 bits or more");
+    SFI_TRY(sfi_check_arrays(entry, notes, error));
+    elements = entry->rows * entry->cols;
+    if (elements ? !entry->tile_rows || entry->tile_rows > entry->rows : entry->tile_rows || entry->first_chunk)
+        SFI_FAIL(TILE_ROWS, "tile_rows out of range, or chunks without elements");
+    entry->tiles = elements ? sfi_ceil_div(entry->rows, entry->tile_rows) : 0;
+    if (dtype->bits < 8 && entry->tiles > 1 && entry->tile_rows % 8)
+        SFI_FAIL(TILE_ROWS, "tile_rows of a packed dtype is not a multiple of 8");
+    if (sparse && (!dtype->sparse || entry->ndim < 2 || !elements))
+        SFI_FAIL(LAYOUT_INVALID, "this dtype or shape must be dense");
+    if (sparse && (entry->cols > SFI_MAX_SPARSE_COLS || entry->tile_rows > SFI_MAX_SPARSE_TILE_ROWS ||
+                   entry->cols > SFI_MAX_SPARSE_TILE_POSITIONS / entry->tile_rows))
+        SFI_FAIL(TILE_SIZE, "columns or tile over the limits of sparse layouts");
+    if (!sparse)
+        entry->nnz = elements;
+    else if (entry->nnz > elements)
+        SFI_FAIL(NNZ, "nnz is more than the elements");
+    if (entry->dropped > elements || (entry->dropped && !dtype->negative_zero))
+        SFI_FAIL(NEGATIVE_ZEROS_DROPPED, "more dropped than elements, or a dtype without negative zero");
+    if (notes->left_out)
+        SFI_FAIL(INDEX_NOT_CANONICAL, "models of none, or negative_zeros_dropped of 0: they should be left out");
+    return SPARSEFMT_OK;
+}
+
+static sparsefmt_code sfi_read_dtype(const sfi_item *item, sparsefmt_entry *entry, sparsefmt_error *error) {
+    int i;
+    if (item->kind != SFI_STR) SFI_FAIL(INDEX_TYPE, "dtype is not a str");
+    for (i = 0; i < SPARSEFMT_DTYPE_COUNT; i++) {
+        if (!sfi_is_text(item, sfi_dtypes[i].name)) continue;
+        entry->dtype = (unsigned char)i;
+        return SPARSEFMT_OK;
+    }
+    SFI_FAIL(DTYPE_UNKNOWN, "unknown dtype '%.*s'", item->number > 40 ? 40 : (int)item->number,
+             (const char *)item->bytes);
+}
+
+static sparsefmt_code sfi_read_layout(const sfi_item *item, sparsefmt_entry *entry, sparsefmt_error *error) {
+    int number;
+    if (item->kind != SFI_STR) SFI_FAIL(INDEX_TYPE, "layout is not a str");
+    number = sfi_lookup(item, sfi_layout_names, SPARSEFMT_LAYOUT_COUNT);
+    if (number == SPARSEFMT_LAYOUT_COUNT)
+        SFI_FAIL(LAYOUT_UNKNOWN, "unknown layout '%.*s'", item->number > 40 ? 40 : (int)item->number,
+                 (const char *)item->bytes);
+    entry->layout = (unsigned char)number;
+    return SPARSEFMT_OK;
+}
+
+/* The fields of an entry that is no alias, one by one. */
+static sparsefmt_code sfi_read_fields(sfi_cursor *cursor, uint64_t pairs, unsigned minor, sparsefmt_entry *entry,
+                                      sparsefmt_error *error) {
+    const int always = SFI_BIT(SFI_ARRAYS) | SFI_BIT(SFI_DTYPE) | SFI_BIT(SFI_FIRST_CHUNK) | SFI_BIT(SFI_LAYOUT) |
+                       SFI_BIT(SFI_SHAPE) | SFI_BIT(SFI_TILE_ROWS);
+    sfi_cursor ahead = *cursor;
+    sfi_notes notes;
+    sfi_item key, item;
+    uint64_t i;
+    memset(&notes, 0, sizeof notes);
+    for (i = 0; i < pairs; i++) {
+        sfi_next(&ahead, &key);
+        notes.seen |= SFI_BIT(sfi_lookup(&key, sfi_keys, SFI_KEY_COUNT));
+        sfi_skip(&ahead);
+    }
+    if ((notes.seen & always) != always || (!minor && notes.seen >> SFI_KEY_COUNT))
+        SFI_FAIL(INDEX_KEY, "a key of a tensor is missing or unknown");
+    for (i = 0; i < pairs; i++) {
+        sfi_next(cursor, &key);
+        switch (sfi_lookup(&key, sfi_keys, SFI_KEY_COUNT)) {
+        case SFI_ARRAYS: SFI_TRY(sfi_read_arrays(cursor, entry, &notes, error)); break;
+        case SFI_FIRST_CHUNK: SFI_TRY(sfi_read_integer(cursor, "first_chunk", &entry->first_chunk, error)); break;
+        case SFI_MODELS: SFI_TRY(sfi_read_models(cursor, entry, &notes, error)); break;
+        case SFI_DROPPED:
+            SFI_TRY(sfi_read_integer(cursor, "negative_zeros_dropped", &entry->dropped, error));
+            if (!entry->dropped) notes.left_out = 1;
+            break;
+        case SFI_NNZ: SFI_TRY(sfi_read_integer(cursor, "nnz", &entry->nnz, error)); break;
+        case SFI_SHAPE: SFI_TRY(sfi_read_shape(cursor, entry, error)); break;
+        case SFI_TILE_ROWS: SFI_TRY(sfi_read_integer(cursor, "tile_rows", &entry->tile_rows, error)); break;
+        case SFI_DTYPE:
+            sfi_next(cursor, &item);
+            SFI_TRY(sfi_read_dtype(&item, entry, error));
+            break;
+        case SFI_LAYOUT:
+            sfi_next(cursor, &item);
+            SFI_TRY(sfi_read_layout(&item, entry, error));
+            break;
+        default: sfi_skip(cursor);
+        }
+    }
+    if (!(notes.seen & SFI_BIT(SFI_NNZ)) != (entry->layout == SPARSEFMT_DENSE))
+        SFI_FAIL(INDEX_KEY, "nnz is missing, or is there in layout dense");
+    return sfi_check_entry(entry, &notes, error);
+}
+
+static sparsefmt_code sfi_read_entry(sfi_cursor *cursor, unsigned minor, sparsefmt_entry *entry,
+                                     sparsefmt_error *error) {
+    sfi_item item, key;
+    sfi_cursor ahead;
+    uint64_t i;
+    sfi_next(cursor, &item);
+    if (item.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "the entry of a tensor is not a map");
+    ahead = *cursor;
+    for (i = 0; i < item.number; i++) {
+        sfi_next(&ahead, &key);
+        if (sfi_is_text(&key, "alias_of")) {
+            sfi_item target;
+            if (!sfi_next(&ahead, &target) || target.kind != SFI_STR) SFI_FAIL(INDEX_TYPE, "alias_of is not a str");
+            if (!minor && item.number > 1) SFI_FAIL(INDEX_KEY, "an alias with other keys");
+            if (target.number > SFI_MAX_NAME_BYTES) SFI_FAIL(ALIAS_INVALID, "alias of a tensor that is not there");
+            entry->alias = target.bytes;
+            entry->alias_bytes = (uint32_t)target.number;
+        } else {
+            sfi_skip(&ahead);
+        }
+    }
+    if (!entry->alias) return sfi_read_fields(cursor, item.number, minor, entry, error);
+    *cursor = ahead;
+    return SPARSEFMT_OK;
+}
+
+static void sfi_name_tensor(const sparsefmt_entry *entry, sparsefmt_error *error) {
+    if (!error) return;
+    error->tensor = (const char *)entry->name;
+    error->tensor_bytes = entry->name_bytes;
+}
+
+static sparsefmt_code sfi_read_tensors(sparsefmt_file *file, sfi_cursor cursor, unsigned minor,
+                                       sparsefmt_error *error) {
+    sparsefmt_code code;
+    sfi_item key;
+    size_t i;
+    for (i = 0; i < file->tensor_count; i++) {
+        sparsefmt_entry *entry = &file->entries[i];
+        memset(entry, 0, sizeof *entry);
+        memset(entry->codecs, SFI_CODEC_COUNT, sizeof entry->codecs);
+        entry->alias_of = i;
+        sfi_next(&cursor, &key);
+        if (key.number > SFI_MAX_NAME_BYTES) SFI_FAIL(NAME_LENGTH, "a name of %lu bytes", (unsigned long)key.number);
+        entry->name = key.bytes;
+        entry->name_bytes = (uint32_t)key.number;
+        if (!key.number || memchr(key.bytes, 0, (size_t)key.number)) {
+            code = sfi_fail(error, SPARSEFMT_ERROR_NAME_INVALID, "a name that is empty or has NUL in it");
+            sfi_name_tensor(entry, error);
+            return code;
+        }
+        code = sfi_read_entry(&cursor, minor, entry, error);
+        if (code) {
+            sfi_name_tensor(entry, error);
+            return code;
+        }
+    }
+    for (i = 0; i < file->tensor_count; i++) {
+        sparsefmt_entry *entry = &file->entries[i];
+        if (!entry->alias) continue;
+        entry->alias_of = sparsefmt_find_bytes(file, (const char *)entry->alias, entry->alias_bytes);
+        if (entry->alias_of != SPARSEFMT_NONE && !file->entries[entry->alias_of].alias) continue;
+        code = sfi_fail(error, SPARSEFMT_ERROR_ALIAS_INVALID, "alias of an alias, or of a tensor that is not there");
+        sfi_name_tensor(entry, error);
+        return code;
+    }
+    return SPARSEFMT_OK;
+}
+
+static sparsefmt_code sfi_read_metadata(sparsefmt_file *file, sfi_cursor *cursor, sparsefmt_error *error) {
+    sfi_item item, key, value;
+    uint64_t i, bytes = 0;
+    sfi_next(cursor, &item);
+    if (item.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "metadata is not a map");
+    file->metadata = cursor->at;
+    file->metadata_count = (size_t)item.number;
+    for (i = 0; i < item.number; i++) {
+        sfi_next(cursor, &key);
+        if (!sfi_next(cursor, &value) || value.kind != SFI_STR)
+            SFI_FAIL(METADATA_INVALID, "a value of the metadata is not a str");
+        bytes += key.number + value.number;
+    }
+    if (bytes > SFI_MAX_METADATA_BYTES) SFI_FAIL(METADATA_SIZE, "metadata of over 2^24 bytes");
+    return SPARSEFMT_OK;
+}
+
+/* Where each chunk lies, one after the other. */
+static sparsefmt_code sfi_check_chunks(const sparsefmt_file *file, sparsefmt_error *error) {
+    uint64_t expected = 64;
+    size_t i;
+    for (i = 0; i < file->chunk_count; i++) {
+        sfi_record record = sfi_chunk(file, i);
+        if (record.stored > SFI_MAX_CHUNK_BYTES || record.raw > SFI_MAX_CHUNK_BYTES)
+            SFI_FAIL(CHUNK_LIMIT, "chunk %lu has over 2^36 bytes", (unsigned long)i);
+        if (record.offset > file->index_offset)
+            SFI_FAIL(CHUNK_OUT_OF_BOUNDS, "chunk %lu is beyond the index", (unsigned long)i);
+        if (record.offset < expected)
+            SFI_FAIL(CHUNK_OVERLAP, "chunk %lu starts before the one before it ends", (unsigned long)i);
+        if (record.offset > expected) SFI_FAIL(CHUNK_GAP, "there is a gap before chunk %lu", (unsigned long)i);
+        expected = sfi_aligned(record.offset + record.stored);
+    }
+    if (expected > file->index_offset) SFI_FAIL(CHUNK_OVERLAP, "the index starts before the last chunk ends");
+    if (expected < file->index_offset) SFI_FAIL(CHUNK_GAP, "there is a gap before the index");
+    return SPARSEFMT_OK;
+}
+
+/* Bytes of an element of an array, as codecs see it. */
+static unsigned sfi_width(const sparsefmt_entry *entry, int array) {
+    unsigned bits = sfi_dtypes[entry->dtype].bits;
+    switch (array) {
+    case SPARSEFMT_VALUES: return bits < 8 ? 1 : bits / 8;
+    case SPARSEFMT_COLUMNS: return entry->cols > 65536 ? 4 : 2;
+    case SPARSEFMT_ROW_COUNTS: case SPARSEFMT_ROW_OFFSETS: case SPARSEFMT_SLICE_OFFSETS: return 4;
+    case SPARSEFMT_ROW_PERMUTATION: return 2;
+    default: return 1;
+    }
+}
+
+static uint64_t sfi_mask_row_bytes(const sparsefmt_entry *entry) { return sfi_ceil_div(entry->cols, 64) * 8; }
+
+/* Bytes of values in layout dense, without overflow: rows * cols * bits is below 2^63. */
+static uint64_t sfi_dense_bytes(const sparsefmt_entry *entry, uint64_t rows) {
+    return sfi_ceil_div(rows * entry->cols * sfi_dtypes[entry->dtype].bits, 8);
+}
+
+/* Whether an array of a tile of that height may have so many bytes. `slots` are those of layout permuted, from the
+   columns, which come first. */
+static int sfi_is_array_size(const sparsefmt_entry *entry, int array, uint64_t rows, uint64_t bytes, uint64_t *slots) {
+    unsigned width = sfi_width(entry, array);
+    switch (array) {
+    case SPARSEFMT_MASK: return bytes == rows * sfi_mask_row_bytes(entry);
+    case SPARSEFMT_NEGATIVE_ZEROS: return bytes <= sfi_ceil_div(rows * entry->cols, 8);
+    case SPARSEFMT_ROW_COUNTS: return bytes == 4 * rows;
+    case SPARSEFMT_ROW_OFFSETS: return bytes == 4 * (rows + 1);
+    case SPARSEFMT_ROW_PERMUTATION: return bytes == 2 * rows;
+    case SPARSEFMT_SLICE_OFFSETS: return bytes == 4 * (sfi_ceil_div(rows, SFI_LANES) + 1);
+    case SPARSEFMT_COLUMNS:
+        *slots = bytes / (SFI_LANES * width);
+        return bytes % (SFI_LANES * width) == 0 && *slots <= sfi_ceil_div(rows, SFI_LANES) * entry->cols;
+    default: break;
+    }
+    if (entry->layout == SPARSEFMT_DENSE) return bytes == sfi_dense_bytes(entry, rows);
+    if (entry->layout == SPARSEFMT_BITMASK) return bytes % width == 0 && bytes / width <= rows * entry->cols;
+    return bytes == SFI_LANES * *slots * width;
+}
+
+static sparsefmt_code sfi_check_chunk_size(const sfi_record *record, int codec, int array, sparsefmt_error *error) {
+    static const uint64_t most[] = {1, SFI_MAX_ZSTD_RATIO, SFI_MAX_RANS_RATIO};
+    int fine = record->stored <= record->raw;
+    if (array == SPARSEFMT_ROW_OFFSETS && codec == SFI_RANS)
+        fine = record->stored == record->raw || !record->stored;
+    else
+        fine = fine && sfi_ceil_div(record->raw, most[codec]) <= record->stored;
+    if (!fine) SFI_FAIL(CHUNK_SIZE, "chunk of %s: stored size that its raw size cannot have", sfi_array_names[array]);
+    return SPARSEFMT_OK;
+}
+
+/* The sizes of a tensor's chunks, as far as they follow from the index. */
+static sparsefmt_code sfi_check_sizes(const sparsefmt_file *file, const sparsefmt_entry *entry,
+                                      sparsefmt_error *error) {
+    uint64_t tile, number = entry->first_chunk;
+    int array;
+    for (tile = 0; tile < entry->tiles; tile++) {
+        for (array = 0; array < SPARSEFMT_ARRAY_COUNT; array++) {
+            sfi_record record;
+            if (!sfi_has(entry, array)) continue;
+            record = sfi_chunk(file, number++);
+            SFI_TRY(sfi_check_chunk_size(&record, entry->codecs[array], array, error));
+        }
+    }
+    number = entry->first_chunk;
+    for (tile = 0; tile < entry->tiles; tile++) {
+        uint64_t rows = sfi_tile_height(entry, tile), slots = 0;
+        for (array = 0; array < SPARSEFMT_ARRAY_COUNT; array++) {
+            sfi_record record;
+            if (!sfi_has(entry, array)) continue;
+            record = sfi_chunk(file, number++);
+            if (!sfi_is_array_size(entry, array, rows, record.raw, &slots))
+                SFI_FAIL(ARRAY_SIZE, "%s has a size that it cannot have", sfi_array_names[array]);
+        }
+    }
+    return SPARSEFMT_OK;
+}
+
+/* The chunks of an entry: that they are there, belong to no other, and have sizes that they can have. `owned` has a bit
+   for each chunk of the file. */
+static sparsefmt_code sfi_assign_chunks(const sparsefmt_file *file, const sparsefmt_entry *entry, unsigned char *owned,
+                                        uint64_t *assigned, sparsefmt_error *error) {
+    const uint64_t arrays = sfi_array_count(entry);
+    uint64_t number, end;
+    if (entry->first_chunk > file->chunk_count || entry->tiles > (file->chunk_count - entry->first_chunk) / arrays)
+        SFI_FAIL(CHUNK_ASSIGNMENT, "chunks that do not exist");
+    end = entry->first_chunk + entry->tiles * arrays;
+    for (number = entry->first_chunk; number < end; number++) {
+        if (owned[number / 8] >> number % 8 & 1)
+            SFI_FAIL(CHUNK_ASSIGNMENT, "a chunk that belongs to another tensor too");
+        owned[number / 8] = (unsigned char)(owned[number / 8] | 1u << number % 8);
+    }
+    *assigned += entry->tiles * arrays;
+    return sfi_check_sizes(file, entry, error);
+}
+
+static sparsefmt_code sfi_check_assignment(const sparsefmt_file *file, sparsefmt_error *error) {
+    const size_t bytes = file->chunk_count / 8 + 1;
+    unsigned char *owned = (unsigned char *)sfi_allocate(&file->allocator, bytes);
+    sparsefmt_code code = SPARSEFMT_OK;
+    uint64_t assigned = 0;
+    size_t i;
+    if (!owned) SFI_FAIL(MEMORY, "no memory for %lu bytes", (unsigned long)bytes);
+    memset(owned, 0, bytes);
+    for (i = 0; i < file->tensor_count && !code; i++) {
+        if (file->entries[i].alias) continue;
+        code = sfi_assign_chunks(file, &file->entries[i], owned, &assigned, error);
+        if (code) sfi_name_tensor(&file->entries[i], error);
+    }
+    sfi_release(&file->allocator, owned, bytes);
+    if (!code && assigned != file->chunk_count) SFI_FAIL(CHUNK_ASSIGNMENT, "a chunk that belongs to no tensor");
+    return code;
+}
+
+static sparsefmt_code sfi_read_index(sparsefmt_file *file, sfi_cursor cursor, unsigned minor, sparsefmt_error *error) {
+    sfi_cursor check = cursor, tensors = cursor;
+    sfi_faults faults = {0, 0};
+    sfi_item top, key, item;
+    uint64_t i;
+    static const char *const keys[] = {"chunks", "metadata", "tensors"};
+    int seen = 0;
+    if (!sfi_check_value(&check, 0, &faults) || check.at != check.end)
+        SFI_FAIL(INDEX_MALFORMED, "the index is no msgpack of the types that an index has");
+    sfi_next(&cursor, &top);
+    if (top.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "the index is not a map");
+    check = cursor;
+    for (i = 0; i < top.number; i++) {
+        sfi_next(&check, &key);
+        seen |= SFI_BIT(sfi_lookup(&key, keys, 3));
+        sfi_skip(&check);
+    }
+    if ((seen & 7) != 7 || (!minor && seen > 7)) SFI_FAIL(INDEX_KEY, "a key of the index is missing or unknown");
+    for (i = 0; i < top.number; i++) {
+        sfi_next(&cursor, &key);
+        switch (sfi_lookup(&key, keys, 3)) {
+        case 0:
+            sfi_next(&cursor, &item);
+            if (item.kind != SFI_BIN || item.number % 32) SFI_FAIL(INDEX_TYPE, "no chunk table of records of 32 bytes");
+            file->chunks = item.bytes;
+            file->chunk_count = (size_t)(item.number / 32);
+            break;
+        case 1: SFI_TRY(sfi_read_metadata(file, &cursor, error)); break;
+        case 2: tensors = cursor; sfi_skip(&cursor); break;
+        default: sfi_skip(&cursor);
+        }
+    }
+    sfi_next(&tensors, &item);
+    if (item.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "tensors is not a map");
+    if (item.number > SFI_MAX_TENSORS) SFI_FAIL(TENSOR_COUNT, "more than 2^20 tensors");
+    file->entries = (sparsefmt_entry *)sfi_allocate(&file->allocator, item.number * sizeof *file->entries);
+    if (!file->entries) SFI_FAIL(MEMORY, "no memory for the entries of %lu tensors", (unsigned long)item.number);
+    file->tensor_count = (size_t)item.number;
+    SFI_TRY(sfi_check_chunks(file, error));
+    SFI_TRY(sfi_read_tensors(file, tensors, minor, error));
+    if (faults.not_canonical) SFI_FAIL(INDEX_NOT_CANONICAL, "the index is not in canonical form");
+    if (faults.other_type) SFI_FAIL(INDEX_TYPE, "a value of a type that no index has");
+    return sfi_check_assignment(file, error);
+}
+
+/* ---- Container (SPEC.md, section 2) ----------------------------------------------------------------------------- */
+
+static sparsefmt_code sfi_open(sparsefmt_file *file, sparsefmt_error *error) {
+    static const unsigned char magic[] = {0x89, 0x53, 0x50, 0x46, 0x0D, 0x0A, 0x1A, 0x0A};
+    static const unsigned char end_magic[] = {0x0A, 0x1A, 0x0A, 0x0D, 0x46, 0x50, 0x53, 0x89};
+    const unsigned char *data = file->data, *trailer;
+    uint64_t offset, size;
+    sfi_cursor cursor;
+    if (file->size < 8 || memcmp(data, magic, 8)) SFI_FAIL(NOT_SPARSEFMT, "does not start as a .sparsefmt file does");
+    if (file->size < 96) SFI_FAIL(FILE_TOO_SHORT, "%lu bytes are too few", (unsigned long)file->size);
+    if (sparsefmt_u16(data + 8) != 1)
+        SFI_FAIL(VERSION_UNSUPPORTED, "version %u.%u", (unsigned)sparsefmt_u16(data + 8),
+                 (unsigned)sparsefmt_u16(data + 10));
+    if (sparsefmt_u32(data + 12))
+        SFI_FAIL(FEATURE_UNSUPPORTED, "features 0x%lX", (unsigned long)sparsefmt_u32(data + 12));
+    trailer = data + (file->size - 32);
+    if (memcmp(trailer + 24, end_magic, 8))
+        SFI_FAIL(TRAILER_MISSING, "no trailer: the file is cut off or not finished");
+    offset = sparsefmt_u64(trailer);
+    size = sparsefmt_u64(trailer + 8);
+    if (size > SFI_MAX_INDEX_BYTES) SFI_FAIL(INDEX_SIZE, "an index of over 2^28 bytes");
+    if (offset % 64 || offset < 64 || offset > file->size - 32 || size != file->size - 32 - offset)
+        SFI_FAIL(INDEX_OUT_OF_BOUNDS, "the index is not aligned, or not right before the trailer");
+    file->index_offset = (size_t)offset;
+    if (sparsefmt_xxh64(data, 16, data + offset, (size_t)size) != sparsefmt_u64(trailer + 16))
+        SFI_FAIL(INDEX_CHECKSUM, "preamble or index changed");
+    if (!sfi_all_zero(data + 16, 48)) SFI_FAIL(PADDING_NOT_ZERO, "bytes 16 to 63 are not zero");
+    cursor.at = data + offset;
+    cursor.end = trailer;
+    return sfi_read_index(file, cursor, sparsefmt_u16(data + 10), error);
+}
+
+sparsefmt_code sparsefmt_open(sparsefmt_file *file, const void *data, size_t size, const sparsefmt_allocator *allocator,
+                              sparsefmt_error *error) {
+    sparsefmt_code code;
+    memset(file, 0, sizeof *file);
+    file->data = (const unsigned char *)data;
+    file->size = data ? size : 0;
+    if (allocator) {
+        file->allocator = *allocator;
+    } else {
+        file->allocator.allocate = sfi_malloc;
+        file->allocator.release = sfi_free;
+    }
+    code = sfi_open(file, error);
+    if (code) sparsefmt_close(file);
+    return code;
+}
+
+void sparsefmt_close(sparsefmt_file *file) {
+    sfi_release(&file->allocator, file->entries, file->tensor_count * sizeof *file->entries);
+    memset(file, 0, sizeof *file);
+}
+
+size_t sparsefmt_count(const sparsefmt_file *file) { return file->tensor_count; }
+
+size_t sparsefmt_find_bytes(const sparsefmt_file *file, const char *name, size_t name_bytes) {
+    size_t low = 0, high = file->tensor_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        const sparsefmt_entry *entry = &file->entries[middle];
+        int order = sfi_compare(entry->name, entry->name_bytes, (const unsigned char *)name, name_bytes);
+        if (!order) return middle;
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return SPARSEFMT_NONE;
+}
+
+size_t sparsefmt_find(const sparsefmt_file *file, const char *name) {
+    return sparsefmt_find_bytes(file, name, strlen(name));
+}
+
+size_t sparsefmt_metadata_count(const sparsefmt_file *file) { return file->metadata_count; }
+
+void sparsefmt_metadata(const sparsefmt_file *file,
+                        void (*each)(void *context, const char *key, size_t key_bytes, const char *value,
+                                     size_t value_bytes),
+                        void *context) {
+    sfi_cursor cursor;
+    sfi_item key, value;
+    size_t i;
+    cursor.at = file->metadata;
+    cursor.end = file->data + file->size;
+    for (i = 0; i < file->metadata_count; i++) {
+        sfi_next(&cursor, &key);
+        sfi_next(&cursor, &value);
+        each(context, (const char *)key.bytes, (size_t)key.number, (const char *)value.bytes, (size_t)value.number);
+    }
+}
+
+/* The entry that a number stands for, aliases followed; NULL, and an error, if there is no such number. */
+static const sparsefmt_entry *sfi_entry(const sparsefmt_file *file, size_t number, sparsefmt_error *error) {
+    if (number >= file->tensor_count) {
+        sfi_fail(error, SPARSEFMT_ERROR_ARGUMENT, "no such tensor");
+        return NULL;
+    }
+    return &file->entries[file->entries[number].alias_of];
+}
+
+sparsefmt_code sparsefmt_describe(const sparsefmt_file *file, size_t number, sparsefmt_info *info,
+                                  sparsefmt_error *error) {
+    const sparsefmt_entry *entry = sfi_entry(file, number, error);
+    sfi_cursor cursor;
+    uint64_t i, chunks;
+    memset(info, 0, sizeof *info);
+    if (!entry) return SPARSEFMT_ERROR_ARGUMENT;
+    info->name = (const char *)file->entries[number].name;
+    info->name_bytes = file->entries[number].name_bytes;
+    info->alias_of = file->entries[number].alias ? file->entries[number].alias_of : SPARSEFMT_NONE;
+    info->dtype = (sparsefmt_dtype)entry->dtype;
+    info->layout = (sparsefmt_layout)entry->layout;
+    info->ndim = entry->ndim;
+    cursor.at = entry->shape;
+    cursor.end = file->data + file->size;
+    for (i = 0; i < entry->ndim; i++) {
+        sfi_item item;
+        sfi_next(&cursor, &item);
+        info->shape[i] = item.number;
+    }
+    info->rows = entry->rows;
+    info->cols = entry->cols;
+    info->elements = entry->rows * entry->cols;
+    info->nnz = entry->nnz;
+    info->sparsity = info->elements ? 1 - (double)entry->nnz / (double)info->elements : 0;
+    info->negative_zeros_dropped = entry->dropped;
+    info->tile_rows = entry->tile_rows;
+    info->tiles = entry->tiles;
+    info->dense_bytes = sfi_dense_bytes(entry, entry->rows);
+    chunks = entry->tiles * sfi_array_count(entry);
+    for (i = 0; i < chunks; i++) info->stored_bytes += sfi_chunk(file, entry->first_chunk + i).stored;
+    for (i = 0; i < SPARSEFMT_ARRAY_COUNT; i++)
+        if (sfi_has(entry, (int)i)) info->arrays |= SFI_BIT((int)i);
+    return SPARSEFMT_OK;
+}
+
+/* ---- Codec zstd (SPEC.md, section 5.2) -------------------------------------------------------------------------- */
+
+typedef struct sfi_reader {
+    const sparsefmt_file *file;
+    const sparsefmt_entry *entry;
+    struct sfi_model *models[SPARSEFMT_ARRAY_COUNT]; /* of codec rans; NULL until they are needed */
+    sparsefmt_error *error;
+} sfi_reader;
+
+#ifdef SPARSEFMT_ZSTD
+/* Checks the head of a frame (RFC 8878, section 3.1.1.1) for what section 5.2 asks of it. */
+static sparsefmt_code sfi_check_frame(const unsigned char *frame, uint64_t stored, uint64_t raw,
+                                      sparsefmt_error *error) {
+    static const unsigned id_bytes[] = {0, 1, 2, 4}, size_bytes[] = {0, 2, 4, 8};
+    unsigned descriptor, single, ids, sizes, i;
+    uint64_t content = 0, window = 0;
+    if (stored < 5 || sparsefmt_u32(frame) != 0xFD2FB528u) SFI_FAIL(ZSTD_CORRUPT, "no zstd frame");
+    descriptor = frame[4];
+    single = descriptor >> 5 & 1;
+    ids = id_bytes[descriptor & 3];
+    sizes = size_bytes[descriptor >> 6];
+    if (single && !sizes) sizes = 1;
+    if (descriptor & 8) SFI_FAIL(ZSTD_CORRUPT, "a zstd frame with a reserved bit");
+    if (stored < 5 + !single + ids + sizes) SFI_FAIL(ZSTD_CORRUPT, "the head of the zstd frame is cut off");
+    frame += 5;
+    if (!single) {
+        window = (uint64_t)1 << (10 + (*frame >> 3));
+        window += (window >> 3) * (*frame & 7);
+        frame++;
+    }
+    for (i = 0; i < ids; i++)
+        if (*frame++) SFI_FAIL(ZSTD_CORRUPT, "a zstd frame with a dictionary");
+    if (!sizes) SFI_FAIL(ZSTD_SIZE, "a zstd frame that does not state its content size");
+    for (i = 0; i < sizes; i++) content |= (uint64_t)*frame++ << 8 * i;
+    if (sizes == 2) content += 256;
+    if (content != raw) SFI_FAIL(ZSTD_SIZE, "a zstd frame of another content size than the raw size");
+    if (window > (raw > 1024 ? raw : 1024)) SFI_FAIL(ZSTD_CORRUPT, "a zstd frame with too large a window");
+    return SPARSEFMT_OK;
+}
+
+/* Decodes `stored` bytes to the `raw` bytes at `array`. */
+static sparsefmt_code sfi_decode_zstd(sfi_reader *reader, const unsigned char *chunk, uint64_t stored,
+                                      unsigned char *array, uint64_t raw, unsigned width) {
+    sparsefmt_error *error = reader->error;
+    const sparsefmt_allocator *allocator = &reader->file->allocator;
+    unsigned char *planes = array;
+    uint64_t count = raw / width, i;
+    size_t decoded;
+    unsigned k;
+    SFI_TRY(sfi_check_frame(chunk, stored, raw, error));
+    if (ZSTD_findFrameCompressedSize(chunk, (size_t)stored) != (size_t)stored)
+        SFI_FAIL(ZSTD_CORRUPT, "the zstd frame does not fill its chunk");
+    if (width > 1) planes = (unsigned char *)sfi_allocate(allocator, raw);
+    if (!planes) SFI_FAIL(MEMORY, "no memory for the planes of an array");
+    decoded = ZSTD_decompress(planes, (size_t)raw, chunk, (size_t)stored);
+    if (decoded == (size_t)raw && width > 1)
+        for (k = 0; k < width; k++)
+            for (i = 0; i < count; i++) array[i * width + k] = planes[k * count + i];
+    if (width > 1) sfi_release(allocator, planes, raw);
+    if (decoded != (size_t)raw) SFI_FAIL(ZSTD_CORRUPT, "the zstd frame does not decode");
+    return SPARSEFMT_OK;
+}
+#else
+static sparsefmt_code sfi_decode_zstd(sfi_reader *reader, const unsigned char *chunk, uint64_t stored,
+                                      unsigned char *array, uint64_t raw, unsigned width) {
+    (void)chunk, (void)stored, (void)array, (void)raw, (void)width;
+    return sfi_fail(reader->error, SPARSEFMT_ERROR_CODEC_UNKNOWN, "codec zstd: this reader was built without it");
+}
+#endif
+
+/* ---- Codec rans: bits (SPEC.md, section 5.3.1) ------------------------------------------------------------------ */
+
+typedef struct sfi_bits {
+    const unsigned char *bytes;
+    uint64_t at, size; /* in bits */
+    int ended;         /* a field went beyond the end: all fields from then on are 0 */
+} sfi_bits;
+
+/* A field of at most 32 bits. */
+static uint32_t sfi_field(sfi_bits *bits, unsigned count) {
+    uint64_t value = 0;
+    const unsigned char *at;
+    unsigned shift = (unsigned)(bits->at % 8), i;
+    if (count > bits->size - bits->at) bits->ended = 1;
+    if (bits->ended || !count) return 0;
+    at = bits->bytes + bits->at / 8;
+    for (i = 0; 8 * i < shift + count; i++) value |= (uint64_t)at[i] << 8 * i;
+    bits->at += count;
+    return (uint32_t)(value >> shift & (((uint64_t)1 << count) - 1));
+}
+
+/* A number of order k, at most 15. */
+static uint64_t sfi_number(sfi_bits *bits, unsigned order) {
+    unsigned zeros = 0;
+    uint64_t high;
+    while (!sfi_field(bits, 1)) {
+        if (bits->ended || zeros == 32) {
+            bits->ended = 1;
+            return 0;
+        }
+        zeros++;
+    }
+    high = ((uint64_t)1 << zeros) + sfi_field(bits, zeros) - 1;
+    return (high << order) + sfi_field(bits, order);
+}
+
+/* Steps over the zero bits up to a whole byte. 0 if one of them is not zero, or the bits ended before. */
+static int sfi_end_bits(sfi_bits *bits) {
+    return !sfi_field(bits, (unsigned)((8 - bits->at % 8) % 8)) && !bits->ended;
+}
+
+/* ---- Codec rans: tables (SPEC.md, sections 5.3.2 and 5.3.3) ----------------------------------------------------- */
+
+/* A table has 2^precision slots: the symbol << 32 | its frequency << 16 | the slot less the symbol's start. */
+
+static void sfi_fill_table(uint64_t *slots, const uint32_t *frequencies, unsigned count) {
+    unsigned symbol;
+    uint32_t i;
+    for (symbol = 0; symbol < count; symbol++) {
+        uint64_t slot = (uint64_t)symbol << 32 | (uint64_t)frequencies[symbol] << 16;
+        for (i = 0; i < frequencies[symbol]; i++) *slots++ = slot | i;
+    }
+}
+
+/* Frequencies of those bins whose frequency is not 0 at the call; they are replaced. `widths` may be NULL for all 0. */
+static int sfi_read_frequencies(sfi_bits *bits, const unsigned char *widths, uint32_t *frequencies, unsigned count,
+                                unsigned precision) {
+    const int64_t whole = (int64_t)1 << precision;
+    int64_t left = whole, expected, frequency;
+    unsigned i, used = 0, before = 0, last = 0;
+    uint64_t v;
+    for (i = 0; i < count; i++) {
+        if (!frequencies[i]) continue;
+        used++;
+        last = i;
+    }
+    if (!used) return 0;
+    expected = whole / used;
+    for (i = 0; i < last; i++) {
+        if (!frequencies[i]) continue;
+        if (left < whole) {
+            int d = widths ? (int)widths[i] - (int)widths[before] : 0;
+            d = d < -16 ? -16 : d > 16 ? 16 : d;
+            expected = d < 0 ? (int64_t)frequencies[before] >> -d : (int64_t)frequencies[before] << d;
+        }
+        expected = expected < 1 ? 1 : expected > whole - 1 ? whole - 1 : expected;
+        v = sfi_number(bits, sfi_bit_length((uint64_t)expected) > 2 ? sfi_bit_length((uint64_t)expected) - 2 : 0);
+        frequency = v % 2 ? expected - (int64_t)((v + 1) / 2) : expected + (int64_t)(v / 2);
+        if (bits->ended || frequency < 1 || frequency >= left) return 0;
+        frequencies[i] = (uint32_t)frequency;
+        left -= frequency;
+        before = i;
+    }
+    frequencies[last] = (uint32_t)left;
+    return 1;
+}
+
+/* Frequencies of symbols, or of bins of which a bit says whether they occur. */
+static int sfi_read_table(sfi_bits *bits, const unsigned char *widths, uint32_t *frequencies, unsigned count,
+                          unsigned precision, uint64_t *slots) {
+    unsigned i;
+    for (i = 0; i < count; i++) frequencies[i] = sfi_field(bits, 1);
+    if (!sfi_read_frequencies(bits, widths, frequencies, count, precision)) return 0;
+    sfi_fill_table(slots, frequencies, count);
+    return 1;
+}
+
+/* A table of bytes: frequencies of popcounts, or of 256 symbols. */
+static int sfi_read_byte_table(sfi_bits *bits, uint32_t *frequencies, unsigned precision, uint64_t *slots) {
+    static const unsigned ways[] = {1, 8, 28, 56, 70, 56, 28, 8, 1};
+    uint64_t counts[10] = {0}, left = (uint64_t)1 << precision;
+    unsigned k;
+    if (!sfi_field(bits, 1)) return sfi_read_table(bits, NULL, frequencies, 256, precision, slots);
+    for (k = 8; k; k--) {
+        counts[k] = sfi_number(bits, sfi_bit_length(counts[k + 1]));
+        if (bits->ended || counts[k] > left || counts[k] * ways[k] > left) return 0;
+        left -= counts[k] * ways[k];
+    }
+    counts[0] = left;
+    for (k = 0; k < 256; k++) frequencies[k] = (uint32_t)counts[sfi_popcount(k)];
+    sfi_fill_table(slots, frequencies, 256);
+    return 1;
+}
+
+/* ---- Codec rans: streams (SPEC.md, section 5.3.2) --------------------------------------------------------------- */
+
+#define SFI_BLOCK 32 /* symbols decoded in one go: a multiple of the number of states */
+
+typedef struct sfi_stream {
+    uint32_t states[SFI_BLOCK];
+    unsigned count; /* of states */
+    const unsigned char *at, *end;
+} sfi_stream;
+
+static int sfi_open_stream(sfi_stream *stream, const unsigned char *at, uint64_t size, uint64_t symbols) {
+    unsigned i;
+    stream->count = symbols < 1024 ? 1 : symbols < 65536 ? 8 : 32;
+    if (size < 4 * stream->count) return 0;
+    for (i = 0; i < stream->count; i++) {
+        stream->states[i] = sparsefmt_u32(at + 4 * i);
+        if (stream->states[i] < 65536) return 0;
+    }
+    stream->at = at + 4 * stream->count;
+    stream->end = at + size;
+    return 1;
+}
+
+/* Decodes a block of symbols; only the last of a stream may have fewer than SFI_BLOCK. tables[i] codes symbol i. 0 if
+   the words end before. */
+static int sfi_decode_block(sfi_stream *stream, const uint64_t *const *tables, unsigned precision, unsigned count,
+                            uint16_t *symbols) {
+    const uint32_t low = ((uint32_t)1 << precision) - 1;
+    const unsigned lanes = stream->count - 1;
+    const unsigned char *at = stream->at;
+    unsigned i;
+    if (count == SFI_BLOCK && stream->end - at >= 2 * SFI_BLOCK) {
+        for (i = 0; i < SFI_BLOCK; i++) {
+            uint32_t x = stream->states[i & lanes], renewed;
+            uint64_t slot = tables[i][x & low];
+            symbols[i] = (uint16_t)(slot >> 32);
+            x = (uint32_t)(slot >> 16 & 0xFFFF) * (x >> precision) + (uint32_t)(slot & 0xFFFF);
+            renewed = x << 16 | sparsefmt_u16(at);
+            at += x < 65536 ? 2 : 0;
+            stream->states[i & lanes] = x < 65536 ? renewed : x;
+        }
+        stream->at = at;
+        return 1;
+    }
+    for (i = 0; i < count; i++) {
+        uint32_t x = stream->states[i & lanes];
+        uint64_t slot = tables[i][x & low];
+        symbols[i] = (uint16_t)(slot >> 32);
+        x = (uint32_t)(slot >> 16 & 0xFFFF) * (x >> precision) + (uint32_t)(slot & 0xFFFF);
+        if (x < 65536) {
+            if (stream->end - at < 2) return 0;
+            x = x << 16 | sparsefmt_u16(at);
+            at += 2;
+        }
+        stream->states[i & lanes] = x;
+    }
+    stream->at = at;
+    return 1;
+}
+
+/* Whether the stream ended as it must. */
+static int sfi_end_stream(const sfi_stream *stream) {
+    unsigned i;
+    for (i = 0; i < stream->count; i++)
+        if (stream->states[i] != 65536) return 0;
+    return stream->at == stream->end;
+}
+
+/* Decodes a whole stream of symbols below 256, all with one table. */
+static int sfi_decode_classes(const unsigned char *at, uint64_t size, const uint64_t *table, uint64_t count,
+                              unsigned char *classes) {
+    const uint64_t *tables[SFI_BLOCK];
+    uint16_t symbols[SFI_BLOCK];
+    sfi_stream stream;
+    uint64_t done;
+    unsigned i;
+    for (i = 0; i < SFI_BLOCK; i++) tables[i] = table;
+    if (!sfi_open_stream(&stream, at, size, count)) return 0;
+    for (done = 0; done < count; done += SFI_BLOCK) {
+        unsigned some = count - done < SFI_BLOCK ? (unsigned)(count - done) : SFI_BLOCK;
+        if (!sfi_decode_block(&stream, tables, 12, some, symbols)) return 0;
+        for (i = 0; i < some; i++) classes[done + i] = (unsigned char)symbols[i];
+    }
+    return sfi_end_stream(&stream);
+}
+
+/* ---- Codec rans: models (SPEC.md, sections 5.3.4 and 5.3.6) ----------------------------------------------------- */
+
+#define SFI_CLASS_PRECISION 12
+
+typedef struct sfi_model {
+    unsigned precision, row_symbols, column_classes, table_count;
+    unsigned char numbers[64]; /* of the table, by class of row + class of column */
+    uint64_t *tables;
+    uint64_t class_tables[2][1 << SFI_CLASS_PRECISION]; /* of rows, and of columns */
+    unsigned char *classes; /* of each column; NULL if all are 0 */
+    uint32_t frequencies[SFI_MAX_BINS];
+    /* elements */
+    unsigned lag, folded, shift, bin_count;
+    uint64_t lows[SFI_MAX_BINS];
+    unsigned char widths[SFI_MAX_BINS];
+    /* positions */
+    unsigned copies;          /* 1 if there may be rows that are copies */
+    unsigned char *order;     /* column of each place, less the first of its run of 64; NULL if as they are */
+    unsigned char *groups;    /* class of each group of eight columns; NULL if all are 0 */
+    uint64_t classed_columns; /* that the three have room for */
+} sfi_model;
+
+static void sfi_free_model(const sparsefmt_allocator *allocator, sfi_model *model) {
+    if (!model) return;
+    sfi_release(allocator, model->tables, ((uint64_t)model->table_count << model->precision) * sizeof *model->tables);
+    sfi_release(allocator, model->classes, 3 * model->classed_columns);
+    sfi_release(allocator, model, sizeof *model);
+}
+
+static void sfi_read_steps(sfi_bits *bits, sfi_model *model, unsigned row_classes) {
+    unsigned z;
+    model->numbers[0] = 0;
+    for (z = 1; z < row_classes + model->column_classes - 1; z++)
+        model->numbers[z] = (unsigned char)(model->numbers[z - 1] + sfi_field(bits, 1));
+    model->table_count = model->numbers[row_classes + model->column_classes - 2] + 1u;
+}
+
+static sparsefmt_code sfi_allocate_tables(sfi_reader *reader, sfi_model *model) {
+    sparsefmt_error *error = reader->error;
+    uint64_t bytes = ((uint64_t)model->table_count << model->precision) * sizeof *model->tables;
+    model->tables = (uint64_t *)sfi_allocate(&reader->file->allocator, bytes);
+    if (!model->tables) SFI_FAIL(MEMORY, "no memory for the tables of a model");
+    return SPARSEFMT_OK;
+}
+
+/* What ends both kinds of model: frequencies of the classes of rows and columns, and the classes of the columns. */
+static sparsefmt_code sfi_read_classes(sfi_reader *reader, sfi_bits *bits, sfi_model *model) {
+    sparsefmt_error *error = reader->error;
+    uint64_t cols = reader->entry->cols, at;
+    if (model->row_symbols > 1 && !sfi_read_table(bits, NULL, model->frequencies, model->row_symbols,
+                                                  SFI_CLASS_PRECISION, model->class_tables[0]))
+        SFI_FAIL(RANS_MODEL, "the model's frequencies of rows are invalid");
+    if (model->column_classes > 1 && !sfi_read_table(bits, NULL, model->frequencies, model->column_classes,
+                                                     SFI_CLASS_PRECISION, model->class_tables[1]))
+        SFI_FAIL(RANS_MODEL, "the model's frequencies of columns are invalid");
+    if (!sfi_end_bits(bits)) SFI_FAIL(RANS_MODEL, "the model is cut off, or does not end with zero bits");
+    at = bits->at / 8;
+    if (model->column_classes == 1) {
+        if (at != bits->size / 8) SFI_FAIL(RANS_MODEL, "the model has bytes left over");
+        return SPARSEFMT_OK;
+    }
+    if (cols > SFI_MAX_CLASSED_COLS) SFI_FAIL(RANS_MODEL, "classes of over 2^20 columns");
+    model->classes = (unsigned char *)sfi_allocate(&reader->file->allocator, 3 * cols);
+    if (!model->classes) SFI_FAIL(MEMORY, "no memory for the classes of the columns");
+    model->classed_columns = cols;
+    if (!sfi_decode_classes(bits->bytes + at, bits->size / 8 - at, model->class_tables[1], cols, model->classes))
+        SFI_FAIL(RANS_MODEL, "the model's classes of columns do not decode");
+    return SPARSEFMT_OK;
+}
+
+/* The bins, leaves of a tree in preorder. 0 if they are invalid. */
+static int sfi_read_bins(sfi_bits *bits, sfi_model *model, unsigned key_bits) {
+    struct {
+        uint64_t low;
+        unsigned width;
+    } nodes[66];
+    unsigned depth = 1;
+    nodes[0].low = 0;
+    nodes[0].width = key_bits;
+    while (depth && !bits->ended) {
+        uint64_t low = nodes[--depth].low;
+        unsigned width = nodes[depth].width;
+        if (width && sfi_field(bits, 1)) {
+            nodes[depth].low = low + ((uint64_t)1 << (width - 1));
+            nodes[depth++].width = width - 1;
+            nodes[depth].low = low;
+            nodes[depth++].width = width - 1;
+        } else if (sfi_field(bits, 1)) {
+            if (width > 63 || model->bin_count == SFI_MAX_BINS) return 0;
+            model->lows[model->bin_count] = low;
+            model->widths[model->bin_count++] = (unsigned char)width;
+        }
+    }
+    return !bits->ended && model->bin_count;
+}
+
+static sparsefmt_code sfi_read_element_model(sfi_reader *reader, int array, sfi_bits *bits, sfi_model *model) {
+    sparsefmt_error *error = reader->error;
+    const sparsefmt_entry *entry = reader->entry;
+    unsigned key_bits = 8 * sfi_width(entry, array), i;
+    int placed = array == SPARSEFMT_VALUES && sfi_dtypes[entry->dtype].bits >= 8 && entry->layout != SPARSEFMT_PERMUTED;
+    model->lag = sfi_field(bits, 2);
+    model->folded = sfi_field(bits, 1);
+    model->shift = sfi_field(bits, 6);
+    model->precision = 8 + sfi_field(bits, 3);
+    model->row_symbols = 1 + sfi_field(bits, 5);
+    model->column_classes = 1 + sfi_field(bits, 5);
+    if (bits->ended || model->lag == 3 || model->shift >= key_bits)
+        SFI_FAIL(RANS_MODEL, "the model's lag or shift is invalid");
+    if (!placed && model->row_symbols + model->column_classes > 2)
+        SFI_FAIL(RANS_MODEL, "the model has classes of rows or columns, for elements that have none");
+    sfi_read_steps(bits, model, model->row_symbols);
+    if (!sfi_read_bins(bits, model, key_bits - model->shift)) SFI_FAIL(RANS_MODEL, "the model's bins are invalid");
+    SFI_TRY(sfi_allocate_tables(reader, model));
+    for (i = 0; i < model->table_count; i++) {
+        uint64_t *slots = model->tables + ((size_t)i << model->precision);
+        int fine;
+        if (model->table_count > 1) {
+            fine = sfi_read_table(bits, model->widths, model->frequencies, model->bin_count, model->precision, slots);
+        } else {
+            unsigned k;
+            for (k = 0; k < model->bin_count; k++) model->frequencies[k] = 1;
+            fine = sfi_read_frequencies(bits, model->widths, model->frequencies, model->bin_count, model->precision);
+            if (fine) sfi_fill_table(slots, model->frequencies, model->bin_count);
+        }
+        if (!fine) SFI_FAIL(RANS_MODEL, "the model's frequencies of bins are invalid");
+    }
+    return sfi_read_classes(reader, bits, model);
+}
+
+/* The order of the columns, and the classes of the groups of eight of them. */
+static void sfi_order_columns(sfi_model *model, uint64_t cols) {
+    uint64_t first, group, place;
+    model->order = model->classes + cols;
+    model->groups = model->classes + 2 * cols;
+    for (first = 0, place = 0; first < cols; first += 64) {
+        unsigned some = cols - first < 64 ? (unsigned)(cols - first) : 64, wanted = model->column_classes, i;
+        while (wanted--)
+            for (i = 0; i < some; i++)
+                if (model->classes[first + i] == wanted) model->order[place++] = (unsigned char)i;
+    }
+    for (group = 0; 8 * group < cols; group++) {
+        unsigned some = cols - 8 * group < 8 ? (unsigned)(cols - 8 * group) : 8, sum = 0, i;
+        for (i = 0; i < some; i++) sum += model->classes[group / 8 * 64 + model->order[8 * group + i]];
+        model->groups[group] = (unsigned char)((2 * sum + some) / (2 * some));
+    }
+}
+
+static sparsefmt_code sfi_read_position_model(sfi_reader *reader, sfi_bits *bits, sfi_model *model) {
+    sparsefmt_error *error = reader->error;
+    unsigned row_classes, i;
+    model->precision = 8 + sfi_field(bits, 3);
+    row_classes = 1 + sfi_field(bits, 5);
+    model->copies = sfi_field(bits, 1);
+    model->column_classes = 1 + sfi_field(bits, 5);
+    model->row_symbols = row_classes + model->copies;
+    sfi_read_steps(bits, model, row_classes);
+    if (bits->ended) SFI_FAIL(RANS_MODEL, "the model is cut off");
+    model->table_count += model->copies;
+    SFI_TRY(sfi_allocate_tables(reader, model));
+    for (i = 0; i < model->table_count; i++)
+        if (!sfi_read_byte_table(bits, model->frequencies, model->precision,
+                                 model->tables + ((size_t)i << model->precision)))
+            SFI_FAIL(RANS_MODEL, "the model's frequencies of bytes are invalid");
+    SFI_TRY(sfi_read_classes(reader, bits, model));
+    if (model->classes) sfi_order_columns(model, reader->entry->cols);
+    return SPARSEFMT_OK;
+}
+
+/* Reads the model of an array, unless that is done. */
+static sparsefmt_code sfi_need_model(sfi_reader *reader, int array, sfi_model **found) {
+    sparsefmt_error *error = reader->error;
+    const sparsefmt_entry *entry = reader->entry;
+    sfi_cursor cursor;
+    sfi_item key, item;
+    sfi_bits bits = {NULL, 0, 0, 0};
+    sfi_model *model;
+    unsigned i;
+    *found = reader->models[array];
+    if (*found) return SPARSEFMT_OK;
+    cursor.at = entry->models;
+    cursor.end = reader->file->data + reader->file->size;
+    for (i = 0; i < entry->model_count; i++) {
+        if (!sfi_next(&cursor, &key) || !sfi_next(&cursor, &item)) break;
+        if (!sfi_is_text(&key, sfi_array_names[array])) continue;
+        bits.bytes = item.bytes;
+        bits.size = 8 * item.number;
+        break;
+    }
+    model = (sfi_model *)sfi_allocate(&reader->file->allocator, sizeof *model);
+    if (!model) SFI_FAIL(MEMORY, "no memory for a model");
+    memset(model, 0, sizeof *model);
+    *found = reader->models[array] = model;
+    if (array == SPARSEFMT_MASK) return sfi_read_position_model(reader, &bits, model);
+    return sfi_read_element_model(reader, array, &bits, model);
+}
+
+/* ---- Codec rans: chunks (SPEC.md, sections 5.3.5 to 5.3.7) ------------------------------------------------------- */
+
+/* The symbols of the rows of a tile: the part that a chunk begins with if there is more than one. */
+static sparsefmt_code sfi_read_row_symbols(sfi_reader *reader, const sfi_model *model, uint64_t rows,
+                                           const unsigned char **chunk, uint64_t *size, unsigned char *symbols) {
+    sparsefmt_error *error = reader->error;
+    uint64_t part;
+    if (*size < 4) SFI_FAIL(RANS_STREAM, "the chunk is cut off");
+    part = sparsefmt_u32(*chunk);
+    if (part > *size - 4) SFI_FAIL(RANS_STREAM, "the chunk is cut off");
+    if (!sfi_decode_classes(*chunk + 4, part, model->class_tables[0], rows, symbols))
+        SFI_FAIL(RANS_STREAM, "the symbols of the rows do not decode");
+    *chunk += 4 + part;
+    *size -= 4 + part;
+    return SPARSEFMT_OK;
+}
+
+/* Positions of a tile whose elements are stored, one after the other. */
+typedef struct sfi_places {
+    const unsigned char *mask; /* NULL in layout dense */
+    uint64_t cols, row_bytes;
+    uint64_t row, column; /* of the next position; with a mask, column of the lowest bit of `word` */
+    uint64_t word;        /* bits of the mask that are still to come */
+} sfi_places;
+
+static void sfi_first_place(sfi_places *places, const sparsefmt_entry *entry, const sparsefmt_tile *tile) {
+    places->mask = entry->layout == SPARSEFMT_BITMASK ? tile->arrays[SPARSEFMT_MASK].bytes : NULL;
+    places->cols = entry->cols;
+    places->row_bytes = sfi_mask_row_bytes(entry);
+    places->row = places->column = 0;
+    places->word = places->mask ? sparsefmt_u64(places->mask) : 0;
+}
+
+/* Row and column of the next position, which is there. */
+static void sfi_next_place(sfi_places *places, uint64_t *row, uint64_t *column) {
+    if (!places->mask) {
+        if (places->column == places->cols) {
+            places->column = 0;
+            places->row++;
+        }
+        *row = places->row;
+        *column = places->column++;
+        return;
+    }
+    while (!places->word) {
+        places->column += 64;
+        if (places->column >= places->cols) {
+            places->column = 0;
+            places->row++;
+        }
+        places->word = sparsefmt_u64(places->mask + places->row * places->row_bytes + places->column / 8);
+    }
+    *row = places->row;
+    *column = places->column + sfi_lowest_bit(places->word);
+    places->word &= places->word - 1;
+}
+
+typedef struct sfi_offsets {
+    const unsigned char *words;
+    uint64_t at, size; /* in bits */
+} sfi_offsets;
+
+/* A field of `width` bits, at most 63, that are there. */
+static uint64_t sfi_offset(sfi_offsets *offsets, unsigned width) {
+    const unsigned char *word = offsets->words + offsets->at / 64 * 8;
+    unsigned shift = (unsigned)(offsets->at % 64);
+    uint64_t value;
+    if (!width) return 0;
+    value = sparsefmt_u64(word) >> shift;
+    if (shift + width > 64) value |= sparsefmt_u64(word + 8) << (64 - shift);
+    offsets->at += width;
+    return value & (((uint64_t)1 << width) - 1);
+}
+
+/* Elements of a block of symbols. 0 if the offset bits end before. */
+static int sfi_place_elements(const sfi_model *model, const uint16_t *symbols, unsigned count, unsigned width,
+                              sfi_offsets *offsets, uint64_t *before, uint64_t first, unsigned char *array) {
+    const unsigned top = 8 * width - 1;
+    unsigned i;
+    for (i = 0; i < count; i++) {
+        unsigned bits = model->widths[symbols[i]];
+        uint64_t key, element;
+        if (bits > offsets->size - offsets->at) return 0;
+        key = model->lows[symbols[i]] + sfi_offset(offsets, bits);
+        element = model->folded ? (key & 1) << top | key >> 1 << model->shift : key << model->shift;
+        if (model->lag) {
+            uint64_t *other = &before[model->lag == 2 ? (first + i) % 8 : 0];
+            element += *other;
+            *other = element;
+        }
+        sfi_put(array + (first + i) * width, element, width);
+    }
+    return 1;
+}
+
+static uint32_t sfi_row_popcount(const unsigned char *row, uint64_t row_bytes) {
+    uint64_t i;
+    uint32_t count = 0;
+    for (i = 0; i < row_bytes; i += 8) count += sfi_popcount(sparsefmt_u64(row + i));
+    return count;
+}
+
+static sparsefmt_code sfi_check_mask(const sparsefmt_entry *entry, const sparsefmt_tile *tile, sparsefmt_error *error) {
+    const uint64_t row_bytes = sfi_mask_row_bytes(entry);
+    const unsigned char *mask = tile->arrays[SPARSEFMT_MASK].bytes;
+    uint64_t row;
+    if (entry->cols % 64 == 0) return SPARSEFMT_OK;
+    for (row = 1; row <= tile->rows; row++)
+        if (sparsefmt_u64(mask + row * row_bytes - 8) >> entry->cols % 64)
+            SFI_FAIL(MASK_PADDING, "mask has a bit set beyond the columns");
+    return SPARSEFMT_OK;
+}
+
+static sparsefmt_code sfi_decode_element_stream(sfi_reader *reader, const sfi_model *model, const sparsefmt_tile *tile,
+                                                const unsigned char *rows, sfi_offsets *offsets,
+                                                const unsigned char *chunk, uint64_t size, unsigned width,
+                                                unsigned char *array, uint64_t count) {
+    sparsefmt_error *error = reader->error;
+    const uint64_t *tables[SFI_BLOCK];
+    uint16_t symbols[SFI_BLOCK];
+    uint64_t before[8] = {0}, done, row, column;
+    const int placed = model->row_symbols + model->column_classes > 2;
+    sfi_places places;
+    sfi_stream stream;
+    unsigned i;
+    for (i = 0; i < SFI_BLOCK; i++) tables[i] = model->tables;
+    sfi_first_place(&places, reader->entry, tile);
+    if (placed && places.mask) {
+        for (row = 0, column = 0; row < tile->rows; row++)
+            column += sfi_row_popcount(places.mask + row * places.row_bytes, places.row_bytes);
+        if (column != count) SFI_FAIL(ROW_OFFSETS, "mask has not as many bits set as there are values");
+        SFI_TRY(sfi_check_mask(reader->entry, tile, error));
+    }
+    if (!sfi_open_stream(&stream, chunk, size, count)) SFI_FAIL(RANS_STREAM, "the chunk's states are invalid");
+    for (done = 0; done < count; done += SFI_BLOCK) {
+        unsigned some = count - done < SFI_BLOCK ? (unsigned)(count - done) : SFI_BLOCK;
+        for (i = 0; placed && i < some; i++) {
+            unsigned sum;
+            sfi_next_place(&places, &row, &column);
+            sum = (rows ? rows[row] : 0u) + (model->classes ? model->classes[column] : 0u);
+            tables[i] = model->tables + ((size_t)model->numbers[sum] << model->precision);
+        }
+        if (!sfi_decode_block(&stream, tables, model->precision, some, symbols))
+            SFI_FAIL(RANS_STREAM, "the chunk's words end too early");
+        if (!sfi_place_elements(model, symbols, some, width, offsets, before, done, array))
+            SFI_FAIL(RANS_STREAM, "the chunk's offset bits end too early");
+    }
+    if (!sfi_end_stream(&stream) || offsets->at != offsets->size)
+        SFI_FAIL(RANS_STREAM, "the chunk does not end as it must");
+    return SPARSEFMT_OK;
+}
+
+static sparsefmt_code sfi_decode_elements(sfi_reader *reader, int number, const sparsefmt_tile *tile,
+                                          const unsigned char *chunk, uint64_t size, unsigned char *array,
+                                          uint64_t raw) {
+    sparsefmt_error *error = reader->error;
+    const sparsefmt_allocator *allocator = &reader->file->allocator;
+    unsigned width = sfi_width(reader->entry, number);
+    unsigned char *rows = NULL;
+    sparsefmt_code code = SPARSEFMT_OK;
+    sfi_offsets offsets;
+    sfi_model *model;
+    uint64_t words;
+    SFI_TRY(sfi_need_model(reader, number, &model));
+    if (size < 8) SFI_FAIL(RANS_STREAM, "the chunk is cut off");
+    offsets.words = chunk + 8;
+    offsets.at = 0;
+    offsets.size = sparsefmt_u64(chunk);
+    words = sfi_ceil_div(offsets.size, 64);
+    if (words > (size - 8) / 8) SFI_FAIL(RANS_STREAM, "the chunk's offset bits are cut off");
+    chunk += 8 + 8 * words;
+    size -= 8 + 8 * words;
+    if (offsets.size % 64 && sparsefmt_u64(chunk - 8) >> offsets.size % 64)
+        SFI_FAIL(RANS_STREAM, "bits behind the chunk's offset bits are not zero");
+    if (model->row_symbols > 1) {
+        rows = (unsigned char *)sfi_allocate(allocator, tile->rows);
+        if (!rows) SFI_FAIL(MEMORY, "no memory for the classes of the rows");
+        code = sfi_read_row_symbols(reader, model, tile->rows, &chunk, &size, rows);
+    }
+    if (!code)
+        code = sfi_decode_element_stream(reader, model, tile, rows, &offsets, chunk, size, width, array, raw / width);
+    sfi_release(allocator, rows, tile->rows);
+    return code;
+}
+
+/* Puts the bits of the groups of a row, in the order of the columns, where they belong. */
+static void sfi_place_columns(const sfi_model *model, unsigned char *row, uint64_t row_bytes) {
+    uint64_t run;
+    for (run = 0; run < row_bytes; run += 8) {
+        uint64_t coded = sparsefmt_u64(row + run), word = 0;
+        for (; coded; coded &= coded - 1) word |= (uint64_t)1 << model->order[8 * run + sfi_lowest_bit(coded)];
+        sfi_put(row + run, word, 8);
+    }
+}
+
+/* The bytes of all groups of all rows, row by row. */
+static sparsefmt_code sfi_decode_groups(sfi_reader *reader, const sfi_model *model, const unsigned char *symbols,
+                                        const unsigned char *chunk, uint64_t size, unsigned char *mask, uint64_t rows) {
+    sparsefmt_error *error = reader->error;
+    const uint64_t row_bytes = sfi_mask_row_bytes(reader->entry), groups = sfi_ceil_div(reader->entry->cols, 8);
+    const uint64_t count = rows * groups;
+    const unsigned row_classes = model->row_symbols - model->copies;
+    const uint64_t *tables[SFI_BLOCK];
+    uint16_t coded[SFI_BLOCK];
+    uint64_t done, row = 0, group = 0, out_row = 0, out_group = 0;
+    sfi_stream stream;
+    unsigned i;
+    if (!sfi_open_stream(&stream, chunk, size, count)) SFI_FAIL(RANS_STREAM, "the chunk's states are invalid");
+    for (done = 0; done < count; done += SFI_BLOCK) {
+        unsigned some = count - done < SFI_BLOCK ? (unsigned)(count - done) : SFI_BLOCK;
+        for (i = 0; i < some; i++) {
+            unsigned symbol = symbols ? symbols[row] : 0u, number;
+            number = symbol == row_classes ? model->table_count - 1
+                                           : model->numbers[symbol + (model->groups ? model->groups[group] : 0u)];
+            tables[i] = model->tables + ((size_t)number << model->precision);
+            if (++group == groups) {
+                group = 0;
+                row++;
+            }
+        }
+        if (!sfi_decode_block(&stream, tables, model->precision, some, coded))
+            SFI_FAIL(RANS_STREAM, "the chunk's words end too early");
+        for (i = 0; i < some; i++) {
+            mask[out_row * row_bytes + out_group] = (unsigned char)coded[i];
+            if (++out_group == groups) {
+                out_group = 0;
+                out_row++;
+            }
+        }
+    }
+    if (!sfi_end_stream(&stream)) SFI_FAIL(RANS_STREAM, "the chunk does not end as it must");
+    return SPARSEFMT_OK;
+}
+
+static sparsefmt_code sfi_decode_rows(sfi_reader *reader, const sfi_model *model, const unsigned char *symbols,
+                                      const unsigned char *chunk, uint64_t size, unsigned char *mask, uint64_t rows) {
+    sparsefmt_error *error = reader->error;
+    const uint64_t cols = reader->entry->cols, row_bytes = sfi_mask_row_bytes(reader->entry);
+    const unsigned row_classes = model->row_symbols - model->copies;
+    uint64_t row, i;
+    if (symbols && symbols[0] == row_classes) SFI_FAIL(RANS_STREAM, "the first row of a tile is a copy");
+    memset(mask, 0, (size_t)(rows * row_bytes));
+    SFI_TRY(sfi_decode_groups(reader, model, symbols, chunk, size, mask, rows));
+    for (row = 0; row < rows; row++) {
+        unsigned char *bytes = mask + row * row_bytes;
+        if (cols % 8 && bytes[cols / 8] >> cols % 8) SFI_FAIL(MASK_PADDING, "mask has a bit set beyond the columns");
+        if (model->order) sfi_place_columns(model, bytes, row_bytes);
+        if (symbols && symbols[row] == row_classes)
+            for (i = 0; i < row_bytes; i++) bytes[i] ^= bytes[i - row_bytes];
+    }
+    return SPARSEFMT_OK;
+}
+
+static sparsefmt_code sfi_decode_positions(sfi_reader *reader, const sparsefmt_tile *tile, const unsigned char *chunk,
+                                           uint64_t size, unsigned char *mask) {
+    sparsefmt_error *error = reader->error;
+    const sparsefmt_allocator *allocator = &reader->file->allocator;
+    unsigned char *symbols = NULL;
+    sparsefmt_code code = SPARSEFMT_OK;
+    sfi_model *model;
+    SFI_TRY(sfi_need_model(reader, SPARSEFMT_MASK, &model));
+    if (model->row_symbols > 1) {
+        symbols = (unsigned char *)sfi_allocate(allocator, tile->rows);
+        if (!symbols) SFI_FAIL(MEMORY, "no memory for the symbols of the rows");
+        code = sfi_read_row_symbols(reader, model, tile->rows, &chunk, &size, symbols);
+    }
+    if (!code) code = sfi_decode_rows(reader, model, symbols, chunk, size, mask, tile->rows);
+    sfi_release(allocator, symbols, tile->rows);
+    return code;
+}
+
+static void sfi_derive_row_offsets(const sparsefmt_entry *entry, const sparsefmt_tile *tile, unsigned char *offsets) {
+    const uint64_t row_bytes = sfi_mask_row_bytes(entry);
+    const unsigned char *mask = tile->arrays[SPARSEFMT_MASK].bytes;
+    uint64_t row, total = 0;
+    for (row = 0; row <= tile->rows; row++) {
+        sfi_put(offsets + 4 * row, total, 4);
+        if (row < tile->rows) total += sfi_row_popcount(mask + row * row_bytes, row_bytes);
+    }
+}
+
+/* ---- Tiles ------------------------------------------------------------------------------------------------------ */
+
+static sparsefmt_code sfi_decode(sfi_reader *reader, int number, const sparsefmt_tile *tile, const sfi_record *record,
+                                 unsigned char *array) {
+    const unsigned char *chunk = reader->file->data + record->offset;
+    if (reader->entry->codecs[number] == SFI_ZSTD)
+        return sfi_decode_zstd(reader, chunk, record->stored, array, record->raw, sfi_width(reader->entry, number));
+    if (number == SPARSEFMT_MASK) return sfi_decode_positions(reader, tile, chunk, record->stored, array);
+    if (number != SPARSEFMT_ROW_OFFSETS)
+        return sfi_decode_elements(reader, number, tile, chunk, record->stored, array, record->raw);
+    sfi_derive_row_offsets(reader->entry, tile, array);
+    return SPARSEFMT_OK;
+}
+
+/* Verifies one chunk and decodes it, if it is coded. */
+static sparsefmt_code sfi_read_array(sfi_reader *reader, int number, sparsefmt_tile *tile, uint64_t chunk) {
+    sparsefmt_error *error = reader->error;
+    const sparsefmt_file *file = reader->file;
+    sparsefmt_array *array = &tile->arrays[number];
+    sfi_record record = sfi_chunk(file, chunk);
+    const uint64_t end = record.offset + record.stored;
+    unsigned char *bytes;
+    if (sparsefmt_xxh64(NULL, 0, file->data + record.offset, (size_t)record.stored) != record.checksum)
+        SFI_FAIL(CHUNK_CHECKSUM, "%s: its bytes are not the ones that were written", sfi_array_names[number]);
+    if (!sfi_all_zero(file->data + end, sfi_aligned(end) - end))
+        SFI_FAIL(PADDING_NOT_ZERO, "%s: bytes behind its chunk are not zero", sfi_array_names[number]);
+    if (record.stored == record.raw) {
+        array->bytes = file->data + record.offset;
+        array->size = (size_t)record.raw;
+        return SPARSEFMT_OK;
+    }
+    bytes = (unsigned char *)sfi_allocate(&file->allocator, record.raw + SFI_PADDING);
+    if (!bytes) SFI_FAIL(MEMORY, "no memory for an array of %.0f bytes", (double)record.raw);
+    array->bytes = bytes;
+    array->owned = bytes;
+    array->size = (size_t)record.raw;
+    memset(bytes + record.raw, 0, SFI_PADDING);
+    return sfi_decode(reader, number, tile, &record, bytes);
+}
+
+static int sfi_is_stored_zero(const sfi_dtype *dtype, uint64_t element) {
+    return !element || element == dtype->negative_zero;
+}
+
+static sparsefmt_code sfi_check_dense(const sparsefmt_entry *entry, const sparsefmt_tile *tile,
+                                      sparsefmt_error *error) {
+    const sparsefmt_array *values = &tile->arrays[SPARSEFMT_VALUES];
+    const unsigned used = (unsigned)(tile->rows * entry->cols % 8 * sfi_dtypes[entry->dtype].bits % 8);
+    size_t i;
+    if (entry->dtype == SPARSEFMT_BOOL)
+        for (i = 0; i < values->size; i++)
+            if (values->bytes[i] > 1) SFI_FAIL(BOOL_INVALID, "a BOOL that is neither 0 nor 1");
+    if (used && values->bytes[values->size - 1] >> used) SFI_FAIL(VALUES_PADDING, "unused bits of values are not zero");
+    return SPARSEFMT_OK;
+}
+
+static sparsefmt_code sfi_check_bitmask(const sparsefmt_entry *entry, sparsefmt_tile *tile, sparsefmt_error *error) {
+    const sfi_dtype *dtype = &sfi_dtypes[entry->dtype];
+    const unsigned width = dtype->bits / 8;
+    const uint64_t row_bytes = sfi_mask_row_bytes(entry);
+    const unsigned char *mask = tile->arrays[SPARSEFMT_MASK].bytes;
+    const unsigned char *offsets = tile->arrays[SPARSEFMT_ROW_OFFSETS].bytes;
+    const sparsefmt_array *values = &tile->arrays[SPARSEFMT_VALUES];
+    uint64_t row, total = 0, i;
+    SFI_TRY(sfi_check_mask(entry, tile, error));
+    for (row = 0; row < tile->rows; row++) {
+        if (sparsefmt_u32(offsets + 4 * row) != total) SFI_FAIL(ROW_OFFSETS, "row_offsets are not those of mask");
+        total += sfi_row_popcount(mask + row * row_bytes, row_bytes);
+    }
+    if (sparsefmt_u32(offsets + 4 * row) != total || values->size / width != total)
+        SFI_FAIL(ROW_OFFSETS, "row_offsets or values are not those of mask");
+    for (i = 0; i < total; i++)
+        if (sfi_is_stored_zero(dtype, sfi_element(values->bytes, i, width)))
+            SFI_FAIL(STORED_ZERO, "a stored value is zero");
+    tile->nnz = total;
+    return SPARSEFMT_OK;
+}
+
+/* Row counts, row permutation and slice offsets. `seen` has a zeroed bit for each row. */
+static sparsefmt_code sfi_check_rows(const sparsefmt_entry *entry, sparsefmt_tile *tile, unsigned char *seen,
+                                     sparsefmt_error *error) {
+    const unsigned char *counts = tile->arrays[SPARSEFMT_ROW_COUNTS].bytes;
+    const unsigned char *permutation = tile->arrays[SPARSEFMT_ROW_PERMUTATION].bytes;
+    const unsigned char *offsets = tile->arrays[SPARSEFMT_SLICE_OFFSETS].bytes;
+    const uint64_t slots = tile->arrays[SPARSEFMT_VALUES].size / (SFI_LANES * sfi_width(entry, SPARSEFMT_VALUES));
+    uint64_t i, total = 0, before = entry->cols, row_before = 0;
+    int counts_fine = 1, permutation_fine = 1, offsets_fine = 1;
+    for (i = 0; i < tile->rows; i++) {
+        uint64_t count = sparsefmt_u32(counts + 4 * i), row = sparsefmt_u16(permutation + 2 * i);
+        counts_fine &= count <= before;
+        permutation_fine &= row < tile->rows && !(seen[row / 8] >> row % 8 & 1);
+        permutation_fine &= !i || count != before || row > row_before;
+        seen[row / 8] = (unsigned char)(seen[row / 8] | 1u << row % 8);
+        if (i % SFI_LANES == 0) {
+            offsets_fine &= sparsefmt_u32(offsets + i / SFI_LANES * 4) == total;
+            total += count;
+        }
+        tile->nnz += count;
+        before = count;
+        row_before = row;
+    }
+    offsets_fine &= sparsefmt_u32(offsets + sfi_ceil_div(tile->rows, SFI_LANES) * 4) == total && total == slots;
+    if (!counts_fine) SFI_FAIL(ROW_COUNTS, "row_counts ascend, or are more than the columns");
+    if (!permutation_fine) SFI_FAIL(ROW_PERMUTATION, "no permutation, or rows of equal count are out of order");
+    if (!offsets_fine) SFI_FAIL(SLICE_OFFSETS, "slice_offsets or values are not those of row_counts");
+    return SPARSEFMT_OK;
+}
+
+enum { SFI_STORED_ZERO = 1, SFI_COLUMN_ORDER = 2, SFI_COLUMN_RANGE = 4, SFI_SLOT_PADDING = 8 };
+
+/* Values and columns of one slice, of up to eight rows, slot by slot. Bits of the faults that it has. */
+static unsigned sfi_check_slice(const sparsefmt_entry *entry, const sparsefmt_tile *tile, uint64_t slice) {
+    const sfi_dtype *dtype = &sfi_dtypes[entry->dtype];
+    const unsigned width = dtype->bits / 8, column_width = sfi_width(entry, SPARSEFMT_COLUMNS);
+    const unsigned char *values = tile->arrays[SPARSEFMT_VALUES].bytes;
+    const unsigned char *columns = tile->arrays[SPARSEFMT_COLUMNS].bytes;
+    const unsigned char *offsets = tile->arrays[SPARSEFMT_SLICE_OFFSETS].bytes + 4 * slice;
+    const uint64_t first = sparsefmt_u32(offsets), slots = sparsefmt_u32(offsets + 4) - first;
+    uint64_t counts[SFI_LANES] = {0}, least[SFI_LANES] = {0}, slot;
+    unsigned lane, faults = 0;
+    for (lane = 0; lane < SFI_LANES && SFI_LANES * slice + lane < tile->rows; lane++)
+        counts[lane] = sparsefmt_u32(tile->arrays[SPARSEFMT_ROW_COUNTS].bytes + 4 * (SFI_LANES * slice + lane));
+    for (slot = 0; slot < slots; slot++) {
+        for (lane = 0; lane < SFI_LANES; lane++) {
+            uint64_t at = SFI_LANES * (first + slot) + lane;
+            uint64_t column = sfi_element(columns, at, column_width), value = sfi_element(values, at, width);
+            if (slot >= counts[lane]) {
+                faults |= column || value ? SFI_SLOT_PADDING : 0;
+                continue;
+            }
+            faults |= (column >= entry->cols ? SFI_COLUMN_RANGE : 0) | (column < least[lane] ? SFI_COLUMN_ORDER : 0) |
+                      (sfi_is_stored_zero(dtype, value) ? SFI_STORED_ZERO : 0);
+            least[lane] = column + 1;
+        }
+    }
+    return faults;
+}
+
+static sparsefmt_code sfi_check_permuted(const sfi_reader *reader, sparsefmt_tile *tile) {
+    sparsefmt_error *error = reader->error;
+    unsigned char seen[65536 / 8] = {0}; /* any row that 16 bits can name */
+    unsigned faults = 0;
+    uint64_t slice;
+    SFI_TRY(sfi_check_rows(reader->entry, tile, seen, error));
+    for (slice = 0; SFI_LANES * slice < tile->rows; slice++)
+        faults |= sfi_check_slice(reader->entry, tile, slice);
+    if (faults & SFI_STORED_ZERO) SFI_FAIL(STORED_ZERO, "a stored value is zero");
+    if (faults & SFI_COLUMN_ORDER) SFI_FAIL(COLUMN_ORDER, "columns of a row do not ascend");
+    if (faults & SFI_COLUMN_RANGE) SFI_FAIL(COLUMN_RANGE, "a column beyond the last");
+    if (faults & SFI_SLOT_PADDING) SFI_FAIL(SLOT_PADDING, "a padding lane is not 0");
+    return SPARSEFMT_OK;
+}
+
+static sparsefmt_code sfi_check_negative_zeros(const sparsefmt_entry *entry, const sparsefmt_tile *tile,
+                                               sparsefmt_error *error) {
+    const sparsefmt_array *bits = &tile->arrays[SPARSEFMT_NEGATIVE_ZEROS];
+    const uint64_t pruned = tile->rows * entry->cols - tile->nnz;
+    if (bits->size != sfi_ceil_div(pruned, 8)) SFI_FAIL(ARRAY_SIZE, "negative_zeros has another size than nnz gives");
+    if (pruned % 8 && bits->bytes[bits->size - 1] >> pruned % 8)
+        SFI_FAIL(NEGATIVE_ZEROS_PADDING, "unused bits of negative_zeros are not zero");
+    return SPARSEFMT_OK;
+}
+
+static void sfi_release_tile(const sparsefmt_file *file, sparsefmt_tile *tile) {
+    int i;
+    for (i = 0; i < SPARSEFMT_ARRAY_COUNT; i++)
+        sfi_release(&file->allocator, tile->arrays[i].owned, (uint64_t)tile->arrays[i].size + SFI_PADDING);
+    memset(tile, 0, sizeof *tile);
+}
+
+/* Reads and checks a tile. After an error, what *tile owns is still to be released. */
+static sparsefmt_code sfi_fill_tile(sfi_reader *reader, uint64_t number, sparsefmt_tile *tile) {
+    const sparsefmt_entry *entry = reader->entry;
+    uint64_t chunk = entry->first_chunk + number * sfi_array_count(entry);
+    int array;
+    memset(tile, 0, sizeof *tile);
+    tile->first_row = number * entry->tile_rows;
+    tile->rows = sfi_tile_height(entry, number);
+    for (array = 0; array < SPARSEFMT_ARRAY_COUNT; array++) {
+        if (!sfi_has(entry, array)) continue;
+        SFI_TRY(sfi_read_array(reader, array, tile, chunk++));
+    }
+    switch (entry->layout) {
+    case SPARSEFMT_DENSE:
+        tile->nnz = tile->rows * entry->cols;
+        return sfi_check_dense(entry, tile, reader->error);
+    case SPARSEFMT_BITMASK: SFI_TRY(sfi_check_bitmask(entry, tile, reader->error)); break;
+    default: SFI_TRY(sfi_check_permuted(reader, tile));
+    }
+    if (!sfi_has(entry, SPARSEFMT_NEGATIVE_ZEROS)) return SPARSEFMT_OK;
+    return sfi_check_negative_zeros(entry, tile, reader->error);
+}
+
+static void sfi_open_reader(sfi_reader *reader, const sparsefmt_file *file, const sparsefmt_entry *entry,
+                            sparsefmt_error *error) {
+    memset(reader, 0, sizeof *reader);
+    reader->file = file;
+    reader->entry = entry;
+    reader->error = error;
+}
+
+static void sfi_close_reader(sfi_reader *reader) {
+    int i;
+    for (i = 0; i < SPARSEFMT_ARRAY_COUNT; i++) sfi_free_model(&reader->file->allocator, reader->models[i]);
+}
+
+/* What all tiles of a tensor together show. */
+typedef struct sfi_totals {
+    uint64_t nnz;
+    int negative_zeros;
+} sfi_totals;
+
+static void sfi_count_tile(sfi_totals *totals, const sparsefmt_tile *tile) {
+    const sparsefmt_array *bits = &tile->arrays[SPARSEFMT_NEGATIVE_ZEROS];
+    totals->nnz += tile->nnz;
+    totals->negative_zeros = totals->negative_zeros || !sfi_all_zero(bits->bytes, bits->size);
+}
+
+static sparsefmt_code sfi_check_totals(const sfi_totals *totals, const sparsefmt_entry *entry, sparsefmt_error *error) {
+    if (totals->nnz != entry->nnz) SFI_FAIL(NNZ, "nnz is not the sum over the tiles");
+    if (sfi_has(entry, SPARSEFMT_NEGATIVE_ZEROS) && !totals->negative_zeros)
+        SFI_FAIL(NEGATIVE_ZEROS_EMPTY, "negative_zeros without a single one");
+    return SPARSEFMT_OK;
+}
+
+sparsefmt_code sparsefmt_read_tile(const sparsefmt_file *file, size_t number, uint64_t tile_number,
+                                   sparsefmt_tile *tile, sparsefmt_error *error) {
+    const sparsefmt_entry *entry = sfi_entry(file, number, error);
+    sparsefmt_code code;
+    sfi_reader reader;
+    memset(tile, 0, sizeof *tile);
+    if (!entry) return SPARSEFMT_ERROR_ARGUMENT;
+    if (tile_number >= entry->tiles) SFI_FAIL(ARGUMENT, "no such tile");
+    sfi_open_reader(&reader, file, entry, error);
+    code = sfi_fill_tile(&reader, tile_number, tile);
+    sfi_close_reader(&reader);
+    if (!code) return code;
+    sfi_release_tile(file, tile);
+    sfi_name_tensor(entry, error);
+    return code;
+}
+
+void sparsefmt_free_tile(const sparsefmt_file *file, sparsefmt_tile *tile) { sfi_release_tile(file, tile); }
+
+static sparsefmt_code sfi_load(sfi_reader *reader, sparsefmt_tensor *tensor) {
+    sparsefmt_error *error = reader->error;
+    const uint64_t tiles = reader->entry->tiles;
+    sfi_totals totals = {0, 0};
+    uint64_t i;
+    tensor->tiles = (sparsefmt_tile *)sfi_allocate(&reader->file->allocator, tiles * sizeof *tensor->tiles);
+    if (!tensor->tiles) SFI_FAIL(MEMORY, "no memory for %.0f tiles", (double)tiles);
+    memset(tensor->tiles, 0, (size_t)(tiles * sizeof *tensor->tiles));
+    for (i = 0; i < tiles; i++) {
+        SFI_TRY(sfi_fill_tile(reader, i, &tensor->tiles[i]));
+        sfi_count_tile(&totals, &tensor->tiles[i]);
+    }
+    return sfi_check_totals(&totals, reader->entry, error);
+}
+
+sparsefmt_code sparsefmt_load(const sparsefmt_file *file, size_t number, sparsefmt_tensor *tensor,
+                              sparsefmt_error *error) {
+    const sparsefmt_entry *entry = sfi_entry(file, number, error);
+    sparsefmt_code code;
+    sfi_reader reader;
+    memset(tensor, 0, sizeof *tensor);
+    if (!entry) return SPARSEFMT_ERROR_ARGUMENT;
+    tensor->file = file;
+    tensor->number = number;
+    sparsefmt_describe(file, number, &tensor->info, error);
+    sfi_open_reader(&reader, file, entry, error);
+    code = sfi_load(&reader, tensor);
+    sfi_close_reader(&reader);
+    if (!code) return code;
+    sparsefmt_unload(tensor);
+    sfi_name_tensor(entry, error);
+    return code;
+}
+
+void sparsefmt_unload(sparsefmt_tensor *tensor) {
+    uint64_t i;
+    if (tensor->tiles) {
+        for (i = 0; i < tensor->info.tiles; i++) sfi_release_tile(tensor->file, &tensor->tiles[i]);
+        sfi_release(&tensor->file->allocator, tensor->tiles, tensor->info.tiles * sizeof *tensor->tiles);
+    }
+    memset(tensor, 0, sizeof *tensor);
+}
+
+/* ---- Dense bytes ------------------------------------------------------------------------------------------------ */
+
+static void sfi_expand_bitmask(const sparsefmt_entry *entry, const sparsefmt_tile *tile, unsigned char *dense) {
+    const unsigned width = sfi_dtypes[entry->dtype].bits / 8;
+    const uint64_t row_bytes = sfi_mask_row_bytes(entry);
+    const unsigned char *mask = tile->arrays[SPARSEFMT_MASK].bytes;
+    const unsigned char *value = tile->arrays[SPARSEFMT_VALUES].bytes;
+    uint64_t row, column, word;
+    for (row = 0; row < tile->rows; row++) {
+        for (column = 0; column < entry->cols; column += 64) {
+            word = sparsefmt_u64(mask + row * row_bytes + column / 8);
+            for (; word; word &= word - 1, value += width)
+                memcpy(dense + (row * entry->cols + column + sfi_lowest_bit(word)) * width, value, width);
+        }
+    }
+}
+
+static void sfi_expand_permuted(const sparsefmt_entry *entry, const sparsefmt_tile *tile, unsigned char *dense) {
+    const unsigned width = sfi_dtypes[entry->dtype].bits / 8, column_width = sfi_width(entry, SPARSEFMT_COLUMNS);
+    const unsigned char *values = tile->arrays[SPARSEFMT_VALUES].bytes;
+    const unsigned char *columns = tile->arrays[SPARSEFMT_COLUMNS].bytes;
+    uint64_t position, k;
+    for (position = 0; position < tile->rows; position++) {
+        uint64_t row = sparsefmt_u16(tile->arrays[SPARSEFMT_ROW_PERMUTATION].bytes + 2 * position);
+        uint64_t count = sparsefmt_u32(tile->arrays[SPARSEFMT_ROW_COUNTS].bytes + 4 * position);
+        uint64_t first = sparsefmt_u32(tile->arrays[SPARSEFMT_SLICE_OFFSETS].bytes + position / SFI_LANES * 4);
+        for (k = 0; k < count; k++) {
+            uint64_t at = SFI_LANES * (first + k) + position % SFI_LANES;
+            uint64_t column = sfi_element(columns, at, column_width);
+            memcpy(dense + (row * entry->cols + column) * width, values + at * width, width);
+        }
+    }
+}
+
+/* Sets the sign of those pruned positions that are -0.0. */
+static void sfi_expand_negative_zeros(const sparsefmt_entry *entry, const sparsefmt_tile *tile, unsigned char *dense) {
+    const unsigned width = sfi_dtypes[entry->dtype].bits / 8;
+    const unsigned char *bits = tile->arrays[SPARSEFMT_NEGATIVE_ZEROS].bytes;
+    const uint64_t elements = tile->rows * entry->cols;
+    uint64_t i, pruned = 0;
+    for (i = 0; i < elements; i++) {
+        if (sfi_element(dense, i, width)) continue;
+        if (bits[pruned / 8] >> pruned % 8 & 1) dense[(i + 1) * width - 1] = 0x80;
+        pruned++;
+    }
+}
+
+static void sfi_expand_tile(const sparsefmt_entry *entry, const sparsefmt_tile *tile, unsigned char *dense) {
+    const sparsefmt_array *values = &tile->arrays[SPARSEFMT_VALUES];
+    if (entry->layout == SPARSEFMT_DENSE) {
+        memcpy(dense, values->bytes, values->size);
+        return;
+    }
+    memset(dense, 0, (size_t)sfi_dense_bytes(entry, tile->rows));
+    if (entry->layout == SPARSEFMT_BITMASK)
+        sfi_expand_bitmask(entry, tile, dense);
+    else
+        sfi_expand_permuted(entry, tile, dense);
+    if (tile->arrays[SPARSEFMT_NEGATIVE_ZEROS].size) sfi_expand_negative_zeros(entry, tile, dense);
+}
+
+/* Where in the dense bytes a tile starts: tiles but the last are whole bytes. */
+static uint64_t sfi_tile_start(const sparsefmt_entry *entry, const sparsefmt_tile *tile) {
+    return sfi_dense_bytes(entry, tile->first_row);
+}
+
+sparsefmt_code sparsefmt_expand(const sparsefmt_tensor *tensor, void *dense, size_t size, sparsefmt_error *error) {
+    const sparsefmt_entry *entry;
+    uint64_t i;
+    if (!tensor->file) SFI_FAIL(ARGUMENT, "the tensor is not loaded");
+    entry = sfi_entry(tensor->file, tensor->number, error);
+    if (size != tensor->info.dense_bytes) SFI_FAIL(ARGUMENT, "the size is not dense_bytes");
+    for (i = 0; i < tensor->info.tiles; i++)
+        sfi_expand_tile(entry, &tensor->tiles[i], (unsigned char *)dense + sfi_tile_start(entry, &tensor->tiles[i]));
+    return SPARSEFMT_OK;
+}
+
+static sparsefmt_code sfi_read_dense(sfi_reader *reader, unsigned char *dense) {
+    const sparsefmt_entry *entry = reader->entry;
+    sfi_totals totals = {0, 0};
+    sparsefmt_tile tile;
+    uint64_t i;
+    for (i = 0; i < entry->tiles; i++) {
+        sparsefmt_code code = sfi_fill_tile(reader, i, &tile);
+        if (!code) {
+            sfi_count_tile(&totals, &tile);
+            sfi_expand_tile(entry, &tile, dense + sfi_tile_start(entry, &tile));
+        }
+        sfi_release_tile(reader->file, &tile);
+        if (code) return code;
+    }
+    return sfi_check_totals(&totals, entry, reader->error);
+}
+
+sparsefmt_code sparsefmt_dense(const sparsefmt_file *file, size_t number, void *dense, size_t size,
+                               sparsefmt_error *error) {
+    const sparsefmt_entry *entry = sfi_entry(file, number, error);
+    sparsefmt_code code;
+    sfi_reader reader;
+    if (!entry) return SPARSEFMT_ERROR_ARGUMENT;
+    if (size != sfi_dense_bytes(entry, entry->rows)) SFI_FAIL(ARGUMENT, "the size is not dense_bytes");
+    sfi_open_reader(&reader, file, entry, error);
+    code = sfi_read_dense(&reader, (unsigned char *)dense);
+    sfi_close_reader(&reader);
+    if (code) sfi_name_tensor(entry, error);
+    return code;
+}
+
+/* ---- Elements as numbers (SPEC.md, section 3) -------------------------------------------------------------------- */
+
+/* Values of a tile, and what is needed to read them as numbers. */
+typedef struct sfi_numbers {
+    const unsigned char *bytes;
+    sparsefmt_dtype dtype;
+    unsigned bits;
+    float table[256]; /* of all patterns of dtypes of up to 8 bits */
+} sfi_numbers;
+
+static float sfi_float_from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static float sfi_half(uint32_t bits) {
+    uint32_t magnitude = (bits & 0x7FFF) << 13, sign = (bits & 0x8000) << 16;
+    if (magnitude >= 0x0F800000u) return sfi_float_from_bits(sign | magnitude | 0x7F800000u); /* Inf and NaN */
+    return sfi_float_from_bits(sign | magnitude) * 5192296858534827628530496329220096.0f;     /* 2^112 */
+}
+
+/* A float of at most 8 bits: sign, `exponent_bits`, `mantissa_bits`. */
+static float sfi_small_float(unsigned bits, int exponent_bits, int mantissa_bits, int bias) {
+    const int mantissa = (int)(bits & ((1u << mantissa_bits) - 1));
+    const int exponent = (int)(bits >> mantissa_bits & ((1u << exponent_bits) - 1));
+    const double value = exponent ? ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits)
+                                  : ldexp(mantissa, 1 - bias - mantissa_bits);
+    return (float)(bits >> (exponent_bits + mantissa_bits) & 1 ? -value : value);
+}
+
+static float sfi_small_number(sparsefmt_dtype dtype, unsigned bits) {
+    const float nan = sfi_float_from_bits(0x7FC00000u);
+    switch (dtype) {
+    case SPARSEFMT_I8: return (float)(bits < 128 ? (int)bits : (int)bits - 256);
+    case SPARSEFMT_F4: return sfi_small_float(bits, 2, 1, 1);
+    case SPARSEFMT_F6_E2M3: return sfi_small_float(bits, 2, 3, 1);
+    case SPARSEFMT_F6_E3M2: return sfi_small_float(bits, 3, 2, 3);
+    case SPARSEFMT_F8_E5M2: return sfi_half(bits << 8);
+    case SPARSEFMT_F8_E4M3: return (bits & 0x7F) == 0x7F ? nan : sfi_small_float(bits, 4, 3, 7);
+    case SPARSEFMT_F8_E4M3FNUZ: return bits == 0x80 ? nan : sfi_small_float(bits, 4, 3, 8);
+    case SPARSEFMT_F8_E5M2FNUZ: return bits == 0x80 ? nan : sfi_small_float(bits, 5, 2, 16);
+    case SPARSEFMT_F8_E8M0: return bits == 0xFF ? nan : (float)ldexp(1, (int)bits - 127);
+    default: return (float)bits; /* BOOL, U8 */
+    }
+}
+
+static void sfi_set_up_numbers(sfi_numbers *numbers, sparsefmt_dtype dtype) {
+    unsigned i;
+    numbers->bytes = NULL;
+    numbers->dtype = dtype;
+    numbers->bits = sfi_dtypes[dtype].bits;
+    if (numbers->bits <= 8)
+        for (i = 0; i < 1u << numbers->bits; i++) numbers->table[i] = sfi_small_number(dtype, i);
+}
+
+#define SFI_SOME 256 /* elements converted at a time: a multiple of 16 */
+
+/* Little-endian integers as integers, so many at a time that compilers vectorise what is done with them. */
+#if defined(__BYTE_ORDER__) && !defined(SPARSEFMT_PORTABLE)
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define SFI_LITTLE_ENDIAN
+#endif
+#endif
+
+static void sfi_load_u16(const unsigned char *at, unsigned count, uint16_t *out) {
+#ifdef SFI_LITTLE_ENDIAN
+    memcpy(out, at, 2 * count);
+#else
+    unsigned i;
+    for (i = 0; i < count; i++) out[i] = (uint16_t)sparsefmt_u16(at + 2 * i);
+#endif
+}
+
+static void sfi_load_u32(const unsigned char *at, unsigned count, uint32_t *out) {
+#ifdef SFI_LITTLE_ENDIAN
+    memcpy(out, at, 4 * count);
+#else
+    unsigned i;
+    for (i = 0; i < count; i++) out[i] = sparsefmt_u32(at + 4 * i);
+#endif
+}
+
+static void sfi_load_u64(const unsigned char *at, unsigned count, uint64_t *out) {
+#ifdef SFI_LITTLE_ENDIAN
+    memcpy(out, at, 8 * count);
+#else
+    unsigned i;
+    for (i = 0; i < count; i++) out[i] = sparsefmt_u64(at + 8 * i);
+#endif
+}
+
+/* Elements `first` to `first + count - 1` of a dtype that binary32 holds exactly; at most SFI_SOME. */
+static void sfi_convert_f32(const sfi_numbers *numbers, uint64_t first, unsigned count, float *out) {
+    const unsigned char *at = numbers->bytes + (numbers->bits < 8 ? 0 : first * (numbers->bits / 8));
+    uint16_t narrow[SFI_SOME];
+    uint32_t bits[SFI_SOME];
+    unsigned i;
+    if (numbers->bits == 16) sfi_load_u16(at, count, narrow);
+    switch (numbers->dtype) {
+    case SPARSEFMT_I16:
+        for (i = 0; i < count; i++) out[i] = (float)((int32_t)(narrow[i] ^ 0x8000u) - 0x8000);
+        break;
+    case SPARSEFMT_U16:
+        for (i = 0; i < count; i++) out[i] = (float)narrow[i];
+        break;
+    case SPARSEFMT_F16:
+        for (i = 0; i < count; i++) out[i] = sfi_half(narrow[i]);
+        break;
+    case SPARSEFMT_BF16:
+        for (i = 0; i < count; i++) bits[i] = (uint32_t)narrow[i] << 16;
+        memcpy(out, bits, 4 * count);
+        break;
+    case SPARSEFMT_F32:
+#ifdef SFI_LITTLE_ENDIAN
+        memcpy(out, at, 4 * count);
+#else
+        for (i = 0; i < count; i++) out[i] = sfi_float_from_bits(sparsefmt_u32(at + 4 * i));
+#endif
+        break;
+    default:
+        if (numbers->bits == 8)
+            for (i = 0; i < count; i++) out[i] = numbers->table[at[i]];
+        else
+            for (i = 0; i < count; i++) out[i] = numbers->table[sfi_packed(at, first + i, numbers->bits)];
+    }
+}
+
+static int64_t sfi_signed(uint64_t bits) {
+    return bits >> 63 ? -(int64_t)(~bits) - 1 : (int64_t)bits;
+}
+
+static void sfi_convert_f64(const sfi_numbers *numbers, uint64_t first, unsigned count, double *out) {
+    const unsigned char *at = numbers->bytes + (numbers->bits < 8 ? 0 : first * (numbers->bits / 8));
+    uint64_t wide[SFI_SOME];
+    uint32_t bits[SFI_SOME];
+    float narrow[SFI_SOME];
+    unsigned i;
+    if (numbers->bits == 64) sfi_load_u64(at, count, wide);
+    if (numbers->bits == 32) sfi_load_u32(at, count, bits);
+    switch (numbers->dtype) {
+    case SPARSEFMT_I32:
+        for (i = 0; i < count; i++) out[i] = (double)((int64_t)(bits[i] ^ 0x80000000u) - 0x80000000);
+        break;
+    case SPARSEFMT_U32:
+        for (i = 0; i < count; i++) out[i] = (double)bits[i];
+        break;
+    case SPARSEFMT_I64:
+        for (i = 0; i < count; i++) out[i] = (double)sfi_signed(wide[i]);
+        break;
+    case SPARSEFMT_U64:
+        for (i = 0; i < count; i++) out[i] = (double)wide[i];
+        break;
+    case SPARSEFMT_F64: memcpy(out, wide, 8 * count); break;
+    default:
+        sfi_convert_f32(numbers, first, count, narrow);
+        for (i = 0; i < count; i++) out[i] = (double)narrow[i];
+    }
+}
+
+/* ---- Products (SPEC.md, section 6) ------------------------------------------------------------------------------- */
+
+static void sfi_read_columns(const unsigned char *columns, uint64_t first, unsigned count, unsigned width,
+                             uint32_t *out) {
+    uint16_t narrow[SFI_SOME];
+    unsigned i;
+    if (width == 4) {
+        sfi_load_u32(columns + 4 * first, count, out);
+        return;
+    }
+    sfi_load_u16(columns + 2 * first, count, narrow);
+    for (i = 0; i < count; i++) out[i] = narrow[i];
+}
+
+/* The products of a tile in each layout, for accumulators of type T. */
+#define SFI_PRODUCTS(TARGET, T, FMA, CONVERT, NAME)                                                                    \
+    /* Sum of sixteen partial sums, as a tree. */                                                                      \
+    TARGET                                                                                                             \
+    static T sfi_tree_##NAME(T *p) {                                                                                   \
+        unsigned h, i;                                                                                                 \
+        for (h = 8; h; h /= 2)                                                                                         \
+            for (i = 0; i < h; i++) p[i] = p[i] + p[i + h];                                                            \
+        return p[0] + (T)0;                                                                                            \
+    }                                                                                                                  \
+                                                                                                                       \
+    TARGET                                                                                                             \
+    static void sfi_dense_##NAME(const sfi_numbers *w, const sparsefmt_tile *tile, uint64_t cols, const T *x, T *y) {  \
+        T some[SFI_SOME];                                                                                              \
+        uint64_t row, first;                                                                                           \
+        unsigned i, k;                                                                                                 \
+        for (row = 0; row < tile->rows; row++) {                                                                       \
+            T p[16] = {0};                                                                                             \
+            for (first = 0; first < cols; first += SFI_SOME) {                                                         \
+                unsigned count = cols - first < SFI_SOME ? (unsigned)(cols - first) : SFI_SOME;                        \
+                const T *const here = x + first;                                                                       \
+                CONVERT(w, row * cols + first, count, some);                                                           \
+                for (i = 0; i + 16 <= count; i += 16)                                                                  \
+                    for (k = 0; k < 16; k++) p[k] = FMA(some[i + k], here[i + k], p[k]);                               \
+                for (k = 0; i + k < count; k++) p[k] = FMA(some[i + k], here[i + k], p[k]);                            \
+            }                                                                                                          \
+            y[tile->first_row + row] = sfi_tree_##NAME(p);                                                             \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    TARGET                                                                                                             \
+    static void sfi_bitmask_##NAME(const sfi_numbers *w, const sparsefmt_tile *tile, uint64_t cols, const T *x,        \
+                                   T *y) {                                                                             \
+        const unsigned char *mask = tile->arrays[SPARSEFMT_MASK].bytes;                                                \
+        T some[SFI_SOME];                                                                                              \
+        uint64_t row, column, word, converted = 0;                                                                     \
+        unsigned at = 0, end = 0;                                                                                      \
+        for (row = 0; row < tile->rows; row++) {                                                                       \
+            T p[16] = {0};                                                                                             \
+            for (column = 0; column < cols; column += 64, mask += 8) {                                                 \
+                for (word = sparsefmt_u64(mask); word; word &= word - 1) {                                             \
+                    const unsigned j = sfi_lowest_bit(word);                                                           \
+                    if (at == end) {                                                                                   \
+                        end = tile->nnz - converted < SFI_SOME ? (unsigned)(tile->nnz - converted) : SFI_SOME;         \
+                        CONVERT(w, converted, end, some);                                                              \
+                        converted += end;                                                                              \
+                        at = 0;                                                                                        \
+                    }                                                                                                  \
+                    p[j % 16] = FMA(some[at++], x[column + j], p[j % 16]);                                             \
+                }                                                                                                      \
+            }                                                                                                          \
+            y[tile->first_row + row] = sfi_tree_##NAME(p);                                                             \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    /* Rows of a slice end one after the other, the last lane first: all lanes as long as all have elements. */        \
+    TARGET                                                                                                             \
+    static void sfi_permuted_##NAME(const sfi_numbers *w, const sparsefmt_tile *tile, uint64_t cols, const T *x,       \
+                                    T *y) {                                                                            \
+        const unsigned char *columns = tile->arrays[SPARSEFMT_COLUMNS].bytes;                                          \
+        const unsigned column_width = cols > 65536 ? 4 : 2;                                                            \
+        T some[SFI_SOME];                                                                                              \
+        uint32_t places[SFI_SOME];                                                                                     \
+        uint64_t position;                                                                                             \
+        unsigned lane;                                                                                                 \
+        for (position = 0; position < tile->rows; position += SFI_LANES) {                                             \
+            const unsigned char *offsets = tile->arrays[SPARSEFMT_SLICE_OFFSETS].bytes + position / SFI_LANES * 4;     \
+            const uint64_t first = sparsefmt_u32(offsets), slots = sparsefmt_u32(offsets + 4) - first;                 \
+            const uint64_t left = tile->rows - position;                                                               \
+            uint64_t counts[SFI_LANES] = {0}, slot = 0;                                                                \
+            const unsigned lanes = left < SFI_LANES ? (unsigned)left : SFI_LANES;                                      \
+            unsigned active = lanes, i;                                                                                \
+            T s[SFI_LANES] = {0};                                                                                      \
+            for (lane = 0; lane < lanes; lane++)                                                                       \
+                counts[lane] = sparsefmt_u32(tile->arrays[SPARSEFMT_ROW_COUNTS].bytes + 4 * (position + lane));        \
+            while (slot < slots) {                                                                                     \
+                const uint64_t some_slots = slots - slot < SFI_SOME / SFI_LANES ? slots - slot : SFI_SOME / SFI_LANES; \
+                const unsigned count = (unsigned)some_slots * SFI_LANES;                                               \
+                CONVERT(w, SFI_LANES * (first + slot), count, some);                                                   \
+                sfi_read_columns(columns, SFI_LANES * (first + slot), count, column_width, places);                    \
+                for (i = 0; i < count && slot < counts[SFI_LANES - 1]; i += SFI_LANES, slot++)                         \
+                    for (lane = 0; lane < SFI_LANES; lane++)                                                           \
+                        s[lane] = FMA(some[i + lane], x[places[i + lane]], s[lane]);                                   \
+                for (; i < count; i += SFI_LANES, slot++) {                                                            \
+                    while (counts[active - 1] <= slot) active--;                                                       \
+                    for (lane = 0; lane < active; lane++)                                                              \
+                        s[lane] = FMA(some[i + lane], x[places[i + lane]], s[lane]);                                   \
+                }                                                                                                      \
+            }                                                                                                          \
+            for (lane = 0; lane < lanes; lane++) {                                                                     \
+                const unsigned char *row = tile->arrays[SPARSEFMT_ROW_PERMUTATION].bytes + 2 * (position + lane);      \
+                y[tile->first_row + sparsefmt_u16(row)] = s[lane] + (T)0;                                              \
+            }                                                                                                          \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    TARGET                                                                                                             \
+    static void sfi_matvec_##NAME(const sparsefmt_tensor *tensor, const T *x, T *y) {                                  \
+        const sparsefmt_info *info = &tensor->info;                                                                    \
+        sfi_numbers w;                                                                                                 \
+        uint64_t i;                                                                                                    \
+        sfi_set_up_numbers(&w, info->dtype);                                                                           \
+        if (!info->tiles)                                                                                              \
+            for (i = 0; i < info->rows; i++) y[i] = 0;                                                                 \
+        for (i = 0; i < info->tiles; i++) {                                                                            \
+            const sparsefmt_tile *tile = &tensor->tiles[i];                                                            \
+            w.bytes = tile->arrays[SPARSEFMT_VALUES].bytes;                                                            \
+            switch (info->layout) {                                                                                    \
+            case SPARSEFMT_BITMASK: sfi_bitmask_##NAME(&w, tile, info->cols, x, y); break;                             \
+            case SPARSEFMT_PERMUTED: sfi_permuted_##NAME(&w, tile, info->cols, x, y); break;                           \
+            default: sfi_dense_##NAME(&w, tile, info->cols, x, y);                                                     \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+
+#define SFI_ANY_TARGET
+SFI_PRODUCTS(SFI_ANY_TARGET, float, fmaf, sfi_convert_f32, f32)
+SFI_PRODUCTS(SFI_ANY_TARGET, double, fma, sfi_convert_f64, f64)
+
+/* Where the compiler does not know whether the processor has an instruction for fma, a call does it, six times slower.
+   So the same again with that instruction, for those that have it; the bits are the same. */
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(__FMA__) && !defined(SPARSEFMT_PORTABLE)
+#define SFI_FMA_TARGET __attribute__((target("avx2,fma")))
+SFI_PRODUCTS(SFI_FMA_TARGET, float, fmaf, sfi_convert_f32, f32_fma)
+SFI_PRODUCTS(SFI_FMA_TARGET, double, fma, sfi_convert_f64, f64_fma)
+
+static int sfi_has_fma(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+
+int sparsefmt_sum_bits(sparsefmt_dtype dtype) {
+    switch (dtype) {
+    case SPARSEFMT_C64: return 0;
+    case SPARSEFMT_F64: case SPARSEFMT_I32: case SPARSEFMT_U32: case SPARSEFMT_I64: case SPARSEFMT_U64: return 64;
+    default: return (unsigned)dtype < SPARSEFMT_DTYPE_COUNT ? 32 : 0;
+    }
+}
+
+sparsefmt_code sparsefmt_matvec_f32(const sparsefmt_tensor *tensor, const float *x, float *y) {
+    if (!tensor->file || sparsefmt_sum_bits(tensor->info.dtype) != 32) return SPARSEFMT_ERROR_ARGUMENT;
+#ifdef SFI_FMA_TARGET
+    if (sfi_has_fma()) {
+        sfi_matvec_f32_fma(tensor, x, y);
+        return SPARSEFMT_OK;
+    }
+#endif
+    sfi_matvec_f32(tensor, x, y);
+    return SPARSEFMT_OK;
+}
+
+sparsefmt_code sparsefmt_matvec_f64(const sparsefmt_tensor *tensor, const double *x, double *y) {
+    if (!tensor->file || !sparsefmt_sum_bits(tensor->info.dtype)) return SPARSEFMT_ERROR_ARGUMENT;
+#ifdef SFI_FMA_TARGET
+    if (sfi_has_fma()) {
+        sfi_matvec_f64_fma(tensor, x, y);
+        return SPARSEFMT_OK;
+    }
+#endif
+    sfi_matvec_f64(tensor, x, y);
+    return SPARSEFMT_OK;
+}
+
+#undef SFI_TRY
+#undef SFI_FAIL
+#ifdef __cplusplus
+}
+#endif
+#endif /* SPARSEFMT_IMPLEMENTED */
+#endif /* SPARSEFMT_IMPLEMENTATION */
