@@ -80,6 +80,9 @@ def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[np.ndarray, slic
         IndexError: out of range, too many indices, or a first part of another kind.
     """
     parts = key if isinstance(key, tuple) else (key,)
+    if 0 in shape:
+        # there may be more rows than numbers of rows would fit in memory
+        return np.empty(shape, get_rows(np.zeros(0, np.int64), slice(None)).dtype)[key]
     if not shape:
         return get_rows(np.zeros(1, np.int64), slice(None)).reshape(())[parts]
     first, rest = (parts[0], parts[1:]) if parts else (slice(None), ())

@@ -168,3 +168,16 @@ def test_closed_files_keep_their_tensors_and_refuse_more(folder):
         assert same_bits(sparsefmt.SparseTensor.todense(w), ARRAY)
         with pytest.raises(ValueError, match="closed"):
             file.get_tensor("w")
+
+
+def test_more_rows_without_columns_than_memory_has_numbers_for(tmp_path):
+    shape = (1 << 37, 0, 3)
+    sparsefmt.save_file({"w": np.empty(shape, np.float32)}, tmp_path / "w.sparsefmt")
+    with sparsefmt.open_file(tmp_path / "w.sparsefmt") as file:
+        part = file.get_slice("w")
+        assert file["w"].shape == part[:].shape == part[...].shape == shape
+        assert part[5:8].shape == part[[1, 2, 3]].shape == (3, 0, 3)
+        assert part[1 << 36].shape == (0, 3)
+        assert part[:].dtype == np.float32
+        with pytest.raises(IndexError):
+            part[1 << 37]
