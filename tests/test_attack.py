@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+import attack_files as attack
 import pytest
-from helpers import load_tool
 
 import sparsefmt
-
-attack = load_tool("attack_files")
 
 
 @pytest.fixture(scope="module")

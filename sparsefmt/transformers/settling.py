@@ -50,6 +50,8 @@ def _compress(model: torch.nn.Module, weight: StandIn, layers: dict[int, torch.n
         # transformers' mark of what needs no random weights
         new._is_hf_initialized = True  # type: ignore[assignment]
         replace(model, layer, new)
+        # the layer lives on until all have been replaced, its weight need not
+        layer._parameters["weight"] = None
 
 
 def _fill(weight: StandIn, users: list[tuple[str, torch.nn.Module]]) -> None:
