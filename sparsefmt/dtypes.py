@@ -82,6 +82,9 @@ DTYPES: dict[str, DType] = {
     )
 }
 
+SUMMED_IN_DOUBLE = ("F64", "I32", "U32", "I64", "U64")
+"""dtypes of weights whose products are summed in float64, whatever x is (SPEC.md, "Products")."""
+
 _BY_NUMPY = {dtype.numpy: dtype for dtype in DTYPES.values()}
 
 

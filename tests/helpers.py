@@ -10,10 +10,12 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+from click.testing import CliRunner, Result
 from hypothesis import strategies as st
 
 import sparsefmt
 from sparsefmt import layouts
+from sparsefmt.cli import main
 from sparsefmt.codecs.contract import Codec, Place
 from sparsefmt.dtypes import DTYPES, DType, as_bits
 from sparsefmt.layouts import LAYOUTS
@@ -118,6 +120,13 @@ def check_file_round_trip(tensors: dict[str, np.ndarray], layout: str = "auto", 
             expected = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).reshape(array.shape)
             assert same_bits(dense(loaded[name]), expected), name
     return data
+
+
+def run_command(*arguments: object) -> Result:
+    """What `sparsefmt` does with these arguments. Any exception but an exit is a failure."""
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(main, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
 
 
 def check_signature(ours: Callable, theirs: Callable, of_its_own: tuple[str, ...] = ()) -> None:

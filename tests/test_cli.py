@@ -15,7 +15,8 @@ import click
 import numpy as np
 import pytest
 import safetensors.numpy
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from helpers import run_command
 from safetensors_files import ONE, SHARDS, TWO, craft_tensors, patterns, read_back, save_shards, sparse_array
 
 import sparsefmt
@@ -24,14 +25,8 @@ from sparsefmt.dtypes import DTYPES
 from sparsefmt.saving import TensorWriter
 
 
-def run(*arguments: object) -> Result:
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(main, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
 def succeed(*arguments: object) -> str:
-    result = run(*arguments)
+    result = run_command(*arguments)
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     return result.stdout
@@ -39,7 +34,7 @@ def succeed(*arguments: object) -> str:
 
 def fail(code: int, *arguments: object) -> str:
     """The one line on stderr with which a command fails."""
-    result = run(*arguments)
+    result = run_command(*arguments)
     assert result.exit_code == code, result.output
     [line] = result.stderr.splitlines()
     prefix, message = line.split("sparsefmt: error: ")
@@ -126,7 +121,7 @@ def test_negative_zeros_are_mentioned(model: Path, tmp_path: Path) -> None:
     assert f"{count + 1:,} negative zeros were stored as 0.0" in succeed("inspect", sparse)
     out = succeed("verify", sparse, "--against", model)
     assert f"but for {count + 1:,} negative zeros that were dropped on purpose" in out
-    assert "2 differences" in run("diff", sparse, model).stdout
+    assert "2 differences" in run_command("diff", sparse, model).stdout
     # a model whose zeros all are positive has other bits at none of those places
     tensors = read_back(model)
     tensors["bias"] = ("F32", [3], struct.pack("<3f", 0, 0, 1))
@@ -208,7 +203,7 @@ def test_usage_errors_have_exit_code_2(model: Path) -> None:
         ["no-such"],
         ["verify", model, "--threads", "0"],
     ):
-        assert run(*arguments).exit_code == 2
+        assert run_command(*arguments).exit_code == 2
     result = CliRunner(env={"SPARSEFMT_NUM_THREADS": "many"}).invoke(main, ["convert", str(model)])
     assert result.exit_code == 2
     assert "SPARSEFMT_NUM_THREADS must be a whole number" in result.stderr
@@ -312,8 +307,8 @@ def test_hostile_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
     other = save_shards(tmp_path / "in", SHARDS)
     for out in (
         succeed("inspect", tmp_path / "a.sparsefmt"),
-        run("diff", tmp_path / "a.sparsefmt", other).stdout,
-        run("verify", tmp_path / "a.sparsefmt", "--against", other).stderr,
+        run_command("diff", tmp_path / "a.sparsefmt", other).stdout,
+        run_command("verify", tmp_path / "a.sparsefmt", "--against", other).stderr,
     ):
         assert not {"\x1b", "\x07", "\u202e"} & set(out)
         assert "[red]" in out
@@ -355,7 +350,7 @@ def test_damage_names_the_tensor(converted: Path) -> None:
     for name in ("bias", "layers.1.weight"):
         damaged[places[name]] ^= 1
     converted.write_bytes(damaged)
-    result = run("verify", converted)
+    result = run_command("verify", converted)
     assert result.exit_code == 1
     assert ["'bias'" in result.stderr.splitlines()[0], "'layers.1.weight'" in result.stderr.splitlines()[1]] == [
         True,
@@ -380,7 +375,7 @@ def test_flipped_bit_of_the_source_is_found(model: Path, converted: Path, bit: i
         "tensor 'layers.0.weight': 1 of 6,144 elements differ, first at [5, 7]: "
         f"bits 0x{element:08x}, not 0x{element ^ (1 << bit):08x}"
     )
-    result = run("diff", converted, model)
+    result = run_command("diff", converted, model)
     assert result.exit_code == 1
     assert result.stdout.splitlines()[0] == message
 
@@ -391,7 +386,7 @@ def test_other_names_types_and_shapes_are_differences(model: Path, converted: Pa
     tensors["bias"] = ("I32", [3], tensors["bias"][2])
     tensors["layers.1.weight"] = ("F32", [96, 64], tensors["layers.1.weight"][2])
     model.write_bytes(craft_tensors(tensors, {"format": "np"}))
-    result = run("verify", converted, "--against", model)
+    result = run_command("verify", converted, "--against", model)
     assert result.exit_code == 1
     lines = result.stderr.splitlines()
     assert len(lines) == 4
@@ -399,7 +394,7 @@ def test_other_names_types_and_shapes_are_differences(model: Path, converted: Pa
         lines, ["F32 [3] in", f"only in {converted}", "[64, 96] in", f"only in {model}"], strict=True
     ):
         assert words in line
-    result = run("diff", converted, model)
+    result = run_command("diff", converted, model)
     assert result.exit_code == 1
     assert "metadata 'format': ['pt'] in" in result.stdout
     assert "5 differences" in result.stdout

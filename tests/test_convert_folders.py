@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from helpers import run_command
 from safetensors_files import ONE, SHARDS, TWO, craft_tensors, read_back, save_shards
 
-from sparsefmt.cli import main
 from sparsefmt.interchange import huggingface
 from sparsefmt.interchange.checkpoints import Checkpoint
 
@@ -46,20 +45,14 @@ LEFT_OUT = [
 HIDDEN = [".gitattributes", ".git/config", ".cache/huggingface/x.json", "assets/.hidden"]
 
 
-def run(*arguments: object) -> Result:
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(main, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
 def succeed(*arguments: object) -> str:
-    result = run(*arguments)
+    result = run_command(*arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
 def fail(code: int, *arguments: object) -> str:
-    result = run(*arguments)
+    result = run_command(*arguments)
     assert result.exit_code == code, result.output
     return result.stderr
 
@@ -128,7 +121,7 @@ def test_one_whole_file_is_the_model(tmp_path: Path) -> None:
     names = ["model.safetensors", "model.fp16.safetensors", "consolidated.safetensors"]
     folder = save_shards(tmp_path / "in", dict.fromkeys(names, SHARDS[ONE]), index=False)
     (folder / "consolidated.safetensors").write_bytes(b"not looked at")
-    assert run("convert", folder, tmp_path / "no").exit_code == 1
+    assert run_command("convert", folder, tmp_path / "no").exit_code == 1
     save_config(folder, CONFIG)
     out = succeed("convert", folder, tmp_path / "out")
     assert files_of(tmp_path / "out") == {"config.json", "model.sparsefmt"}

@@ -10,14 +10,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from click.testing import CliRunner
-from helpers import PRUNABLE, pruned, random_bits, same_bits, weights
+from helpers import PRUNABLE, pruned, random_bits, run_command, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparsefmt
 from sparsefmt import FormatError, SparsefmtError, UnsupportedError
-from sparsefmt.cli import main
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.intake import ArrayIntake, Intake
 from sparsefmt.intake.bitmasks import BitmaskIntake
@@ -463,6 +461,6 @@ class TestCommands:
 
 
 def run(code: int, *arguments: object) -> str:
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(main, [str(argument) for argument in arguments])
+    result = run_command(*arguments)
     assert result.exit_code == code, result.output
     return result.output

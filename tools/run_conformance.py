@@ -35,9 +35,7 @@ from rich.progress import track
 
 import sparsefmt
 from sparsefmt.container.index import matrix_view
-
-_WIDE = ("F64", "I32", "U32", "I64", "U64")
-"""dtypes whose products are binary64."""
+from sparsefmt.dtypes import SUMMED_IN_DOUBLE
 
 
 class Refused(Exception):
@@ -186,7 +184,7 @@ def check_good(reader: Reader, path: Path, expected: dict[str, Any], result: Res
         result.expect(what, hashlib.sha256(reader.dense(path, name)).hexdigest(), tensor["sha256"])
         result.tensors += 1
         if tensor["product_sha256"]:
-            dtype = np.dtype("<f8" if tensor["dtype"] in _WIDE else "<f4")
+            dtype = np.dtype("<f8" if tensor["dtype"] in SUMMED_IN_DOUBLE else "<f4")
             x = activations(matrix_view(shape)[1]).astype(dtype)
             y = np.frombuffer(reader.product(path, name, x), dtype).copy()
             y[np.isnan(y)] = np.nan

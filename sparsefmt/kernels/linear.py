@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from sparsefmt.dtypes import DType
+from sparsefmt.dtypes import SUMMED_IN_DOUBLE, DType
 from sparsefmt.kernels.multiply import DOUBLE, SINGLE, multiply
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.kernels.widening import expect_product
@@ -71,7 +71,7 @@ def product_dtypes(weights: DType, x: np.dtype) -> tuple[np.dtype, np.dtype]:
     expect_product(weights)
     if x.kind == "c" or (x.kind not in "biuf" and x.name not in _extended_floats()):
         raise ValueError(f"x has dtype {x}; it must be real numbers")
-    wide = weights.name in ("F64", "I32", "U32", "I64", "U64")
+    wide = weights.name in SUMMED_IN_DOUBLE
     wide |= x.kind in "iuf" and x.itemsize * 8 > 16 and x.newbyteorder("=") != SINGLE
     if not wide and x in _HALVES and weights.name != "F32" and weights.numpy not in set(_HALVES) - {x}:
         return SINGLE, x

@@ -12,14 +12,12 @@ from functools import cached_property
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from sparsefmt.dtypes import SUMMED_IN_DOUBLE
 from sparsefmt.errors import FormatError
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.packed import Packed, borrowed_memory_of, unpack
-
-_WIDE = ("F64", "I32", "U32", "I64", "U64")
-"""dtypes of weights whose sums are float64, whatever x is."""
 
 
 class Known:
@@ -33,7 +31,7 @@ class Known:
 
     def __init__(self, tensor: SparseTensor, storages: tuple[StorageWeakRef, StorageWeakRef]) -> None:
         self.operand = tensor.operand()
-        self.wide = self.operand.dtype.name in _WIDE
+        self.wide = self.operand.dtype.name in SUMMED_IN_DOUBLE
         self.storages = storages
         self._tensor = tensor
 
