@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sparsefmt import slicing
-from sparsefmt.container.index import TensorEntry
+from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import MappedFile, ReadFile, Source
 from sparsefmt.layouts import LAYOUTS, choose

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sparsefmt.container.index import Index, TensorEntry, check_name
+from sparsefmt.container.entry import TensorEntry
+from sparsefmt.container.index import Index
+from sparsefmt.container.names import check_name
 from sparsefmt.container.writer import Sink, Writer
 from sparsefmt.errors import FormatError, SparsefmtError
 from sparsefmt.intake import Intake, choose_layout, identity_of, intake_of

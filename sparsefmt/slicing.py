@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsefmt.container.index import matrix_view
+from sparsefmt.container.names import matrix_view
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import LimitError
 from sparsefmt.layouts.contract import Layout, Tile

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsefmt import layouts, slicing
-from sparsefmt.container.index import matrix_view
+from sparsefmt.container.names import matrix_view
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.intake import Intake, choose_layout, intake_of, is_scipy_sparse

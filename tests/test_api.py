@@ -462,3 +462,13 @@ def test_buffers_that_can_change_are_copied():
         data[:] = bytes(len(data))
         assert same_bits(w.todense(), array)
         data[:] = before
+
+
+def test_codec_raw_codes_nothing(tmp_path):
+    values = np.where(np.arange(40 * 70).reshape(40, 70) % 9 == 0, 1.5, -0.0).astype(np.float32)
+    for layout in ("bitmask", "permuted"):
+        sparsefmt.save_file({"w": values}, tmp_path / "a.sparsefmt", codec="raw", layout=layout)
+        with sparsefmt.open_file(tmp_path / "a.sparsefmt") as file:
+            codecs = file.reader.index.entry("w").codecs
+        assert "negative_zeros" in codecs
+        assert set(codecs.values()) == {"raw"}

@@ -21,7 +21,10 @@ from safetensors_files import ONE, SHARDS, TWO, craft_tensors, patterns, read_ba
 
 import sparsefmt
 from sparsefmt.cli import main
+from sparsefmt.container.entry import TensorEntry
+from sparsefmt.container.reader import Reader
 from sparsefmt.dtypes import DTYPES
+from sparsefmt.layouts.contract import Tile
 from sparsefmt.saving import TensorWriter
 
 
@@ -329,6 +332,39 @@ def test_inspect_loads_no_numba(converted: Path) -> None:
 
 
 # verify, diff
+
+
+def test_strict_accepts_what_is_in_its_only_form() -> None:
+    good = Path(__file__).parent.parent / "spec" / "vectors" / "good"
+    for path in sorted(good.glob("*.sparsefmt")):
+        assert run_command("verify", path, "--strict", "--quiet").exit_code == 0, path
+    newer = good / "odd" / "unknown-keys-of-a-greater-minor-version-bitmask-raw.sparsefmt"
+    succeed("verify", newer)
+    assert "not-canonical" in fail(1, "verify", newer, "--strict")
+
+
+@pytest.mark.parametrize("layout", ["dense", "bitmask", "permuted"])
+def test_strict_finds_what_checks_might_overlook(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = np.where(np.arange(8 * 96).reshape(8, 96) % 3, 0, 1.5).astype(np.float32)
+    sparsefmt.save_file({"w": weights}, tmp_path / "a.sparsefmt", layout=layout, codec="raw")
+    with sparsefmt.open_file(tmp_path / "a.sparsefmt") as file:
+        kind = type(file.reader.index.entry("w").layout)
+    read = Reader.tile
+
+    def with_a_change(reader: Reader, entry: TensorEntry, number: int, arena: object = None) -> Tile:
+        tile = {array: data.copy() for array, data in read(reader, entry, number).items()}
+        if layout == "permuted":  # padding of the first slice, of which products see nothing
+            tile["columns"] = np.concatenate([tile["columns"], np.zeros(8, tile["columns"].dtype)])
+            tile["values"] = np.concatenate([tile["values"], np.zeros(8, tile["values"].dtype)])
+        elif layout == "bitmask":
+            tile["row_offsets"][0] = 1
+        else:
+            tile["values"] = np.concatenate([tile["values"], tile["values"][:1]])
+        return tile
+
+    monkeypatch.setattr(Reader, "tile", with_a_change)
+    monkeypatch.setattr(kind, "check", lambda *arguments: None)
+    assert "not-canonical" in fail(1, "verify", tmp_path / "a.sparsefmt", "--strict")
 
 
 def test_damage_names_the_tensor(converted: Path) -> None:

@@ -178,7 +178,7 @@ INDEX_FAULTS = [
     ("chunk-assignment", put("half", "first_chunk", 0)),
     ("chunk-assignment", lambda content: content["tensors"].pop("bias") and None),
     ("array-size", put("half", "shape", [9, 64])),
-    ("array-size", put("bias", "shape", [6])),
+    ("array-size", lambda content: content["tensors"]["bias"].update(shape=[6], tile_rows=6)),
     ("array-size", lambda content: content["tensors"]["most"].update(shape=[16, 40], tile_rows=16)),
 ]
 

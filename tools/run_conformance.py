@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.progress import track
 
 import sparsefmt
-from sparsefmt.container.index import matrix_view
+from sparsefmt.container.names import matrix_view
 from sparsefmt.dtypes import SUMMED_IN_DOUBLE
 
 

@@ -15,8 +15,8 @@ import msgpack
 import numpy as np
 
 import sparsefmt
+from sparsefmt.container.chunks import CHUNK_RECORD
 from sparsefmt.container.envelope import PREAMBLE_SIZE, TRAILER_SIZE, aligned, decode_trailer
-from sparsefmt.container.index import CHUNK_RECORD
 
 SPEC = Path(__file__).parent.parent / "spec" / "SPEC.md"
 BEGIN, END = "<!-- example begins -->\n", "<!-- example ends -->\n"

@@ -20,7 +20,7 @@ import numpy as np
 from click.core import ParameterSource
 
 from sparsefmt.cli import Failure, options, printable
-from sparsefmt.container.index import TensorEntry
+from sparsefmt.container.entry import TensorEntry
 from sparsefmt.interchange.checkpoints import Checkpoint
 from sparsefmt.interchange.contract import naming
 from sparsefmt.interchange.sparse import SparsefmtFile

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from sparsefmt.cli import options
+from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.envelope import MAJOR
-from sparsefmt.container.index import TensorEntry
 from sparsefmt.interchange.checkpoints import Checkpoint
 from sparsefmt.interchange.sparse import SparsefmtFile
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,10 @@ from sparsefmt.errors import SparsefmtError
 from sparsefmt.interchange import compare
 from sparsefmt.interchange.checkpoints import Checkpoint
 from sparsefmt.interchange.sparse import SparsefmtFile
+from sparsefmt.interchange.strict import check_index
 
 if TYPE_CHECKING:
-    from sparsefmt.container.index import TensorEntry
+    from sparsefmt.container.entry import TensorEntry
     from sparsefmt.interchange.compare import Progress
 
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   sparsefmt verify model.sparsefmt
+  sparsefmt verify model.sparsefmt --strict
   sparsefmt verify model.sparsefmt --against model.safetensors
   sparsefmt verify llama-pruned-sparsefmt/ --against llama-pruned/
 """,
@@ -37,11 +40,18 @@ Examples:
     metavar="MODEL",
     help="Compare names, dtypes, shapes and every bit with this file or folder, safetensors or .sparsefmt.",
 )
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Also write index and arrays again, in memory, and compare: there is one form for each content.",
+)
 @options.fold
 @options.threads
 @options.quiet
 @click.pass_context
-def command(ctx: click.Context, path: Path, against: Path | None, fold: bool, threads: int, quiet: bool) -> None:
+def command(
+    ctx: click.Context, path: Path, against: Path | None, strict: bool, fold: bool, threads: int, quiet: bool
+) -> None:
     """Check every checksum and every array of a .sparsefmt file, or of a folder of them.
 
     With --against, also compare it with the model it was made from. Where negative zeros were dropped on purpose, -0.0
@@ -57,7 +67,7 @@ def command(ctx: click.Context, path: Path, against: Path | None, fold: bool, th
             other.fold()
         total = sum(entry.dense_nbytes for _, entry in _tensors(checkpoint))
         with output.progress_bar("verifying", total, quiet) as progress:
-            found = _verify(checkpoint, other, threads, progress)
+            found = _verify(checkpoint, other, strict, threads, progress)
     for fault in found.faults:
         click.echo(f"sparsefmt: error: {printable(fault)}", err=True)
     if not quiet:
@@ -98,21 +108,28 @@ def _tensors(checkpoint: Checkpoint) -> list[tuple[SparsefmtFile, TensorEntry]]:
     ]
 
 
-def _verify(checkpoint: Checkpoint, other: Checkpoint | None, threads: int, progress: Progress | None) -> _Found:
+def _verify(
+    checkpoint: Checkpoint, other: Checkpoint | None, strict: bool, threads: int, progress: Progress | None
+) -> _Found:
     found = _Found()
     comparable: set[str] = set()
     if other is not None:
         differing, comparable = compare.compare_names(checkpoint, other)
         found.faults += differing
+    if strict:
+        found.faults += _index_faults(checkpoint)
+    tied = _tied_names(checkpoint)
     for file, entry in _tensors(checkpoint):
-        names = [entry.name, *(name for name, target in file.reader.index.aliases.items() if target == entry.name)]
+        names = [entry.name, *tied[file.path, entry.name]]
         # one pass compares a tensor under its first name; a tied name, which is rare, takes another
         againsts = [other.intake(name) if other and name in comparable else None for name in names]
         for number, (name, against) in enumerate(zip(names, againsts, strict=True)):
             if number and against is None:
                 continue
             try:
-                difference = compare.verify_tensor(file.reader, entry, against, progress=progress, threads=threads)
+                difference = compare.verify_tensor(
+                    file.reader, entry, against, strict=strict, progress=progress, threads=threads
+                )
             except SparsefmtError as error:
                 found.faults.append(f"{file.path}: {error}")
                 break
@@ -127,6 +144,27 @@ def _verify(checkpoint: Checkpoint, other: Checkpoint | None, threads: int, prog
         found.tensors += 1
         found.chunks += entry.chunk_count
     return found
+
+
+def _tied_names(checkpoint: Checkpoint) -> dict[tuple[Path, str], list[str]]:
+    """Further names of each tensor of each file."""
+    names = defaultdict(list)
+    for file in checkpoint.files:
+        if isinstance(file, SparsefmtFile):
+            for name, target in file.reader.index.aliases.items():
+                names[file.path, target].append(name)
+    return names
+
+
+def _index_faults(checkpoint: Checkpoint) -> list[str]:
+    faults = []
+    for file in checkpoint.files:
+        if isinstance(file, SparsefmtFile):
+            try:
+                check_index(file.reader)
+            except SparsefmtError as error:
+                faults.append(f"{file.path}: {error}")
+    return faults
 
 
 def _but_signs(signs: int) -> str:

@@ -12,7 +12,8 @@ from sparsefmt.codecs import CODECS
 from sparsefmt.codecs.contract import Place
 from sparsefmt.container import envelope, index, sniff
 from sparsefmt.container.budget import Budget
-from sparsefmt.container.index import Index, TensorEntry
+from sparsefmt.container.entry import TensorEntry
+from sparsefmt.container.index import Index
 from sparsefmt.container.sources import Source
 from sparsefmt.errors import ChecksumError, FormatError, SparsefmtError
 from sparsefmt.layouts import choose
@@ -47,9 +48,13 @@ class Reader:
         trailer.check_index(head[: envelope.PREAMBLE_SIZE], encoded)
         self._expect_zeros(source.read(envelope.PREAMBLE_SIZE, envelope.ALIGNMENT - envelope.PREAMBLE_SIZE), 16)
         self.index: Index = index.decode(encoded, trailer.index_offset, self.minor)
-        self.index_size = trailer.index_size
+        self.index_offset, self.index_size = trailer.index_offset, trailer.index_size
         # nearly always, and then tiles need not be looked at one by one
         self._all_within = self.index.chunks["raw"].sum(dtype=np.float64) <= self.budget.limit
+
+    def encoded_index(self) -> bytes:
+        """The index as it stands in the file."""
+        return self._source.read(self.index_offset, self.index_size).tobytes()
 
     def close(self) -> None:
         """Let go of the file. Arrays already read stay valid."""

@@ -12,15 +12,10 @@ from sparsefmt import threads
 from sparsefmt.codecs import CODECS
 from sparsefmt.codecs.contract import Before, Codec, Each, Place
 from sparsefmt.container import envelope
-from sparsefmt.container.index import (
-    CHUNK_RECORD,
-    Index,
-    TensorEntry,
-    check_metadata,
-    check_name,
-    check_shape,
-    matrix_view,
-)
+from sparsefmt.container.chunks import CHUNK_RECORD
+from sparsefmt.container.entry import TensorEntry
+from sparsefmt.container.index import Index
+from sparsefmt.container.names import check_metadata, check_name, check_shape, matrix_view
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError, LimitError
 from sparsefmt.layouts import LAYOUTS
@@ -33,9 +28,6 @@ WORTH_A_MODEL = 128
 KEPT_BYTES = 1 << 24
 """Tiles of a tensor, 16 MiB in all, that are kept while it is written, since some codecs look several times; the others
 are made anew."""
-
-_CODED_ANYWAY = {NEGATIVE_ZEROS: "zstd"}
-"""Arrays that are not read for computing are coded even in files that are otherwise raw."""
 
 
 class Sink(Protocol):
@@ -277,8 +269,6 @@ class _CodecChooser:
         return encoded
 
     def _candidates(self, array: str) -> list[Codec]:
-        if self._codec == "raw":
-            return [CODECS[_CODED_ANYWAY.get(array, "raw")]]
         if self._codec == "auto":
             place = self._places[array]
             small = place.rows * place.cols * place.width < WORTH_A_MODEL

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsefmt.container.index import matrix_view
+from sparsefmt.container.names import matrix_view
 from sparsefmt.dtypes import DType
 from sparsefmt.intake.arrays import ArrayIntake, BytesIntake
 from sparsefmt.intake.contract import Intake, Survey

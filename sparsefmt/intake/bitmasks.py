@@ -14,7 +14,7 @@ from math import prod
 
 import numpy as np
 
-from sparsefmt.container.index import check_shape
+from sparsefmt.container.names import check_shape
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError, SparsefmtError, UnsupportedError
 from sparsefmt.intake.contract import Intake

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsefmt import layouts
-from sparsefmt.container.index import check_shape, matrix_view
+from sparsefmt.container.names import check_shape, matrix_view
 from sparsefmt.dtypes import DType
 from sparsefmt.layouts import LAYOUTS, choose
 from sparsefmt.layouts.contract import Tile

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsefmt.container.index import TensorEntry
+from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.dtypes import DType
 from sparsefmt.intake import Intake
 from sparsefmt.interchange.checkpoints import Checkpoint
+from sparsefmt.interchange.strict import check_tile
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.threads import in_order
 
@@ -87,6 +88,7 @@ def verify_tensor(
     entry: TensorEntry,
     against: Intake | None = None,
     *,
+    strict: bool = False,
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Difference:
@@ -94,6 +96,9 @@ def verify_tensor(
 
     Where negative zeros were dropped when the file was written, 0 here and -0.0 there are equal, and `signs` of the
     result counts them. Each chunk is read and decoded once; a few tiles are held.
+
+    Args:
+        strict: also lay every tile out again, and compare its arrays with those in the file.
 
     Raises:
         FormatError, ChecksumError: the file is damaged or forged.
@@ -103,6 +108,8 @@ def verify_tensor(
     def visit(tile: Tile, number: int) -> Difference:
         begin, end = entry.tile_range(number)
         found = Difference()
+        if strict:
+            check_tile(entry, tile, number)
         if against is not None:
             bits = entry.layout.to_dense(tile, entry.dtype, entry.cols, 0, end - begin)
             found = compare_bits(bits, against.bits(begin, end), begin * entry.cols, dropped)

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from sparsefmt.container.atomic import replacing
-from sparsefmt.container.index import Index, TensorEntry
+from sparsefmt.container.entry import TensorEntry
+from sparsefmt.container.index import Index
 from sparsefmt.intake import Intake, Survey
 from sparsefmt.interchange import huggingface
 from sparsefmt.interchange.checkpoints import Checkpoint, Kind, index_name

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsefmt import slicing
-from sparsefmt.container.index import TensorEntry
+from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import ReadFile
 from sparsefmt.intake import Intake

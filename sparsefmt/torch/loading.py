@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from sparsefmt.api import open_file
-from sparsefmt.container.index import TensorEntry
+from sparsefmt.container.entry import TensorEntry
 from sparsefmt.frameworks.pytorch import TorchFramework
 from sparsefmt.interchange.checkpoints import Checkpoint
 from sparsefmt.interchange.contract import naming

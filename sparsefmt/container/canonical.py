@@ -1,0 +1,100 @@
+"""Canonical msgpack: one encoding for one content, and checks of the types that an index has. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgpack
+
+from sparsefmt.errors import FormatError, LimitError
+from sparsefmt.limits import MAX_INDEX_ARRAY, MAX_INDEX_DEPTH
+
+_MAX_INT = (1 << 63) - 1
+
+
+def pack(value: object) -> bytes:
+    """Canonical msgpack, if keys are sorted."""
+    return msgpack.packb(value, use_bin_type=True)
+
+
+def unpack(data: bytes) -> dict[str, Any]:
+    """Decode a map, and refuse anything that `pack` would have written otherwise, or not at all."""
+    try:
+        value = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_array_len=MAX_INDEX_ARRAY,
+            max_ext_len=0,
+            ext_hook=_refuse_extension,
+        )
+        canonical = pack(value) == data
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        # duplicate keys, unlike the rest, decode; they fail the comparison
+        raise FormatError("index-malformed", f"the index is not the msgpack it should be: {error}") from None
+    except MemoryError:
+        raise LimitError("memory", "the index does not fit in memory") from None
+    if not canonical:
+        raise FormatError("index-not-canonical", "the index is not in canonical form")
+    expect_type(value, dict, "the index")
+    return value
+
+
+def expect_keys(
+    mapping: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...], strict: bool, what: str, level: int
+) -> None:
+    """Check the keys of a map that stands `level` levels deep. Unknown ones are refused, or, not `strict`, ignored."""
+    if tuple(mapping) == required:  # the usual case, and the fastest
+        return
+    _expect_text_keys(mapping, f"the keys of {what}")
+    for key in required:
+        if key not in mapping:
+            raise FormatError("index-key", f"{what} lacks {key!r}")
+    for key, value in mapping.items():
+        if key not in required and key not in optional:
+            if strict:
+                raise FormatError("index-key", f"{what} has an unknown key {key!r}")
+            _check_ignored(value, f"the value of unknown key {key!r}", level + 1)
+    expect_sorted(mapping, f"the keys of {what}")
+
+
+def expect_sorted(mapping: Mapping[str, Any], what: str) -> None:
+    _expect_text_keys(mapping, what)
+    keys = list(mapping)
+    if keys != sorted(keys):
+        raise FormatError("index-not-canonical", f"{what} are not sorted")
+
+
+def expect_type(value: object, kind: type, what: str) -> None:
+    if type(value) is not kind:
+        raise FormatError("index-type", f"{what} must be {kind.__name__}, not {type(value).__name__}")
+
+
+def expect_int(value: object, what: str) -> None:
+    if type(value) is not int or not 0 <= value <= _MAX_INT:
+        raise FormatError("index-type", f"{what} must be an integer from 0 to 2**63 - 1, not {value!r}")
+
+
+def _check_ignored(value: Any, what: str, level: int) -> None:
+    """What a later minor version added is not read, but has to be in canonical form like all of the index."""
+    if type(value) in (dict, list) and level > MAX_INDEX_DEPTH:
+        raise FormatError("index-malformed", f"{what} has over {MAX_INDEX_DEPTH} levels of maps and arrays")
+    if type(value) is dict:
+        expect_sorted(value, f"the keys of {what}")
+        value = list(value.values())
+    if type(value) is list:
+        for inner in value:
+            _check_ignored(inner, what, level + 1)
+    elif type(value) not in (str, bytes, int) or (type(value) is int and value < 0):
+        raise FormatError("index-type", f"{what} has a value of a type that an index cannot have: {value!r:.80}")
+
+
+def _expect_text_keys(mapping: Mapping[Any, Any], what: str) -> None:
+    if not all(type(key) is str for key in mapping):
+        raise FormatError("index-malformed", f"{what} must be text")
+
+
+def _refuse_extension(code: int, data: bytes) -> None:
+    """Those of no bytes, which have no other limit."""
+    raise ValueError(f"it has an extension type, {code}")
