@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import attack_files as attack
+import attack_index
 import pytest
 
 import sparsefmt
@@ -66,3 +67,13 @@ def test_nothing_is_multiplied_that_was_not_checked(files):
     for fault in beyond:
         with pytest.raises(sparsefmt.FormatError, match="column"):
             attack.content(fault.file())
+
+
+def test_large_indices_take_memory_in_proportion(capsys):
+    with pytest.raises(SystemExit) as end:
+        attack_index.main.main(["--mib", "5"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.count("memory") > 3  # refused for it, beside the head of the column
+    assert shown.count("read: ") > 6
+    assert "crash" not in shown

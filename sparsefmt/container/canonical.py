@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgpack
@@ -12,6 +12,13 @@ from sparsefmt.limits import MAX_INDEX_ARRAY, MAX_INDEX_DEPTH
 
 _MAX_INT = (1 << 63) - 1
 
+BYTES_FOR_A_CONTAINER = 12
+"""An index has at most one map or array in so many bytes, or it is no index of ours: a tied name takes at least 14. An
+empty map is one byte there and 72 in memory; this keeps memory in proportion to the file."""
+
+_SMALL_INDEX = 1 << 22
+"""Bytes of an index that may be anything."""
+
 
 def pack(value: object) -> bytes:
     """Canonical msgpack, if keys are sorted."""
@@ -20,6 +27,7 @@ def pack(value: object) -> bytes:
 
 def unpack(data: bytes) -> dict[str, Any]:
     """Decode a map, and refuse anything that `pack` would have written otherwise, or not at all."""
+    hooks = _counting_hooks(len(data) // BYTES_FOR_A_CONTAINER) if len(data) > _SMALL_INDEX else {}
     try:
         value = msgpack.unpackb(
             data,
@@ -28,8 +36,11 @@ def unpack(data: bytes) -> dict[str, Any]:
             max_array_len=MAX_INDEX_ARRAY,
             max_ext_len=0,
             ext_hook=_refuse_extension,
+            **hooks,
         )
         canonical = pack(value) == data
+    except LimitError:
+        raise
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:
         # duplicate keys, unlike the rest, decode; they fail the comparison
         raise FormatError("index-malformed", f"the index is not the msgpack it should be: {error}") from None
@@ -93,6 +104,18 @@ def _check_ignored(value: Any, what: str, level: int) -> None:
 def _expect_text_keys(mapping: Mapping[Any, Any], what: str) -> None:
     if not all(type(key) is str for key in mapping):
         raise FormatError("index-malformed", f"{what} must be text")
+
+
+def _counting_hooks(limit: int) -> dict[str, Callable[[Any], Any]]:
+    """Hooks for msgpack that end decoding at a number of maps and arrays."""
+    left = iter(range(limit))
+
+    def count(container: Any) -> Any:
+        if next(left, None) is None:
+            raise LimitError("memory", f"the index has over {limit:,} maps and arrays, too many for its size")
+        return container
+
+    return {"object_hook": count, "list_hook": count}
 
 
 def _refuse_extension(code: int, data: bytes) -> None:

@@ -1,0 +1,33 @@
+"""The benchmark of verification: it takes out all of it, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bench_verification as bench
+import numpy as np
+import pytest
+
+import sparsefmt
+
+
+@pytest.mark.parametrize("codec", ["raw", "rans"])
+def test_nothing_is_verified_meanwhile(codec: str, tmp_path: Path) -> None:
+    weights = np.where(np.arange(64 * 96).reshape(64, 96) % 3, 0, 1.5).astype(np.float32)
+    path = tmp_path / "a.sparsefmt"
+    sparsefmt.save_file({"w": weights}, path, layout="bitmask", codec=codec)
+    with sparsefmt.open_file(path) as file:
+        end = int(file.reader.index.chunks[-1]["offset"] + file.reader.index.chunks[-1]["stored"])
+    damaged = bytearray(path.read_bytes())
+    damaged[end] ^= 1  # padding
+    path.write_bytes(damaged)
+    with bench.unverified():
+        assert np.array_equal(sparsefmt.load_file(path)["w"].todense(), weights)
+    with pytest.raises(sparsefmt.FormatError, match="padding"):
+        sparsefmt.load_file(path)
+
+
+def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sparsefmt.save_file({"w": np.eye(64, dtype=np.float32)}, tmp_path / "a.sparsefmt")
+    bench.main.main(["--model", str(tmp_path / "a.sparsefmt"), "--rounds", "3"], standalone_mode=False)
+    assert "a.sparsefmt" in capsys.readouterr().out
