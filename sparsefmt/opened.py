@@ -90,7 +90,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         target = self._target(entry, layout)
         self._reader.budget.expect(self._reader.decoded_bytes(entry, target), entry.name)
         tiles = self._reader.tiles(entry, target, self._threads)
-        return SparseTensor(entry.dtype, entry.shape, target, entry.tile_rows, tiles)
+        return SparseTensor(entry.dtype, entry.shape, target, entry.tile_rows, tiles, self._reader.budget)
 
     def get_tensor(self, name: str) -> np.ndarray:
         """One tensor as a dense numpy array, bit for bit. Holds one tile per thread beside the result."""

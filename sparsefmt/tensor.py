@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsefmt import layouts, slicing
+from sparsefmt.container.budget import Budget
 from sparsefmt.container.names import matrix_view
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import UnsupportedError
@@ -33,10 +34,19 @@ class SparseTensor:
     arrays, bit for bit what was stored, negative zeros included.
     """
 
-    __slots__ = ("__weakref__", "_dtype", "_layout", "_nnz", "_operand", "_shape", "_tile_rows", "_tiles")
+    __slots__ = ("__weakref__", "_budget", "_dtype", "_layout", "_nnz", "_operand", "_shape", "_tile_rows", "_tiles")
 
-    def __init__(self, dtype: DType, shape: tuple[int, ...], layout: str, tile_rows: int, tiles: list[Tile]) -> None:
-        """For the library itself: trusts that the tiles are checked and frozen."""
+    def __init__(
+        self,
+        dtype: DType,
+        shape: tuple[int, ...],
+        layout: str,
+        tile_rows: int,
+        tiles: list[Tile],
+        budget: Budget | None = None,
+    ) -> None:
+        """For the library itself: trusts that the tiles are checked and frozen. budget: of the file they come from."""
+        self._budget = budget
         self._dtype = dtype
         self._shape = shape
         self._layout = LAYOUTS[layout]
@@ -152,9 +162,19 @@ class SparseTensor:
             raise TypeError("len() of a 0-d tensor")
         return self._shape[0]
 
-    def todense(self, threads: int | None = None) -> np.ndarray:
-        """The dense array, bit for bit. O(rows * cols); tiles are unpacked in parallel."""
-        return self._rows(np.arange(matrix_view(self._shape)[0]), slice(None), threads).reshape(self._shape)
+    def todense(self, threads: int | None = None, *, max_decoded_bytes: int | None = None) -> np.ndarray:
+        """The dense array, bit for bit. O(rows * cols); tiles are unpacked in parallel.
+
+        Args:
+            max_decoded_bytes: most bytes that a tensor from a file may take; by default as for the file it was loaded
+                from. Whatever makes dense elements of it keeps to that: `w[rows]`, `numpy.asarray(w)`, `to_scipy()`.
+
+        Raises:
+            LimitError: it takes more than that, or than there is.
+        """
+        if self._budget is not None:
+            self._budget.expect(self.size * self.dtype.itemsize, limit=max_decoded_bytes)
+        return self._dense_rows(np.arange(matrix_view(self._shape)[0]), slice(None), threads).reshape(self._shape)
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """What `numpy.asarray(w)` is: `todense()`, cast to `dtype` if one is given. O(rows * cols).
@@ -187,6 +207,7 @@ class SparseTensor:
         import scipy.sparse
 
         rows, cols = matrix_view(self._shape)
+        self._expect_budget(rows)
         widen = self.dtype.kind not in "biufc" or self.dtype == np.float16
         dtype = np.dtype(np.float32) if widen else self.dtype
         if not self._layout.sparse:
@@ -218,7 +239,8 @@ class SparseTensor:
             return SparseTensor.from_dense(self.todense(threads), layout, threads=threads)
         tiles = in_order(lambda number: self.converted(number, layout), range(len(self._tiles)), threads)
         arena = Arena(expected_bytes(layout, self._dtype, *matrix_view(self._shape), self.nnz))
-        return SparseTensor(self._dtype, self._shape, layout, self._tile_rows, [arena.keep(tile) for tile in tiles])
+        kept = [arena.keep(tile) for tile in tiles]
+        return SparseTensor(self._dtype, self._shape, layout, self._tile_rows, kept, self._budget)
 
     def __matmul__(self, x: Any) -> np.ndarray:
         """`w @ x` of the matrix view: x (cols,) gives (rows,), x (cols, n) gives (rows, n).
@@ -267,8 +289,17 @@ class SparseTensor:
         tile = convert(self._tiles[number], self.layout, layout, self._dtype, self._height(number), cols)
         return {array: frozen(data) for array, data in tile.items()}
 
-    def _rows(self, wanted: np.ndarray, cols: slice, threads: int | None = None) -> np.ndarray:
+    def _expect_budget(self, rows: int) -> None:
+        """Raise LimitError if so many dense rows take more than the file that the tensor comes from may decode to."""
+        if self._budget is not None:
+            self._budget.expect(rows * matrix_view(self._shape)[1] * self.dtype.itemsize)
+
+    def _rows(self, wanted: np.ndarray, cols: slice) -> np.ndarray:
         """Elements of the matrix view: whole rows, cut to `cols`."""
+        self._expect_budget(wanted.size)
+        return self._dense_rows(wanted, cols)
+
+    def _dense_rows(self, wanted: np.ndarray, cols: slice, threads: int | None = None) -> np.ndarray:
         return slicing.dense_rows(
             wanted, cols, self._dtype, self._shape, self._layout, self._tile_rows, self._tiles.__getitem__, threads
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,25 @@ def test_default(zeros):
         assert not file.get_slice("w")[5:7].any()
     weight = sparsefmt.load_file(zeros)["w"]
     assert weight.nnz == 0
+
+
+def test_a_loaded_tensor_remembers_it(zeros):
+    weight = sparsefmt.load_file(zeros)["w"]
+    for tensor in (weight, weight.to_layout("permuted"), copy.copy(weight)):
+        refused(tensor.todense)
+        refused(lambda tensor=tensor: np.asarray(tensor))
+        refused(lambda tensor=tensor: tensor[:])
+        refused(lambda tensor=tensor: tensor[::-1, :1])
+        refused(tensor.to_scipy)
+        refused(lambda tensor=tensor: tensor.todense(max_decoded_bytes=(1 << 31) - 1))
+        assert not tensor[100:102].any()
+    weight = sparsefmt.load_file(zeros, max_decoded_bytes=1 << 31)["w"]
+    refused(lambda: weight.todense(max_decoded_bytes=1 << 30))
+    assert weight[::4, :2].shape == (1 << 12, 2)
+
+
+def test_a_tensor_of_ones_own_has_none():
+    assert sparsefmt.SparseTensor.from_dense(np.eye(9)).todense(max_decoded_bytes=1).any()
 
 
 def test_raised_and_lowered(zeros):

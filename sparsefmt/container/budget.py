@@ -23,12 +23,13 @@ class Budget:
         self.limit = max(FLOOR, RATIO * file_bytes) if limit is None else limit
         self._file_bytes = file_bytes
 
-    def expect(self, nbytes: int, tensor: str | None = None) -> None:
-        """Raise LimitError if these bytes, of one tensor or of several, are too many."""
-        if nbytes > self.limit:
+    def expect(self, nbytes: int, tensor: str | None = None, *, limit: int | None = None) -> None:
+        """Raise LimitError if these bytes, of one tensor or of several, are too many. limit: in place of the usual."""
+        limit = self.limit if limit is None else limit
+        if nbytes > limit:
             raise LimitError(
                 "decoded-bytes",
                 f"this file of {self._file_bytes:,} bytes would take {nbytes:,} in memory, over the limit of"
-                f" {self.limit:,}: raise max_decoded_bytes if you trust it",
+                f" {limit:,}: raise max_decoded_bytes if you trust it",
                 tensor=tensor,
             )
