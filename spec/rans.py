@@ -209,7 +209,7 @@ class ElementModel:
         end = 8 + 8 * -(-q // 64)
         require(end <= len(chunk), f"{q} offset bits in {len(chunk)} bytes")
         row_classes, stream = read_rows(chunk[end:], self.row_table, r)
-        tables = itertools.repeat(self.tables[0], m)
+        tables: Iterable[Table] = itertools.repeat(self.tables[0], m)
         if positions is not None:
             sums = row_classes[positions[0]]
             if len(self.column_classes) > 0:

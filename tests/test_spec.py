@@ -11,7 +11,7 @@ from helpers import CODECS, PRUNABLE, ROOT, load_tool, pruned, random_bits
 import sparsefmt
 from sparsefmt import codecs, limits
 from sparsefmt.codecs import elements
-from sparsefmt.container import envelope, index
+from sparsefmt.container import chunks, entry, envelope, index
 from sparsefmt.dtypes import DTYPES, as_bits, pack
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
@@ -63,19 +63,19 @@ def test_preamble_and_trailer():
 
 
 def test_index_keys():
-    top, records, entry, alias = tables(section("2.4 Index"))
+    top, records, tensor, alias = tables(section("2.4 Index"))
     assert tuple(row["key"] for row in top) == index._TOP_KEYS
     assert tuple(row["key"] for row in alias) == index._ALIAS_KEYS
     by_presence = {
-        "always": index._REQUIRED_KEYS,
-        "sparse layouts": index._SPARSE_KEYS,
-        "if not": index._OPTIONAL_KEYS,  # 0, empty
+        "always": entry._REQUIRED_KEYS,
+        "sparse layouts": tuple(sorted({*entry._SPARSE_REQUIRED_KEYS} - {*entry._REQUIRED_KEYS})),
+        "if not": entry._OPTIONAL_KEYS,  # 0, empty
     }
     for presence, keys in by_presence.items():
-        assert tuple(row["key"] for row in entry if row["present"].startswith(presence)) == keys
-    assert [row["key"] for row in entry] == sorted(row["key"] for row in entry)
+        assert tuple(row["key"] for row in tensor if row["present"].startswith(presence)) == keys
+    assert [row["key"] for row in tensor] == sorted(row["key"] for row in tensor)
     assert [(row["field"].split(":")[0], int(row["offset"])) for row in records] == [
-        (name, index.CHUNK_RECORD.fields[name][1]) for name in index.CHUNK_RECORD.names
+        (name, chunks.CHUNK_RECORD.fields[name][1]) for name in chunks.CHUNK_RECORD.names
     ]
 
 
@@ -143,7 +143,7 @@ def test_error_codes():
             for kind, code in re.findall(r"(\w+Error)\(\s*\"([a-z-]+)\"", source.read_text()):
                 raised.add((code, kinds[kind]))
     assert {"chunk-gap", "chunk-overlap"} <= set(
-        re.findall(r'"([a-z-]+)"', (ROOT / "sparsefmt/container/index.py").read_text())
+        re.findall(r'"([a-z-]+)"', (ROOT / "sparsefmt/container/chunks.py").read_text())
     )
     raised |= {("chunk-gap", "format"), ("chunk-overlap", "format")}
     table_of_faults = (ROOT / "sparsefmt/layouts/permuted.py").read_text()
@@ -177,6 +177,39 @@ def test_byte_dump_by_itself_is_a_file():
     assert np.signbit(loaded["w"].todense().astype(np.float32)[0, 2])
 
 
+def test_the_diagram_is_of_that_file():
+    """On the first page: the offsets, the chunks and their arrays, and what the entries point to."""
+    diagram = section("The format on one page").split("```text")[1].split("```")[0]
+    lines = section("11. A file, byte by byte").split("```text")[2].splitlines()
+    dump = {int(line[:4], 16): line[55:].strip() for line in lines if re.match("[0-9a-f]{4}  ", line)}
+    starts = [
+        at for at, said in dump.items() if said.startswith(("magic", "zeros", "chunk:", "index:", "index offset"))
+    ]
+    (end,) = (at + 8 for at, said in dump.items() if said == "end magic")
+    drawn = [int(number) for number in re.findall(r"^ +\|? +(\d+)  ", diagram, re.M)]
+    assert drawn == [*starts, end]
+    arrays = [said.removeprefix("chunk: ").split(":")[0] for said in dump.values() if said.startswith("chunk: ")]
+    assert re.findall(r"chunk \d     (\w+, \w+)", diagram) == arrays
+    assert re.findall(r"record (\d)", diagram) == [str(number) for number in range(len(arrays))]
+    first_chunks = re.findall(r"(\w): first_chunk (\d)", diagram)
+    assert first_chunks == [(name, str([array[0] for array in arrays].index(name))) for name in "bw"]
+
+
+def test_links_within():
+    headings = re.findall(r"^#+ (.*)$", SPEC, re.M)
+    anchors = {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+    links = set(re.findall(r"\]\(#(.*?)\)", SPEC))
+    assert links <= anchors
+    assert len(links) > 5
+
+
+def test_errata_are_numbered():
+    changes, errata = tables(section("12. Changes and errata"))
+    assert [int(row["number"]) for row in errata] == list(range(1, len(errata) + 1))
+    for rows in changes, errata:
+        assert [row["date"] for row in rows] == sorted(row["date"] for row in rows)
+
+
 def structured_masks(rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Masks that codec `rans` has something for: classes of rows and of columns, copies of rows, groups of four."""
     shape = 150, 300
@@ -195,7 +228,7 @@ def structured_masks(rng: np.random.Generator) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("layout", ["auto", *LAYOUTS])
 def test_reader_of_section_10(layout, codec):
-    program = "".join(re.findall(r"```python\n(.*?)```", section("10. A reader in one page"), re.S))
+    program = "".join(re.findall(r"```python\n(.*?)```", section("10. A small reader"), re.S))
     names: dict = {}
     exec(program, names)
     rng = np.random.default_rng(0)

@@ -318,7 +318,7 @@ def test_fused_multiply_add():
         near = np.nextafter(-a * b, np.float32(0))  # cancellation
         for addend in c, near, np.float32(1e-45) * np.sign(c):
             exact = np.longdouble(a) * np.longdouble(b)  # 48 bits
-            y = reader.fma(a, b, addend)
+            y = reader.products.fma(a, b, addend)
             finite = np.isfinite(exact) & np.isfinite(addend) & np.isfinite(y)
             error = abs(np.longdouble(y) + -np.longdouble(addend) - exact)
             half_ulp = abs(np.longdouble(np.spacing(y))) / 2
@@ -326,7 +326,7 @@ def test_fused_multiply_add():
     one = np.float32(1)
     halfway = np.array([1 + 2**-12], np.float32)  # its square is 1 + 2**-11 + 2**-24: halfway between two float32
     for addend, expected in [(2**-60, 2**-11 + 2**-23), (-(2**-60), 2**-11), (0, 2**-11)]:
-        assert reader.fma(halfway, halfway, np.array([addend], np.float32))[0] == one + np.float32(expected)
+        assert reader.products.fma(halfway, halfway, np.array([addend], np.float32))[0] == one + np.float32(expected)
 
 
 # ----------------------------------------------------------------------------------------------------------- faults

@@ -315,9 +315,9 @@ faults(
         "first": record(0, 0, lambda offset: 0),
         "chunk": record(2, 0, lambda offset: offset - 64),
         "not aligned": record(2, 0, lambda offset: offset - 1),
-        "index": record(4, 1, lambda size: size + 64),
     },
 )
+faults("chunk-overlap", "big bitmask", {"index": record(2, 1, lambda size: size + 64)})
 faults(
     "chunk-gap",
     "bitmask raw",

@@ -1,0 +1,303 @@
+"""Section 2 of SPEC.md: preamble, chunk table, trailer, index. All that section 7 has a reader check on opening."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import faults
+import msgpack
+import xxhash
+from dtypes import DTYPES, DType
+from faults import Fault, require
+from layouts import LAYOUTS, ceil_div, check_sizes
+
+MAGIC, END_MAGIC = bytes.fromhex("89 53 50 46 0D 0A 1A 0A"), bytes.fromhex("0A 1A 0A 0D 46 50 53 89")
+MAJOR, MINOR, FEATURES = 1, 0, 0
+CODECS = {"raw": 1, "zstd": faults.MAX_ZSTD_RATIO, "rans": faults.MAX_RANS_RATIO}  # raw bytes per stored byte, at most
+
+
+class Record(NamedTuple):
+    """One record of the chunk table."""
+
+    offset: int
+    stored: int
+    raw: int
+    checksum: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the index says about a tensor, and what follows from it."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    layout: str
+    arrays: dict[str, str]  # array name to codec name, in order of the array names
+    models: dict[str, bytes]
+    tile_rows: int
+    first_chunk: int
+    nnz: int | None
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def cols(self) -> int:
+        return math.prod(self.shape[1:])
+
+    @property
+    def tiles(self) -> int:
+        return ceil_div(self.rows, self.tile_rows) if self.rows * self.cols else 0
+
+    def rows_of(self, tile: int) -> int:
+        return min(self.tile_rows, self.rows - tile * self.tile_rows)
+
+
+@dataclass(frozen=True)
+class Container:
+    data: bytes
+    metadata: dict[str, str]
+    names: dict[str, Entry]  # a further name of a tensor has the entry of that tensor
+    records: list[Record]
+
+    def chunks(self, entry: Entry, tile: int) -> Iterator[tuple[str, Record]]:
+        """The chunks of a tile: one for each array, in order of the array names."""
+        first = entry.first_chunk + tile * len(entry.arrays)
+        return zip(entry.arrays, self.records[first : first + len(entry.arrays)], strict=True)
+
+
+def aligned(n: int) -> int:
+    return ceil_div(n, 64) * 64
+
+
+def open_container(data: bytes) -> Container:
+    minor = check_preamble(data)
+    index_offset = find_index(data)
+    root = decode_canonical(data[index_offset:-32])
+    check_keys(root, {"chunks", "metadata", "tensors"}, set(), minor, "the index")
+    check_metadata(root["metadata"])
+    records = read_records(root["chunks"], index_offset)
+    names = read_tensors(root["tensors"], minor)
+    container = Container(data, root["metadata"], names, records)
+    check_chunks(container)
+    return container
+
+
+# ------------------------------------------------------------------------------------------------------- 2.1 Preamble
+
+
+def check_preamble(data: bytes) -> int:
+    """The minor version."""
+    require(data[:8] == MAGIC, "not-sparsefmt", "no magic")
+    require(len(data) >= 96, "file-too-short", f"{len(data)} bytes")
+    major, minor, features = struct.unpack_from("<HHI", data, 8)
+    require(major == MAJOR, "version-unsupported", f"version {major}.{minor}")
+    require(features & ~FEATURES == 0, "feature-unsupported", f"feature bits {features:#x}")
+    require(not any(data[16:64]), "padding-not-zero", "bytes 16 to 63")
+    return minor
+
+
+# --------------------------------------------------------------------------------------------------------- 2.2 Chunks
+
+
+def read_records(table: Any, index_offset: int) -> list[Record]:
+    """The chunk table (2.4), whose chunks fill the file up to the index."""
+    whole = isinstance(table, bytes) and len(table) % 32 == 0
+    require(whole, "index-type", "the chunk table is no bin of whole records")
+    records = [Record(*fields) for fields in struct.iter_unpack("<QQQQ", table)]
+    end = 64
+    for number, (offset, stored, raw, _) in enumerate(records):
+        size = max(stored, raw)
+        require(size <= faults.MAX_CHUNK_BYTES, "chunk-limit", f"chunk {number} of {size} bytes")
+        require(offset <= index_offset, "chunk-out-of-bounds", f"chunk {number} at {offset}")
+        check_place(offset, end, f"chunk {number}")
+        end = offset + stored
+    check_place(index_offset, end, "the index")
+    return records
+
+
+def check_place(offset: int, end: int, what: str) -> None:
+    """Each chunk, and the index, starts at aligned(end) of the chunk before."""
+    require(offset >= aligned(end), "chunk-overlap", f"{what} at {offset}, before {aligned(end)}")
+    require(offset <= aligned(end), "chunk-gap", f"{what} at {offset}, later than {aligned(end)}")
+
+
+# -------------------------------------------------------------------------------------------------------- 2.3 Trailer
+
+
+def find_index(data: bytes) -> int:
+    """The offset of the index."""
+    trailer = len(data) - 32
+    offset, size, checksum, end_magic = struct.unpack_from("<QQQ8s", data, trailer)
+    require(end_magic == END_MAGIC, "trailer-missing", "no end magic at the end")
+    require(size <= faults.MAX_INDEX_BYTES, "index-size", f"index of {size} bytes")
+    in_bounds = offset % 64 == 0 and offset >= 64 and offset + size == trailer
+    require(in_bounds, "index-out-of-bounds", f"index of {size} bytes at {offset}")
+    digest = xxhash.xxh64_intdigest(data[:16] + data[offset:trailer])
+    require(digest == checksum, "index-checksum", "preamble or index changed")
+    return offset
+
+
+# --------------------------------------------------------------------------------------------- 2.4 Index: its msgpack
+
+
+def decode_canonical(index: bytes) -> Any:
+    """One msgpack value in canonical form, which is one that encodes to the same bytes again."""
+
+    def sorted_map(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        require(all(type(key) is str for key in keys), "index-malformed", "map key other than str")
+        # sorted by code points is sorted by UTF-8 bytes
+        require(keys == sorted(set(keys)), "index-not-canonical", "map keys not ascending")
+        return dict(pairs)
+
+    def extension(code: int, data: bytes) -> None:
+        raise Fault("index-malformed", "extension type")
+
+    hooks = {"object_pairs_hook": sorted_map, "ext_hook": extension}
+    try:
+        root = msgpack.unpackb(index, strict_map_key=False, max_ext_len=0, **hooks)
+    except Fault:
+        raise
+    except Exception as error:
+        raise Fault("index-malformed", f"no msgpack: {error}") from None
+    check_value(root, 1)
+    require(msgpack.packb(root) == index, "index-not-canonical", "not the smallest encoding")
+    return root
+
+
+def check_value(value: Any, level: int) -> None:
+    known = type(value) in (dict, list, str, bytes) or (type(value) is int and value >= 0)
+    require(known, "index-type", f"msgpack type of {value!r:.80}")
+    if isinstance(value, dict | list):
+        require(level <= faults.MAX_INDEX_DEPTH, "index-malformed", f"{level} levels of maps and arrays")
+        fits = isinstance(value, dict) or len(value) <= faults.MAX_INDEX_ARRAY
+        require(fits, "index-malformed", f"array of {len(value)} elements")
+        for inner in value.values() if isinstance(value, dict) else value:
+            check_value(inner, level + 1)
+
+
+def check_keys(fields: Any, always: set[str], sometimes: set[str], minor: int, what: str) -> None:
+    require(isinstance(fields, dict), "index-type", f"{what} is no map")
+    missing, unknown = always - fields.keys(), fields.keys() - always - sometimes
+    require(not missing, "index-key", f"{what} lacks {sorted(missing)}")
+    require(not unknown or minor > MINOR, "index-key", f"{what} has the unknown keys {sorted(unknown)}")
+
+
+def typed(value: Any, kind: type, what: str) -> Any:
+    fits = not isinstance(value, int) or value < 2**63
+    require(fits and type(value) is kind, "index-type", f"{what}: {value!r:.80} is no {kind.__name__}, or too large")
+    return value
+
+
+# ------------------------------------------------------------------------------------------- 2.4 Index: what it holds
+
+
+def check_metadata(metadata: Any) -> None:
+    typed(metadata, dict, "metadata")
+    texts = all(isinstance(text, str) for text in metadata.values())
+    require(texts, "metadata-invalid", "metadata other than str to str")
+    size = sum(len(text.encode()) for item in metadata.items() for text in item)
+    require(size <= faults.MAX_METADATA_BYTES, "metadata-size", f"{size} bytes of metadata")
+
+
+def read_tensors(tensors: Any, minor: int) -> dict[str, Entry]:
+    """The entry of every name, aliases included."""
+    typed(tensors, dict, "tensors")
+    require(len(tensors) <= faults.MAX_TENSORS, "tensor-count", f"{len(tensors)} tensors")
+    entries, aliases = {}, {}
+    for name, fields in tensors.items():
+        require(name != "" and "\0" not in name, "name-invalid", f"name {name!r:.80}")
+        require(len(name.encode()) <= faults.MAX_NAME_BYTES, "name-length", f"name of {len(name.encode())} bytes")
+        typed(fields, dict, repr(name))
+        if "alias_of" in fields:
+            check_keys(fields, {"alias_of"}, set(), minor, repr(name))
+            aliases[name] = typed(fields["alias_of"], str, repr(name))
+        else:
+            entries[name] = read_entry(name, fields, minor)
+            check_entry(entries[name])
+    for name, target in aliases.items():
+        require(target in entries, "alias-invalid", f"{name!r} is an alias of {target!r:.80}, which is no tensor")
+    return {name: entries[aliases.get(name, name)] for name in tensors}
+
+
+def read_entry(name: str, fields: dict[str, Any], minor: int) -> Entry:
+    """Keys and types."""
+    what = repr(name)
+    always = {"arrays", "dtype", "first_chunk", "layout", "shape", "tile_rows"}
+    check_keys(fields, always, {"models", "negative_zeros_dropped", "nnz"}, minor, what)
+    for key, kind in {"arrays": dict, "dtype": str, "layout": str, "models": dict, "shape": list}.items():
+        typed(fields.get(key, kind()), kind, what)
+    for key in "first_chunk", "negative_zeros_dropped", "nnz", "tile_rows":
+        typed(fields.get(key, 0), int, what)
+    dtype, layout, shape, models = fields["dtype"], fields["layout"], fields["shape"], fields.get("models", {})
+    for dimension in shape:
+        typed(dimension, int, what)
+    for codec in fields["arrays"].values():
+        require(typed(codec, str, what) in CODECS, "codec-unknown", f"{what}: {codec!r:.80}")
+    for model in models.values():
+        size = len(typed(model, bytes, what))
+        require(size <= faults.MAX_MODEL_BYTES, "model-size", f"{what}: model of {size} bytes")
+    require(dtype in DTYPES, "dtype-unknown", f"{what}: {dtype!r:.80}")
+    require(layout in LAYOUTS, "layout-unknown", f"{what}: {layout!r:.80}")
+    require(("nnz" in fields) == (layout != "dense"), "index-key", f"{what}: `nnz` in `dense`, or none elsewhere")
+    require(models != {} or "models" not in fields, "index-not-canonical", f"{what}: `models` that is empty")
+    if "negative_zeros_dropped" in fields:
+        dropped = fields["negative_zeros_dropped"]
+        require(dropped > 0, "index-not-canonical", f"{what}: `negative_zeros_dropped` of 0")
+        possible = DTYPES[dtype].negative_zero is not None and dropped <= math.prod(shape)
+        require(possible, "negative-zeros-dropped", f"{what}: {dropped} of {dtype} {shape}")
+    places = fields["tile_rows"], fields["first_chunk"], fields.get("nnz")
+    return Entry(name, DTYPES[dtype], tuple(shape), layout, fields["arrays"], models, *places)
+
+
+def check_entry(entry: Entry) -> None:
+    """What the values must be, beside the chunk table."""
+    dtype, elements, tile_rows, what = entry.dtype, math.prod(entry.shape), entry.tile_rows, repr(entry.name)
+    require(len(entry.shape) <= faults.MAX_NDIM, "shape-ndim", f"{what}: {len(entry.shape)} dimensions")
+    size = math.prod(max(dimension, 1) for dimension in entry.shape) * dtype.bits
+    require(size <= faults.MAX_TENSOR_BITS, "shape-size", f"{what}: {size} bits")
+    if elements == 0:
+        require(tile_rows == 0 and entry.first_chunk == 0, "tile-rows", f"{what} has no tiles")
+    else:
+        whole_bytes = dtype.bits >= 8 or tile_rows == entry.rows or tile_rows % 8 == 0
+        fits = 1 <= tile_rows <= entry.rows and whole_bytes
+        require(fits, "tile-rows", f"{what}: tiles of {tile_rows} of {entry.rows} rows")
+    optional = set()
+    if entry.layout != "dense":
+        may_be_sparse = dtype.sparse and len(entry.shape) >= 2 and elements > 0
+        require(may_be_sparse, "layout-invalid", f"{what} must be dense")
+        fits = entry.cols <= faults.MAX_SPARSE_COLS and tile_rows <= faults.MAX_SPARSE_TILE_ROWS
+        fits = fits and tile_rows * entry.cols <= faults.MAX_SPARSE_TILE_POSITIONS
+        require(fits, "tile-size", f"{what}: tiles of {tile_rows} x {entry.cols}")
+        require(entry.nnz is not None and entry.nnz <= elements, "nnz", f"{what}: {entry.nnz} of {elements} elements")
+        optional = {"negative_zeros"} if dtype.negative_zero else set()
+    require(entry.arrays.keys() - optional == LAYOUTS[entry.layout], "array-set", f"{what}: {sorted(entry.arrays)}")
+    modelled = {array for array, codec in entry.arrays.items() if codec == "rans" and array != "row_offsets"}
+    found = sorted(entry.models)
+    require(set(found) == modelled, "model-set", f"{what}: models of {found}, not of {sorted(modelled)}")
+
+
+def check_chunks(container: Container) -> None:
+    """Every record belongs to exactly one tensor, and has sizes that its codec (5) and its array (4) can have."""
+    entries = {entry.name: entry for entry in container.names.values() if entry.tiles}
+    number = 0
+    for entry in sorted(entries.values(), key=lambda entry: entry.first_chunk):
+        require(entry.first_chunk == number, "chunk-assignment", f"{entry.name!r} starts at chunk {entry.first_chunk}")
+        number += entry.tiles * len(entry.arrays)
+    require(number == len(container.records), "chunk-assignment", f"{number} of {len(container.records)} chunks owned")
+    for entry in entries.values():
+        for tile in range(entry.tiles):
+            chunks = dict(container.chunks(entry, tile))
+            for array, (_, stored, raw, _) in chunks.items():
+                derived = array == "row_offsets" and entry.arrays[array] == "rans"
+                possible = stored in (0, raw) if derived else stored <= raw <= stored * CODECS[entry.arrays[array]]
+                require(possible, "chunk-size", f"{entry.name!r}: `{array}`, {stored} bytes for {raw}")
+            sizes = {array: record.raw for array, record in chunks.items()}
+            check_sizes(entry.layout, entry.dtype, entry.rows_of(tile), entry.cols, sizes)
