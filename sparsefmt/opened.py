@@ -140,8 +140,8 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         return stored if best == "dense" else best
 
     def _rows(self, entry: TensorEntry, wanted: np.ndarray, cols: slice) -> np.ndarray:
-        width = len(range(*cols.indices(entry.cols)))
-        self._reader.budget.expect(wanted.size * width * entry.dtype.numpy.itemsize, entry.name)
+        # whole rows are unpacked, and then cut
+        self._reader.budget.expect(wanted.size * entry.cols * entry.dtype.numpy.itemsize, entry.name)
         return slicing.dense_rows(
             wanted,
             cols,

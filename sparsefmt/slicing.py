@@ -101,6 +101,8 @@ def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[np.ndarray, slic
             raise IndexError(f"a boolean index of shape {chosen.shape} does not fit {shape[0]} rows")
         # numpy's own rules for negative, out-of-range and boolean indices
         rows = np.atleast_1d(np.arange(shape[0])[chosen if chosen.size else chosen.astype(np.int64)])
+        if chosen.ndim == 0 and len(shape) == 2 and len(rest) == 1 and isinstance(rest[0], slice):
+            return get_rows(rows, rest[0])[0]
         if chosen.ndim == 0:
             # an index error of the rest is the same for one row as for an array without the first dimension
             return get_rows(rows, slice(None)).reshape(shape[1:])[rest]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
 import tracemalloc
 
 import msgpack
@@ -353,20 +352,6 @@ def test_a_claimed_terabyte_is_refused_before_it_is_allocated():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20
-
-
-def test_a_hundred_thousand_tensors_open_in_linear_time():
-    """No quadratic checks: ten times the tensors take at most some thirty times as long, even on a busy machine."""
-
-    def seconds(count: int) -> float:
-        data = sparsefmt.save({f"layer.{number}.bias": np.float32(number) for number in range(count)}, codec="raw")
-        start = time.perf_counter()
-        with_index = sparsefmt.opened.SparseFile(sparsefmt.container.sources.Memory(data))
-        assert len(with_index) == count
-        return time.perf_counter() - start
-
-    seconds(100)
-    assert seconds(20_000) < 30 * max(seconds(2_000), 0.005)
 
 
 def test_errors_name_tensor_and_offset():

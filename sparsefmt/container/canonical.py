@@ -47,6 +47,7 @@ def unpack(data: bytes) -> dict[str, Any]:
     except MemoryError:
         raise LimitError("memory", "the index does not fit in memory") from None
     if not canonical:
+        _refuse_floats(value)
         raise FormatError("index-not-canonical", "the index is not in canonical form")
     expect_type(value, dict, "the index")
     return value
@@ -99,6 +100,15 @@ def _check_ignored(value: Any, what: str, level: int) -> None:
             _check_ignored(inner, what, level + 1)
     elif type(value) not in (str, bytes, int) or (type(value) is int and value < 0):
         raise FormatError("index-type", f"{what} has a value of a type that an index cannot have: {value!r:.80}")
+
+
+def _refuse_floats(value: Any) -> None:
+    """Of what is not in canonical form, floats of 32 bits are the wrong type, as all floats are."""
+    if type(value) is float:
+        raise FormatError("index-type", f"the index has a float, {value!r}")
+    if type(value) in (dict, list):
+        for inner in value.values() if type(value) is dict else value:
+            _refuse_floats(inner)
 
 
 def _expect_text_keys(mapping: Mapping[Any, Any], what: str) -> None:

@@ -20,7 +20,7 @@ from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError, LimitError
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
-from sparsefmt.limits import MAX_INDEX_BYTES, MAX_TENSORS
+from sparsefmt.limits import MAX_CHUNK_BYTES, MAX_INDEX_BYTES, MAX_TENSORS
 
 WORTH_A_MODEL = 128
 """Bytes of a dense tensor below which its model would take more than it saves."""
@@ -128,6 +128,10 @@ class Writer:
             found_nnz += tile_nnz
             found_negative_zeros |= has_negative_zeros
             for stored, raw_size in chunks:
+                if raw_size > MAX_CHUNK_BYTES:
+                    raise LimitError(
+                        "chunk-limit", f"a tile takes {raw_size:,} bytes, over {MAX_CHUNK_BYTES:,}", tensor=name
+                    )
                 self._write_chunk(stored, raw_size)
         if (found_nnz, found_negative_zeros) != (nnz or 0, negative_zeros):
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy", tensor=name)

@@ -18,7 +18,10 @@ class ArrayIntake(Intake):
     def __init__(self, array: Any) -> None:
         if hasattr(array, "__dlpack__") and not hasattr(array, "__array__"):
             array = np.from_dlpack(array)
-        array = np.asanyarray(array)
+        try:
+            array = np.asanyarray(array)
+        except ValueError as error:  # a list of lists of several lengths
+            raise UnsupportedError("dtype-unknown", f"numpy makes no array of it: {error}") from None
         if isinstance(array, np.ma.MaskedArray):
             raise UnsupportedError("dtype-unknown", "a masked array has no single meaning: call .filled() first")
         super().__init__(dtype_of(array.dtype), array.shape)

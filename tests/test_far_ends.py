@@ -1,0 +1,274 @@
+"""Right at the far end: tensors of more positions, and arrays of more elements, than 32 bits can number.
+
+The memory is that of pages that nobody has written to, all zero: what counts here is that addresses are right.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import naive
+import numpy as np
+import pytest
+from helpers import same_bits
+from naive import fma32
+
+import sparsefmt
+from sparsefmt import SparseTensor
+from sparsefmt.container.writer import Writer
+from sparsefmt.dtypes import DTYPES
+from sparsefmt.kernels import permuted
+from sparsefmt.kernels.operand import Work
+from sparsefmt.kernels.simd import F32
+from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts.bitmask import mask_stride
+from sparsefmt.layouts.memory import OVERREAD, frozen
+from sparsefmt.limits import MAX_SPARSE_TILE_POSITIONS
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory that is never written to may cost something")
+
+NO_RESERVE = 0x4000
+"""MAP_NORESERVE of Linux, which the module mmap has from Python 3.13 on."""
+
+Tile = dict[str, np.ndarray]
+
+
+def untouched(length: int, dtype: str) -> np.ndarray:
+    """Zeros that take no memory until they are written to."""
+    nbytes = length * np.dtype(dtype).itemsize
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
+    return np.frombuffer(mmap.mmap(-1, nbytes + OVERREAD, flags=flags), dtype, length)
+
+
+def bitmask_tile(rows: int, cols: int, places: list[tuple[int, int, int]]) -> Tile:
+    """Of (row, column, bits of the value), ascending."""
+    mask, offsets = untouched(rows * mask_stride(cols), "<u1"), np.zeros(rows + 1, "<u4")
+    for row, col, _ in places:
+        mask[row * mask_stride(cols) + col // 8] |= 1 << (col % 8)
+        offsets[row + 1 :] += np.uint32(1)
+    values = np.zeros(len(places) + 16, "<u4")[: len(places)]
+    values[:] = [bits for _, _, bits in places]
+    return {"mask": mask, "row_offsets": offsets, "values": values}
+
+
+def permuted_tile(rows: int, cols: int, places: list[tuple[int, int, int]]) -> Tile:
+    counts = np.bincount([row for row, _, _ in places], minlength=rows)
+    tile = LAYOUTS["permuted"].allocate(counts, DTYPES["F32"], cols)  # type: ignore[attr-defined]
+    done: dict[int, int] = {}
+    position_of = np.argsort(tile["row_permutation"])
+    for row, col, bits in places:
+        position = int(position_of[row])
+        slot = int(tile["slice_offsets"][position // 8]) + done.get(row, 0)
+        done[row] = done.get(row, 0) + 1
+        tile["values"][slot * 8 + position % 8], tile["columns"][slot * 8 + position % 8] = bits, col
+    return tile
+
+
+MAKERS: dict[str, Callable[[int, int, list[tuple[int, int, int]]], Tile]] = {
+    "bitmask": bitmask_tile,
+    "permuted": permuted_tile,
+}
+
+
+def tensor(layout: str, shape: tuple[int, int], tile_rows: int, places: list[tuple[int, int, float]]) -> SparseTensor:
+    """Checked tiles, as a reader would have them."""
+    rows, cols = shape
+    tiles = []
+    for first in range(0, rows, tile_rows):
+        height = min(tile_rows, rows - first)
+        here = [
+            (row - first, col, int(np.float32(value).view(np.uint32)))
+            for row, col, value in places
+            if first <= row < first + height
+        ]
+        tile = {name: frozen(data) for name, data in MAKERS[layout](height, cols, here).items()}
+        LAYOUTS[layout].check_sizes({name: data.nbytes for name, data in tile.items()}, DTYPES["F32"], height, cols)
+        LAYOUTS[layout].check(tile, DTYPES["F32"], height, cols)
+        tiles.append(tile)
+    return SparseTensor(DTYPES["F32"], shape, layout, tile_rows, tiles)
+
+
+ROWS = COLS = 1 << 16
+"""2^32 positions, in three tiles, two of them of nearly 2^31 each."""
+TILE_ROWS = MAX_SPARSE_TILE_POSITIONS // COLS // 8 * 8
+FAR = [
+    (0, 0, 1.5),
+    (TILE_ROWS - 1, COLS - 1, 2.5),
+    (TILE_ROWS, 0, -3.0),
+    (ROWS // 2, COLS // 2, 7.0),
+    (ROWS - 2, COLS - 1, 0.25),
+    (ROWS - 1, 0, 1.25),
+    (ROWS - 1, COLS - 1, -4.5),
+]
+
+
+@pytest.mark.parametrize("layout", MAKERS)
+def test_more_positions_than_32_bits_can_number(layout):
+    w = tensor(layout, (ROWS, COLS), TILE_ROWS, FAR)
+    assert w.nnz == len(FAR)
+    assert w.size == 1 << 32
+    expected = {row: np.zeros(COLS, np.float32) for row, _, _ in FAR}
+    for row, col, value in FAR:
+        expected[row][col] = value
+    for row, dense in expected.items():
+        assert same_bits(w[row], dense)
+        assert same_bits(w[row : row + 1, COLS - 3 :], dense[None, COLS - 3 :])
+    assert same_bits(w[[ROWS - 1, 0, -2]], np.stack([expected[row] for row in (ROWS - 1, 0, ROWS - 2)]))
+    for tokens in (1, 2, 5):  # kernels for one, for few, and for many
+        x = np.random.default_rng(tokens).standard_normal((tokens, COLS)).astype(np.float32)
+        y = sparsefmt.linear(x, w)
+        others = np.ones(ROWS, bool)
+        others[list(expected)] = False
+        assert not y[:, others].any()
+        for row in expected:
+            sums = np.zeros(tokens, np.float32)
+            for at, col, value in FAR:
+                if at == row:
+                    sums = fma32(np.full(tokens, value, np.float32), x[:, col], sums)
+            # two values of a row: their partial sums are added, or chained, which is the same for one of them exact
+            assert np.allclose(y[:, row], sums, rtol=1e-6)
+
+
+@pytest.mark.parametrize("layout", MAKERS)
+def test_other_layouts_of_it(layout):
+    """From one sparse layout to the other, without being dense; of the last tile, which is the cheapest."""
+    rows = ROWS - 2 * TILE_ROWS + TILE_ROWS // 2
+    last = [(row - ROWS + rows, col, value) for row, col, value in FAR if row >= ROWS - 2]
+    w = tensor(layout, (rows, COLS), rows, last)
+    (other,) = set(MAKERS) - {layout}
+    converted = w.to_layout(other)
+    assert converted.nnz == len(last)
+    for row in (0, rows - 2, rows - 1):
+        assert same_bits(converted[row], w[row])
+    for name, data in tensor(other, (rows, COLS), rows, last).operand().tiles[0].items():
+        assert np.array_equal(converted.operand().tiles[0][name], data)
+
+
+@pytest.mark.parametrize("layout", MAKERS)
+def test_the_widest_row(layout):
+    """A tile of one row of nearly 2^31 columns, whose dense bytes are beyond 2^32."""
+    cols = MAX_SPARSE_TILE_POSITIONS
+    places = [(0, 0, 1.5), (0, 1 << 16, 2.0), (0, (1 << 30) + 1, -3.0), (0, cols - 1, 0.5)]
+    w = tensor(layout, (1, cols), 1, places)
+    assert w[:, cols - 2 :].tolist() == [[0.0, 0.5]]
+    assert w[:, (1 << 30) - 1 : (1 << 30) + 3].tolist() == [[0.0, 0.0, -3.0, 0.0]]
+    # the kernel would look through all of x for Inf and NaN: it is shown the beginning only, and reads what it needs
+    if layout == "permuted":
+        x = untouched(cols, "<f4")
+        for weight, (_, col, value) in zip((1.0, 10.0, 100.0, 1000.0), places, strict=True):
+            x[col] = weight / value
+        operand, y = w.operand(), np.empty((1, 1), np.float32)
+        pieces = np.array([[0, 0, 1]])
+        assert permuted.of_one(F32, True)(operand.table, pieces, 0, 1, x[None, :64], y) is not False
+        assert y.tolist() == [[1111.0]]
+        permuted.of_any_x(F32, True)(operand.table, pieces, 0, 1, x[None], np.empty(1, np.float32), y)
+        assert y.tolist() == [[1111.0]]
+
+
+def only(w: SparseTensor, begin: int, end: int) -> SparseTensor:
+    """Products do some rows (in `permuted`, slices) of the first tile and leave all others as they are."""
+    w.operand()._work[1] = 1, Work(np.array([[0, begin, end]], np.int64), (0, 1))
+    return w
+
+
+def frozen_tensor(layout: str, shape: tuple[int, int], tile: Tile) -> SparseTensor:
+    """Of one tile, of which no more is right than what is looked at."""
+    return SparseTensor(DTYPES["F32"], shape, layout, shape[0], [{name: frozen(data) for name, data in tile.items()}])
+
+
+COUNTS = [3, 3, 2, 2, 2, 1, 1, 0]
+"""Of the rows of a slice that lies far behind."""
+
+
+@pytest.mark.parametrize("cols", [40, (1 << 16) + 8])
+def test_more_elements_than_32_bits_can_number(cols):
+    """The second slice of a tile begins at slot 2^29 + 1, and so at element 2^32 + 8."""
+    first = (1 << 29) + 1
+    values, columns = untouched(8 * (first + 3), "<u4"), untouched(8 * (first + 3), "<u2" if cols < 1 << 16 else "<u4")
+    rng = np.random.default_rng(0)
+    dense = np.zeros((8, cols), np.float32)
+    for lane, count in enumerate(COUNTS):
+        for slot, col in enumerate(sorted(rng.choice(cols, count, replace=False))):
+            dense[lane, col] = rng.standard_normal()
+            values[8 * (first + slot) + lane] = dense[lane, col].view(np.uint32)
+            columns[8 * (first + slot) + lane] = col
+    tile = {
+        "columns": columns,
+        "row_counts": np.array([cols] * 8 + COUNTS, "<u4"),
+        "row_permutation": np.arange(16, dtype="<u2"),
+        "slice_offsets": np.array([0, first, first + 3], "<u4"),
+        "values": values,
+    }
+    w = only(frozen_tensor("permuted", (16, cols), tile), 1, 2)
+    some = np.flatnonzero(dense.any(axis=0))
+    for tokens in (1, 2, 5, 40):
+        x = rng.standard_normal((tokens, cols)).astype(np.float32)
+        expected = np.stack([naive.product(dense[:, some], "permuted", row, np.float32) for row in x[:, some]])
+        assert same_bits(sparsefmt.linear(x, w)[:, 8:], expected)
+    x[:, 0] = np.inf  # the kernel for any x
+    assert np.array_equal(
+        sparsefmt.linear(x, w)[:, 8:], sparsefmt.linear(x, SparseTensor.from_dense(dense, "permuted")), equal_nan=True
+    )
+    assert same_bits(w[8:], dense)
+
+
+def test_more_values_than_31_bits_can_number():
+    """The second row of a bitmask tile begins at value 2^31 + 5."""
+    first, cols = (1 << 31) + 5, 200
+    rng = np.random.default_rng(0)
+    kept = rng.random(cols) < 0.5
+    dense = np.where(kept, rng.standard_normal(cols), 0).astype(np.float32)[None]
+    values = untouched(first + int(kept.sum()), "<u4")
+    values[first:] = dense[0, kept].view(np.uint32)
+    mask = np.zeros((2, mask_stride(cols)), np.uint8)
+    mask[1, : -(-cols // 8)] = np.packbits(kept, bitorder="little")
+    tile = {
+        "mask": mask.reshape(-1),
+        "row_offsets": np.array([0, first, values.size], "<u4"),
+        "values": values,
+    }
+    w = only(frozen_tensor("bitmask", (2, cols), tile), 1, 2)
+    for tokens in (1, 2, 5, 40):
+        x = rng.standard_normal((tokens, cols)).astype(np.float32)
+        expected = np.stack([naive.product(dense, "bitmask", row, np.float32) for row in x])
+        assert same_bits(sparsefmt.linear(x, w)[:, 1:], expected)
+    x[:, 0] = np.inf  # the kernel for any x
+    assert np.array_equal(
+        sparsefmt.linear(x, w)[:, 1:], sparsefmt.linear(x, SparseTensor.from_dense(dense, "bitmask")), equal_nan=True
+    )
+    assert same_bits(w[1:], dense)
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd", "rans"])
+def test_through_a_file(codec, tmp_path: Path):
+    """2^32 positions in a file of kilobytes: written, loaded, and multiplied without being dense."""
+    made = tensor("permuted", (ROWS, COLS), TILE_ROWS, FAR).operand()
+    path = tmp_path / "far.sparsefmt"
+    with open(path, "wb") as sink:
+        writer = Writer(sink, codec=codec)
+        writer.add(
+            "w",
+            DTYPES["F32"],
+            (ROWS, COLS),
+            "permuted",
+            TILE_ROWS,
+            lambda number: dict(made.tiles[number]),
+            nnz=len(FAR),
+        )
+        writer.finish()
+    assert path.stat().st_size < 1 << 20
+    x = np.random.default_rng(0).standard_normal(COLS).astype(np.float32)
+    expected = tensor("permuted", (ROWS, COLS), TILE_ROWS, FAR) @ x
+    for backend in ("mmap", "pread"):
+        with sparsefmt.open_file(path, backend=backend) as file:
+            w = file["w"]
+            assert isinstance(w, SparseTensor)
+            assert w.layout == "permuted"
+            assert same_bits(w @ x, expected)
+            assert file.get_slice("w")[ROWS - 1, COLS - 1] == -4.5
+            assert file.get_slice("w")[-2:, -2:].tolist() == [[0.0, 0.25], [0.0, -4.5]]
+    with pytest.raises(sparsefmt.LimitError):
+        sparsefmt.load_file(path, layout="dense")
