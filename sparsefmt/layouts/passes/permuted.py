@@ -56,6 +56,22 @@ def unpack(
 
 
 @jit
+def _are_good(values: np.ndarray, columns: np.ndarray, negative_zero: int, first: int, last: int) -> bool:
+    """Whether slots `first` to `last` of a slice, in which all lanes are stored, have no zero, and columns that ascend.
+
+    No branch and no early end: compiled to vector instructions, several times as fast as lane by lane.
+    """
+    flat_values, flat_columns = values.reshape(-1), columns.reshape(-1)
+    faults = np.uint8(0)
+    for element in range(np.uint64(first) * np.uint64(8), np.uint64(last) * np.uint64(8)):
+        value = flat_values[element]
+        faults |= np.uint8(value == 0) | np.uint8(value == negative_zero)
+    for element in range(np.uint64(first + 1) * np.uint64(8), np.uint64(last) * np.uint64(8)):
+        faults |= np.uint8(flat_columns[element] <= flat_columns[element - np.uint64(8)])
+    return faults == 0
+
+
+@jit
 def check(
     values: np.ndarray,
     columns: np.ndarray,
@@ -92,11 +108,15 @@ def check(
     for slice_ in range(slice_offsets.shape[0] - 1):
         first = np.int64(slice_offsets[slice_])
         last = np.int64(slice_offsets[slice_ + 1])
+        # counts never ascend: the last lane has the fewest
+        full = np.int64(row_counts[slice_ * 8 + 7]) if slice_ * 8 + 7 < rows else np.int64(0)
+        if not _are_good(values, columns, negative_zero, first, first + full):
+            full = np.int64(0)  # to say which of them is not
         for lane in range(8):
             position = slice_ * 8 + lane
             count = np.int64(row_counts[position]) if position < rows else np.int64(0)
-            previous = np.int64(-1)
-            for slot in range(first, first + count):
+            previous = np.int64(columns[first + full - 1, lane]) if full else np.int64(-1)
+            for slot in range(first + full, first + count):
                 col = np.int64(columns[slot, lane])
                 if col <= previous:
                     return COLUMN_ORDER, position
