@@ -45,6 +45,14 @@ def reader(folder: Path) -> Iterator[fuzz.CReader]:
 
 
 @pytest.fixture(scope="module")
+def portable_reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fuzz.CReader]:
+    """Byte by byte, as on machines whose integers lie the other way round."""
+    started = fuzz.CReader(tmp_path_factory.mktemp("portable"), False, ZSTD, ["-DSPARSEFMT_PORTABLE"])
+    yield started
+    assert started.close() == 0
+
+
+@pytest.fixture(scope="module")
 def cat(folder: Path) -> Path:
     program = folder / "sparsefmt_cat"
     fuzz.build("sparsefmt_cat.c", program, ["-O1"], ZSTD)
@@ -92,7 +100,7 @@ def test_header_compiles_without_warnings(tmp_path: Path, name: str, language: s
         pytest.skip(f"no {name}")
     (tmp_path / "zstd.h").write_text(fuzz.ZSTD_HEADER)
     (tmp_path / "reader.c").write_text('#define SPARSEFMT_IMPLEMENTATION\n#include "sparsefmt.h"\n')
-    flags = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror", f"-I{fuzz.SOURCES}", f"-I{tmp_path}"]
+    flags = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wundef", "-Wcast-align", "-Werror"]
     command = [
         name,
         "-x",
@@ -100,16 +108,90 @@ def test_header_compiles_without_warnings(tmp_path: Path, name: str, language: s
         f"-std={standard}",
         "-fsyntax-only",
         *flags,
+        f"-I{fuzz.SOURCES}",
+        f"-I{tmp_path}",
         *(["-DSPARSEFMT_ZSTD"] if zstd else []),
     ]
     assert subprocess.run([*command, "reader.c"], cwd=tmp_path, capture_output=True, text=True).stderr == ""
 
 
+def preprocess(tmp_path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    source = tmp_path / "reader.c"
+    source.write_text('#define SPARSEFMT_IMPLEMENTATION\n#include "sparsefmt.h"\n')
+    command = [fuzz.compiler(), "-E", "-O2", f"-I{fuzz.SOURCES}", *flags, str(source)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("flag", ["-ffast-math", "-Ofast"])
+def test_arithmetic_that_is_not_exact_is_refused(flag: str, tmp_path: Path):
+    assert preprocess(tmp_path).returncode == 0
+    done = preprocess(tmp_path, flag)
+    assert done.returncode != 0
+    assert "to the bit" in done.stderr
+
+
+def test_parts_of_fast_math_are_refused(tmp_path: Path):
+    for flag in ("-funsafe-math-optimizations", "-fno-signed-zeros"):
+        macros = subprocess.run(
+            [fuzz.compiler(), "-O2", flag, "-dM", "-E", "-x", "c", "/dev/null"], capture_output=True, text=True
+        )
+        if "__NO_SIGNED_ZEROS__" in macros.stdout:  # compilers that say so
+            assert preprocess(tmp_path, flag).returncode != 0, flag
+
+
+def test_processors_with_arithmetic_of_16_bits_will_do(tmp_path: Path):
+    """There, FLT_EVAL_METHOD may be 16: float and double are evaluated as they are."""
+    done = preprocess(tmp_path, "-std=gnu17", "-march=sapphirerapids")
+    if "sapphirerapids" in done.stderr:
+        pytest.skip("the compiler does not know the processor")
+    assert done.returncode == 0, done.stderr
+
+
+def test_example_in_the_header_runs(folder: Path, tmp_path: Path):
+    text = (fuzz.SOURCES / "sparsefmt.h").read_text()
+    example = re.search(r"^       // The bytes of a whole file.*?^       }\n", text, re.MULTILINE | re.DOTALL)
+    assert example is not None
+    source, program, path = tmp_path / "example.c", tmp_path / "example", tmp_path / "w.sparsefmt"
+    source.write_text(f"""
+        #include <stdio.h>
+        #define SPARSEFMT_IMPLEMENTATION
+        #include "sparsefmt.h"
+        {example[0]}
+        int main(void) {{
+            static unsigned char bytes[10000];
+            const float x[3] = {{1, 2, 3}};
+            float y[2] = {{0, 0}};
+            const size_t size = fread(bytes, 1, sizeof bytes, stdin);
+            const int status = run(bytes, size, x, 3, y, 2);
+            printf("%g %g\\n", y[0], y[1]);
+            return status;
+        }}
+    """)
+    flags = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{fuzz.SOURCES}"]
+    subprocess.run([fuzz.compiler(), *flags, str(source), "-o", str(program), "-lm"], check=True)
+    sparsefmt.save_file({"layer.weight": np.float32([[1, 0, 2], [0, 3, 0]]), "b": np.ones(2, np.int8)}, path)
+    assert run(program, given=path.read_bytes()).decode() == "b: I8\nlayer.weight: F32\n7 6\n"
+    other_shape = sparsefmt.save({"layer.weight": np.ones((2, 4), np.float32)})
+    other_dtype = sparsefmt.save({"layer.weight": np.ones((2, 3))})
+    for data, said in [
+        (b"no", b"not-sparsefmt: "),
+        (sparsefmt.save({}), b"argument: "),
+        (other_shape, b""),
+        (other_dtype, b""),
+    ]:
+        refused = subprocess.run([program], input=data, capture_output=True)
+        assert refused.returncode == 1
+        assert refused.stdout.endswith(b"0 0\n")
+        assert refused.stderr.startswith(said)
+
+
 # Files that both read
 
 
-def test_vectors_read_the_same(reader: fuzz.CReader):
+@pytest.mark.parametrize("fixture", ["reader", "portable_reader"])
+def test_vectors_read_the_same(fixture: str, request: pytest.FixtureRequest):
     """Dense bytes, products and codes of all vectors."""
+    reader = request.getfixturevalue(fixture)
     assert len(MANIFEST) > 10
     for name, expected in MANIFEST.items():
         data = (VECTORS / name).read_bytes()
@@ -216,6 +298,22 @@ def test_a_disagreement_is_told(reader: fuzz.CReader):
     assert (figures.disagreements, figures.refused, sum(figures.codes.values())) == (4, 1, 1)
 
 
+def test_fuzz_target_runs_over_its_corpus(folder: Path, tmp_path: Path):
+    """As libFuzzer runs it, but without its guidance. Most mutants are files whose checksums are right."""
+    target, corpus = tmp_path / "target", tmp_path / "corpus"
+    sanitizing = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if fuzz.has_sanitizers(folder) else []
+    fuzz.build("check_reader.c", target, ["-O1", "-DFUZZER", "-DFUZZER_MAIN", *sanitizing], ZSTD)
+    count = fuzz.write_corpus(corpus, 0)
+    assert count == len(list(corpus.iterdir())) > 500
+    files = sorted(corpus.iterdir())[::10]
+    assert all(path.stat().st_size <= 1 << 17 for path in corpus.iterdir())
+    done = subprocess.run(fuzz.unlimited(target, *map(str, files)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    read, mutants, whole = map(int, re.findall(r"\d+", done.stdout))
+    assert read == len(files)
+    assert mutants > whole > 0.5 * mutants
+
+
 # sparsefmt_cat
 
 
@@ -282,6 +380,21 @@ def test_products_are_the_same_to_the_bit(layout: str, everything: bool, cat: Pa
             assert_same_numbers(found, expected)
 
 
+@pytest.mark.parametrize("layout", ["dense", *SPARSE])
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_products_of_wide_tensors_are_the_same(layout: str, dtype: type, cat: Path, portable_cat: Path, tmp_path: Path):
+    """Columns of 32 bits; several tiles."""
+    rng, path = np.random.default_rng(6), tmp_path / "w.sparsefmt"
+    weight = (rng.normal(size=(40, 70_000)) * (rng.random((40, 70_000)) < 0.1)).astype(dtype)
+    x = rng.normal(size=70_000).astype(np.float64 if dtype is np.float64 else np.float32)
+    sparsefmt.save_file({"w": weight}, path, layout=layout, codec="raw", negative_zeros="drop")
+    with sparsefmt.open_file(path) as file:
+        expected = sparsefmt.linear(x, file.load("w", layout))
+    for program in (cat, portable_cat):
+        found = np.frombuffer(run(program, "--matvec", path, "w", given=x.tobytes()), x.dtype)
+        assert_same_numbers(found, expected)
+
+
 def test_product_of_no_columns_is_zero(cat: Path, tmp_path: Path):
     path = tmp_path / "w.sparsefmt"
     sparsefmt.save_file({"w": np.zeros((3, 0), np.float16)}, path)
@@ -300,6 +413,24 @@ def test_cat_tells_what_is_wrong(cat: Path, tmp_path: Path):
     path.write_bytes(b"")
     assert error_of(cat, path) == "not-sparsefmt"
     assert subprocess.run([cat], capture_output=True).returncode == 2
+
+
+def test_messages_are_printable(cat: Path, tmp_path: Path):
+    """What a file says of itself is no command to a terminal."""
+    path = tmp_path / "w.sparsefmt"
+    for key in ("dtype", "layout", "codec"):
+        parts = fuzz.take_apart(sparsefmt.save({"w": np.ones(3, np.float32)}, codec="raw"))
+        entry = parts.index["tensors"].pop("w")
+        if key == "codec":
+            entry["arrays"]["values"] = "\x1b[2J\u009b\x07\u00e9"
+        else:
+            entry[key] = "\x1b[2J\u009b\x07\u00e9"
+        parts.index["tensors"]["w"] = entry
+        path.write_bytes(parts.assemble())
+        result = subprocess.run([cat, path], capture_output=True)
+        assert result.returncode == 1
+        assert result.stderr.startswith(f"{key}-unknown: tensor 'w': unknown {key} '?[2J".encode())
+        assert all(0x20 <= byte < 0x7F for byte in result.stderr[:-1]), result.stderr
 
 
 # example_mlp
@@ -324,6 +455,14 @@ def test_example_runs_the_same_network(layout: str, dtype: type, mlp: Path, tmp_
     assert y.dtype == np.float32
     assert np.count_nonzero(y) == 10
     assert run(mlp, path, given=x.tobytes()) == y.astype("<f4").tobytes()
+
+
+def test_example_keeps_nan(mlp: Path, tmp_path: Path):
+    path, x = tmp_path / "mlp.sparsefmt", np.float32([np.nan, 1])
+    tensors = {"0.weight": np.float32([[1, 0], [0, 2], [0, -2]]), "1.weight": np.float32([[3, 0, 0], [0, 4, 5]])}
+    tensors |= {f"{number}.bias": np.zeros(3 - number, np.float32) for number in range(2)}
+    sparsefmt.save_file(tensors, path, layout="bitmask", codec="raw")
+    assert np.array_equal(np.frombuffer(run(mlp, path, given=x.tobytes()), "<f4"), [np.nan, 8], equal_nan=True)
 
 
 def test_example_tells_what_is_wrong(mlp: Path, tmp_path: Path):

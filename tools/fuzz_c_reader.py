@@ -11,6 +11,11 @@ shapes, layouts, counts, dense bytes and products in it. Files that disagree go 
 Needs gcc or cc. Codec zstd takes part if there is a libzstd of the version that the library uses: another one may
 decode frames that this one refuses, or decode invalid frames to other bytes. Exit status: 0 if the readers agree on all
 files; 1 if not, or if the C reader stopped; 2 if there is no compiler.
+
+    python tools/fuzz_c_reader.py --corpus FOLDER
+
+only writes small files to start from, for libFuzzer (spec/c/fuzz_target.h): each tensor of spec/vectors/good by itself,
+the files of spec/vectors/bad, and random ones.
 """
 
 from __future__ import annotations
@@ -49,8 +54,11 @@ ARRAYS = [
     *("columns", "mask", "negative_zeros", "row_counts"),
     *("row_offsets", "row_permutation", "slice_offsets", "values"),
 ]
-MOST_IN_PRODUCTS = 65536
+MOST_IN_PRODUCTS = 131072
 """Rows and columns of the tensors that are multiplied; the same in check_reader.c."""
+
+MOST_IN_CORPUS = 1 << 14
+"""Bytes of a random file to start from."""
 
 MOST_MEMORY = 1 << 33
 """Bytes of addresses that this program may use, so that a file that claims too much shows as an error."""
@@ -121,10 +129,10 @@ def unlimited(program: Path, *arguments: str) -> list[str]:
 class CReader:
     """check_reader.c as a process that answers."""
 
-    def __init__(self, folder: Path, sanitizers: bool, zstd: str | None) -> None:
+    def __init__(self, folder: Path, sanitizers: bool, zstd: str | None, flags: Sequence[str] = ()) -> None:
         self.program = folder / "check_reader"
         sanitizing = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-        build("check_reader.c", self.program, ["-O1", *(sanitizing if sanitizers else [])], zstd)
+        build("check_reader.c", self.program, ["-O1", *flags, *(sanitizing if sanitizers else [])], zstd)
         self.process = self.start()
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
@@ -319,6 +327,20 @@ def seeds(rng: np.random.Generator, count: int, codecs: Sequence[str]) -> list[b
         single_tensors(path.read_bytes()) for path in sorted((ROOT / "spec/vectors/good").glob("rans-models-*"))
     )
     return [*vectors, *(random_file(rng, codecs) for _ in range(count))]
+
+
+def write_corpus(folder: Path, seed: int) -> int:
+    """Write small files for a fuzzer that mutates by itself. Returns how many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    good, bad = (sorted((ROOT / "spec/vectors" / kind).rglob("*.sparsefmt")) for kind in ("good", "bad"))
+    single = itertools.chain.from_iterable(single_tensors(path.read_bytes()) for path in good)
+    random = (random_file(rng) for _ in range(300))
+    small = (data for data in random if len(data) <= MOST_IN_CORPUS)
+    files = {*single, *(path.read_bytes() for path in bad), *small}
+    for data in files:
+        (folder / f"{xxhash.xxh64_hexdigest(data)}.sparsefmt").write_bytes(data)
+    return len(files)
 
 
 # Mutations
@@ -599,7 +621,11 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for files that disagree")
     parser.add_argument("--no-sanitizers", action="store_true")
     parser.add_argument("--zstd", default=find_zstd(), help="libzstd for the C reader, a path with a slash in it")
+    parser.add_argument("--corpus", type=Path, help="only write files to start from to this folder")
     options = parser.parse_args()
+    if options.corpus is not None:
+        print(f"{write_corpus(options.corpus, options.seed)} files in {options.corpus}")
+        return 0
     if compiler() is None:
         print("no C compiler: install gcc, or another that is called cc", file=sys.stderr)
         return 2

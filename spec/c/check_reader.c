@@ -6,9 +6,12 @@
 
        cc -std=c99 -O1 -g -fsanitize=address,undefined -o check_reader check_reader.c -lm
 
-   With -DFUZZER, it is a libFuzzer target instead:
+   With -DFUZZER, it is a target of libFuzzer instead (fuzz_target.h), which finds its way by itself from small files:
 
-       clang -O1 -g -DFUZZER -fsanitize=fuzzer,address,undefined -o fuzz_reader check_reader.c -lm
+       clang -O1 -g -DFUZZER -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+             -o fuzz_reader check_reader.c -lm
+       python ../../tools/fuzz_c_reader.py --corpus FOLDER
+       ./fuzz_reader -max_len=131072 -max_total_time=1200 FOLDER
 
    Add -DSPARSEFMT_ZSTD and -lzstd for codec zstd. The text is the code of the first fault, files before tensors and
    tensors in order of their names, or a line for the metadata and one for each tensor: digest of the name, dtype,
@@ -21,8 +24,12 @@
 #define SPARSEFMT_IMPLEMENTATION
 #include "sparsefmt.h"
 
+#ifdef FUZZER
+#define MOST_MEMORY ((size_t)1 << 22) /* so that no file takes long */
+#else
 #define MOST_MEMORY ((size_t)1 << 26) /* bytes at a time, unless an argument says otherwise */
-#define MOST_IN_PRODUCTS 65536        /* rows and columns */
+#endif
+#define MOST_IN_PRODUCTS 131072       /* rows and columns */
 
 typedef struct budget {
     size_t left;
@@ -76,11 +83,20 @@ static uint64_t digest(const void *bytes, size_t size) {
 /* Elements -7 to 7 in steps of one eighth; the same in tools/fuzz_c_reader.py. */
 static double element_of_x(uint64_t i) { return (double)((int)(i * 37 % 113) - 56) / 8; }
 
+/* y = W x tile by tile, as several threads would do it. */
+static void multiply_tiles(const sparsefmt_tensor *tensor, const double *x, double *y) {
+    sparsefmt_tensor part = *tensor;
+    uint64_t i;
+    part.info.tiles = 1;
+    for (i = 0; i < tensor->info.tiles; i++, part.tiles++)
+        insist(!sparsefmt_matvec_f64(&part, x, y), "the product of a tile was refused");
+}
+
 /* Digest of the bits of W x as binary64, NaN being one pattern. 0 if there is no product. */
 static uint64_t digest_product(const sparsefmt_tensor *tensor) {
     const uint64_t rows = tensor->info.rows, cols = tensor->info.cols;
     const int bits = sparsefmt_sum_bits(tensor->info.dtype);
-    double *x, *y;
+    double *x, *y, *again;
     float *narrow_x, *narrow_y;
     unsigned char *bytes;
     uint64_t i, result;
@@ -88,12 +104,15 @@ static uint64_t digest_product(const sparsefmt_tensor *tensor) {
     if (!bits || rows > MOST_IN_PRODUCTS || cols > MOST_IN_PRODUCTS) return 0;
     x = (double *)malloc((size_t)(cols + 1) * sizeof *x);
     y = (double *)malloc((size_t)(rows + 1) * sizeof *y);
+    again = (double *)calloc((size_t)(rows + 1), sizeof *again);
     narrow_x = (float *)malloc((size_t)(cols + 1) * sizeof *narrow_x);
     narrow_y = (float *)malloc((size_t)(rows + 1) * sizeof *narrow_y);
     bytes = (unsigned char *)malloc((size_t)(rows + 1) * 8);
-    insist(x && y && narrow_x && narrow_y && bytes, "no memory for a product");
+    insist(x && y && again && narrow_x && narrow_y && bytes, "no memory for a product");
     for (i = 0; i < cols; i++) narrow_x[i] = (float)(x[i] = element_of_x(i));
     insist(!sparsefmt_matvec_f64(tensor, x, y), "a product was refused");
+    multiply_tiles(tensor, x, again);
+    insist(!memcmp(y, again, (size_t)rows * sizeof *y), "the products of the tiles are another one");
     if (bits == 32) {
         insist(!sparsefmt_matvec_f32(tensor, narrow_x, narrow_y), "a product was refused");
         for (i = 0; i < rows; i++) y[i] = narrow_y[i];
@@ -107,20 +126,34 @@ static uint64_t digest_product(const sparsefmt_tensor *tensor) {
     result = digest(bytes, (size_t)rows * 8);
     free(x);
     free(y);
+    free(again);
     free(narrow_x);
     free(narrow_y);
     free(bytes);
     return result;
 }
 
+/* Reads the first tiles one by one. The code of the tensor is that of its first tile which does not read. */
+static void read_tiles(const sparsefmt_file *file, size_t number, uint64_t tiles, const sparsefmt_tile *loaded,
+                       sparsefmt_code expected) {
+    const uint64_t some = expected ? 1 : 3;
+    sparsefmt_tile tile;
+    uint64_t i;
+    for (i = 0; i < tiles && i < some; i++) {
+        const sparsefmt_code code = sparsefmt_read_tile(file, number, i, &tile, NULL);
+        insist(!code || code == expected || code == SPARSEFMT_ERROR_MEMORY || expected == SPARSEFMT_ERROR_MEMORY,
+               "sparsefmt_read_tile gives another code");
+        insist(code || !loaded || tile.nnz == loaded[i].nnz, "sparsefmt_read_tile gives another nnz");
+        sparsefmt_free_tile(file, &tile);
+    }
+}
+
 /* Reads a tensor in all ways there are. They have to agree. */
 static sparsefmt_code read_tensor(const sparsefmt_file *file, size_t number, const sparsefmt_info *info, text *answer,
                                   sparsefmt_error *error) {
     sparsefmt_tensor tensor;
-    sparsefmt_tile tile;
     unsigned char *dense, *again;
     sparsefmt_code code, other;
-    uint64_t i;
     if (info->dense_bytes > MOST_MEMORY) return SPARSEFMT_ERROR_MEMORY;
     dense = (unsigned char *)malloc((size_t)info->dense_bytes + 1);
     again = (unsigned char *)malloc((size_t)info->dense_bytes + 1);
@@ -128,16 +161,10 @@ static sparsefmt_code read_tensor(const sparsefmt_file *file, size_t number, con
     code = sparsefmt_dense(file, number, dense, (size_t)info->dense_bytes, error);
     other = sparsefmt_load(file, number, &tensor, error);
     insist(code == other || other == SPARSEFMT_ERROR_MEMORY, "sparsefmt_dense and sparsefmt_load disagree");
+    read_tiles(file, number, info->tiles, tensor.tiles, code);
     if (!code && !other) {
         insist(!sparsefmt_expand(&tensor, again, (size_t)info->dense_bytes, error), "sparsefmt_expand failed");
         insist(!memcmp(dense, again, (size_t)info->dense_bytes), "sparsefmt_expand gives other bytes");
-        for (i = 0; i < info->tiles && i < 3; i++) {
-            other = sparsefmt_read_tile(file, number, i, &tile, error);
-            insist(!other || other == SPARSEFMT_ERROR_MEMORY, "sparsefmt_read_tile failed");
-            insist(other || tile.nnz == tensor.tiles[i].nnz, "sparsefmt_read_tile gives another nnz");
-            sparsefmt_free_tile(file, &tile);
-            other = SPARSEFMT_OK;
-        }
         append_number(answer, " %016llx", digest(dense, (size_t)info->dense_bytes));
         append_number(answer, " %016llx\n", digest_product(&tensor));
     }
@@ -199,14 +226,7 @@ static void read_file(const unsigned char *bytes, size_t size, size_t most, text
 
 #ifdef FUZZER
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    text answer = {NULL, 0, 0};
-    read_file(data, size, MOST_MEMORY, &answer);
-    free(answer.bytes);
-    return 0;
-}
+#include "fuzz_target.h"
 
 #else
 

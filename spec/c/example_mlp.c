@@ -110,7 +110,7 @@ static void run_layer(const layer *one, const float *x, float *y, int last) {
     sparsefmt_matvec_f32(&one->weight, x, y);
     for (i = 0; i < one->weight.info.rows; i++) {
         y[i] += float_at(bias + 4 * i);
-        if (!last && !(y[i] > 0)) y[i] = 0;
+        if (!last && y[i] <= 0) y[i] = 0; /* NaN stays */
     }
 }
 

@@ -5,23 +5,49 @@
        #define SPARSEFMT_IMPLEMENTATION
        #include "sparsefmt.h"
 
-   and all others include it plainly. Link with -lm. Codec zstd is read if SPARSEFMT_ZSTD is defined before the
-   implementation; it includes <zstd.h>, and needs -lzstd. The compiler must keep to IEEE 754: no -ffast-math. Products
-   are fastest with -O3. Where gcc or clang compile for x86-64, they use fma instructions of processors that have them;
-   with SPARSEFMT_PORTABLE defined, there is nothing but standard C.
+   and all others include it plainly. Link with -lm.
 
-       sparsefmt_file file;
-       sparsefmt_error error;
-       sparsefmt_tensor weight;
-       if (sparsefmt_open(&file, bytes, size, NULL, &error)) ...       the whole index is checked
-       size_t number = sparsefmt_find(&file, "layer.weight");
-       if (sparsefmt_load(&file, number, &weight, &error)) ...         checksums, codecs, layout: all is checked
-       sparsefmt_matvec_f32(&weight, x, y);                            straight from the bytes where they are raw
-       sparsefmt_unload(&weight);
-       sparsefmt_close(&file);
+       // The bytes of a whole file, read or mapped. Lists its tensors, and multiplies one by x. 0 if all is well.
+       int run(const void *bytes, size_t size, const float *x, size_t cols, float *y, size_t rows) {
+           sparsefmt_file file;
+           sparsefmt_tensor weight;
+           sparsefmt_info info;
+           sparsefmt_error error;
+           sparsefmt_code code;
+           size_t i;
+           code = sparsefmt_open(&file, bytes, size, NULL, &error);             // checks the whole index
+           if (code) {
+               fprintf(stderr, "%s: %s\n", sparsefmt_code_name(code), error.message);
+               return 1;                                                        // nothing is left to free
+           }
+           for (i = 0; i < sparsefmt_count(&file); i++) {
+               sparsefmt_describe(&file, i, &info, NULL);                       // cannot fail for numbers below count
+               printf("%.*s: %s\n", (int)info.name_bytes, info.name, sparsefmt_dtype_name(info.dtype));
+           }
+           i = sparsefmt_find(&file, "layer.weight");                           // if there is none: "argument" below
+           code = sparsefmt_load(&file, i, &weight, &error);                    // checks checksums, codecs, layout
+           if (code) {
+               fprintf(stderr, "%s: %s\n", sparsefmt_code_name(code), error.message);
+           } else {
+               if (weight.info.cols == cols && weight.info.rows == rows)        // or x and y do not fit
+                   code = sparsefmt_matvec_f32(&weight, x, y);                  // from the file's bytes where raw
+               else
+                   code = SPARSEFMT_ERROR_ARGUMENT;
+               sparsefmt_unload(&weight);
+           }
+           sparsefmt_close(&file);
+           return code != SPARSEFMT_OK;
+       }
 
-   Bytes. A file is a block of memory, for example a mapping. It is never written to, and must stay as it is until the
-   file is closed. Any bytes whatever give a result or an error.
+   Dense bytes are had by sparsefmt_dense, some rows by sparsefmt_read_tile, arrays as pointers from tensor.tiles.
+
+   Errors. Functions return a code, 0 if all is well, and describe what is wrong in *error unless that is NULL. What
+   failed leaves nothing to close, unload or free. The names of the codes are those of SPEC.md, section 7. "memory" and
+   "argument" are added: there is none, or the call is wrong.
+
+   Bytes. A file is a block of memory, for example a mapping, and is never written to. Any bytes whatever give a result
+   or an error, but they must stay as they are until the file is closed: what was checked is trusted from then on. So do
+   not map a file that other programs may change or shorten: read it.
 
    Memory. Everything comes from the caller's allocator, or from malloc and free if that is NULL:
      sparsefmt_open       about 130 bytes per tensor name until sparsefmt_close, and a bit per chunk while it runs
@@ -37,8 +63,11 @@
    Threads. There are no variables but those of the caller. An open file or a loaded tensor may be read by any number of
    threads at a time, if the allocator may be.
 
-   Errors. Functions return a code, 0 if all is well, and describe it in *error unless that is NULL. The names of the
-   codes are those of SPEC.md, section 7. "memory" and "argument" are added: there is none, or the call is wrong. */
+   Building. Codec zstd is read if SPARSEFMT_ZSTD is defined before the implementation; it includes <zstd.h>, and needs
+   -lzstd. Products are fastest with -O3. Where gcc or clang compile for x86-64, they use fma instructions of processors
+   that have them; with SPARSEFMT_PORTABLE defined, there is nothing but standard C. Arithmetic must be that of IEEE
+   754: no -ffast-math nor a part of it, rounding to nearest, fma and fmaf that round once, and threads that do not
+   flush subnormals to zero. */
 
 #ifndef SPARSEFMT_H
 #define SPARSEFMT_H
@@ -175,13 +204,13 @@ typedef struct sparsefmt_error {
     sparsefmt_code code;
     const char *tensor; /* its name, in the bytes of the file, not ended by NUL; NULL if no tensor is concerned */
     size_t tensor_bytes;
-    char message[160]; /* a sentence, ended by NUL */
+    char message[160]; /* a sentence of printable ASCII, ended by NUL */
 } sparsefmt_error;
 
 /* Where memory comes from. Blocks are aligned as those of malloc are. */
 typedef struct sparsefmt_allocator {
     void *(*allocate)(void *context, size_t bytes); /* NULL if there is no memory; bytes are never 0 */
-    void (*release)(void *context, void *memory, size_t bytes);
+    void (*release)(void *context, void *memory, size_t bytes); /* memory is never NULL, bytes are those asked for */
     void *context;
 } sparsefmt_allocator;
 
@@ -217,9 +246,9 @@ typedef struct sparsefmt_info {
     int arrays; /* bit sparsefmt_array_name is 1 for those that it has */
 } sparsefmt_info;
 
-/* One array of a tile: typed as SPEC.md, section 4, says, little-endian, and aligned to bytes only. Where it is stored
-   as it is, it lies in the bytes of the file, and starts there at a multiple of 64. At least 64 readable bytes follow
-   it. */
+/* One array of a tile: typed as SPEC.md, section 4, says, and little-endian. One that is stored as it is lies in the
+   bytes of the file, at a multiple of 64 from the first, and others in memory of their own. At least 64 readable bytes
+   follow it. */
 typedef struct sparsefmt_array {
     const unsigned char *bytes;
     size_t size;
@@ -237,8 +266,10 @@ typedef struct sparsefmt_tensor {
     const sparsefmt_file *file;
     size_t number;
     sparsefmt_info info;
-    sparsefmt_tile *tiles;
+    sparsefmt_tile *tiles; /* info.tiles of them */
 } sparsefmt_tensor;
+
+/* -- Opening -- */
 
 /* Opens a file of `size` bytes and checks all that SPEC.md wants checked before a tensor is given out. *file is as good
    as closed after an error. */
@@ -246,12 +277,16 @@ sparsefmt_code sparsefmt_open(sparsefmt_file *file, const void *data, size_t siz
                               sparsefmt_error *error);
 void sparsefmt_close(sparsefmt_file *file);
 
-/* Tensors are numbered in order of their names, further names of a tensor included. */
+/* -- Looking around -- */
+
+/* Tensors are numbered in order of their names, further names of a tensor included. Cost: describing a tensor adds up
+   the sizes of its chunks. */
 size_t sparsefmt_count(const sparsefmt_file *file);
 sparsefmt_code sparsefmt_describe(const sparsefmt_file *file, size_t number, sparsefmt_info *info,
                                   sparsefmt_error *error);
 
-/* Number of the tensor of that name, or SPARSEFMT_NONE. Cost: log2(count) comparisons. */
+/* Number of the tensor of that name, or SPARSEFMT_NONE, which no function takes for a tensor: they return error
+   "argument". Cost: log2(count) comparisons. */
 size_t sparsefmt_find(const sparsefmt_file *file, const char *name);
 size_t sparsefmt_find_bytes(const sparsefmt_file *file, const char *name, size_t name_bytes);
 
@@ -262,30 +297,41 @@ void sparsefmt_metadata(const sparsefmt_file *file,
                                      size_t value_bytes),
                         void *context);
 
+/* -- Reading -- */
+
 /* Loads a tensor: reads and checks all its tiles. *tensor is as good as unloaded after an error. The file must stay
    open, and where it is, until the tensor is unloaded. */
 sparsefmt_code sparsefmt_load(const sparsefmt_file *file, size_t number, sparsefmt_tensor *tensor,
                               sparsefmt_error *error);
 void sparsefmt_unload(sparsefmt_tensor *tensor);
 
-/* Reads and checks one tile. What only all tiles together show (nnz, and negative_zeros without any) is not checked.
-   Cost: codec rans builds the tables of its models each time. */
+/* Reads and checks one tile, of info.tiles. What only all tiles together show (nnz, and negative_zeros without any) is
+   not checked. Cost: codec rans builds the tables of its models each time. */
 sparsefmt_code sparsefmt_read_tile(const sparsefmt_file *file, size_t number, uint64_t tile_number,
                                    sparsefmt_tile *tile, sparsefmt_error *error);
 void sparsefmt_free_tile(const sparsefmt_file *file, sparsefmt_tile *tile);
 
 /* Writes the dense bytes of a tensor: little-endian, row-major, sub-byte types packed as in SPEC.md, section 3. `size`
-   must be info.dense_bytes. sparsefmt_dense reads and checks tile by tile and needs no more memory than a tile does. */
+   must be info.dense_bytes; a small file can have a very large tensor, so look before you allocate. sparsefmt_dense
+   reads and checks tile by tile and needs no more memory than a tile does; after an error, some tiles are written.
+   sparsefmt_expand does it for a tensor that is loaded. */
 sparsefmt_code sparsefmt_dense(const sparsefmt_file *file, size_t number, void *dense, size_t size,
                                sparsefmt_error *error);
 sparsefmt_code sparsefmt_expand(const sparsefmt_tensor *tensor, void *dense, size_t size, sparsefmt_error *error);
 
+/* -- Multiplying -- */
+
 /* y = W x as SPEC.md, section 6, fixes it to the bit. x has info.cols elements, y info.rows; they may not overlap.
    The accumulator is binary32 in one, binary64 in the other; sparsefmt_sum_bits says which a dtype needs if x is not
-   wider: 32, 64, or 0 if it has no product. sparsefmt_matvec_f32 takes the first kind, sparsefmt_matvec_f64 both. */
+   wider: 32, 64, or 0 if it has no product. sparsefmt_matvec_f32 takes the first kind, sparsefmt_matvec_f64 both, and
+   they return SPARSEFMT_ERROR_ARGUMENT for others. One thread does all the work. To divide it, give each thread a copy
+   of *tensor whose `tiles` and `info.tiles` are a run of one or more of the tiles: only their rows of y are written.
+   Such a copy is not unloaded. */
 int sparsefmt_sum_bits(sparsefmt_dtype dtype);
 sparsefmt_code sparsefmt_matvec_f32(const sparsefmt_tensor *tensor, const float *x, float *y);
 sparsefmt_code sparsefmt_matvec_f64(const sparsefmt_tensor *tensor, const double *x, double *y);
+
+/* -- Names and integers -- */
 
 /* Names, as SPEC.md has them, ended by NUL; and little-endian integers, for those who read arrays themselves. */
 const char *sparsefmt_code_name(sparsefmt_code code);
@@ -320,10 +366,10 @@ uint64_t sparsefmt_xxh64(const unsigned char *first, size_t first_size, const un
 #include <zstd.h>
 #endif
 
-#ifdef __FAST_MATH__
-#error "sparsefmt products are defined to the bit: compile without -ffast-math"
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__NO_SIGNED_ZEROS__) || defined(_M_FP_FAST)
+#error "sparsefmt products are defined to the bit: compile without -ffast-math and its parts"
 #endif
-#if FLT_EVAL_METHOD != 0
+#if FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16 /* 16: processors with arithmetic of binary16 */
 #error "sparsefmt products need arithmetic of exactly float and double (on x86-32: -msse2 -mfpmath=sse)"
 #endif
 
@@ -484,9 +530,12 @@ static sparsefmt_code
 sfi_fail(sparsefmt_error *error, sparsefmt_code code, const char *format, ...) {
     if (error) {
         va_list arguments;
+        char *at;
         va_start(arguments, format);
         vsnprintf(error->message, sizeof error->message, format, arguments);
         va_end(arguments);
+        for (at = error->message; *at; at++)
+            if (*at < 0x20 || *at > 0x7E) *at = '?'; /* a file's texts give no commands to a terminal */
         error->code = code;
         error->tensor = NULL;
         error->tensor_bytes = 0;
@@ -639,7 +688,7 @@ static int sfi_next(sfi_cursor *cursor, sfi_item *item) {
         case 0xC4: item->kind = SFI_BIN; fine = sfi_big(cursor, 1, 0, item); item->canonical = 1; break;
         case 0xC5: item->kind = SFI_BIN; fine = sfi_big(cursor, 2, 0xFF, item); break;
         case 0xC6: item->kind = SFI_BIN; fine = sfi_big(cursor, 4, 0xFFFF, item); break;
-        case 0xCA: skipped = 4; item->canonical = 0; break; /* floats: no encoding of an index */
+        case 0xCA: skipped = 4; break; /* floats: no type of an index */
         case 0xCB: skipped = 8; break;
         case 0xCC: item->kind = SFI_UINT; fine = sfi_big(cursor, 1, 0x7F, item); break;
         case 0xCD: item->kind = SFI_UINT; fine = sfi_big(cursor, 2, 0xFF, item); break;
@@ -1431,7 +1480,7 @@ static sparsefmt_code sfi_check_frame(const unsigned char *frame, uint64_t store
     sizes = size_bytes[descriptor >> 6];
     if (single && !sizes) sizes = 1;
     if (descriptor & 8) SFI_FAIL(ZSTD_CORRUPT, "a zstd frame with a reserved bit");
-    if (stored < 5 + !single + ids + sizes) SFI_FAIL(ZSTD_CORRUPT, "the head of the zstd frame is cut off");
+    if (stored < 5 + (1 - single) + ids + sizes) SFI_FAIL(ZSTD_CORRUPT, "the head of the zstd frame is cut off");
     frame += 5;
     if (!single) {
         window = (uint64_t)1 << (10 + (*frame >> 3));
@@ -1499,7 +1548,7 @@ static uint32_t sfi_field(sfi_bits *bits, unsigned count) {
     return (uint32_t)(value >> shift & (((uint64_t)1 << count) - 1));
 }
 
-/* A number of order k, at most 15. */
+/* A number of order k, at most 16. */
 static uint64_t sfi_number(sfi_bits *bits, unsigned order) {
     unsigned zeros = 0;
     uint64_t high;
@@ -2122,8 +2171,10 @@ static sparsefmt_code sfi_decode_rows(sfi_reader *reader, const sfi_model *model
         unsigned char *bytes = mask + row * row_bytes;
         if (cols % 8 && bytes[cols / 8] >> cols % 8) SFI_FAIL(MASK_PADDING, "mask has a bit set beyond the columns");
         if (model->order) sfi_place_columns(model, bytes, row_bytes);
-        if (symbols && symbols[row] == row_classes)
-            for (i = 0; i < row_bytes; i++) bytes[i] ^= bytes[i - row_bytes];
+        if (symbols && symbols[row] == row_classes) {
+            const unsigned char *above = bytes - row_bytes;
+            for (i = 0; i < row_bytes; i++) bytes[i] ^= above[i];
+        }
     }
     return SPARSEFMT_OK;
 }

@@ -127,6 +127,7 @@ faults(
         "true": later(True),
         "negative": later(-1),
         "float": later([1.5]),
+        "float of 32 bits": later(Encoded(b"\xca\x3f\xc0\0\0")),
         "known key, nil": fields(tile_rows=None),
         "known key, float": fields(nnz=1.5),
         "metadata": raw_index(metadata=[]),

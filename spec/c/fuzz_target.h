@@ -1,0 +1,259 @@
+/* fuzz_target.h: check_reader.c as a target of libFuzzer.
+
+   Bytes changed anywhere hardly ever pass the checksums. So most mutations change one part of a file, and put it
+   together again with right offsets, sizes and checksums, so that the change reaches the code behind them.
+
+   Without libFuzzer, it is a program that runs the target over files, and over a few mutants of each:
+
+       cc -std=c99 -O1 -g -DFUZZER -DFUZZER_MAIN -fsanitize=address,undefined -o fuzz_files check_reader.c -lm
+       ./fuzz_files FILE... */
+
+#ifndef FUZZ_TARGET_H
+#define FUZZ_TARGET_H
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned seed);
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t most);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    text answer = {NULL, 0, 0};
+    read_file(data, size, MOST_MEMORY, &answer);
+    free(answer.bytes);
+    return 0;
+}
+
+/* ---- A file in parts -------------------------------------------------------------------------------------------- */
+
+#define RECORD 32
+#define TRAILER 32
+#define SLACK 4096 /* bytes that a part may grow by */
+
+typedef struct parts {
+    const unsigned char *data, *table; /* the file, and its chunk table */
+    size_t records;
+    unsigned char preamble[64];
+    unsigned char *index; /* to be changed, with room for SLACK bytes more */
+    size_t index_size;
+    size_t changed; /* number of the chunk that is another, SIZE_MAX for none */
+    unsigned char *chunk;
+    size_t chunk_size;
+} parts;
+
+/* Where the chunk table of an index starts; 0 if there is none. */
+static size_t find_table(const unsigned char *index, size_t size, size_t *records) {
+    sfi_cursor cursor, check;
+    sfi_faults faults = {0, 0};
+    sfi_item top, key, item;
+    uint64_t i;
+    cursor.at = index;
+    cursor.end = index + size;
+    check = cursor;
+    if (!sfi_check_value(&check, 0, &faults) || !sfi_next(&cursor, &top) || top.kind != SFI_MAP) return 0;
+    for (i = 0; i < top.number; i++) {
+        sfi_next(&cursor, &key);
+        sfi_take(&cursor, &item);
+        if (!sfi_is_text(&key, "chunks") || item.kind != SFI_BIN) continue;
+        *records = (size_t)(item.number / RECORD);
+        return (size_t)(item.bytes - index);
+    }
+    return 0;
+}
+
+/* 0 if it is no file that can be put together again. */
+static int take_apart(const unsigned char *data, size_t size, parts *file) {
+    uint64_t offset, index_size;
+    size_t table, i;
+    memset(file, 0, sizeof *file);
+    if (size < 96) return 0;
+    offset = sparsefmt_u64(data + size - TRAILER);
+    index_size = sparsefmt_u64(data + size - TRAILER + 8);
+    if (offset < 64 || offset > size - TRAILER || index_size != size - TRAILER - offset) return 0;
+    table = find_table(data + offset, (size_t)index_size, &file->records);
+    if (!table) return 0;
+    file->data = data;
+    file->table = data + offset + table;
+    for (i = 0; i < file->records; i++) {
+        const uint64_t start = sparsefmt_u64(file->table + RECORD * i);
+        if (start > offset || sparsefmt_u64(file->table + RECORD * i + 8) > offset - start) return 0;
+    }
+    file->changed = SIZE_MAX;
+    file->index_size = (size_t)index_size;
+    file->index = (unsigned char *)malloc(file->index_size + SLACK);
+    insist(file->index != NULL, "no memory for an index");
+    memcpy(file->preamble, data, 64);
+    memcpy(file->index, data + offset, file->index_size);
+    return 1;
+}
+
+static void put(unsigned char *at, uint64_t number) { sfi_put(at, number, 8); }
+
+/* Puts chunk `number` at out + size, and into its record. Returns the size then, or 0 if there is no room. */
+static size_t put_chunk(const parts *file, size_t number, unsigned char *record, unsigned char *out, size_t size,
+                        size_t room) {
+    const unsigned char *old = file->table + RECORD * number, *bytes = file->chunk;
+    uint64_t stored = file->chunk_size;
+    if (number >= file->records) return size; /* a record that was not there before: as it is */
+    if (number != file->changed) {
+        bytes = file->data + sparsefmt_u64(old);
+        stored = sparsefmt_u64(old + 8);
+    } else if (sparsefmt_u64(record + 16) == sparsefmt_u64(old + 8)) {
+        put(record + 16, stored); /* it was stored as it is */
+    }
+    if (stored > room || sfi_aligned(stored) > room - size) return 0;
+    memcpy(out + size, bytes, (size_t)stored);
+    memset(out + size + stored, 0, (size_t)(sfi_aligned(stored) - stored));
+    put(record, size);
+    put(record + 8, stored);
+    put(record + 24, digest(bytes, (size_t)stored));
+    return size + (size_t)sfi_aligned(stored);
+}
+
+/* Returns the size of the file at `out`, or 0 if there is no room. */
+static size_t put_together(const parts *file, unsigned char *out, size_t room) {
+    size_t records = 0, size = 64, i;
+    const size_t table = find_table(file->index, file->index_size, &records);
+    if (room < 64) return 0;
+    memcpy(out, file->preamble, 64);
+    for (i = 0; table && i < records; i++) {
+        size = put_chunk(file, i, file->index + table + RECORD * i, out, size, room);
+        if (!size) return 0;
+    }
+    if (file->index_size + TRAILER > room - size) return 0;
+    memcpy(out + size, file->index, file->index_size);
+    out += size + file->index_size;
+    put(out, size);
+    put(out + 8, file->index_size);
+    put(out + 16, sparsefmt_xxh64(file->preamble, 16, file->index, file->index_size));
+    memcpy(out + 24, "\x0A\x1A\x0A\x0D\x46\x50\x53\x89", 8);
+    return size + file->index_size + TRAILER;
+}
+
+/* ---- Mutations -------------------------------------------------------------------------------------------------- */
+
+/* A number below `below`, from the seed, which is another afterwards. */
+static size_t pick(unsigned *seed, size_t below) {
+    const uint64_t mixed = (*seed + 1) * (uint64_t)0x9E3779B97F4A7C15u;
+    *seed = (unsigned)(mixed >> 32);
+    return (size_t)((mixed >> 16 & 0xFFFFFFFFu) % below);
+}
+
+/* Changes some bytes; there are as many afterwards. */
+static void change(unsigned char *bytes, size_t size) {
+    if (size) LLVMFuzzerMutate(bytes, size, size);
+}
+
+/* Changes a number, a text or a bin of the index. */
+static void change_value(parts *file, unsigned *seed) {
+    sfi_cursor cursor;
+    sfi_item item;
+    size_t values = 0, chosen, i;
+    cursor.at = file->index;
+    cursor.end = file->index + file->index_size;
+    while (sfi_next(&cursor, &item)) values++;
+    if (!values) return;
+    chosen = pick(seed, values);
+    cursor.at = file->index;
+    for (i = 0; i <= chosen; i++) {
+        unsigned char *start = file->index + (cursor.at - file->index);
+        sfi_next(&cursor, &item);
+        if (i < chosen) continue;
+        if (item.kind == SFI_STR || item.kind == SFI_BIN) start = file->index + (item.bytes - file->index);
+        change(start, (size_t)(cursor.at - start));
+    }
+}
+
+static void change_chunk(parts *file, unsigned *seed) {
+    const unsigned char *record;
+    size_t stored;
+    if (!file->records) return;
+    file->changed = pick(seed, file->records);
+    record = file->table + RECORD * file->changed;
+    stored = (size_t)sparsefmt_u64(record + 8);
+    file->chunk = (unsigned char *)malloc(stored + SLACK);
+    insist(file->chunk != NULL, "no memory for a chunk");
+    memcpy(file->chunk, file->data + sparsefmt_u64(record), stored);
+    file->chunk_size = stored;
+    if (pick(seed, 3))
+        change(file->chunk, stored);
+    else
+        file->chunk_size = LLVMFuzzerMutate(file->chunk, stored, stored + SLACK);
+}
+
+static void change_raw_size(parts *file, unsigned *seed) {
+    const size_t table = find_table(file->index, file->index_size, &file->records);
+    if (file->records) change(file->index + table + RECORD * pick(seed, file->records) + 16, 8);
+}
+
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned seed) {
+    unsigned char *out;
+    parts file;
+    size_t kind = pick(&seed, 12);
+    if (!kind || !take_apart(data, size, &file)) return LLVMFuzzerMutate(data, size, most);
+    if (kind == 1)
+        file.index_size = LLVMFuzzerMutate(file.index, file.index_size, file.index_size + SLACK);
+    else if (kind == 2)
+        change_raw_size(&file, &seed);
+    else if (kind == 3)
+        change(file.preamble + 10, 2);
+    else if (kind < 8)
+        change_value(&file, &seed);
+    else
+        change_chunk(&file, &seed);
+    out = (unsigned char *)malloc(most + 1);
+    insist(out != NULL, "no memory for a file");
+    size = put_together(&file, out, most);
+    memcpy(data, out, size);
+    free(out);
+    free(file.index);
+    free(file.chunk);
+    return size;
+}
+
+/* ---- Without libFuzzer ------------------------------------------------------------------------------------------ */
+
+#ifdef FUZZER_MAIN
+
+#define MUTANTS 20
+#define MOST_BYTES ((size_t)1 << 20)
+
+/* In place of libFuzzer's: another byte here and there, and sometimes another size. */
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t most) {
+    static unsigned seed;
+    size_t changes = 1 + pick(&seed, 3);
+    if (size < most && !pick(&seed, 4)) data[size++] = (uint8_t)pick(&seed, 256);
+    if (size > 1 && size < most && !pick(&seed, 4)) size--;
+    for (; size && changes; changes--) data[pick(&seed, size)] ^= (uint8_t)(1u << pick(&seed, 8));
+    return size;
+}
+
+int main(int count, char **arguments) {
+    unsigned char *bytes = (unsigned char *)malloc(MOST_BYTES), *mutant = (unsigned char *)malloc(MOST_BYTES);
+    unsigned long whole = 0, mutants = 0;
+    int k;
+    insist(bytes && mutant, "no memory for files");
+    for (k = 1; k < count; k++) {
+        FILE *stream = fopen(arguments[k], "rb");
+        const size_t size = stream ? fread(bytes, 1, MOST_BYTES, stream) : 0;
+        unsigned seed;
+        insist(stream != NULL, "a file that cannot be read");
+        fclose(stream);
+        LLVMFuzzerTestOneInput(bytes, size);
+        for (seed = 0; seed < MUTANTS; seed++) {
+            parts file;
+            size_t other;
+            memcpy(mutant, bytes, size);
+            other = LLVMFuzzerCustomMutator(mutant, size, MOST_BYTES, seed);
+            LLVMFuzzerTestOneInput(mutant, other);
+            if (take_apart(mutant, other, &file)) whole++;
+            free(file.index);
+            mutants++;
+        }
+    }
+    printf("%d files, %lu mutants, %lu of them whole\n", count - 1, mutants, whole);
+    free(bytes);
+    free(mutant);
+    return 0;
+}
+
+#endif
+#endif
