@@ -154,10 +154,13 @@ def messages() -> Iterator[list[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             found.append(record.getMessage())
 
-    handler = Collector()
-    logging.getLogger("transformers").addHandler(handler)
+    handler, logger = Collector(), logging.getLogger("transformers")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)  # other tests may have silenced it
     yield found
-    logging.getLogger("transformers").removeHandler(handler)
+    logger.setLevel(level)
+    logger.removeHandler(handler)
 
 
 # loading and saving
