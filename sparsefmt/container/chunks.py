@@ -58,25 +58,28 @@ def check_owners(entries: Iterable[TensorEntry], chunks: np.ndarray) -> None:
     """Check that every chunk belongs to exactly one tensor, and that sizes are possible for its layout and codec."""
     owners = sorted((entry for entry in entries if entry.tile_rows), key=_first_chunk)
     ratios: list[int] = []
+    tiles_of: list[int] = []
+    raw = chunks["raw"].tolist()
     for entry in owners:
+        tiles, ratios_of_tile = entry.tiles, _ratios(tuple(entry.codecs.items()))
         if entry.first_chunk != len(ratios):
             raise FormatError(
                 "chunk-assignment",
                 f"its chunks start at number {entry.first_chunk:,}, not {len(ratios):,}",
                 tensor=entry.name,
             )
-        end = entry.first_chunk + entry.chunk_count
-        if end > len(chunks):
+        end = len(ratios) + tiles * len(ratios_of_tile)
+        if end > len(raw):
             raise FormatError(
-                "chunk-assignment", f"it needs chunks up to number {end:,} of {len(chunks):,}", tensor=entry.name
+                "chunk-assignment", f"it needs chunks up to number {end:,} of {len(raw):,}", tensor=entry.name
             )
-        ratios += _ratios(tuple(entry.codecs.items())) * entry.tiles
-    if len(ratios) != len(chunks):
-        raise FormatError("chunk-assignment", f"{len(chunks) - len(ratios):,} chunks belong to no tensor")
+        ratios += ratios_of_tile * tiles
+        tiles_of.append(tiles)
+    if len(ratios) != len(raw):
+        raise FormatError("chunk-assignment", f"{len(raw) - len(ratios):,} chunks belong to no tensor")
     _check_ratios(owners, chunks, np.array(ratios, np.uint64))
-    raw = chunks["raw"].tolist()
-    for entry in owners:
-        _check_sizes(entry, raw)
+    for entry, tiles in zip(owners, tiles_of, strict=True):
+        _check_sizes(entry, tiles, raw)
 
 
 def _first_chunk(entry: TensorEntry) -> int:
@@ -106,15 +109,16 @@ def _check_ratios(owners: list[TensorEntry], chunks: np.ndarray, ratios: np.ndar
     raise FormatError("chunk-size", message, tensor=owner.name)
 
 
-def _check_sizes(entry: TensorEntry, raw: list[int]) -> None:
+def _check_sizes(entry: TensorEntry, tiles: int, raw: list[int]) -> None:
     """Refuse sizes that the arrays of a tensor cannot have; `raw`: of all chunks of the file."""
-    arrays, tiles, check = len(entry.codecs), entry.tiles, entry.layout.check_sizes
-    last, last_rows = entry.first_chunk + (tiles - 1) * arrays, entry.rows - (tiles - 1) * entry.tile_rows
+    codecs, dtype, cols, check = entry.codecs, entry.dtype, entry.cols, entry.layout.check_sizes
+    arrays, full = len(codecs), tiles - 1
+    last, last_rows = entry.first_chunk + full * arrays, entry.rows - full * entry.tile_rows
     try:
-        check(dict(zip(entry.codecs, raw[last : last + arrays], strict=True)), entry.dtype, last_rows, entry.cols)
-        if tiles > 1:
+        check(dict(zip(codecs, raw[last : last + arrays], strict=True)), dtype, last_rows, cols)
+        if full:
             # most tiles have the sizes of another
             for sizes in set(zip(*[iter(raw[entry.first_chunk : last])] * arrays, strict=True)):
-                check(dict(zip(entry.codecs, sizes, strict=True)), entry.dtype, entry.tile_rows, entry.cols)
+                check(dict(zip(codecs, sizes, strict=True)), dtype, entry.tile_rows, cols)
     except FormatError as error:
         raise error.within(entry.name) from None

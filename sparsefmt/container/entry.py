@@ -12,9 +12,11 @@ tensors is read in a moment: what tensors of the same layout, dtype and codecs h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sparsefmt.codecs import CODECS
@@ -54,7 +56,7 @@ class TensorEntry:
     dtype: DType
     shape: tuple[int, ...]
     layout: Layout
-    codecs: dict[str, str]
+    codecs: Mapping[str, str]
     tile_rows: int
     first_chunk: int
     nnz: int | None = None
@@ -91,7 +93,7 @@ class TensorEntry:
     def to_object(self) -> dict[str, Any]:
         """The entry as it stands in the index, keys sorted."""
         entry: dict[str, Any] = {
-            "arrays": self.codecs,
+            "arrays": dict(self.codecs),
             "dtype": self.dtype.name,
             "first_chunk": self.first_chunk,
             "layout": self.layout.name,
@@ -124,11 +126,10 @@ def decode_entry(name: str, entry: dict[str, Any], strict: bool) -> TensorEntry:
         expect_int(size, "a dimension")
     expect_int(entry["first_chunk"], "first_chunk")
     expect_int(entry["tile_rows"], "tile_rows")
-    items = tuple(arrays.items())
-    for array, codec in items:
-        if type(codec) is not str:
-            expect_type(codec, str, f"the codec of array {array!r}")
-    kind = _kind(layout.name, dtype, items)
+    try:
+        kind = _kind(layout.name, dtype, tuple(arrays.items()))
+    except TypeError:  # a codec that cannot be looked up is no text
+        raise FormatError("index-type", "the codec of an array must be str") from None
     shape = tuple(shape)
     check_shape(shape, kind.dtype)
     nnz, dropped, models = None, 0, {}
@@ -140,7 +141,7 @@ def decode_entry(name: str, entry: dict[str, Any], strict: bool) -> TensorEntry:
     if kind.modelled or "models" in entry:
         models = _decode_models(entry.get("models", {}), kind.modelled)
     decoded = TensorEntry(
-        name, kind.dtype, shape, layout, arrays, entry["tile_rows"], entry["first_chunk"], nnz, dropped, models
+        name, kind.dtype, shape, layout, kind.codecs, entry["tile_rows"], entry["first_chunk"], nnz, dropped, models
     )
     _check_tiles(decoded)
     if layout.sparse:
@@ -163,16 +164,20 @@ class _Kind(NamedTuple):
     """What tensors of one layout, dtype and codecs have in common.
 
     Attributes:
+        codecs: codec name of each array, shared by all of them.
         modelled: arrays whose codecs have models.
     """
 
     dtype: DType
+    codecs: Mapping[str, str]
     modelled: list[str]
 
 
 @lru_cache(maxsize=256)
 def _kind(layout_name: str, dtype_name: str, items: tuple[tuple[str, str], ...]) -> _Kind:
     """Check dtype, arrays and the codecs of those."""
+    for array, codec in items:
+        expect_type(codec, str, f"the codec of array {array!r}")
     layout, dtype, arrays = LAYOUTS[layout_name], DTYPES.get(dtype_name), dict(items)
     if dtype is None:
         raise UnsupportedError("dtype-unknown", f"dtype {dtype_name!r} is not known to this version")
@@ -186,7 +191,7 @@ def _kind(layout_name: str, dtype_name: str, items: tuple[tuple[str, str], ...])
         if codec not in CODECS:
             raise UnsupportedError("codec-unknown", f"codec {codec!r} of array {array!r} is not known to this version")
     modelled = [array for array, codec in items if CODECS[codec].has_models and not CODECS[codec].derives(array)]
-    return _Kind(dtype, modelled)
+    return _Kind(dtype, MappingProxyType(arrays), modelled)
 
 
 def _decode_dropped(dropped: Any) -> int:
@@ -229,7 +234,8 @@ def _check_tiles(entry: TensorEntry) -> None:
 
 def _check_sparse(entry: TensorEntry) -> None:
     """Refuse sparse layouts of what must be dense, and tiles that are too large for them."""
-    if not entry.dtype.prunable or len(entry.shape) < 2 or not entry.elements:
+    elements = entry.rows * entry.cols
+    if not entry.dtype.prunable or len(entry.shape) < 2 or not elements:
         raise FormatError(
             "layout-invalid", f"a {entry.dtype.name} tensor of shape {list(entry.shape)} must have layout 'dense'"
         )
@@ -241,5 +247,5 @@ def _check_sparse(entry: TensorEntry) -> None:
         raise LimitError(
             "tile-size", f"tiles of {entry.tile_rows:,} x {entry.cols:,} are too large for layout {entry.layout.name!r}"
         )
-    if entry.nnz is not None and entry.nnz > entry.elements:
-        raise FormatError("nnz", f"nnz is {entry.nnz:,}, over its {entry.elements:,} elements")
+    if entry.nnz is not None and entry.nnz > elements:
+        raise FormatError("nnz", f"nnz is {entry.nnz:,}, over its {elements:,} elements")

@@ -1,9 +1,10 @@
-"""The benchmark of verification: it takes out all of it, and nothing else."""
+"""The benchmarks of opening and of verification; the latter takes out all checks, and nothing else."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import bench_open
 import bench_verification as bench
 import numpy as np
 import pytest
@@ -31,3 +32,8 @@ def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sparsefmt.save_file({"w": np.eye(64, dtype=np.float32)}, tmp_path / "a.sparsefmt")
     bench.main.main(["--model", str(tmp_path / "a.sparsefmt"), "--rounds", "3"], standalone_mode=False)
     assert "a.sparsefmt" in capsys.readouterr().out
+
+
+def test_opening(capsys: pytest.CaptureFixture[str]) -> None:
+    bench_open.main.main(["--tensors", "50", "--rounds", "3"], standalone_mode=False)
+    assert capsys.readouterr().out.count("sparsefmt, ") == 3
