@@ -94,7 +94,7 @@ def _file_as_object(file: SparsefmtFile) -> dict[str, Any]:
                 "shape": list(entry.shape),
                 "layout": entry.layout.name,
                 "nnz": entry.nnz,
-                "codecs": entry.codecs,
+                "codecs": dict(entry.codecs),
                 "tiles": entry.tiles,
                 "tile_rows": entry.tile_rows,
                 "stored_nbytes": index.stored_nbytes(entry),
