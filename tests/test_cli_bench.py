@@ -18,7 +18,9 @@ from click.testing import CliRunner, Result
 from safetensors_files import SHARDS, save_shards
 
 import sparsefmt
-from sparsefmt.cli import bench, main
+from sparsefmt.cli import main
+from sparsefmt.cli.benchmark import libraries, measuring
+from sparsefmt.cli.benchmark.libraries import Product
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +34,7 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         return importlib.import_module(name)
 
     # not by way of sys.modules: torch cannot be imported twice
-    monkeypatch.setattr(bench, "importlib", SimpleNamespace(import_module=import_module))
+    monkeypatch.setattr(libraries, "importlib", SimpleNamespace(import_module=import_module))
     monkeypatch.delenv("SPARSEFMT_NUM_THREADS", raising=False)
     return names
 
@@ -103,8 +105,8 @@ class Clock:
         self.now += self._ours(x)
         return self._linear(x, w, **options)
 
-    def numpy_product(self, weight: np.ndarray) -> Callable[[np.ndarray], bench.Product]:
-        def of(x: np.ndarray) -> bench.Product:
+    def numpy_product(self, weight: np.ndarray) -> Callable[[np.ndarray], Product]:
+        def of(x: np.ndarray) -> Product:
             def product() -> None:
                 self.now += self._numpy(x)
 
@@ -113,8 +115,8 @@ class Clock:
         return of
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(bench, "_clock", lambda: self.now)
-        monkeypatch.setattr(bench, "_numpy_product", self.numpy_product)
+        monkeypatch.setattr(measuring, "_clock", lambda: self.now)
+        monkeypatch.setattr(libraries, "_numpy_product", self.numpy_product)
         monkeypatch.setattr(sparsefmt, "linear", self.linear)
 
 
@@ -297,7 +299,7 @@ def test_median_and_spread(model: Path, monkeypatch: pytest.MonkeyPatch) -> None
     # the check, then for each turn a run that is not timed
     times = iter([99, *(time for timed in (3, 1, 2, 5, 4) for time in (99, timed))])
     Clock(lambda x: next(times), lambda x: 6.0).install(monkeypatch)
-    monkeypatch.setattr(bench, "SECONDS", 1e9)
+    monkeypatch.setattr(measuring, "SECONDS", 1e9)
     content = as_json(model, "--batch", 1, "--repeats", 5, "--name", "layers.*.up.weight")
     [product] = content["groups"][0]["products"]
     assert (product["seconds"], product["speed"]) == (3, 2)
@@ -355,7 +357,7 @@ def test_torch_takes_part(model: Path, absent: set[str]) -> None:
     assert torch.get_num_threads() == before
     check_totals(content)
     weight, x = exactly(24, 16, 0.5), exactly(3, 16, 0)
-    assert np.allclose(np.asarray(bench._torch_product(weight)(x)()), x @ weight.T, atol=1e-4)
+    assert np.allclose(np.asarray(libraries._torch_product(weight)(x)()), x @ weight.T, atol=1e-4)
     assert f"and torch {torch.__version__} (on 2 threads and on 1)" in succeed(model, "--threads", 2)
 
 
@@ -365,7 +367,9 @@ def test_products_run_on_the_threads_they_are_said_to(
     torch = pytest.importorskip("torch")
     absent.remove("torch")
     seen = []
-    monkeypatch.setattr(bench, "_torch_product", lambda weight: lambda x: lambda: seen.append(torch.get_num_threads()))
+    monkeypatch.setattr(
+        libraries, "_torch_product", lambda weight: lambda x: lambda: seen.append(torch.get_num_threads())
+    )
     succeed(model, "--repeats", 3, "--batch", 1, "--threads", 2, "--name", "*.up.*")
     assert seen == 3 * [2, 2, 1, 1]
 

@@ -1,0 +1,224 @@
+"""Groups of tensors that are alike, and the products of each: timed in turns with dense ones, and compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from sparsefmt.cli import Failure
+from sparsefmt.cli.benchmark.libraries import Library, Product
+from sparsefmt.container.entry import TensorEntry
+from sparsefmt.interchange.checkpoints import Checkpoint
+from sparsefmt.interchange.contract import naming
+from sparsefmt.interchange.sparse import SparsefmtFile
+
+if TYPE_CHECKING:
+    from sparsefmt.opened import SparseFile
+
+SECONDS = 1.0
+"""For the turns of one tensor and batch size: after these, turns end, unless they are fewer than LEAST_REPEATS."""
+
+LEAST_REPEATS = 3
+
+TOKENS_TO_CHECK = 16
+"""Rows of activations, at least, whose outputs are searched for the largest: a single one may be near 0 by chance."""
+
+TOLERANCE = 1e-4
+"""Of the largest output. float32 sums of a few thousand terms in another order differ by about a hundredth of that."""
+
+OURS = "sparsefmt"
+
+_clock = time.perf_counter
+
+
+class Contender(NamedTuple):
+    """Who multiplies: OURS or a library, and on how many threads; None: its own number."""
+
+    library: str
+    threads: int | None
+
+
+@dataclass
+class Timing:
+    """The products of one group with one batch size.
+
+    Attributes:
+        ours, dense: seconds of each repeat.
+    """
+
+    batch: int
+    ours: list[float]
+    dense: dict[Contender, list[float]]
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.ours)
+
+    @property
+    def ranking(self) -> list[Contender]:
+        """The dense products, the fastest first."""
+        return sorted(self.dense, key=lambda who: statistics.median(self.dense[who]))
+
+    @property
+    def dense_seconds(self) -> float:
+        return statistics.median(self.dense[self.ranking[0]])
+
+
+def quartile_spread(times: list[float]) -> float:
+    """Quartile distance over the median."""
+    first, median, third = statistics.quantiles(times, n=4)
+    return (third - first) / median if median else 0.0
+
+
+@dataclass
+class Group:
+    """Tensors that are alike, of which the first is measured for all.
+
+    Attributes:
+        zeros: percent, rounded.
+        file: has the first tensor.
+        path: its name.
+        nbytes: of the first tensor in memory.
+        not_finite: whether its dense product has Inf or NaN, which cannot be compared.
+        faults: a sentence for each product that was wrong.
+    """
+
+    layout: str
+    zeros: int
+    file: SparseFile
+    path: Path
+    entries: list[TensorEntry] = field(default_factory=list)
+    nbytes: int = 0
+    timings: list[Timing] = field(default_factory=list)
+    not_finite: bool = False
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def first(self) -> TensorEntry:
+        return self.entries[0]
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Of one tensor, in its own dtype."""
+        return self.first.dense_nbytes
+
+
+def find_groups(
+    checkpoint: Checkpoint, patterns: tuple[str, ...], layout: str, threads: int, stack: ExitStack
+) -> tuple[list[Group], int]:
+    """What is to be measured, in the order of the files, and how many tensors are left out because they are dense.
+
+    Files are opened again, as users open them: mapped where the checkpoint reads.
+    """
+    from sparsefmt import open_file
+
+    groups: dict[object, Group] = {}
+    left_out = 0
+    for part in checkpoint.files:
+        assert isinstance(part, SparsefmtFile)
+        index = part.reader.index
+        wanted = {index.aliases.get(name, name) for name in index.names if _matches(name, patterns)}
+        with naming(part.path):
+            file = stack.enter_context(open_file(part.path, threads=threads))
+        for entry in index.tensors.values():
+            if entry.name not in wanted:
+                continue
+            if not entry.layout.sparse:
+                left_out += 1
+                continue
+            assert entry.nnz is not None
+            # the layout that loading will choose, so that its rule is in one place and nothing has to be loaded for it
+            in_memory = file.layout_to_compute(entry) if layout == "auto" else layout
+            zeros = round(100 * (1 - entry.nnz / entry.elements))
+            key = (entry.shape, entry.dtype, in_memory, zeros)
+            groups.setdefault(key, Group(in_memory, zeros, file, part.path)).entries.append(entry)
+    if patterns and not groups and not left_out:
+        raise Failure(f"{checkpoint.path}: it has no tensor of a name like {' or '.join(map(repr, patterns))}", 2)
+    return list(groups.values()), left_out
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    # a name may have brackets, which mean something else in a pattern
+    return not patterns or any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def measure(group: Group, batches: list[int], libraries: list[Library], threads: int, repeats: int) -> None:
+    """Load the first tensor of a group, time its products, compare them."""
+    from sparsefmt import SparseTensor, linear
+
+    entry = group.first
+    with naming(group.path):
+        tensor = group.file.load(entry.name, group.layout)
+    assert isinstance(tensor, SparseTensor)
+    group.nbytes = tensor.nbytes
+    # weights may be beyond float32, or not finite: that is no fault of theirs
+    with np.errstate(all="ignore"):
+        dense = tensor.todense(threads).astype(np.float32, copy=False).reshape(entry.rows, entry.cols)
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((max(TOKENS_TO_CHECK, *batches), entry.cols), np.float32)
+        reference = x @ dense.T
+        scale = float(np.abs(reference[np.isfinite(reference)]).max(initial=0))
+        group.not_finite = not np.isfinite(reference).all()
+        products = [(library, library.product(dense)) for library in libraries]
+        for batch in batches:
+            part = x[:batch]
+
+            def ours(part: np.ndarray = part) -> np.ndarray:
+                return linear(part, tensor, threads=threads)
+
+            difference = _difference(ours(), part @ dense.T)  # also compiles, and fills caches
+            # float32 goes no lower than the last term
+            if not difference <= TOLERANCE * scale + np.finfo(np.float32).tiny:
+                group.faults.append(
+                    f"{group.path}: tensor {entry.name!r}, batch {batch}: the product is not numpy's; it differs by "
+                    f"{difference:.3g}, and the largest output is {scale:.3g}"
+                )
+            contenders: dict[Contender, tuple[Callable[[], Any], Product]] = {
+                Contender(OURS, threads): (lambda: None, ours)
+            }
+            for library, product in products:
+                run = product(part)
+                for count in library.threads:
+                    contenders[Contender(library.name, count)] = (partial(library.prepare, count), run)
+            times = _interleaved(contenders, repeats)
+            group.timings.append(Timing(batch, times.pop(Contender(OURS, threads)), times))
+
+
+def _difference(ours: np.ndarray, reference: np.ndarray) -> float:
+    """The largest one, where the reference is finite: which of several overflows comes first is open elsewhere."""
+    finite = np.isfinite(reference)
+    return float(np.abs(ours[finite] - reference[finite].astype(np.float64)).max(initial=0))
+
+
+def _interleaved(
+    contenders: dict[Contender, tuple[Callable[[], Any], Product]], repeats: int
+) -> dict[Contender, list[float]]:
+    """Seconds of each: in turns, so that whatever else the machine does hits all alike.
+
+    A turn is two runs, of which the second counts. Threads of BLAS and OpenMP go on spinning for a while after a
+    product, at the cost of whoever comes next: timed at once, numpy after torch is several times slower than alone.
+
+    Args:
+        contenders: what each does before its turn, and its product.
+    """
+    times: dict[Contender, list[float]] = {who: [] for who in contenders}
+    began = _clock()
+    for turn in range(repeats):
+        if turn >= LEAST_REPEATS and _clock() - began > SECONDS:
+            break
+        for who, (prepare, run) in contenders.items():
+            prepare()
+            run()
+            started = _clock()
+            run()
+            times[who].append(_clock() - started)
+    return times

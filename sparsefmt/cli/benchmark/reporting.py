@@ -1,0 +1,224 @@
+"""What was measured, as tables with notes, or as an object for --json."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparsefmt.cli import output
+from sparsefmt.cli.benchmark.libraries import Library
+from sparsefmt.cli.benchmark.measuring import Group, quartile_spread
+from sparsefmt.container.entry import TensorEntry
+
+JSON_VERSION = 1
+"""Raised when a key of the --json output changes its meaning or goes; new keys do not count."""
+
+MOST_ROWS = 40
+"""Rows of a table; of more groups, the largest are shown."""
+
+
+def print_tables(groups: list[Group]) -> None:
+    """Two: what the tensors take in memory, and how long their products take."""
+    rows = _rows(groups)
+    total = _Row("total", [member for row in rows for member in row.members])
+    memory = output.table("in memory", "shape", "dtype", "layout", "n", "zeros", "dense", "bytes", "ratio", left=4)
+    headings = [
+        heading for timing in groups[0].timings for heading in (f"batch {timing.batch}", "dense", "speed", "spread")
+    ]
+    products = output.table("products", "layout", "n", *headings, left=2)
+    for row in rows:
+        output.add_row(memory, *row.memory_cells())
+        output.add_row(products, *row.product_cells())
+    for table, cells in ((memory, total.memory_cells()), (products, total.product_cells())):
+        table.add_section()
+        output.add_row(table, *cells)
+        output.console().print(table)
+        output.say()
+
+
+def _rows(groups: list[Group]) -> list[_Row]:
+    """Tensors whose names differ in numbers only, and that have one dtype, shape and layout."""
+    rows: dict[object, _Row] = {}
+    for group in groups:
+        for entry in group.entries:
+            label = output.pattern(entry.name)
+            key = (label, entry.dtype, entry.shape, group.layout)
+            rows.setdefault(key, _Row(label)).members.append((entry, group))
+    for row in rows.values():
+        if len(row.members) == 1:
+            row.label = row.members[0][0].name
+    if len(rows) <= MOST_ROWS:
+        return list(rows.values())
+    by_size = sorted(rows, key=lambda key: rows[key].dense_nbytes, reverse=True)
+    smaller = {key: rows.pop(key) for key in by_size[MOST_ROWS - 1 :]}
+    rest = _Row(f"{len(smaller)} smaller groups", [member for row in smaller.values() for member in row.members])
+    return [*rows.values(), rest]
+
+
+@dataclass
+class _Row:
+    """Tensors of one row of the tables, each with the group whose numbers are its own."""
+
+    label: str
+    members: list[tuple[TensorEntry, Group]] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(group.nbytes for _, group in self.members)
+
+    @property
+    def dense_nbytes(self) -> int:
+        return sum(entry.dense_nbytes for entry, _ in self.members)
+
+    def products(self) -> list[tuple[int, float, float, float]]:
+        """By batch size: it, seconds of all products, ours and dense, and the largest spread of ours."""
+        columns = zip(*(group.timings for _, group in self.members), strict=True)
+        return [
+            (
+                timings[0].batch,
+                sum(timing.seconds for timing in timings),
+                sum(timing.dense_seconds for timing in timings),
+                max(quartile_spread(timing.ours) for timing in timings),
+            )
+            for timings in columns
+        ]
+
+    def _layout(self) -> str:
+        return _common(group.layout for _, group in self.members)
+
+    def _count(self) -> str:
+        return f"x {len(self.members):,}"
+
+    def memory_cells(self) -> list[str]:
+        entries = [entry for entry, _ in self.members]
+        elements = sum(entry.elements for entry in entries)
+        return [
+            self.label,
+            _common(output.shape(entry.shape) for entry in entries),
+            _common(entry.dtype.name for entry in entries),
+            self._layout(),
+            self._count(),
+            output.percent(elements - sum(entry.nnz or 0 for entry in entries), elements),
+            output.size(self.dense_nbytes),
+            output.size(self.nbytes),
+            output.ratio(self.dense_nbytes, self.nbytes),
+        ]
+
+    def product_cells(self) -> list[str]:
+        cells = [self.label, self._layout(), self._count()]
+        for _, ours, dense, spread in self.products():
+            cells += [_milliseconds(ours), _milliseconds(dense)]
+            cells += [f"{dense / ours:.2f}x" if ours else "-", f"{100 * spread:.0f}%"]
+        return cells
+
+
+def _common(texts: Iterator[str]) -> str:
+    distinct = set(texts)
+    return distinct.pop() if len(distinct) == 1 else "mixed"
+
+
+def _milliseconds(seconds: float) -> str:
+    value = 1000 * seconds
+    return f"{value:,.{3 if value < 1 else 2 if value < 100 else 0}f} ms"
+
+
+def notes(groups: list[Group], libraries: list[Library], threads: int, given: bool) -> Iterator[str]:
+    """What the columns mean, and what a user might not expect."""
+    repeats = [len(timing.ours) for group in groups for timing in group.timings]
+    times = f"{min(repeats)}" if min(repeats) == max(repeats) else f"{min(repeats)} to {max(repeats)}"
+    yield (
+        f"Bytes and times of a row are those of its n tensors together. Medians of {times} products, in turns, on "
+        f"{output.plural(threads, 'thread')}."
+    )
+    yield "speed: times faster than dense. spread: quartile distance over median, the largest of the row."
+    names = " and ".join(f"{library.name} {library.version} ({_on(library)})" for library in libraries)
+    missing = "" if len(libraries) > 1 else "; torch is not installed"
+    yield f"dense: the fastest of {names}, in float32{missing}. Dense bytes: in the tensor's own dtype."
+    if given and libraries[0].set_threads is None:
+        yield "numpy can be given another number of threads where threadpoolctl is installed and knows its BLAS."
+    tensors = sum(len(group.entries) for group in groups)
+    yield (
+        f"Measured: {len(groups):,} of {output.plural(tensors, 'tensor')}; those alike in shape, dtype, layout and "
+        "percent of zeros are measured once."
+    )
+    not_finite = sum(group.not_finite for group in groups)
+    if not_finite:
+        yield f"Inf or NaN is among the outputs of {not_finite:,} of those measured; it was not compared."
+
+
+def _on(library: Library) -> str:
+    counts = [count for count in library.threads if count is not None]
+    if not counts:
+        return "on its own number of threads"
+    return f"on {output.plural(counts[0], 'thread')}{' and on 1' if len(counts) > 1 else ''}"
+
+
+def notes_on_left_out(path: Path, count: int, measured: bool) -> Iterator[str]:
+    """Which tensors the tables do not have, if any."""
+    tensors = output.plural(count, "tensor")
+    if measured and count:
+        yield f"Left out: {tensors} stored dense, which a dense product multiplies just as well."
+    elif not measured:
+        yield f"{path}: nothing to measure: no sparse tensors, {tensors} stored dense"
+
+
+def as_object(
+    path: Path, groups: list[Group], libraries: list[Library], threads: int, left_out: int, faults: list[str]
+) -> dict[str, Any]:
+    """What --json prints, as the help of the command describes it."""
+    everything = _Row("total", [(entry, group) for group in groups for entry in group.entries])
+    return {
+        "json_version": JSON_VERSION,
+        "path": str(path),
+        "threads": threads,
+        "libraries": {library.name: library.version for library in libraries},
+        "left_out": left_out,
+        "groups": [_group_as_object(group) for group in groups],
+        "total": {
+            "tensors": len(everything.members),
+            "nbytes": everything.nbytes,
+            "dense_nbytes": everything.dense_nbytes,
+            "products": [
+                {"batch": batch, "seconds": ours, "dense_seconds": dense, "speed": dense / ours if ours else None}
+                for batch, ours, dense, _ in everything.products()
+            ],
+        },
+        "faults": faults,
+    }
+
+
+def _group_as_object(group: Group) -> dict[str, Any]:
+    return {
+        "shape": list(group.first.shape),
+        "dtype": group.first.dtype.name,
+        "layout": group.layout,
+        "zeros": group.zeros,
+        "count": len(group.entries),
+        "tensors": [entry.name for entry in group.entries],
+        "nbytes": group.nbytes,
+        "dense_nbytes": group.dense_nbytes,
+        "not_finite": group.not_finite,
+        "products": [
+            {
+                "batch": timing.batch,
+                "repeats": len(timing.ours),
+                "seconds": timing.seconds,
+                "spread": quartile_spread(timing.ours),
+                "dense_seconds": timing.dense_seconds,
+                "speed": timing.dense_seconds / timing.seconds if timing.seconds else None,
+                "dense": [
+                    {
+                        "library": who.library,
+                        "threads": who.threads,
+                        "seconds": statistics.median(timing.dense[who]),
+                        "spread": quartile_spread(timing.dense[who]),
+                    }
+                    for who in timing.ranking
+                ],
+            }
+            for timing in group.timings
+        ],
+    }
