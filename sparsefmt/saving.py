@@ -140,7 +140,7 @@ def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progre
             writer.add_alias(name, first[1])
         else:
             writer.add(name, value)
-            if identity is not None and type(value).__weakrefoffset__:
+            if type(value).__weakrefoffset__:
                 written[identity] = weakref.ref(value), name
         done += _dense_nbytes(value)
         if progress:

@@ -177,6 +177,14 @@ class TestTied:
         assert same_bits(dense(loaded["a"]), array)
         assert same_bits(dense(loaded["c"]), array)
 
+    def test_empty_arrays_are_tied_if_they_are_one(self):
+        empty = np.zeros((0, 3), bool)
+        loaded = sparsefmt.load(sparsefmt.save({"a": empty, "b": empty, "c": np.zeros((0, 3), bool)}))
+        assert loaded["a"] is loaded["b"]
+        assert loaded["a"] is not loaded["c"]
+        again = sparsefmt.load(sparsefmt.save(loaded))
+        assert again["a"] is again["b"]
+
     def test_empty_arrays_are_not_tied_by_their_address(self):
         loaded = sparsefmt.load(sparsefmt.save({"a": np.zeros((0, 3), "f4"), "b": np.zeros((0, 3), "f4")[:0]}))
         assert loaded["a"].shape == loaded["b"].shape == (0, 3)

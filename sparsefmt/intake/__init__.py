@@ -52,10 +52,10 @@ def intake_of(value: Any) -> Intake:
 def identity_of(value: Any) -> object:
     """Equal for two values that are one tensor: the same object, or the same elements of the same memory.
 
-    It means something as long as both are alive. None for arrays without elements, which have no memory.
+    It means something as long as both are alive. Arrays without elements have no memory to compare.
     """
-    if isinstance(value, np.ndarray):
-        return (value.ctypes.data, value.dtype, value.shape, value.strides) if value.size else None
+    if isinstance(value, np.ndarray) and value.size:
+        return value.ctypes.data, value.dtype, value.shape, value.strides
     if _is_torch_tensor(value):
         from sparsefmt.intake import torch
 

@@ -111,11 +111,9 @@ def intake_of(tensor: torch.Tensor) -> Intake:
 
 
 def identity_of(tensor: torch.Tensor) -> object:
-    """Equal for two tensors of the same elements of the same memory; None for those without memory."""
-    if not is_strided(tensor):
+    """Equal for two that are one object, or the same elements of the same memory."""
+    if not is_strided(tensor) or not tensor.numel() or tensor.device.type == "meta":
         return id(tensor)
-    if not tensor.numel() or tensor.device.type == "meta":
-        return None
     views = tensor.is_conj(), tensor.is_neg()
     return str(tensor.device), tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), views
 
