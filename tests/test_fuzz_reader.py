@@ -280,3 +280,13 @@ def test_without_atheris(monkeypatch, capsys):
     monkeypatch.setattr(fuzz.sys, "argv", ["fuzz_reader.py"])
     assert fuzz.main() == 2
     assert "atheris" in capsys.readouterr().err
+
+
+def test_a_frame_that_claims_too_much_is_not_mutated(good):
+    """zstandard would take the memory that the frame states, whatever limit it is given."""
+    parts = files.take_apart(good["dense zstd"])
+    stored = next(stored for stored, _ in parts.chunks if stored.startswith(b"\x28\xb5\x2f\xfd"))
+    stored[:] = bytes.fromhex("28B52FFD E0") + (1 << 40).to_bytes(8, "little") + bytes(8)
+    claiming = parts.assemble()
+    with pytest.raises(ValueError, match="claims"):
+        files.mutate_zstd_content(np.random.default_rng(0), claiming, b"")

@@ -88,6 +88,8 @@ def mutate_zstd_content(rng: np.random.Generator, data: bytes, other: bytes) -> 
     parts = take_apart(data)
     frames = [stored for stored, _ in parts.chunks if stored.startswith(zstandard.FRAME_HEADER)]
     frame = frames[rng.integers(len(frames))]
+    if zstandard.frame_content_size(bytes(frame)) > COMPILED.decoded:
+        raise ValueError("a frame that claims more than will be read")
     content = bytearray(zstandard.decompress(bytes(frame), max_output_size=COMPILED.decoded))
     size = len(content)
     damage(rng, content)
