@@ -83,9 +83,10 @@ def expect_type(value: object, kind: type, what: str) -> None:
         raise FormatError("index-type", f"{what} must be {kind.__name__}, not {type(value).__name__}")
 
 
-def expect_int(value: object, what: str) -> None:
-    if type(value) is not int or not 0 <= value <= _MAX_INT:
-        raise FormatError("index-type", f"{what} must be an integer from 0 to 2**63 - 1, not {value!r}")
+def expect_ints(values: tuple[object, ...], what: str) -> None:
+    for value in values:
+        if type(value) is not int or not 0 <= value <= _MAX_INT:
+            raise FormatError("index-type", f"{what} must have integers from 0 to 2**63 - 1, not {value!r}")
 
 
 def _check_ignored(value: Any, what: str, level: int) -> None:

@@ -8,7 +8,7 @@ arrays in order of their names.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
+from operator import attrgetter
 
 import numpy as np
 
@@ -56,12 +56,15 @@ def decode_chunks(table: bytes, index_offset: int) -> np.ndarray:
 
 def check_owners(entries: Iterable[TensorEntry], chunks: np.ndarray) -> None:
     """Check that every chunk belongs to exactly one tensor, and that sizes are possible for its layout and codec."""
-    owners = sorted((entry for entry in entries if entry.tile_rows), key=_first_chunk)
+    owners = sorted((entry for entry in entries if entry.tile_rows), key=attrgetter("first_chunk"))
     ratios: list[int] = []
     tiles_of: list[int] = []
+    ratios_of: dict[int, tuple[int, ...]] = {}  # by the identity of codecs, which most tensors share
     raw = chunks["raw"].tolist()
     for entry in owners:
-        tiles, ratios_of_tile = entry.tiles, _ratios(tuple(entry.codecs.items()))
+        tiles, ratios_of_tile = entry.tiles, ratios_of.get(id(entry.codecs))
+        if ratios_of_tile is None:
+            ratios_of_tile = ratios_of[id(entry.codecs)] = _ratios(entry)
         if entry.first_chunk != len(ratios):
             raise FormatError(
                 "chunk-assignment",
@@ -82,14 +85,10 @@ def check_owners(entries: Iterable[TensorEntry], chunks: np.ndarray) -> None:
         _check_sizes(entry, tiles, raw)
 
 
-def _first_chunk(entry: TensorEntry) -> int:
-    return entry.first_chunk
-
-
-@lru_cache(maxsize=256)
-def _ratios(items: tuple[tuple[str, str], ...]) -> tuple[int, ...]:
-    """Of arrays and their codecs: how many bytes one stored byte can decode to."""
-    return tuple(_DERIVED if CODECS[codec].derives(array) else CODECS[codec].max_ratio for array, codec in items)
+def _ratios(entry: TensorEntry) -> tuple[int, ...]:
+    """Of its arrays: how many bytes one stored byte can decode to."""
+    codecs = {array: CODECS[codec] for array, codec in entry.codecs.items()}
+    return tuple(_DERIVED if codec.derives(array) else codec.max_ratio for array, codec in codecs.items())
 
 
 def _check_ratios(owners: list[TensorEntry], chunks: np.ndarray, ratios: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sparsefmt.codecs import CODECS
-from sparsefmt.container.canonical import expect_int, expect_keys, expect_sorted, expect_type
+from sparsefmt.container.canonical import expect_ints, expect_keys, expect_sorted, expect_type
 from sparsefmt.container.names import check_shape, matrix_view
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import FormatError, LimitError, UnsupportedError
@@ -122,10 +122,7 @@ def decode_entry(name: str, entry: dict[str, Any], strict: bool) -> TensorEntry:
     expect_type(dtype, str, "dtype")
     expect_type(arrays, dict, "arrays")
     expect_type(shape, list, "shape")
-    for size in shape:
-        expect_int(size, "a dimension")
-    expect_int(entry["first_chunk"], "first_chunk")
-    expect_int(entry["tile_rows"], "tile_rows")
+    expect_ints((*shape, entry["first_chunk"], entry["tile_rows"]), "its shape, first_chunk and tile_rows")
     try:
         kind = _kind(layout.name, dtype, tuple(arrays.items()))
     except TypeError:  # a codec that cannot be looked up is no text
@@ -135,7 +132,7 @@ def decode_entry(name: str, entry: dict[str, Any], strict: bool) -> TensorEntry:
     nnz, dropped, models = None, 0, {}
     if layout.sparse:
         nnz = entry["nnz"]
-        expect_int(nnz, "nnz")
+        expect_ints((nnz,), "its nnz")
     if "negative_zeros_dropped" in entry:
         dropped = _decode_dropped(entry["negative_zeros_dropped"])
     if kind.modelled or "models" in entry:
@@ -195,7 +192,7 @@ def _kind(layout_name: str, dtype_name: str, items: tuple[tuple[str, str], ...])
 
 
 def _decode_dropped(dropped: Any) -> int:
-    expect_int(dropped, "negative_zeros_dropped")
+    expect_ints((dropped,), "its negative_zeros_dropped")
     if dropped == 0:
         raise FormatError("index-not-canonical", "negative_zeros_dropped is 0; it must be left out then")
     return dropped

@@ -105,11 +105,14 @@ def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
         raise LimitError("tensor-count", f"the index has {len(tensors):,} tensors; the limit is {MAX_TENSORS:,}")
     expect_sorted(tensors, "the tensors")
     check_names(tensors)
-    for name, entry in tensors.items():
-        try:
-            _decode_tensor(index, name, entry, strict)
-        except SparsefmtError as error:
-            raise error.within(name) from None
+    try:
+        for name, entry in tensors.items():
+            if type(entry) is dict and "alias_of" not in entry:
+                index.tensors[name] = decode_entry(name, entry, strict)
+            else:
+                index.aliases[name] = _decode_alias(entry, strict)
+    except SparsefmtError as error:
+        raise error.within(name) from None
     for name, target in index.aliases.items():
         if target not in index.tensors:
             raise FormatError("alias-invalid", f"it is an alias of {target!r}, which is no tensor here", tensor=name)
@@ -117,11 +120,9 @@ def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
     return index
 
 
-def _decode_tensor(index: Index, name: str, entry: Any, strict: bool) -> None:
+def _decode_alias(entry: Any, strict: bool) -> str:
+    """Name of the tensor that another name stands for."""
     expect_type(entry, dict, "its entry")
-    if "alias_of" in entry:
-        expect_keys(entry, _ALIAS_KEYS, (), strict, "an alias entry", level=3)
-        expect_type(entry["alias_of"], str, "alias_of")
-        index.aliases[name] = entry["alias_of"]
-    else:
-        index.tensors[name] = decode_entry(name, entry, strict)
+    expect_keys(entry, _ALIAS_KEYS, (), strict, "an alias entry", level=3)
+    expect_type(entry["alias_of"], str, "alias_of")
+    return entry["alias_of"]

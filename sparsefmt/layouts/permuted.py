@@ -51,7 +51,7 @@ class Permuted(Layout):
         expect_size(sizes, "row_permutation", 2 * rows)
         expect_size(sizes, "slice_offsets", 4 * (slices + 1))
         expect_at_most(sizes, "values", slices * cols * LANES * width, LANES * width)
-        expect_size(sizes, "columns", sizes["values"] // width * self.array_dtype("columns", dtype, cols).itemsize)
+        expect_size(sizes, "columns", sizes["values"] // width * (2 if cols <= MAX_U16_COLS else 4))
 
     def check(self, tile: Tile, dtype: DType, rows: int, cols: int) -> None:
         from sparsefmt.layouts.passes import permuted as passes
