@@ -148,7 +148,8 @@ def test_error_codes():
     raised |= {("chunk-gap", "format"), ("chunk-overlap", "format")}
     table_of_faults = (ROOT / "sparsefmt/layouts/permuted.py").read_text()
     raised |= {(code, "format") for code in re.findall(r"passes\.[A-Z_]+: \(\"([a-z-]+)\"", table_of_faults)}
-    writing = {("name-duplicate", "format"), ("tensor-changed", "format")}
+    of_writers = ("name-duplicate", "tensor-changed", "writer-failed", "writer-finished")
+    writing = {(code, "format") for code in of_writers}
     of_its_own = {("memory", "limit"), ("decoded-bytes", "limit")}
     assert all(f"`{code}`" in section("7. What a reader must reject") for code, _ in of_its_own)
     assert raised - writing - of_its_own == set(specified.items())

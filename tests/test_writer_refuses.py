@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from hypothesis.extra import numpy as hypothesis_numpy
 from test_spec_reader import outcome_of_reader
 
 import sparsefmt
-from sparsefmt import SparsefmtError, SparseTensor, limits
+from sparsefmt import FormatError, SparsefmtError, SparseTensor, limits
 from sparsefmt.container import writer
+from sparsefmt.intake import ArrayIntake
 from sparsefmt.layouts import LAYOUTS
+from sparsefmt.saving import TensorWriter
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]), max_size=5)
 """With NUL, surrogates, and characters that have several forms."""
@@ -180,3 +183,102 @@ def test_old_files_stay(folder):
             sparsefmt.save_file(tensors, path, metadata)
         assert path.read_bytes() == before
         assert list(folder.iterdir()) == [path]
+
+
+class _Failing(ArrayIntake):
+    """An array whose rows from `end` on cannot be read, or change after they have been counted."""
+
+    def __init__(self, array: np.ndarray, end: int, error: BaseException | None) -> None:
+        super().__init__(array)
+        self._end, self._error, self._counted = end, error, False
+
+    def survey(self, threads: int | None = None) -> Any:
+        found = super().survey(threads)
+        self._counted = True
+        return found
+
+    def bits(self, begin: int, end: int) -> np.ndarray:
+        bits = super().bits(begin, end)
+        if not self._counted or end <= self._end:
+            return bits
+        if self._error is not None:
+            raise self._error
+        return np.where(np.arange(begin, end)[:, None] < self._end, bits, bits.dtype.type(1))
+
+
+TALL = np.zeros((4096, 1024), np.float32)
+TALL[::7, ::5] = 3
+
+
+@pytest.mark.parametrize(
+    "error", [None, FormatError("index-invalid", "no"), OSError(5, "no"), KeyboardInterrupt()], ids=repr
+)
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("end", [0, 2048])
+def test_after_a_tensor_that_failed(error, codec, end):
+    """Once a part of a tensor was written, a writer refuses everything; before that, it goes on without the tensor."""
+    sink = io.BytesIO()
+    tensor_writer = TensorWriter(sink, codec=codec, threads=1)
+    tensor_writer.add("first", np.eye(3))
+    before = sink.tell()
+    with pytest.raises(FormatError if error is None else type(error)):
+        tensor_writer.add("failed", _Failing(TALL, end, error))
+    if sink.tell() == before:
+        tensor_writer.add("failed", TALL)
+        tensor_writer.finish()
+        loaded = sparsefmt.load(sink.getvalue())
+        assert same_bits(dense(loaded["failed"]), TALL)
+        assert same_bits(dense(loaded["first"]), np.eye(3))
+        return
+    for call in (
+        lambda: tensor_writer.add("other", np.eye(3)),
+        lambda: tensor_writer.add_alias("tied", "first"),
+        tensor_writer.finish,
+    ):
+        with pytest.raises(FormatError, match=r"tensor 'failed' failed .* Write a new one") as raised:
+            call()
+        assert raised.value.code == "writer-failed"
+
+
+class _Full(io.BytesIO):
+    """A sink that takes so many bytes."""
+
+    room = 0
+
+    def write(self, data: Any, /) -> int:
+        if self.tell() + memoryview(data).nbytes > self.room:
+            raise OSError(28, "No space left on device")
+        return super().write(data)
+
+
+def test_after_a_sink_that_failed():
+    """Whatever the byte at which a sink is full: no file, and a writer that says so."""
+    whole = len(sparsefmt.save({"a": np.eye(3), "b": np.eye(4)}))
+    for room in range(64, whole, 16):
+        sink = _Full()
+        sink.room = room
+        tensor_writer = TensorWriter(sink)
+        with pytest.raises(OSError, match="No space"):
+            for name, array in (("a", np.eye(3)), ("b", np.eye(4))):
+                tensor_writer.add(name, array)
+            tensor_writer.finish()
+        sink.room = 2 * whole
+        with pytest.raises(FormatError) as raised:
+            tensor_writer.finish()
+        assert raised.value.code == "writer-failed"
+
+
+def test_a_finished_file_takes_nothing_more():
+    sink = io.BytesIO()
+    tensor_writer = TensorWriter(sink)
+    tensor_writer.add("w", np.eye(3))
+    tensor_writer.finish()
+    for call in (
+        lambda: tensor_writer.add("other", np.eye(3)),
+        lambda: tensor_writer.add_alias("tied", "w"),
+        tensor_writer.finish,
+    ):
+        with pytest.raises(FormatError) as raised:
+            call()
+        assert raised.value.code == "writer-finished"
+    assert list(sparsefmt.load(sink.getvalue())) == ["w"]

@@ -39,6 +39,9 @@ class Sink(Protocol):
 class Writer:
     """A file being written. Feed it with `add` and `add_alias`, then call `finish`; without that it is no file.
 
+    A tensor that is refused before anything of it is written leaves the writer as it was. One that fails later, or a
+    sink that fails, leaves bytes that no reader accepts: from then on the writer refuses everything.
+
     Args:
         sink: where the bytes go, from offset 0 on.
         codec: "raw", "auto", or a codec name, for all arrays.
@@ -62,6 +65,8 @@ class Writer:
         self._codec = codec
         self._threads = thread_count
         self._index = Index(metadata=metadata)
+        self._partial = ""
+        self._finished = False
         self._records: list[tuple[int, int, int, int]] = []
         self._offset = 0
         self._write(envelope.encode_preamble())
@@ -88,6 +93,7 @@ class Writer:
             negative_zeros: whether any tile has that array; tiles without it are written as having none set.
             negative_zeros_dropped: how many signs of zero the caller cleared.
         """
+        self._expect_usable()
         check_name(name)
         self._expect_new(name)
         check_shape(shape, dtype)
@@ -125,6 +131,8 @@ class Writer:
         rest = threads.in_order(encode, range(1, tiles), self._threads)
         found_nnz, found_negative_zeros = 0, False
         for tile_nnz, has_negative_zeros, chunks in chain(first, rest):
+            # until the last of its chunks is there
+            self._partial = f"tensor {name!r} failed after a part of it was written"
             found_nnz += tile_nnz
             found_negative_zeros |= has_negative_zeros
             for stored, raw_size in chunks:
@@ -149,10 +157,12 @@ class Writer:
             {array: chooser.model(array) for array in arrays if array in coded and chooser.has_model(array)},
         )
         self._index.tensors[name] = entry
+        self._partial = ""
         return entry
 
     def add_alias(self, name: str, target: str) -> None:
         """Say that `name` is the tensor already written as `target`."""
+        self._expect_usable()
         check_name(name)
         self._expect_new(name)
         if target not in self._index.tensors:
@@ -162,15 +172,29 @@ class Writer:
         self._index.aliases[name] = target
 
     def finish(self) -> Index:
-        """Write index and trailer. The file is whole once these bytes are on the disk."""
+        """Write index and trailer. The file is whole once these bytes are on the disk.
+
+        Raises:
+            FormatError: a tensor failed after a part of it was written, or the file is finished already.
+        """
+        self._expect_usable()
         self._index.chunks = np.array(self._records, CHUNK_RECORD)
         encoded = self._index.encode()
         if len(encoded) > MAX_INDEX_BYTES:
             raise LimitError("index-size", f"the index has {len(encoded):,} bytes; the limit is {MAX_INDEX_BYTES:,}")
         trailer = envelope.Trailer(self._offset, len(encoded), envelope.checksum(envelope.encode_preamble(), encoded))
+        self._partial = "the end of the file failed while it was written"
         self._write(encoded)
         self._write(trailer.encode())
+        self._partial, self._finished = "", True
         return self._index
+
+    def _expect_usable(self) -> None:
+        """Raise FormatError if what was written so far can not become a file any more, or is one."""
+        if self._partial:
+            raise FormatError("writer-failed", f"this file cannot be finished: {self._partial}. Write a new one")
+        if self._finished:
+            raise FormatError("writer-finished", "this file is finished: nothing can be added to it")
 
     def _expect_new(self, name: str) -> None:
         if name in self._index.tensors or name in self._index.aliases:
