@@ -34,6 +34,7 @@ class TensorWriter:
     Args:
         sink: anything with `write`, at its start.
         metadata, layout, codec, negative_zeros, threads: as in `sparsefmt.save_file`.
+        progress: called with the dense bytes of each tile once it is written; those of a tensor add up to its own.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class TensorWriter:
         codec: str = "auto",
         negative_zeros: NegativeZeros = "keep",
         threads: int | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> None:
         if negative_zeros not in ("keep", "drop"):
             raise ValueError(f"negative_zeros must be 'keep' or 'drop', not {negative_zeros!r}")
-        self._writer = Writer(sink, codec=codec, metadata=metadata, thread_count=threads)
+        self._writer = Writer(sink, codec=codec, metadata=metadata, thread_count=threads, progress=progress)
         self._layout = layout
         self._entropy_coded = codec != "raw"
         self._drop = negative_zeros == "drop"

@@ -129,6 +129,13 @@ def run_command(*arguments: object) -> Result:
     return result
 
 
+def check_progress(steps: list[int], total: int) -> None:
+    """Progress goes forward only, never beyond the total, and ends there; `steps` are what each call added to it."""
+    assert total > 0
+    assert min(steps) >= 0
+    assert sum(steps) == total
+
+
 def check_signature(ours: Callable, theirs: Callable, of_its_own: tuple[str, ...] = ()) -> None:
     """A twin takes what its original takes, in the same way; what it takes besides, by keyword, as `save_file` does."""
     expected, found = inspect.signature(theirs).parameters, inspect.signature(ours).parameters

@@ -41,9 +41,10 @@ def command(ctx: click.Context, a: Path, b: Path, fold: bool, threads: int, quie
             theirs.fold()
         differences, comparable = compare.compare_names(ours, theirs)
         differences += compare.compare_metadata(ours, theirs)
-        with output.progress_bar("comparing", ours.dense_nbytes, quiet) as progress:
-            for name in sorted(comparable):
-                intake = ours.intake(name)
+        intakes = {name: ours.intake(name) for name in sorted(comparable)}
+        total = sum(intake.dense_nbytes for intake in intakes.values())
+        with output.progress_bar("comparing", total, quiet) as progress:
+            for name, intake in intakes.items():
                 found = compare.compare_tensors(intake, theirs.intake(name), progress=progress, threads=threads)
                 if found.elements:
                     differences.append(compare.describe(name, intake.dtype, intake.shape, found))

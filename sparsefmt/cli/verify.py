@@ -7,7 +7,7 @@ from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -65,9 +65,17 @@ def command(
         other = stack.enter_context(Checkpoint(against, ["safetensors", "sparsefmt"])) if against else None
         if other and fold:
             other.fold()
-        total = sum(entry.dense_nbytes for _, entry in _tensors(checkpoint))
+        found = _Found()
+        comparable: set[str] = set()
+        if other is not None:
+            found.faults, comparable = compare.compare_names(checkpoint, other)
+        if strict:
+            found.faults += _index_faults(checkpoint)
+        reads = _reads(checkpoint, comparable)
+        total = sum(read.entry.dense_nbytes * len(read.names) for read in reads)
         with output.progress_bar("verifying", total, quiet) as progress:
-            found = _verify(checkpoint, other, strict, threads, progress)
+            for read in reads:
+                _verify(read, other, comparable, strict, threads, progress, found)
     for fault in found.faults:
         click.echo(f"sparsefmt: error: {printable(fault)}", err=True)
     if not quiet:
@@ -99,61 +107,59 @@ class _Found:
     faults: list[str] = field(default_factory=list)
 
 
-def _tensors(checkpoint: Checkpoint) -> list[tuple[SparsefmtFile, TensorEntry]]:
-    return [
-        (file, entry)
-        for file in checkpoint.files
-        if isinstance(file, SparsefmtFile)
-        for entry in file.reader.index.tensors.values()
-    ]
+class _Read(NamedTuple):
+    """A tensor to be read once for each of the names: under its first name, and under tied ones that are compared.
+
+    One pass compares a tensor with one other; tied names, which are rare, take a pass each.
+    """
+
+    file: SparsefmtFile
+    entry: TensorEntry
+    names: list[str]
+
+
+def _reads(checkpoint: Checkpoint, comparable: set[str]) -> list[_Read]:
+    reads = []
+    for file in checkpoint.files:
+        if isinstance(file, SparsefmtFile):
+            tied = defaultdict(list)
+            for name, target in file.reader.index.aliases.items():
+                if name in comparable:
+                    tied[target].append(name)
+            entries = file.reader.index.tensors.values()
+            reads += [_Read(file, entry, [entry.name, *tied[entry.name]]) for entry in entries]
+    return reads
 
 
 def _verify(
-    checkpoint: Checkpoint, other: Checkpoint | None, strict: bool, threads: int, progress: Progress | None
-) -> _Found:
-    found = _Found()
-    comparable: set[str] = set()
-    if other is not None:
-        differing, comparable = compare.compare_names(checkpoint, other)
-        found.faults += differing
-    if strict:
-        found.faults += _index_faults(checkpoint)
-    tied = _tied_names(checkpoint)
-    for file, entry in _tensors(checkpoint):
-        names = [entry.name, *tied[file.path, entry.name]]
-        # one pass compares a tensor under its first name; a tied name, which is rare, takes another
-        againsts = [other.intake(name) if other and name in comparable else None for name in names]
-        for number, (name, against) in enumerate(zip(names, againsts, strict=True)):
-            if number and against is None:
-                continue
-            try:
-                difference = compare.verify_tensor(
-                    file.reader, entry, against, strict=strict, progress=progress, threads=threads
-                )
-            except SparsefmtError as error:
-                found.faults.append(f"{file.path}: {error}")
-                break
-            if difference.elements:
-                found.faults.append(compare.describe(name, entry.dtype, entry.shape, difference))
-            if against is not None and difference.signs != entry.negative_zeros_dropped:
-                found.faults.append(
-                    f"tensor {name!r}: {difference.signs:,} negative zeros are 0.0 here, and the file records "
-                    f"{entry.negative_zeros_dropped:,}"
-                )
-            found.signs += difference.signs
-        found.tensors += 1
-        found.chunks += entry.chunk_count
-    return found
-
-
-def _tied_names(checkpoint: Checkpoint) -> dict[tuple[Path, str], list[str]]:
-    """Further names of each tensor of each file."""
-    names = defaultdict(list)
-    for file in checkpoint.files:
-        if isinstance(file, SparsefmtFile):
-            for name, target in file.reader.index.aliases.items():
-                names[file.path, target].append(name)
-    return names
+    read: _Read,
+    other: Checkpoint | None,
+    comparable: set[str],
+    strict: bool,
+    threads: int,
+    progress: Progress | None,
+    found: _Found,
+) -> None:
+    file, entry, names = read
+    for name in names:
+        against = other.intake(name) if other and name in comparable else None
+        try:
+            difference = compare.verify_tensor(
+                file.reader, entry, against, strict=strict, progress=progress, threads=threads
+            )
+        except SparsefmtError as error:
+            found.faults.append(f"{file.path}: {error}")
+            break
+        if difference.elements:
+            found.faults.append(compare.describe(name, entry.dtype, entry.shape, difference))
+        if against is not None and difference.signs != entry.negative_zeros_dropped:
+            found.faults.append(
+                f"tensor {name!r}: {difference.signs:,} negative zeros are 0.0 here, and the file records "
+                f"{entry.negative_zeros_dropped:,}"
+            )
+        found.signs += difference.signs
+    found.tensors += 1
+    found.chunks += entry.chunk_count
 
 
 def _index_faults(checkpoint: Checkpoint) -> list[str]:

@@ -47,6 +47,7 @@ class Writer:
         codec: "raw", "auto", or a codec name, for all arrays.
         metadata: the user's texts.
         thread_count: threads that lay out and encode tiles; the bytes written do not depend on it.
+        progress: called with the dense bytes of each tile once its chunks are written, by the thread that calls `add`.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Writer:
         codec: str = "auto",
         metadata: Mapping[str, str] | None = None,
         thread_count: int | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> None:
         if codec != "auto" and codec not in CODECS:
             raise ValueError(f"codec must be 'auto' or one of {', '.join(map(repr, CODECS))}, not {codec!r}")
@@ -64,6 +66,7 @@ class Writer:
         self._sink = sink
         self._codec = codec
         self._threads = thread_count
+        self._progress = progress
         self._index = Index(metadata=metadata)
         self._partial = ""
         self._finished = False
@@ -88,7 +91,8 @@ class Writer:
         """Write one tensor.
 
         Args:
-            make_tile: gives the arrays of tile number t; called once for each, from several threads, about in order.
+            make_tile: gives the arrays of tile number t; called from several threads, about in order, and several times
+                for each: codecs with models look at all tiles before the first is written.
             nnz: values stored, for sparse layouts.
             negative_zeros: whether any tile has that array; tiles without it are written as having none set.
             negative_zeros_dropped: how many signs of zero the caller cleared.
@@ -130,7 +134,7 @@ class Writer:
         first = map(encode, range(min(tiles, 1)))
         rest = threads.in_order(encode, range(1, tiles), self._threads)
         found_nnz, found_negative_zeros = 0, False
-        for tile_nnz, has_negative_zeros, chunks in chain(first, rest):
+        for number, (tile_nnz, has_negative_zeros, chunks) in enumerate(chain(first, rest)):
             # until the last of its chunks is there
             self._partial = f"tensor {name!r} failed after a part of it was written"
             found_nnz += tile_nnz
@@ -141,6 +145,8 @@ class Writer:
                         "chunk-limit", f"a tile takes {raw_size:,} bytes, over {MAX_CHUNK_BYTES:,}", tensor=name
                     )
                 self._write_chunk(stored, raw_size)
+            if self._progress:
+                self._progress(dtype.nbytes(min(tile_rows, rows - number * tile_rows) * cols))
         if (found_nnz, found_negative_zeros) != (nnz or 0, negative_zeros):
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy", tensor=name)
         coded = self._coded_arrays(first_chunk, arrays)

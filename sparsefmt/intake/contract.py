@@ -47,6 +47,11 @@ class Intake(ABC):
         self.shape = shape
         self.rows, self.cols = matrix_view(shape)
 
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of all elements, those of sub-byte types packed."""
+        return self.dtype.nbytes(self.rows * self.cols)
+
     @abstractmethod
     def bits(self, begin: int, end: int) -> np.ndarray:
         """Bits (end - begin, cols) of rows `begin` to `end`, one element each also for sub-byte types."""

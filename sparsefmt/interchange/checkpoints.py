@@ -132,8 +132,7 @@ class Checkpoint:
     @property
     def dense_nbytes(self) -> int:
         """Bytes of all tensors when dense, tied ones counted each."""
-        intakes = map(self.intake, self.holder)
-        return sum(intake.dtype.nbytes(intake.rows * intake.cols) for intake in intakes)
+        return sum(self.intake(name).dense_nbytes for name in self.holder)
 
     @property
     def unlisted(self) -> list[Path]:

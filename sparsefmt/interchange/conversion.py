@@ -30,7 +30,7 @@ from sparsefmt.interchange.checkpoints import Checkpoint, Kind, index_name
 from sparsefmt.interchange.contract import TensorFile, naming
 from sparsefmt.interchange.safetensors import write_safetensors
 from sparsefmt.interchange.sparse import SparsefmtFile
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 from sparsefmt.saving import NegativeZeros, TensorWriter
 
 Progress = Callable[[int], object]
@@ -111,8 +111,7 @@ def export_checkpoint(
     def write(file: TensorFile, path: Path) -> list[str]:
         intakes = {name: file.intake(name) for name in file.names}
         if isinstance(file, SparsefmtFile):
-            dense = (intake.dtype.nbytes(intake.rows * intake.cols) for intake in intakes.values())
-            file.reader.budget.expect(sum(dense))
+            file.reader.budget.expect(sum(intake.dense_nbytes for intake in intakes.values()))
         with replacing(path) as sink:
             write_safetensors(sink, intakes, file.metadata, progress=progress, threads=threads)
         return list(intakes)
@@ -133,9 +132,10 @@ def convert_file(
             codec=settings.codec,
             negative_zeros=settings.negative_zeros,
             threads=settings.threads,
+            progress=progress,
         )
         for name in source.names:
-            intake = _SurveyedIntake(source.intake(name), progress)
+            intake = _SurveyedIntake(source.intake(name))
             surveys[name] = intake.survey(settings.threads)
             writer.add(name, intake)
         index = writer.finish()
@@ -146,12 +146,11 @@ def convert_file(
 
 
 class _SurveyedIntake(Intake):
-    """An intake that is surveyed once, whoever asks, and reports the tiles that are laid out."""
+    """An intake that is surveyed once, however often it is asked."""
 
-    def __init__(self, inner: Intake, progress: Progress | None) -> None:
+    def __init__(self, inner: Intake) -> None:
         super().__init__(inner.dtype, inner.shape)
         self._inner = inner
-        self._progress = progress
         self._survey: Survey | None = None
 
     def bits(self, begin: int, end: int) -> np.ndarray:
@@ -161,19 +160,6 @@ class _SurveyedIntake(Intake):
         if self._survey is None:
             self._survey = super().survey(threads)
         return self._survey
-
-    def tile_maker(self, layout: str, drop_negative_zeros: bool = False) -> Callable[[int], Tile]:
-        make_tile = super().tile_maker(layout, drop_negative_zeros)
-        height, progress = self.tile_rows(layout), self._progress
-        if progress is None:
-            return make_tile
-
-        def make_and_report(number: int) -> Tile:
-            tile = make_tile(number)
-            progress(self.dtype.nbytes(min(height, self.rows - number * height) * self.cols))
-            return tile
-
-        return make_and_report
 
 
 def _sign_nbytes(index: Index, entry: TensorEntry) -> int:
