@@ -21,8 +21,10 @@ import torch
 import transformers
 from safetensors_files import craft
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     BertConfig,
     BertForMaskedLM,
     BertModel,
@@ -40,7 +42,8 @@ from sparsefmt.errors import ChecksumError, FormatError, UnsupportedError
 from sparsefmt.interchange.checkpoints import Checkpoint
 from sparsefmt.interchange.conversion import Settings, convert_checkpoint
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.torch import SparseLinear, sparsify
+from sparsefmt.torch import SparseLinear, load_into, sparsify
+from sparsefmt.torch.choice import Choice
 from sparsefmt.transformers import SparsefmtConfig, SparsefmtQuantizer, hooks, settling
 from sparsefmt.transformers.standin import StandIn
 
@@ -87,6 +90,8 @@ def output(model: Any) -> torch.Tensor:
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
     return tensor.detach().view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
 
 
@@ -367,22 +372,207 @@ def test_linear_layers_that_share_a_weight_share_the_compressed_one() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64), torch.nn.Embedding(64, 64))
     for module in model:
         module.weight = weight
-    settling.settle(model, lambda name: name != "2")
+    settling.settle(model, Choice(exclude=("2",)))
     assert not sparse_layers(model)
     assert model[0].weight is model[1].weight is model[2].weight
     assert model[0].weight.equal(torch.eye(64))
     pair = model[:2]
     for module in pair:
         module.weight = weight
-    settling.settle(pair, lambda name: True)
+    settling.settle(pair, Choice())
     assert sparse_layers(pair) == {"0", "1"}
     assert pair[0].weight_arrays.data_ptr() == pair[1].weight_arrays.data_ptr()
     assert pair[0].bias is not pair[1].bias
     twice = torch.nn.ModuleDict(dict.fromkeys(("one", "same"), torch.nn.Linear(64, 64)))
     twice["one"].weight = weight
-    settling.settle(twice, lambda name: True)
+    settling.settle(twice, Choice())
     assert type(twice["one"]) is SparseLinear
     assert twice["one"] is twice["same"]
+
+
+class Buffers(torch.nn.Module):
+    """A module with whatever a model may keep beside its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bias_of_logits", torch.zeros(1, 96))
+        self.register_buffer("table", torch.eye(64))
+        self.register_buffer("computed", torch.eye(64), persistent=False)
+        self.scale = torch.nn.Parameter(torch.eye(64))
+        self.linear = torch.nn.Linear(64, 64)
+        self.pruned_by_mask = torch.nn.Linear(64, 64)
+        self.pruned_by_mask.register_buffer("weight_mask", torch.eye(64))
+        self.pruned_by_mask.register_parameter("weight_orig", torch.nn.Parameter(torch.eye(64)))
+
+
+class BuffersModel(OwnModel):
+    def __init__(self, config: OwnConfig) -> None:
+        super().__init__(config)
+        self.buffers_of_mine = Buffers()
+        self.register_buffer("of_the_model", torch.eye(64))
+
+
+def check_plain(model: torch.nn.Module) -> None:
+    """Everything in a model is an ordinary tensor, with memory of its own."""
+    for kind, found in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in found:
+            assert type(tensor) in (torch.Tensor, torch.nn.Parameter), f"{kind} {name} is a {type(tensor).__name__}"
+            assert tensor.data_ptr() or not tensor.numel()
+
+
+def check_saves_in_every_way(model: Any, dense: Any, folder: Path) -> None:
+    """save_pretrained, a second time, torch.save, copies, casts, dequantize."""
+    kind = type(model)
+    check_plain(model)
+    model.save_pretrained(folder / "again")
+    again = kind.from_pretrained(folder / "again")
+    check_plain(again)
+    assert sparse_layers(again) == sparse_layers(model)
+    again.save_pretrained(folder / "twice")
+    assert tensors_in(folder / "again").keys() == tensors_in(folder / "twice").keys()
+    torch.save(model.state_dict(), folder / "state.pt")
+    torch.save(model, folder / "model.pt")
+    check_plain(copy.deepcopy(model).bfloat16())
+    assert same_state(again.dequantize(), dense)
+    again.save_pretrained(folder / "dense")
+    assert same_state(kind.from_pretrained(folder / "dense"), dense)
+
+
+def test_buffers_and_bare_parameters_are_ordinary_tensors(tmp_path: Path) -> None:
+    """Stored sparse, of any name, saved or not, tied or not."""
+    dense = prune(BuffersModel(OwnConfig()))
+    dense.save_pretrained(tmp_path / "in")
+    folder = convert(tmp_path / "in", tmp_path / "out")
+    with Checkpoint(folder, ["sparsefmt"]) as checkpoint:
+        file = checkpoint.files[0].path
+    with sparsefmt.open_file(file) as opened:
+        stored_sparse = {name for name in opened if isinstance(opened[name], SparseTensor)}
+    assert {"of_the_model", "buffers_of_mine.bias_of_logits", "buffers_of_mine.scale"} <= stored_sparse
+    model = BuffersModel.from_pretrained(folder)
+    assert sparse_layers(model) == {"one", "three", "buffers_of_mine.linear"}
+    assert type(model.buffers_of_mine.pruned_by_mask) is torch.nn.Linear
+    check_saves_in_every_way(model, dense, tmp_path)
+    model = BuffersModel.from_pretrained(folder)
+    # what is not the weight that a linear layer computes with
+    assert model.hf_quantizer.result.dense["buffers_of_mine.scale"] == "it is not the weight of a linear layer"
+
+
+def test_tied_buffers_stay_tied() -> None:
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Module(), torch.nn.Module())
+    stand_in = StandIn(SparseTensor.from_dense(np.eye(64, dtype=np.float32)))
+    for module, name in ((model[1], "a"), (model[1], "b"), (model[2], "c")):
+        module.register_buffer(name, stand_in, persistent=name != "b")
+    model[2].register_buffer("nothing", None)
+    settling.settle(model, Choice())
+    check_plain(model)
+    assert model[1].a is model[1].b is model[2].c
+    assert model[1].a.equal(torch.eye(64))
+
+
+SEQ2SEQ = {
+    "vocab_size": 96,
+    "d_model": 64,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "max_position_embeddings": 32,
+    "decoder_start_token_id": 1,
+    "forced_eos_token_id": 2,
+    **IDS,
+}
+
+
+@pytest.mark.parametrize("name", ["bart", "mbart", "marian", "pegasus", "plbart", "blenderbot", "led", "m2m_100"])
+def test_models_with_a_sparse_buffer(name: str, tmp_path: Path) -> None:
+    """final_logits_bias, whose zeros are stored sparse."""
+    torch.manual_seed(0)
+    own = {"max_encoder_position_embeddings": 32, "max_decoder_position_embeddings": 32, "attention_window": [4]}
+    config = AutoConfig.for_model(name, **SEQ2SEQ, **(own if name == "led" else {}))
+    dense = prune(AutoModelForSeq2SeqLM.from_config(config))
+    dense.save_pretrained(tmp_path / "in")
+    folder = convert(tmp_path / "in", tmp_path / "out")
+    model = type(dense).from_pretrained(folder)
+    expected = dense.generate(TOKENS, max_new_tokens=4, do_sample=False)
+    assert model.generate(TOKENS, max_new_tokens=4, do_sample=False).equal(expected)
+    check_saves_in_every_way(model, dense, tmp_path)
+    if name != "bart":
+        return
+    check_saves_in_every_way(
+        type(dense).from_pretrained(tmp_path / "in", quantization_config=SparsefmtConfig()), dense, tmp_path / "config"
+    )
+    loaded = type(dense)(config).eval()
+    assert load_into(loaded, folder / "model.sparsefmt").sparse == sorted(sparse_layers(model))
+    check_saves_in_every_way(loaded, dense, tmp_path / "into")
+
+
+def test_min_sparsity_holds_wherever_weights_come_from(tmp_path: Path) -> None:
+    """A quarter of the zeros makes a weight sparse in a file, which is smaller, and not in memory, where it is slow."""
+    torch.manual_seed(0)
+    dense = OwnModel(OwnConfig()).eval()
+    for layer, part in ((dense.one, 0.3), (dense.three, 0.6)):
+        layer.weight.data[torch.rand(64, 64) < part] = 0
+    dense.save_pretrained(tmp_path / "in")
+    folder = convert(tmp_path / "in", tmp_path / "out")
+    with sparsefmt.open_file(folder / "model.sparsefmt") as file:
+        assert isinstance(file["one.weight"], SparseTensor)
+        tensors = {name: file.get_tensor(name) for name in file}
+    # the same, stored dense
+    stored_dense = tmp_path / "stored-dense"
+    stored_dense.mkdir()
+    (stored_dense / "config.json").write_bytes((folder / "config.json").read_bytes())
+    sparsefmt.save_file(tensors, stored_dense / "model.sparsefmt", layout="dense")
+    for min_sparsity, expected in ((None, {"three"}), (0.2, {"one", "three"}), (0.9, set())):
+        chosen = {} if min_sparsity is None else {"min_sparsity": min_sparsity}
+        config = {"quantization_config": SparsefmtConfig(**chosen)}
+        in_memory = copy.deepcopy(dense)
+        results = [sparsify(in_memory, **chosen)]
+        models = [in_memory]
+        for source in (folder, stored_dense, tmp_path / "in"):
+            models.append(OwnModel.from_pretrained(source, **config))
+            results.append(models[-1].hf_quantizer.result)
+        for source in (folder, stored_dense):
+            models.append(OwnModel(OwnConfig()))
+            results.append(load_into(models[-1], source, **chosen))
+        for model, result in zip(models, results, strict=True):
+            assert sparse_layers(model) == set(result.sparse) == expected
+            linear = {"one", "two", "three", "attention.out_proj"}
+            assert linear - expected <= set(result.dense)
+            for name in {"one", "three"} - expected:
+                assert result.dense[name].endswith(f"which is less than {min_sparsity or 0.4:.1%}")
+            assert result.dense["two"].startswith("it is a OwnLinear")
+
+
+def test_layers_can_be_left_out_by_name(folders: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    config = SparsefmtConfig(exclude=["*.mlp.*", "lm_head"])
+    for folder in folders["llama"]:
+        model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+        assert len(sparse_layers(model)) == 8
+        assert not any(".mlp." in name or "lm_head" in name for name in sparse_layers(model))
+        assert model.hf_quantizer.result.dense["lm_head"] == "it is excluded"
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert saved == {"quant_method": "sparsefmt", "exclude": ["*.mlp.*", "lm_head"]}
+    assert len(sparse_layers(AutoModelForCausalLM.from_pretrained(tmp_path))) == 8
+
+
+def test_a_dequantized_model_trains_as_a_dense_one(
+    name: str, models: dict[str, Any], folders: dict[str, tuple[Path, Path]]
+) -> None:
+    for folder in folders[name]:
+        model = kind_of(name).from_pretrained(folder, quantization_config=SparsefmtConfig()).train().dequantize()
+        dense = models[name]
+        assert model.training
+        assert {key: parameter.requires_grad for key, parameter in model.named_parameters()} == {
+            key: parameter.requires_grad for key, parameter in dense.named_parameters()
+        }
+        assert all(module.training for module in model.modules())
+        assert [key for key, _ in model.named_parameters()] == [key for key, _ in dense.named_parameters()]
+        model(TOKENS)[0].square().mean().backward()
+        weights = [module.weight for module in model.modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
+        assert any(weight.grad is not None and weight.grad.count_nonzero() for weight in weights)
 
 
 def test_shards(folders: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:

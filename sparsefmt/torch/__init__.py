@@ -9,7 +9,7 @@ from sparsefmt.frameworks.sharing import SharedTensorsError, storage_ptr, storag
 from sparsefmt.torch.files import load, load_file, load_model, save, save_file, save_model
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.loading import LoadResult, load_into
-from sparsefmt.torch.models import SparsifyResult, sparsify, tensors_of
+from sparsefmt.torch.models import SparsifyResult, make_dense, sparsify, tensors_of
 from sparsefmt.torch.weight import SparseWeight
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "load_file",
     "load_into",
     "load_model",
+    "make_dense",
     "save",
     "save_file",
     "save_model",

@@ -3,22 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import torch
 
 from sparsefmt.torch.linear import SparseLinear, is_conv1d
 
 Patterns = str | Iterable[str] | None
-"""Names of modules, in which `*` stands for anything; None for all names."""
+"""Names of modules, in which `*` stands for anything; None where there are none."""
 
 
-def is_replaceable(module: torch.nn.Module) -> bool:
-    """Whether a layer can become a SparseLinear: a torch.nn.Linear itself, or a Conv1D of transformers.
+class Holder(NamedTuple):
+    """A module that holds a tensor under a name."""
 
-    Others use the weights of subclasses of Linear without calling them, as torch.nn.MultiheadAttention does.
+    layer: str
+    module: torch.nn.Module
+    attribute: str
+
+    @property
+    def key(self) -> str:
+        """The name that the tensor has in the model."""
+        return joined(self.layer, self.attribute)
+
+
+def why_not_replaceable(module: torch.nn.Module) -> str | None:
+    """Why a module cannot become a SparseLinear; None if it can: a torch.nn.Linear, or a Conv1D of transformers.
+
+    Others use the weights of subclasses of Linear without calling them, as torch.nn.MultiheadAttention does. Tensors of
+    a module beside weight and bias, such as those that a weight norm trains, would be lost.
     """
-    return type(module) is torch.nn.Linear or is_conv1d(module)
+    if type(module) is torch.nn.Linear or is_conv1d(module):
+        others = sorted({*module._parameters, *module._buffers, *module._modules} - _taken_over(module))
+        return f"it has {', '.join(others)} beside its weight and bias" if others else None
+    if not is_linear(module):
+        return f"it belongs to a module of class {type(module).__name__}, not to a linear layer"
+    return f"it is a {type(module).__name__}, whose weight may be used without calling it"
+
+
+def _taken_over(module: torch.nn.Module) -> set[str]:
+    """Names of the tensors of a linear layer that a SparseLinear takes over, masks of torch.nn.utils.prune included."""
+    names = {"weight", "bias"}
+    for name in ("weight", "bias"):
+        if name not in module._parameters:
+            names |= {f"{name}_orig", f"{name}_mask"}
+    return names
 
 
 def modules_with_names(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -34,26 +62,24 @@ def replace(model: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) 
                 setattr(parent, attribute, new)
 
 
-def users_of_parameters(model: torch.nn.Module) -> dict[int, list[tuple[str, torch.nn.Module]]]:
-    """For each Parameter, by id, the names that it has in the model, and the modules that hold it there."""
-    users: dict[int, list[tuple[str, torch.nn.Module]]] = {}
-    for prefix, module in modules_with_names(model):
+def holders_of_parameters(model: torch.nn.Module) -> dict[int, list[Holder]]:
+    """For each Parameter, by id, the modules that hold it, under each of their names."""
+    holders: dict[int, list[Holder]] = {}
+    for layer, module in modules_with_names(model):
         for attribute, parameter in module._parameters.items():
             if parameter is not None:
-                users.setdefault(id(parameter), []).append((joined(prefix, attribute), module))
-    return users
+                holders.setdefault(id(parameter), []).append(Holder(layer, module, attribute))
+    return holders
 
 
-def matcher(include: Patterns) -> list[str]:
-    """The patterns as a list. Raises TypeError for what are none."""
-    patterns = ["*"] if include is None else [include] if isinstance(include, str) else list(include)
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f"include must be a pattern of module names, or several, not {include!r}")
-    return patterns
-
-
-def matches(name: str, patterns: list[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def matcher(what: str, patterns: Patterns) -> tuple[str, ...] | None:
+    """The patterns as a tuple. Raises TypeError, with the name of the argument, if one is not text."""
+    if patterns is None:
+        return None
+    made = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    if not all(isinstance(pattern, str) for pattern in made):
+        raise TypeError(f"{what} must be a pattern of module names, or several, not {patterns!r}")
+    return made
 
 
 def expect_cpu(name: str, tensor: torch.Tensor, *also: str) -> None:

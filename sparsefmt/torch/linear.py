@@ -20,6 +20,10 @@ from sparsefmt.torch.weight import SparseWeight
 _BUFFERS = ("weight_arrays", "weight_table")
 
 
+class _Tie:
+    """What layers have in common that share their weights on purpose. Copies of tied layers have a tie of their own."""
+
+
 class SparseLinear(torch.nn.Module):
     """`y = x @ W.T + bias` on the CPU, with W compressed in memory and multiplied as it is.
 
@@ -50,6 +54,7 @@ class SparseLinear(torch.nn.Module):
         weight: what can be known of the weights without making them dense: a SparseWeight. `weight.tensor` is the
             SparseTensor (out_features, in_features).
         transposed: whether files have the weight as (in_features, out_features), which Conv1D of transformers does.
+        weight_requires_grad: requires_grad that the dense weight had, and has again after `make_dense`.
 
     Args:
         bias: whether there is one; it is zero until it is loaded.
@@ -83,6 +88,8 @@ class SparseLinear(torch.nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.transposed = transposed
+        self.weight_requires_grad = True
+        self._tie: _Tie | None = None
         self._dtype = torch.get_default_dtype() if dtype is None else dtype
         self._unpacked: tuple[torch.Tensor, torch.Tensor, SparseTensor] | None = None
         self.register_buffer("weight_arrays", torch.empty(0, dtype=torch.uint8, device=device))
@@ -113,6 +120,7 @@ class SparseLinear(torch.nn.Module):
         tensor = SparseTensor.from_dense(intake_of("weight", weight), layout)
         made = cls.from_tensor(tensor, _effective(linear, "bias"))
         made.transposed = made_of_transposed
+        made.weight_requires_grad = parameter_of_weight(linear).requires_grad
         return made.train(linear.training)
 
     @classmethod
@@ -151,10 +159,19 @@ class SparseLinear(torch.nn.Module):
             )
         made = pack(weight)
         registry.remember(made)
+        self._tie = None
         self._hold(made, torch_dtype_of(weight))
 
     def share_weight(self, other: SparseLinear) -> None:
-        """Take the weights of another layer of the same shape, without a copy."""
+        """Take the weights of another layer of the same shape, without a copy. The two are tied from now on."""
+        if other._tie is None:
+            other._tie = _Tie()
+        self.share_memory_with(other)
+        self._tie = other._tie
+
+    def share_memory_with(self, other: SparseLinear) -> None:
+        """Take the weights that another layer of the same shape has now, without a copy and without a tie."""
+        self._tie = None
         self._hold(Packed(other.weight_arrays, other.weight_table), other._dtype)
 
     def _hold(self, weights: Packed, dtype: torch.dtype) -> None:
@@ -309,6 +326,27 @@ def dense_weight(linear: torch.nn.Module) -> tuple[torch.Tensor, bool]:
     weight = _effective(linear, "weight")
     assert weight is not None
     return (weight.t() if swapped else weight), swapped
+
+
+def dense_layer(layer: SparseLinear, weight: torch.nn.Parameter) -> torch.nn.Module:
+    """The Linear, or the Conv1D, that a SparseLinear was, with this weight as such a layer has it, and its bias."""
+    made: torch.nn.Module
+    with torch.device("meta"):
+        if layer.transposed:
+            from transformers.pytorch_utils import Conv1D
+
+            made = Conv1D(layer.out_features, layer.in_features)
+        else:
+            made = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+    made.weight = weight
+    made.bias = layer.bias  # type: ignore[assignment]
+    return made.train(layer.training)
+
+
+def parameter_of_weight(linear: torch.nn.Module) -> torch.Tensor:
+    """The tensor that an optimizer would change: `weight_orig` if torch.nn.utils.prune masks it."""
+    parameter: Any = getattr(linear, "weight_orig", None)
+    return linear.weight if parameter is None else parameter  # type: ignore[return-value]
 
 
 def is_conv1d(module: torch.nn.Module) -> bool:

@@ -12,22 +12,14 @@ import torch
 
 from sparsefmt.api import open_file
 from sparsefmt.container.entry import TensorEntry
-from sparsefmt.frameworks.pytorch import TorchFramework
+from sparsefmt.frameworks.pytorch import TorchFramework, intake_of
 from sparsefmt.interchange.checkpoints import Checkpoint
 from sparsefmt.interchange.contract import naming
 from sparsefmt.opened import Backend, SparseFile
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch.choice import MIN_SPARSITY, Choice, why_dense
 from sparsefmt.torch.derived import transposed
-from sparsefmt.torch.layers import (
-    Patterns,
-    expect_cpu,
-    is_replaceable,
-    joined,
-    matcher,
-    matches,
-    modules_with_names,
-    replace,
-)
+from sparsefmt.torch.layers import Holder, Patterns, expect_cpu, is_linear, modules_with_names, replace
 from sparsefmt.torch.linear import SparseLinear, is_conv1d
 
 
@@ -38,11 +30,14 @@ class LoadResult(NamedTuple):
         sparse: names of the layers that are SparseLinear now, with weights from the file.
         missing_keys: names of the model that the files do not have.
         unexpected_keys: names of the files that the model does not have, or could not use.
+        dense: names of the linear layers that are dense, and why; and of tensors of other modules, if they are stored
+            sparse.
     """
 
     sparse: list[str]
     missing_keys: list[str]
     unexpected_keys: list[str]
+    dense: dict[str, str]
 
 
 def load_into(
@@ -51,15 +46,17 @@ def load_into(
     *,
     strict: bool = True,
     layout: str = "auto",
+    min_sparsity: float = MIN_SPARSITY,
     include: Patterns = None,
+    exclude: Patterns = None,
     backend: Backend = "mmap",
     threads: int | None = None,
 ) -> LoadResult:
-    """Load a model from a .sparsefmt file, or a folder of them. Layers whose weights are stored sparse stay compressed.
+    """Load a model from a .sparsefmt file, or a folder of them. Layers whose weights are pruned are compressed.
 
-    Each torch.nn.Linear, and each Conv1D of transformers, whose weight is stored sparse is replaced by a SparseLinear
-    with the dtype of the file. A SparseLinear that is there already is filled. Everything else is loaded dense: copied
-    into what the model has, or, where that is on device "meta", taken with the dtype of the file.
+    Each torch.nn.Linear, and each Conv1D of transformers, whose weight is pruned as `sparsify` sees it is replaced by a
+    SparseLinear with the dtype of the file. A SparseLinear that is there already is filled. Everything else is loaded
+    dense: copied into what the model has, or, where that is on device "meta", taken with the dtype of the file.
 
     A parameter that has several names in the model needs one of them in the file, and keeps them all. So an output
     layer tied to an embedding stays a Linear and stays tied: the embedding needs its table dense. Linear layers that
@@ -74,21 +71,25 @@ def load_into(
             that index.
         strict: raise an error for missing and unexpected names, instead of returning them.
         layout: "auto", "bitmask" or "permuted", for sparse layers: as in `sparsefmt.load_file`.
-        include: patterns of module names, such as "*.mlp.*": other layers are loaded dense.
+        min_sparsity: part of a weight that must be zero for its layer to become a SparseLinear, 0.0 to 1.0.
+        include: patterns of module names, such as "*.mlp.*": other layers are loaded dense. None for all.
+        exclude: patterns of module names: these layers are loaded dense.
         backend: "mmap" maps the file; "pread" reads into memory.
         threads: how many may decode; by default all usable cores.
 
     Returns:
-        which layers are sparse, and which names were missing and unexpected.
+        which layers are sparse, which names were missing and unexpected, and why other layers are dense.
 
     Raises:
+        ValueError: another layout, or a sparsity out of range.
+        TypeError: patterns that are not text.
         RuntimeError: missing or unexpected names, or a shape that differs, as `load_state_dict` says it, with the file;
             a layer that is to be sparse on another device. The model has not been changed then.
         FormatError, ChecksumError, UnsupportedError, LimitError, OSError: as `sparsefmt.load_file`; the files disagree
             with the index, or one is missing.
 
-    Cost: the compressed layers, the dense rest, and one tensor more while it is loaded. Weights of sparse layers are
-    never dense. Files stored raw are mapped, and not copied.
+    Cost: the compressed layers, the dense rest, and one tensor more while it is loaded. Weights that are stored sparse,
+    and of layers that will be so, are never dense. Files stored raw are mapped, and not copied.
 
     Example:
         >>> import torch
@@ -97,18 +98,17 @@ def load_into(
         ...     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
         >>> result = load_into(model, "model.sparsefmt")
     """
-    if layout not in ("auto", "bitmask", "permuted"):
-        raise ValueError(f"layout must be 'auto', 'bitmask' or 'permuted', not {layout!r}")
-    patterns = matcher(include)
+    choice = Choice.of(layout, min_sparsity, include, exclude)
     with ExitStack() as stack:
         stored = _open(path, backend, threads, stack)
-        plan = _planned(model, stored, patterns)
+        plan = _planned(model, stored, choice)
         _raise_if_it_does_not_fit(model, plan, path, strict)
         # biases first: the layers that will be replaced hold them
-        _load_dense(plan)
-        _load_sparse(model, plan, layout)
-    sparse = sorted({holder.layer for _, holders in plan.sparse for holder in holders})
-    return LoadResult(sparse, plan.missing, plan.unexpected)
+        for tensor, holders in plan.dense:
+            with naming(tensor.path):
+                _fill(holders, TorchFramework().tensor(tensor.file, tensor.name))
+        _load_weights(model, plan, choice)
+    return LoadResult(sorted(plan.sparse), plan.missing, plan.unexpected, dict(sorted(plan.reasons.items())))
 
 
 class _Stored(NamedTuple):
@@ -132,26 +132,21 @@ class _Stored(NamedTuple):
         return TorchFramework().shape(self.file, self.name)
 
 
-class _Holder(NamedTuple):
-    """A module that holds a tensor under a name."""
-
-    key: str
-    layer: str
-    module: torch.nn.Module
-    attribute: str
-
-
 @dataclass
 class _Plan:
     """What goes where, and what stands against it.
 
     Attributes:
-        sparse: holders of weights that will be compressed; those of one parameter together.
-        dense: holders of dense tensors, likewise.
+        weights: of linear layers, with the holders of each: compressed if they are pruned.
+        dense: other tensors, with the holders of each.
+        sparse: names of layers that are a SparseLinear once all is loaded.
+        reasons: names of what is dense, and why.
     """
 
-    sparse: list[tuple[_Stored, list[_Holder]]] = field(default_factory=list)
-    dense: list[tuple[_Stored, list[_Holder]]] = field(default_factory=list)
+    weights: list[tuple[_Stored, list[Holder]]] = field(default_factory=list)
+    dense: list[tuple[_Stored, list[Holder]]] = field(default_factory=list)
+    sparse: set[str] = field(default_factory=set)
+    reasons: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
@@ -169,7 +164,7 @@ def _open(path: str | os.PathLike[str], backend: Backend, threads: int | None, s
     return stored
 
 
-def _planned(model: torch.nn.Module, stored: dict[str, _Stored], patterns: list[str]) -> _Plan:
+def _planned(model: torch.nn.Module, stored: dict[str, _Stored], choice: Choice) -> _Plan:
     plan = _Plan()
     used = set()
     not_found = []
@@ -189,37 +184,49 @@ def _planned(model: torch.nn.Module, stored: dict[str, _Stored], patterns: list[
                 f" {str(tensor.path)!r}, the shape in current model is {torch.Size(expected)}."
             )
             continue
-        can_be_sparse = all(_takes_sparse(holder, patterns) for holder in holders)
-        is_sparse = isinstance(holders[0].module, SparseLinear) and holders[0].attribute == "weight"
-        if is_sparse or (can_be_sparse and tensor.entry.layout.sparse):
-            plan.sparse.append((tensor, holders))
-        else:
+        reasons = {} if _is_sparse(holders[0]) else why_dense(holders, choice)
+        if reasons:
             plan.dense.append((tensor, holders))
+            plan.reasons |= {
+                name: reason for name, reason in reasons.items() if _is_worth_a_word(name, tensor, holders)
+            }
+        else:
+            plan.weights.append((tensor, holders))
     for holders in not_found:
-        sharing = [others for _, others in plan.sparse if _share_weights(others[0].module, holders[0].module)]
+        sharing = [others for _, others in plan.weights if _share_weights(others[0].module, holders[0].module)]
         if sharing and holders[0].attribute == "weight":
             sharing[0].extend(holders)
         else:
             plan.missing += [holder.key for holder in holders]
+            for holder in holders:
+                if holder.attribute == "weight" and is_linear(holder.module) and not _is_sparse(holder):
+                    plan.reasons[holder.layer] = "its weight is not in the file"
     plan.unexpected += [name for name in stored if name not in used]
     plan.missing.sort()
     plan.unexpected.sort()
     return plan
 
 
-def _holders(model: torch.nn.Module) -> list[list[_Holder]]:
+def _is_worth_a_word(name: str, stored: _Stored, holders: list[Holder]) -> bool:
+    """Whether to say why a tensor is dense: linear layers always, parameters of others if they are stored sparse."""
+    if any(holder.key == name for holder in holders):
+        return stored.entry.layout.sparse and holders[0].attribute in holders[0].module._parameters
+    return True
+
+
+def _holders(model: torch.nn.Module) -> list[list[Holder]]:
     """All names that `state_dict` of the dense model would have, those of one tensor together."""
-    groups: dict[int, list[_Holder]] = {}
+    groups: dict[int, list[Holder]] = {}
     for layer, module in modules_with_names(model):
         tensors: dict[str, torch.Tensor | None] = dict(module._parameters)
         if isinstance(module, SparseLinear):
-            groups.setdefault(id(module), []).append(_Holder(joined(layer, "weight"), layer, module, "weight"))
+            groups.setdefault(id(module), []).append(Holder(layer, module, "weight"))
         else:
             persistent = module._buffers.keys() - module._non_persistent_buffers_set
             tensors |= {name: module._buffers[name] for name in module._buffers if name in persistent}
         for name, tensor in tensors.items():
             if tensor is not None:
-                groups.setdefault(id(tensor), []).append(_Holder(joined(layer, name), layer, module, name))
+                groups.setdefault(id(tensor), []).append(Holder(layer, module, name))
     return list(groups.values())
 
 
@@ -234,25 +241,20 @@ def _share_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
     )
 
 
-def _takes_sparse(holder: _Holder, patterns: list[str]) -> bool:
-    # the model itself cannot be replaced
-    return (
-        holder.attribute == "weight"
-        and bool(holder.layer)
-        and is_replaceable(holder.module)
-        and matches(holder.layer, patterns)
-    )
+def _is_sparse(holder: Holder) -> bool:
+    """Whether this is the weight of a layer that is a SparseLinear already."""
+    return isinstance(holder.module, SparseLinear) and holder.attribute == "weight"
 
 
-def _expected_shape(holder: _Holder) -> tuple[int, ...]:
+def _expected_shape(holder: Holder) -> tuple[int, ...]:
     module = holder.module
-    if isinstance(module, SparseLinear) and holder.attribute == "weight":
+    if isinstance(module, SparseLinear) and _is_sparse(holder):
         shape = module.out_features, module.in_features
         return shape[::-1] if module.transposed else shape
     return tuple(_held(holder).shape)
 
 
-def _held(holder: _Holder) -> torch.Tensor:
+def _held(holder: Holder) -> torch.Tensor:
     """The tensor that a module holds. Not by getattr: a module may have a property of that name."""
     parameter = holder.module._parameters.get(holder.attribute)
     tensor = holder.module._buffers[holder.attribute] if parameter is None else parameter
@@ -270,31 +272,68 @@ def _raise_if_it_does_not_fit(model: torch.nn.Module, plan: _Plan, path: str | o
     if lines:
         first = f"Error(s) in loading state_dict for {type(model).__name__}:"
         raise RuntimeError("\n    ".join([first, *lines, f"in {os.fspath(path)!r}"]))
-    for _, holders in plan.sparse:
+    for _, holders in plan.weights:
         for holder in holders:
             if not isinstance(holder.module, SparseLinear):
                 expect_cpu(holder.key, _held(holder), "meta")
 
 
-def _load_sparse(model: torch.nn.Module, plan: _Plan, layout: str) -> None:
-    """Fill the layers that are SparseLinear, and replace those that are to be."""
-    layers: dict[torch.nn.Module, SparseLinear] = {}
+def _load_weights(model: torch.nn.Module, plan: _Plan, choice: Choice) -> None:
+    """Fill the layers that are SparseLinear, replace those that are pruned, and fill the others."""
     loaded: dict[tuple[Path, str, bool], SparseLinear] = {}
-    for tensor, holders in plan.sparse:
-        for holder in holders:
-            module = holder.module
-            if module in layers:
-                continue
-            layer = layers[module] = module if isinstance(module, SparseLinear) else _empty_like(module)
-            same = (*tensor.identity, layer.transposed)
-            if same in loaded:
-                layer.share_weight(loaded[same])
+    for stored, holders in plan.weights:
+        with naming(stored.path):
+            weight = _read(stored, holders, choice)
+        if isinstance(weight, _Dense):
+            _fill(holders, weight.tensor)
+            plan.reasons |= {holder.layer: weight.reason for holder in holders}
+            continue
+        plan.sparse |= {holder.layer for holder in holders}
+        own: dict[bool, SparseLinear] = {}
+        for module in {id(holder.module): holder.module for holder in holders}.values():
+            layer = module if isinstance(module, SparseLinear) else _empty_like(module)
+            same = (*stored.identity, layer.transposed)
+            if layer.transposed in own:
+                layer.share_weight(own[layer.transposed])
+            elif same in loaded:
+                # tied in the file, and not in the model
+                layer.share_memory_with(loaded[same])
             else:
-                with naming(tensor.path):
-                    layer.set_weight(_compressed(tensor, layer, layout))
-                loaded[same] = layer
+                layer.set_weight(transposed(weight, weight.layout) if layer.transposed else weight)
+            loaded[same] = own[layer.transposed] = layer
             if layer is not module:
                 replace(model, module, layer)
+
+
+class _Dense(NamedTuple):
+    """A weight that is not compressed."""
+
+    tensor: torch.Tensor
+    reason: str
+
+
+def _read(stored: _Stored, holders: list[Holder], choice: Choice) -> SparseTensor | _Dense:
+    """The weight of linear layers: compressed, or dense with the reason."""
+    entry, filled = stored.entry, any(_is_sparse(holder) for holder in holders)
+    trainable = not filled and any(_held(holder).requires_grad for holder in holders)
+    if entry.layout.sparse:
+        assert entry.nnz is not None
+        reason = choice.why_not_worth(entry.dtype, entry.rows, entry.cols, entry.nnz, trainable=trainable)
+        if filled or reason is None:
+            weight = stored.file.load(stored.name, choice.layout)
+            assert isinstance(weight, SparseTensor)
+            return weight
+        return _Dense(TorchFramework().tensor(stored.file, stored.name), reason)
+    tensor = TorchFramework().tensor(stored.file, stored.name)
+    if not filled and not tensor.is_floating_point():
+        return _Dense(tensor, f"its weight has dtype {tensor.dtype}")
+    intake = intake_of(stored.name, tensor)
+    if not filled:
+        nnz = intake.survey().nnz
+        reason = choice.why_not_worth(intake.dtype, intake.rows, intake.cols, nnz, trainable=trainable)
+        if reason is not None:
+            return _Dense(tensor, reason)
+    return SparseTensor.from_dense(intake, choice.layout)
 
 
 def _empty_like(module: torch.nn.Module) -> SparseLinear:
@@ -304,37 +343,22 @@ def _empty_like(module: torch.nn.Module) -> SparseLinear:
     in_features, out_features = (rows, cols) if swapped else (cols, rows)
     made = SparseLinear(in_features, out_features, bias=False, device="cpu", transposed=swapped)
     made.bias = module._parameters.get("bias")
+    made.weight_requires_grad = module._parameters["weight"].requires_grad  # type: ignore[union-attr]
     return made.train(module.training)
 
 
-def _compressed(stored: _Stored, layer: SparseLinear, layout: str) -> SparseTensor:
-    weight = stored.file.load(stored.name, layout)
-    if not isinstance(weight, SparseTensor):
-        # stored dense, for a layer that was made sparse before
-        weight = SparseTensor.from_dense(weight, layout)
-    return transposed(weight, layout) if layer.transposed else weight
-
-
-def _load_dense(plan: _Plan) -> None:
-    framework = TorchFramework()
-    for stored, holders in plan.dense:
-        with naming(stored.path):
-            tensor = framework.tensor(stored.file, stored.name)
-        held = _held(holders[0])
-        if held.device.type != "meta":
-            with torch.no_grad():
-                held.copy_(tensor)
-            continue
-        if isinstance(held, torch.nn.Parameter):
-            tensor = torch.nn.Parameter(tensor, requires_grad=held.requires_grad)
-        for holder in holders:
-            _put(holder, tensor)
-
-
-def _put(holder: _Holder, tensor: torch.Tensor) -> None:
-    """Replace a tensor on device "meta"."""
-    if holder.attribute in holder.module._parameters:
-        assert isinstance(tensor, torch.nn.Parameter)
-        holder.module._parameters[holder.attribute] = tensor
-    else:
-        holder.module._buffers[holder.attribute] = tensor
+def _fill(holders: list[Holder], tensor: torch.Tensor) -> None:
+    """Copy a tensor into what the model has, or, where that is on device "meta", put it in its place."""
+    held = _held(holders[0])
+    if held.device.type != "meta":
+        with torch.no_grad():
+            held.copy_(tensor)
+        return
+    if isinstance(held, torch.nn.Parameter):
+        tensor = torch.nn.Parameter(tensor, requires_grad=held.requires_grad)
+    for holder in holders:
+        if holder.attribute in holder.module._parameters:
+            assert isinstance(tensor, torch.nn.Parameter)
+            holder.module._parameters[holder.attribute] = tensor
+        else:
+            holder.module._buffers[holder.attribute] = tensor

@@ -6,28 +6,23 @@ from typing import NamedTuple
 
 import torch
 
-from sparsefmt.dtypes import DType
-from sparsefmt.frameworks.pytorch import dtype_of, intake_of
-from sparsefmt.layouts import choose
+from sparsefmt.frameworks.pytorch import intake_of
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch.choice import MIN_SPARSITY, Choice
 from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.layers import (
+    Holder,
     Patterns,
     expect_cpu,
+    holders_of_parameters,
     is_linear,
-    is_replaceable,
     joined,
-    matcher,
-    matches,
     modules_with_names,
     replace,
-    users_of_parameters,
 )
-from sparsefmt.torch.linear import SparseLinear, dense_weight
+from sparsefmt.torch.linear import SparseLinear, dense_layer, dense_weight, parameter_of_weight
 
-MIN_SPARSITY = 0.4
-"""Sparsity from which `sparsify` replaces a layer. At 50 %, both layouts were faster than dense float32 products with
-1 to 128 tokens (docs/speed.md), and `bitmask` takes about as long at every sparsity."""
+__all__ = ["MIN_SPARSITY", "SparsifyResult", "make_dense", "sparsify", "sparsify_by", "tensors_of"]
 
 
 class SparsifyResult(NamedTuple):
@@ -43,14 +38,20 @@ class SparsifyResult(NamedTuple):
 
 
 def sparsify(
-    model: torch.nn.Module, *, layout: str = "auto", min_sparsity: float = MIN_SPARSITY, include: Patterns = None
+    model: torch.nn.Module,
+    *,
+    layout: str = "auto",
+    min_sparsity: float = MIN_SPARSITY,
+    include: Patterns = None,
+    exclude: Patterns = None,
 ) -> SparsifyResult:
     """Replace the pruned linear layers of a model by SparseLinear, in place.
 
     Replaced is each torch.nn.Linear, pruned by torch.nn.utils.prune or otherwise, and each Conv1D of transformers, of
     whose weight `min_sparsity` or more is zero, and which a sparse layout makes at least 10 % smaller. The rest stays:
-    subclasses of Linear, since others use their weights; and layers that share theirs with something else than such a
-    layer, as an output layer does that is tied to an embedding. Layers that share a weight share the compressed one.
+    subclasses of Linear, since others use their weights; layers that share theirs with something that stays, as an
+    output layer does that is tied to an embedding; and layers with requires_grad whose weight has no nonzero at all, as
+    the `lora_B` of an adapter before training. Layers that share a weight share the compressed one.
 
     Biases stay the Parameters that they are. Hooks of replaced layers are left behind.
 
@@ -58,16 +59,19 @@ def sparsify(
         model: a model on the CPU.
         layout: "auto" (see README, "Choosing a layout"), "bitmask" or "permuted".
         min_sparsity: part of the weights that must be zero, 0.0 to 1.0.
-        include: patterns of module names, such as "*.mlp.*": other layers stay.
+        include: patterns of module names, such as "*.mlp.*": other layers stay. None for all.
+        exclude: patterns of module names: these layers stay.
 
     Returns:
         which layers are sparse, and why others are not.
 
     Raises:
-        ValueError: another layout.
+        ValueError: another layout, or a sparsity out of range.
+        TypeError: patterns that are not text.
         RuntimeError: a layer is on another device. The model has not been changed then.
 
-    Cost: reads each weight up to three times. A dense weight is let go as its layer is replaced.
+    Cost: reads each weight up to three times. Each dense weight is freed before the next layer is compressed, unless
+    somebody else keeps it: at most one is there beside its compressed form.
 
     Example:
         >>> import torch
@@ -77,35 +81,61 @@ def sparsify(
         >>> sorted(sparsify(model).sparse)
         ['0']
     """
-    if layout not in ("auto", "bitmask", "permuted"):
-        raise ValueError(f"layout must be 'auto', 'bitmask' or 'permuted', not {layout!r}")
-    patterns = matcher(include)
-    result = SparsifyResult({}, {})
-    wanted: dict[torch.nn.Module, list[str]] = {}
-    users = users_of_parameters(model)
-    for name, module in modules_with_names(model):
-        if not is_linear(module) or isinstance(module, SparseLinear):
-            continue
-        reason = _why_not(name, module, patterns, users)
-        if reason is None:
-            wanted.setdefault(module, []).append(name)
-        else:
-            result.dense[name] = reason
-    made: dict[tuple[int, ...], SparseLinear | str] = {}
-    for module, names in wanted.items():
-        key = _identity(module)
-        if key not in made:
-            made[key] = _made(module, layout, min_sparsity)
-        found = made[key]
-        if isinstance(found, str):
-            result.dense.update(dict.fromkeys(names, found))
-            continue
-        layer = found
-        if any(layer is other for other in result.sparse.values()):
-            layer = _sharing(found, module)
-        replace(model, module, layer)
-        result.sparse.update(dict.fromkeys(names, layer))
-    return result
+    choice = Choice.of(layout, min_sparsity, include, exclude)
+    groups, dense = _groups(model, choice)
+    _expect_cpu(groups)
+    return _compressed(model, choice, groups, dense)
+
+
+def sparsify_by(model: torch.nn.Module, choice: Choice) -> SparsifyResult:
+    """What `sparsify` does, for a model that has been loaded. Layers on other devices stay as they are."""
+    groups, dense = _groups(model, choice)
+    return _compressed(model, choice, _without_other_devices(groups, dense), dense)
+
+
+def make_dense(model: torch.nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Replace every SparseLinear in a model by a torch.nn.Linear, or the Conv1D that it was, in place.
+
+    The weights are Parameters with the elements of the compressed ones, bit for bit, and require gradients if the
+    weights did that the layers were made of, so that the model trains as before. Layers that share their weights share
+    one Parameter. Biases stay the Parameters that they are.
+
+    Args:
+        model: any model. A SparseLinear that is the model itself cannot be replaced.
+        dtype: of the weights; by default the one that each has.
+
+    Raises:
+        TypeError: the model is a SparseLinear itself.
+        RuntimeError: a layer has no weights yet.
+
+    Cost: the dense weights. Each compressed one is freed as its layer is replaced, unless somebody else keeps it.
+    """
+    if isinstance(model, SparseLinear):
+        raise TypeError("the model is a SparseLinear itself, which cannot be replaced in itself: use weight.to_dense()")
+    layers = [module for module in model.modules() if isinstance(module, SparseLinear)][::-1]
+    made: dict[tuple[int, bool], torch.nn.Parameter] = {}
+    while layers:
+        _replace_by_dense(model, layers.pop(), dtype, made)
+
+
+def _replace_by_dense(
+    model: torch.nn.Module,
+    layer: SparseLinear,
+    dtype: torch.dtype | None,
+    made: dict[tuple[int, bool], torch.nn.Parameter],
+) -> None:
+    """Replace one layer. made: the weights of layers that others are tied to."""
+    key = id(layer._tie), layer.transposed
+    weight = made.get(key)
+    if weight is None:
+        dense = layer.weight.to_dense().to(layer.weight.dtype if dtype is None else dtype)
+        weight = torch.nn.Parameter(
+            dense.t().contiguous() if layer.transposed else dense,
+            requires_grad=layer.weight_requires_grad and dense.is_floating_point(),
+        )
+    if layer._tie is not None:
+        made[key] = weight
+    replace(model, layer, dense_layer(layer, weight))
 
 
 def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor | SparseTensor]:
@@ -132,28 +162,57 @@ def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor | SparseTensor]
     return tensors
 
 
-def _why_not(
-    name: str,
-    module: torch.nn.Module,
-    patterns: list[str],
-    users: dict[int, list[tuple[str, torch.nn.Module]]],
-) -> str | None:
-    """What stands against replacing a linear layer, its zeros aside."""
-    if not matches(name, patterns):
-        return "it is not included"
-    if not is_replaceable(module):
-        return f"it is a {type(module).__name__}, whose weight may be used without calling it"
-    if not name:
-        return "it is the model itself: use SparseLinear.from_linear"
+def _groups(model: torch.nn.Module, choice: Choice) -> tuple[list[list[Holder]], dict[str, str]]:
+    """The linear layers that can be replaced, their elements aside, those that share a weight together; and why not.
+
+    A layer that has several names is there under each of them.
+    """
+    groups: dict[tuple[int, ...], list[Holder]] = {}
+    dense: dict[str, str] = {}
+    holders = holders_of_parameters(model)
+    for name, module in modules_with_names(model):
+        if not is_linear(module) or isinstance(module, SparseLinear):
+            continue
+        reason = _why_not(Holder(name, module, "weight"), choice, holders)
+        if reason is None:
+            groups.setdefault(_identity(module), []).append(Holder(name, module, "weight"))
+        else:
+            dense[name] = reason
+    return list(groups.values()), dense
+
+
+def _why_not(layer: Holder, choice: Choice, holders: dict[int, list[Holder]]) -> str | None:
+    """What is against replacing a linear layer, its elements aside."""
+    reason = choice.why_not_held(layer)
+    if reason is not None:
+        return reason
     for attribute in ("weight", "weight_orig"):
-        for other, user in users.get(id(module._parameters.get(attribute)), []):
-            if not is_replaceable(user):
-                return f"its weight is also {other}"
-    weight = dense_weight(module)[0]
-    if not weight.dtype.is_floating_point:
-        return f"its weight has dtype {weight.dtype}"
-    expect_cpu(joined(name, "weight"), weight)
-    return None
+        for holder in holders.get(id(layer.module._parameters.get(attribute)), []):
+            # torch.nn.utils.prune calls a weight that it masks weight_orig
+            masked = holder.attribute == "weight_orig" and is_linear(holder.module)
+            if choice.why_not_held(holder._replace(attribute="weight") if masked else holder) is not None:
+                return f"its weight is also {holder.key}"
+    weight = dense_weight(layer.module)[0]
+    return None if weight.dtype.is_floating_point else f"its weight has dtype {weight.dtype}"
+
+
+def _expect_cpu(groups: list[list[Holder]]) -> None:
+    for group in groups:
+        for holder in group:
+            expect_cpu(holder.key, dense_weight(holder.module)[0])
+
+
+def _without_other_devices(groups: list[list[Holder]], dense: dict[str, str]) -> list[list[Holder]]:
+    """Those on the CPU. Of others, `dense` gets the reason."""
+    on_cpu = []
+    for group in groups:
+        device = dense_weight(group[0].module)[0].device
+        if device.type == "cpu":
+            on_cpu.append(group)
+        else:
+            dense.update((holder.layer, f"its weight is on {device}") for holder in group)
+    groups.clear()
+    return on_cpu
 
 
 def _identity(module: torch.nn.Module) -> tuple[int, ...]:
@@ -164,20 +223,38 @@ def _identity(module: torch.nn.Module) -> tuple[int, ...]:
     return tuple(map(id, tensors))
 
 
-def _made(module: torch.nn.Module, layout: str, min_sparsity: float) -> SparseLinear | str:
-    """The layer, or why it is not worth it."""
+def _compressed(
+    model: torch.nn.Module, choice: Choice, groups: list[list[Holder]], dense: dict[str, str]
+) -> SparsifyResult:
+    """Replace the layers that are worth it. Empties `groups`, so that nothing here keeps a weight after its turn."""
+    result = SparsifyResult({}, dense)
+    groups.reverse()
+    while groups:
+        _compress(model, choice, groups.pop(), result)
+    return result
+
+
+def _compress(model: torch.nn.Module, choice: Choice, group: list[Holder], result: SparsifyResult) -> None:
+    """Replace the layers that share one weight, if that is worth it."""
+    reason = _why_not_worth(group[0].module, choice)
+    if reason is not None:
+        result.dense.update((holder.layer, reason) for holder in group)
+        return
+    first = SparseLinear.from_linear(group[0].module, choice.layout)
+    layers = {id(group[0].module): first}
+    for holder in group:
+        layer = layers.get(id(holder.module))
+        if layer is None:
+            layer = layers[id(holder.module)] = _sharing(first, holder.module)
+        replace(model, holder.module, layer)
+        result.sparse[holder.layer] = layer
+
+
+def _why_not_worth(module: torch.nn.Module, choice: Choice) -> str | None:
     weight, _ = dense_weight(module)
     intake = intake_of("weight", weight)
-    nnz = intake.survey().nnz
-    dtype: DType = dtype_of("weight", weight)
-    sparsity = 1 - nnz / weight.numel() if weight.numel() else 0.0
-    if sparsity < min_sparsity:
-        return f"{sparsity:.1%} of its weight is zero, which is less than {min_sparsity:.1%}"
-    if not choose.can_be_sparse(dtype, intake.shape, intake.cols):
-        return "no sparse layout can hold its weight"
-    if choose.for_computing(dtype, intake.rows, intake.cols, nnz) == "dense":
-        return "no sparse layout makes it 10 % smaller"
-    return SparseLinear.from_linear(module, layout)
+    trainable = parameter_of_weight(module).requires_grad
+    return choice.why_not_worth(intake.dtype, intake.rows, intake.cols, intake.survey().nnz, trainable=trainable)
 
 
 def _sharing(layer: SparseLinear, module: torch.nn.Module) -> SparseLinear:

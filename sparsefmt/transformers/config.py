@@ -8,10 +8,8 @@ from transformers.quantizers import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparsefmt.interchange.huggingface import METHOD
-from sparsefmt.torch.layers import Patterns, matcher
-from sparsefmt.torch.models import MIN_SPARSITY
-
-_LAYOUTS = ("auto", "bitmask", "permuted")
+from sparsefmt.torch.choice import MIN_SPARSITY, Choice
+from sparsefmt.torch.layers import Patterns
 
 
 @register_quantization_config(METHOD)
@@ -23,15 +21,15 @@ class SparsefmtConfig(QuantizationConfigMixin):
 
     Args:
         layout: "auto" (see README, "Choosing a layout"), "bitmask" or "permuted".
-        min_sparsity: part of a dense weight that must be zero for its layer to become a SparseLinear, 0.0 to 1.0. What
-            is stored sparse is one in any case.
+        min_sparsity: part of a weight that must be zero for its layer to become a SparseLinear, 0.0 to 1.0.
         include: patterns of module names, such as "*.mlp.*", in which `*` stands for anything: other layers are loaded
             dense. None for all.
+        exclude: patterns of module names: these layers are loaded dense.
         quant_method: as config.json has it: "sparsefmt".
 
     Raises:
         ValueError: another layout or method, a sparsity out of range, or a name that is none of these.
-        TypeError: patterns that are no text.
+        TypeError: patterns that are not text.
 
     Example:
         >>> from transformers import AutoModel
@@ -44,23 +42,27 @@ class SparsefmtConfig(QuantizationConfigMixin):
         layout: str = "auto",
         min_sparsity: float = MIN_SPARSITY,
         include: Patterns = None,
+        exclude: Patterns = None,
         *,
         quant_method: str = METHOD,
         **others: Any,
     ) -> None:
-        if layout not in _LAYOUTS:
-            raise ValueError(f"layout must be one of {', '.join(map(repr, _LAYOUTS))}, not {layout!r}")
-        if not 0 <= min_sparsity <= 1:
-            raise ValueError(f"min_sparsity must be between 0 and 1, not {min_sparsity!r}")
+        choice = Choice.of(layout, min_sparsity, include, exclude)
         if quant_method != METHOD:
             raise ValueError(f"quant_method of a SparsefmtConfig is {METHOD!r}, not {quant_method!r}")
         if others:
             names = ", ".join(map(repr, others))
             raise ValueError(f"the quantization_config has {names}, which this version of sparsefmt does not know")
         self.quant_method = METHOD  # type: ignore[assignment]
-        self.layout = layout
-        self.min_sparsity = min_sparsity
-        self.include = None if include is None else matcher(include)
+        self.layout = choice.layout
+        self.min_sparsity = choice.min_sparsity
+        self.include = choice.include
+        self.exclude = choice.exclude
+
+    @property
+    def choice(self) -> Choice:
+        """The same, as the rest of the library takes it."""
+        return Choice(self.layout, self.min_sparsity, self.include, self.exclude)
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json gets: only what differs from the defaults."""
@@ -71,4 +73,6 @@ class SparsefmtConfig(QuantizationConfigMixin):
             chosen["min_sparsity"] = self.min_sparsity
         if self.include is not None:
             chosen["include"] = list(self.include)
+        if self.exclude is not None:
+            chosen["exclude"] = list(self.exclude)
         return chosen

@@ -2,11 +2,15 @@
 
 A quantizer decides what becomes of tensors. Where they come from and where they are saved to it cannot say, in any
 version: transformers looks for model.safetensors and pytorch_model.bin alone, and writes the former alone. So three
-functions of transformers.modeling_utils get a wrapper, which calls what was there for everything that is not ours:
+functions of transformers.modeling_utils, and one of its quantizers, get a wrapper, which calls what was there for
+everything that is not ours:
 
-    _get_resolved_checkpoint_files       finds the .sparsefmt files of a folder, or of a repository on the Hub
-    load_state_dict                      reads one of them
-    PreTrainedModel.save_pretrained      of a model with SparseLinear layers, writes .sparsefmt files
+    _get_resolved_checkpoint_files                   finds the .sparsefmt files of a folder, or of a repository on the
+                                                     Hub
+    load_state_dict                                  reads one of them
+    PreTrainedModel.save_pretrained                  of a model with SparseLinear layers, writes .sparsefmt files
+    AutoHfQuantizer.merge_quantization_configs       takes the SparsefmtConfig that a caller gives for such a folder,
+                                                     where transformers would warn that it ignores it
 
 They are there in all versions from 5.0 to 5.24.
 """
@@ -22,10 +26,12 @@ from typing import Any
 
 import transformers
 from transformers import modeling_utils
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.interchange import huggingface
 from sparsefmt.transformers import files, saving
+from sparsefmt.transformers.config import SparsefmtConfig
 
 _NAMES = {
     "_get_resolved_checkpoint_files": (
@@ -60,6 +66,13 @@ def install() -> None:
     _wrap(modeling_utils, "_get_resolved_checkpoint_files", _find_files)
     _wrap(modeling_utils, "load_state_dict", _read_file)
     _wrap(modeling_utils.PreTrainedModel, "save_pretrained", _save)
+
+    merge = AutoHfQuantizer.merge_quantization_configs
+
+    def merged(cls: type, quantization_config: Any, quantization_config_from_args: Any) -> Any:
+        return _merge(merge, quantization_config, quantization_config_from_args)
+
+    setattr(AutoHfQuantizer, "merge_quantization_configs", classmethod(merged))  # noqa: B010
 
 
 def _wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
@@ -102,6 +115,14 @@ def _find_files(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if found is None:
             raise
         return found, None
+
+
+def _merge(original: Callable[..., Any], of_the_model: Any, given: Any) -> Any:
+    """What holds of the two: the one that the caller gave, where both are ours."""
+    method = of_the_model.get("quant_method") if isinstance(of_the_model, dict) else of_the_model.quant_method
+    if isinstance(given, SparsefmtConfig) and method == huggingface.METHOD:
+        return given
+    return original(of_the_model, given)
 
 
 def _read_file(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,9 @@ from sparsefmt.frameworks.pytorch import intake_of
 from sparsefmt.interchange.huggingface import METHOD
 from sparsefmt.layouts import choose
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.torch.layers import is_replaceable, matches
+from sparsefmt.torch.choice import Choice
+from sparsefmt.torch.layers import Holder
+from sparsefmt.torch.models import SparsifyResult, make_dense
 from sparsefmt.transformers import settling
 from sparsefmt.transformers.config import SparsefmtConfig
 from sparsefmt.transformers.files import SUFFIX, CompressedFile
@@ -29,6 +31,9 @@ class SparsefmtQuantizer(HfQuantizer):
 
     Weights stored sparse in .sparsefmt files stay so; those of other files are compressed one by one as they are
     loaded, where they are pruned. `model.dequantize()` gives back ordinary layers.
+
+    Attributes:
+        result: once the model is loaded, its layers that are sparse, and what stays dense and why.
     """
 
     quantization_config: SparsefmtConfig
@@ -38,6 +43,7 @@ class SparsefmtQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         # dtypes are then cast as for any model; some versions would leave renamed tensors of quantized ones as they are
         self.pre_quantized = False
+        self.result = SparsifyResult({}, {})
         self._compress = True
         self._shapes: dict[str, torch.Size] = {}
         self._mismatched: set[str] = set()
@@ -70,14 +76,14 @@ class SparsefmtQuantizer(HfQuantizer):
             return False
         module, attribute = get_module_from_name(model, param_name)
         name = param_name.removesuffix(f".{attribute}")
-        return self._compress and attribute == "weight" and is_replaceable(module) and self._includes(name)
+        return self._compress and self._choice.why_not_held(Holder(name, module, attribute)) is None
 
     def get_quantize_ops(self) -> ConversionOps:
-        return Compress(self.quantization_config, self._mismatched)
+        return Compress(self._choice, self._mismatched)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         self._check_shapes(model)
-        settling.settle(model, self._includes)
+        self.result = settling.settle(model, self._choice)
         return model
 
     def _check_shapes(self, model: Any) -> None:
@@ -91,13 +97,13 @@ class SparsefmtQuantizer(HfQuantizer):
         if wrong:
             raise RuntimeError("\n    ".join([f"Error(s) in loading the weights of {type(model).__name__}:", *wrong]))
 
-    def _includes(self, name: str) -> bool:
-        include = self.quantization_config.include
-        return include is None or matches(name, include)
+    @property
+    def _choice(self) -> Choice:
+        return self.quantization_config.choice
 
     def _dequantize(self, model: Any, dtype: Any = None) -> Any:
         # a config that was saved has the dtype as text
-        settling.make_dense(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        make_dense(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         return model
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
@@ -119,8 +125,8 @@ class Compress(ConversionOps):
         mismatched: gets the names of those whose shape is not that of the model.
     """
 
-    def __init__(self, config: SparsefmtConfig, mismatched: set[str]) -> None:
-        self._config = config
+    def __init__(self, choice: Choice, mismatched: set[str]) -> None:
+        self._choice = choice
         self._mismatched = mismatched
 
     def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -136,11 +142,12 @@ class Compress(ConversionOps):
             return tensor
         intake = intake_of(name, tensor)
         nnz = intake.survey().nnz
-        layout = choose.for_computing(intake.dtype, intake.rows, intake.cols, nnz)
-        if 1 - nnz / tensor.numel() < self._config.min_sparsity or layout == "dense":
+        if self._choice.why_not_worth(intake.dtype, intake.rows, intake.cols, nnz, trainable=False) is not None:
             return tensor
-        chosen = layout if self._config.layout == "auto" else self._config.layout
-        return StandIn(SparseTensor._from_intake(intake, chosen, None))
+        layout = self._choice.layout
+        if layout == "auto":
+            layout = choose.for_computing(intake.dtype, intake.rows, intake.cols, nnz)
+        return StandIn(SparseTensor._from_intake(intake, layout, None))
 
 
 def _is_cpu(place: Any) -> bool:

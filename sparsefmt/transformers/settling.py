@@ -2,40 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
+from sparsefmt.torch.choice import Choice, name_of, why_dense
 from sparsefmt.torch.derived import transposed
-from sparsefmt.torch.layers import is_replaceable, replace, users_of_parameters
+from sparsefmt.torch.layers import Holder, holders_of_parameters, replace
 from sparsefmt.torch.linear import SparseLinear, is_conv1d
+from sparsefmt.torch.models import SparsifyResult, sparsify_by
 from sparsefmt.transformers.standin import StandIn
 
 
-def settle(model: torch.nn.Module, includes: Callable[[str], bool]) -> None:
-    """Make each linear layer whose weight is a StandIn a SparseLinear, and every other StandIn dense.
+def settle(model: torch.nn.Module, choice: Choice) -> SparsifyResult:
+    """Make each chosen linear layer whose weight is a StandIn a SparseLinear, and every other StandIn dense.
 
     Linear layers that share a weight share the compressed one. A weight that an embedding has too becomes dense, and
-    stays tied.
+    stays tied. What was loaded dense and is pruned, as `sparsify` sees it, is compressed too.
 
-    Args:
-        includes: whether the layer of a name may be a SparseLinear.
+    Returns:
+        which layers are sparse, and why others are not. A tensor of another kind of module that was a StandIn is named
+        among the latter as well.
     """
-    for users in users_of_parameters(model).values():
-        name, module = users[0]
-        parameter = module._parameters[name.rpartition(".")[2]]
-        if not isinstance(parameter, StandIn):
+    dense: dict[str, str] = {}
+    sparse: dict[str, SparseLinear] = {}
+    for holders in holders_of_parameters(model).values():
+        weight = holders[0].module._parameters[holders[0].attribute]
+        if not isinstance(weight, StandIn):
             continue
-        layers = [(name.removesuffix(".weight"), module) for name, module in users]
-        if all(is_replaceable(layer) and includes(name) for name, layer in layers):
-            _compress(model, parameter, {id(layer): layer for _, layer in layers})
+        reasons = why_dense(holders, choice) or _why_not_worth(weight, holders, choice)
+        if reasons:
+            _fill(weight, holders)
+            dense |= reasons
         else:
-            _fill(parameter, users)
+            layers = _compress(model, weight, {id(holder.module): holder.module for holder in holders})
+            sparse |= {holder.layer: layers[id(holder.module)] for holder in holders}
+    _fill_buffers(model)
+    rest = sparsify_by(model, choice)
+    return SparsifyResult(dict(sorted((sparse | rest.sparse).items())), dict(sorted((dense | rest.dense).items())))
 
 
-def _compress(model: torch.nn.Module, weight: StandIn, layers: dict[int, torch.nn.Module]) -> None:
+def _why_not_worth(weight: StandIn, holders: list[Holder], choice: Choice) -> dict[str, str]:
+    tensor = weight.compressed
+    rows, cols = tensor.shape
+    # what transformers calls a quantized model is not trained
+    reason = choice.why_not_worth(tensor.operand().dtype, rows, cols, tensor.nnz, trainable=False)
+    return {} if reason is None else {name_of(holder): reason for holder in holders}
+
+
+def _fill_buffers(model: torch.nn.Module) -> None:
+    """Make every buffer that is a StandIn dense, one that has several names once."""
+    made: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for attribute, buffer in module._buffers.items():
+            if isinstance(buffer, StandIn):
+                if id(buffer) not in made:
+                    made[id(buffer)] = buffer.dense()
+                module._buffers[attribute] = made[id(buffer)]
+
+
+def _compress(model: torch.nn.Module, weight: StandIn, layers: dict[int, torch.nn.Module]) -> dict[int, SparseLinear]:
+    """Replace layers that share a weight. Returns the new ones under the keys of the old ones."""
     made: dict[bool, SparseLinear] = {}
-    for layer in layers.values():
+    new_layers = {}
+    for key, layer in layers.items():
         swapped = is_conv1d(layer)
         first = made.get(swapped)
         if first is None:
@@ -46,36 +74,19 @@ def _compress(model: torch.nn.Module, weight: StandIn, layers: dict[int, torch.n
             new.share_weight(first)
             new.bias = layer._parameters.get("bias")
         new.transposed = swapped
+        new.weight_requires_grad = weight.requires_grad
         new.train(layer.training)
         # transformers' mark of what needs no random weights
         new._is_hf_initialized = True  # type: ignore[assignment]
         replace(model, layer, new)
         # the layer lives on until all have been replaced, its weight need not
         layer._parameters["weight"] = None
+        new_layers[key] = new
+    return new_layers
 
 
-def _fill(weight: StandIn, users: list[tuple[str, torch.nn.Module]]) -> None:
+def _fill(weight: StandIn, holders: list[Holder]) -> None:
     dense = torch.nn.Parameter(weight.dense(), requires_grad=weight.requires_grad)
     dense._is_hf_initialized = True  # type: ignore[attr-defined]
-    for name, module in users:
-        module._parameters[name.rpartition(".")[2]] = dense
-
-
-def make_dense(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Make every SparseLinear a Linear, or the Conv1D that it was, with weights of a dtype."""
-    for layer in [module for module in model.modules() if isinstance(module, SparseLinear)]:
-        replace(model, layer, _dense_layer(layer, layer.weight.to_dense().to(dtype)))
-
-
-def _dense_layer(layer: SparseLinear, weight: torch.Tensor) -> torch.nn.Module:
-    from transformers.pytorch_utils import Conv1D
-
-    with torch.device("meta"):
-        made: torch.nn.Module
-        if layer.transposed:
-            made = Conv1D(layer.out_features, layer.in_features)
-        else:
-            made = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-    made.weight = torch.nn.Parameter(weight.t().contiguous() if layer.transposed else weight, requires_grad=False)
-    made.bias = layer.bias  # type: ignore[assignment]
-    return made.train(layer.training)
+    for holder in holders:
+        holder.module._parameters[holder.attribute] = dense

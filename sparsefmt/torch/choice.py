@@ -1,0 +1,102 @@
+"""Which linear layers become a SparseLinear: one rule, wherever their weights come from.
+
+`sparsify`, `load_into`, and `from_pretrained` of .sparsefmt folders and of others, all ask here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from sparsefmt.dtypes import DType
+from sparsefmt.layouts import choose
+from sparsefmt.torch.layers import Holder, Patterns, is_linear, matcher, why_not_replaceable
+
+MIN_SPARSITY = 0.4
+"""Sparsity from which a layer is replaced. At 50 %, both layouts were faster than dense float32 products with 1 to 128
+tokens (docs/speed.md), and `bitmask` takes about as long at every sparsity."""
+
+LAYOUTS_TO_CHOOSE = ("auto", "bitmask", "permuted")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a caller asked for: the layout of compressed weights, and which layers shall have such.
+
+    Attributes:
+        layout: "auto", "bitmask" or "permuted".
+        min_sparsity: part of a weight that must be zero, 0.0 to 1.0.
+        include, exclude: patterns of names of layers; None for all, and for none.
+
+    Raises:
+        ValueError: another layout, or a sparsity out of range.
+    """
+
+    layout: str = "auto"
+    min_sparsity: float = MIN_SPARSITY
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS_TO_CHOOSE:
+            raise ValueError(f"layout must be 'auto', 'bitmask' or 'permuted', not {self.layout!r}")
+        if not 0 <= self.min_sparsity <= 1:
+            raise ValueError(f"min_sparsity must be between 0 and 1, not {self.min_sparsity!r}")
+
+    @classmethod
+    def of(cls, layout: str, min_sparsity: float, include: Patterns, exclude: Patterns) -> Choice:
+        """The choice that arguments of public functions make. Raises TypeError for patterns that are not text."""
+        return cls(layout, min_sparsity, matcher("include", include), matcher("exclude", exclude))
+
+    def why_not_named(self, name: str) -> str | None:
+        """What the patterns have against a layer; None if nothing."""
+        if self.include is not None and not any(fnmatchcase(name, pattern) for pattern in self.include):
+            return "it is not included"
+        if self.exclude is not None and any(fnmatchcase(name, pattern) for pattern in self.exclude):
+            return "it is excluded"
+        return None
+
+    def why_not_held(self, holder: Holder) -> str | None:
+        """What one module that holds a tensor has against compressing it; None if nothing."""
+        if holder.attribute != "weight":
+            return "it is not the weight of a linear layer"
+        reason = self.why_not_named(holder.layer) or why_not_replaceable(holder.module)
+        if reason is None and not holder.layer:
+            return "it is the model itself: use SparseLinear.from_linear"
+        return reason
+
+    def why_not_worth(self, dtype: DType, rows: int, cols: int, nnz: int, *, trainable: bool) -> str | None:
+        """What is against compressing a weight (rows, cols) with so many nonzeros; None if nothing.
+
+        Args:
+            trainable: whether an optimizer may change the weight. One of zeros alone, such as `lora_B` before training,
+                is not pruned then, but at its start.
+        """
+        sparsity = 1 - nnz / (rows * cols) if rows and cols else 0.0
+        if sparsity < self.min_sparsity:
+            return f"{sparsity:.1%} of its weight is zero, which is less than {self.min_sparsity:.1%}"
+        if trainable and not nnz:
+            return "all of its weight is zero and requires_grad is True: it may be about to be trained"
+        if not choose.can_be_sparse(dtype, (rows, cols), cols):
+            return "no sparse layout can hold its weight"
+        if choose.for_computing(dtype, rows, cols, nnz) == "dense":
+            return "no sparse layout makes it 10 % smaller"
+        return None
+
+
+def why_dense(holders: list[Holder], choice: Choice) -> dict[str, str]:
+    """What is against compressing a tensor, its elements aside, by the names of the modules that hold it.
+
+    Empty if nothing is against it in any of them: they share it, so it is compressed for all or for none. Tensors of
+    modules that are not linear layers have their own names.
+    """
+    reasons = {holder.key: choice.why_not_held(holder) for holder in holders}
+    against = next((key for key, reason in reasons.items() if reason is not None), None)
+    if against is None:
+        return {}
+    return {name_of(holder): reasons[holder.key] or f"its weight is also {against}" for holder in holders}
+
+
+def name_of(holder: Holder) -> str:
+    """Under which name a tensor that stays dense is reported: that of its linear layer, or its own."""
+    return holder.layer if holder.attribute == "weight" and is_linear(holder.module) else holder.key
