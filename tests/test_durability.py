@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dis
 import errno
 import fcntl
 import os
@@ -14,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -104,6 +107,51 @@ def in_child(work: Callable[[], object], user: int | None = None) -> str:
         answer = answers.read()
     assert os.waitpid(child, 0)[1] == 0
     return answer
+
+
+def open_descriptors() -> list[str]:
+    return sorted(os.listdir("/dev/fd"))
+
+
+def interrupted_at(step: int, work: Callable[[], object]) -> bool:
+    """Do work(), with Ctrl-C at the `step`th place in atomic.py or contextlib at which CPython looks for signals.
+
+    It does so as a function begins, after a call and as a loop goes back: not within other instructions.
+
+    Returns whether it got so far; if it did not, work() was done as a whole.
+    """
+    files = (atomic.__file__, contextlib.__file__)
+    left = step
+    last: dict[FrameType, int] = {}
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename not in files:
+            return None
+        frame.f_trace_opcodes = True
+        looked = event == "call"
+        if event == "opcode":
+            if frame in last:
+                instruction = dis.opname[frame.f_code.co_code[last[frame]]]
+                looked = instruction.startswith(("CALL", "JUMP_BACKWARD"))
+            last[frame] = frame.f_lasti
+        if looked:
+            left -= 1
+            if left == -1:
+                last.clear()
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    try:
+        sys.settrace(trace)
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+        last.clear()
+    return False
 
 
 ORDINARY = 65534 if os.geteuid() == 0 else None
@@ -574,6 +622,52 @@ class TestInterruptions:
         assert interrupted
         sparsefmt.save_file(SMALL, path)
         assert names(tmp_path) == ["w.sparsefmt"]
+
+    def test_ctrl_c_at_each_step_of_replacing_a_file(self, path):
+        """Nothing is left as soon as the exception is let go, neither a file nor a descriptor."""
+
+        def replace() -> None:
+            with atomic.replacing(path) as file:
+                file.write(before)
+
+        before = path.read_bytes()
+        descriptors = open_descriptors()
+        steps = 0
+        while interrupted_at(steps, replace):
+            assert (names(path.parent), open_descriptors()) == (["w.sparsefmt"], descriptors), f"step {steps}"
+            assert path.read_bytes() == before
+            steps += 1
+        assert steps > 100
+
+    def test_ctrl_c_at_each_step_of_giving_up(self, path):
+        """Ctrl-C a second time, while the temporary file is being removed: then the next save does it."""
+
+        def fail() -> None:
+            with suppress(RuntimeError), atomic.replacing(path) as file:
+                file.write(b"half")
+                raise RuntimeError
+
+        before = path.read_bytes()
+        descriptors = open_descriptors()
+        steps = 0
+        while interrupted_at(steps, fail):
+            assert path.read_bytes() == before
+            sparsefmt.save_file(SMALL, path)
+            assert (names(path.parent), open_descriptors()) == (["w.sparsefmt"], descriptors), f"step {steps}"
+            steps += 1
+        assert steps > 100
+
+    def test_ctrl_c_at_each_step_of_removing_what_dead_writers_have_left(self, path):
+        dead = path.with_name(DEAD)
+        descriptors = open_descriptors()
+        steps = 0
+        dead.write_bytes(b"half")
+        while interrupted_at(steps, lambda: atomic._remove_abandoned(str(path))):
+            assert set(names(path.parent)) <= {"w.sparsefmt", DEAD}
+            assert open_descriptors() == descriptors, f"step {steps}"
+            dead.write_bytes(b"half")
+            steps += 1
+        assert steps > 20
 
     def test_processes_that_save_to_one_name_at_once(self, tmp_path):
         path = tmp_path / "w.sparsefmt"

@@ -8,8 +8,9 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, BinaryIO
 
 try:
@@ -49,40 +50,62 @@ def replacing(path: str | bytes | os.PathLike[Any]) -> Iterator[BinaryIO]:
     with _naming(destination):
         target, old = _look_at(destination)
         _remove_abandoned(target)
-        temporary, descriptor = _create(target, old)
-    file = io.BufferedWriter(_NamedFile(descriptor, destination))
-    lock = -1
+    temporary = ""
+    raw: _NamedFile | None = None
+    lock: io.FileIO | None = None
+    # An interrupt may come between any two steps. So the name is known before the file is made, and every descriptor
+    # has an owner from the beginning: what is not removed here is at least not locked any more, and the next one does.
     try:
-        lock = os.dup(descriptor)
+        with _naming(destination):
+            while raw is None:
+                temporary = _prefix(target) + secrets.token_hex(_RANDOM_BYTES) + TEMPORARY_SUFFIX
+                # until it has the old file's permissions, nobody else may open it
+                raw = _create(temporary, 0o666 if old is None else 0o600, destination)
+            lock = _owned(os.dup, raw.fileno())
+            if old is not None:
+                _resemble(temporary, old)
+        file = io.BufferedWriter(raw)
         yield file
         with _naming(destination):
             file.flush()
-            os.fsync(descriptor)
+            os.fsync(raw.fileno())
             file.close()
             if fcntl is None:  # open files cannot be renamed
-                os.close(lock)
-                lock = -1
+                lock.close()
             os.replace(temporary, target)
     except BaseException:
-        # what is left in the buffer is not worth the try, which would fail again on a full disk
-        with suppress(OSError):
-            file.raw.close()
-        with suppress(OSError):
-            os.unlink(temporary)
+        try:
+            with suppress(OSError):
+                if raw is not None:
+                    # what is left in the buffer is not worth the try, which would fail again on a full disk
+                    raw.close()
+                if lock is not None and fcntl is None:
+                    lock.close()
+        finally:
+            with suppress(OSError):
+                os.unlink(temporary)
         raise
     finally:
-        if lock >= 0:
-            os.close(lock)
+        if lock is not None:
+            lock.close()
     with _naming(destination):
         _sync_folder(os.path.dirname(target))
+
+
+def _owned(opening: Callable[..., int], *arguments: Any) -> io.FileIO:
+    """The descriptor that `opening(*arguments)` makes, as a file that closes it when it is no longer used.
+
+    Nothing can come between making the descriptor and giving it its owner, since both happen in one call of `next`.
+    """
+    return next(map(io.FileIO, map(opening, *([argument] for argument in arguments)), ["wb"]))
 
 
 class _NamedFile(io.FileIO):
     """A file whose errors have the name that the user knows: those of what is read to be written keep theirs."""
 
-    def __init__(self, descriptor: int, name: str) -> None:
-        super().__init__(descriptor, "wb")
-        self._destination = name
+    def __init__(self, path: str, mode: int, destination: str) -> None:
+        self._destination = destination
+        super().__init__(path, "xb", opener=partial(os.open, mode=mode))
 
     def write(self, data: Any, /) -> int:
         with _naming(self._destination):
@@ -118,30 +141,20 @@ def _look_at(destination: str) -> tuple[str, os.stat_result | None]:
     return os.path.realpath(destination), old
 
 
-def _create(target: str, old: os.stat_result | None) -> tuple[str, int]:
-    """A new, locked file beside the target: its name and descriptor."""
-    while True:
-        temporary = _prefix(target) + secrets.token_hex(_RANDOM_BYTES) + TEMPORARY_SUFFIX
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        try:
-            # until it has the old file's permissions, nobody else may open it
-            descriptor = os.open(temporary, flags, 0o666 if old is None else 0o600)
-        except PermissionError as error:
-            error.strerror = f"{error.strerror}: its folder must be writable, too"
-            raise
-        try:
-            _lock(descriptor)
-            # before it was locked, somebody may have taken it for abandoned
-            still_there = os.path.exists(temporary)
-            if still_there and old is not None:
-                _resemble(temporary, old)
-        except BaseException:
-            os.close(descriptor)
-            os.unlink(temporary)
-            raise
-        if still_there:
-            return temporary, descriptor
-        os.close(descriptor)
+def _create(temporary: str, mode: int, destination: str) -> _NamedFile | None:
+    """A new, locked file of this name; None if the name is taken, or the file was taken for an abandoned one."""
+    try:
+        file = _NamedFile(temporary, mode, destination)
+    except FileExistsError:
+        return None
+    except PermissionError as error:
+        error.strerror = f"{error.strerror}: its folder must be writable, too"
+        raise
+    _lock(file.fileno())
+    if not os.path.exists(temporary):  # somebody has removed it before it was locked
+        file.close()
+        return None
+    return file
 
 
 def _prefix(target: str) -> str:
@@ -186,26 +199,26 @@ def _remove_abandoned(target: str) -> None:
 
 def _remove_if_abandoned(temporary: str) -> None:
     # open for writing, since NFS gives no lock otherwise
-    descriptor = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with _owned(os.open, temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK) as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.unlink(temporary)
-    finally:
-        os.close(descriptor)
 
 
 def _sync_folder(folder: str) -> None:
     """Make a rename in `folder` durable, where the system can."""
     if os.name == "nt":
         return
+    descriptors: list[int] = []
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # one that may be written to and not be read
-        return
-    try:
-        os.fsync(descriptor)
+        try:
+            # opened and noted in one step, so that no interrupt can come between; file objects do not take folders
+            descriptors.extend(map(os.open, [folder], [os.O_RDONLY]))
+        except PermissionError:  # one that may be written to and not be read
+            return
+        os.fsync(descriptors[0])
     except OSError as error:
         if error.errno not in _NOT_ON_FOLDERS:
             raise
     finally:
-        os.close(descriptor)
+        for descriptor in descriptors:
+            os.close(descriptor)
