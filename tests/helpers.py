@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import inspect
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,14 +31,8 @@ WIDTHS = [1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 130]
 
 
 def load_tool(name: str) -> ModuleType:
-    """A program of tools/ as a module."""
-    module_spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # dataclasses look their module up
-    module_spec.loader.exec_module(module)
-    return module
+    """A program of tools/ as a module; the folder is on the path, so that a test may as well import it by name."""
+    return importlib.import_module(name)
 
 
 def random_bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> np.ndarray:
@@ -134,6 +130,41 @@ def check_progress(steps: list[int], total: int) -> None:
     assert total > 0
     assert min(steps) >= 0
     assert sum(steps) == total
+
+
+def succeed(*arguments: object) -> str:
+    """What a command that succeeds prints; nothing on stderr."""
+    result = run_command(*arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    return result.stdout
+
+
+def fail(code: int, *arguments: object) -> str:
+    """The one line on stderr with which a command fails."""
+    result = run_command(*arguments)
+    assert result.exit_code == code, result.output
+    [line] = result.stderr.splitlines()
+    prefix, message = line.split("sparsefmt: error: ")
+    assert prefix == ""
+    return message
+
+
+def run_python(code: str, *arguments: object, **environment: str) -> str:
+    """What a fresh process prints that runs the code with these arguments, and with these environment variables."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def names_in(folder: Path) -> list[str]:
+    """All that is in a folder, hidden files too, sorted."""
+    return sorted(os.listdir(folder))
 
 
 def check_signature(ours: Callable, theirs: Callable, of_its_own: tuple[str, ...] = ()) -> None:

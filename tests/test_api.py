@@ -5,15 +5,24 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import subprocess
-import sys
 from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
 import pytest
 import scipy.sparse
-from helpers import CODECS, SPARSE, arrays, check_file_round_trip, dense, pruned, random_bits, same_bits, weights
+from helpers import (
+    CODECS,
+    SPARSE,
+    arrays,
+    check_file_round_trip,
+    dense,
+    pruned,
+    random_bits,
+    run_python,
+    same_bits,
+    weights,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -416,10 +425,6 @@ class TestSparseTensor:
         w = SparseTensor.from_dense(np.eye(3))
         with pytest.raises(TypeError):
             np.ones((2, 3)) @ w
-
-
-def run_python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_import_and_dense_tensors_need_no_numba():

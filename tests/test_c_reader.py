@@ -12,15 +12,14 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import fuzz_c_reader as fuzz
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import ROOT, SPARSE, load_tool, pruned, random_bits
+from helpers import ROOT, SPARSE, pruned, random_bits
 
 import sparsefmt
 from sparsefmt.dtypes import DTYPES, DType
-
-fuzz = load_tool("fuzz_c_reader")
 
 VECTORS = ROOT / "spec" / "vectors"
 MANIFEST = json.loads((VECTORS / "manifest.json").read_text())

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from click.testing import CliRunner
-from helpers import run_command
+from helpers import fail, run_command, succeed
 from safetensors_files import ONE, SHARDS, TWO, craft_tensors, patterns, read_back, save_shards, sparse_array
 
 import sparsefmt
@@ -26,23 +26,6 @@ from sparsefmt.container.reader import Reader
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.saving import TensorWriter
-
-
-def succeed(*arguments: object) -> str:
-    result = run_command(*arguments)
-    assert result.exit_code == 0, result.output
-    assert result.stderr == ""
-    return result.stdout
-
-
-def fail(code: int, *arguments: object) -> str:
-    """The one line on stderr with which a command fails."""
-    result = run_command(*arguments)
-    assert result.exit_code == code, result.output
-    [line] = result.stderr.splitlines()
-    prefix, message = line.split("sparsefmt: error: ")
-    assert prefix == ""
-    return message
 
 
 def process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -7,18 +7,19 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import helpers
 import ml_dtypes
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from helpers import run_command
 from safetensors_files import SHARDS, save_shards
 
 import sparsefmt
-from sparsefmt.cli import main
 from sparsefmt.cli.benchmark import libraries, measuring
 from sparsefmt.cli.benchmark.libraries import Product
 
@@ -39,26 +40,12 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return names
 
 
-def run(*arguments: object) -> Result:
-    result = CliRunner(env={"COLUMNS": "250"}).invoke(main, ["bench", *map(str, arguments)])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def succeed(*arguments: object) -> str:
-    result = run(*arguments)
-    assert (result.exit_code, result.stderr) == (0, "")
-    return result.stdout
+run = partial(run_command, "bench")
+succeed = partial(helpers.succeed, "bench")
 
 
 def fail(code: int, *arguments: object) -> str:
-    """The one line on stderr with which the command fails."""
-    result = run(*arguments)
-    assert result.exit_code == code, result.output
-    [line] = result.stderr.splitlines()
-    prefix, message = line.split("sparsefmt: error: ")
-    assert prefix == ""
-    return message
+    return helpers.fail(code, "bench", *arguments)
 
 
 def as_json(*arguments: object) -> dict[str, Any]:
@@ -205,7 +192,7 @@ def test_name_with_brackets_and_tied_name(tmp_path: Path) -> None:
 
 def test_folder_of_shards(tmp_path: Path) -> None:
     source = save_shards(tmp_path / "model", SHARDS)
-    assert CliRunner().invoke(main, ["convert", str(source), "--quiet"]).exit_code == 0
+    assert run_command("convert", source, "--quiet").exit_code == 0
     content = as_json(tmp_path / "model-sparsefmt", "--repeats", 3)
     assert sorted(name for group in content["groups"] for name in group["tensors"]) == ["a", "b", "c"]
 

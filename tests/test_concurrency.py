@@ -17,9 +17,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import hammer_threads
 import numpy as np
 import pytest
-from helpers import CODECS, ROOT, load_tool, same_bits, weights
+from helpers import CODECS, ROOT, same_bits, weights
 
 import sparsefmt
 from sparsefmt import threads
@@ -64,7 +65,7 @@ class TestManyThreads:
         assert re.search(r"^16 threads, [\d,]+ calls compared, 0 differences, 0 errors", done.stdout, re.MULTILINE)
 
     def test_the_tool_sees_a_single_bit(self):
-        answers = load_tool("hammer_threads").Answers(0)
+        answers = hammer_threads.Answers(0)
         for version in range(2):
             for name, array in answers.models[version].items():
                 wrong = array.copy()

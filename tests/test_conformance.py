@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import fuzz_c_reader as fuzz
+import make_vectors as vectors
 import numpy as np
 import pytest
-from helpers import ROOT, load_tool
+import run_conformance as kit
+from helpers import ROOT
 
-kit = load_tool("run_conformance")
-fuzz = load_tool("fuzz_c_reader")
 VECTORS = ROOT / "spec" / "vectors"
 
 
@@ -71,7 +72,6 @@ def test_a_program_that_dies_and_one_that_reads_anything(tmp_path):
 
 def test_large_files(tmp_path):
     """Of those that are not kept, some; all are in test_spec_reader.py."""
-    vectors = load_tool("make_vectors")
     files = {path: data for path, data in vectors.faulty(large=True).items() if len(data) < 1 << 20}
     vectors.write({**files, "manifest.json": vectors.json_of(vectors.manifest(files)).encode()}, tmp_path)
     assert kit.run(kit.Library(), tmp_path).files == len(files) >= 3

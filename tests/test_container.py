@@ -9,40 +9,15 @@ import msgpack
 import numpy as np
 import pytest
 import xxhash
-from helpers import dense, weights
+from helpers import dense
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sparsefmt_files import join, small_file, split
 
 import sparsefmt
 from sparsefmt import limits
 from sparsefmt.container import envelope, index
 from sparsefmt.errors import ChecksumError, FormatError, LimitError, SparsefmtError, UnsupportedError
-
-
-def small_file(codec: str = "raw") -> bytes:
-    rng = np.random.default_rng(3)
-    tensors = {
-        "bias": rng.standard_normal(5).astype(np.float32),
-        "half": weights(rng, (9, 70), np.float16, 0.5, True),
-        "most": weights(rng, (17, 40), np.float32, 0.9),
-        "none": np.zeros((0, 3), np.int8),
-    }
-    tensors["tied"] = tensors["half"]
-    half = sparsefmt.SparseTensor.from_dense(tensors["half"], "bitmask")
-    most = sparsefmt.SparseTensor.from_dense(tensors["most"], "permuted")
-    return sparsefmt.save({**tensors, "half": half, "tied": half, "most": most}, {"k": "v"}, codec=codec)
-
-
-def split(data: bytes) -> tuple[bytes, dict]:
-    """Everything before the index, and the index decoded."""
-    offset, size, _, _ = struct.unpack("<QQQ8s", data[-32:])
-    return data[:offset], msgpack.unpackb(data[offset : offset + size])
-
-
-def join(head: bytes, encoded: bytes) -> bytes:
-    """A file with correct trailer and checksum around any index."""
-    checksum = xxhash.xxh64_intdigest(head[:16] + encoded)
-    return head + encoded + struct.pack("<QQQ8s", len(head), len(encoded), checksum, envelope.END_MAGIC)
 
 
 def rebuilt(change, data: bytes | None = None) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import run_command
+from helpers import fail, run_command, succeed
 from safetensors_files import ONE, SHARDS, TWO, craft_tensors, read_back, save_shards
 
 from sparsefmt.interchange import huggingface
@@ -43,18 +43,6 @@ LEFT_OUT = [
     "openvino/openvino_model.bin",
 ]
 HIDDEN = [".gitattributes", ".git/config", ".cache/huggingface/x.json", "assets/.hidden"]
-
-
-def succeed(*arguments: object) -> str:
-    result = run_command(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def fail(code: int, *arguments: object) -> str:
-    result = run_command(*arguments)
-    assert result.exit_code == code, result.output
-    return result.stderr
 
 
 def write(folder: Path, files: dict[str, bytes]) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from click.testing import CliRunner
-from helpers import ROOT, same_bits, weights
+from helpers import ROOT, names_in, same_bits, weights
 
 import sparsefmt
 from sparsefmt.cli import main
@@ -46,11 +46,7 @@ def path(tmp_path: Path) -> Iterator[Path]:
     before = path.read_bytes()
     yield path
     assert path.read_bytes() == before
-    assert names(folder) == ["w.sparsefmt"]
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
+    assert names_in(folder) == ["w.sparsefmt"]
 
 
 def holds(path: Any, *models: Mapping[str, np.ndarray]) -> bool:
@@ -187,7 +183,7 @@ class TestKilledWriters:
         dead = path.with_name(DEAD)
         dead.write_bytes(b"half")
         sparsefmt.save_file(SMALL, path)
-        assert names(path.parent) == ["w.sparsefmt"]
+        assert names_in(path.parent) == ["w.sparsefmt"]
 
     def test_even_with_a_save_that_fails(self, path):
         path.with_name(DEAD).write_bytes(b"half")
@@ -207,7 +203,7 @@ class TestKilledWriters:
             (tmp_path / name).write_bytes(b"of others")
         (tmp_path / DEAD).symlink_to(others[0])
         sparsefmt.save_file(SMALL, tmp_path / "w.sparsefmt")
-        assert names(tmp_path) == sorted([*others, DEAD, "w.sparsefmt"])
+        assert names_in(tmp_path) == sorted([*others, DEAD, "w.sparsefmt"])
 
     def test_those_of_living_writers_stay(self, path):
         slow = Lazy({"w": lambda: sparsefmt.save_file(LARGE, path) or SMALL["w"]})
@@ -218,7 +214,7 @@ class TestKilledWriters:
         with atomic.replacing(path) as file:
             file.write(b"of the parent")
             assert in_child(lambda: sparsefmt.save_file(LARGE, path)) == "None"
-            assert len(names(path.parent)) == 2
+            assert len(names_in(path.parent)) == 2
             file.seek(0)
             file.truncate()
             file.write(sparsefmt.save(SMALL))
@@ -228,7 +224,7 @@ class TestKilledWriters:
 
         def flock(descriptor: int, operation: int) -> None:
             if not taken:
-                (name,) = set(names(path.parent)) - {"w.sparsefmt"}
+                (name,) = set(names_in(path.parent)) - {"w.sparsefmt"}
                 taken.append(name)
                 path.with_name(name).unlink()
             real(descriptor, operation)
@@ -245,7 +241,7 @@ class TestKilledWriters:
         (tmp_path / DEAD).write_bytes(b"half")
         sparsefmt.save_file(SMALL, tmp_path / "w.sparsefmt")
         assert holds(tmp_path / "w.sparsefmt", SMALL)
-        assert names(tmp_path) == [DEAD, "w.sparsefmt"]
+        assert names_in(tmp_path) == [DEAD, "w.sparsefmt"]
 
     def test_names_mean_themselves(self, tmp_path):
         """None of what patterns are made of."""
@@ -254,7 +250,7 @@ class TestKilledWriters:
             (tmp_path / dead).write_bytes(b"")
             (tmp_path / other).write_bytes(b"")
             sparsefmt.save_file(SMALL, tmp_path / name)
-            assert names(tmp_path) == sorted([name, other])
+            assert names_in(tmp_path) == sorted([name, other])
             (tmp_path / name).unlink()
 
 
@@ -396,14 +392,14 @@ class TestDestinations:
         with pytest.raises(FileNotFoundError) as caught:
             sparsefmt.save_file(Lazy({"w": lambda: shutil.rmtree(folder) or SMALL["w"]}), folder / "w")
         assert caught.value.filename == str(folder / "w")
-        assert names(tmp_path) == []
+        assert names_in(tmp_path) == []
 
     def test_a_name_that_becomes_a_folder_meanwhile(self, tmp_path):
         path = tmp_path / "w"
         with pytest.raises(IsADirectoryError) as caught:
             sparsefmt.save_file(Lazy({"w": lambda: path.mkdir() or SMALL["w"]}), path)
         assert (caught.value.filename, caught.value.filename2) == (str(path), None)
-        assert names(tmp_path) == ["w"]
+        assert names_in(tmp_path) == ["w"]
 
     @pytest.mark.parametrize(
         ("character", "count"), [("x", 255), ("é", 127), ("\N{GRINNING FACE}", 63), ("e\N{COMBINING ACUTE ACCENT}", 85)]
@@ -414,16 +410,16 @@ class TestDestinations:
             sparsefmt.save_file(model, tmp_path / name)
             assert holds(tmp_path / name, model)
         with atomic.replacing(tmp_path / name) as file:
-            (leftover,) = set(names(tmp_path)) - {name}
+            (leftover,) = set(names_in(tmp_path)) - {name}
             leftover.encode()
             file.write(b"")
-        assert names(tmp_path) == [name]
+        assert names_in(tmp_path) == [name]
 
     def test_names_that_are_too_long(self, tmp_path):
         with pytest.raises(OSError, match="name too long") as caught:
             sparsefmt.save_file(SMALL, tmp_path / ("x" * 256))
         assert caught.value.errno == errno.ENAMETOOLONG
-        assert names(tmp_path) == []
+        assert names_in(tmp_path) == []
 
     def test_names_that_are_not_utf_8_or_are_bytes(self, tmp_path):
         name = b"\xff\xfe w.sparsefmt"
@@ -447,8 +443,8 @@ class TestLinks:
             sparsefmt.save_file(model, second)
             assert (os.readlink(second), os.readlink(link)) == (str(link), "../blobs/0")
             assert holds(blob, model)
-        assert names(tmp_path / "blobs") == ["0"]
-        assert names(tmp_path / "snapshots") == ["w"]
+        assert names_in(tmp_path / "blobs") == ["0"]
+        assert names_in(tmp_path / "snapshots") == ["w"]
 
     def test_symbolic_ones_that_lead_nowhere(self, tmp_path):
         (tmp_path / "loop").symlink_to("loop")
@@ -458,7 +454,7 @@ class TestLinks:
             with pytest.raises(OSError, match=name) as caught:
                 sparsefmt.save_file(SMALL, tmp_path / name)
             assert (caught.value.errno, caught.value.filename) == (number, str(tmp_path / name))
-        assert names(tmp_path) == ["folder", "loop", "lost"]
+        assert names_in(tmp_path) == ["folder", "loop", "lost"]
 
     def test_hard_ones_keep_the_old_file(self, tmp_path):
         path, other = tmp_path / "w", tmp_path / "other"
@@ -534,7 +530,7 @@ class TestPermissions:
             start = f"PermissionError: [Errno {errno.EACCES}] Permission denied: its folder must be writable, too"
             assert answer == f"{start}: {str(shared / name)!r}"
         assert holds(shared / "w", SMALL)
-        assert names(shared) == ["w"]
+        assert names_in(shared) == ["w"]
 
     def test_a_file_that_is_write_protected(self, shared):
         """Its folder would allow it. Whoever has protected a file means it."""
@@ -545,14 +541,14 @@ class TestPermissions:
         answer = by_ordinary_user(lambda: sparsefmt.save_file(LARGE, shared / "w"))
         assert answer == f"PermissionError: [Errno {errno.EACCES}] is write-protected: {str(shared / 'w')!r}"
         assert holds(shared / "w", SMALL)
-        assert names(shared) == ["w"]
+        assert names_in(shared) == ["w"]
 
     def test_a_folder_that_can_be_written_to_and_not_read(self, shared):
         shared.chmod(0o333)
         assert by_ordinary_user(lambda: sparsefmt.save_file(SMALL, shared / "w")) == "None"
         shared.chmod(0o777)
         assert holds(shared / "w", SMALL)
-        assert names(shared) == ["w"]
+        assert names_in(shared) == ["w"]
 
     def test_a_link_in_a_folder_that_cannot_be_written_to(self, shared):
         """Only the folder of what it points to has to be writable."""
@@ -621,7 +617,7 @@ class TestInterruptions:
             signal.signal(signal.SIGALRM, before)
         assert interrupted
         sparsefmt.save_file(SMALL, path)
-        assert names(tmp_path) == ["w.sparsefmt"]
+        assert names_in(tmp_path) == ["w.sparsefmt"]
 
     def test_ctrl_c_at_each_step_of_replacing_a_file(self, path):
         """Nothing is left as soon as the exception is let go, neither a file nor a descriptor."""
@@ -634,7 +630,7 @@ class TestInterruptions:
         descriptors = open_descriptors()
         steps = 0
         while interrupted_at(steps, replace):
-            assert (names(path.parent), open_descriptors()) == (["w.sparsefmt"], descriptors), f"step {steps}"
+            assert (names_in(path.parent), open_descriptors()) == (["w.sparsefmt"], descriptors), f"step {steps}"
             assert path.read_bytes() == before
             steps += 1
         assert steps > 100
@@ -653,7 +649,7 @@ class TestInterruptions:
         while interrupted_at(steps, fail):
             assert path.read_bytes() == before
             sparsefmt.save_file(SMALL, path)
-            assert (names(path.parent), open_descriptors()) == (["w.sparsefmt"], descriptors), f"step {steps}"
+            assert (names_in(path.parent), open_descriptors()) == (["w.sparsefmt"], descriptors), f"step {steps}"
             steps += 1
         assert steps > 100
 
@@ -663,7 +659,7 @@ class TestInterruptions:
         steps = 0
         dead.write_bytes(b"half")
         while interrupted_at(steps, lambda: atomic._remove_abandoned(str(path))):
-            assert set(names(path.parent)) <= {"w.sparsefmt", DEAD}
+            assert set(names_in(path.parent)) <= {"w.sparsefmt", DEAD}
             assert open_descriptors() == descriptors, f"step {steps}"
             dead.write_bytes(b"half")
             steps += 1
@@ -689,7 +685,7 @@ class TestInterruptions:
             assert holds(path, *models)
         assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
         assert holds(path, *models)
-        assert names(tmp_path) == ["w.sparsefmt"]
+        assert names_in(tmp_path) == ["w.sparsefmt"]
 
 
 class TestOrderOfSystemCalls:

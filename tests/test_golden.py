@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import make_vectors
 import numpy as np
 import pytest
-from helpers import ROOT, dense, load_tool, same_bits
+from helpers import ROOT, dense, same_bits
 
 import sparsefmt
 
@@ -15,9 +16,6 @@ VECTORS = ROOT / "spec" / "vectors"
 MANIFEST = json.loads((VECTORS / "manifest.json").read_text())
 GOOD = [path for path in MANIFEST if Path(path).parent.name == "good"]
 """Files whose content follows from a formula. The others are in test_conformance.py."""
-
-
-make_vectors = load_tool("make_vectors")
 
 
 @pytest.mark.parametrize("path", GOOD)

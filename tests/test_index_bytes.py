@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 from helpers import ROOT
-from test_container import join, small_file, split
-from test_spec_reader import outcome_of_library, outcome_of_reader
+from outcomes import outcome_of_library, outcome_of_reader
+from sparsefmt_files import join, small_file, split
 
 import sparsefmt
 from sparsefmt import SparsefmtError

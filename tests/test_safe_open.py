@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tracemalloc
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from helpers import random_bits, same_bits, weights
+from helpers import random_bits, run_python, same_bits, weights
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hypothesis_numpy
 
@@ -309,10 +307,6 @@ class TestBadInput:
             safe_open(tmp_path / "missing", "np")
         with pytest.raises(ValueError, match="backend must be"):
             safe_open(tmp_path / "bad", "np", backend="ftp")
-
-
-def run_python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_numpy_needs_no_torch(path):

@@ -15,6 +15,7 @@ import torch.nn.utils.prune
 from helpers import weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_helpers import conv1d, same
 
 import sparsefmt
 from sparsefmt import FormatError, SparseTensor, UnsupportedError
@@ -53,18 +54,6 @@ def dense_twin(layer: SparseLinear) -> torch.nn.Linear:
         if layer.bias is not None:
             twin.bias.copy_(layer.bias)
     return twin
-
-
-def same(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Equal dtype, shape and bits."""
-    left, right = left.detach(), right.detach()
-    return (
-        left.dtype == right.dtype
-        and left.shape == right.shape
-        and torch.equal(
-            left.contiguous().reshape(-1).view(torch.uint8), right.contiguous().reshape(-1).view(torch.uint8)
-        )
-    )
 
 
 @pytest.fixture
@@ -613,16 +602,6 @@ def test_from_a_conv1d_whose_weight_is_transposed():
     assert layer.transposed
     assert (layer.in_features, layer.out_features) == (80, 60)
     torch.testing.assert_close(layer(x), x @ conv.weight + conv.bias, rtol=1e-5, atol=1e-5)
-
-
-def conv1d(in_features: int, out_features: int) -> torch.nn.Module:
-    """What transformers' own has of a layer, under its name."""
-    kind = type("Conv1D", (torch.nn.Module,), {"__module__": "transformers.pytorch_utils"})
-    made = kind()
-    weight = weights(np.random.default_rng(0), (in_features, out_features), np.float32, 0.8)
-    made.weight = torch.nn.Parameter(torch.from_numpy(weight))
-    made.bias = torch.nn.Parameter(torch.randn(out_features))
-    return made
 
 
 def test_what_is_no_linear_layer():

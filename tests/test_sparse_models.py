@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune
-from test_sparse_linear import conv1d, same
+from torch_helpers import conv1d, same
 
 import sparsefmt
 from sparsefmt import FormatError, SparseTensor

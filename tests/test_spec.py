@@ -6,7 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from helpers import CODECS, PRUNABLE, ROOT, load_tool, pruned, random_bits
+import spec_example as tool
+from helpers import CODECS, PRUNABLE, ROOT, pruned, random_bits
 
 import sparsefmt
 from sparsefmt import codecs, limits
@@ -160,7 +161,6 @@ def test_names_in_the_headings():
 
 
 def test_byte_dump_is_what_the_writer_writes():
-    tool = load_tool("spec_example")
     assert f"{tool.BEGIN}```text\n{tool.annotated(tool.example())}```\n{tool.END}" in SPEC
 
 

@@ -1,7 +1,6 @@
 """spec/reader.py was written from SPEC.md alone. What it and the library make of the same bytes must be the same."""
 
 import copy
-import importlib.util
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import zstandard
+from outcomes import BITS, DTYPES, dtype_name, outcome_of_library, outcome_of_reader, packed, reader
 from vector_faults import FAULTS, TakenApart, rans_files
 from vector_faults.changes import BASES, changed, record, weight
 from vector_faults.rans import coded
@@ -20,41 +20,6 @@ import sparsefmt
 SPEC = Path(__file__).parents[1] / "spec"
 
 
-def load_reader():
-    found = importlib.util.spec_from_file_location("spec_reader", SPEC / "reader.py")
-    module = importlib.util.module_from_spec(found)
-    sys.modules["spec_reader"] = module  # dataclasses look their module up
-    found.loader.exec_module(module)
-    return module
-
-
-reader = load_reader()
-
-DTYPES = {
-    "BOOL": np.bool_,
-    "F4": ml_dtypes.float4_e2m1fn,
-    "F6_E2M3": ml_dtypes.float6_e2m3fn,
-    "F6_E3M2": ml_dtypes.float6_e3m2fn,
-    "U8": np.uint8,
-    "I8": np.int8,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
-    "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
-    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
-    "I16": np.int16,
-    "U16": np.uint16,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I32": np.int32,
-    "U32": np.uint32,
-    "F32": np.float32,
-    "C64": np.complex64,
-    "F64": np.float64,
-    "I64": np.int64,
-    "U64": np.uint64,
-}
-BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # all others: whole bytes
 ALWAYS_DENSE = {"BOOL", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "C64"}
 WITH_NEGATIVE_ZERO = {"F8_E5M2", "F8_E4M3", "F16", "BF16", "F32", "F64"}
 LAYOUTS = ["dense", "bitmask", "permuted"]
@@ -97,18 +62,6 @@ def random_bits(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], de
     if dtype in WITH_NEGATIVE_ZERO:
         bits[pruned & (rng.random(count) < 0.5)] = 1 << (8 * bits.itemsize - 1)
     return bits.view(numpy_type).reshape(shape)
-
-
-def packed(array: np.ndarray, dtype: str) -> bytes:
-    """Dense bytes as section 3 lays them out."""
-    data = np.frombuffer(array.tobytes(), np.uint8)
-    if dtype in BITS:
-        data = np.packbits(np.unpackbits(data[:, None], axis=1, bitorder="little")[:, : BITS[dtype]], bitorder="little")
-    return data.tobytes()
-
-
-def dtype_name(array: np.ndarray) -> str:
-    return next(name for name, numpy_type in DTYPES.items() if np.dtype(numpy_type) == array.dtype)
 
 
 def check_tensors(tensors: dict[str, np.ndarray], layout: str, codec: str, **options) -> None:
@@ -330,23 +283,6 @@ def test_fused_multiply_add():
 
 
 # ----------------------------------------------------------------------------------------------------------- faults
-
-
-def outcome_of_reader(data: bytes) -> str | dict[str, bytes]:
-    try:
-        return {name: tensor.data for name, tensor in reader.read(data).items()}
-    except reader.Fault as fault:
-        return fault.code
-
-
-def outcome_of_library(data: bytes) -> str | dict[str, bytes]:
-    try:
-        dense = sparsefmt.load(data, layout="dense")
-        for name, tensor in sparsefmt.load(data).items():
-            assert not isinstance(tensor, sparsefmt.SparseTensor) or tensor.todense().tobytes() == dense[name].tobytes()
-        return {name: packed(array, dtype_name(array)) for name, array in dense.items()}
-    except sparsefmt.SparsefmtError as error:
-        return error.code
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.code}: {fault.name}, {fault.base}")

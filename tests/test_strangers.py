@@ -22,7 +22,7 @@ import scipy.sparse
 import torch
 import xxhash
 from helpers import CODECS, ROOT, run_command, same_bits, weights
-from test_container import join
+from sparsefmt_files import join
 
 import sparsefmt
 import sparsefmt.numpy

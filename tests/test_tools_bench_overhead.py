@@ -3,13 +3,11 @@
 import csv
 from pathlib import Path
 
+import bench_overhead
 import pytest
 from click.testing import CliRunner
-from helpers import load_tool
 
 from sparsefmt.kernels import multiply
-
-bench_overhead = load_tool("bench_overhead")
 
 
 def test_quick_run(tmp_path: Path) -> None:

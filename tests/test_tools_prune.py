@@ -5,16 +5,14 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import make_checkpoint
 import ml_dtypes
 import numpy as np
+import prune
 import pytest
 from click.testing import CliRunner, Result
-from helpers import load_tool
 from safetensors import safe_open
 from safetensors.numpy import save_file
-
-prune = load_tool("prune")
-make_checkpoint = load_tool("make_checkpoint")
 
 PROJECTION = "layers.0.q_proj.weight"
 CONVOLUTION = "layers.1.conv.weight"

@@ -20,6 +20,7 @@ import pytest
 import torch
 import transformers
 from safetensors_files import craft
+from torch_helpers import same_state
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -93,11 +94,6 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_floating_point():
         return tensor
     return tensor.detach().view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
-
-
-def same_state(left: torch.nn.Module, right: torch.nn.Module) -> bool:
-    ours, theirs = left.state_dict(), right.state_dict()
-    return ours.keys() == theirs.keys() and all(bits(ours[name]).equal(bits(theirs[name])) for name in ours)
 
 
 def edit_config(folder: Path, **changes: Any) -> None:

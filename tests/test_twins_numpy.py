@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 import pytest
+import run_safetensors_tests as tool
 import safetensors.numpy
-from helpers import CODECS, arrays, check_signature, load_tool, pruned, random_bits, same_bits, weights
+from helpers import CODECS, arrays, check_signature, pruned, random_bits, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -186,8 +187,6 @@ def test_files_of_another_kind(tmp_path):
 
 
 class TestRunningTheTestsOfSafetensors:
-    tool = load_tool("run_safetensors_tests")
-
     def test_imports_are_swapped_and_nothing_else(self):
         theirs = """
 from safetensors import SafetensorError, TensorSpec, safe_open, serialize
@@ -204,11 +203,11 @@ from sparsefmt.numpy import load, save
     from sparsefmt.torch import save_file as save_file_pt
 text = "safetensors.numpy"
 """
-        assert self.tool.swapped(theirs) == ours
+        assert tool.swapped(theirs) == ours
 
     def test_without_the_source_it_says_so(self, monkeypatch, capsys, tmp_path):
         monkeypatch.setattr("sys.argv", ["run_safetensors_tests.py", "--source", str(tmp_path)])
-        assert self.tool.main() == 2
+        assert tool.main() == 2
         assert "no source distribution of safetensors" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
@@ -222,9 +221,9 @@ text = "safetensors.numpy"
     )
     def test_outcomes(self, test, status, said, monkeypatch, capsys, tmp_path):
         monkeypatch.setattr("sys.argv", ["run_safetensors_tests.py", "--source", str(tmp_path)])
-        monkeypatch.setattr(self.tool, "EXPECTED", {"test_one.py::test_b": "why"} if "test_b" in test else {})
-        tests = tmp_path / "any" / self.tool.TESTS
+        monkeypatch.setattr(tool, "EXPECTED", {"test_one.py::test_b": "why"} if "test_b" in test else {})
+        tests = tmp_path / "any" / tool.TESTS
         tests.mkdir(parents=True)
         (tests / "test_one.py").write_text(f"from safetensors.numpy import load, save\n{test}\n")
-        assert self.tool.main() == status
+        assert tool.main() == status
         assert said in capsys.readouterr().out

@@ -14,6 +14,7 @@ import torch.nn.utils.prune
 from helpers import CODECS, arrays, check_signature, random_bits, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_helpers import raw, same, same_state
 
 import sparsefmt.torch
 from sparsefmt import FormatError, SparsefmtError, UnsupportedError
@@ -33,15 +34,6 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
     if not array.size:
         return torch.empty(array.shape, dtype=TORCH_DTYPES[dtype.name])
     return torch.frombuffer(bytearray(array.tobytes()), dtype=TORCH_DTYPES[dtype.name]).reshape(array.shape)
-
-
-def raw(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def same(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Equal dtype, shape and bits."""
-    return left.dtype == right.dtype and left.shape == right.shape and raw(left) == raw(right)
 
 
 def sparse_weight(rows: int = 60, cols: int = 80, seed: int = 0) -> torch.Tensor:
@@ -376,11 +368,6 @@ class Transposed(torch.nn.Module):
         super().__init__()
         self.a = torch.nn.Linear(20, 20)
         self.a.weight = torch.nn.Parameter(torch.randn(20, 20).T)
-
-
-def same_state(left: torch.nn.Module, right: torch.nn.Module) -> bool:
-    states = left.state_dict(), right.state_dict()
-    return states[0].keys() == states[1].keys() and all(same(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.parametrize("backend", ["mmap", "pread"])

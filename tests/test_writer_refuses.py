@@ -13,7 +13,7 @@ from helpers import CODECS, arrays, dense, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
-from test_spec_reader import outcome_of_reader
+from outcomes import outcome_of_reader
 
 import sparsefmt
 from sparsefmt import FormatError, SparsefmtError, SparseTensor, limits

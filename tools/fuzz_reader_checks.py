@@ -7,9 +7,7 @@ comes back. No input takes long, or much memory.
 
 from __future__ import annotations
 
-import importlib.util
 import resource
-import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 import xxhash
 from fuzz_c_reader import CODECS, element_of_x, index_place
+from spec_reader import spec_reader
 
 import sparsefmt
 from sparsefmt.container.envelope import MINOR
@@ -147,17 +146,6 @@ def check_products(file: sparsefmt.SparseFile, data: bytes, name: str, in_layout
 def without_payloads(product: np.ndarray) -> np.ndarray:
     """All NaN made the same: which one a product gives is not promised."""
     return np.where(np.isnan(product), product.dtype.type(np.nan), product)
-
-
-def spec_reader() -> Any:
-    """spec/reader.py, which was written from SPEC.md alone."""
-    if "spec_reader" not in sys.modules:
-        found = importlib.util.spec_from_file_location("spec_reader", ROOT / "spec" / "reader.py")
-        assert found is not None
-        assert found.loader is not None
-        sys.modules["spec_reader"] = importlib.util.module_from_spec(found)
-        found.loader.exec_module(sys.modules["spec_reader"])
-    return sys.modules["spec_reader"]
 
 
 def check_saved(data: bytes, texts: dict[str, str]) -> None:

@@ -16,7 +16,6 @@ Prints what differs, and exits with 1 if anything does.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 import subprocess
@@ -24,7 +23,6 @@ import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import click
@@ -32,6 +30,7 @@ import numpy as np
 from make_vectors import FOLDER, activations, dense_bytes
 from rich.console import Console
 from rich.progress import track
+from spec_reader import spec_reader
 
 import sparsefmt
 from sparsefmt.container.names import matrix_view
@@ -99,7 +98,7 @@ class Numpy(Reader):
     """spec/reader.py."""
 
     def __init__(self) -> None:
-        self._module = _load(FOLDER.parent / "reader.py")
+        self._module = spec_reader()
         self._path, self._data, self._tensors = Path(), b"", {}
 
     def describe(self, path: Path) -> dict[str, Described]:
@@ -223,16 +222,6 @@ def run(reader: Reader, folder: Path, without: tuple[str, ...] = ()) -> Result:
         except RuntimeError as error:
             result.differences.append(f"{name}: {error}")
     return result
-
-
-def _load(path: Path) -> ModuleType:
-    found = importlib.util.spec_from_file_location(f"spec_{path.stem}", path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # dataclasses look their module up
-    found.loader.exec_module(module)
-    return module
 
 
 @click.command(help=(__doc__ or "").replace("\n\n    python", "\n\n\b\n    python"))
