@@ -13,8 +13,14 @@ import click
 
 from sparsefmt.cli import Failure, options
 from sparsefmt.codecs import CODECS
-from sparsefmt.interchange.checkpoints import Checkpoint, Kind
-from sparsefmt.interchange.conversion import ConvertedTensor, Settings, convert_checkpoint
+from sparsefmt.interchange.checkpoints import Checkpoint, Kind, saved_weights
+from sparsefmt.interchange.conversion import (
+    ConvertedTensor,
+    Settings,
+    convert_checkpoint,
+    targets_of,
+    unlisted_files,
+)
 from sparsefmt.interchange.folding import foldable
 from sparsefmt.interchange.huggingface import read_model_folder
 from sparsefmt.layouts import LAYOUTS
@@ -82,11 +88,14 @@ def command(
         if fold:
             source.fold()
         destination = destination_of(source, dst, "sparsefmt")
+        before = saved_weights(destination)
         with output.progress_bar("converting", source.dense_nbytes, quiet) as progress:
             converted = convert_checkpoint(source, destination, settings, overwrite=force, progress=progress)
         elapsed = time.perf_counter() - started
         if not quiet:
             _report(source, destination, converted, elapsed)
+            for line in notes_on_folder(source, destination, before, "sparsefmt"):
+                output.say(line)
 
 
 def destination_of(source: Checkpoint, given: Path | None, suffix: Kind) -> Path:
@@ -157,7 +166,7 @@ def _report(source: Checkpoint, destination: Path, converted: list[ConvertedTens
     output.add_row(table, *_Group("total", converted).cells())
     output.console().print(table)
     output.say()
-    after = _size_on_disk(destination)
+    after = sum(path.stat().st_size for path in targets_of(source, destination, "sparsefmt").values())
     output.say(
         f"{source.path} ({output.size(source.nbytes)}) -> {destination} ({output.size(after)}): "
         f"{output.ratio(source.nbytes, after)} smaller, in {elapsed:.1f} s"
@@ -220,6 +229,16 @@ def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTenso
     return notes + _model_notes(source, destination)
 
 
+def notes_on_folder(source: Checkpoint, destination: Path, before: list[Path], new: Kind) -> list[str]:
+    """What became of files that were in the folder before; `before`: those that belonged to a model."""
+    notes = []
+    if removed := [path.name for path in before if not os.path.lexists(path)]:
+        notes.append(f"Removed, of the model that was there: {', '.join(removed)}")
+    if source.is_folder and (others := unlisted_files(source, destination, new)):
+        notes.append(f"Left alone, and no part of the model: {', '.join(path.name for path in others)}")
+    return notes
+
+
 def _model_notes(source: Checkpoint, destination: Path) -> list[str]:
     """What was copied beside the weights, and what was not."""
     from sparsefmt.cli import output
@@ -237,8 +256,3 @@ def _model_notes(source: Checkpoint, destination: Path) -> list[str]:
     if others:
         notes.append(f"Weights of other formats, not copied: {', '.join(others)}")
     return notes
-
-
-def _size_on_disk(path: Path) -> int:
-    files = path.glob("*.sparsefmt") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from sparsefmt.cli import options
-from sparsefmt.cli.convert import destination_of
-from sparsefmt.interchange.checkpoints import Checkpoint
+from sparsefmt.cli.convert import destination_of, notes_on_folder
+from sparsefmt.interchange.checkpoints import Checkpoint, saved_weights
 from sparsefmt.interchange.conversion import export_checkpoint
 
 
@@ -40,6 +40,7 @@ def command(src: Path, dst: Path | None, max_decoded_bytes: int | None, threads:
     started = time.perf_counter()
     with Checkpoint(src, ["sparsefmt"], max_decoded_bytes) as source:
         destination = destination_of(source, dst, "safetensors")
+        before = saved_weights(destination)
         with output.progress_bar("exporting", source.dense_nbytes, quiet) as progress:
             export_checkpoint(source, destination, threads=threads, overwrite=force, progress=progress)
         if not quiet:
@@ -49,3 +50,5 @@ def command(src: Path, dst: Path | None, max_decoded_bytes: int | None, threads:
                 f"{source.path} ({output.size(source.nbytes)}) -> {destination}: {tensors}, "
                 f"{output.size(source.dense_nbytes)} dense, in {elapsed:.1f} s"
             )
+            for line in notes_on_folder(source, destination, before, "safetensors"):
+                output.say(line)

@@ -24,7 +24,9 @@ threads = click.option(
     metavar="N",
     help=f"How many threads may work.  [default: {ENVIRONMENT_VARIABLE}, or all usable cores]",
 )
-force = click.option("--force", is_flag=True, help="Replace what is there.")
+force = click.option(
+    "--force", is_flag=True, help="Replace what is there; of a folder, the weights of the model in it."
+)
 quiet = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 
 fold = click.option(

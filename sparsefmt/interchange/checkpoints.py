@@ -17,11 +17,11 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sparsefmt.container import envelope
 from sparsefmt.errors import FormatError
@@ -30,6 +30,7 @@ from sparsefmt.interchange.contract import TensorFile, expect_regular_file, nami
 from sparsefmt.interchange.folding import Group, foldable, folded_files
 from sparsefmt.interchange.safetensors import SafetensorsFile, dict_of_distinct_keys
 from sparsefmt.interchange.sparse import SparsefmtFile
+from sparsefmt.interchange.staging import is_unfinished
 
 Kind = Literal["safetensors", "sparsefmt"]
 
@@ -58,6 +59,7 @@ class Checkpoint:
     Attributes:
         path: what was opened: a file, an index file or a folder.
         is_folder: whether it is more than a single file.
+        kind: what the files are.
         files: in order of their names.
         index: the index, or None if there is none.
         holder: which file has a tensor, by its name.
@@ -81,16 +83,16 @@ class Checkpoint:
         self.index: CheckpointIndex | None = None
         self.is_folder = self.path.is_dir() or self.path.suffix == ".json"
         if self.is_folder:
-            paths, kind = self._find_files(kinds)
+            paths, self.kind = self._find_files(kinds)
         else:
-            paths, kind = [self.path], _kind_of_file(self.path, kinds)
+            paths, self.kind = [self.path], _kind_of_file(self.path, kinds)
         with ExitStack() as stack:
             self.files: list[TensorFile] = []
             for file_path in paths:
                 with naming(file_path):
                     opened = (
                         SafetensorsFile(file_path)
-                        if kind == "safetensors"
+                        if self.kind == "safetensors"
                         else SparsefmtFile(file_path, max_decoded_bytes)
                     )
                     self.files.append(stack.enter_context(opened))
@@ -182,7 +184,8 @@ class Checkpoint:
                 _check_numbering(files)
                 return files, kind
         wanted = " or ".join(f".{kind}" for kind in kinds)
-        raise FileNotFoundError(errno.ENOENT, f"the folder has no {wanted} file", str(self.path))
+        reason = "; it is being written, or was not finished: convert again" if is_unfinished(self.path) else ""
+        raise FileNotFoundError(errno.ENOENT, f"the folder has no {wanted} file{reason}", str(self.path))
 
 
 def read_index(path: Path) -> CheckpointIndex:
@@ -205,6 +208,30 @@ def read_index(path: Path) -> CheckpointIndex:
         if not isinstance(shard, str) or not _is_plain_file_name(shard):
             raise invalid(f"tensor {name!r} is in {shard!r}, which is not the plain name of a file beside the index")
     return CheckpointIndex(path, fields, weight_map)
+
+
+def saved_weights(folder: Path) -> list[Path]:
+    """What conversions and `save_pretrained` have left in a folder, if it is there: weights, then indexes.
+
+    Both kinds are looked for. They are known by what the indexes list, and by names: model.sparsefmt,
+    model.safetensors, and numbered shards.
+    Files of other names may be anybody's.
+    """
+    if not folder.is_dir():
+        return []
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and not entry.is_dir())
+    kinds = get_args(Kind)
+    indexes = [entry for entry in entries if entry.name.endswith(tuple(f".{kind}.index.json" for kind in kinds))]
+    listed: set[str] = set()
+    for index in indexes:
+        with suppress(FormatError):  # a damaged one
+            listed.update(read_index(index).weight_map.values())
+
+    def is_saved(entry: Path) -> bool:
+        name_is_known = entry.stem == "model" or _SHARD_NUMBER.fullmatch(entry.stem) or entry.name in listed
+        return entry.suffix.removeprefix(".") in kinds and bool(name_is_known)
+
+    return [*filter(is_saved, entries), *indexes]
 
 
 def index_name(path: Path, old: Kind, new: Kind) -> str:

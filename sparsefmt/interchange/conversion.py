@@ -1,9 +1,9 @@
 """Turns checkpoints of one format into the other, file by file, tile by tile.
 
 A converted folder has a file X.sparsefmt for each X.safetensors, or the other way round, and an index with the same
-metadata if there was one or there are several files. The index is written after them. What else belongs to a model of
-Hugging Face is copied after that, and config.json comes last; see `huggingface`. Where an index file is given instead
-of its folder, the weights alone are converted.
+metadata if there was one or there are several files. What else belongs to a model of Hugging Face is copied; see
+`huggingface`. Where an index file is given instead of its folder, the weights alone are converted. Nothing takes its
+place before all of it is whole; see `staging`. Weights that an earlier model has left in the folder are removed then.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,10 +24,11 @@ from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.index import Index
 from sparsefmt.intake import Intake, Survey
 from sparsefmt.interchange import huggingface
-from sparsefmt.interchange.checkpoints import Checkpoint, Kind, index_name
+from sparsefmt.interchange.checkpoints import Checkpoint, Kind, index_name, saved_weights
 from sparsefmt.interchange.contract import TensorFile, naming
 from sparsefmt.interchange.safetensors import write_safetensors
 from sparsefmt.interchange.sparse import SparsefmtFile
+from sparsefmt.interchange.staging import StagedFolder
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 from sparsefmt.saving import NegativeZeros, TensorWriter
 
@@ -73,8 +72,8 @@ def convert_checkpoint(
 ) -> list[ConvertedTensor]:
     """Convert safetensors to .sparsefmt: a file to the file `destination`, a folder to that folder.
 
-    Holds a few tiles in memory. On failure, no file is there that was not there before; with `overwrite`, each old file
-    of a folder is whole, old or new.
+    Holds a few tiles in memory. On failure, all files are what they were. With `overwrite`, a folder holds no other
+    model afterwards: weights and indexes of an earlier one are removed. Files that may be anybody's are left alone.
 
     Raises:
         FileExistsError: the destination exists, and not `overwrite`.
@@ -89,7 +88,7 @@ def convert_checkpoint(
         converted.extend(tensors)
         return [tensor.entry.name for tensor in tensors]
 
-    _write_checkpoint(source, destination, "safetensors", "sparsefmt", overwrite, write)
+    _write_checkpoint(source, destination, "sparsefmt", overwrite, write)
     return converted
 
 
@@ -116,7 +115,7 @@ def export_checkpoint(
             write_safetensors(sink, intakes, file.metadata, progress=progress, threads=threads)
         return list(intakes)
 
-    _write_checkpoint(source, destination, "sparsefmt", "safetensors", overwrite, write)
+    _write_checkpoint(source, destination, "safetensors", overwrite, write)
 
 
 def convert_file(
@@ -168,49 +167,85 @@ def _sign_nbytes(index: Index, entry: TensorEntry) -> int:
     return sum(int(index.chunk(entry, tile, NEGATIVE_ZEROS)["stored"]) for tile in range(entry.tiles))
 
 
+def targets_of(source: Checkpoint, destination: Path, new: Kind) -> dict[Path, Path]:
+    """Which file each file of a checkpoint is written to, a single file to `destination` itself."""
+    if not source.is_folder:
+        return {source.files[0].path: destination}
+    return {file.path: destination / f"{file.path.stem}.{new}" for file in source.files}
+
+
 def _write_checkpoint(
     source: Checkpoint,
     destination: Path,
-    old: Kind,
     new: Kind,
     overwrite: bool,
     write: Callable[[TensorFile, Path], list[str]],
 ) -> None:
-    """Have each file of the source written where it belongs, then write the index. On failure, undo what is new.
+    """Have each file of the source written where it belongs, and for a folder, what else belongs to it.
 
     Args:
         write: writes one file and returns the names of the tensors that it then has.
     """
+    targets = targets_of(source, destination, new)
     if not source.is_folder:
         _expect_free(destination, source.files[0].path, overwrite)
         with naming(source.path):
             write(source.files[0], destination)
         return
-    targets = {file.path: destination / f"{file.path.stem}.{new}" for file in source.files}
-    index_path = destination / (index_name(source.index.path, old, new) if source.index else f"model.{new}.index.json")
     model = huggingface.read_model_folder(source.path, destination) if source.path.is_dir() else None
     config = _config(model, new, bool(source.folded))
-    with _Folder(destination, source.folder, overwrite) as folder:
+    with StagedFolder(destination, source.folder, overwrite) as folder:
+        obsolete = _obsolete(source, destination, new)
+        others = unlisted_files(source, destination, new, obsolete)
         for path, target in targets.items():
             _expect_free(target, path, overwrite)
         if model is not None:
             for path in (*model.companions, Path(huggingface.CONFIG)):
                 _expect_free(destination / path, model.path / path, overwrite)
-        # an old index would vouch for what is half replaced
-        index_path.unlink(missing_ok=True)
         weight_map: dict[str, str] = {}
         for file in source.files:
-            target = folder.add(targets[file.path])
-            with naming(file.path):
-                weight_map.update(dict.fromkeys(write(file, target), target.name))
-        if source.index is not None or len(source.files) > 1:
+            target = targets[file.path]
+            with naming(file.path), folder.writing(target) as path:
+                weight_map.update(dict.fromkeys(write(file, path), target.name))
+        indexes = []
+        # where readers would take others for a part of the model, an index says that they are not
+        if source.index is not None or len(source.files) > 1 or others:
             fields = source.index.fields if source.index else {"metadata": {"total_size": source.dense_nbytes}}
             content = {**fields, "weight_map": dict(sorted(weight_map.items()))}
-            _write_whole(folder.add(index_path), _encode_index(content))
+            name = index_name(source.index.path, source.kind, new) if source.index else f"model.{new}.index.json"
+            indexes.append(destination / name)
+            with folder.writing(indexes[0]) as path:
+                _write_whole(path, _encode_index(content))
         if model is not None:
-            for path in model.companions:
-                huggingface.copy_file(model.path / path, folder.add(destination / path))
-            _write_whole(folder.add(destination / huggingface.CONFIG), config)
+            for companion in model.companions:
+                with folder.writing(destination / companion) as path:
+                    huggingface.copy_file(model.path / companion, path)
+            with folder.writing(destination / huggingface.CONFIG) as path:
+                _write_whole(path, config)
+        folder.commit(list(targets.values()), indexes, [path for path in obsolete if path not in indexes])
+
+
+def _obsolete(source: Checkpoint, destination: Path, new: Kind) -> list[Path]:
+    """What of an earlier model is in the folder to be written to, and is not written anew: weights and indexes.
+
+    Raises:
+        SameFileError: the source is made of links to one of them.
+        PermissionError: one is write-protected.
+    """
+    targets = targets_of(source, destination, new)
+    sources = [*targets, *([source.index.path] if source.index else [])]
+    obsolete = [path for path in saved_weights(destination) if path not in targets.values()]
+    for path in obsolete:
+        if path.exists() and any(os.path.samefile(file, path) for file in sources):
+            raise shutil.SameFileError(errno.EINVAL, "is the source itself", str(path))
+        _expect_writable(path)
+    return obsolete
+
+
+def unlisted_files(source: Checkpoint, destination: Path, new: Kind, obsolete: Sequence[Path] = ()) -> list[Path]:
+    """Files of the new kind in the folder `destination` that may be anybody's, and are no part of the model there."""
+    known = {*targets_of(source, destination, new).values(), *obsolete}
+    return sorted(path for path in destination.iterdir() if path.suffix == f".{new}" and path not in known)
 
 
 def _config(model: huggingface.ModelFolder | None, new: Kind, folded: bool) -> bytes:
@@ -237,51 +272,10 @@ def _expect_free(destination: Path, source: Path, overwrite: bool) -> None:
         raise IsADirectoryError(errno.EISDIR, "is a folder; name the file to write", str(destination))
     if not overwrite:
         raise FileExistsError(errno.EEXIST, "exists already", str(destination))
+    _expect_writable(destination)
 
 
-class _Folder:
-    """A folder to write to. On failure, the files and folders that were added are removed again.
-
-    Raises:
-        OSError: it is a file, or the source; or it has something in it, and not `overwrite`.
-    """
-
-    def __init__(self, path: Path, source: Path, overwrite: bool) -> None:
-        if path.exists():
-            if not path.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, "is a file; several files need a folder", str(path))
-            if os.path.samefile(source, path):
-                raise shutil.SameFileError(errno.EINVAL, "is the source itself", str(path))
-            if not overwrite and any(path.iterdir()):
-                raise FileExistsError(errno.EEXIST, "exists already, and is not empty", str(path))
-        self.path = path
-        self._made: list[Path] = []
-
-    def add(self, file: Path) -> Path:
-        """The same path, of a file that may now be written: its folder is there."""
-        if not file.exists():
-            self._made.append(file)
-        self._make_folder(file.parent)
-        return file
-
-    def _make_folder(self, path: Path) -> None:
-        missing = [folder for folder in (path, *path.parents) if self.path in (folder, *folder.parents)]
-        self._made += [folder for folder in missing if not folder.exists()][::-1]
-        path.mkdir(parents=True, exist_ok=True)
-
-    def __enter__(self) -> _Folder:
-        self._make_folder(self.path)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is None:
-            return
-        folders = [path for path in self._made if path.is_dir() and not path.is_symlink()]
-        for path in self._made:
-            if path not in folders:
-                path.unlink(missing_ok=True)
-        for path in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
-            with suppress(OSError):
-                path.rmdir()
+def _expect_writable(path: Path) -> None:
+    """Refuse to replace or remove what its owner has protected, though its folder is not."""
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, "is write-protected", str(path))

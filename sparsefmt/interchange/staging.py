@@ -1,0 +1,168 @@
+"""A folder whose new files are written aside, and take their places together when all of them are whole.
+
+    DESTINATION/.converting-<random>.sparsefmt-tmp/     new files, by their paths below DESTINATION
+
+Until then the folder is what it was; a failure removes the folder within it. What a process that was killed has left,
+the next one to the same folder removes: the inner folder is locked for as long as its writer lives. The files take
+their places in an order of which every beginning is either the old model or a folder that readers refuse: see `commit`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+
+from sparsefmt.container.atomic import TEMPORARY_SUFFIX
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_NAME = re.compile(r"\.converting-[0-9a-f]{16}" + re.escape(TEMPORARY_SUFFIX))
+
+
+class StagedFolder:
+    """A folder to be filled, or filled anew. It is as it was unless `commit` is called.
+
+    Args:
+        path: the folder; it is made if it is not there.
+        source: the folder that is read meanwhile.
+        overwrite: whether the folder may have something in it.
+
+    Raises:
+        OSError: it is a file, or the source; or it has something in it, and not `overwrite`.
+    """
+
+    def __init__(self, path: Path, source: Path, overwrite: bool) -> None:
+        if path.exists():
+            if not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "is a file; several files need a folder", str(path))
+            if os.path.samefile(source, path):
+                raise shutil.SameFileError(errno.EINVAL, "is the source itself", str(path))
+            _remove_abandoned(path)
+            if not overwrite and any(path.iterdir()):
+                raise FileExistsError(errno.EEXIST, "exists already, and is not empty", str(path))
+        self.path = path
+        self._inner = path / f".converting-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+        self._lock = -1
+        self._is_new = not path.exists()
+        self._staged: list[Path] = []
+
+    @contextmanager
+    def writing(self, file: Path) -> Iterator[Path]:
+        """Where to write what will become `file`, a path below the folder. Errors have the name `file`."""
+        inner = self._aside(file)
+        try:
+            inner.parent.mkdir(parents=True, exist_ok=True)
+            yield inner
+        except OSError as error:
+            if error.filename is not None and os.fspath(error.filename) == str(inner):
+                error.filename = str(file)
+            raise
+        self._staged.append(file)
+
+    def commit(self, weights: Sequence[Path], indexes: Sequence[Path], obsolete: Sequence[Path]) -> None:
+        """Put the new files in their places, and remove what an earlier model leaves behind.
+
+        The old weights go first, while the old index still names them; then the new index comes, which names files that
+        are not there yet; the new weights come last. A process that is killed in between leaves a folder of which a
+        file is missing.
+
+        Args:
+            weights, indexes: of the files written, those that hold weights, and those that say which these are.
+            obsolete: files of the folder that are to go.
+        """
+        old_indexes = [path for path in obsolete if path.suffix == ".json"]
+        is_whole = True
+        try:
+            for path in (*(path for path in obsolete if path not in old_indexes), *weights):
+                path.unlink(missing_ok=True)
+                is_whole = False
+            for path in indexes:
+                self._put(path)
+            for path in old_indexes:
+                path.unlink(missing_ok=True)
+            for path in self._staged:
+                if path not in indexes and path not in weights:
+                    self._put(path)
+            for path in weights:
+                self._put(path)
+        except OSError as error:
+            if not is_whole:
+                error.strerror = f"{error.strerror}; {self.path} is incomplete now"
+            raise
+        for folder in {self.path, *(path.parent for path in self._staged)}:
+            _sync(folder)
+
+    def _aside(self, file: Path) -> Path:
+        return self._inner / file.relative_to(self.path)
+
+    def _put(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # there is no old file, or the system does not allow it
+            old = os.stat(file)
+            os.chmod(self._aside(file), stat.S_IMODE(old.st_mode))
+            if hasattr(os, "chown"):
+                os.chown(self._aside(file), old.st_uid, old.st_gid)
+        os.replace(self._aside(file), file)
+
+    def __enter__(self) -> StagedFolder:
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._inner.mkdir()
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+        if fcntl is not None:
+            self._lock = os.open(self._inner, os.O_RDONLY)
+            with suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._inner, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+        if error is not None and self._is_new:
+            with suppress(OSError):
+                self.path.rmdir()
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether somebody is filling a folder, or was killed while doing so."""
+    return any(_NAME.fullmatch(entry.name) for entry in folder.iterdir())
+
+
+def _remove_abandoned(folder: Path) -> None:
+    if fcntl is None:
+        return
+    for entry in folder.iterdir():
+        if _NAME.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
+            with suppress(OSError):
+                descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(entry, ignore_errors=True)
+                finally:
+                    os.close(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    """Make renames in a folder durable, where the system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
