@@ -84,6 +84,7 @@ def load_file(
     path: str | os.PathLike[str],
     *,
     layout: str = "auto",
+    backend: Backend = "mmap",
     threads: int | None = None,
     max_decoded_bytes: int | None = None,
 ) -> dict[str, SparseTensor | np.ndarray]:
@@ -96,6 +97,8 @@ def load_file(
         layout: "auto": as stored, except that a coded `bitmask` becomes `permuted` from 70 % zeros on, where that
             multiplies faster; "bitmask" or "permuted": that one for whatever is stored sparse; "dense": numpy arrays
             throughout.
+        backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory, for network
+            file systems and files that may be truncated while in use.
         threads: how many may decode; by default all usable cores.
         max_decoded_bytes: most bytes that may be decoded at a time, going by the index: by default 1 GiB, or 1,024
             times the size of the file if that is more. Zeros code well: a hostile kilobyte can claim to be a terabyte.
@@ -104,9 +107,10 @@ def load_file(
         FormatError, ChecksumError: the file is damaged, forged, or no .sparsefmt file.
         UnsupportedError: it needs a newer version of the library.
         LimitError: it is beyond the limits of SPEC.md, of `max_decoded_bytes`, or of memory.
+        ValueError: another layout or backend.
         OSError: it cannot be read.
     """
-    with open_file(path, threads=threads, max_decoded_bytes=max_decoded_bytes) as file:
+    with open_file(path, backend=backend, threads=threads, max_decoded_bytes=max_decoded_bytes) as file:
         return _load_all(file, layout)
 
 
@@ -136,12 +140,12 @@ def open_file(
     Only the index is read, which takes milliseconds whatever the size of the file.
 
     Args:
-        backend: "mmap" maps the file; "pread" reads into memory, for network file systems and files that may be
-            truncated while in use.
+        backend: as in `load_file`.
         threads: how many may decode; by default all usable cores.
         max_decoded_bytes: as in `load_file`, for each tensor or slice that is asked for.
 
     Raises:
+        ValueError: another backend.
         as `load_file`.
 
     Example:

@@ -23,14 +23,15 @@ class safe_open:
         filename: the file to open.
         framework: "np" or "numpy"; "pt", "torch" or "pytorch".
         device: where tensors are wanted: "cpu", or, for torch, whatever torch takes for a device.
-        backend: "mmap" maps the file; "pread" reads into memory, for network file systems and files that may be
-            truncated while in use.
+        backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory, for network
+            file systems and files that may be truncated while in use.
+        max_decoded_bytes: as in `sparsefmt.open_file`: raise it for a file that you trust.
 
     Raises:
         FormatError, ChecksumError: the file is damaged, forged, or no .sparsefmt file.
         UnsupportedError: the file needs a newer version of the library; another framework; a device numpy does not
             have.
-        LimitError: the file is beyond the limits of SPEC.md, or of memory.
+        LimitError: the file is beyond the limits of SPEC.md, or of memory; a tensor, of `max_decoded_bytes`.
         ValueError: another backend.
         OSError: the file cannot be read.
         RuntimeError, AssertionError: torch's own, for what is no device, and, from the first tensor on, for one that is
@@ -51,10 +52,11 @@ class safe_open:
         device: Any = "cpu",
         *,
         backend: Backend = "mmap",
+        max_decoded_bytes: int | None = None,
     ) -> None:
         self._filename = os.fspath(filename)
         self._framework = framework_of(framework, device)
-        self._held: _Held | None = _Held(open_file(filename, backend=backend))
+        self._held: _Held | None = _Held(open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes))
 
     def __enter__(self) -> safe_open:
         return self

@@ -71,23 +71,26 @@ def save_file(
     api.save_file(tensors, filename, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
 
 
-def load(data: bytes) -> dict[str, np.ndarray]:
+def load(data: bytes, *, max_decoded_bytes: int | None = None) -> dict[str, np.ndarray]:
     """Load all tensors from the bytes of a file; otherwise like `load_file`."""
-    return all_tensors(SparseFile(Memory(data)), NumpyFramework())
+    return all_tensors(SparseFile(Memory(data), max_decoded_bytes=max_decoded_bytes), NumpyFramework())
 
 
-def load_file(filename: str | os.PathLike[str], *, backend: Backend = "mmap") -> dict[str, np.ndarray]:
+def load_file(
+    filename: str | os.PathLike[str], *, backend: Backend = "mmap", max_decoded_bytes: int | None = None
+) -> dict[str, np.ndarray]:
     """Load all tensors of a .sparsefmt file as dense arrays, each with memory of its own, in the order of the file.
 
     Args:
         filename: the file.
-        backend: "mmap" maps the file; "pread" reads into memory.
+        backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory.
+        max_decoded_bytes: as in `sparsefmt.load_file`: raise it for a file that you trust.
 
     Raises:
         FormatError, ChecksumError: the file is damaged, forged, or no .sparsefmt file, where safetensors raises
             SafetensorError.
         UnsupportedError: it needs a newer version of the library.
-        LimitError: it is beyond the limits of SPEC.md, or of memory.
+        LimitError: it is beyond the limits of SPEC.md, of `max_decoded_bytes`, or of memory.
         ValueError: another backend.
         OSError: it cannot be read.
 
@@ -97,7 +100,7 @@ def load_file(filename: str | os.PathLike[str], *, backend: Backend = "mmap") ->
         >>> from sparsefmt.numpy import load_file
         >>> weight = load_file("model.sparsefmt")["weight"]
     """
-    with api.open_file(filename, backend=backend) as file:
+    with api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file:
         return all_tensors(file, NumpyFramework())
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from sparsefmt import slicing
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
-from sparsefmt.container.sources import MappedFile, ReadFile, Source
+from sparsefmt.container.sources import CannotBeMapped, MappedFile, ReadFile, Source
 from sparsefmt.layouts import LAYOUTS, choose
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.tensor import SparseTensor
 
 Backend = Literal["mmap", "pread"]
+BACKENDS = get_args(Backend)
 
 
 class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
@@ -183,9 +185,10 @@ class TensorSlice:
 
 
 def open_source(path: str | os.PathLike[str], backend: Backend) -> Source:
-    """The bytes of a file, mapped or read."""
+    """The bytes of a file: mapped, where they shall and can be, or read."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be 'mmap' or 'pread', not {backend!r}")
     if backend == "mmap":
-        return MappedFile(path)
-    if backend == "pread":
-        return ReadFile(path)
-    raise ValueError(f"backend must be 'mmap' or 'pread', not {backend!r}")
+        with suppress(CannotBeMapped):
+            return MappedFile(path)
+    return ReadFile(path)

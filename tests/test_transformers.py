@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import mmap
 import os
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 import sparsefmt
-from sparsefmt.errors import ChecksumError, FormatError, UnsupportedError
+from sparsefmt.errors import ChecksumError, FormatError, LimitError, UnsupportedError
 from sparsefmt.interchange.checkpoints import Checkpoint
 from sparsefmt.interchange.conversion import Settings, convert_checkpoint
 from sparsefmt.tensor import SparseTensor
@@ -281,9 +282,32 @@ def test_options_of_the_config(folders: dict[str, tuple[Path, Path]], tmp_path: 
     assert not sparse_layers(model)
 
 
+def test_limit_and_backend_are_of_the_call(
+    folders: dict[str, tuple[Path, Path]], llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folders["llama"][1]
+    for error_in in (folder, llama):
+        if error_in == llama:
+            edit_config(llama, quantization_config=None)
+        with pytest.raises(LimitError, match=r"raise SparsefmtConfig\(max_decoded_bytes=...\) if you trust it"):
+            AutoModelForCausalLM.from_pretrained(error_in, quantization_config=SparsefmtConfig(max_decoded_bytes=1000))
+    config = SparsefmtConfig(max_decoded_bytes=1 << 30, backend="pread")
+    with monkeypatch.context() as patch:
+        patch.setattr(mmap, "mmap", None)
+        model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+    assert len(sparse_layers(model)) == SPARSE_LAYERS["llama"]
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"] == {"quant_method": "sparsefmt"}
+    for chosen in ({"max_decoded_bytes": 1 << 60}, {"backend": "pread"}):
+        edit_config(tmp_path, quantization_config={"quant_method": "sparsefmt", **chosen})
+        with pytest.raises(ValueError, match="not for a file to choose"):
+            AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
+        ({"backend": "carrier pigeon"}, ValueError),
         ({"layout": "dense"}, ValueError),
         ({"min_sparsity": 1.5}, ValueError),
         ({"include": [1]}, TypeError),

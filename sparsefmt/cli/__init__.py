@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from sparsefmt import __version__
+from sparsefmt.container import budget
 from sparsefmt.errors import SparsefmtError
 
 _COMMANDS = ("convert", "inspect", "verify", "diff", "export", "bench", "warmup", "demo")
@@ -59,7 +60,8 @@ class _Program(click.Group):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         try:
-            return super().invoke(ctx)
+            with budget.calling_it("--max-decoded-bytes"):
+                return super().invoke(ctx)
         except SparsefmtError as error:
             raise Failure(_in_file(error, str(error)), 1) from error
         except OSError as error:

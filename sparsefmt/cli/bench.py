@@ -60,6 +60,7 @@ With --json, one object, times in seconds:
     metavar="N",
     help="Rows of activations; may be given several times.  [default: 1 and 32]",
 )
+@options.max_decoded_bytes
 @options.threads
 @click.option(
     "--layout",
@@ -89,6 +90,7 @@ def command(
     ctx: click.Context,
     path: Path,
     batches: tuple[int, ...],
+    max_decoded_bytes: int | None,
     threads: int,
     layout: str,
     repeats: int,
@@ -108,8 +110,8 @@ def command(
 
     given = ctx.get_parameter_source("threads") == ParameterSource.COMMANDLINE or ENVIRONMENT_VARIABLE in os.environ
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(Checkpoint(path, ["sparsefmt"]))
-        groups, left_out = find_groups(checkpoint, patterns, layout, threads, stack)
+        checkpoint = stack.enter_context(Checkpoint(path, ["sparsefmt"], max_decoded_bytes))
+        groups, left_out = find_groups(checkpoint, patterns, layout, threads, max_decoded_bytes, stack)
         libraries = stack.enter_context(dense_libraries(threads)) if groups else []
         total = sum(group.dense_nbytes for group in groups)
         with output.progress_bar("measuring", total, quiet=False) as progress:

@@ -23,10 +23,13 @@ Examples:
 @click.argument("a", type=options.PATH)
 @click.argument("b", type=options.PATH)
 @options.fold
+@options.max_decoded_bytes
 @options.threads
 @options.quiet
 @click.pass_context
-def command(ctx: click.Context, a: Path, b: Path, fold: bool, threads: int, quiet: bool) -> None:
+def command(
+    ctx: click.Context, a: Path, b: Path, fold: bool, max_decoded_bytes: int | None, threads: int, quiet: bool
+) -> None:
     """Say which tensors differ between A and B: files or folders, safetensors or .sparsefmt.
 
     Names, dtypes, shapes, metadata and every bit are compared, however they are stored. Exit code 1 if anything
@@ -35,7 +38,7 @@ def command(ctx: click.Context, a: Path, b: Path, fold: bool, threads: int, quie
     from sparsefmt.cli import output
 
     kinds: list[Kind] = ["sparsefmt", "safetensors"]
-    with Checkpoint(a, kinds) as ours, Checkpoint(b, kinds) as theirs:
+    with Checkpoint(a, kinds, max_decoded_bytes) as ours, Checkpoint(b, kinds, max_decoded_bytes) as theirs:
         if fold:
             ours.fold()
             theirs.fold()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from sparsefmt.cli import options, printable
+from sparsefmt.container import budget
 from sparsefmt.errors import SparsefmtError
 from sparsefmt.interchange import compare
 from sparsefmt.interchange.checkpoints import Checkpoint
@@ -46,11 +47,19 @@ Examples:
     help="Also write index and arrays again, in memory, and compare: there is one form for each content.",
 )
 @options.fold
+@options.max_decoded_bytes
 @options.threads
 @options.quiet
 @click.pass_context
 def command(
-    ctx: click.Context, path: Path, against: Path | None, strict: bool, fold: bool, threads: int, quiet: bool
+    ctx: click.Context,
+    path: Path,
+    against: Path | None,
+    strict: bool,
+    fold: bool,
+    max_decoded_bytes: int | None,
+    threads: int,
+    quiet: bool,
 ) -> None:
     """Check every checksum and every array of a .sparsefmt file, or of a folder of them.
 
@@ -61,8 +70,12 @@ def command(
 
     started = time.perf_counter()
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(Checkpoint(path, ["sparsefmt"]))
-        other = stack.enter_context(Checkpoint(against, ["safetensors", "sparsefmt"])) if against else None
+        checkpoint = stack.enter_context(Checkpoint(path, ["sparsefmt"], max_decoded_bytes))
+        other = (
+            stack.enter_context(Checkpoint(against, ["safetensors", "sparsefmt"], max_decoded_bytes))
+            if against
+            else None
+        )
         if other and fold:
             other.fold()
         found = _Found()
@@ -144,9 +157,10 @@ def _verify(
     for name in names:
         against = other.intake(name) if other and name in comparable else None
         try:
-            difference = compare.verify_tensor(
-                file.reader, entry, against, strict=strict, progress=progress, threads=threads
-            )
+            with budget.calling_it("--max-decoded-bytes"):
+                difference = compare.verify_tensor(
+                    file.reader, entry, against, strict=strict, progress=progress, threads=threads
+                )
         except SparsefmtError as error:
             found.faults.append(f"{file.path}: {error}")
             break

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from sparsefmt.errors import LimitError
 
 FLOOR = 1 << 30
@@ -9,6 +12,13 @@ FLOOR = 1 << 30
 
 RATIO = 1024
 """Times its size that a file may decode to. A pruned model decodes to ten times its size, or to a hundred."""
+
+
+CODE = "decoded-bytes"
+"""Of the error for a file that would take more."""
+
+_ARGUMENT = "max_decoded_bytes"
+"""What raises the limit, in Python."""
 
 
 class Budget:
@@ -28,8 +38,20 @@ class Budget:
         limit = self.limit if limit is None else limit
         if nbytes > limit:
             raise LimitError(
-                "decoded-bytes",
+                CODE,
                 f"this file of {self._file_bytes:,} bytes would take {nbytes:,} in memory, over the limit of"
-                f" {limit:,}: raise max_decoded_bytes if you trust it",
+                f" {limit:,}: raise {_ARGUMENT} if you trust it",
                 tensor=tensor,
             )
+
+
+@contextmanager
+def calling_it(argument: str) -> Iterator[None]:
+    """Let the errors of a budget name what raises the limit for this caller, where that is not `max_decoded_bytes`."""
+    try:
+        yield
+    except LimitError as error:
+        if error.code == CODE:
+            # the same error, which may have the name of its file as a note
+            error.message = error.message.replace(f"raise {_ARGUMENT} ", f"raise {argument} ")
+        raise

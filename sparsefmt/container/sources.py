@@ -19,6 +19,9 @@ from sparsefmt.layouts.memory import ALIGNMENT, empty, frozen, padded_copy
 _MOST_AT_ONCE = 1 << 24
 """Bytes per system call: enough to be fast, little beside the array it is copied to."""
 
+_NOT_MAPPED = {errno.ENODEV, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What file systems answer that cannot map files, as some network and FUSE file systems do."""
+
 
 class Source(ABC):
     """Random access to the bytes of one file.
@@ -62,9 +65,18 @@ class Memory(Source):
         self._data = None
 
 
+class CannotBeMapped(OSError):
+    """The file system of a file cannot map it. Reading may work."""
+
+
 class MappedFile(Memory):
     """Bytes of a memory mapping: nothing is copied, pages are read when touched, and the mapping itself goes when the
-    last array that looks into it goes."""
+    last array that looks into it goes.
+
+    Raises:
+        CannotBeMapped: its file system does not do that.
+        OSError: it cannot be opened.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         file = _OpenFile(path)
@@ -122,10 +134,12 @@ class _OpenFile:
         OSError: it cannot be opened, or is not a regular file: to open a pipe would wait for its other end.
     """
 
+    descriptor = -1
+    # here, since what is not a path fails before anything is set, and is deleted all the same
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.fspath(path)
         self._lock = threading.Lock()
-        self.descriptor = -1
         self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         mode = os.fstat(self.descriptor).st_mode
         if stat.S_ISDIR(mode):
@@ -139,7 +153,12 @@ class _OpenFile:
     def mapped(self) -> mmap.mmap | None:
         """A mapping of the whole file; an empty one cannot be mapped."""
         with self._naming():
-            return mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ) if self.size() else None
+            try:
+                return mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ) if self.size() else None
+            except OSError as error:
+                if error.errno in _NOT_MAPPED:
+                    raise CannotBeMapped(error.errno, error.strerror) from None
+                raise
 
     def read_some(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes; none at the end of the file."""

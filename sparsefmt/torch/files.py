@@ -92,26 +92,31 @@ def save_file(
     api.save_file(checked, filename, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
 
 
-def load(data: bytes) -> dict[str, torch.Tensor]:
+def load(data: bytes, *, max_decoded_bytes: int | None = None) -> dict[str, torch.Tensor]:
     """Load all tensors from the bytes of a file, on the CPU; otherwise like `load_file`."""
-    return all_tensors(SparseFile(Memory(data)), TorchFramework())
+    return all_tensors(SparseFile(Memory(data), max_decoded_bytes=max_decoded_bytes), TorchFramework())
 
 
 def load_file(
-    filename: str | os.PathLike[str], device: Any = "cpu", *, backend: Backend = "mmap"
+    filename: str | os.PathLike[str],
+    device: Any = "cpu",
+    *,
+    backend: Backend = "mmap",
+    max_decoded_bytes: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Load all tensors of a .sparsefmt file as dense tensors, each with memory of its own, in the order of the file.
 
     Args:
         filename: the file.
         device: where tensors are wanted: whatever torch takes for a device.
-        backend: "mmap" maps the file; "pread" reads into memory.
+        backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory.
+        max_decoded_bytes: as in `sparsefmt.load_file`: raise it for a file that you trust.
 
     Raises:
         FormatError, ChecksumError: the file is damaged, forged, or no .sparsefmt file, where safetensors raises
             SafetensorError.
         UnsupportedError: it needs a newer version of the library, or has a dtype that torch does not have.
-        LimitError: it is beyond the limits of SPEC.md, or of memory.
+        LimitError: it is beyond the limits of SPEC.md, of `max_decoded_bytes`, or of memory.
         RuntimeError, AssertionError: torch's own, for a device that does not exist or is not there.
         ValueError: another backend.
         OSError: it cannot be read.
@@ -123,7 +128,7 @@ def load_file(
         >>> from sparsefmt.torch import load_file
         >>> weight = load_file("model.sparsefmt", device="cpu")["weight"]
     """
-    with api.open_file(filename, backend=backend) as file:
+    with api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file:
         return all_tensors(file, TorchFramework(device))
 
 
@@ -188,6 +193,7 @@ def load_model(
     device: Any = "cpu",
     *,
     backend: Backend = "mmap",
+    max_decoded_bytes: int | None = None,
 ) -> tuple[list[str], list[str]]:
     """Load the state of a model from a file that `save_model` or `save_file` wrote.
 
@@ -199,7 +205,7 @@ def load_model(
         filename: the file.
         strict: raise an error for missing and unexpected names, instead of returning them.
         device: where tensors are loaded to before they are copied into the model.
-        backend: as in `load_file`.
+        backend, max_decoded_bytes: as in `load_file`.
 
     Returns:
         (missing, unexpected): names in the model that the file does not have, and names in the file that the model does
@@ -211,7 +217,7 @@ def load_model(
 
     Cost: the dense tensors beside the model.
     """
-    with api.open_file(filename, backend=backend) as file:
+    with api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file:
         state = all_tensors(file, TorchFramework(device))
         stored_as = {name: file.reader.index.aliases.get(name, name) for name in state}
     shared = sharing.remove_duplicate_names(_strided(model.state_dict()), preferred_names=state)

@@ -51,6 +51,7 @@ def load_into(
     exclude: Patterns = None,
     backend: Backend = "mmap",
     threads: int | None = None,
+    max_decoded_bytes: int | None = None,
 ) -> LoadResult:
     """Load a model from a .sparsefmt file, or a folder of them. Layers whose weights are pruned are compressed.
 
@@ -74,8 +75,9 @@ def load_into(
         min_sparsity: part of a weight that must be zero for its layer to become a SparseLinear, 0.0 to 1.0.
         include: patterns of module names, such as "*.mlp.*": other layers are loaded dense. None for all.
         exclude: patterns of module names: these layers are loaded dense.
-        backend: "mmap" maps the file; "pread" reads into memory.
+        backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory.
         threads: how many may decode; by default all usable cores.
+        max_decoded_bytes: of each file, as in `sparsefmt.open_file`: raise it for files that you trust.
 
     Returns:
         which layers are sparse, which names were missing and unexpected, and why other layers are dense.
@@ -100,7 +102,7 @@ def load_into(
     """
     choice = Choice.of(layout, min_sparsity, include, exclude)
     with ExitStack() as stack:
-        stored = _open(path, backend, threads, stack)
+        stored = _open(path, backend, threads, max_decoded_bytes, stack)
         plan = _planned(model, stored, choice)
         _raise_if_it_does_not_fit(model, plan, path, strict)
         # biases first: the layers that will be replaced hold them
@@ -152,14 +154,22 @@ class _Plan:
     mismatches: list[str] = field(default_factory=list)
 
 
-def _open(path: str | os.PathLike[str], backend: Backend, threads: int | None, stack: ExitStack) -> dict[str, _Stored]:
+def _open(
+    path: str | os.PathLike[str],
+    backend: Backend,
+    threads: int | None,
+    max_decoded_bytes: int | None,
+    stack: ExitStack,
+) -> dict[str, _Stored]:
     """All tensors by name. Whatever is wrong with index and shards together is found before anything is loaded."""
     with Checkpoint(path, ["sparsefmt"]) as checkpoint:
         paths = [file.path for file in checkpoint.files]
     stored = {}
     for file_path in paths:
         with naming(file_path):
-            file = stack.enter_context(open_file(file_path, backend=backend, threads=threads))
+            file = stack.enter_context(
+                open_file(file_path, backend=backend, threads=threads, max_decoded_bytes=max_decoded_bytes)
+            )
         stored.update({name: _Stored(file, file_path, name) for name in file})
     return stored
 

@@ -8,8 +8,12 @@ from transformers.quantizers import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparsefmt.interchange.huggingface import METHOD
+from sparsefmt.opened import BACKENDS, Backend
 from sparsefmt.torch.choice import MIN_SPARSITY, Choice
 from sparsefmt.torch.layers import Patterns
+
+_OF_THE_CALL = ("backend", "max_decoded_bytes")
+"""What depends on the machine, and on whom its user trusts: not written to a config.json, nor taken from one."""
 
 
 @register_quantization_config(METHOD)
@@ -26,6 +30,9 @@ class SparsefmtConfig(QuantizationConfigMixin):
             dense. None for all.
         exclude: patterns of module names: these layers are loaded dense.
         quant_method: as config.json has it: "sparsefmt".
+        backend: how .sparsefmt files are read, as in `sparsefmt.open_file`. config.json never has it.
+        max_decoded_bytes: of each .sparsefmt file, as in `sparsefmt.open_file`: raise it for files that you trust.
+            config.json never has it.
 
     Raises:
         ValueError: another layout or method, a sparsity out of range, or a name that is none of these.
@@ -45,11 +52,15 @@ class SparsefmtConfig(QuantizationConfigMixin):
         exclude: Patterns = None,
         *,
         quant_method: str = METHOD,
+        backend: Backend = "mmap",
+        max_decoded_bytes: int | None = None,
         **others: Any,
     ) -> None:
         choice = Choice.of(layout, min_sparsity, include, exclude)
         if quant_method != METHOD:
             raise ValueError(f"quant_method of a SparsefmtConfig is {METHOD!r}, not {quant_method!r}")
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be 'mmap' or 'pread', not {backend!r}")
         if others:
             names = ", ".join(map(repr, others))
             raise ValueError(f"the quantization_config has {names}, which this version of sparsefmt does not know")
@@ -58,6 +69,22 @@ class SparsefmtConfig(QuantizationConfigMixin):
         self.min_sparsity = choice.min_sparsity
         self.include = choice.include
         self.exclude = choice.exclude
+        self.backend: Backend = backend
+        self.max_decoded_bytes = max_decoded_bytes
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """The config that a config.json has.
+
+        Raises:
+            ValueError: it has what is not for a file to choose, or what `SparsefmtConfig` refuses.
+        """
+        if found := [name for name in _OF_THE_CALL if name in config_dict]:
+            raise ValueError(
+                f"the quantization_config has {', '.join(map(repr, found))}, which is not for a file to choose: give"
+                f" from_pretrained quantization_config=SparsefmtConfig({found[0]}=...)"
+            )
+        return super().from_dict(config_dict, return_unused_kwargs, **kwargs)
 
     @property
     def choice(self) -> Choice:

@@ -11,15 +11,20 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from sparsefmt.api import open_file
+from sparsefmt.container import budget
 from sparsefmt.errors import FormatError, UnsupportedError
 from sparsefmt.frameworks.pytorch import TORCH_DTYPES, TorchFramework
 from sparsefmt.interchange.checkpoints import Checkpoint, read_index
 from sparsefmt.interchange.contract import naming
 from sparsefmt.opened import SparseFile
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.transformers.config import SparsefmtConfig
 from sparsefmt.transformers.standin import StandIn
 
 SUFFIX = ".sparsefmt"
+
+ARGUMENT = "SparsefmtConfig(max_decoded_bytes=...)"
+"""What raises the limit of `from_pretrained`, given as its quantization_config."""
 
 _DOWNLOAD_OPTIONS = (
     "cache_dir",
@@ -37,14 +42,14 @@ class CompressedFile(str):
     """A path of a file whose sparse matrices shall stay compressed.
 
     Attributes:
-        layout: the one for them.
+        config: how the file is read, and in which layout they are held.
     """
 
-    layout: str
+    config: SparsefmtConfig
 
-    def __new__(cls, path: str, layout: str) -> CompressedFile:
+    def __new__(cls, path: str, config: SparsefmtConfig) -> CompressedFile:
         made = super().__new__(cls, path)
-        made.layout = layout
+        made.config = config
         return made
 
 
@@ -129,8 +134,9 @@ def state_dict(path: str, map_location: Any = "cpu") -> dict[str, Any]:
         path: a CompressedFile, or a file of which all tensors are wanted dense.
         map_location: "meta" for tensors without data.
     """
+    config = path.config if isinstance(path, CompressedFile) else SparsefmtConfig()
     with naming(path):
-        file = open_file(path)
+        file = open_file(path, backend=config.backend, max_decoded_bytes=config.max_decoded_bytes)
     slices = {name: StoredTensor(file, path, name) for name in file}
     if str(map_location) == "meta":
         return {name: part.without_data() for name, part in slices.items()}
@@ -161,11 +167,11 @@ class StoredTensor:
         return torch.empty(self.get_shape(), dtype=TORCH_DTYPES[name], device="meta")
 
     def __getitem__(self, key: Any) -> torch.Tensor:
-        with naming(self._path):
+        with naming(self._path), budget.calling_it(ARGUMENT):
             if key is not Ellipsis:
                 return TorchFramework().part(self._file, self._name, key)
             if isinstance(self._path, CompressedFile) and len(self.get_shape()) == 2:
-                tensor = self._file.load(self._name, self._path.layout)
+                tensor = self._file.load(self._name, self._path.config.layout)
                 if isinstance(tensor, SparseTensor):
                     return StandIn(tensor)
             return TorchFramework().tensor(self._file, self._name)

@@ -9,6 +9,7 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer, register_quantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
+from sparsefmt.container import budget
 from sparsefmt.frameworks.pytorch import intake_of
 from sparsefmt.interchange.huggingface import METHOD
 from sparsefmt.layouts import choose
@@ -18,7 +19,7 @@ from sparsefmt.torch.layers import Holder
 from sparsefmt.torch.models import SparsifyResult, make_dense
 from sparsefmt.transformers import settling
 from sparsefmt.transformers.config import SparsefmtConfig
-from sparsefmt.transformers.files import SUFFIX, CompressedFile
+from sparsefmt.transformers.files import ARGUMENT, SUFFIX, CompressedFile
 from sparsefmt.transformers.standin import StandIn
 
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -66,7 +67,7 @@ class SparsefmtQuantizer(HfQuantizer):
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         paths = kwargs.get("checkpoint_files")
         if paths and all(path.endswith(SUFFIX) for path in paths):
-            paths[:] = [CompressedFile(path, self.quantization_config.layout) for path in paths]
+            paths[:] = [CompressedFile(path, self.quantization_config) for path in paths]
             self._compress = False
         return model
 
@@ -83,7 +84,8 @@ class SparsefmtQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         self._check_shapes(model)
-        self.result = settling.settle(model, self._choice)
+        with budget.calling_it(ARGUMENT):
+            self.result = settling.settle(model, self._choice)
         return model
 
     def _check_shapes(self, model: Any) -> None:

@@ -113,7 +113,12 @@ class Group:
 
 
 def find_groups(
-    checkpoint: Checkpoint, patterns: tuple[str, ...], layout: str, threads: int, stack: ExitStack
+    checkpoint: Checkpoint,
+    patterns: tuple[str, ...],
+    layout: str,
+    threads: int,
+    max_decoded_bytes: int | None,
+    stack: ExitStack,
 ) -> tuple[list[Group], int]:
     """What is to be measured, in the order of the files, and how many tensors are left out because they are dense.
 
@@ -128,7 +133,7 @@ def find_groups(
         index = part.reader.index
         wanted = {index.aliases.get(name, name) for name in index.names if _matches(name, patterns)}
         with naming(part.path):
-            file = stack.enter_context(open_file(part.path, threads=threads))
+            file = stack.enter_context(open_file(part.path, threads=threads, max_decoded_bytes=max_decoded_bytes))
         for entry in index.tensors.values():
             if entry.name not in wanted:
                 continue
