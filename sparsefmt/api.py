@@ -125,7 +125,8 @@ def load(
 
     `bytes` may be kept and used as they are; a bytearray or memoryview is copied, since it could change.
     """
-    return _load_all(SparseFile(Memory(data), threads=threads, max_decoded_bytes=max_decoded_bytes), layout)
+    with SparseFile(Memory(data), threads=threads, max_decoded_bytes=max_decoded_bytes) as file:
+        return _load_all(file, layout)
 
 
 def open_file(

@@ -73,7 +73,8 @@ def save_file(
 
 def load(data: bytes, *, max_decoded_bytes: int | None = None) -> dict[str, np.ndarray]:
     """Load all tensors from the bytes of a file; otherwise like `load_file`."""
-    return all_tensors(SparseFile(Memory(data), max_decoded_bytes=max_decoded_bytes), NumpyFramework())
+    with SparseFile(Memory(data), max_decoded_bytes=max_decoded_bytes) as file:
+        return all_tensors(file, NumpyFramework())
 
 
 def load_file(

@@ -16,10 +16,14 @@ from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import CannotBeMapped, MappedFile, ReadFile, Source
 from sparsefmt.layouts import LAYOUTS, choose
 from sparsefmt.layouts.contract import Tile
+from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
 
 Backend = Literal["mmap", "pread"]
 BACKENDS = get_args(Backend)
+
+WORTH_GIVING_BACK = 1 << 25
+"""Bytes from which on, decoded from a file, buffers that have been freed are given back to the system."""
 
 
 class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
@@ -42,8 +46,10 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file, and of the buffers that decoding much of it has left behind."""
         self._reader.close()
+        if self._reader.decoded >= WORTH_GIVING_BACK:
+            give_back()
 
     @property
     def reader(self) -> Reader:

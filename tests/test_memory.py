@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import gc
 import mmap
+import subprocess
+import sys
 import threading
 import weakref
 
 import numpy as np
 import pytest
+import torch
 from helpers import weights
+from torch.nn.utils import prune
 
-from sparsefmt import SparseTensor, load, save
+import sparsefmt.numpy
+import sparsefmt.torch
+from sparsefmt import SparseTensor, load, load_file, save, save_file
 from sparsefmt.kernels import scratch as scratches
 from sparsefmt.kernels.scratch import scratch
 from sparsefmt.layouts import memory
 from sparsefmt.layouts.memory import ALIGNMENT, HUGE_PAGE, OVERREAD, Arena
+from sparsefmt.torch.packed import pack
 
 needs_huge_pages = pytest.mark.skipif(
     not hasattr(mmap, "MADV_HUGEPAGE"), reason="a system without huge pages to ask for"
 )
+
+needs_mappings = pytest.mark.skipif(not hasattr(mmap, "MAP_ANONYMOUS"), reason="a system without mappings of no file")
 
 
 def tile(*sizes: int) -> dict[str, np.ndarray]:
@@ -60,9 +69,98 @@ def test_an_arena_that_was_guessed_too_small_takes_more(monkeypatch):
 
 def test_small_tensors_and_other_systems_keep_what_they_have(monkeypatch):
     one = tile(10)
-    assert Arena(memory.WORTH_HUGE_PAGES - 1).keep(one) is one
-    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    assert Arena(memory.WORTH_A_MAPPING - 1).keep(one) is one
+    monkeypatch.delattr(mmap, "MAP_ANONYMOUS", raising=False)
     assert Arena(1 << 40).keep(one) is one
+
+
+@needs_mappings
+def test_without_huge_pages_arrays_still_lie_together(monkeypatch):
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    for expected in (memory.WORTH_A_MAPPING, memory.WORTH_HUGE_PAGES):
+        before = tile(1000, 2000)
+        after = Arena(expected).keep(before)
+        assert all(np.array_equal(after[name], before[name]) for name in before)
+        assert 0 < after["array1"].ctypes.data - after["array0"].ctypes.data < 2000
+
+
+@needs_mappings
+@pytest.mark.parametrize("layout", ["bitmask", "permuted"])
+@pytest.mark.parametrize("codec", ["raw", "zstd", "rans"])
+def test_what_is_loaded_is_not_copied_into_a_layer(layout, codec):
+    """A copy would leave the first one's pages behind, in the middle of what stays."""
+    array = weights(np.random.default_rng(3), (512, 512), np.float32, 0.8)
+    found = [SparseTensor.from_dense(array, layout), load(save({"w": array}, codec=codec), layout=layout)["w"]]
+    found.append(found[0].to_layout("bitmask" if layout == "permuted" else "permuted"))
+    for tensor in found:
+        assert tensor.nbytes > memory.WORTH_A_MAPPING
+        held = pack(tensor).arrays
+        begin, end = held.data_ptr(), held.data_ptr() + held.numel()
+        for part in (part for one in tensor._tiles for part in one.values()):
+            assert begin <= part.ctypes.data < part.ctypes.data + part.nbytes <= end
+
+
+needs_glibc = pytest.mark.skipif(memory._trim() is None, reason="another C library than glibc")
+
+
+@needs_glibc
+def test_what_was_freed_is_given_back():
+    code = """if True:
+        from pathlib import Path
+        import numpy as np
+        from sparsefmt.layouts.memory import give_back
+
+        def resident():
+            return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+        taken = [np.ones(5000, np.uint8) for _ in range(10_000)]
+        last = np.ones(5000, np.uint8)  # the heap cannot shrink below it
+        del taken
+        before = resident()
+        give_back()
+        assert before - resident() > 40_000_000, (before, resident())
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_glibc_nothing_is_given_back(monkeypatch):
+    monkeypatch.setattr(memory, "_trim", lambda: None)
+    memory.give_back()
+
+
+class TestGivingBack:
+    """Whoever loads, or compresses, much at a time gives back the buffers that it took for that."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        made: list[int] = []
+        for module in ("sparsefmt.opened", "sparsefmt.torch.models"):
+            monkeypatch.setattr(f"{module}.give_back", lambda: made.append(1))
+        monkeypatch.setattr("sparsefmt.opened.WORTH_GIVING_BACK", 20_000)
+        return made
+
+    def test_loading(self, calls, tmp_path):
+        array = weights(np.random.default_rng(3), (64, 512), np.float32, 0.8)
+        path = tmp_path / "w.sparsefmt"
+        save_file({"w": array}, path)
+        readers = [load_file, sparsefmt.numpy.load_file, sparsefmt.torch.load_file]
+        of_bytes = [load, sparsefmt.numpy.load, sparsefmt.torch.load]
+        for number, read in enumerate([*readers, *of_bytes], 1):
+            read(path.read_bytes() if read in of_bytes else path)
+            assert len(calls) == number
+
+    def test_little_is_not_worth_it(self, calls, tmp_path):
+        save_file({"w": np.ones((4, 4), np.float32)}, tmp_path / "w.sparsefmt")
+        load_file(tmp_path / "w.sparsefmt")
+        assert not calls
+
+    def test_sparsify(self, calls):
+        model = torch.nn.Sequential(torch.nn.Linear(64, 64))
+        sparsefmt.torch.sparsify(model)
+        assert not calls
+        prune.l1_unstructured(model[0], "weight", amount=0.9)
+        assert sparsefmt.torch.sparsify(model).sparse
+        assert calls == [1]
 
 
 @needs_huge_pages

@@ -180,20 +180,25 @@ def finished(subject: Subject, tiny: transformers.PreTrainedConfig) -> Subject:
     return subject
 
 
-def write_random(config: transformers.PreTrainedConfig, sparsity: float, folder: Path, *, causal: bool) -> None:
-    """A folder of a pruned model with random weights: bfloat16 if it continues texts, else float32."""
+def write_random(
+    config: transformers.PreTrainedConfig, sparsity: float, folder: Path, *, causal: bool, multiply: bool = False
+) -> None:
+    """A folder of a pruned model with random weights: bfloat16 if it continues texts, else float32.
+
+    multiply: multiply by masks, which makes half of the zeros -0.0.
+    """
     torch.manual_seed(0)
     kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     kind.from_config(config).to(torch.bfloat16 if causal else torch.float32).save_pretrained(folder)
-    prune_file(folder / "model.safetensors", folder / "model.safetensors", sparsity)
+    prune_file(folder / "model.safetensors", folder / "model.safetensors", sparsity, multiply)
 
 
-def prune_file(source: Path, target: Path, sparsity: float) -> None:
+def prune_file(source: Path, target: Path, sparsity: float, multiply: bool = False) -> None:
     """Set the smallest magnitudes of each Linear layer to zero, except those of the output layer."""
     tensors, metadata = read_safetensors(source)
     for name, tensor in tensors.items():
         if len(tensor.shape) == 2 and re.search(DEFAULT_INCLUDE, name) and not name.endswith("lm_head.weight"):
-            values = apply_mask(tensor.values, magnitude_mask(tensor.values, sparsity), multiply=False)
+            values = apply_mask(tensor.values, magnitude_mask(tensor.values, sparsity), multiply=multiply)
             tensors[name] = replace(tensor, values=values)
     write_safetensors(target, tensors, metadata)
 

@@ -32,11 +32,13 @@ class Reader:
         minor: its minor format version.
         size: bytes in the file.
         budget: what may be decoded at a time. Tiles keep to it; of more than a tile, the caller has to ask.
+        decoded: bytes that have been decoded so far, about.
     """
 
     def __init__(self, source: Source, max_decoded_bytes: int | None = None) -> None:
         self._source = source
         self.size = source.size
+        self.decoded = 0
         self.budget = Budget(self.size, max_decoded_bytes)
         head = source.read(0, min(sniff.HEAD_SIZE, self.size)).tobytes()
         self.minor = envelope.decode_preamble(head)
@@ -168,6 +170,7 @@ class Reader:
         except FormatError as error:
             raise FormatError(error.code, f"array {array!r}: {error.message}", offset=offset) from None
         self._source.forget(offset, stored_size)
+        self.decoded += raw_size
         return frozen(decoded)
 
     @staticmethod

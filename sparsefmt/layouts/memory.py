@@ -6,10 +6,13 @@ or from a file, where padding, index and trailer follow.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 
 import numpy as np
 
@@ -21,6 +24,9 @@ HUGE_PAGE = 1 << 21
 
 WORTH_HUGE_PAGES = 2 * HUGE_PAGE
 """Bytes from which a tensor's arrays go to huge pages."""
+
+WORTH_A_MAPPING = 1 << 16
+"""Bytes from which a tensor's arrays have memory of their own, in whole pages."""
 
 _REGION = 1 << 30
 """Most bytes to reserve at once: a file may claim more than it has."""
@@ -63,25 +69,52 @@ def padded_copy(array: np.ndarray) -> np.ndarray:
     return copy
 
 
+def give_back() -> None:
+    """Give the system the pages that the allocator of the C library keeps of what was freed. Milliseconds.
+
+    Loading takes and frees buffers in every thread, and each thread has an arena of the allocator: memory that would be
+    counted as the process's until somebody needs it. Other C libraries than glibc have no such call.
+    """
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _trim() -> Callable[[int], int] | None:
+    if sys.platform != "linux":
+        return None
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return None
+
+
 class Arena:
-    """Memory for all arrays of a tensor, behind each other in huge pages.
+    """Memory for all arrays of a tensor, behind each other, from the system and given back to it at once.
+
+    What a model keeps must not lie among the buffers that loading takes and frees: the allocator of the C library could
+    then give back next to nothing of those, and its arenas would be counted as the process's memory for as long as the
+    model lives. Arrays that lie together can also be shared as one piece of memory, where they would else be copied.
 
     A product reads a large tensor's arrays once each, from end to end. In pages of 4 KiB that is up to a third slower:
-    the processor's prefetchers stop at the end of every page. Where the system has no huge pages to ask for, and for
-    small tensors, arrays stay where they are.
+    the processor's prefetchers stop at the end of every page. Where the system has huge pages to ask for, arrays of
+    large tensors lie in them. Those of small tensors stay where they are.
     """
 
     def __init__(self, expected: int) -> None:
         """`expected`: bytes of all arrays together, about."""
         self._room = np.empty(0, np.uint8)
-        self._expected = expected if hasattr(mmap, "MADV_HUGEPAGE") else 0
+        self._expected = expected if hasattr(mmap, "MAP_ANONYMOUS") else 0
         self._lock = threading.Lock()
+
+    @property
+    def _is_used(self) -> bool:
+        return self._expected >= WORTH_A_MAPPING
 
     def keep(self, tile: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The tile with its arrays moved here, frozen."""
-        if self._expected < WORTH_HUGE_PAGES:
-            return tile
-        return {name: self.moved(array) for name, array in tile.items()}
+        return {name: self.moved(array) for name, array in tile.items()} if self._is_used else tile
 
     def moved(self, array: np.ndarray) -> np.ndarray:
         """A frozen copy of a flat array."""
@@ -92,11 +125,11 @@ class Arena:
     def zeros(self, length: int, dtype: np.dtype) -> np.ndarray:
         """Like `memory.zeros`, here. Safe to call from many threads, as `empty` is."""
         # fresh pages are zero
-        return self.empty(length, dtype) if self._expected >= WORTH_HUGE_PAGES else zeros(length, dtype)
+        return self.empty(length, dtype) if self._is_used else zeros(length, dtype)
 
     def empty(self, length: int, dtype: np.dtype) -> np.ndarray:
         """Like `memory.empty`, here."""
-        if self._expected < WORTH_HUGE_PAGES:
+        if not self._is_used:
             return empty(length, dtype)
         nbytes = length * dtype.itemsize
         needed = -(-nbytes // ALIGNMENT) * ALIGNMENT + OVERREAD
@@ -110,12 +143,15 @@ class Arena:
         """Fresh memory, zero, as yet without pages; lives as long as an array in it does."""
         expected = min(self._expected, _REGION)
         # arrays begin at lines of the cache, and the size was a guess; pages that nobody writes to cost nothing
-        size = max(needed, expected + expected // 16)
+        size = max(needed, expected + expected // 4)
+        huge = HUGE_PAGE if expected >= WORTH_HUGE_PAGES and hasattr(mmap, "MADV_HUGEPAGE") else 0
         try:
-            region = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            region = mmap.mmap(-1, size + huge, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, ValueError):
             raise LimitError("memory", f"arrays of {size:,} bytes do not fit in memory") from None
         block = np.frombuffer(region, np.uint8)
+        if not huge:
+            return block[:size]
         start = -block.ctypes.data % HUGE_PAGE
         # the last huge page would be filled in part only
         whole = max(needed, expected) // HUGE_PAGE * HUGE_PAGE

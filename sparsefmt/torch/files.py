@@ -94,7 +94,8 @@ def save_file(
 
 def load(data: bytes, *, max_decoded_bytes: int | None = None) -> dict[str, torch.Tensor]:
     """Load all tensors from the bytes of a file, on the CPU; otherwise like `load_file`."""
-    return all_tensors(SparseFile(Memory(data), max_decoded_bytes=max_decoded_bytes), TorchFramework())
+    with SparseFile(Memory(data), max_decoded_bytes=max_decoded_bytes) as file:
+        return all_tensors(file, TorchFramework())
 
 
 def load_file(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from sparsefmt.frameworks.pytorch import intake_of
+from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.choice import MIN_SPARSITY, Choice
 from sparsefmt.torch.derived import transposed
@@ -231,6 +232,8 @@ def _compressed(
     groups.reverse()
     while groups:
         _compress(model, choice, groups.pop(), result)
+    if result.sparse:
+        give_back()
     return result
 
 

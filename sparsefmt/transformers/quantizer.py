@@ -13,6 +13,7 @@ from sparsefmt.container import budget
 from sparsefmt.frameworks.pytorch import intake_of
 from sparsefmt.interchange.huggingface import METHOD
 from sparsefmt.layouts import choose
+from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.choice import Choice
 from sparsefmt.torch.layers import Holder
@@ -86,6 +87,7 @@ class SparsefmtQuantizer(HfQuantizer):
         self._check_shapes(model)
         with budget.calling_it(ARGUMENT):
             self.result = settling.settle(model, self._choice)
+        give_back()
         return model
 
     def _check_shapes(self, model: Any) -> None:
