@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from types import TracebackType
@@ -11,10 +12,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from sparsefmt import slicing
+from sparsefmt.container.budget import Account
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import CannotBeMapped, MappedFile, ReadFile, Source
-from sparsefmt.layouts import LAYOUTS, choose
+from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
@@ -90,20 +92,42 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
             FormatError, ChecksumError: the file is damaged or forged.
             LimitError: it takes more than `max_decoded_bytes`, or than there is.
         """
+        return self.load_within(self._reader.budget.account(), name, layout)
+
+    def load_within(self, account: Account, name: str, layout: str = "auto") -> SparseTensor | np.ndarray:
+        """`load`, with an account that several tensors have together. For the library itself."""
         entry = self._entry(name)
         if layout != "auto" and layout not in LAYOUTS:
             raise ValueError(f"layout must be 'auto' or one of {', '.join(map(repr, LAYOUTS))}, not {layout!r}")
-        if layout == "dense" or not entry.layout.sparse:
-            return self.get_tensor(name)
-        target = self._target(entry, layout)
-        self._reader.budget.expect(self._reader.decoded_bytes(entry, target), entry.name)
-        tiles = self._reader.tiles(entry, target, self._threads)
-        return SparseTensor(entry.dtype, entry.shape, target, entry.tile_rows, tiles, self._reader.budget)
+        target, most = self._target(entry, layout)
+        if target == "dense":
+            return self.get_tensor_within(account, name)
+        if target != entry.layout.name:
+            signs = self._reader.sign_bytes(entry)
+            account.take(signs, entry.name)
+            taking = _Taking(account, entry.name, most)
+            try:
+                tiles = self._reader.tiles(entry, target, self._threads, taking.take)
+                return self._made(entry, target, tiles)
+            except _TooManyBytes:
+                # its rows differ so much that padding would take more than is gained: only now is that known
+                taking.give_back()
+                account.give_back(signs)
+                target = entry.layout.name
+        account.take(self._reader.decoded_bytes(entry, target), entry.name)
+        return self._made(entry, target, self._reader.tiles(entry, target, self._threads))
+
+    def _made(self, entry: TensorEntry, layout: str, tiles: list[Tile]) -> SparseTensor:
+        return SparseTensor(entry.dtype, entry.shape, layout, entry.tile_rows, tiles, self._reader.budget)
 
     def get_tensor(self, name: str) -> np.ndarray:
         """One tensor as a dense numpy array, bit for bit. Holds one tile per thread beside the result."""
+        return self.get_tensor_within(self._reader.budget.account(), name)
+
+    def get_tensor_within(self, account: Account, name: str) -> np.ndarray:
+        """`get_tensor`, with an account that several tensors have together. For the library itself."""
         entry = self._entry(name)
-        self._reader.budget.expect(self._reader.decoded_bytes(entry, "dense"), entry.name)
+        account.take(self._reader.decoded_bytes(entry, "dense"), entry.name)
         bits = slicing.dense_array(entry.rows, entry.cols, entry.dtype)
 
         def fill(tile: Tile, number: int) -> None:
@@ -120,16 +144,20 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         return TensorSlice(self, self._entry(name))
 
     def expect_budget(self, layout: str) -> None:
-        """Raise LimitError if all tensors together, loaded with this layout, take more than `max_decoded_bytes`."""
+        """Raise LimitError if all tensors together, loaded with this layout, take more than `max_decoded_bytes`.
+
+        Names of one tensor count once. Before anything is read: how much `permuted` is padded is not known yet.
+        """
         reader = self._reader
         entries = reader.index.tensors.values()
-        reader.budget.expect(sum(reader.decoded_bytes(entry, self._target(entry, layout)) for entry in entries))
+        reader.budget.expect(sum(reader.decoded_bytes(entry, self._target(entry, layout)[0]) for entry in entries))
 
-    def _target(self, entry: TensorEntry, layout: str) -> str:
-        """The layout in which `load(name, layout)` holds a tensor."""
+    def _target(self, entry: TensorEntry, layout: str) -> tuple[str, int | None]:
+        """The layout in which `load(name, layout)` holds a tensor if that takes no more than so many bytes; None for
+        however many."""
         if not entry.layout.sparse:
-            return "dense"
-        return self.layout_to_compute(entry) if layout == "auto" else layout
+            return "dense", None
+        return self._reader.best_layout(entry) if layout == "auto" else (layout, None)
 
     def _entry(self, name: str) -> TensorEntry:
         try:
@@ -138,14 +166,9 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
             raise KeyError(f"no tensor {name!r} in this file; it has {len(self)} others") from None
 
     def layout_to_compute(self, entry: TensorEntry) -> str:
-        """The layout in which `load(name, "auto")` holds a tensor that is stored sparse. For the library itself."""
-        stored = entry.layout.name
-        # `permuted` is in a file because somebody chose it; `bitmask` may be there only because it codes well
-        if stored == "permuted" or self._reader.is_raw(entry):
-            return stored
-        assert entry.nnz is not None
-        best = choose.for_computing(entry.dtype, entry.rows, entry.cols, entry.nnz)
-        return stored if best == "dense" else best
+        """The layout in which `load(name, "auto")` holds a tensor that is stored sparse, unless the counts of its rows
+        differ so much that it stays as it is stored. For the library itself."""
+        return self._reader.best_layout(entry)[0]
 
     def _rows(self, entry: TensorEntry, wanted: np.ndarray, cols: slice) -> np.ndarray:
         # whole rows are unpacked, and then cut
@@ -160,6 +183,31 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
             lambda number: self._reader.tile(entry, number),
             self._threads,
         )
+
+
+class _TooManyBytes(Exception):
+    """A tensor takes more bytes in a layout than it would be chosen for."""
+
+
+class _Taking:
+    """Bytes that one tensor takes of an account, at most `most` (None for however many)."""
+
+    def __init__(self, account: Account, tensor: str, most: int | None) -> None:
+        self._account, self._tensor, self._most = account, tensor, most
+        self._lock = threading.Lock()
+        self._taken = 0
+
+    def take(self, nbytes: int) -> None:
+        with self._lock:
+            if self._most is not None and self._taken + nbytes > self._most:
+                raise _TooManyBytes
+            self._account.take(nbytes, self._tensor)
+            self._taken += nbytes
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._account.give_back(self._taken)
+            self._taken = 0
 
 
 class TensorSlice:

@@ -14,7 +14,7 @@ from sparsefmt.container.index import Index
 from sparsefmt.container.names import check_name
 from sparsefmt.container.writer import Sink, Writer
 from sparsefmt.errors import FormatError, SparsefmtError
-from sparsefmt.intake import Intake, choose_layout, identity_of, intake_of
+from sparsefmt.intake import Intake, Survey, identity_of, intake_of
 from sparsefmt.layouts import choose
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.tensor import SparseTensor
@@ -52,7 +52,7 @@ class TensorWriter:
             raise ValueError(f"negative_zeros must be 'keep' or 'drop', not {negative_zeros!r}")
         self._writer = Writer(sink, codec=codec, metadata=metadata, thread_count=threads, progress=progress)
         self._layout = layout
-        self._entropy_coded = codec != "raw"
+        self._purpose: choose.Purpose = "raw" if codec == "raw" else "coded"
         self._drop = negative_zeros == "drop"
         self._threads = threads
 
@@ -77,15 +77,12 @@ class TensorWriter:
         """Write what makes the file whole, and return what is in it."""
         return self._writer.finish()
 
-    def _choose_layout(self, value: Intake | SparseTensor, nnz: int) -> str:
-        dtype = value.dtype if isinstance(value, Intake) else value.operand().dtype
-        return choose_layout(dtype, value.shape, self._layout, nnz, self._entropy_coded)
-
     def _add_dense(self, name: str, intake: Intake) -> TensorEntry:
-        nnz = negatives = 0
+        survey = Survey(0, 0, 0)
         if self._drop or choose.can_be_sparse(intake.dtype, intake.shape, intake.cols):
-            nnz, negatives = intake.survey(self._threads)
-        layout = self._choose_layout(intake, nnz)
+            survey = intake.survey(self._threads)
+        nnz, negatives = survey.nnz, survey.negative_zeros
+        layout = choose.layout_for(self._layout, self._purpose, intake.shape, intake.filling(survey))
         return self._writer.add(
             name,
             intake.dtype,
@@ -100,7 +97,7 @@ class TensorWriter:
 
     def _add_laid_out(self, name: str, tensor: SparseTensor) -> TensorEntry:
         """Write a tensor that is laid out already: tile by tile, never dense between sparse layouts."""
-        layout = self._choose_layout(tensor, tensor.nnz)
+        layout = choose.layout_for(self._layout, self._purpose, tensor.shape, tensor.filling())
         if layout == "dense":
             return self._add_dense(name, intake_of(tensor))
         operand = tensor.operand()

@@ -11,11 +11,12 @@ from sparsefmt.container.budget import Budget
 from sparsefmt.container.names import matrix_view
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import UnsupportedError
-from sparsefmt.intake import Intake, choose_layout, intake_of, is_scipy_sparse
+from sparsefmt.intake import Intake, intake_of, is_scipy_sparse
 from sparsefmt.layouts import LAYOUTS
-from sparsefmt.layouts.choose import expected_bytes
+from sparsefmt.layouts.choose import Filling, layout_for
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import Arena, frozen, padded_copy
+from sparsefmt.layouts.permuted import padded_nnz
 from sparsefmt.threads import in_order
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ class SparseTensor:
 
     @classmethod
     def _from_intake(cls, intake: Intake, wanted: str, threads: int | None) -> SparseTensor:
-        nnz = intake.survey(threads).nnz
-        layout = choose_layout(intake.dtype, intake.shape, wanted, nnz, entropy_coded=False)
+        filling = intake.filling(intake.survey(threads))
+        layout = layout_for(wanted, "computing", intake.shape, filling)
         if wanted not in ("auto", layout):
             raise UnsupportedError(
                 "layout-invalid",
@@ -102,7 +103,7 @@ class SparseTensor:
             )
         height = intake.tile_rows(layout)
         tiles = in_order(intake.tile_maker(layout), range(-(-intake.rows // height) if height else 0), threads)
-        arena = Arena(expected_bytes(layout, intake.dtype, *matrix_view(intake.shape), nnz))
+        arena = Arena(filling.nbytes(layout))
         return cls(intake.dtype, intake.shape, layout, height, [arena.keep(tile) for tile in tiles])
 
     @property
@@ -238,7 +239,7 @@ class SparseTensor:
         if not self._layout.sparse or layout not in LAYOUTS:
             return SparseTensor.from_dense(self.todense(threads), layout, threads=threads)
         tiles = in_order(lambda number: self.converted(number, layout), range(len(self._tiles)), threads)
-        arena = Arena(expected_bytes(layout, self._dtype, *matrix_view(self._shape), self.nnz))
+        arena = Arena(self.filling().nbytes(layout))
         kept = [arena.keep(tile) for tile in tiles]
         return SparseTensor(self._dtype, self._shape, layout, self._tile_rows, kept, self._budget)
 
@@ -276,6 +277,12 @@ class SparseTensor:
             rows, cols = matrix_view(self._shape)
             self._operand = Operand(self._dtype, rows, cols, self._layout.name, self._tile_rows, self._tiles)
         return self._operand
+
+    def filling(self) -> Filling:
+        """What the sizes of its arrays in any layout follow from, of a sparse one. O(rows). For the library itself."""
+        rows, cols = matrix_view(self._shape)
+        padded = sum(padded_nnz(self._layout.counts(tile)) for tile in self._tiles)
+        return Filling(self._dtype, rows, cols, self._tile_rows, self.nnz, padded)
 
     def _height(self, number: int) -> int:
         """Rows of tile `number`."""

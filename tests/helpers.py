@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,7 @@ from sparsefmt.cli import main
 from sparsefmt.codecs.contract import Codec, Place
 from sparsefmt.dtypes import DTYPES, DType, as_bits
 from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 from sparsefmt.layouts.convert import convert
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +69,30 @@ def weights(
     mask = rng.random(shape) >= sparsity
     values = values * mask if negative_zeros else np.where(mask, values, 0)
     return values.astype(numpy_dtype)
+
+
+def skewed(seed: int, shape: tuple[int, ...], dtype: DType) -> np.ndarray:
+    """A tensor whose rows have equally many nonzeros, or very different ones: which, the seed decides."""
+    rng = np.random.default_rng(seed)
+    rows, cols = shape[0], prod(shape[1:])
+    share = rng.choice([0.0, 0.01, 0.05, 0.2, 0.3, 0.5, 0.75, 0.95, 1.0])
+    shares = {
+        "even": np.full(rows, share),
+        "few full rows": np.where(rng.random(rows) < 0.1, 1.0, share / 10),
+        "one full row": np.where(np.arange(rows) == rng.integers(rows), 1.0, 0.0),
+        "any": rng.random(rows) ** rng.integers(1, 10),
+    }[rng.choice(["even", "few full rows", "one full row", "any"])]
+    bits = as_bits(random_bits(rng, (rows, cols), dtype), dtype) | 1
+    bits[rng.random((rows, cols)) >= shares[:, None]] = 0
+    return bits.view(dtype.numpy).reshape(shape)
+
+
+def layout_nbytes(tensor: sparsefmt.SparseTensor | np.ndarray) -> int:
+    """Bytes of all arrays of a tensor but `negative_zeros`."""
+    if isinstance(tensor, np.ndarray):
+        return tensor.nbytes
+    tiles = tensor.operand().tiles
+    return sum(array.nbytes for tile in tiles for name, array in tile.items() if name != NEGATIVE_ZEROS)
 
 
 def same_bits(left: np.ndarray, right: np.ndarray) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,6 +44,30 @@ class Budget:
                 f" {limit:,}: raise {_ARGUMENT} if you trust it",
                 tensor=tensor,
             )
+
+    def account(self) -> Account:
+        """An account for one call that takes memory more than once."""
+        return Account(self)
+
+
+class Account:
+    """What one call takes, array after array, all together within the budget. Safe to use from many threads."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._lock = threading.Lock()
+        self._taken = 0
+
+    def take(self, nbytes: int, tensor: str | None = None) -> None:
+        """Say that so many bytes are about to be allocated. Raises LimitError if they are too many by now."""
+        with self._lock:
+            self._budget.expect(self._taken + nbytes, tensor)
+            self._taken += nbytes
+
+    def give_back(self, nbytes: int) -> None:
+        """Say that so many bytes that were taken are not needed after all."""
+        with self._lock:
+            self._taken -= nbytes
 
 
 @contextmanager

@@ -108,40 +108,80 @@ class Reader:
                 "negative-zeros-empty", f"array {NEGATIVE_ZEROS!r} marks none and must be left out", tensor=entry.name
             )
 
-    def tiles(self, entry: TensorEntry, layout: str | None = None, thread_count: int | None = None) -> list[Tile]:
-        """All tiles of a tensor, in `layout` if given, else as stored. Never dense between sparse layouts."""
+    def tiles(
+        self,
+        entry: TensorEntry,
+        layout: str | None = None,
+        thread_count: int | None = None,
+        taking: Callable[[int], None] = lambda nbytes: None,
+    ) -> list[Tile]:
+        """All tiles of a tensor, in `layout` if given, else as stored. Never dense between sparse layouts.
 
+        Args:
+            taking: where tiles are converted, called with the bytes of each array of `layout`, from several threads,
+                before it is allocated. `decoded_bytes` tells those of tiles that stay as they are stored.
+        """
         target = layout or entry.layout.name
         same = target == entry.layout.name
         if same and self.is_raw(entry):
             return list(self.each_tile(entry, lambda tile, number: tile, thread_count))
-        arena = Arena(choose.expected_bytes(target, entry.dtype, entry.rows, entry.cols, entry.nnz or 0))
+        arena = Arena(self.filling(entry).nbytes(target))
         if same:
             return list(self.each_tile(entry, lambda tile, number: tile, thread_count, arena))
 
+        def zeros(length: int, dtype: np.dtype) -> np.ndarray:
+            taking(length * dtype.itemsize)
+            return arena.zeros(length, dtype)
+
         def converted(tile: Tile, number: int) -> Tile:
             begin, end = entry.tile_range(number)
-            tile = convert(tile, entry.layout.name, target, entry.dtype, end - begin, entry.cols, arena.zeros)
+            tile = convert(tile, entry.layout.name, target, entry.dtype, end - begin, entry.cols, zeros)
             tile = {array: frozen(data) for array, data in tile.items()}
             return arena.keep(tile) if "dense" in (entry.layout.name, target) else tile
 
         return list(self.each_tile(entry, converted, thread_count))
 
     def decoded_bytes(self, entry: TensorEntry, layout: str) -> int:
-        """Memory that a tensor takes in a layout, about, going by the index: nothing for what stays mapped."""
+        """Memory that a tensor takes in a layout, going by the index: nothing for what stays mapped.
+
+        To the byte, except that it is the least for a sparse layout that is not the stored one: how much `permuted` is
+        padded shows only when the tiles are converted.
+        """
         if layout == entry.layout.name != "dense":
             return self._decoded_bytes(entry, range(entry.tiles))
         if layout == "dense":
             return entry.elements * entry.dtype.numpy.itemsize
-        return choose.expected_bytes(layout, entry.dtype, entry.rows, entry.cols, entry.nnz or 0)
+        return self.filling(entry).nbytes(layout) + self.sign_bytes(entry)
+
+    def sign_bytes(self, entry: TensorEntry) -> int:
+        """Bytes that `negative_zeros`, which is the same in every layout, decodes to."""
+        if NEGATIVE_ZEROS not in entry.codecs:
+            return 0
+        place, arrays = list(entry.codecs).index(NEGATIVE_ZEROS), len(entry.codecs)
+        return _coded_bytes(self.index.chunks[entry.first_chunk :][: entry.chunk_count][place::arrays])
+
+    def best_layout(self, entry: TensorEntry) -> tuple[str, int]:
+        """The layout in which to hold a tensor that is stored sparse, if that takes no more than so many bytes, padding
+        included; else the one in which it is stored is the best."""
+        stored = entry.layout.name
+        # `permuted` is in a file because somebody chose it; `bitmask` may be there only because it codes well
+        if stored != "bitmask" or self.is_raw(entry):
+            return stored, self.decoded_bytes(entry, stored)
+        filling = self.filling(entry)
+        most = filling.most_bytes_of_permuted()
+        return ("permuted" if filling.nbytes("permuted") <= most else stored), most
+
+    @staticmethod
+    def filling(entry: TensorEntry) -> choose.Filling:
+        """How full a tensor is, going by the index, with slices of `permuted` that need no padding."""
+        nnz = entry.nnz or 0
+        return choose.Filling(entry.dtype, entry.rows, entry.cols, entry.tile_rows, nnz, nnz)
 
     def _decoded_bytes(self, entry: TensorEntry, tiles: range) -> int:
         """Bytes that some tiles' coded arrays decode to."""
         arrays = len(entry.codecs)
         first, last = entry.first_chunk + tiles.start * arrays, entry.first_chunk + tiles.stop * arrays
-        chunks = self.index.chunks[first:last]
-        # as Python's integers, which do not overflow
-        return sum(chunks["raw"][chunks["stored"] < chunks["raw"]].tolist())
+        return _coded_bytes(self.index.chunks[first:last])
 
     def is_raw(self, entry: TensorEntry) -> bool:
         """Whether all arrays that a kernel needs are stored as they are in memory."""
@@ -178,3 +218,9 @@ class Reader:
         # a check of every array: this is faster than .any()
         if padding.tobytes().strip(b"\0"):
             raise FormatError("padding-not-zero", "padding is not zero", offset=offset + int(padding.argmax()))
+
+
+def _coded_bytes(chunks: np.ndarray) -> int:
+    """Bytes that those chunks decode to that are coded."""
+    # as Python's integers, which do not overflow
+    return sum(chunks["raw"][chunks["stored"] < chunks["raw"]].tolist())

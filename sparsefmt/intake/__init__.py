@@ -7,18 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from sparsefmt.container.names import matrix_view
-from sparsefmt.dtypes import DType
 from sparsefmt.intake.arrays import ArrayIntake, BytesIntake
 from sparsefmt.intake.contract import Intake, Survey
-from sparsefmt.layouts import LAYOUTS, choose
 
 __all__ = [
     "ArrayIntake",
     "BytesIntake",
     "Intake",
     "Survey",
-    "choose_layout",
     "identity_of",
     "intake_of",
     "is_scipy_sparse",
@@ -79,16 +75,3 @@ def _is_pydata_sparse(value: Any) -> bool:
     # of that name, there are other modules
     kind = getattr(sys.modules.get("sparse"), "SparseArray", None)
     return isinstance(kind, type) and isinstance(value, kind)
-
-
-def choose_layout(dtype: DType, shape: tuple[int, ...], wanted: str, nnz: int, entropy_coded: bool) -> str:
-    """The layout that `wanted` ("auto" or a name) means for a tensor; "dense" where the format allows nothing else."""
-    if wanted != "auto" and wanted not in LAYOUTS:
-        raise ValueError(f"layout must be 'auto' or one of {', '.join(map(repr, LAYOUTS))}, not {wanted!r}")
-    rows, cols = matrix_view(shape)
-    if not choose.can_be_sparse(dtype, shape, cols):
-        return "dense"
-    if wanted != "auto":
-        return wanted
-    rule = choose.for_storing if entropy_coded else choose.for_computing
-    return rule(dtype, rows, cols, nnz)

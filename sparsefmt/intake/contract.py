@@ -18,6 +18,7 @@ from sparsefmt.dtypes import DType
 from sparsefmt.layouts import LAYOUTS, choose
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import frozen
+from sparsefmt.layouts.permuted import padded_nnz
 from sparsefmt.threads import in_order
 
 
@@ -27,10 +28,12 @@ class Survey(NamedTuple):
     Attributes:
         nnz: elements that are neither 0 nor -0.0.
         negative_zeros: elements that are -0.0.
+        padded_nnz: elements that layout `permuted` would store, those that pad its slices included.
     """
 
     nnz: int
     negative_zeros: int
+    padded_nnz: int
 
 
 class Intake(ABC):
@@ -58,19 +61,31 @@ class Intake(ABC):
 
     def survey(self, threads: int | None = None) -> Survey:
         """Count nonzeros and negative zeros. One read of the tensor, in parallel."""
-        if not self.dtype.prunable:
-            return Survey(0, 0)
+        if not self.dtype.prunable or not self.rows * self.cols:
+            return Survey(0, 0, 0)
         from sparsefmt.layouts.passes import scan
 
-        def count(begin: int) -> tuple[int, int]:
-            bits = frozen(self.bits(begin, min(self.rows, begin + height)))
-            counts = np.empty(bits.shape[0], np.int64)
-            negatives = scan.count(bits, bits.dtype.type(self.dtype.negative_zero), counts)
-            return int(counts.sum()), negatives
+        at_once = choose.tile_rows(self.rows, self.cols)
+        # padding depends on which rows are in a tile; what cannot be laid out sparse has none
+        height = self.tile_rows("permuted") or at_once
 
-        height = choose.tile_rows(self.rows, self.cols)
-        counts = list(in_order(count, range(0, self.rows if height else 0, height or 1), threads))
-        return Survey(sum(nnz for nnz, _ in counts), sum(negatives for _, negatives in counts))
+        def survey_tile(begin: int) -> Survey:
+            end = min(self.rows, begin + height)
+            counts, negatives = np.empty(end - begin, np.int64), 0
+            for first in range(begin, end, at_once):
+                last = min(end, first + at_once)
+                bits = frozen(self.bits(first, last))
+                negative_zero = bits.dtype.type(self.dtype.negative_zero)
+                negatives += scan.count(bits, negative_zero, counts[first - begin : last - begin])
+            return Survey(int(counts.sum()), negatives, padded_nnz(counts))
+
+        tiles = list(in_order(survey_tile, range(0, self.rows, height), threads))
+        return Survey(*map(sum, zip(*tiles, strict=True)))
+
+    def filling(self, survey: Survey) -> choose.Filling:
+        """What the sizes of its arrays follow from."""
+        height = self.tile_rows("permuted") or 1
+        return choose.Filling(self.dtype, self.rows, self.cols, height, survey.nnz, survey.padded_nnz)
 
     def tile_rows(self, layout: str) -> int:
         """Rows per tile for `layout`."""

@@ -68,6 +68,9 @@ class Bitmask(Layout):
     def nnz(self, tile: Tile) -> int:
         return int(tile["row_offsets"][-1])
 
+    def counts(self, tile: Tile) -> np.ndarray:
+        return np.diff(tile["row_offsets"])
+
     def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Tile:
         from sparsefmt.layouts.passes import bitmask as passes
 

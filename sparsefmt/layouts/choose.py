@@ -4,16 +4,21 @@ The rule, documented in README ("Choosing a layout"):
 
 1. 0-d and 1-d tensors, types that cannot be pruned, and whatever a sparse layout would not make at least 10 % smaller
    are `dense`. Few columns or few zeros end here: every row costs some bytes of its own.
-2. Arrays that will be computed on are `permuted` from PERMUTED_FROM zeros on, below that `bitmask`.
+2. Arrays that will be computed on are `permuted` from PERMUTED_FROM zeros on, below that `bitmask`. `bitmask` it is too
+   where the slices of `permuted` would be padded much: where there are few rows, or one of many is full.
 3. Arrays that are entropy coded are `bitmask`: a coded mask is smaller than coded columns at every sparsity, and
    turning it into `permuted` while loading costs little beside decoding.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Literal
+
 from sparsefmt.dtypes import DType
+from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.bitmask import mask_stride
-from sparsefmt.layouts.permuted import MAX_U16_COLS
+from sparsefmt.layouts.permuted import MAX_U16_COLS, slices_of
 from sparsefmt.limits import MAX_SPARSE_COLS, MAX_SPARSE_TILE_POSITIONS, MAX_SPARSE_TILE_ROWS
 
 PERMUTED_FROM = 0.7
@@ -25,6 +30,16 @@ on. Below, it takes up to 40 % more memory in float32, and in 16-bit types as mu
 
 WORTHWHILE = 0.9
 """A sparse layout must be smaller than this part of the dense bytes."""
+
+MOST_PADDING = 1.25
+"""`permuted` may store this many times as many elements as there are nonzeros, unless it is smaller than `bitmask` all
+the same: padding is multiplied and takes memory like any other element. Slices of seven rows and more keep to it."""
+
+CHUNK_OVERHEAD = 96
+"""Bytes that a chunk of a file takes at most beside its own: 32 in the index, and up to 63 of padding."""
+
+_MOST_ARRAYS = 6
+"""Arrays of a tile in the sparse layout that has most of them, with `negative_zeros`."""
 
 TILE_POSITIONS = 1 << 20
 """Target for rows times columns of a tile: a few MiB dense, enough for a core to be busy with, little enough to load
@@ -41,31 +56,87 @@ def can_be_sparse(dtype: DType, shape: tuple[int, ...], cols: int) -> bool:
     )
 
 
-def for_computing(dtype: DType, rows: int, cols: int, nnz: int) -> str:
-    """The layout to compute with, for a tensor that can be sparse."""
-    width = dtype.bits_dtype.itemsize
-    bitmask, permuted = (expected_bytes(layout, dtype, rows, cols, nnz) for layout in ("bitmask", "permuted"))
-    if min(bitmask, permuted) > WORTHWHILE * rows * cols * width:
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """How full a matrix is: what the sizes of its arrays follow from.
+
+    Attributes:
+        tile_rows: rows in every tile but the last.
+        nnz: elements that are not pruned.
+        padded_nnz: elements that `permuted` stores: those, and the padding of its slices, which depends on how many each
+            row of a tile has (`layouts.permuted.padded_nnz`).
+    """
+
+    dtype: DType
+    rows: int
+    cols: int
+    tile_rows: int
+    nnz: int
+    padded_nnz: int
+
+    def nbytes(self, layout: str) -> int:
+        """Bytes of all arrays in memory, to the byte, without `negative_zeros`."""
+        width = self.dtype.bits_dtype.itemsize
+        if layout == "bitmask":
+            return self.rows * (mask_stride(self.cols) + 4) + 4 * self.tiles + self.nnz * width
+        if layout == "permuted":
+            slices = (self.tiles - 1) * slices_of(self.tile_rows) + slices_of(self._rows_of_last_tile)
+            column = 2 if self.cols <= MAX_U16_COLS else 4
+            return self.rows * 6 + 4 * (slices + self.tiles) + self.padded_nnz * (width + column)
+        return self.dtype.nbytes(self.rows * self.cols)
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.rows // self.tile_rows)
+
+    @property
+    def _rows_of_last_tile(self) -> int:
+        return self.rows - (self.tiles - 1) * self.tile_rows
+
+    def most_bytes_of_permuted(self) -> int:
+        """Bytes up to which `permuted` is the layout to compute with, whatever its padding is; -1 if it never is."""
+        worthwhile, bitmask = int(WORTHWHILE * self.nbytes("dense")), self.nbytes("bitmask")
+        if bitmask > worthwhile:
+            return worthwhile
+        # half an element: a share of the elements was pruned, and there is no half of one
+        if self.nnz > (1 - PERMUTED_FROM) * self.rows * self.cols + 0.5:
+            return -1
+        padded = replace(self, padded_nnz=int(MOST_PADDING * self.nnz))
+        return min(worthwhile, max(bitmask, padded.nbytes("permuted")))
+
+
+Purpose = Literal["computing", "raw", "coded"]
+"""What a layout is chosen for: arrays in memory; arrays in a file, stored as they are, or entropy coded."""
+
+
+def layout_for(wanted: str, purpose: Purpose, shape: tuple[int, ...], filling: Filling) -> str:
+    """The layout that `wanted` ("auto" or a name) means for a tensor; "dense" where the format allows nothing else.
+
+    With "auto", arrays never take more than those of `dense`: in memory, and in a file where they are stored raw.
+
+    Raises:
+        ValueError: another name.
+    """
+    if wanted != "auto" and wanted not in LAYOUTS:
+        raise ValueError(f"layout must be 'auto' or one of {', '.join(map(repr, LAYOUTS))}, not {wanted!r}")
+    if not can_be_sparse(filling.dtype, shape, filling.cols):
         return "dense"
-    if bitmask > WORTHWHILE * rows * cols * width:
-        return "permuted"
-    # half an element: a share of the elements was pruned, and there is no half of one
-    return "permuted" if nnz <= (1 - PERMUTED_FROM) * rows * cols + 0.5 else "bitmask"
+    if wanted != "auto":
+        return wanted
+    # a file has an entry for the tensor, too
+    overhead = CHUNK_OVERHEAD * (_MOST_ARRAYS * filling.tiles + 1) if purpose == "raw" else 0
+    best = for_computing(filling, overhead)
+    return "bitmask" if purpose == "coded" and best != "dense" else best
 
 
-def expected_bytes(layout: str, dtype: DType, rows: int, cols: int, nnz: int) -> int:
-    """Bytes of a tensor's arrays, about: without what pads the slices of `permuted`, and without `negative_zeros`."""
-    width = dtype.bits_dtype.itemsize
-    if layout == "bitmask":
-        return rows * (mask_stride(cols) + 4) + nnz * width
-    if layout == "permuted":
-        return rows * 13 // 2 + nnz * (width + (2 if cols <= MAX_U16_COLS else 4))
-    return dtype.nbytes(rows * cols)
+def for_computing(filling: Filling, overhead: int = 0) -> str:
+    """The layout to compute with, for a tensor that can be sparse.
 
-
-def for_storing(dtype: DType, rows: int, cols: int, nnz: int) -> str:
-    """The layout to entropy code, for a tensor that can be sparse."""
-    return "dense" if for_computing(dtype, rows, cols, nnz) == "dense" else "bitmask"
+    Args:
+        overhead: bytes that a sparse layout takes beside its arrays.
+    """
+    best = "permuted" if filling.nbytes("permuted") <= filling.most_bytes_of_permuted() else "bitmask"
+    return best if filling.nbytes(best) + overhead <= WORTHWHILE * filling.nbytes("dense") else "dense"
 
 
 def tile_rows(rows: int, cols: int) -> int:
@@ -82,5 +153,7 @@ def tile_rows(rows: int, cols: int) -> int:
 
 def sparse_tile_rows(rows: int, cols: int) -> int:
     """Like `tile_rows`, within the limits of sparse layouts, and whole slices of eight rows where the limits allow."""
+    if not rows or not cols:
+        return 0
     most = min(MAX_SPARSE_TILE_ROWS, MAX_SPARSE_TILE_POSITIONS // cols)
     return min(rows, most, max(tile_rows(rows, cols), 8))

@@ -61,6 +61,10 @@ class Layout(ABC):
     def nnz(self, tile: Tile) -> int:
         """Number of stored values, padding not counted."""
 
+    def counts(self, tile: Tile) -> np.ndarray:
+        """Number of stored values in each row of a sparse layout, padding not counted; in any order of rows."""
+        raise NotImplementedError
+
     @abstractmethod
     def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Tile:
         """Lay out dense `bits` (rows, cols), unsigned integers of the element width; `counts`: nonzeros of each row."""

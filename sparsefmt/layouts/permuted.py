@@ -30,6 +30,17 @@ U16, U32 = np.dtype("<u2"), np.dtype("<u4")
 MAX_U16_COLS = 1 << 16
 
 
+def slices_of(rows: int) -> int:
+    """Slices of a tile of so many rows."""
+    return -(-rows // LANES)
+
+
+def padded_nnz(counts: np.ndarray) -> int:
+    """Elements that a tile with so many nonzeros in each of its rows stores, padding included."""
+    # in each slice, the row that has most comes first
+    return int(np.sort(counts)[::-1][::LANES].sum(dtype=np.int64)) * LANES
+
+
 class Permuted(Layout):
     name = "permuted"
     arrays = ("columns", "row_counts", "row_permutation", "slice_offsets", "values")
@@ -45,7 +56,7 @@ class Permuted(Layout):
         }.get(array, np.dtype("<u1"))
 
     def check_sizes(self, sizes: Mapping[str, int], dtype: DType, rows: int, cols: int) -> None:
-        slices = -(-rows // LANES)
+        slices = slices_of(rows)
         width = dtype.bits_dtype.itemsize
         expect_size(sizes, "row_counts", 4 * rows)
         expect_size(sizes, "row_permutation", 2 * rows)
@@ -74,6 +85,9 @@ class Permuted(Layout):
     def nnz(self, tile: Tile) -> int:
         return int(tile["row_counts"].sum(dtype=np.int64))
 
+    def counts(self, tile: Tile) -> np.ndarray:
+        return tile["row_counts"]
+
     def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Tile:
         from sparsefmt.layouts.passes import permuted as passes
 
@@ -95,7 +109,7 @@ class Permuted(Layout):
         descending = (~counts).astype(U16) if int(counts.max(initial=0)) < 1 << 16 else -counts
         order = np.argsort(descending, kind="stable")
         sorted_counts = counts[order]
-        slice_offsets = zeros(-(-rows // LANES) + 1, U32)
+        slice_offsets = zeros(slices_of(rows) + 1, U32)
         np.cumsum(sorted_counts[::LANES], out=slice_offsets[1:], dtype=U32)
         slots = int(slice_offsets[-1]) * LANES
         tile = {

@@ -8,13 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from sparsefmt.dtypes import DType
 from sparsefmt.layouts import choose
+from sparsefmt.layouts.choose import Filling
 from sparsefmt.torch.layers import Holder, Patterns, is_linear, matcher, why_not_replaceable
 
 MIN_SPARSITY = 0.4
 """Sparsity from which a layer is replaced. At 50 %, both layouts were faster than dense float32 products with 1 to 128
 tokens (docs/speed.md), and `bitmask` takes about as long at every sparsity."""
+
+MIN_SIZE = 1 << 17
+"""Elements that a weight must have for its layer to be replaced, where nobody says which layers shall be: 131,072, which
+is a little less than 384 x 384. A call of a SparseLinear costs tens of microseconds beside its product, a call of a
+Linear fewer: at 80 %, smaller layers were slower than dense ones in float32, whatever the number of tokens
+(tools/bench_small_layers.py)."""
 
 LAYOUTS_TO_CHOOSE = ("auto", "bitmask", "permuted")
 
@@ -27,26 +33,39 @@ class Choice:
         layout: "auto", "bitmask" or "permuted".
         min_sparsity: part of a weight that must be zero, 0.0 to 1.0.
         include, exclude: patterns of names of layers; None for all, and for none.
+        min_size: elements that a weight must have; None for MIN_SIZE, and for 0 if layout or `include` are given.
 
     Raises:
-        ValueError: another layout, or a sparsity out of range.
+        ValueError: another layout, or a sparsity or size out of range.
     """
 
     layout: str = "auto"
     min_sparsity: float = MIN_SPARSITY
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
+    min_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS_TO_CHOOSE:
             raise ValueError(f"layout must be 'auto', 'bitmask' or 'permuted', not {self.layout!r}")
         if not 0 <= self.min_sparsity <= 1:
             raise ValueError(f"min_sparsity must be between 0 and 1, not {self.min_sparsity!r}")
+        if self.min_size is not None and self.min_size < 0:
+            raise ValueError(f"min_size must be 0 or more, not {self.min_size!r}")
 
     @classmethod
-    def of(cls, layout: str, min_sparsity: float, include: Patterns, exclude: Patterns) -> Choice:
+    def of(
+        cls, layout: str, min_sparsity: float, include: Patterns, exclude: Patterns, min_size: int | None = None
+    ) -> Choice:
         """The choice that arguments of public functions make. Raises TypeError for patterns that are not text."""
-        return cls(layout, min_sparsity, matcher("include", include), matcher("exclude", exclude))
+        return cls(layout, min_sparsity, matcher("include", include), matcher("exclude", exclude), min_size)
+
+    @property
+    def least_size(self) -> int:
+        """Elements that a weight must have."""
+        if self.min_size is not None:
+            return self.min_size
+        return MIN_SIZE if self.layout == "auto" and self.include is None else 0
 
     def why_not_named(self, name: str) -> str | None:
         """What the patterns have against a layer; None if nothing."""
@@ -65,21 +84,27 @@ class Choice:
             return "it is the model itself: use SparseLinear.from_linear"
         return reason
 
-    def why_not_worth(self, dtype: DType, rows: int, cols: int, nnz: int, *, trainable: bool) -> str | None:
-        """What is against compressing a weight (rows, cols) with so many nonzeros; None if nothing.
+    def why_not_worth(self, filling: Filling, *, trainable: bool) -> str | None:
+        """What is against compressing a weight that is filled so; None if nothing.
 
         Args:
             trainable: whether an optimizer may change the weight. One of zeros alone, such as `lora_B` before training,
                 is not pruned then, but at its start.
         """
-        sparsity = 1 - nnz / (rows * cols) if rows and cols else 0.0
+        rows, cols = filling.rows, filling.cols
+        size = rows * cols
+        sparsity = 1 - filling.nnz / size if size else 0.0
         if sparsity < self.min_sparsity:
             return f"{sparsity:.1%} of its weight is zero, which is less than {self.min_sparsity:.1%}"
-        if trainable and not nnz:
+        if trainable and not filling.nnz:
             return "all of its weight is zero and requires_grad is True: it may be about to be trained"
-        if not choose.can_be_sparse(dtype, (rows, cols), cols):
+        if size < self.least_size:
+            return (
+                f"its weight has {size:,} elements: with fewer than {self.least_size:,}, a call costs more than zeros save"
+            )
+        if not choose.can_be_sparse(filling.dtype, (rows, cols), cols):
             return "no sparse layout can hold its weight"
-        if choose.for_computing(dtype, rows, cols, nnz) == "dense":
+        if choose.for_computing(filling) == "dense":
             return "no sparse layout makes it 10 % smaller"
         return None
 

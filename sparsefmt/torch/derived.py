@@ -8,6 +8,7 @@ import torch
 from sparsefmt.dtypes import DTYPES, DType, as_bits
 from sparsefmt.frameworks.pytorch import TORCH_DTYPES
 from sparsefmt.intake import Intake, Survey
+from sparsefmt.layouts.permuted import padded_nnz
 from sparsefmt.tensor import SparseTensor
 
 _POSITIONS_AT_ONCE = 1 << 22
@@ -68,7 +69,17 @@ class _Transposed(Intake):
         self._block = np.empty((0, rows), self.dtype.bits_dtype)
 
     def survey(self, threads: int | None = None) -> Survey:
-        return Survey(self._weight.nnz if self.dtype.prunable else 0, 0)
+        # the rows of a transpose are columns here: they are counted without one
+        counts, negatives = np.zeros(self.rows, np.int64), 0
+        at_once = max(1, _POSITIONS_AT_ONCE // max(self.rows, 1))
+        for begin in range(0, self.cols if self.dtype.prunable else 0, at_once):
+            bits = as_bits(self._weight[begin : begin + at_once], self.dtype)
+            negative = bits == (self.dtype.negative_zero or bits.dtype.type(0))
+            counts += np.count_nonzero((bits != 0) & ~negative, axis=0)
+            negatives += int(np.count_nonzero(negative & (bits != 0)))
+        height = self.tile_rows("permuted") or 1
+        padded = sum(padded_nnz(counts[begin : begin + height]) for begin in range(0, self.rows, height))
+        return Survey(int(counts.sum()), negatives, padded)
 
     def bits(self, begin: int, end: int) -> np.ndarray:
         if begin < self._begin or end > self._begin + len(self._block):

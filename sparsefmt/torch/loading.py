@@ -327,8 +327,7 @@ def _read(stored: _Stored, holders: list[Holder], choice: Choice) -> SparseTenso
     entry, filled = stored.entry, any(_is_sparse(holder) for holder in holders)
     trainable = not filled and any(_held(holder).requires_grad for holder in holders)
     if entry.layout.sparse:
-        assert entry.nnz is not None
-        reason = choice.why_not_worth(entry.dtype, entry.rows, entry.cols, entry.nnz, trainable=trainable)
+        reason = choice.why_not_worth(stored.file.reader.filling(entry), trainable=trainable)
         if filled or reason is None:
             weight = stored.file.load(stored.name, choice.layout)
             assert isinstance(weight, SparseTensor)
@@ -339,8 +338,7 @@ def _read(stored: _Stored, holders: list[Holder], choice: Choice) -> SparseTenso
         return _Dense(tensor, f"its weight has dtype {tensor.dtype}")
     intake = intake_of(stored.name, tensor)
     if not filled:
-        nnz = intake.survey().nnz
-        reason = choice.why_not_worth(intake.dtype, intake.rows, intake.cols, nnz, trainable=trainable)
+        reason = choice.why_not_worth(intake.filling(intake.survey()), trainable=trainable)
         if reason is not None:
             return _Dense(tensor, reason)
     return SparseTensor.from_dense(intake, choice.layout)

@@ -257,7 +257,7 @@ def _why_not_worth(module: torch.nn.Module, choice: Choice) -> str | None:
     weight, _ = dense_weight(module)
     intake = intake_of("weight", weight)
     trainable = parameter_of_weight(module).requires_grad
-    return choice.why_not_worth(intake.dtype, intake.rows, intake.cols, intake.survey().nnz, trainable=trainable)
+    return choice.why_not_worth(intake.filling(intake.survey()), trainable=trainable)
 
 
 def _sharing(layer: SparseLinear, module: torch.nn.Module) -> SparseLinear:

@@ -12,7 +12,6 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 from sparsefmt.container import budget
 from sparsefmt.frameworks.pytorch import intake_of
 from sparsefmt.interchange.huggingface import METHOD
-from sparsefmt.layouts import choose
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.choice import Choice
@@ -145,13 +144,9 @@ class Compress(ConversionOps):
         if not tensor.is_floating_point() or not tensor.numel():
             return tensor
         intake = intake_of(name, tensor)
-        nnz = intake.survey().nnz
-        if self._choice.why_not_worth(intake.dtype, intake.rows, intake.cols, nnz, trainable=False) is not None:
+        if self._choice.why_not_worth(intake.filling(intake.survey()), trainable=False) is not None:
             return tensor
-        layout = self._choice.layout
-        if layout == "auto":
-            layout = choose.for_computing(intake.dtype, intake.rows, intake.cols, nnz)
-        return StandIn(SparseTensor._from_intake(intake, layout, None))
+        return StandIn(SparseTensor._from_intake(intake, self._choice.layout, None))
 
 
 def _is_cpu(place: Any) -> bool:

@@ -41,10 +41,8 @@ def settle(model: torch.nn.Module, choice: Choice) -> SparsifyResult:
 
 
 def _why_not_worth(weight: StandIn, holders: list[Holder], choice: Choice) -> dict[str, str]:
-    tensor = weight.compressed
-    rows, cols = tensor.shape
     # what transformers calls a quantized model is not trained
-    reason = choice.why_not_worth(tensor.operand().dtype, rows, cols, tensor.nnz, trainable=False)
+    reason = choice.why_not_worth(weight.compressed.filling(), trainable=False)
     return {} if reason is None else {name_of(holder): reason for holder in holders}
 
 

@@ -1,0 +1,112 @@
+"""layout="auto" never takes more memory than dense arrays do, nor more of a raw file; what sizes are expected are true."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import PRUNABLE, SPARSE, layout_nbytes, same_bits, skewed
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import sparsefmt
+from sparsefmt.dtypes import DTYPES, DType
+from sparsefmt.intake import intake_of
+from sparsefmt.layouts import choose
+from sparsefmt.layouts.permuted import padded_nnz
+
+WIDTHS_OF_TYPES = ["U8", "BF16", "F32", "F64"]
+
+
+@st.composite
+def pruned_tensors(draw: st.DrawFn) -> np.ndarray:
+    """Few to some rows, of few to many columns, in 2 to 4 dimensions, evenly or unevenly pruned."""
+    first = draw(st.integers(1, 40))
+    rest = draw(
+        st.one_of(
+            st.tuples(st.integers(1, 5000)),
+            st.tuples(st.integers(1, 60), st.integers(1, 60)),
+            st.tuples(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40)),
+        )
+    )
+    dtype = DTYPES[draw(st.sampled_from(WIDTHS_OF_TYPES))]
+    return skewed(draw(st.integers(0, 2**32 - 1)), (first, *rest), dtype)
+
+
+@settings(max_examples=150, deadline=None)
+@given(pruned_tensors(), st.sampled_from(["raw", "zstd", "rans", "auto"]))
+def test_no_default_takes_more_than_dense(array, codec):
+    check_takes_no_more_than_dense(array, codec)
+
+
+@pytest.mark.parametrize("sparsity", [0.7, 0.8, 0.9, 0.95, 0.999])
+@pytest.mark.parametrize(
+    "shape", [(1, 4096), (2, 4096), (3, 4096), (7, 4096), (9, 4096), (3, 3, 128, 64), (1, 3, 3, 512), (4, 64, 64)]
+)
+def test_heads_convolutions_and_stacks(shape, sparsity):
+    """What people have with few rows."""
+    rng = np.random.default_rng(1)
+    for numpy_dtype in (np.float32, np.float16):
+        array = rng.standard_normal(shape).astype(numpy_dtype)
+        array[rng.random(shape) < sparsity] = 0
+        for codec in ("raw", "auto"):
+            check_takes_no_more_than_dense(array, codec)
+
+
+def check_takes_no_more_than_dense(array: np.ndarray, codec: str) -> None:
+    tensor = sparsefmt.SparseTensor.from_dense(array)
+    assert layout_nbytes(tensor) <= array.nbytes
+    data = sparsefmt.save({"w": array}, codec=codec)
+    (loaded,) = sparsefmt.load(data).values()
+    assert layout_nbytes(loaded) <= array.nbytes
+    # a tensor that is laid out already chooses anew
+    (again,) = sparsefmt.load(sparsefmt.save({"w": tensor}, codec=codec)).values()
+    assert layout_nbytes(again) <= array.nbytes
+    for result in (tensor, loaded, again):
+        assert same_bits(np.asarray(result), array)
+    if codec == "raw":
+        assert len(data) <= len(sparsefmt.save({"w": array}, layout="dense", codec="raw"))
+
+
+def test_one_full_row_is_not_padded_to_eight():
+    array = np.zeros((8, 4096), np.float32)
+    array[3] = 1
+    tensor = sparsefmt.SparseTensor.from_dense(array)
+    assert (tensor.layout, tensor.nbytes) == ("bitmask", 8 * (512 + 4) + 4 + 4 * 4096)
+    (coded,) = sparsefmt.load(sparsefmt.save({"w": array})).values()
+    assert (coded.layout, coded.nbytes) == ("bitmask", tensor.nbytes)
+    (raw,) = sparsefmt.load(sparsefmt.save({"w": array}, codec="raw")).values()
+    assert raw.layout == "bitmask"
+
+
+def test_what_is_evenly_pruned_is_permuted_as_ever():
+    rng = np.random.default_rng(1)
+    array = rng.standard_normal((256, 256)).astype(np.float32)
+    array[rng.random(array.shape) < 0.8] = 0
+    assert sparsefmt.SparseTensor.from_dense(array).layout == "permuted"
+    for codec in ("raw", "auto"):
+        assert sparsefmt.load(sparsefmt.save({"w": array}, codec=codec))["w"].layout == "permuted"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 2000), st.sampled_from(PRUNABLE))
+@example(1, 1 << 17, 3, DTYPES["F32"])  # tiles of which the last is smaller
+@example(1, 70_001, 40, DTYPES["I8"])
+@example(1, 3, 70_000, DTYPES["F32"])  # columns of 32 bits
+def test_sizes_are_exact(seed: int, rows: int, cols: int, dtype: DType):
+    array = skewed(seed, (rows, cols), dtype)
+    intake = intake_of(array)
+    survey = intake.survey()
+    filling = intake.filling(survey)
+    for layout in ("dense", *SPARSE):
+        tensor = sparsefmt.SparseTensor.from_dense(array, layout)
+        assert filling.nbytes(layout) == layout_nbytes(tensor)
+        if layout in SPARSE:
+            assert tensor.filling() == filling
+    best = choose.for_computing(filling)
+    assert (best == "permuted") == (filling.nbytes("permuted") <= filling.most_bytes_of_permuted())
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=40))
+def test_padding_is_what_slices_of_eight_need(counts):
+    descending = sorted(counts, reverse=True)
+    assert padded_nnz(np.array(counts)) == sum(8 * descending[first] for first in range(0, len(counts), 8))
