@@ -205,9 +205,10 @@ class _Taking:
             self._taken += nbytes
 
     def give_back(self) -> None:
+        """Take nothing after all. Threads that are still at it get no more."""
         with self._lock:
             self._account.give_back(self._taken)
-            self._taken = 0
+            self._taken, self._most = 0, -1
 
 
 class TensorSlice:

@@ -1,4 +1,4 @@
-"""layout="auto" never takes more memory than dense arrays do, nor more of a raw file; what sizes are expected are true."""
+"""layout="auto" takes no more memory than dense arrays do, nor more of a raw file; sizes are expected to the byte."""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ from sparsefmt import FormatError, SparseTensor
 from sparsefmt.torch import SparseLinear, load_into, load_model, make_dense, save_model, sparsify, tensors_of
 from sparsefmt.torch.models import MIN_SPARSITY
 
+pytestmark = pytest.mark.usefixtures("small_layers")
+
 
 class Model(torch.nn.Module):
     """Layers of all kinds: plain, without bias, tied to an embedding, tied to each other, used without being called."""

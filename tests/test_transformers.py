@@ -49,6 +49,8 @@ from sparsefmt.torch.choice import Choice
 from sparsefmt.transformers import SparsefmtConfig, SparsefmtQuantizer, hooks, settling
 from sparsefmt.transformers.standin import StandIn
 
+pytestmark = pytest.mark.usefixtures("small_layers")
+
 SMALL = {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 CONFIGS: dict[str, Any] = {

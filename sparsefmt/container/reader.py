@@ -161,8 +161,10 @@ class Reader:
         return _coded_bytes(self.index.chunks[entry.first_chunk :][: entry.chunk_count][place::arrays])
 
     def best_layout(self, entry: TensorEntry) -> tuple[str, int]:
-        """The layout in which to hold a tensor that is stored sparse, if that takes no more than so many bytes, padding
-        included; else the one in which it is stored is the best."""
+        """The layout in which to hold a tensor that is stored sparse, and how many bytes it may take in it.
+
+        If it turns out to take more, since `permuted` is padded much, the layout in which it is stored is the best.
+        """
         stored = entry.layout.name
         # `permuted` is in a file because somebody chose it; `bitmask` may be there only because it codes well
         if stored != "bitmask" or self.is_raw(entry):

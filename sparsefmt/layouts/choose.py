@@ -63,8 +63,8 @@ class Filling:
     Attributes:
         tile_rows: rows in every tile but the last.
         nnz: elements that are not pruned.
-        padded_nnz: elements that `permuted` stores: those, and the padding of its slices, which depends on how many each
-            row of a tile has (`layouts.permuted.padded_nnz`).
+        padded_nnz: elements that `permuted` stores: those, and the padding of its slices, which depends on how many
+            each row of a tile has (`layouts.permuted.padded_nnz`).
     """
 
     dtype: DType

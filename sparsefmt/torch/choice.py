@@ -17,10 +17,9 @@ MIN_SPARSITY = 0.4
 tokens (docs/speed.md), and `bitmask` takes about as long at every sparsity."""
 
 MIN_SIZE = 1 << 17
-"""Elements that a weight must have for its layer to be replaced, where nobody says which layers shall be: 131,072, which
-is a little less than 384 x 384. A call of a SparseLinear costs tens of microseconds beside its product, a call of a
-Linear fewer: at 80 %, smaller layers were slower than dense ones in float32, whatever the number of tokens
-(tools/bench_small_layers.py)."""
+"""Elements that a weight must have for its layer to be replaced by default: 131,072, a little less than 384 x 384. A
+call of a SparseLinear costs some tens of microseconds more than one of a Linear, beside the product. At 80 % in
+float32, with 1 and 8 tokens, that is more than a smaller layer gains (tools/bench_small_layers.py)."""
 
 LAYOUTS_TO_CHOOSE = ("auto", "bitmask", "permuted")
 
@@ -99,9 +98,7 @@ class Choice:
         if trainable and not filling.nnz:
             return "all of its weight is zero and requires_grad is True: it may be about to be trained"
         if size < self.least_size:
-            return (
-                f"its weight has {size:,} elements: with fewer than {self.least_size:,}, a call costs more than zeros save"
-            )
+            return f"its weight has {size:,} elements: below {self.least_size:,}, zeros save less than a call costs"
         if not choose.can_be_sparse(filling.dtype, (rows, cols), cols):
             return "no sparse layout can hold its weight"
         if choose.for_computing(filling) == "dense":

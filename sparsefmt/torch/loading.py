@@ -49,6 +49,7 @@ def load_into(
     min_sparsity: float = MIN_SPARSITY,
     include: Patterns = None,
     exclude: Patterns = None,
+    min_size: int | None = None,
     backend: Backend = "mmap",
     threads: int | None = None,
     max_decoded_bytes: int | None = None,
@@ -75,6 +76,8 @@ def load_into(
         min_sparsity: part of a weight that must be zero for its layer to become a SparseLinear, 0.0 to 1.0.
         include: patterns of module names, such as "*.mlp.*": other layers are loaded dense. None for all.
         exclude: patterns of module names: these layers are loaded dense.
+        min_size: elements that a weight must have; 0 for layers of any size. By default 131,072 (`MIN_SIZE`), since
+            smaller ones are slower than dense, or 0 if `layout` or `include` are given.
         backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory.
         threads: how many may decode; by default all usable cores.
         max_decoded_bytes: of each file, as in `sparsefmt.open_file`: raise it for files that you trust.
@@ -83,7 +86,7 @@ def load_into(
         which layers are sparse, which names were missing and unexpected, and why other layers are dense.
 
     Raises:
-        ValueError: another layout, or a sparsity out of range.
+        ValueError: another layout, or a sparsity or size out of range.
         TypeError: patterns that are not text.
         RuntimeError: missing or unexpected names, or a shape that differs, as `load_state_dict` says it, with the file;
             a layer that is to be sparse on another device. The model has not been changed then.
@@ -100,7 +103,7 @@ def load_into(
         ...     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
         >>> result = load_into(model, "model.sparsefmt")
     """
-    choice = Choice.of(layout, min_sparsity, include, exclude)
+    choice = Choice.of(layout, min_sparsity, include, exclude, min_size)
     with ExitStack() as stack:
         stored = _open(path, backend, threads, max_decoded_bytes, stack)
         plan = _planned(model, stored, choice)

@@ -9,7 +9,7 @@ import torch
 from sparsefmt.frameworks.pytorch import intake_of
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.torch.choice import MIN_SPARSITY, Choice
+from sparsefmt.torch.choice import MIN_SIZE, MIN_SPARSITY, Choice
 from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.layers import (
     Holder,
@@ -23,7 +23,7 @@ from sparsefmt.torch.layers import (
 )
 from sparsefmt.torch.linear import SparseLinear, dense_layer, dense_weight, parameter_of_weight
 
-__all__ = ["MIN_SPARSITY", "SparsifyResult", "make_dense", "sparsify", "sparsify_by", "tensors_of"]
+__all__ = ["MIN_SIZE", "MIN_SPARSITY", "SparsifyResult", "make_dense", "sparsify", "sparsify_by", "tensors_of"]
 
 
 class SparsifyResult(NamedTuple):
@@ -45,12 +45,14 @@ def sparsify(
     min_sparsity: float = MIN_SPARSITY,
     include: Patterns = None,
     exclude: Patterns = None,
+    min_size: int | None = None,
 ) -> SparsifyResult:
     """Replace the pruned linear layers of a model by SparseLinear, in place.
 
     Replaced is each torch.nn.Linear, pruned by torch.nn.utils.prune or otherwise, and each Conv1D of transformers, of
     whose weight `min_sparsity` or more is zero, and which a sparse layout makes at least 10 % smaller. The rest stays:
-    subclasses of Linear, since others use their weights; layers that share theirs with something that stays, as an
+    layers that are so small that they would be slower (`min_size`); subclasses of Linear, since others use their
+    weights; layers that share theirs with something that stays, as an
     output layer does that is tied to an embedding; and layers with requires_grad whose weight has no nonzero at all, as
     the `lora_B` of an adapter before training. Layers that share a weight share the compressed one.
 
@@ -62,12 +64,14 @@ def sparsify(
         min_sparsity: part of the weights that must be zero, 0.0 to 1.0.
         include: patterns of module names, such as "*.mlp.*": other layers stay. None for all.
         exclude: patterns of module names: these layers stay.
+        min_size: elements that a weight must have; 0 for layers of any size. By default 131,072 (`MIN_SIZE`), since
+            smaller ones are slower than dense, or 0 if `layout` or `include` are given.
 
     Returns:
         which layers are sparse, and why others are not.
 
     Raises:
-        ValueError: another layout, or a sparsity out of range.
+        ValueError: another layout, or a sparsity or size out of range.
         TypeError: patterns that are not text.
         RuntimeError: a layer is on another device. The model has not been changed then.
 
@@ -77,12 +81,12 @@ def sparsify(
     Example:
         >>> import torch
         >>> from sparsefmt.torch import sparsify
-        >>> model = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.ReLU(), torch.nn.Linear(256, 256))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.ReLU(), torch.nn.Linear(512, 512))
         >>> _ = torch.nn.utils.prune.l1_unstructured(model[0], "weight", amount=0.9)
         >>> sorted(sparsify(model).sparse)
         ['0']
     """
-    choice = Choice.of(layout, min_sparsity, include, exclude)
+    choice = Choice.of(layout, min_sparsity, include, exclude, min_size)
     groups, dense = _groups(model, choice)
     _expect_cpu(groups)
     return _compressed(model, choice, groups, dense)

@@ -29,6 +29,8 @@ class SparsefmtConfig(QuantizationConfigMixin):
         include: patterns of module names, such as "*.mlp.*", in which `*` stands for anything: other layers are loaded
             dense. None for all.
         exclude: patterns of module names: these layers are loaded dense.
+        min_size: elements that a weight must have; 0 for layers of any size. By default 131,072 (`MIN_SIZE`), since
+            smaller ones are slower than dense, or 0 if `layout` or `include` are given.
         quant_method: as config.json has it: "sparsefmt".
         backend: how .sparsefmt files are read, as in `sparsefmt.open_file`. config.json never has it.
         max_decoded_bytes: of each .sparsefmt file, as in `sparsefmt.open_file`: raise it for files that you trust.
@@ -50,13 +52,14 @@ class SparsefmtConfig(QuantizationConfigMixin):
         min_sparsity: float = MIN_SPARSITY,
         include: Patterns = None,
         exclude: Patterns = None,
+        min_size: int | None = None,
         *,
         quant_method: str = METHOD,
         backend: Backend = "mmap",
         max_decoded_bytes: int | None = None,
         **others: Any,
     ) -> None:
-        choice = Choice.of(layout, min_sparsity, include, exclude)
+        choice = Choice.of(layout, min_sparsity, include, exclude, min_size)
         if quant_method != METHOD:
             raise ValueError(f"quant_method of a SparsefmtConfig is {METHOD!r}, not {quant_method!r}")
         if backend not in BACKENDS:
@@ -69,6 +72,7 @@ class SparsefmtConfig(QuantizationConfigMixin):
         self.min_sparsity = choice.min_sparsity
         self.include = choice.include
         self.exclude = choice.exclude
+        self.min_size = choice.min_size
         self.backend: Backend = backend
         self.max_decoded_bytes = max_decoded_bytes
 
@@ -89,7 +93,7 @@ class SparsefmtConfig(QuantizationConfigMixin):
     @property
     def choice(self) -> Choice:
         """The same, as the rest of the library takes it."""
-        return Choice(self.layout, self.min_sparsity, self.include, self.exclude)
+        return Choice(self.layout, self.min_sparsity, self.include, self.exclude, self.min_size)
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json gets: only what differs from the defaults."""
@@ -102,4 +106,6 @@ class SparsefmtConfig(QuantizationConfigMixin):
             chosen["include"] = list(self.include)
         if self.exclude is not None:
             chosen["exclude"] = list(self.exclude)
+        if self.min_size is not None:
+            chosen["min_size"] = self.min_size
         return chosen
