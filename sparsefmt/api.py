@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from sparsefmt.container.atomic import replacing
-from sparsefmt.container.sources import Memory
-from sparsefmt.opened import Backend, SparseFile, open_source
-from sparsefmt.saving import NegativeZeros, Progress, TensorWriter, write_all
+from sparsefmt.container.file_objects import destination
+from sparsefmt.container.sources import Backend, source_of, source_of_content
+from sparsefmt.opened import SparseFile
+from sparsefmt.saving import NegativeZeros, Progress, TensorWriter, expect_tensors, write_all
 from sparsefmt.tensor import SparseTensor
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def save_file(
     tensors: Mapping[str, Any],
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | BinaryIO,
     metadata: Mapping[str, str] | None = None,
     *,
     layout: str = "auto",
@@ -39,7 +39,8 @@ def save_file(
         tensors: name to numpy array (any byte order and memory order), SparseTensor, or scipy.sparse matrix. Two names
             of one tensor are stored once and stay one when loaded. Any mapping will do; its values are taken one by
             one, so that one which makes them on demand is saved in the memory of its largest tensor.
-        path: where to, usually ending in .sparsefmt.
+        path: where to, usually ending in .sparsefmt. Or a binary file object: it is written to from its position on,
+            and not closed; what was written of a file when something fails stays.
         metadata: texts to keep with the tensors.
         layout: "auto", "dense", "bitmask" or "permuted". Tensors of 0 or 1 dimension are always "dense".
         codec: "raw" (multiplied straight from the mapped file), "zstd", "rans", or "auto" (the smallest).
@@ -49,6 +50,7 @@ def save_file(
 
     Raises:
         SparsefmtError: a name, dtype, shape or metadata that cannot be stored; it names the tensor.
+        TypeError: no path and no binary file.
         OSError: the disk is full, the folder not writable, ….
 
     Example:
@@ -56,7 +58,8 @@ def save_file(
         >>> weight = np.diag(np.arange(1, 65, dtype=np.float32))
         >>> sparsefmt.save_file({"weight": weight}, "model.sparsefmt")
     """
-    with replacing(path) as file:
+    expect_tensors(tensors)
+    with destination(path) as file:
         writer = TensorWriter(
             file, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros, threads=threads
         )
@@ -81,7 +84,7 @@ def save(
 
 
 def load_file(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | BinaryIO,
     *,
     layout: str = "auto",
     backend: Backend = "mmap",
@@ -94,6 +97,8 @@ def load_file(
     memory of their own. Arrays stored raw are the mapped file itself: nothing is copied.
 
     Args:
+        path: the file. Or a binary file object that can seek: the file is what lies between its position and its end.
+            It is not closed, and its position stays.
         layout: "auto": as stored, except that a coded `bitmask` becomes `permuted` from 70 % zeros on, where that
             multiplies faster; "bitmask" or "permuted": that one for whatever is stored sparse; "dense": numpy arrays
             throughout.
@@ -115,7 +120,7 @@ def load_file(
 
 
 def load(
-    data: bytes | bytearray | memoryview,
+    data: bytes | bytearray | memoryview | BinaryIO,
     *,
     layout: str = "auto",
     threads: int | None = None,
@@ -123,14 +128,15 @@ def load(
 ) -> dict[str, SparseTensor | np.ndarray]:
     """Load all tensors from the bytes of a file; otherwise like `load_file`.
 
-    `bytes` may be kept and used as they are; a bytearray or memoryview is copied, since it could change.
+    `bytes` may be kept and used as they are; a bytearray or memoryview is copied, since it could change. A binary file
+    object is taken as `load_file` takes it.
     """
-    with SparseFile(Memory(data), threads=threads, max_decoded_bytes=max_decoded_bytes) as file:
+    with SparseFile(source_of_content(data), threads=threads, max_decoded_bytes=max_decoded_bytes) as file:
         return _load_all(file, layout)
 
 
 def open_file(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | BinaryIO,
     *,
     backend: Backend = "mmap",
     threads: int | None = None,
@@ -141,6 +147,8 @@ def open_file(
     Only the index is read, which takes milliseconds whatever the size of the file.
 
     Args:
+        path: as in `load_file`. A file object that is not a file of the disk, such as io.BytesIO, may not be used for
+            anything else while a tensor is read, and stays open as long as tensors are wanted.
         backend: as in `load_file`.
         threads: how many may decode; by default all usable cores.
         max_decoded_bytes: as in `load_file`, for each tensor or slice that is asked for.
@@ -153,7 +161,7 @@ def open_file(
         >>> with sparsefmt.open_file("model.sparsefmt") as f:
         ...     rows = f.get_slice("weight")[8:16]
     """
-    source = open_source(path, backend)
+    source = source_of(path, backend)
     try:
         return SparseFile(source, threads=threads, max_decoded_bytes=max_decoded_bytes)
     except BaseException:

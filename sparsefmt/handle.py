@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from sparsefmt.api import open_file
+from sparsefmt.container import file_objects
+from sparsefmt.container.sources import Backend
 from sparsefmt.errors import SparsefmtError
 from sparsefmt.frameworks import framework_of
 from sparsefmt.frameworks.contract import Framework, all_tensors, offset_keys
-from sparsefmt.opened import Backend, SparseFile
+from sparsefmt.opened import SparseFile
 
 
 class safe_open:
@@ -20,7 +22,7 @@ class safe_open:
     index alone, in milliseconds. Tensors and slices stay valid after the file is closed.
 
     Args:
-        filename: the file to open.
+        filename: the file to open, or a binary file object, as in `sparsefmt.open_file`.
         framework: "np" or "numpy"; "pt", "torch" or "pytorch".
         device: where tensors are wanted: "cpu", or, for torch, whatever torch takes for a device.
         backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory, for network
@@ -47,14 +49,14 @@ class safe_open:
 
     def __init__(
         self,
-        filename: str | os.PathLike[str],
+        filename: str | os.PathLike[str] | BinaryIO,
         framework: str,
         device: Any = "cpu",
         *,
         backend: Backend = "mmap",
         max_decoded_bytes: int | None = None,
     ) -> None:
-        self._filename = os.fspath(filename)
+        self._filename = file_objects.name_of(filename)
         self._framework = framework_of(framework, device)
         self._held: _Held | None = _Held(open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes))
 
@@ -106,15 +108,13 @@ class safe_open:
     def _containing(self, name: str) -> _Held:
         file = self._open()
         if name not in file:
-            raise SparsefmtError(
-                "tensor-missing", f"no tensor {name!r} in {self._filename!r}; it has {len(file)} others"
-            )
+            raise SparsefmtError("tensor-missing", f"no tensor {name!r} in {self._filename}; it has {len(file)} others")
         assert self._held is not None
         return self._held
 
     def _open(self) -> SparseFile:
         if self._held is None:
-            raise SparsefmtError("file-closed", f"{self._filename!r} is closed")
+            raise SparsefmtError("file-closed", f"{self._filename} is closed")
         return self._held.file
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import BinaryIO
 
 import numpy as np
 
 from sparsefmt import api
-from sparsefmt.container.sources import Memory
+from sparsefmt.container.sources import Backend, source_of_content
 from sparsefmt.frameworks.contract import Converted, all_tensors
 from sparsefmt.frameworks.host import NumpyFramework
-from sparsefmt.opened import Backend, SparseFile
+from sparsefmt.opened import SparseFile
 from sparsefmt.saving import NegativeZeros
 
 __all__ = ["load", "load_file", "save", "save_file"]
@@ -38,7 +39,7 @@ def save(
 
 def save_file(
     tensor_dict: Mapping[str, np.ndarray],
-    filename: str | os.PathLike[str],
+    filename: str | os.PathLike[str] | BinaryIO,
     metadata: Mapping[str, str] | None = None,
     *,
     layout: str = "auto",
@@ -50,6 +51,7 @@ def save_file(
     Args:
         tensor_dict: name to numpy array in any byte order and memory order. An array under two names is stored once.
         filename: where to, usually ending in .sparsefmt. An old file is replaced once the new one is whole.
+            Or a binary file object, as in `sparsefmt.save_file`.
         metadata: texts to keep with the tensors.
         layout: "auto", "dense", "bitmask" or "permuted", as in `sparsefmt.save_file`.
         codec: "auto" (the smallest), "rans", "zstd" or "raw".
@@ -71,19 +73,19 @@ def save_file(
     api.save_file(tensors, filename, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
 
 
-def load(data: bytes, *, max_decoded_bytes: int | None = None) -> dict[str, np.ndarray]:
+def load(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> dict[str, np.ndarray]:
     """Load all tensors from the bytes of a file; otherwise like `load_file`."""
-    with SparseFile(Memory(data), max_decoded_bytes=max_decoded_bytes) as file:
+    with SparseFile(source_of_content(data), max_decoded_bytes=max_decoded_bytes) as file:
         return all_tensors(file, NumpyFramework())
 
 
 def load_file(
-    filename: str | os.PathLike[str], *, backend: Backend = "mmap", max_decoded_bytes: int | None = None
+    filename: str | os.PathLike[str] | BinaryIO, *, backend: Backend = "mmap", max_decoded_bytes: int | None = None
 ) -> dict[str, np.ndarray]:
     """Load all tensors of a .sparsefmt file as dense arrays, each with memory of its own, in the order of the file.
 
     Args:
-        filename: the file.
+        filename: the file, or a binary file object, as in `sparsefmt.load_file`.
         backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory.
         max_decoded_bytes: as in `sparsefmt.load_file`: raise it for a file that you trust.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +13,11 @@ from sparsefmt import slicing
 from sparsefmt.container.budget import Account
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
-from sparsefmt.container.sources import CannotBeMapped, MappedFile, ReadFile, Source
+from sparsefmt.container.sources import Source
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
-
-Backend = Literal["mmap", "pread"]
-BACKENDS = get_args(Backend)
 
 WORTH_GIVING_BACK = 1 << 25
 """Bytes from which on, decoded from a file, buffers that have been freed are given back to the system."""
@@ -237,13 +232,3 @@ class TensorSlice:
     def __getitem__(self, key: Any) -> np.ndarray:
         """Dense elements, as `get_tensor(name)[key]`, reading only the tiles of the rows that `key` asks for."""
         return slicing.index(key, self._entry.shape, lambda rows, cols: self._file._rows(self._entry, rows, cols))
-
-
-def open_source(path: str | os.PathLike[str], backend: Backend) -> Source:
-    """The bytes of a file: mapped, where they shall and can be, or read."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be 'mmap' or 'pread', not {backend!r}")
-    if backend == "mmap":
-        with suppress(CannotBeMapped):
-            return MappedFile(path)
-    return ReadFile(path)

@@ -14,7 +14,7 @@ from sparsefmt.container.index import Index
 from sparsefmt.container.names import check_name
 from sparsefmt.container.writer import Sink, Writer
 from sparsefmt.errors import FormatError, SparsefmtError
-from sparsefmt.intake import Intake, Survey, identity_of, intake_of
+from sparsefmt.intake import Intake, Survey, identity_of, intake_of, mistakes
 from sparsefmt.layouts import choose
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.tensor import SparseTensor
@@ -123,10 +123,22 @@ class TensorWriter:
         )
 
 
+def expect_tensors(tensors: Any, what: str = "array") -> None:
+    """Refuse what is not a mapping of names to tensors, and say what to give instead.
+
+    Raises:
+        FormatError: it is none.
+    """
+    if not isinstance(tensors, Mapping):
+        raise FormatError(
+            "tensors-invalid",
+            f"tensors must be a dict of name to {what}, not {type(tensors).__name__}{mistakes.remedy_for_all(tensors)}",
+        )
+
+
 def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progress | None = None) -> None:
     """Write a dict of tensors in its order and finish. Names that share one tensor share its chunks."""
-    if not isinstance(tensors, Mapping):
-        raise FormatError("tensors-invalid", f"tensors must be a dict of name to array, not {type(tensors).__name__}")
+    expect_tensors(tensors)
     # a lazy mapping makes every value anew: look at them twice only for somebody who watches
     total = sum(_dense_nbytes(value) for value in tensors.values()) if progress else 0
     done = 0

@@ -510,7 +510,7 @@ class TestMasks:
                 {"w": torch.ones(2), "w_orig": torch.ones(2), "w_mask": torch.ones(2)}, fold_masks=True
             )
         assert caught.value.code == "mask-name"
-        with pytest.raises(FormatError, match=r"no torch\.Tensor"):
+        with pytest.raises(FormatError, match=r"type is int, not torch\.Tensor"):
             sparsefmt.torch.save({"w_orig": torch.ones(2), "w_mask": 1}, fold_masks=True)
         with pytest.raises(FormatError, match="dict"):
             sparsefmt.torch.save([torch.ones(2)], fold_masks=True)

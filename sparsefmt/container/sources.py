@@ -10,11 +10,16 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 
+from sparsefmt.container import envelope, file_objects
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts.memory import ALIGNMENT, empty, frozen, padded_copy
+
+Backend = Literal["mmap", "pread"]
+BACKENDS = get_args(Backend)
 
 _MOST_AT_ONCE = 1 << 24
 """Bytes per system call: enough to be fast, little beside the array it is copied to."""
@@ -73,19 +78,24 @@ class MappedFile(Memory):
     """Bytes of a memory mapping: nothing is copied, pages are read when touched, and the mapping itself goes when the
     last array that looks into it goes.
 
+    Args:
+        begin: where in the file the bytes begin, a multiple of 64.
+
     Raises:
         CannotBeMapped: its file system does not do that.
         OSError: it cannot be opened.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        file = _OpenFile(path)
+    def __init__(self, file: str | os.PathLike[str] | _OpenFile, begin: int = 0) -> None:
+        file = file if isinstance(file, _OpenFile) else _OpenFile(file)
         self._mapping = file.mapped()
-        self._data = np.frombuffer(self._mapping or b"", np.uint8)
+        self._begin = begin
+        self._data = np.frombuffer(self._mapping or b"", np.uint8)[begin:]
         self.size = self._data.size
 
     def forget(self, offset: int, size: int) -> None:
         """Take the pages out of this process's memory: what was decoded from them takes their place."""
+        offset += self._begin
         begin = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
         pages = (offset + size - begin) // mmap.PAGESIZE * mmap.PAGESIZE
         mapping = self._mapping  # another thread may close the file
@@ -100,11 +110,16 @@ class MappedFile(Memory):
 
 
 class ReadFile(Source):
-    """Bytes read into fresh memory, for file systems on which mappings are slow, absent or unsafe."""
+    """Bytes read into fresh memory, for file systems on which mappings are slow, absent or unsafe.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file: _OpenFile | None = _OpenFile(path)
-        self.size = self._file.size()
+    Args:
+        begin: where in the file the bytes begin.
+    """
+
+    def __init__(self, file: str | os.PathLike[str] | _OpenFile, begin: int = 0) -> None:
+        self._file: _OpenFile | None = file if isinstance(file, _OpenFile) else _OpenFile(file)
+        self._begin = begin
+        self.size = max(0, self._file.size() - begin)
 
     def read(self, offset: int, size: int) -> np.ndarray:
         file = self._file  # another thread may close it
@@ -113,7 +128,7 @@ class ReadFile(Source):
         data = empty(size, np.dtype(np.uint8))
         done = 0
         while done < size:
-            part = file.read_some(offset + done, min(size - done, _MOST_AT_ONCE))
+            part = file.read_some(self._begin + offset + done, min(size - done, _MOST_AT_ONCE))
             if not part:
                 raise FormatError("file-too-short", "the file was cut off while it was read", offset=offset + done)
             data[done : done + len(part)] = np.frombuffer(part, np.uint8)
@@ -124,8 +139,116 @@ class ReadFile(Source):
         self._file = None
 
 
+class FileObject(Source):
+    """Bytes of a file object that is no file of the disk, from its position to its end.
+
+    Each read goes there and back again, so that the position stays what it was. Nobody else may use the file object
+    while a tensor is read. It is left open.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file: BinaryIO | None = file
+        self._lock = threading.Lock()
+        self._begin = file.tell()
+        file.seek(0, os.SEEK_END)
+        self.size = max(0, file.tell() - self._begin)
+        file.seek(self._begin)
+
+    def read(self, offset: int, size: int) -> np.ndarray:
+        data = empty(size, np.dtype(np.uint8))
+        done = 0
+        with self._lock:
+            file = self._file
+            if file is None or getattr(file, "closed", False):
+                raise ValueError("the file is closed")
+            before = file.tell()
+            try:
+                file.seek(self._begin + offset)
+                while done < size:
+                    part = file.read(min(size - done, _MOST_AT_ONCE))
+                    if not part:
+                        raise FormatError(
+                            "file-too-short", "the file was cut off while it was read", offset=offset + done
+                        )
+                    data[done : done + len(part)] = np.frombuffer(part, np.uint8)
+                    done += len(part)
+            finally:
+                file.seek(before)
+        return frozen(data)
+
+    def close(self) -> None:
+        self._file = None
+
+
+def source_of(place: str | os.PathLike[str] | BinaryIO, backend: Backend = "mmap") -> Source:
+    """The bytes of a file, mapped where they shall and can be, else read.
+
+    Args:
+        place: a path; or a binary file object, whose bytes from its position to its end are meant. It is not closed,
+            its position stays, and a file of the disk may be closed by its owner.
+
+    Raises:
+        TypeError: it is neither.
+        UnsupportedError: a file object that cannot be read at any place.
+        FormatError: nothing of ours is where a file object stands.
+        OSError: it cannot be opened or read.
+        ValueError: another backend.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be 'mmap' or 'pread', not {backend!r}")
+    if file_objects.is_path(place):
+        file_objects.expect_no_content(place)
+        if backend == "mmap":
+            with suppress(CannotBeMapped):
+                return MappedFile(place)  # type: ignore[arg-type]
+        return ReadFile(place)  # type: ignore[arg-type]
+    file_objects.expect_readable(place)
+    file: Any = place
+    begin = file.tell()
+    source = _source_of_object(file, backend, begin)
+    # an old position is the usual slip: of what was just written, or looked into
+    if begin and source.read(0, min(len(envelope.MAGIC), source.size)).tobytes() != envelope.MAGIC:
+        raise FormatError(
+            "not-sparsefmt",
+            f"no sparsefmt file begins at byte {begin:,}, where the file object stands: seek(0) for one at the start",
+            offset=begin,
+        )
+    return source
+
+
+def _source_of_object(file: BinaryIO, backend: Backend, begin: int) -> Source:
+    descriptor = file_objects.real_file(file)
+    if descriptor is None:
+        return FileObject(file)
+    name = getattr(file, "name", "")
+    opened = _OpenFile(os.fsdecode(name) if isinstance(name, (str, bytes)) else "", os.dup(descriptor))
+    if backend == "mmap" and begin % ALIGNMENT == 0:
+        with suppress(CannotBeMapped):
+            return MappedFile(opened, begin)
+    return ReadFile(opened, begin)
+
+
+def source_of_content(data: bytes | bytearray | memoryview | BinaryIO) -> Source:
+    """The bytes given, or those of a file object as `source_of` has them.
+
+    Raises:
+        TypeError: it is neither; a path is not.
+        as `source_of`.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        raise TypeError(f"load takes the bytes of a file, or an open one: load_file takes a path, such as {data!r}")
+    try:
+        memoryview(data)  # type: ignore[arg-type]
+    except TypeError:
+        return source_of(data)  # type: ignore[arg-type]
+    return Memory(data)  # type: ignore[arg-type]
+
+
 class _OpenFile:
     """A regular file, open until the last who uses it lets go.
+
+    Args:
+        descriptor: of the file if it is open already; it is ours from then on.
 
     Who closed it while another thread reads would give its descriptor free for the next file that is opened, which that
     thread would read then.
@@ -137,15 +260,18 @@ class _OpenFile:
     descriptor = -1
     # here, since what is not a path fails before anything is set, and is deleted all the same
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], descriptor: int | None = None) -> None:
         self._path = os.fspath(path)
         self._lock = threading.Lock()
-        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        if descriptor is None:
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        self.descriptor = descriptor
         mode = os.fstat(self.descriptor).st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", self._path)
         if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "is not a regular file", self._path)
+            remedy = "read it to its end and give sparsefmt.load its bytes"
+            raise OSError(errno.EINVAL, f"is {file_objects.kind_of(mode)}, not a regular file: {remedy}", self._path)
 
     def size(self) -> int:
         return os.fstat(self.descriptor).st_size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Protocol
@@ -220,8 +222,19 @@ class Writer:
         self._pad()
 
     def _write(self, data: bytes | memoryview) -> None:
-        self._sink.write(data)
-        self._offset += memoryview(data).nbytes
+        rest = memoryview(data)
+        self._offset += rest.nbytes
+        while rest.nbytes:
+            written = self._sink.write(rest)
+            if not isinstance(written, int):
+                if isinstance(self._sink, io.RawIOBase):
+                    written = 0
+                else:
+                    break  # it does not count, and takes all
+            if not written:
+                raise BlockingIOError(errno.EAGAIN, "the file takes no more bytes at the moment: open it as blocking")
+            # raw files and pipes may take a part
+            rest = rest.cast("B")[written:]
 
     def _pad(self) -> None:
         padding = envelope.aligned(self._offset) - self._offset

@@ -10,8 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from sparsefmt.errors import FormatError
 from sparsefmt.opened import SparseFile
+from sparsefmt.saving import expect_tensors
 
 
 class Framework(ABC):
@@ -38,10 +38,7 @@ class Converted(Mapping[str, Any]):
     """
 
     def __init__(self, tensors: Mapping[str, Any], convert: Callable[[str, Any], Any]) -> None:
-        if not isinstance(tensors, Mapping):
-            raise FormatError(
-                "tensors-invalid", f"tensors must be a dict of name to tensor, not {type(tensors).__name__}"
-            )
+        expect_tensors(tensors, "tensor")
         self._tensors = tensors
         self._convert = convert
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sparsefmt.dtypes import DType, as_bits, dtype_of, unpack
-from sparsefmt.errors import UnsupportedError
+from sparsefmt.errors import FormatError, UnsupportedError
+from sparsefmt.intake import mistakes
 from sparsefmt.intake.contract import Intake
 
 
@@ -16,6 +17,9 @@ class ArrayIntake(Intake):
     """A numpy array, or whatever numpy makes one of; what speaks DLPack alone, too."""
 
     def __init__(self, array: Any) -> None:
+        given = array
+        if reason := mistakes.refusal(given):
+            raise FormatError("tensors-invalid", reason)
         if hasattr(array, "__dlpack__") and not hasattr(array, "__array__"):
             array = np.from_dlpack(array)
         try:
@@ -24,6 +28,8 @@ class ArrayIntake(Intake):
             raise UnsupportedError("dtype-unknown", f"numpy makes no array of it: {error}") from None
         if isinstance(array, np.ma.MaskedArray):
             raise UnsupportedError("dtype-unknown", "a masked array has no single meaning: call .filled() first")
+        if reason := mistakes.refusal_of_array(array, given):
+            raise UnsupportedError("dtype-unknown", reason)
         super().__init__(dtype_of(array.dtype), array.shape)
         self._array = np.asarray(array)
 

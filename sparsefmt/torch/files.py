@@ -13,21 +13,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 
 from sparsefmt import api
-from sparsefmt.container.sources import Memory
+from sparsefmt.container import file_objects
+from sparsefmt.container.sources import Backend, source_of_content
 from sparsefmt.errors import FormatError, UnsupportedError
 from sparsefmt.frameworks import sharing
 from sparsefmt.frameworks.contract import Converted, all_tensors
 from sparsefmt.frameworks.pytorch import TorchFramework, intake_of, naming
 from sparsefmt.frameworks.sharing import SharedTensorsError
-from sparsefmt.intake import Intake, identity_of
+from sparsefmt.intake import Intake, identity_of, mistakes
 from sparsefmt.intake.masks import expect_one_shape, masked_pairs
 from sparsefmt.intake.torch import check_kind, is_strided
-from sparsefmt.opened import Backend, SparseFile
+from sparsefmt.opened import SparseFile
 from sparsefmt.saving import NegativeZeros
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.models import tensors_of
@@ -48,7 +50,7 @@ def save(
 
 def save_file(
     tensors: Mapping[str, torch.Tensor],
-    filename: str | os.PathLike[str],
+    filename: str | os.PathLike[str] | BinaryIO,
     metadata: Mapping[str, str] | None = None,
     *,
     layout: str = "auto",
@@ -63,6 +65,7 @@ def save_file(
             CUTLASS has it), which is stored as the dense tensor that it stands for. Conjugated and negated views are
             stored as the elements they have.
         filename: where to, usually ending in .sparsefmt. An old file is replaced once the new one is whole.
+            Or a binary file object, as in `sparsefmt.save_file`.
         metadata: texts to keep with the tensors.
         layout: "auto", "dense", "bitmask" or "permuted", as in `sparsefmt.save_file`.
         codec: "auto" (the smallest), "rans", "zstd" or "raw".
@@ -92,14 +95,14 @@ def save_file(
     api.save_file(checked, filename, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
 
 
-def load(data: bytes, *, max_decoded_bytes: int | None = None) -> dict[str, torch.Tensor]:
+def load(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> dict[str, torch.Tensor]:
     """Load all tensors from the bytes of a file, on the CPU; otherwise like `load_file`."""
-    with SparseFile(Memory(data), max_decoded_bytes=max_decoded_bytes) as file:
+    with SparseFile(source_of_content(data), max_decoded_bytes=max_decoded_bytes) as file:
         return all_tensors(file, TorchFramework())
 
 
 def load_file(
-    filename: str | os.PathLike[str],
+    filename: str | os.PathLike[str] | BinaryIO,
     device: Any = "cpu",
     *,
     backend: Backend = "mmap",
@@ -108,7 +111,7 @@ def load_file(
     """Load all tensors of a .sparsefmt file as dense tensors, each with memory of its own, in the order of the file.
 
     Args:
-        filename: the file.
+        filename: the file, or a binary file object, as in `sparsefmt.load_file`.
         device: where tensors are wanted: whatever torch takes for a device.
         backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory.
         max_decoded_bytes: as in `sparsefmt.load_file`: raise it for a file that you trust.
@@ -135,7 +138,7 @@ def load_file(
 
 def save_model(
     model: torch.nn.Module,
-    filename: str | os.PathLike[str],
+    filename: str | os.PathLike[str] | BinaryIO,
     metadata: Mapping[str, str] | None = None,
     force_contiguous: bool = True,
     *,
@@ -189,7 +192,7 @@ def save_model(
 
 def load_model(
     model: torch.nn.Module,
-    filename: str | os.PathLike[str],
+    filename: str | os.PathLike[str] | BinaryIO,
     strict: bool = True,
     device: Any = "cpu",
     *,
@@ -203,7 +206,7 @@ def load_model(
 
     Args:
         model: the model to load into. It stays on its device and keeps its dtypes.
-        filename: the file.
+        filename: the file, or a binary file object, as in `sparsefmt.load_file`.
         strict: raise an error for missing and unexpected names, instead of returning them.
         device: where tensors are loaded to before they are copied into the model.
         backend, max_decoded_bytes: as in `load_file`.
@@ -225,7 +228,7 @@ def load_model(
     try:
         missing, unexpected = map(list, model.load_state_dict(state, strict=False))
     except RuntimeError as error:
-        raise RuntimeError(f"{error}\n    in the file {os.fspath(filename)!r}") from None
+        raise RuntimeError(f"{error}\n    in the file {file_objects.name_of(filename)}") from None
     for kept, others in shared.items():
         for name in others:
             if name in missing:
@@ -237,7 +240,7 @@ def load_model(
         for what, names in (("Missing", missing), ("Unexpected", unexpected)):
             if names:
                 lines.append(f"{what} key(s) in state_dict: " + ", ".join(f'"{name}"' for name in sorted(names)))
-        lines.append(f"in the file {os.fspath(filename)!r}")
+        lines.append(f"in the file {file_objects.name_of(filename)}")
         raise RuntimeError("\n    ".join(lines))
     return missing, unexpected
 
@@ -315,12 +318,21 @@ def _check_kinds(tensors: Mapping[str, Any]) -> None:
             continue
         for tensor in value if isinstance(value, _Pruned) else (value,):
             if not isinstance(tensor, torch.Tensor):
-                raise FormatError("tensors-invalid", f"tensor {name!r} is no torch.Tensor but {type(tensor)}")
+                raise FormatError(
+                    "tensors-invalid", _refusal(tensor), tensor=name if isinstance(name, str) else repr(name)
+                )
             with naming(name):
                 check_kind(tensor)
         if isinstance(value, _Pruned):
             with naming(name):
                 expect_one_shape(tuple(value.original.shape), tuple(value.mask.shape))
+
+
+def _refusal(value: Any) -> str:
+    """Why this, which is not a tensor of torch, cannot be stored."""
+    if isinstance(value, np.ndarray):
+        return "it is a numpy array: torch.from_numpy makes a tensor of it, and sparsefmt.save_file takes it as it is"
+    return mistakes.refusal(value) or f"its type is {type(value).__name__}, not torch.Tensor"
 
 
 def _check_contiguous(tensors: Mapping[str, Any]) -> None:

@@ -11,11 +11,13 @@ from typing import NamedTuple
 import torch
 
 from sparsefmt.api import open_file
+from sparsefmt.container import file_objects
 from sparsefmt.container.entry import TensorEntry
+from sparsefmt.container.sources import Backend
 from sparsefmt.frameworks.pytorch import TorchFramework, intake_of
 from sparsefmt.interchange.checkpoints import Checkpoint
 from sparsefmt.interchange.contract import naming
-from sparsefmt.opened import Backend, SparseFile
+from sparsefmt.opened import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.choice import MIN_SPARSITY, Choice, why_dense
 from sparsefmt.torch.derived import transposed
@@ -165,6 +167,10 @@ def _open(
     stack: ExitStack,
 ) -> dict[str, _Stored]:
     """All tensors by name. Whatever is wrong with index and shards together is found before anything is loaded."""
+    if not file_objects.is_path(path):
+        raise TypeError(
+            f"load_into takes a path, not {type(path).__name__}: sparsefmt.torch.load_model takes an open file"
+        )
     with Checkpoint(path, ["sparsefmt"]) as checkpoint:
         paths = [file.path for file in checkpoint.files]
     stored = {}

@@ -7,8 +7,8 @@ from typing import Any
 from transformers.quantizers import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from sparsefmt.container.sources import BACKENDS, Backend
 from sparsefmt.interchange.huggingface import METHOD
-from sparsefmt.opened import BACKENDS, Backend
 from sparsefmt.torch.choice import MIN_SPARSITY, Choice
 from sparsefmt.torch.layers import Patterns
 
