@@ -126,8 +126,9 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         bits = slicing.dense_array(entry.rows, entry.cols, entry.dtype)
 
         def fill(tile: Tile, number: int) -> None:
-            begin, end = entry.tile_range(number)
-            bits[begin:end] = entry.layout.to_dense(tile, entry.dtype, entry.cols, 0, end - begin)
+            first, last = entry.tile_range(number)
+            for begin, end in slicing.runs(0, last - first, entry.cols):
+                bits[first + begin : first + end] = entry.layout.to_dense(tile, entry.dtype, entry.cols, begin, end)
 
         # what the index says about all tiles together is verified on the way
         for _ in self._reader.each_tile(entry, fill, self._threads):

@@ -83,13 +83,14 @@ class TensorWriter:
             survey = intake.survey(self._threads)
         nnz, negatives = survey.nnz, survey.negative_zeros
         layout = choose.layout_for(self._layout, self._purpose, intake.shape, intake.filling(survey))
+        height = intake.tile_rows(layout, nnz if self._drop else nnz + negatives)
         return self._writer.add(
             name,
             intake.dtype,
             intake.shape,
             layout,
-            intake.tile_rows(layout),
-            intake.tile_maker(layout, self._drop),
+            height,
+            intake.tile_maker(layout, height, self._drop),
             nnz=None if layout == "dense" else nnz,
             negative_zeros=layout != "dense" and negatives > 0 and not self._drop,
             negative_zeros_dropped=negatives if self._drop else 0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from sparsefmt.container.names import matrix_view
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import LimitError
+from sparsefmt.layouts import choose
 from sparsefmt.layouts.contract import Layout, Tile
 from sparsefmt.threads import in_order
 
@@ -48,16 +49,24 @@ def dense_rows(
         number = int(tiles[first])
         tile = get_tile(number)
         rows = ascending[first:last] - number * tile_rows
-        # runs of consecutive rows are unpacked at once
+        # runs of consecutive rows are unpacked together
         run_starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
-        for begin, end in pairwise([*run_starts.tolist(), rows.size]):
-            bits = layout.to_dense(tile, dtype, all_cols, int(rows[begin]), int(rows[end - 1]) + 1)
-            target = slice(first + begin, first + end)
-            out[target if order is None else order[target]] = bits[:, cols]
+        for run in pairwise([*run_starts.tolist(), rows.size]):
+            for begin, end in runs(*run, all_cols):
+                bits = layout.to_dense(tile, dtype, all_cols, int(rows[begin]), int(rows[end - 1]) + 1)
+                target = slice(first + begin, first + end)
+                out[target if order is None else order[target]] = bits[:, cols]
 
     for _ in in_order(fill, pairwise(bounds), threads):
         pass
     return out.view(dtype.numpy)
+
+
+def runs(begin: int, end: int, cols: int) -> Iterator[tuple[int, int]]:
+    """Rows `begin` to `end` in runs of little memory: a tile of a very sparse matrix is too large to be made dense."""
+    height = 4 * choose.tile_rows(end - begin, cols) or 1
+    for first in range(begin, end, height):
+        yield first, min(first + height, end)
 
 
 def dense_array(rows: int, cols: int, dtype: DType) -> np.ndarray:

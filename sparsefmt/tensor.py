@@ -15,6 +15,7 @@ from sparsefmt.intake import Intake, intake_of, is_scipy_sparse
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.choose import Filling, layout_for
 from sparsefmt.layouts.contract import Tile
+from sparsefmt.layouts.entries import to_entries
 from sparsefmt.layouts.memory import Arena, frozen, padded_copy
 from sparsefmt.layouts.permuted import padded_nnz
 from sparsefmt.threads import in_order
@@ -94,15 +95,16 @@ class SparseTensor:
 
     @classmethod
     def _from_intake(cls, intake: Intake, wanted: str, threads: int | None) -> SparseTensor:
-        filling = intake.filling(intake.survey(threads))
+        survey = intake.survey(threads)
+        filling = intake.filling(survey)
         layout = layout_for(wanted, "computing", intake.shape, filling)
         if wanted not in ("auto", layout):
             raise UnsupportedError(
                 "layout-invalid",
                 f"layout {wanted!r} cannot hold {intake.dtype.name} tensors of shape {list(intake.shape)}: use 'dense'",
             )
-        height = intake.tile_rows(layout)
-        tiles = in_order(intake.tile_maker(layout), range(-(-intake.rows // height) if height else 0), threads)
+        height = intake.tile_rows(layout, survey.nnz + survey.negative_zeros)
+        tiles = in_order(intake.tile_maker(layout, height), range(-(-intake.rows // height) if height else 0), threads)
         arena = Arena(filling.nbytes(layout))
         return cls(intake.dtype, intake.shape, layout, height, [arena.keep(tile) for tile in tiles])
 
@@ -208,24 +210,24 @@ class SparseTensor:
         import scipy.sparse
 
         rows, cols = matrix_view(self._shape)
-        self._expect_budget(rows)
         widen = self.dtype.kind not in "biufc" or self.dtype == np.float16
         dtype = np.dtype(np.float32) if widen else self.dtype
         if not self._layout.sparse:
             return scipy.sparse.csr_array(self.todense().reshape(rows, cols).astype(dtype))
+        if self._budget is not None:
+            self._budget.expect(self.nnz * (dtype.itemsize + 8) + 8 * rows)
         counts: list[np.ndarray] = [np.zeros(1, np.int64)]
         columns: list[np.ndarray] = []
         values: list[np.ndarray] = []
-        for number in range(len(self._tiles)):
-            tile = self.converted(number, "bitmask")
-            mask = np.unpackbits(tile["mask"].reshape(self._height(number), -1), axis=1, count=cols, bitorder="little")
-            counts.append(np.diff(tile["row_offsets"].astype(np.int64)))
-            columns.append(np.nonzero(mask)[1])
-            values.append(tile["values"].view(self.dtype).astype(dtype))
-        indptr = np.cumsum(np.concatenate(counts))
-        indices = np.concatenate(columns)
+        for number, tile in enumerate(self._tiles):
+            height = self._height(number)
+            entries = to_entries(self.layout, tile, height)
+            counts.append(np.bincount(entries.rows, minlength=height))
+            columns.append(entries.columns.astype(np.int32) if cols < 1 << 31 else entries.columns)
+            values.append(entries.values.view(self.dtype).astype(dtype, copy=False))
+        indptr, indices = np.cumsum(np.concatenate(counts)), np.concatenate(columns)
         if max(cols, indptr[-1]) < 1 << 31:
-            indptr, indices = indptr.astype(np.int32), indices.astype(np.int32)
+            indptr, indices = indptr.astype(np.int32), indices.astype(np.int32, copy=False)
         return scipy.sparse.csr_array((np.concatenate(values), indices, indptr), shape=(rows, cols))
 
     def to_layout(self, layout: str, *, threads: int | None = None) -> SparseTensor:

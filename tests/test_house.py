@@ -80,7 +80,7 @@ def test_passes_call_no_jitted_code_of_other_files():
         if "@jit" in source.read_text():
             assert imported_modules(source) <= {"jit", "isa"}, source
             seen += 1
-    assert seen == 11
+    assert seen == 12
 
 
 def test_kernels_are_compiled_anew_when_a_source_changes():

@@ -203,7 +203,7 @@ class TestElements:
         if kind == "normal" and width < 8:
             values >>= np.uint64(64 - 8 * width)
         tiles = [frozen(part) for part in np.array_split(values.astype(f"u{width}"), 3)]
-        model = elements.fit(each_of(*tiles), 8 * width, 1)
+        model = elements.fit(each_of(*tiles), 8 * width, 1, 1)
         assert len(model) < 40 + count * width * 2
         coder = elements.Coder(model, 8 * width, 1)
         for tile in tiles:
@@ -214,7 +214,7 @@ class TestElements:
 
     def size(self, array: np.ndarray) -> int:
         array = frozen(array)
-        model = elements.fit(each_of(array), 8 * array.itemsize, 1)
+        model = elements.fit(each_of(array), 8 * array.itemsize, 1, 1)
         return len(model) + len(elements.Coder(model, 8 * array.itemsize, 1).encode(array, NOWHERE, 1))
 
     def entropy(self, array: np.ndarray) -> float:
@@ -245,7 +245,7 @@ class TestElements:
         assert self.size(np.arange(100_000, dtype=np.int64).view(np.uint64)) < 300
 
     def test_what_the_model_never_saw(self):
-        model = elements.fit(each_of(frozen(np.full(100, 5, np.uint16))), 16, 1)
+        model = elements.fit(each_of(frozen(np.full(100, 5, np.uint16))), 16, 1, 1)
         with pytest.raises(FormatError, match="changed"):
             elements.Coder(model, 16, 1).encode(frozen(np.full(100, 6, np.uint16)), NOWHERE, 1)
 
@@ -262,7 +262,7 @@ def coded_mask(kept: np.ndarray, tile_rows: int) -> int:
     """Bytes of the model and of all tiles, each of which comes back."""
     rows = [range(begin, min(begin + tile_rows, len(kept))) for begin in range(0, len(kept), tile_rows)]
     tiles = [(mask_of(kept[part.start : part.stop]), part) for part in rows]
-    model = positions.fit(lambda work: iter([work(*tile) for tile in tiles]), kept.shape[1])
+    model = positions.fit(lambda work: iter([work(*tile) for tile in tiles]), *kept.shape)
     coder, size = positions.Coder(model, kept.shape[1]), len(model)
     for tile, _ in tiles:
         coded = coder.encode(tile)
@@ -330,7 +330,7 @@ class TestPositions:
         assert coded_mask(kept, 128) < 1.05 * entropy(chosen) + 200
 
     def test_what_the_model_never_saw(self):
-        model = positions.fit(lambda work: iter([work(mask_of(np.zeros((50, 80), bool)), range(50))]), 80)
+        model = positions.fit(lambda work: iter([work(mask_of(np.zeros((50, 80), bool)), range(50))]), 50, 80)
         with pytest.raises(FormatError, match="changed"):
             positions.Coder(model, 80).encode(mask_of(np.ones((50, 80), bool)))
 
@@ -434,7 +434,9 @@ class TestFiles:
         assert coder.model.classes.columns is not None
         # what it would take without classes
         bits = array.view(f"u{array.itemsize}").ravel()
-        plain = elements.fit(each_of(frozen(bits[bits != 0] if layout == "bitmask" else bits)), 8 * array.itemsize, 1)
+        plain = elements.fit(
+            each_of(frozen(bits[bits != 0] if layout == "bitmask" else bits)), 8 * array.itemsize, 1, 1
+        )
         kept = frozen(bits[(bits != 0) & (bits != DTYPES[dtype].negative_zero)] if layout == "bitmask" else bits)
         size = len(elements.Coder(plain, 8 * array.itemsize, 1).encode(kept, NOWHERE, 1))
         stored = sum(int(index.chunk(entry, tile, "values")["stored"]) for tile in range(entry.tiles))

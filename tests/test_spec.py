@@ -256,7 +256,7 @@ def test_the_example_of_rans():
     block = SPEC.split("<!-- rans example begins -->")[1].split("<!-- rans example ends -->")[0]
     lines = {line.split()[0]: bytes.fromhex(" ".join(line.split()[1:])) for line in block.splitlines() if " " in line}
     values, nowhere = np.frombuffer(lines["elements"], np.uint8), {"": np.empty(0, np.uint8)}
-    assert elements.fit(lambda work: iter([work(values, nowhere, range(1))]), 8, 1) == lines["model"]
+    assert elements.fit(lambda work: iter([work(values, nowhere, range(1))]), 8, 1, 1) == lines["model"]
     coder, out = elements.Coder(lines["model"], 8, 1), np.empty(values.size, np.uint8)
     assert coder.encode(values, nowhere, 1) == lines["chunk"]
     coder.decode(np.frombuffer(lines["chunk"], np.uint8), nowhere, 1, out)

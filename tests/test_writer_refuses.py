@@ -20,7 +20,7 @@ from sparsefmt import FormatError, SparsefmtError, SparseTensor, limits
 from sparsefmt.container import writer
 from sparsefmt.intake import ArrayIntake
 from sparsefmt.layouts import LAYOUTS
-from sparsefmt.saving import TensorWriter
+from sparsefmt.saving import TensorWriter, write_all
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]), max_size=5)
 """With NUL, surrogates, and characters that have several forms."""
@@ -259,9 +259,7 @@ def test_after_a_sink_that_failed():
         sink.room = room
         tensor_writer = TensorWriter(sink)
         with pytest.raises(OSError, match="No space"):
-            for name, array in (("a", np.eye(3)), ("b", np.eye(4))):
-                tensor_writer.add(name, array)
-            tensor_writer.finish()
+            write_all(tensor_writer, {"a": np.eye(3), "b": np.eye(4)})
         sink.room = 2 * whole
         with pytest.raises(FormatError) as raised:
             tensor_writer.finish()

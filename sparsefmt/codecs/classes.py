@@ -8,6 +8,7 @@ scale on which the two add up. Neighbouring sums may share a table.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -87,7 +88,8 @@ def write_members(writer: BitWriter, classes: Classes) -> bytes:
         freq.write_frequencies(writer, classes.row_frequencies, PRECISION)
     if classes.columns is None:
         return b""
-    frequencies = freq.normalised(np.bincount(classes.columns, minlength=classes.column_count), PRECISION)
+    counts = member_counts(classes.columns)
+    frequencies = freq.normalised(np.pad(counts, (0, classes.column_count - counts.size)), PRECISION)
     freq.write_frequencies(writer, frequencies, PRECISION)
     return Tables(frequencies, PRECISION).pack(classes.columns)
 
@@ -133,23 +135,54 @@ def unpack_rows(tables: Tables, stored: np.ndarray, rows: int) -> tuple[np.ndarr
     return tables.unpack(stored[_SIZE.size : end], rows), stored[end:]
 
 
-def candidates(places: np.ndarray) -> np.ndarray:
-    """Classes for rows (or columns) that would be at these places if any number were a class: not too many integers."""
-    nearest = np.clip(np.rint(places), -MAX_CLASSES // 2, MAX_CLASSES // 2 - 1)
-    return np.arange(nearest.min(initial=0), nearest.max(initial=0) + 1)
+_ROUNDS = 4
+"""How often rows choose anew, given what the others have."""
+
+_AT_ONCE = 1 << 18
+"""Rows (or columns) for which there are temporaries of eight bytes each at a time."""
+
+_COSTS = 1 << 19
+"""Costs of rows (or columns) that are computed at a time: 4 MiB. More of them are computed anew for every round."""
 
 
-def assign(costs: np.ndarray) -> np.ndarray:
-    """The class of each row (or column), from 0 on, given the bits (rows, classes) that it takes with each class.
+def member_counts(classes: np.ndarray) -> np.ndarray:
+    """How many rows (or columns) each class has, up to the highest: int64 (classes,), at least one. classes: uint8."""
+    counts = np.zeros(256, np.int64)
+    # numpy makes int64 of what it counts
+    for begin in range(0, classes.size, _AT_ONCE):
+        counts += np.bincount(classes[begin : begin + _AT_ONCE], minlength=256)
+    return counts[: int(np.flatnonzero(counts).max(initial=0)) + 1]
+
+
+def candidates(least: float, most: float) -> np.ndarray:
+    """Classes for rows (or columns) that would lie between these if any number were a class: not too many integers."""
+    low, high = (int(np.clip(np.rint(place), -MAX_CLASSES // 2, MAX_CLASSES // 2 - 1)) for place in (least, most))
+    return np.arange(min(low, 0), max(high, 0) + 1)
+
+
+def assign(costs: Callable[[slice], np.ndarray], count: int, classes: int) -> np.ndarray:
+    """The class of each of `count` rows (or columns), uint8 (count,), from 0 on.
 
     The classes have to be written down too: those that many rows have are cheap. So rows that differ by no more than
-    chance have all the same.
+    chance have all the same. Beside the result, it takes memory for the costs of _COSTS at a time.
+
+    Args:
+        costs: costs(rows) gives the bits that some of the rows take with each class, float64 (rows, classes).
     """
     from sparsefmt.codecs.passes import classes as passes
 
-    chosen = np.empty(len(costs), np.uint8)
-    passes.assign(costs, chosen)
-    return chosen - chosen.min(initial=255) if chosen.size else chosen
+    chosen, names = np.empty(count, np.uint8), np.zeros(classes)
+    height = max(_COSTS // classes, 1)
+    parts = [slice(begin, min(begin + height, count)) for begin in range(0, count, height)]
+    only = costs(parts[0]) if len(parts) == 1 else None
+    for _ in range(1 + _ROUNDS):
+        # a class that nobody has may come back, but is dear
+        often = np.full(classes, 0.1)
+        for part in parts:
+            passes.assign(costs(part) if only is None else only, names, chosen[part], often)
+        names = np.log2(often.sum() / often)
+    chosen -= chosen.min(initial=255)
+    return chosen
 
 
 def merged(

@@ -7,7 +7,7 @@ row and that of the column (`classes.py`) together say which frequencies bins ha
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -111,8 +111,28 @@ def _undo_differences(elements: np.ndarray, lag: int) -> None:
         elements[whole:] += by_lag[-1, : elements.size - whole]
 
 
-def fit(each: Each, bits: int, cols: int) -> bytes:
-    """The model for all elements of a tensor of so many columns: b"" if there are none."""
+_AT_ONCE = 1 << 18
+"""Elements for which there are temporaries of eight bytes each at a time."""
+
+
+def _parts(elements: np.ndarray) -> Iterator[np.ndarray]:
+    """Runs of elements, _AT_ONCE at most."""
+    return (elements[begin : begin + _AT_ONCE] for begin in range(0, elements.size, _AT_ONCE))
+
+
+def _histogram(parts: Iterator[np.ndarray], bins: int) -> np.ndarray:
+    """How often each number below `bins` occurs: int64 (bins,)."""
+    counts = np.zeros(bins, np.int64)
+    for part in parts:
+        counts += np.bincount(part, minlength=bins)
+    return counts
+
+
+def fit(each: Each, bits: int, rows: int, cols: int) -> bytes:
+    """The model for all elements of a tensor of so many rows and columns: b"" if there are none.
+
+    Beside the tiles, it takes up to 16 bytes for each row, and for each column if they get classes.
+    """
     lags = each(lambda elements, before, rows: 0 if "mask" in before else _best_lag(elements))
     lag = next((found for found in lags if found is not None), 0)
 
@@ -128,7 +148,7 @@ def fit(each: Each, bits: int, cols: int) -> bytes:
     table = freq.normalised(bins.counts, precision)
     model = Model(keys, lag, bins.lows, bins.widths, precision, one, table[None])
     if int(bins.counts.sum()) >= WORTH_CLASSES and not lag and 1 < len(bins.lows) <= 256:
-        model = _with_classes(each, model, bins, cols) or model
+        model = _with_classes(each, model, bins, rows, cols) or model
     return _write(model)
 
 
@@ -152,7 +172,7 @@ def _binned(each: EachOf, bits: int) -> Iterator[tuple[Bins, Keys]]:
     """The best bins for each way of making keys; nothing if there are no elements."""
     if bits <= bins_.PREFIX_BITS:
         counts = np.zeros(1 << bits, np.int64)
-        for tile_counts in each(lambda elements: np.bincount(elements, minlength=1 << bits)):
+        for tile_counts in each(lambda elements: _histogram(_parts(elements), 1 << bits)):
             counts += tile_counts
         used = np.flatnonzero(counts)
         elements = used.astype(f"u{max(bits // 8, 1)}")
@@ -169,9 +189,12 @@ def _binned(each: EachOf, bits: int) -> Iterator[tuple[Bins, Keys]]:
     ways = _ways(every, bits)
 
     def count_prefixes(elements: np.ndarray) -> list[np.ndarray]:
-        return [np.bincount(keys.prefixes(elements), minlength=1 << keys.prefix_bits) for keys in ways]
+        return [_histogram(map(keys.prefixes, _parts(elements)), 1 << keys.prefix_bits) for keys in ways]
 
-    totals = [sum(parts) for parts in zip(*each(count_prefixes), strict=True)]
+    totals = [np.zeros(1 << keys.prefix_bits, np.int64) for keys in ways]
+    for parts in each(count_prefixes):
+        for total, part in zip(totals, parts, strict=True):
+            total += part
     for keys, counts in zip(ways, totals, strict=True):
         left_out = keys.key_bits - keys.prefix_bits
         if left_out and (distinct := _distinct(each, keys)) is not None:
@@ -196,33 +219,56 @@ def _distinct(each: EachOf, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
     def few(elements: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         if np.unique(keys.of(elements[: 4 * MAX_DISTINCT])).size > MAX_DISTINCT:
             return None
-        return np.unique(keys.of(elements), return_counts=True)
+        return _united(np.unique(keys.of(part), return_counts=True) for part in _parts(elements))
 
+    return _united(each(few))
+
+
+def _united(
+    parts: Iterable[tuple[np.ndarray, np.ndarray] | None],
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Distinct keys and their counts from those of parts; None if there are over MAX_DISTINCT, or a part is None."""
     found, counts = np.empty(0, np.uint64), np.empty(0, np.int64)
-    for tile in each(few):
-        if tile is None:
+    for part in parts:
+        if part is None:
             return None
-        found, inverse = np.unique(np.concatenate([found, tile[0].astype(np.uint64)]), return_inverse=True)
+        found, inverse = np.unique(np.concatenate([found, part[0].astype(np.uint64)]), return_inverse=True)
         if found.size > MAX_DISTINCT:
             return None
-        counts = np.bincount(inverse, np.concatenate([counts, tile[1]]), found.size).astype(np.int64)
+        counts = np.bincount(inverse, np.concatenate([counts, part[1]]), found.size).astype(np.int64)
     return found, counts
 
 
-class _Scale(NamedTuple):
-    """How large the elements of rows (or columns) are: sums of `Keys.sizes`, and how many there are but zeros."""
+class _Scale:
+    """How large the elements of rows (or columns) are.
 
-    sums: np.ndarray
-    counts: np.ndarray
+    Attributes:
+        sums: of `Keys.sizes`, int64.
+        counts: elements but zeros, uint32.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.sums, self.counts = np.zeros(count, np.int64), np.zeros(count, np.uint32)
+
+    def _means(self, some: slice, mean: float) -> np.ndarray:
+        return np.where(self.counts[some] > 0, self.sums[some] / np.maximum(self.counts[some], 1), mean)
 
     def classes(self, mean: float, deviation: float, step: float) -> np.ndarray:
-        """A class for each, from 0 on, `step` apart."""
+        """A class for each, uint8, from 0 on, `step` apart."""
         if not step:
             return np.zeros(self.sums.size, np.uint8)
-        means = np.where(self.counts > 0, self.sums / np.maximum(self.counts, 1), mean)
-        apart = (means[:, None] - mean - step * cls.candidates((means - mean) / step)) / deviation
-        # what elements of a normal distribution lose if it is taken to be elsewhere
-        return cls.assign(self.counts[:, None] * np.log2(np.e) / 2 * apart**2)
+        least, most = mean, mean
+        for begin in range(0, self.sums.size, _AT_ONCE):
+            means = self._means(slice(begin, begin + _AT_ONCE), mean)
+            least, most = min(least, float(means.min())), max(most, float(means.max()))
+        candidates = cls.candidates((least - mean) / step, (most - mean) / step)
+
+        def costs(some: slice) -> np.ndarray:
+            apart = (self._means(some, mean)[:, None] - mean - step * candidates) / deviation
+            # what elements of a normal distribution lose if it is taken to be elsewhere
+            return self.counts[some, None] * np.log2(np.e) / 2 * apart**2
+
+        return cls.assign(costs, self.sums.size, candidates.size)
 
 
 _STEPS = ((0.5, 0), (0, 0.5), (0.5, 0.5), (0.25, 0.25))
@@ -243,32 +289,47 @@ class _Candidate(NamedTuple):
     def merged(self, counts: np.ndarray) -> tuple[float, np.ndarray]:
         """(bits of elements counted as (sums, symbols), and of the model; the table of each sum)."""
         bits, table_of = cls.merged(counts, _table_bits(2, counts.shape[1]), 0.0)
-        return bits + sum(freq.entropy_bits(np.bincount(part)) for part in (self.rows, self.columns)), table_of
+        return bits + sum(freq.entropy_bits(cls.member_counts(part)) for part in (self.rows, self.columns)), table_of
 
 
-def _with_classes(each: Each, plain: Model, bins: Bins, cols: int) -> Model | None:
+def _with_classes(each: Each, plain: Model, bins: Bins, rows: int, cols: int) -> Model | None:
     """The model with classes of rows and columns, if that makes the elements shorter."""
     from sparsefmt.codecs.passes import elements as passes
 
-    keys = plain.keys
+    if cols > cls.MAX_COLS:
+        return None
+    keys, of_rows, of_columns = plain.keys, _Scale(rows), _Scale(cols)
 
-    def measure(elements: np.ndarray, before: Before, rows: range) -> tuple | None:
-        where = places(before, len(rows), cols, elements.size)
+    def measure(elements: np.ndarray, before: Before, some: range) -> tuple[_Scale, float] | None:
+        where = places(before, len(some), cols, elements.size)
         if where is None:
             return None
         sizes = keys.sizes(elements)
-        of_rows, of_columns = np.zeros((2, len(rows)), np.int64), np.zeros((2, cols), np.int64)
-        passes.measure(sizes, where.counts, where.columns, of_rows, of_columns)
-        return of_rows, of_columns, float(np.square(sizes, dtype=np.float32).sum(dtype=np.float64))
+        tile_rows, tile_columns = _Scale(len(some)), _Scale(cols)
+        passes.measure(
+            sizes,
+            where.counts,
+            where.columns,
+            tile_rows.sums,
+            tile_rows.counts,
+            tile_columns.sums,
+            tile_columns.counts,
+        )
+        of_rows.sums[some.start : some.stop] = tile_rows.sums
+        of_rows.counts[some.start : some.stop] = tile_rows.counts
+        squares = sum(float(np.square(part, dtype=np.float32).sum(dtype=np.float64)) for part in _parts(sizes))
+        return tile_columns, squares
 
-    measured = list(each(measure))
-    if cols > cls.MAX_COLS or any(tile is None for tile in measured):
-        return None
-    of_rows = _Scale(*np.concatenate([tile[0] for tile in measured], axis=1))
-    of_columns = _Scale(*np.sum([tile[1] for tile in measured], axis=0))
-    count = max(int(of_rows.counts.sum()), 1)
+    squares = 0.0
+    for tile in each(measure):
+        if tile is None:
+            return None
+        of_columns.sums += tile[0].sums
+        of_columns.counts += tile[0].counts
+        squares += tile[1]
+    count = max(int(of_rows.counts.sum(dtype=np.int64)), 1)
     mean = float(of_rows.sums.sum() / count)
-    deviation = float(np.sqrt(max(sum(tile[2] for tile in measured) / count - mean**2, 1e-9)))
+    deviation = float(np.sqrt(max(squares / count - mean**2, 1e-9)))
     candidates = []
     by_row_step, by_column_step = (
         {step: scale.classes(mean, deviation, step * deviation) for step in set(steps)}
@@ -312,7 +373,7 @@ def _with_classes(each: Each, plain: Model, bins: Bins, cols: int) -> Model | No
     classes = Classes(
         int(candidate.rows.max()) + 1,
         table_of,
-        freq.normalised(np.bincount(candidate.rows), cls.PRECISION),
+        freq.normalised(cls.member_counts(candidate.rows), cls.PRECISION),
         candidate.columns if candidate.columns.any() else None,
     )
     return Model(keys, 0, plain.lows, plain.widths, precision, classes, np.array(tables))
@@ -375,8 +436,9 @@ class Coder:
         if classes.columns is not None:
             self.column_classes[:cols] = classes.columns
         # for each class of rows, the table of each column
-        sums = np.arange(classes.rows if self.has_classes else 0)[:, None] + self.column_classes
-        self._tables_by_class = classes.table_of[sums]
+        self._tables_by_class = np.empty((classes.rows if self.has_classes else 0, self.column_classes.size), np.uint8)
+        for class_, tables in enumerate(self._tables_by_class):
+            np.take(classes.table_of[class_:], self.column_classes, out=tables, mode="clip")
         self.cols = cols
 
     @cached_property

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from sparsefmt.codecs import classes as cls
 from sparsefmt.codecs import frequencies as freq
 from sparsefmt.codecs.bitstring import BitReader, BitWriter
 from sparsefmt.codecs.classes import Classes
-from sparsefmt.codecs.streams import Tables
+from sparsefmt.codecs.streams import Tables, read_only
 from sparsefmt.errors import FormatError
 
 Each = Callable[[Callable[[np.ndarray, range], object]], Iterator]
@@ -48,28 +47,63 @@ class Model:
     by_popcount: list[bool]
 
 
-class _Layout(NamedTuple):
-    """The order of columns that their classes make.
+class _ColumnOrder:
+    """The order of columns that their classes make: within each word of 64 columns, sorted by class.
 
     Attributes:
-        spread: for `passes.masks.reorder`, None if the order is left as it is. gather: the way back.
-        group_classes: uint8 (groups,).
+        group_classes: uint8 (groups,), the mean class of each eight columns.
     """
 
-    spread: np.ndarray | None
-    gather: np.ndarray | None
-    group_classes: np.ndarray
+    def __init__(self, column_classes: np.ndarray | None, cols: int) -> None:
+        """column_classes: uint8 (cols,); None if the order is left as it is."""
+        from sparsefmt.codecs.passes import masks
+
+        self._words, self.group_classes = -(-cols // 64), np.zeros(-(-cols // 8), np.uint8)
+        self._places = None
+        if column_classes is not None:
+            self._places = np.empty((self._words, 64), np.uint8)
+            masks.order(column_classes, self.group_classes, self._places)
+        self._tables: dict[bool, np.ndarray] = {}
+
+    @property
+    def differs(self) -> bool:
+        """Whether it may be another order than that of the columns."""
+        return self._places is not None
+
+    def there(self, mask: np.ndarray) -> np.ndarray:
+        """A mask with its columns in this order, (rows, words) uint64; itself if that is how they are."""
+        return self._reordered(mask, back=False) if self.differs else mask
+
+    def back(self, mask: np.ndarray) -> np.ndarray:
+        """Undo `there`."""
+        return self._reordered(mask, back=True) if self.differs else mask
+
+    def _reordered(self, mask: np.ndarray, back: bool) -> np.ndarray:
+        from sparsefmt.codecs.passes import masks
+
+        out = np.empty_like(mask)
+        for first in range(0, self._words, _WORDS_OF_TABLES):
+            masks.reorder(read_only(mask), first, self._table(first, back), out)
+        return out
+
+    def _table(self, first: int, back: bool) -> np.ndarray:
+        """For `masks.reorder`: words from `first` on. Kept if these are all words."""
+        from sparsefmt.codecs.passes import masks
+
+        assert self._places is not None
+        if back in self._tables:
+            return self._tables[back]
+        places = self._places[first : first + _WORDS_OF_TABLES]
+        tables = np.empty((len(places), 16, 16), np.uint64)
+        masks.fill_tables(places, back, tables)
+        if len(places) == self._words:
+            self._tables[back] = tables
+        return tables
 
 
-def _order(column_classes: np.ndarray | None, cols: int) -> _Layout:
-    from sparsefmt.codecs.passes import masks
-
-    words, group_classes = -(-cols // 64), np.zeros(-(-cols // 8), np.uint8)
-    if column_classes is None:
-        return _Layout(None, None, group_classes)
-    spread, gather = np.empty((2, words, 16, 16), np.uint64)
-    masks.order(column_classes, group_classes, spread, gather)
-    return _Layout(spread, gather, group_classes)
+_WORDS_OF_TABLES = 1 << 10
+"""Words of 64 columns for which there are tables at a time, 2 MiB of them. Those of wider matrices are made anew for
+each use: kept, they would take 64 bytes for each column."""
 
 
 def _copied_rows(mask: np.ndarray) -> np.ndarray:
@@ -81,10 +115,10 @@ def _copied_rows(mask: np.ndarray) -> np.ndarray:
     return (np.arange(rows.size) > 0) & (4 * differing < np.minimum(rows, positions - rows))
 
 
-def _odds(kept: np.ndarray | float, total: float) -> np.ndarray:
+def _odds(kept: float, total: float) -> float:
     """log2 of the odds that a position is kept."""
-    share = (np.asarray(kept, np.float64) + 0.5) / (total + 1)
-    return np.log2(share / (1 - share))
+    share = (kept + 0.5) / (total + 1)
+    return float(np.log2(share / (1 - share)))
 
 
 def _classes(counts: np.ndarray, total: int, step: float) -> np.ndarray:
@@ -94,25 +128,40 @@ def _classes(counts: np.ndarray, total: int, step: float) -> np.ndarray:
     """
     if not step or not counts.size or not total:
         return np.zeros(counts.size, np.uint8)
-    base = float(_odds(counts.sum(), float(total) * counts.size))
-    share = 1 / (1 + np.exp2(-(base + step * cls.candidates((_odds(counts, total) - base) / step))))
-    return cls.assign(-counts[:, None] * np.log2(share) - (total - counts[:, None]) * np.log2(1 - share))
+    base = _odds(float(counts.sum(dtype=np.int64)), float(total) * counts.size)
+    least, most = ((_odds(float(kept), total) - base) / step for kept in (counts.min(), counts.max()))
+    candidates = cls.candidates(least, most)
+    share = 1 / (1 + np.exp2(-(base + step * candidates)))
+    kept_bits, left_bits = np.log2(share), np.log2(1 - share)
+
+    def costs(some: slice) -> np.ndarray:
+        kept = counts[some, None].astype(np.int64)
+        return -kept * kept_bits - (total - kept) * left_bits
+
+    return cls.assign(costs, counts.size, candidates.size)
 
 
 @dataclass
 class _Candidate:
-    """Classes of all rows and columns, and what bytes they make."""
+    """Classes of all rows and columns, and what bytes they make.
+
+    Attributes:
+        row_classes: uint8 (rows,).
+        column_classes: uint8 (cols,), or None if all have the same.
+        cols: how many columns there are.
+        copies: which rows are coded as what differs from the row above. bool (rows,).
+    """
 
     row_classes: np.ndarray
-    column_classes: np.ndarray
+    column_classes: np.ndarray | None
+    cols: int
     copies: np.ndarray
 
     def __post_init__(self) -> None:
-        several = bool(self.column_classes.any())
-        self.layout = _order(self.column_classes if several else None, self.column_classes.size)
+        self.order = _ColumnOrder(self.column_classes, self.cols)
         self.copy = int(self.row_classes.max(initial=0)) + 1 if self.copies.any() else -1
-        self.symbols = np.where(self.copies, self.copy, self.row_classes).astype(np.uint8)
-        self.sums = int(self.row_classes.max(initial=0)) + int(self.column_classes.max(initial=0)) + 1
+        highest = 0 if self.column_classes is None else int(self.column_classes.max(initial=0))
+        self.sums = int(self.row_classes.max(initial=0)) + highest + 1
         self.counts = np.zeros((self.sums + (self.copy >= 0), freq.BYTES), np.int64)
         self.table_of = np.zeros(self.sums, np.uint8)
 
@@ -120,23 +169,37 @@ class _Candidate:
         """How often each byte occurs in a tile, by sum of classes; last, in copies."""
         from sparsefmt.codecs.passes import masks
 
-        symbols = self.symbols[rows.start : rows.stop]
-        groups = _groups(mask, self.layout, symbols == self.copy if self.copy >= 0 else None)
-        contexts = np.empty((mask.shape[0], self.layout.group_classes.size), np.uint8)
+        symbols = self._symbols(slice(rows.start, rows.stop))
+        groups = _groups(mask, self.order, symbols == self.copy if self.copy >= 0 else None)
+        contexts = np.empty((mask.shape[0], self.order.group_classes.size), np.uint8)
         masks.contexts(
-            symbols, self.layout.group_classes, np.arange(len(self.counts), dtype=np.uint8), self.copy, contexts
+            symbols, self.order.group_classes, np.arange(len(self.counts), dtype=np.uint8), self.copy, contexts
         )
         counts = np.zeros_like(self.counts)
         masks.histogram(groups, contexts, counts)
         return counts
+
+    def _symbols(self, rows: slice) -> np.ndarray:
+        """Their symbols: the class of each, or the one for copies. uint8 (rows,)."""
+        symbols = self.row_classes[rows]
+        return np.where(self.copies[rows], np.uint8(self.copy), symbols) if self.copy >= 0 else symbols
+
+    def _symbol_counts(self) -> np.ndarray:
+        """How many rows have each symbol. int64 (symbols,)."""
+        counts = cls.member_counts(self.row_classes if self.copy < 0 else self.row_classes[~self.copies])
+        if self.copy < 0:
+            return counts
+        return np.concatenate([counts, np.zeros(self.copy - counts.size, np.int64), [np.count_nonzero(self.copies)]])
 
     def bits(self) -> float:
         """Bits of all masks and of the model, about."""
         bits, self.table_of = cls.merged(self.counts[: self.sums], *_TABLE_BITS)
         if self.copy >= 0:
             bits += cls.merged(self.counts[-1:], *_TABLE_BITS)[0]
-        bits += freq.entropy_bits(np.bincount(self.symbols, minlength=1))
-        return bits + freq.entropy_bits(np.bincount(self.column_classes, minlength=1))
+        bits += freq.entropy_bits(self._symbol_counts())
+        return bits + (
+            0.0 if self.column_classes is None else freq.entropy_bits(cls.member_counts(self.column_classes))
+        )
 
     def model(self) -> Model:
         """The model, once `bits` was called."""
@@ -150,8 +213,8 @@ class _Candidate:
         classes = Classes(
             int(self.row_classes.max(initial=0)) + 1,
             self.table_of,
-            freq.normalised(np.bincount(self.symbols, minlength=1), cls.PRECISION),
-            self.column_classes if self.column_classes.any() else None,
+            freq.normalised(self._symbol_counts(), cls.PRECISION),
+            self.column_classes,
         )
         return Model(precision, classes, self.copy >= 0, frequencies, by_popcount)
 
@@ -198,37 +261,50 @@ def _wasted_bits(counts: np.ndarray, precision: int) -> float:
     return -total * float(np.log2(max(1 - excess, 0.01)))
 
 
-def fit(each: Each, cols: int) -> bytes:
-    """The model for the masks of all tiles of a tensor with so many columns."""
+def fit(each: Each, rows: int, cols: int) -> bytes:
+    """The model for the masks of all tiles of a tensor with so many rows and columns.
+
+    Beside the tiles, it takes up to 16 bytes for each row, and for each column if they get classes.
+    """
     from sparsefmt.codecs.passes import masks
 
-    def look(mask: np.ndarray, rows: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    with_columns = cols <= cls.MAX_COLS
+    # a row has less than 2^32 columns
+    row_counts, copies = np.empty(rows, np.uint32), np.empty(rows, np.bool_)
+    column_counts = np.zeros(cols if with_columns else 0, np.int64)
+
+    def look(mask: np.ndarray, some: range) -> np.ndarray:
         copied = _copied_rows(mask)
-        plain = np.ascontiguousarray(mask[~copied])
-        plain.flags.writeable = False
-        counts = np.zeros(cols, np.int64)
-        masks.column_counts(plain, counts)
-        return np.bitwise_count(mask).sum(1, dtype=np.int64), copied, counts
+        copies[some.start : some.stop] = copied
+        row_counts[some.start : some.stop] = np.bitwise_count(mask).sum(1, dtype=np.int64)
+        counts = np.zeros(column_counts.size, np.uint32)
+        if with_columns:
+            masks.column_counts(read_only(np.ascontiguousarray(mask[~copied])), counts)
+        return counts
 
-    looks = list(each(look))
-    row_counts, copies = (np.concatenate([look[part] for look in looks]) for part in (0, 1))
-    column_counts = np.sum([look[2] for look in looks], axis=0)
-    plain_rows = int((~copies).sum())
-    candidates: dict[bytes, _Candidate] = {}
+    for counts in each(look):
+        column_counts += counts
+    plain_rows = rows - int(np.count_nonzero(copies))
     row_steps, column_steps = map(set, zip(*_STEPS, strict=True))
-    by_row_step = {step: np.zeros(row_counts.size, np.uint8) for step in row_steps}
-    for step, row_classes in by_row_step.items():
+    by_row_step: dict[float, np.ndarray] = {}
+    for step in sorted(row_steps):
+        row_classes = np.zeros(rows, np.uint8)
         row_classes[~copies] = _classes(row_counts[~copies], cols, step)
-    by_column_step = {step: _classes(column_counts, plain_rows, step) for step in column_steps}
+        _unless_known(by_row_step, step, row_classes)
+    by_column_step: dict[float, np.ndarray] = {}
+    for step in sorted(column_steps) if with_columns else [0]:
+        _unless_known(by_column_step, step, _classes(column_counts, plain_rows, step))
+    candidates: dict[tuple[int, int], _Candidate] = {}
     for row_step, column_step in _STEPS:
-        if cols > cls.MAX_COLS and column_step:
-            continue
-        row_classes = by_row_step[row_step]
-        candidate = _Candidate(row_classes, by_column_step[column_step], copies)
-        candidates[candidate.row_classes.tobytes() + candidate.column_classes.tobytes()] = candidate
+        if column_step in by_column_step:
+            row_classes, column_classes = by_row_step[row_step], by_column_step[column_step]
+            several = column_classes if column_classes.any() else None
+            both = id(row_classes), id(column_classes)
+            if both not in candidates:
+                candidates[both] = _Candidate(row_classes, several, cols, copies)
 
-    def count(mask: np.ndarray, rows: range) -> list[np.ndarray]:
-        return [candidate.histogram(mask, rows) for candidate in candidates.values()]
+    def count(mask: np.ndarray, some: range) -> list[np.ndarray]:
+        return [candidate.histogram(mask, some) for candidate in candidates.values()]
 
     for histograms in each(count):
         for candidate, histogram in zip(candidates.values(), histograms, strict=True):
@@ -236,12 +312,17 @@ def fit(each: Each, cols: int) -> bytes:
     return _write(min(candidates.values(), key=lambda candidate: candidate.bits()).model())
 
 
+def _unless_known(by_step: dict[float, np.ndarray], step: float, classes: np.ndarray) -> None:
+    """Add the classes of a step: the array of another step if that has the same."""
+    by_step[step] = next((known for known in by_step.values() if np.array_equal(known, classes)), classes)
+
+
 _STEPS = ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))
 """How far classes of rows and of columns are apart, of what is tried: in log2 of the odds that a position is kept. 0
 for no classes."""
 
 
-def _groups(mask: np.ndarray, layout: _Layout, copies: np.ndarray | None) -> np.ndarray:
+def _groups(mask: np.ndarray, order: _ColumnOrder, copies: np.ndarray | None) -> np.ndarray:
     """The bytes of a mask in the order in which they are coded: uint8 (rows, 8 * words), read-only."""
     from sparsefmt.codecs.passes import masks
 
@@ -249,14 +330,7 @@ def _groups(mask: np.ndarray, layout: _Layout, copies: np.ndarray | None) -> np.
         out = np.empty_like(mask)
         masks.difference(mask, copies, out)
         mask = out
-        mask.flags.writeable = False
-    if layout.spread is not None:
-        out = np.empty_like(mask)
-        masks.reorder(mask, layout.spread, out)
-        mask = out
-    groups = mask.view(np.uint8)
-    groups.flags.writeable = False
-    return groups
+    return read_only(order.there(mask).view(np.uint8))
 
 
 def _write(model: Model) -> bytes:
@@ -295,7 +369,7 @@ class Coder:
     def __init__(self, model: bytes, cols: int) -> None:
         self.model = _read(model, cols)
         classes = self.model.classes
-        self.layout = _order(classes.columns, cols)
+        self.order = _ColumnOrder(classes.columns, cols)
         self.tables = Tables(self.model.tables, self.model.precision)
         self.row_tables = Tables(classes.row_frequencies, cls.PRECISION)
         self.copy = classes.rows if self.model.copies else -1
@@ -306,22 +380,22 @@ class Coder:
         """mask: (rows, words) uint64, read-only. Raises FormatError if it was not there when the model was made."""
         from sparsefmt.codecs.passes import masks
 
-        rows, groups = mask.shape[0], self.layout.group_classes.size
+        rows, groups = mask.shape[0], self.order.group_classes.size
         with np.errstate(divide="ignore"):
             lengths = (self.model.precision - np.log2(self.model.tables)).astype(np.float32)
             row_lengths = (cls.PRECISION - np.log2(self.model.classes.row_frequencies)).astype(np.float32)
-        plain = _groups(mask, self.layout, None)
+        plain = _groups(mask, self.order, None)
         copied = plain
         if self.copy >= 0:
-            copied = _groups(mask, self.layout, np.arange(rows) > 0)
+            copied = _groups(mask, self.order, np.arange(rows) > 0)
         symbols = np.zeros(rows, np.uint8)
         fits = masks.choose(
-            plain, copied, self.layout.group_classes, self.table_of, self.copy, lengths, row_lengths, symbols
+            plain, copied, self.order.group_classes, self.table_of, self.copy, lengths, row_lengths, symbols
         )
         if not fits:
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
         contexts = np.empty((rows, groups), np.uint8)
-        masks.contexts(symbols, self.layout.group_classes, self.table_of, self.copy, contexts)
+        masks.contexts(symbols, self.order.group_classes, self.table_of, self.copy, contexts)
         coded = plain if self.copy < 0 else np.where((symbols == self.copy)[:, None], copied, plain)
         stream = self.tables.pack(np.ascontiguousarray(coded[:, :groups]).ravel(), contexts.ravel())
         return cls.pack_rows(self.row_tables, symbols) + stream
@@ -330,20 +404,18 @@ class Coder:
         """Fill `mask`, (rows, words) uint64. Raises FormatError. Bits beyond the columns are not yet checked."""
         from sparsefmt.codecs.passes import masks
 
-        rows, groups = mask.shape[0], self.layout.group_classes.size
+        rows, groups = mask.shape[0], self.order.group_classes.size
         symbols, stored = cls.unpack_rows(self.row_tables, stored, rows)
         if rows and symbols[0] == self.copy:
             raise FormatError("rans-stream", "the first row of a tile is to be like the one above")
         contexts = np.empty((rows, groups), np.uint8)
-        masks.contexts(symbols, self.layout.group_classes, self.table_of, self.copy, contexts)
+        masks.contexts(symbols, self.order.group_classes, self.table_of, self.copy, contexts)
         coded = self.tables.unpack(stored, rows * groups, contexts.ravel())
         out = mask.view(np.uint8)
         out[:, groups:] = 0
         out[:, :groups] = coded.reshape(rows, groups)
-        if self.layout.gather is not None:
-            ordered = mask.copy()
-            ordered.flags.writeable = False
-            masks.reorder(ordered, self.layout.gather, mask)
+        if self.order.differs:
+            mask[...] = self.order.back(mask)
         if self.copy >= 0:
             masks.restore(mask, symbols == self.copy)
 

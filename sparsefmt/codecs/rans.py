@@ -12,6 +12,7 @@ import numpy as np
 
 from sparsefmt.codecs import elements, positions
 from sparsefmt.codecs.contract import Before, Codec, Each, Place
+from sparsefmt.codecs.streams import read_only
 from sparsefmt.errors import FormatError
 from sparsefmt.limits import MAX_RANS_RATIO
 
@@ -28,12 +29,16 @@ class Rans(Codec):
         if self.derives(place.array):
             return b""
         if place.array == "mask":
-            return positions.fit(lambda work: each(lambda raw, _, rows: work(_mask(raw, place.cols), rows)), place.cols)
+
+            def each_mask(work: Callable[[np.ndarray, range], object]) -> Iterator:
+                return each(lambda raw, _, rows: work(_mask(raw, place.cols), rows))
+
+            return positions.fit(each_mask, place.rows, place.cols)
 
         def each_elements(work: Callable[[np.ndarray, Before, range], object]) -> Iterator:
             return each(lambda raw, before, rows: work(_elements(raw, place.width), _before(place, before), rows))
 
-        return elements.fit(each_elements, 8 * place.width, place.cols)
+        return elements.fit(each_elements, 8 * place.width, place.rows, place.cols)
 
     def encode(self, raw: np.ndarray, place: Place, model: bytes, before: Before) -> bytes:
         if self.derives(place.array) or not raw.size:
@@ -64,10 +69,7 @@ def _before(place: Place, before: Before) -> Before:
 
 
 def _elements(raw: np.ndarray, width: int) -> np.ndarray:
-    """A read-only view, which jitted code takes for a type of its own."""
-    view = raw.view(f"u{width}")
-    view.flags.writeable = False
-    return view
+    return read_only(raw.view(f"u{width}"))
 
 
 def _mask(raw: np.ndarray, cols: int) -> np.ndarray:

@@ -50,9 +50,7 @@ class Tables:
         if lanes == 32 and self._is_wide:
             refuse(self._unpack_wide(stream, contexts, out))
             return out
-        if stream.flags.writeable:
-            stream = stream.view()
-            stream.flags.writeable = False
+        stream = read_only(stream)
         refuse(passes.decode_stream(stream, lanes, *self._narrow, self.precision, self.symbols, contexts, out))
         return out
 
@@ -99,6 +97,13 @@ class Tables:
         entries = np.zeros(256 * tables, np.uint32)
         passes.fill_slots_and_entries(self._frequencies, slots, entries)
         return slots, entries
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """A read-only view, which jitted code takes for a type of its own."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def refuse(status: int) -> None:

@@ -13,11 +13,15 @@ import numpy as np
 
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
-from sparsefmt.intake.contract import Intake
+from sparsefmt.intake.contract import Intake, Survey
+from sparsefmt.layouts.entries import Entries
+
+_BLOCKS_AT_ONCE = 1 << 18
+"""Blocks that are counted at a time."""
 
 
 class BlocksIntake(Intake):
-    """A sparse tensor, made dense a run of rows at a time.
+    """A sparse tensor: by its entries where the fill is zero, else made dense a run of rows at a time.
 
     Args:
         places: (n,) where the blocks lie, as positions in the grid of blocks that the matrix view is made of, counted
@@ -51,13 +55,52 @@ class BlocksIntake(Intake):
         self._places = places
         self._values = values
         self._fill = fill
+        self.is_sparse = not fill
+
+    def survey(self, threads: int | None = None) -> Survey:
+        if not self.is_sparse:
+            return super().survey(threads)
+        counts, negatives = np.zeros((self.rows // self._height, self._height), np.uint32), 0
+        for begin in range(0, len(self._places), _BLOCKS_AT_ONCE):
+            values = self._values[begin : begin + _BLOCKS_AT_ONCE]
+            signs = values == self.dtype.negative_zero if self.dtype.negative_zero else np.zeros(values.shape, np.bool_)
+            negatives += int(np.count_nonzero(signs))
+            of_rows = np.count_nonzero((values != 0) & ~signs, axis=2).astype(np.uint32)
+            np.add.at(counts, self._places[begin : begin + _BLOCKS_AT_ONCE] // self._grid_cols, of_rows)
+        return self._survey_of(counts.reshape(-1), negatives)
+
+    def entries(self, begin: int, end: int) -> Entries:
+        if not self.is_sparse:
+            return super().entries(begin, end)
+        height, width = self._height, self._width
+        if not self.rows * self.cols:
+            nowhere = np.zeros(0, np.int64)
+            return Entries(nowhere, nowhere, np.empty(0, self.dtype.bits_dtype))
+        first, low, high = self._within(begin, end)
+        rows, columns = np.divmod(self._places[low:high] - first * self._grid_cols, self._grid_cols)
+        values = self._values[low:high]
+        if height == width == 1:
+            return Entries(rows, columns, values.reshape(-1))
+        # the elements of each block, then all by row: columns of a row ascend, as blocks do
+        block_rows, block_columns = (part.reshape(-1) for part in np.mgrid[:height, :width])
+        rows = (rows[:, None] * height + block_rows).reshape(-1) + (first * height - begin)
+        columns = (columns[:, None] * width + block_columns).reshape(-1)
+        order = np.argsort(rows, kind="stable")
+        order = order[np.searchsorted(rows, 0, sorter=order) : np.searchsorted(rows, end - begin, sorter=order)]
+        return Entries(rows[order], columns[order], values.reshape(-1)[order])
+
+    def _within(self, begin: int, end: int) -> tuple[int, int, int]:
+        """(first row of blocks, first block, end of the blocks) of rows `begin` to `end`."""
+        first, last = begin // self._height, -(-end // self._height)
+        low, high = np.searchsorted(self._places, (first * self._grid_cols, last * self._grid_cols))
+        return first, int(low), int(high)
 
     def bits(self, begin: int, end: int) -> np.ndarray:
         if not self.cols:
             return np.empty((end - begin, 0), self.dtype.bits_dtype)
         height, width, grid_cols = self._height, self._width, self._grid_cols
-        first, last = begin // height, -(-end // height)
-        low, high = np.searchsorted(self._places, (first * grid_cols, last * grid_cols))
+        first, low, high = self._within(begin, end)
+        last = -(-end // height)
         places = self._places[low:high] - first * grid_cols
         rows = np.full((last - first, height, grid_cols, width), self._fill, self.dtype.bits_dtype)
         if height == width == 1:

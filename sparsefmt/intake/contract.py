@@ -7,7 +7,7 @@ rows, so that a tensor in odd memory or byte order costs a tile and not a second
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from sparsefmt.container.names import check_shape, matrix_view
 from sparsefmt.dtypes import DType
 from sparsefmt.layouts import LAYOUTS, choose
 from sparsefmt.layouts.contract import Tile
+from sparsefmt.layouts.entries import Entries, from_entries
 from sparsefmt.layouts.memory import frozen
 from sparsefmt.layouts.permuted import padded_nnz
 from sparsefmt.threads import in_order
@@ -42,7 +43,10 @@ class Intake(ABC):
     Attributes:
         dtype, shape: of the dense tensor.
         rows, cols: of its matrix view.
+        is_sparse: whether `entries` takes time in proportion to what it gives.
     """
+
+    is_sparse = False
 
     def __init__(self, dtype: DType, shape: tuple[int, ...]) -> None:
         check_shape(shape, dtype)
@@ -59,57 +63,96 @@ class Intake(ABC):
     def bits(self, begin: int, end: int) -> np.ndarray:
         """Bits (end - begin, cols) of rows `begin` to `end`, one element each also for sub-byte types."""
 
+    def entries(self, begin: int, end: int) -> Entries:
+        """What may not be zero in rows `begin` to `end`. O((end - begin) * cols) unless the tensor is a sparse one."""
+        nowhere = np.zeros(0, np.int64)
+        found = [(nowhere, nowhere, np.empty(0, self.dtype.bits_dtype))]
+        for first, last in self._dense_runs(begin, end):
+            bits = self.bits(first, last)
+            rows, columns = np.nonzero(bits)
+            found.append((rows + (first - begin), columns, bits[rows, columns]))
+        return Entries(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
     def survey(self, threads: int | None = None) -> Survey:
         """Count nonzeros and negative zeros. One read of the tensor, in parallel."""
         if not self.dtype.prunable or not self.rows * self.cols:
             return Survey(0, 0, 0)
         from sparsefmt.layouts.passes import scan
 
-        at_once = choose.tile_rows(self.rows, self.cols)
+        counts = np.empty(self.rows, np.uint32)
+
+        def count(run: tuple[int, int]) -> int:
+            bits = frozen(self.bits(*run))
+            found = np.empty(bits.shape[0], np.int64)
+            negatives = scan.count(bits, bits.dtype.type(self.dtype.negative_zero), found)
+            counts[slice(*run)] = found
+            return negatives
+
+        return self._survey_of(counts, sum(in_order(count, self._dense_runs(0, self.rows), threads)))
+
+    def _survey_of(self, counts: np.ndarray, negative_zeros: int) -> Survey:
+        """The survey of a matrix whose rows have so many nonzeros."""
+        nnz = int(counts.sum(dtype=np.int64))
         # padding depends on which rows are in a tile; what cannot be laid out sparse has none
-        height = self.tile_rows("permuted") or at_once
-
-        def survey_tile(begin: int) -> Survey:
-            end = min(self.rows, begin + height)
-            counts, negatives = np.empty(end - begin, np.int64), 0
-            for first in range(begin, end, at_once):
-                last = min(end, first + at_once)
-                bits = frozen(self.bits(first, last))
-                negative_zero = bits.dtype.type(self.dtype.negative_zero)
-                negatives += scan.count(bits, negative_zero, counts[first - begin : last - begin])
-            return Survey(int(counts.sum()), negatives, padded_nnz(counts))
-
-        tiles = list(in_order(survey_tile, range(0, self.rows, height), threads))
-        return Survey(*map(sum, zip(*tiles, strict=True)))
+        height = self.tile_rows("permuted", nnz + negative_zeros) or max(self.rows, 1)
+        tiles = (counts[begin : begin + height] for begin in range(0, self.rows, height))
+        return Survey(nnz, negative_zeros, sum(map(padded_nnz, tiles)))
 
     def filling(self, survey: Survey) -> choose.Filling:
         """What the sizes of its arrays follow from."""
-        height = self.tile_rows("permuted") or 1
+        height = self.tile_rows("permuted", survey.nnz + survey.negative_zeros) or 1
         return choose.Filling(self.dtype, self.rows, self.cols, height, survey.nnz, survey.padded_nnz)
 
-    def tile_rows(self, layout: str) -> int:
-        """Rows per tile for `layout`."""
+    def _dense_runs(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Runs of rows as high as dense tiles; none without elements."""
+        height = choose.tile_rows(self.rows, self.cols)
+        for first in range(begin, end, height) if height else ():
+            yield first, min(end, first + height)
+
+    def tile_rows(self, layout: str, entries: int | None = None) -> int:
+        """Rows per tile for `layout`.
+
+        Args:
+            entries: elements to store, -0.0 among them if their signs are kept; None if nobody counted them.
+        """
         if LAYOUTS[layout].sparse:
+            if layout == "permuted" and entries is not None and choose.is_very_sparse(self.rows, self.cols, entries):
+                return choose.very_sparse_tile_rows(self.rows, self.cols, entries)
             return choose.sparse_tile_rows(self.rows, self.cols)
         height = choose.tile_rows(self.rows, self.cols)
         # tiles of packed elements start at whole bytes
         return min(self.rows, -(-height // 8) * 8) if self.dtype.packed else height
 
-    def tile_maker(self, layout: str, drop_negative_zeros: bool = False) -> Callable[[int], Tile]:
-        """A function that lays out tile number t in `layout`."""
-        height = self.tile_rows(layout)
+    def tile_maker(self, layout: str, tile_rows: int, drop_negative_zeros: bool = False) -> Callable[[int], Tile]:
+        """A function that lays out tile number t in `layout`, tile_rows being what `tile_rows` gave for it."""
+        # a tile that is higher than usual has few entries, and would be large if it were made dense
+        by_entries = LAYOUTS[layout].sparse and (self.is_sparse or tile_rows > self.tile_rows(layout))
+        dropped = self.dtype.negative_zero if drop_negative_zeros else 0
 
         def make_tile(number: int) -> Tile:
-            bits = self.bits(number * height, min(self.rows, (number + 1) * height))
-            if drop_negative_zeros and self.dtype.negative_zero:
-                bits = np.where(bits == bits.dtype.type(self.dtype.negative_zero), bits.dtype.type(0), bits)
-            if LAYOUTS[layout].sparse:
-                # counted, then packed: the caller may be writing to it meanwhile, and packing trusts the counts
-                bits = np.array(bits)
-            tile = layouts.from_dense(LAYOUTS[layout], bits, self.dtype)
-            if not LAYOUTS[layout].sparse:
-                # a BOOL can hold what is none; sparse layouts are right by construction
-                layouts.check(LAYOUTS[layout], tile, self.dtype, bits.shape[0], self.cols)
-            return {array: frozen(data) for array, data in tile.items()}
+            begin, end = number * tile_rows, min(self.rows, (number + 1) * tile_rows)
+            make = self._tile_of_entries if by_entries else self._tile_of_bits
+            return {array: frozen(data) for array, data in make(layout, begin, end, dropped).items()}
 
         return make_tile
+
+    def _tile_of_entries(self, layout: str, begin: int, end: int, dropped: int) -> Tile:
+        entries = self.entries(begin, end)
+        # a copy: the caller may be writing to it meanwhile
+        values = _without(np.array(entries.values), dropped)
+        return from_entries(layout, entries._replace(values=values), self.dtype, end - begin, self.cols)
+
+    def _tile_of_bits(self, layout: str, begin: int, end: int, dropped: int) -> Tile:
+        bits = _without(self.bits(begin, end), dropped)
+        if LAYOUTS[layout].sparse:
+            # counted, then packed: the caller may be writing to it meanwhile, and packing trusts the counts
+            return layouts.from_dense(LAYOUTS[layout], np.array(bits), self.dtype)
+        tile = layouts.from_dense(LAYOUTS[layout], bits, self.dtype)
+        # a BOOL can hold other bits than 0 and 1; sparse layouts are right by construction
+        layouts.check(LAYOUTS[layout], tile, self.dtype, end - begin, self.cols)
+        return tile
+
+
+def _without(bits: np.ndarray, dropped: int) -> np.ndarray:
+    """Bits with 0 in place of `dropped`."""
+    return np.where(bits == bits.dtype.type(dropped), bits.dtype.type(0), bits) if dropped else bits

@@ -8,7 +8,8 @@ import numpy as np
 
 from sparsefmt.dtypes import DType, as_bits, dtype_of
 from sparsefmt.intake.blocks import BlocksIntake, as_blocks, expanded, flat_places
-from sparsefmt.intake.contract import Intake
+from sparsefmt.intake.contract import Intake, Survey
+from sparsefmt.layouts.entries import Entries
 
 
 def intake_of(matrix: Any) -> Intake:
@@ -30,6 +31,10 @@ def intake_of(matrix: Any) -> Intake:
     return BlocksIntake(dtype, shape, flat_places(coordinates, shape), as_blocks(as_bits(matrix.data, dtype)))
 
 
+_DIAGONAL_ELEMENTS = 1 << 20
+"""Elements of diagonals to look at at a time."""
+
+
 class DiagonalsIntake(Intake):
     """A matrix by its diagonals.
 
@@ -38,18 +43,39 @@ class DiagonalsIntake(Intake):
         diagonals: (n, length) bits; element j of a diagonal is in column j.
     """
 
+    is_sparse = True
+
     def __init__(self, dtype: DType, shape: tuple[int, ...], offsets: np.ndarray, diagonals: np.ndarray) -> None:
         super().__init__(dtype, shape)
-        self._offsets = offsets.tolist()
-        self._diagonals = diagonals
+        order = np.argsort(offsets, kind="stable")
+        self._offsets = np.asarray(offsets)[order].astype(np.int64)
+        self._diagonals = diagonals[order]
+        self._length = min(self.cols, diagonals.shape[1])
 
     def bits(self, begin: int, end: int) -> np.ndarray:
-        rows = np.zeros((end - begin, self.cols), self.dtype.bits_dtype)
-        length = min(self.cols, self._diagonals.shape[1])
-        for offset, diagonal in zip(self._offsets, self._diagonals, strict=True):
-            columns = np.arange(max(begin + offset, 0), min(end + offset, length))
-            rows[columns - offset - begin, columns] = diagonal[columns]
-        return rows
+        bits = np.zeros((end - begin, self.cols), self.dtype.bits_dtype)
+        entries = self.entries(begin, end)
+        bits[entries.rows, entries.columns] = entries.values
+        return bits
+
+    def entries(self, begin: int, end: int) -> Entries:
+        columns = np.arange(begin, end)[:, None] + self._offsets
+        rows, numbers = np.nonzero((columns >= 0) & (columns < self._length))
+        columns = columns[rows, numbers]
+        return Entries(rows, columns, self._diagonals[numbers, columns])
+
+    def survey(self, threads: int | None = None) -> Survey:
+        counts, negatives = np.zeros(self.rows, np.uint32), 0
+        height = max(_DIAGONAL_ELEMENTS // max(len(self._offsets), 1), 1)
+        for begin in range(0, self.rows, height):
+            entries = self.entries(begin, min(begin + height, self.rows))
+            kept = entries.values != 0
+            if self.dtype.negative_zero:
+                signs = entries.values == self.dtype.negative_zero
+                negatives += int(np.count_nonzero(signs))
+                kept &= ~signs
+            np.add.at(counts, entries.rows[kept] + begin, 1)
+        return self._survey_of(counts, negatives)
 
 
 def _compressed(matrix: Any, dtype: DType, shape: tuple[int, ...]) -> BlocksIntake:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparsefmt import slicing
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.dtypes import DType
@@ -111,8 +112,10 @@ def verify_tensor(
         if strict:
             check_tile(entry, tile, number)
         if against is not None:
-            bits = entry.layout.to_dense(tile, entry.dtype, entry.cols, 0, end - begin)
-            found = compare_bits(bits, against.bits(begin, end), begin * entry.cols, dropped)
+            for first, last in slicing.runs(begin, end, entry.cols):
+                bits = entry.layout.to_dense(tile, entry.dtype, entry.cols, first - begin, last - begin)
+                run = compare_bits(bits, against.bits(first, last), first * entry.cols, dropped)
+                found = found.followed_by(run)
         if progress:
             progress(entry.dtype.nbytes((end - begin) * entry.cols))
         return found

@@ -30,6 +30,7 @@ from sparsefmt.interchange.safetensors import write_safetensors
 from sparsefmt.interchange.sparse import SparsefmtFile
 from sparsefmt.interchange.staging import StagedFolder
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
+from sparsefmt.layouts.entries import Entries
 from sparsefmt.saving import NegativeZeros, TensorWriter
 
 Progress = Callable[[int], object]
@@ -150,14 +151,18 @@ class _SurveyedIntake(Intake):
     def __init__(self, inner: Intake) -> None:
         super().__init__(inner.dtype, inner.shape)
         self._inner = inner
+        self.is_sparse = inner.is_sparse
         self._survey: Survey | None = None
 
     def bits(self, begin: int, end: int) -> np.ndarray:
         return self._inner.bits(begin, end)
 
+    def entries(self, begin: int, end: int) -> Entries:
+        return self._inner.entries(begin, end)
+
     def survey(self, threads: int | None = None) -> Survey:
         if self._survey is None:
-            self._survey = super().survey(threads)
+            self._survey = self._inner.survey(threads)
         return self._survey
 
 

@@ -13,6 +13,7 @@ from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import ReadFile
 from sparsefmt.intake import Intake
 from sparsefmt.interchange.contract import TensorFile, expect_regular_file
+from sparsefmt.layouts.contract import Tile
 
 
 class SparsefmtFile(TensorFile):
@@ -54,6 +55,7 @@ class EntryIntake(Intake):
         super().__init__(entry.dtype, entry.shape)
         self._reader = reader
         self._entry = entry
+        self._last: tuple[int, Tile] | None = None
 
     def bits(self, begin: int, end: int) -> np.ndarray:
         entry = self._entry
@@ -65,11 +67,22 @@ class EntryIntake(Intake):
             entry.shape,
             entry.layout,
             entry.tile_rows,
-            lambda number: self._reader.tile(entry, number),
+            self._tile,
             threads=1,
         )
         return rows.view(entry.dtype.bits_dtype)
 
-    def tile_rows(self, layout: str) -> int:
-        # the tiles of the file, so that none is decoded twice
-        return self._entry.tile_rows
+    def tile_rows(self, layout: str, entries: int | None = None) -> int:
+        # the tiles of the file, so that none is decoded twice, but for those that are too large to be made dense
+        height = self._entry.tile_rows
+        usual = super().tile_rows("bitmask") if self._entry.layout.sparse else height
+        return min(height, usual) if layout == "dense" or not self._entry.layout.sparse else height
+
+    def _tile(self, number: int) -> Tile:
+        if self._entry.tile_rows <= self.tile_rows("dense"):
+            return self._reader.tile(self._entry, number)
+        # several runs of rows are made of it
+        last = self._last
+        if last is None or last[0] != number:
+            last = self._last = number, self._reader.tile(self._entry, number)
+        return last[1]

@@ -13,7 +13,9 @@ from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.envelope import MINOR
 from sparsefmt.container.reader import Reader
 from sparsefmt.errors import FormatError
+from sparsefmt.layouts import choose
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
+from sparsefmt.layouts.entries import from_entries, to_entries
 
 
 def check_index(reader: Reader) -> None:
@@ -34,14 +36,19 @@ def check_index(reader: Reader) -> None:
 
 
 def check_tile(entry: TensorEntry, tile: Tile, number: int) -> None:
-    """Lay the dense content of a tile out again, and compare all arrays.
+    """Lay the content of a tile out again, and compare all arrays. Large tiles that are nearly empty stay sparse.
 
     Raises:
         FormatError: an array differs (`not-canonical`).
     """
     begin, end = entry.tile_range(number)
-    bits = entry.layout.to_dense(tile, entry.dtype, entry.cols, 0, end - begin)
-    again = layouts.from_dense(entry.layout, bits, entry.dtype)
+    rows, nnz = end - begin, entry.layout.nnz(tile) if entry.layout.sparse else 0
+    if entry.layout.sparse and choose.is_very_sparse(rows, entry.cols, nnz) and NEGATIVE_ZEROS not in tile:
+        entries = to_entries(entry.layout.name, tile, rows)
+        again = from_entries(entry.layout.name, entries, entry.dtype, rows, entry.cols)
+    else:
+        bits = entry.layout.to_dense(tile, entry.dtype, entry.cols, 0, rows)
+        again = layouts.from_dense(entry.layout, bits, entry.dtype)
     if NEGATIVE_ZEROS in tile and NEGATIVE_ZEROS not in again:  # other tiles of the tensor have some
         again[NEGATIVE_ZEROS] = np.zeros_like(tile[NEGATIVE_ZEROS])
     for array in sorted(tile.keys() | again.keys()):

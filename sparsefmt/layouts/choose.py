@@ -6,8 +6,9 @@ The rule, documented in README ("Choosing a layout"):
    are `dense`. Few columns or few zeros end here: every row costs some bytes of its own.
 2. Arrays that will be computed on are `permuted` from PERMUTED_FROM zeros on, below that `bitmask`. `bitmask` it is too
    where the slices of `permuted` would be padded much: where there are few rows, or one of many is full.
-3. Arrays that are entropy coded are `bitmask`: a coded mask is smaller than coded columns at every sparsity, and
-   turning it into `permuted` while loading costs little beside decoding.
+3. Arrays that are entropy coded are `bitmask`: a coded mask is smaller than coded columns, and turning it into
+   `permuted` while loading costs little beside decoding. But a mask takes time for every position: large matrices with
+   hardly a nonzero (`is_very_sparse`) are `permuted`, in tiles that are as high as they are empty.
 """
 
 from __future__ import annotations
@@ -44,6 +45,14 @@ _MOST_ARRAYS = 6
 TILE_POSITIONS = 1 << 20
 """Target for rows times columns of a tile: a few MiB dense, enough for a core to be busy with, little enough to load
 for a few rows, and for a writer to hold."""
+
+
+VERY_SPARSE = 512
+"""Positions to a nonzero from which a large matrix is stored by its columns: coding its mask would take longer than
+coding all that is in it."""
+
+TILE_ENTRIES = 1 << 18
+"""Target for the entries of a tile of a very sparse matrix."""
 
 
 def can_be_sparse(dtype: DType, shape: tuple[int, ...], cols: int) -> bool:
@@ -126,7 +135,9 @@ def layout_for(wanted: str, purpose: Purpose, shape: tuple[int, ...], filling: F
     # a file has an entry for the tensor, too
     overhead = CHUNK_OVERHEAD * (_MOST_ARRAYS * filling.tiles + 1) if purpose == "raw" else 0
     best = for_computing(filling, overhead)
-    return "bitmask" if purpose == "coded" and best != "dense" else best
+    if purpose != "coded" or best == "dense" or is_very_sparse(filling.rows, filling.cols, filling.nnz):
+        return best
+    return "bitmask"
 
 
 def for_computing(filling: Filling, overhead: int = 0) -> str:
@@ -137,6 +148,11 @@ def for_computing(filling: Filling, overhead: int = 0) -> str:
     """
     best = "permuted" if filling.nbytes("permuted") <= filling.most_bytes_of_permuted() else "bitmask"
     return best if filling.nbytes(best) + overhead <= WORTHWHILE * filling.nbytes("dense") else "dense"
+
+
+def is_very_sparse(rows: int, cols: int, entries: int) -> bool:
+    """Whether this is a large matrix in which hardly a position has an entry."""
+    return rows * cols >= max(TILE_POSITIONS, VERY_SPARSE * entries)
 
 
 def tile_rows(rows: int, cols: int) -> int:
@@ -155,5 +171,16 @@ def sparse_tile_rows(rows: int, cols: int) -> int:
     """Like `tile_rows`, within the limits of sparse layouts, and whole slices of eight rows where the limits allow."""
     if not rows or not cols:
         return 0
-    most = min(MAX_SPARSE_TILE_ROWS, MAX_SPARSE_TILE_POSITIONS // cols)
-    return min(rows, most, max(tile_rows(rows, cols), 8))
+    return min(rows, _most_rows(cols), max(tile_rows(rows, cols), 8))
+
+
+def very_sparse_tile_rows(rows: int, cols: int, entries: int) -> int:
+    """The height of tiles of a very sparse matrix: near TILE_ENTRIES if all rows have about as many entries."""
+    height = max(rows * TILE_ENTRIES // max(entries, 1), sparse_tile_rows(rows, cols))
+    height = min(rows, _most_rows(cols), height)
+    return height if height in (rows, 1 << 16) or height < 64 else height - height % 64
+
+
+def _most_rows(cols: int) -> int:
+    """The highest tile of a sparse layout."""
+    return min(MAX_SPARSE_TILE_ROWS, MAX_SPARSE_TILE_POSITIONS // cols)

@@ -8,7 +8,6 @@ import torch
 from sparsefmt.dtypes import DTYPES, DType, as_bits
 from sparsefmt.frameworks.pytorch import TORCH_DTYPES
 from sparsefmt.intake import Intake, Survey
-from sparsefmt.layouts.permuted import padded_nnz
 from sparsefmt.tensor import SparseTensor
 
 _POSITIONS_AT_ONCE = 1 << 22
@@ -77,9 +76,7 @@ class _Transposed(Intake):
             negative = bits == (self.dtype.negative_zero or bits.dtype.type(0))
             counts += np.count_nonzero((bits != 0) & ~negative, axis=0)
             negatives += int(np.count_nonzero(negative & (bits != 0)))
-        height = self.tile_rows("permuted") or 1
-        padded = sum(padded_nnz(counts[begin : begin + height]) for begin in range(0, self.rows, height))
-        return Survey(int(counts.sum()), negatives, padded)
+        return self._survey_of(counts, negatives)
 
     def bits(self, begin: int, end: int) -> np.ndarray:
         if begin < self._begin or end > self._begin + len(self._block):

@@ -10,29 +10,20 @@ POPCOUNTS = np.bitwise_count(np.arange(256, dtype=np.uint8)).astype(np.int64)
 BYTES_OF_POPCOUNT = np.bincount(POPCOUNTS)
 
 
-ROUNDS = 4
-"""How often rows choose anew, given what the others have."""
-
-
 @jit
-def assign(costs, chosen):
-    """Fill `chosen` (rows,) with the class that makes each row shortest, what it takes to name the class included.
+def assign(costs, names, chosen, often):
+    """Fill `chosen` (rows,) with the class that makes each row shortest, and add to `often` (classes,) who has it.
 
-    costs: float64 (rows, classes), bits without that.
+    costs: float64 (rows, classes), bits without naming the class. names: float64 (classes,), bits that this takes.
     """
     rows, classes = costs.shape
-    names = np.zeros(classes)
-    for _ in range(1 + ROUNDS):
-        # a class that nobody has may come back, but is dear
-        often = np.full(classes, 0.1)
-        for row in range(rows):
-            best = 0
-            for class_ in range(1, classes):
-                if costs[row, class_] + names[class_] < costs[row, best] + names[best]:
-                    best = class_
-            chosen[row] = best
-            often[best] += 1
-        names = np.log2(often.sum() / often)
+    for row in range(rows):
+        best = 0
+        for class_ in range(1, classes):
+            if costs[row, class_] + names[class_] < costs[row, best] + names[best]:
+                best = class_
+        chosen[row] = best
+        often[best] += 1
 
 
 @jit

@@ -142,16 +142,16 @@ def contexts_of_wide(mask, row_classes, tables, contexts):
 
 
 @jit
-def measure(sizes, counts, columns, of_rows, of_columns):
-    """Add up the sizes of elements that have one: of_rows and of_columns (2, …) get their sums and their number."""
+def measure(sizes, counts, columns, row_sums, row_counts, column_sums, column_counts):
+    """Add up the sizes of elements of each row and column, and count those that have one."""
     begin = 0
     for row in range(counts.shape[0]):
         for index in range(begin, begin + counts[row]):
             size, column = np.int64(sizes[np.uint64(index)]), np.uint64(columns[np.uint64(index)])
-            of_rows[0, row] += size
-            of_rows[1, row] += size > 0
-            of_columns[0, column] += size
-            of_columns[1, column] += size > 0
+            row_sums[row] += size
+            row_counts[row] += size > 0
+            column_sums[column] += size
+            column_counts[column] += size > 0
         begin += counts[row]
 
 

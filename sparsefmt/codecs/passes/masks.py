@@ -15,15 +15,14 @@ NIBBLE, NIBBLE_BITS = np.uint64(15), np.uint64(4)
 
 
 @jit
-def order(column_classes, group_classes, spread, gather):
+def order(column_classes, group_classes, places):
     """Sort the columns of each word by class, the highest first.
 
-    group_classes: uint8 (groups,), filled with the mean class of each eight columns. spread, gather: for `reorder`,
-    filled with the way there and the way back.
+    group_classes: uint8 (groups,), filled with the mean class of each eight columns. places: uint8 (words, 64), filled
+    with the bit to which each bit of a word goes.
     """
-    counts, places = np.empty(256, np.int64), np.empty(64, np.int64)
-    ordered = np.empty(64, np.int64)
-    for word in range(spread.shape[0]):
+    counts, ordered = np.empty(256, np.int64), np.empty(64, np.int64)
+    for word in range(places.shape[0]):
         classes = column_classes[64 * word : 64 * word + 64]
         counts[:] = 0
         for class_ in classes:
@@ -32,47 +31,54 @@ def order(column_classes, group_classes, spread, gather):
         for class_ in range(255, -1, -1):
             counts[class_], begin = begin, begin + counts[class_]
         for bit in range(64):
-            # columns that are none come last
+            # bits behind the last column come last
             place = bit
             if bit < classes.shape[0]:
                 place = counts[classes[bit]]
                 counts[classes[bit]] += 1
-            places[bit], ordered[place] = place, bit
+            places[word, bit], ordered[place] = place, bit
         for begin in range(0, classes.shape[0], 8):
             members = min(8, classes.shape[0] - begin)
             total = members
             for place in range(begin, begin + members):
                 total += 2 * np.int64(classes[ordered[place]])
             group_classes[8 * word + begin // 8] = total // (2 * members)
-        _fill_nibbles(places, spread[word])
-        _fill_nibbles(ordered, gather[word])
 
 
 @jit
-def _fill_nibbles(target, table):
-    """Fill `table` (16, 16): the bits of nibble n with value v, bit b of the word moved to target[b]."""
-    for nibble in range(16):
-        table[nibble, 0] = 0
-        for bit in range(4):
-            moved, first = np.uint64(1) << np.uint64(target[4 * nibble + bit]), 1 << bit
-            for lower in range(first):
-                table[nibble, first + lower] = table[nibble, lower] | moved
+def fill_tables(places, back, tables):
+    """Fill `tables` (words, 16, 16) for `reorder`: to where `places` sends the bits of each word, or back."""
+    target = np.empty(64, np.int64)
+    for word in range(places.shape[0]):
+        for bit in range(64):
+            place = np.int64(places[word, bit])
+            if back:
+                target[place] = bit
+            else:
+                target[bit] = place
+        for nibble in range(16):
+            table = tables[word, nibble]
+            table[0] = 0
+            for bit in range(4):
+                moved, first = np.uint64(1) << np.uint64(target[4 * nibble + bit]), 1 << bit
+                for lower in range(first):
+                    table[first + lower] = table[lower] | moved
 
 
 @jit
-def reorder(mask, spread, out):
-    """out[row, word] = the bits of mask[row, word], each where `spread` sends it.
+def reorder(mask, first, tables, out):
+    """out[row, first + word] = the bits of mask[row, first + word], each where tables[word] sends it.
 
-    spread: uint64 (words, 16, 16): where the bits of nibble n with value v go, for each word.
+    tables: uint64 (words, 16, 16): where the bits of nibble n with value v go, for each word from the first on.
     """
-    for word in range(mask.shape[1]):
-        table = spread[word]
+    for word in range(tables.shape[0]):
+        table = tables[word]
         for row in range(mask.shape[0]):
-            bits, moved = mask[row, word], np.uint64(0)
+            bits, moved = mask[row, first + word], np.uint64(0)
             for nibble in range(16):
                 moved |= table[nibble, np.int64(bits & NIBBLE)]
                 bits >>= NIBBLE_BITS
-            out[row, word] = moved
+            out[row, first + word] = moved
 
 
 @jit
