@@ -172,8 +172,8 @@ def test_wrong_sources(command: str, tmp_path: Path) -> None:
 
 def test_one_kind_in_place_of_the_other(model: Path, converted: Path) -> None:
     for command in ("inspect", "verify", "export"):
-        assert "convert it with `sparsefmt convert`" in fail(1, command, model)
-    assert "a .sparsefmt file already" in fail(1, "convert", converted)
+        assert "convert it with `sparsefmt convert`" in fail(2, command, model)
+    assert "a .sparsefmt file already" in fail(2, "convert", converted)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -198,7 +198,11 @@ def test_no_code_comes_from_data():
             assert not {name.split(".")[0] for name in names} & modules, place
         for name, call in calls(source):
             assert name not in forbidden, f"{place}: {name}"
-            assert not name.endswith((".loads", "torch.load", ".system", ".popen")) or name == "json.loads", place
+            if name == "torch.load":  # which runs code from the file unless told otherwise
+                weights_only = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}["weights_only"]
+                assert (place, weights_only) == ("interchange/pytorch.py", "True"), place
+                continue
+            assert not name.endswith((".loads", ".system", ".popen")) or name == "json.loads", place
             if name.endswith("import_module") and not isinstance(call.args[0], ast.Constant):
                 assert ast.unparse(call.args[0]) in ("f'sparsefmt.{name}'", "f'sparsefmt.cli.{name}'"), place
                 seen.add(place)

@@ -4,7 +4,8 @@ Exit codes, of every command:
 
     0    success
     1    the data is bad, or differs: a file that is damaged or cannot be stored, a failed verification
-    2    wrong usage, or the system refuses: no such file, no permission, disk full, destination exists
+    2    wrong usage, or the system refuses: no such file, a file of another format, no permission, disk full,
+         destination exists
     130  interrupted with Ctrl-C
 
 An error is one line on stderr that starts with "sparsefmt: error: ". What was being written is then either whole or
@@ -63,7 +64,8 @@ class _Program(click.Group):
             with budget.calling_it("--max-decoded-bytes"):
                 return super().invoke(ctx)
         except SparsefmtError as error:
-            raise Failure(_in_file(error, str(error)), 1) from error
+            # nothing is wrong with a file of another format: it is the wrong argument
+            raise Failure(_in_file(error, str(error)), 2 if error.code == "file-foreign" else 1) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # `sparsefmt inspect … | head`: click ends the program quietly

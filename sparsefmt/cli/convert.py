@@ -1,4 +1,4 @@
-"""`sparsefmt convert`: safetensors to .sparsefmt."""
+"""`sparsefmt convert`: safetensors, or checkpoints of PyTorch, to .sparsefmt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sparsefmt.interchange.conversion import (
     unlisted_files,
 )
 from sparsefmt.interchange.folding import foldable
-from sparsefmt.interchange.huggingface import read_model_folder
+from sparsefmt.interchange.huggingface import is_weights, read_model_folder
 from sparsefmt.layouts import LAYOUTS
 
 MOST_ROWS = 40
@@ -30,7 +30,7 @@ MOST_ROWS = 40
 
 
 @click.command(
-    short_help="Turn safetensors into .sparsefmt, a file or the folder of a model.",
+    short_help="Turn safetensors or .bin, .pt, .pth into .sparsefmt, a file or a folder.",
     context_settings={"show_default": True},
     epilog="""\b
 Examples:
@@ -38,6 +38,7 @@ Examples:
   sparsefmt convert model.safetensors small.sparsefmt --negative-zeros drop
   sparsefmt convert model.safetensors fast.sparsefmt --codec raw
   sparsefmt convert checkpoint.safetensors pruned.sparsefmt --fold --negative-zeros drop
+  sparsefmt convert pytorch_model.bin model.sparsefmt
   sparsefmt convert llama-pruned/ llama-pruned-sparsefmt/
 """,
 )
@@ -76,6 +77,9 @@ def command(
     SRC is a file, a folder, or the index of shards (*.safetensors.index.json). DST is a file or a folder
     accordingly, by default SRC with the suffix .sparsefmt, or SRC-sparsefmt. Memory use does not grow with the model.
 
+    Where torch is installed, SRC may be what torch.save wrote (.bin, .pt, .pth), or a folder of it. Of the checkpoint
+    of a training, the weights of the model are taken; no code in it is run, and what was skipped is said.
+
     A folder with a config.json is a Hugging Face model: its other files are copied, but for hidden ones and weights of
     other formats, and config.json gets a quantization_config, so that transformers can load DST after
     `import sparsefmt.transformers`.
@@ -84,7 +88,7 @@ def command(
 
     settings = Settings(layout, codec, negative_zeros, threads)
     started = time.perf_counter()
-    with Checkpoint(src, ["safetensors"]) as source:
+    with Checkpoint(src, ["safetensors", "torch"]) as source:
         if fold:
             source.fold()
         destination = destination_of(source, dst, "sparsefmt")
@@ -98,21 +102,30 @@ def command(
                 output.say(line)
 
 
-def destination_of(source: Checkpoint, given: Path | None, suffix: Kind) -> Path:
+def destination_of(source: Checkpoint, given: Path | None, kind: Kind) -> Path:
     """Where to write to: what was given, if it makes sense, else beside the source, with another suffix.
 
-    Raises Failure for a name that belongs to something else: a slip of the fingers must not cost the source.
+    Raises Failure for a name that belongs to something else: a slip of the fingers must not cost the source, and a
+    file must be what its name says.
     """
-    if given is not None:
-        wrong = {".sparsefmt", ".safetensors"} - (set() if source.is_folder else {f".{suffix}"})
-        if given.suffix in wrong:
-            wanted = "a folder, as the source is one" if source.is_folder else f"a .{suffix} file"
-            raise Failure(f"{given}: the destination must be {wanted}", 2)
-        return given
-    if not source.is_folder:
-        return source.path.with_suffix(f".{suffix}")
-    folder = Path(os.path.abspath(source.folder))
-    return folder.with_name(f"{re.sub('-(safetensors|sparsefmt)$', '', folder.name)}-{suffix}")
+    suffix = f".{kind}"
+    if given is None:
+        if not source.is_folder:
+            return source.path.with_suffix(suffix)
+        folder = Path(os.path.abspath(source.folder))
+        return folder.with_name(f"{re.sub('-(safetensors|sparsefmt)$', '', folder.name)}-{kind}")
+    if source.is_folder:
+        if is_weights(given.name):
+            raise Failure(f"{given}: the destination must be a folder, as the source is one", 2)
+    elif given.suffix != suffix and not given.is_dir() and not _is_same(given, source.path):
+        hint = f"; name it {given.name}{suffix}" if not given.suffix else ""
+        raise Failure(f"{given}: the destination must be a {suffix} file, for that is what is written{hint}", 2)
+    return given
+
+
+def _is_same(given: Path, source: Path) -> bool:
+    """Whether two paths are one file, of which writing it will say so."""
+    return given.exists() and os.path.samefile(given, source)
 
 
 @dataclass
@@ -215,6 +228,10 @@ def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTenso
         )
     if dropped:
         notes.append(f"{dropped:,} zeros were -0.0 and are stored as 0.0; the file records that.")
+    for file in source.files:
+        notes += file.notes
+    if tied := sum(len(file.aliases) for file in source.files):
+        notes.append(f"{output.plural(tied, 'name')} of a tensor that has another name, too: stored once.")
     if source.folded:
         notes.append(f"{output.plural(len(source.folded), 'group')} of tensors were stored as one tensor each.")
     elif groups := foldable(source.names):

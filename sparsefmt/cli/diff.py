@@ -37,7 +37,7 @@ def command(
     """
     from sparsefmt.cli import output
 
-    kinds: list[Kind] = ["sparsefmt", "safetensors"]
+    kinds: list[Kind] = ["sparsefmt", "safetensors", "torch"]
     with Checkpoint(a, kinds, max_decoded_bytes) as ours, Checkpoint(b, kinds, max_decoded_bytes) as theirs:
         if fold:
             ours.fold()

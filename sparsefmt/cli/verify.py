@@ -72,7 +72,7 @@ def command(
     with ExitStack() as stack:
         checkpoint = stack.enter_context(Checkpoint(path, ["sparsefmt"], max_decoded_bytes))
         other = (
-            stack.enter_context(Checkpoint(against, ["safetensors", "sparsefmt"], max_decoded_bytes))
+            stack.enter_context(Checkpoint(against, ["safetensors", "sparsefmt", "torch"], max_decoded_bytes))
             if against
             else None
         )

@@ -3,7 +3,8 @@
     model.safetensors.index.json   {"metadata": {…}, "weight_map": {tensor name: file name}}
     model-00001-of-00002.safetensors, model-00002-of-00002.safetensors
 
-The same for .sparsefmt, with that word in place of "safetensors". Loaders trust the index and have been seen to leave
+The same for .sparsefmt, with that word in place of "safetensors", and for files of torch, with pytorch_model.bin in
+place of model.safetensors. Loaders trust the index and have been seen to leave
 tensors uninitialised where index and shards disagree, so the two are compared in both directions before anything else.
 
 In the folder of a model (one with a config.json) that has no index, model.safetensors is the one file, if it is there;
@@ -16,23 +17,37 @@ import errno
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from sparsefmt.container import envelope
 from sparsefmt.errors import FormatError
 from sparsefmt.intake import Intake
+from sparsefmt.interchange import foreign
 from sparsefmt.interchange.contract import TensorFile, expect_regular_file, naming
 from sparsefmt.interchange.folding import Group, foldable, folded_files
 from sparsefmt.interchange.safetensors import SafetensorsFile, dict_of_distinct_keys
 from sparsefmt.interchange.sparse import SparsefmtFile
 from sparsefmt.interchange.staging import is_unfinished
 
-Kind = Literal["safetensors", "sparsefmt"]
+Kind = Literal["safetensors", "sparsefmt", "torch"]
+
+_SUFFIXES: dict[Kind, tuple[str, ...]] = {
+    "safetensors": (".safetensors",),
+    "sparsefmt": (".sparsefmt",),
+    "torch": (".bin", ".pt", ".pth"),
+}
+_CALLED: dict[Kind, str] = {
+    "safetensors": "safetensors",
+    "sparsefmt": "a .sparsefmt file",
+    "torch": "a PyTorch checkpoint",
+}
+_INDEX = ".index.json"
+_WITH_RECIPES = (".gguf", ".onnx", ".h5", ".keras", ".npz", *_SUFFIXES["safetensors"], *_SUFFIXES["torch"])
+"""Files that make a folder without weights of the kinds asked for understood."""
 
 _SHARD_NUMBER = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _MAX_INDEX_BYTES = 1 << 28
@@ -85,17 +100,12 @@ class Checkpoint:
         if self.is_folder:
             paths, self.kind = self._find_files(kinds)
         else:
-            paths, self.kind = [self.path], _kind_of_file(self.path, kinds)
+            paths, self.kind = [self.path], expect_kind(self.path, kinds)
         with ExitStack() as stack:
             self.files: list[TensorFile] = []
             for file_path in paths:
                 with naming(file_path):
-                    opened = (
-                        SafetensorsFile(file_path)
-                        if self.kind == "safetensors"
-                        else SparsefmtFile(file_path, max_decoded_bytes)
-                    )
-                    self.files.append(stack.enter_context(opened))
+                    self.files.append(stack.enter_context(_open(file_path, self.kind, max_decoded_bytes)))
             self.holder = _holders(self.files)
             self.folded: list[Group] = []
             if self.index is not None:
@@ -169,23 +179,70 @@ class Checkpoint:
             return _shard_paths(self.index, kind), kind
         entries = sorted(entry for entry in self.path.iterdir() if not entry.name.startswith("."))
         for kind in kinds:
-            indexes = [entry for entry in entries if entry.name.endswith(f".{kind}.index.json")]
+            indexes = [entry for entry in entries if _is_index(entry.name, kind)]
             if len(indexes) > 1:
                 names = ", ".join(entry.name for entry in indexes)
                 raise FormatError("checkpoint-index", f"{self.path}: it has several indexes, give one of them: {names}")
             if indexes:
                 self.index = read_index(indexes[0])
                 return _shard_paths(self.index, kind), kind
-            files = [entry for entry in entries if entry.suffix == f".{kind}"]
+            files = [entry for entry in entries if entry.suffix in _SUFFIXES[kind]]
+            if kind == "torch":
+                files = _weights_of_torch(files)
             if files:
                 whole = self.path / f"model.{kind}"
                 if whole in files and (self.path / "config.json").exists():
                     return [whole], kind
                 _check_numbering(files)
                 return files, kind
-        wanted = " or ".join(f".{kind}" for kind in kinds)
-        reason = "; it is being written, or was not finished: convert again" if is_unfinished(self.path) else ""
-        raise FileNotFoundError(errno.ENOENT, f"the folder has no {wanted} file{reason}", str(self.path))
+        wanted = _or(suffix for kind in kinds for suffix in _SUFFIXES[kind])
+        raise FileNotFoundError(
+            errno.ENOENT, f"the folder has no {wanted} file{self._instead(entries)}", str(self.path)
+        )
+
+    def _instead(self, entries: Sequence[Path]) -> str:
+        """What a folder without weights has in their place, and what to do."""
+        if is_unfinished(self.path):
+            return "; it is being written, or was not finished: convert again"
+        for path in entries:
+            if path.suffix in _WITH_RECIPES and path.is_file() and (kind := foreign.kind_of(path)):
+                return f", but {path.name}, {kind}: {foreign.recipe(path, kind)}"
+        return ""
+
+
+def _open(path: Path, kind: Kind, max_decoded_bytes: int | None) -> TensorFile:
+    if kind == "safetensors":
+        return SafetensorsFile(path)
+    if kind == "sparsefmt":
+        return SparsefmtFile(path, max_decoded_bytes)
+    from sparsefmt.interchange.pytorch import TorchFile
+
+    return TorchFile(path)
+
+
+def _is_index(name: str, kind: Kind) -> bool:
+    return name.endswith(tuple(suffix + _INDEX for suffix in _SUFFIXES[kind]))
+
+
+def _or(texts: Iterable[str]) -> str:
+    *others, last = texts
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _weights_of_torch(files: list[Path]) -> list[Path]:
+    """Of the files with the suffixes of torch, those that are the model: others hold the state of a training.
+
+    Raises:
+        FormatError: there are several, none of a name that transformers gives to the weights of a model.
+    """
+    whole = [path for path in files if path.name == "pytorch_model.bin"]
+    shards = [
+        path for path in files if (match := _SHARD_NUMBER.fullmatch(path.stem)) and match["stem"] == "pytorch_model"
+    ]
+    if whole or shards or len(files) < 2:
+        return whole or shards or files
+    names = ", ".join(path.name for path in files)
+    raise FormatError("checkpoint-index", f"{files[0].parent}: which is the model? Give one of its files: {names}")
 
 
 def read_index(path: Path) -> CheckpointIndex:
@@ -213,15 +270,14 @@ def read_index(path: Path) -> CheckpointIndex:
 def saved_weights(folder: Path) -> list[Path]:
     """What conversions and `save_pretrained` have left in a folder, if it is there: weights, then indexes.
 
-    Both kinds are looked for. They are known by what the indexes list, and by names: model.sparsefmt,
-    model.safetensors, and numbered shards.
-    Files of other names may be anybody's.
+    safetensors and .sparsefmt are looked for. Known are files that the indexes list, and names: model.sparsefmt,
+    model.safetensors, and numbered shards. Files of other names may be anybody's.
     """
     if not folder.is_dir():
         return []
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and not entry.is_dir())
-    kinds = get_args(Kind)
-    indexes = [entry for entry in entries if entry.name.endswith(tuple(f".{kind}.index.json" for kind in kinds))]
+    kinds: tuple[Kind, ...] = ("safetensors", "sparsefmt")
+    indexes = [entry for entry in entries if any(_is_index(entry.name, kind) for kind in kinds)]
     listed: set[str] = set()
     for index in indexes:
         with suppress(FormatError):  # a damaged one
@@ -236,30 +292,46 @@ def saved_weights(folder: Path) -> list[Path]:
 
 def index_name(path: Path, old: Kind, new: Kind) -> str:
     """Name of an index file for the same checkpoint in another format."""
-    if f".{old}." in path.name:
-        return path.name.replace(f".{old}.", f".{new}.")
-    return f"model.{new}.index.json"
+    for suffix in _SUFFIXES[old]:
+        if old != "torch" and f"{suffix}." in path.name:
+            return path.name.replace(f"{suffix}.", f".{new}.")
+    return f"model.{new}{_INDEX}"
 
 
 def _is_plain_file_name(name: str) -> bool:
     return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
 
 
-def _kind_of_file(path: Path, kinds: Sequence[Kind]) -> Kind:
-    """What a file is, where it may be several things: what it starts with decides, not its name."""
+def expect_kind(path: Path, kinds: Sequence[Kind]) -> Kind:
+    """What a file is, where it may be several things: what it starts with decides, not its name.
+
+    Damaged files and files of unknown kinds are taken for the first, so that opening them says what is wrong.
+
+    Raises:
+        FormatError: it is whole, and of a kind that is not among these (`file-foreign`); the message says what to do.
+    """
     expect_regular_file(path)
-    with open(path, "rb") as file:
-        found: Kind = "sparsefmt" if file.read(len(envelope.MAGIC)) == envelope.MAGIC else "safetensors"
-    # a file of no allowed kind is opened as one, so that the error says what it is
-    return found if found in kinds else kinds[0]
+    expected = _or(dict.fromkeys(_CALLED[kind] for kind in kinds))
+    if foreign.is_sparsefmt(path):
+        if "sparsefmt" in kinds:
+            return "sparsefmt"
+        raise FormatError(foreign.FOREIGN, f"{path}: it is a .sparsefmt file already, not {expected}")
+    found = foreign.kind_of(path)
+    if found is None:
+        return kinds[0]
+    for kind in kinds:
+        if _CALLED[kind] == found:
+            return kind
+    raise foreign.foreign(path, found, expected)
 
 
 def _kind_of_shards(index: CheckpointIndex, kinds: Sequence[Kind]) -> Kind:
     suffixes = {Path(shard).suffix for shard in index.weight_map.values()}
     for kind in kinds:
-        if suffixes == {f".{kind}"}:
+        # of torch, too, all shards have one suffix: converted, two of one stem would have one name
+        if len(suffixes) == 1 and suffixes <= set(_SUFFIXES[kind]):
             return kind
-    wanted = " or ".join(f".{kind}" for kind in kinds)
+    wanted = _or(suffix for kind in kinds for suffix in _SUFFIXES[kind])
     found = ", ".join(sorted(suffix or "no suffix" for suffix in suffixes))
     raise FormatError("checkpoint-index", f"{index.path}: its files have {found}, not {wanted}")
 

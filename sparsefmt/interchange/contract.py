@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from sparsefmt.errors import SparsefmtError
@@ -23,12 +23,16 @@ class TensorFile(ABC):
         names: of all tensors.
         metadata: the user's texts.
         nbytes: size of the file.
+        aliases: which of the names are the tensor of another name, that of one that comes before.
+        notes: sentences on what was taken of the file, where that is not all of it.
     """
 
     path: Path
     names: list[str]
     metadata: dict[str, str]
     nbytes: int
+    aliases: Mapping[str, str] = MappingProxyType({})
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def intake(self, name: str) -> Intake:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def convert_checkpoint(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> list[ConvertedTensor]:
-    """Convert safetensors to .sparsefmt: a file to the file `destination`, a folder to that folder.
+    """Convert safetensors, or files of torch, to .sparsefmt: a file to the file `destination`, a folder to that folder.
 
     Holds a few tiles in memory. On failure, all files are what they were. With `overwrite`, a folder holds no other
     model afterwards: weights and indexes of an earlier one are removed. Files that may be anybody's are left alone.
@@ -87,7 +88,7 @@ def convert_checkpoint(
     def write(file: TensorFile, path: Path) -> list[str]:
         tensors = convert_file(file, path, settings, progress)
         converted.extend(tensors)
-        return [tensor.entry.name for tensor in tensors]
+        return file.names
 
     _write_checkpoint(source, destination, "sparsefmt", overwrite, write)
     return converted
@@ -114,7 +115,7 @@ def export_checkpoint(
             file.reader.budget.expect(sum(intake.dense_nbytes for intake in intakes.values()))
         with replacing(path) as sink:
             write_safetensors(sink, intakes, file.metadata, progress=progress, threads=threads)
-        return list(intakes)
+        return file.names
 
     _write_checkpoint(source, destination, "safetensors", overwrite, write)
 
@@ -135,6 +136,11 @@ def convert_file(
             progress=progress,
         )
         for name in source.names:
+            if name in source.aliases:
+                writer.add_alias(name, source.aliases[name])
+                if progress:
+                    progress(source.intake(name).dense_nbytes)
+                continue
             intake = _SurveyedIntake(source.intake(name))
             surveys[name] = intake.survey(settings.threads)
             writer.add(name, intake)
@@ -176,7 +182,9 @@ def targets_of(source: Checkpoint, destination: Path, new: Kind) -> dict[Path, P
     """Which file each file of a checkpoint is written to, a single file to `destination` itself."""
     if not source.is_folder:
         return {source.files[0].path: destination}
-    return {file.path: destination / f"{file.path.stem}.{new}" for file in source.files}
+    # transformers has two names for the files of a model, by what they are
+    stems = {file.path: re.sub(r"^pytorch_model(?=-|$)", "model", file.path.stem) for file in source.files}
+    return {path: destination / f"{stem}.{new}" for path, stem in stems.items()}
 
 
 def _write_checkpoint(

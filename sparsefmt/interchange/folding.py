@@ -64,6 +64,8 @@ class FoldedFile(TensorFile):
         parts = set(dropped)
         self.names = [first.get(name, name) for name in file.names if name in first or name not in parts]
         self._plain = set(self.names) - set(self._groups)
+        self.aliases = {name: target for name, target in file.aliases.items() if {name, target} <= self._plain}
+        self.notes = file.notes
 
     def intake(self, name: str) -> Intake:
         if name in self._plain:
