@@ -19,7 +19,8 @@ class safe_open:
     """Open a .sparsefmt file for reading dense tensors of a framework one by one, or parts of them.
 
     A twin of `safetensors.safe_open`. `sparsefmt.open_file` is the one that gives compressed tensors. Opening reads the
-    index alone, in milliseconds. Tensors and slices stay valid after the file is closed.
+    index alone, in milliseconds. Tensors and slices stay valid after the file is closed. Both can be pickled if the
+    file was opened by its path, as for the workers of a DataLoader: it is opened again when it is used there.
 
     Args:
         filename: the file to open, or a binary file object, as in `sparsefmt.open_file`.
@@ -172,4 +173,7 @@ class _Held:
         self.file = file
 
     def __del__(self) -> None:
-        self.file.close()
+        # one that could not be unpickled has none
+        file = vars(self).get("file")
+        if file is not None:
+            file.close()

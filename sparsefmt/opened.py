@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from sparsefmt import slicing
+from sparsefmt.again import Again
 from sparsefmt.container.budget import Account
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import Source
+from sparsefmt.errors import SparsefmtError
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import give_back
@@ -28,10 +30,18 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
 
     Made by `sparsefmt.open_file`. Opening reads and checks the index alone. Every chunk is verified (checksum, padding,
     all invariants of its layout) before anyone sees it. Tensors stay valid after the file is closed.
+
+    One that was opened by its path can be pickled: not its tensors, but where they are. It is opened again when it is
+    used for the first time, and must be the same file then.
     """
 
-    def __init__(self, source: Source, *, threads: int | None = None, max_decoded_bytes: int | None = None) -> None:
-        self._reader = Reader(source, max_decoded_bytes)
+    def __init__(
+        self, source: Source | Again, *, threads: int | None = None, max_decoded_bytes: int | None = None
+    ) -> None:
+        self._again = source if isinstance(source, Again) else None
+        self._opened = None if isinstance(source, Again) else Reader(source, max_decoded_bytes)
+        self._opening = threading.Lock()
+        self._max_decoded_bytes = max_decoded_bytes
         self._threads = threads
 
     def __enter__(self) -> SparseFile:
@@ -44,9 +54,26 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
 
     def close(self) -> None:
         """Let go of the file, and of the buffers that decoding much of it has left behind."""
-        self._reader.close()
-        if self._reader.decoded >= WORTH_GIVING_BACK:
-            give_back()
+        with self._opening:
+            self._again = None
+        if self._opened is not None:
+            self._opened.close()
+            if self._opened.decoded >= WORTH_GIVING_BACK:
+                give_back()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        again = self._again or Again.of(self._reader, self._max_decoded_bytes)
+        return _unpickled, (again, self._threads)
+
+    @property
+    def _reader(self) -> Reader:
+        if self._opened is None:
+            with self._opening:
+                if self._opened is None:
+                    if self._again is None:
+                        raise SparsefmtError("file-closed", "the file is closed")
+                    self._opened = self._again.open()
+        return self._opened
 
     @property
     def reader(self) -> Reader:
@@ -137,7 +164,8 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
 
     def get_slice(self, name: str) -> TensorSlice:
         """A tensor of which only the tiles that an index asks for will be read: `f.get_slice("w")[8:16]`."""
-        return TensorSlice(self, self._entry(name))
+        self._entry(name)
+        return TensorSlice(self, name)
 
     def expect_budget(self, layout: str) -> None:
         """Raise LimitError if all tensors together, loaded with this layout, take more than `max_decoded_bytes`.
@@ -181,6 +209,10 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         )
 
 
+def _unpickled(again: Again, threads: int | None) -> SparseFile:
+    return SparseFile(again, threads=threads, max_decoded_bytes=again.max_decoded_bytes)
+
+
 class _TooManyBytes(Exception):
     """A tensor takes more bytes in a layout than it would be chosen for."""
 
@@ -208,11 +240,15 @@ class _Taking:
 
 
 class TensorSlice:
-    """A tensor in an open file, to be indexed like a numpy array."""
+    """A tensor in an open file, to be indexed like a numpy array. It can be pickled if the file can."""
 
-    def __init__(self, file: SparseFile, entry: TensorEntry) -> None:
+    def __init__(self, file: SparseFile, name: str) -> None:
         self._file = file
-        self._entry = entry
+        self._name = name
+
+    @property
+    def _entry(self) -> TensorEntry:
+        return self._file._entry(self._name)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ STOREYS = [
     {"interchange", "numpy", "torch"},
     {"handle"},
     {"api", "frameworks"},
-    {"saving", "opened"},
+    {"saving", "opened", "again"},
     {"tensor"},
     {"intake", "slicing"},
     {"container"},

@@ -42,8 +42,8 @@ import numpy as np
 
 import sparsefmt
 from sparsefmt import SparseFile, SparseTensor
+from sparsefmt.container.sources import Backend
 from sparsefmt.layouts import LAYOUTS
-from sparsefmt.opened import Backend
 
 CODECS = ("raw", "zstd", "rans")
 BACKENDS: tuple[Backend, ...] = ("mmap", "pread")

@@ -14,7 +14,7 @@ from sparsefmt.container import envelope, index, sniff
 from sparsefmt.container.budget import Budget
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.index import Index
-from sparsefmt.container.sources import Source
+from sparsefmt.container.sources import Backend, Source
 from sparsefmt.errors import ChecksumError, FormatError, SparsefmtError
 from sparsefmt.layouts import choose
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
@@ -33,6 +33,7 @@ class Reader:
         size: bytes in the file.
         budget: what may be decoded at a time. Tiles keep to it; of more than a tile, the caller has to ask.
         decoded: bytes that have been decoded so far, about.
+        index_checksum: what the trailer has, of the index: two files that have the same have the same content.
     """
 
     def __init__(self, source: Source, max_decoded_bytes: int | None = None) -> None:
@@ -51,12 +52,19 @@ class Reader:
         self._expect_zeros(source.read(envelope.PREAMBLE_SIZE, envelope.ALIGNMENT - envelope.PREAMBLE_SIZE), 16)
         self.index: Index = index.decode(encoded, trailer.index_offset, self.minor)
         self.index_offset, self.index_size = trailer.index_offset, trailer.index_size
+        self.index_checksum = trailer.index_checksum
         # nearly always, and then tiles need not be looked at one by one
         self._all_within = self.index.chunks["raw"].sum(dtype=np.float64) <= self.budget.limit
 
     def encoded_index(self) -> bytes:
         """The index as it stands in the file."""
         return self._source.read(self.index_offset, self.index_size).tobytes()
+
+    @property
+    def place(self) -> tuple[str | bytes, Backend] | None:
+        """Absolute path and backend of the open file; None of bytes and file objects. Raises ValueError if closed."""
+        self._source.read(0, 0)
+        return self._source.place
 
     def close(self) -> None:
         """Let go of the file. Arrays already read stay valid."""

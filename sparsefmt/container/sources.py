@@ -33,9 +33,11 @@ class Source(ABC):
 
     Attributes:
         size: bytes in the file.
+        place: absolute path and backend of what was opened by its path; None of bytes and of file objects.
     """
 
     size: int
+    place: tuple[str | bytes, Backend] | None = None
 
     @abstractmethod
     def read(self, offset: int, size: int) -> np.ndarray:
@@ -198,10 +200,9 @@ def source_of(place: str | os.PathLike[str] | BinaryIO, backend: Backend = "mmap
         raise ValueError(f"backend must be 'mmap' or 'pread', not {backend!r}")
     if file_objects.is_path(place):
         file_objects.expect_no_content(place)
-        if backend == "mmap":
-            with suppress(CannotBeMapped):
-                return MappedFile(place)  # type: ignore[arg-type]
-        return ReadFile(place)  # type: ignore[arg-type]
+        source = _source_of_path(place, backend)  # type: ignore[arg-type]
+        source.place = os.path.abspath(place), backend  # type: ignore[arg-type]
+        return source
     file_objects.expect_readable(place)
     file: Any = place
     begin = file.tell()
@@ -214,6 +215,13 @@ def source_of(place: str | os.PathLike[str] | BinaryIO, backend: Backend = "mmap
             offset=begin,
         )
     return source
+
+
+def _source_of_path(path: str | os.PathLike[str], backend: Backend) -> Source:
+    if backend == "mmap":
+        with suppress(CannotBeMapped):
+            return MappedFile(path)
+    return ReadFile(path)
 
 
 def _source_of_object(file: BinaryIO, backend: Backend, begin: int) -> Source:

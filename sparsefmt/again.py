@@ -1,0 +1,61 @@
+"""A file that is to be opened again elsewhere: what goes into a pickle in place of an open file."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from sparsefmt.container.reader import Reader
+from sparsefmt.container.sources import Backend, source_of
+from sparsefmt.errors import FormatError
+
+
+class Again(NamedTuple):
+    """What it takes to open a file again, and to know it.
+
+    Attributes:
+        path: absolute, as another process may have another working directory.
+        backend, max_decoded_bytes: as it was opened.
+        size, index_checksum: of the file; the index has the checksums of all chunks.
+    """
+
+    path: str | bytes
+    backend: Backend
+    max_decoded_bytes: int | None
+    size: int
+    index_checksum: int
+
+    @classmethod
+    def of(cls, reader: Reader, max_decoded_bytes: int | None) -> Again:
+        """The same file as is open.
+
+        Raises:
+            TypeError: it has no path.
+            ValueError: it is closed.
+        """
+        place = reader.place
+        if place is None:
+            raise TypeError(
+                "a file that was opened from bytes or from a file object cannot be pickled: open it by its path, or"
+                " pickle its bytes"
+            )
+        return cls(*place, max_decoded_bytes, reader.size, reader.index_checksum)
+
+    def open(self) -> Reader:
+        """The file, opened.
+
+        Raises:
+            FormatError: it is another than was pickled.
+            as `sparsefmt.open_file`.
+        """
+        source = source_of(self.path, self.backend)  # type: ignore[arg-type]
+        try:
+            reader = Reader(source, self.max_decoded_bytes)
+            if (reader.size, reader.index_checksum) != (self.size, self.index_checksum):
+                raise FormatError(
+                    "file-changed", f"{os.fsdecode(self.path)!r} is another file now than it was when it was pickled"
+                )
+        except BaseException:
+            source.close()
+            raise
+        return reader
