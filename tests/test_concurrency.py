@@ -453,16 +453,21 @@ class TestReading:
             file.get_tensor("w")
 
     def test_a_file_that_cannot_be_mapped(self, path, monkeypatch):
-        """Some network file systems have no mappings."""
+        """Some network file systems have no mappings, and some processes no room for one."""
 
-        def cannot(*arguments: object, **options: object) -> None:
-            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        def cannot(code: int) -> Callable[..., None]:
+            def mapping(*arguments: object, **options: object) -> None:
+                raise OSError(code, os.strerror(code))
 
-        monkeypatch.setattr(mmap, "mmap", cannot)
+            return mapping
+
+        monkeypatch.setattr(mmap, "mmap", cannot(errno.ENOMEM))
         with pytest.raises(OSError, match=re.escape(str(path))):
             sparsefmt.open_file(path)
-        with sparsefmt.open_file(path, backend="pread") as file:
-            assert same_bits(file.get_tensor("w"), ARRAY)
+        for backend, code in (("pread", errno.ENOMEM), ("mmap", errno.ENODEV)):
+            monkeypatch.setattr(mmap, "mmap", cannot(code))
+            with sparsefmt.open_file(path, backend=backend) as file:
+                assert same_bits(file.get_tensor("w"), ARRAY)
 
     def test_a_mapping_that_is_closed_during_a_read(self, path):
         """The other thread's step, between any two of this one's."""

@@ -111,10 +111,16 @@ def test_names_come_in_file_order(tmp_path: Path) -> None:
         (bytes(100), "zeros"),
         (b"GGUF" + bytes(60), "GGUF"),
         (sparsefmt.save({"w": np.ones(3)}), "a .sparsefmt file already"),
-        (craft({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234"), "invalid shape"),
-        (craft({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"12345"), "not fully covered"),
+        (
+            craft({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234"),
+            "shape [2] of F32 takes 8 bytes, and its data_offsets give it 4",
+        ),
+        (
+            craft({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"12345"),
+            "it ends after 76 bytes, and 1 more follow",
+        ),
         (craft({"w": {"dtype": "X9", "shape": [1], "data_offsets": [0, 4]}}, b"1234"), "X9"),
-        (craft({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b""), "incomplete"),
+        (craft({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b""), "of 76 bytes 4 are missing"),
         (craft('{"w": '), "header"),
         (
             craft(

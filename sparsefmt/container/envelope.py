@@ -31,6 +31,9 @@ ALIGNMENT = 64
 _PREAMBLE = struct.Struct("<8sHHI")
 _TRAILER = struct.Struct("<QQQ8s")
 PREAMBLE_SIZE, TRAILER_SIZE = _PREAMBLE.size, _TRAILER.size
+TAIL_SIZE = 1 << 16
+"""Bytes from the end of a file that `describe_end` wants to see."""
+
 MIN_FILE_SIZE = ALIGNMENT + TRAILER_SIZE
 
 
@@ -57,7 +60,7 @@ def decode_preamble(data: bytes) -> int:
     if data[: len(MAGIC)] != MAGIC:
         raise FormatError("not-sparsefmt", sniff.describe(data), offset=0)
     if len(data) < PREAMBLE_SIZE:
-        raise FormatError("file-too-short", f"the file ends after {len(data)} bytes", offset=0)
+        raise FormatError("file-too-short", f"the file is cut off: it ends after {len(data)} bytes", offset=0)
     _, major, minor, features = _PREAMBLE.unpack_from(data)
     if major != MAJOR:
         raise UnsupportedError(
@@ -93,14 +96,42 @@ class Trailer:
             )
 
 
+def has_trailer(data: bytes) -> bool:
+    """Whether a file that ends with these bytes was written to its end."""
+    return data.endswith(END_MAGIC)
+
+
+def describe_end(tail: bytes, file_size: int) -> str:
+    """One sentence on a file that does not end with a trailer.
+
+    Args:
+        tail: its last bytes, TAIL_SIZE of them if it has as many.
+    """
+    zeros = len(tail) - len(tail.rstrip(b"\0"))
+    if zeros > TRAILER_SIZE:
+        least = "at least " if zeros == len(tail) else ""
+        return (
+            f"its last bytes, {least}{zeros:,}, are zeros, as a download or copy leaves them that was not finished: it"
+            " has no trailer"
+        )
+    end = tail.rfind(END_MAGIC) + len(END_MAGIC)
+    if end >= TRAILER_SIZE:
+        offset, size, _, _ = _TRAILER.unpack(tail[end - TRAILER_SIZE : end])
+        whole = file_size - (len(tail) - end)
+        if offset + size + TRAILER_SIZE == whole:
+            return f"the file is too long: it ends after {whole:,} bytes, and {file_size - whole:,} more follow"
+    return (
+        f"the file is cut off, or was never finished: it has {file_size:,} bytes and no trailer, which alone"
+        " would say how many there should be"
+    )
+
+
 def decode_trailer(data: bytes, file_size: int) -> Trailer:
     """Check the last TRAILER_SIZE bytes of a file of `file_size` bytes."""
     start = file_size - TRAILER_SIZE
     offset, size, index_checksum, end_magic = _TRAILER.unpack(data)
     if end_magic != END_MAGIC:
-        raise FormatError(
-            "trailer-missing", "the file is cut off, or was never finished: it has no trailer", offset=start
-        )
+        raise FormatError("trailer-missing", describe_end(data, file_size), offset=start)
     if size > MAX_INDEX_BYTES:
         raise LimitError("index-size", f"the index has {size:,} bytes; the limit is {MAX_INDEX_BYTES:,}", offset=start)
     if offset < ALIGNMENT or offset % ALIGNMENT or offset + size != start:

@@ -44,8 +44,16 @@ class Reader:
         head = source.read(0, min(sniff.HEAD_SIZE, self.size)).tobytes()
         self.minor = envelope.decode_preamble(head)
         if self.size < envelope.MIN_FILE_SIZE:
-            raise FormatError("file-too-short", f"the file ends after {self.size} bytes", offset=self.size)
+            raise FormatError(
+                "file-too-short", f"the file is cut off: it ends after {self.size} bytes", offset=self.size
+            )
         end = source.read(self.size - envelope.TRAILER_SIZE, envelope.TRAILER_SIZE).tobytes()
+        if not envelope.has_trailer(end):
+            size = min(envelope.TAIL_SIZE, self.size)
+            tail = source.read(self.size - size, size).tobytes()
+            raise FormatError(
+                "trailer-missing", envelope.describe_end(tail, self.size), offset=self.size - envelope.TRAILER_SIZE
+            )
         trailer = envelope.decode_trailer(end, self.size)
         encoded = source.read(trailer.index_offset, trailer.index_size).tobytes()
         trailer.check_index(head[: envelope.PREAMBLE_SIZE], encoded)

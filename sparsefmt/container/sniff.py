@@ -26,6 +26,8 @@ def describe(head: bytes, expected: str = "a sparsefmt file") -> str:
     for signature, kind in _SIGNATURES:
         if head.startswith(signature):
             return f"not {expected} but {kind}"
+    if head[8:11] == b"\xef\xbb\xbf" and expected == "a safetensors file":
+        return "its header begins with a byte order mark, which safetensors does not allow: an editor has put it there"
     # before HTML: a header length of 60 starts with the byte of "<"
     if is_safetensors(head):
         return f"not {expected} but safetensors: convert it with `sparsefmt convert`"

@@ -29,7 +29,8 @@ from sparsefmt.intake import Intake
 from sparsefmt.interchange import foreign
 from sparsefmt.interchange.contract import TensorFile, expect_regular_file, naming
 from sparsefmt.interchange.folding import Group, foldable, folded_files
-from sparsefmt.interchange.safetensors import SafetensorsFile, dict_of_distinct_keys
+from sparsefmt.interchange.safetensors import SafetensorsFile
+from sparsefmt.interchange.safetensors_header import dict_of_distinct_keys
 from sparsefmt.interchange.sparse import SparsefmtFile
 from sparsefmt.interchange.staging import is_unfinished
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,15 +25,18 @@ from sparsefmt.dtypes import DTYPES, DType, pack
 from sparsefmt.errors import FormatError, LimitError, SparsefmtError, UnsupportedError
 from sparsefmt.intake import BytesIntake, Intake
 from sparsefmt.interchange.contract import TensorFile, expect_regular_file
+from sparsefmt.interchange.safetensors_header import (
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    METADATA,
+    Header,
+    check_length,
+    decode_header,
+)
 from sparsefmt.threads import in_order
 
-METADATA = "__metadata__"
-"""The one key of the header that is no tensor."""
-
-MAX_HEADER_BYTES = 100_000_000
-"""What the safetensors library reads at most."""
-
-_LENGTH_BYTES = 8
+_MOST_EXPLAINED = 1 << 24
+"""Bytes of a header that is parsed only to say what is wrong with it."""
 
 
 class StoredTensor(NamedTuple):
@@ -65,9 +67,8 @@ class SafetensorsFile(TensorFile):
         self._source = ReadFile(path)
         try:
             self.nbytes = self._source.size
-            self._validate()
             header = self._read_header()
-            self.metadata: dict[str, str] = header.pop(METADATA, None) or {}
+            self.metadata = header.metadata
             self.tensors = self._stored_tensors(header)
             self.names = sorted(self.tensors, key=lambda name: (self.tensors[name].begin, self.tensors[name].end))
         except BaseException:
@@ -88,41 +89,52 @@ class SafetensorsFile(TensorFile):
     def close(self) -> None:
         self._source.close()
 
-    def _validate(self) -> None:
-        """Let the safetensors library judge the file, after a look at what it can only call a bad header."""
+    def _read_header(self) -> Header:
+        """The header, after a look at what the file may be instead."""
         head = self._source.read(0, min(self.nbytes, sniff.HEAD_SIZE)).tobytes()
         if head.startswith(envelope.MAGIC):
             raise self._invalid("it is a .sparsefmt file already, not safetensors")
         if not sniff.is_safetensors(head):
             raise self._invalid(sniff.describe(head, "a safetensors file"))
+        length = int.from_bytes(head[:LENGTH_BYTES], "little")
+        try:
+            check_length(length, self.nbytes)
+            refusal = self._refusal()
+            if refusal is not None and length > _MOST_EXPLAINED:
+                raise self._invalid(refusal)
+            header = decode_header(self._source.read(LENGTH_BYTES, length).tobytes(), self.nbytes)
+        except FormatError as error:
+            if error.tensor is not None:
+                raise FormatError(error.code, f"{error.message} (in {self.path})", tensor=error.tensor) from None
+            raise self._invalid(error.message) from None
+        if refusal is not None:
+            raise self._invalid(refusal)
+        return header
+
+    def _refusal(self) -> str | None:
+        """What the safetensors library has against the file: what it refuses is not converted, whatever we think."""
         try:
             # maps the file, but touches the header alone
             with safe_open(self.path, framework="np"):
-                pass
+                return None
         except SafetensorError as error:
-            raise self._invalid(str(error)) from None
+            return str(error)
+        except OSError:
+            # its file system cannot map it: we have read it, and judge by ourselves
+            return None
 
-    def _read_header(self) -> dict[str, Any]:
-        length = int.from_bytes(self._source.read(0, _LENGTH_BYTES).tobytes(), "little")
-        text = self._source.read(_LENGTH_BYTES, length).tobytes()
-        self._data_begin = _LENGTH_BYTES + length
-        try:
-            header = json.loads(text, object_pairs_hook=dict_of_distinct_keys)
-        except ValueError as error:
-            raise self._invalid(f"its header is ambiguous: {error}") from None
-        return header
-
-    def _stored_tensors(self, header: dict[str, Any]) -> dict[str, StoredTensor]:
+    def _stored_tensors(self, header: Header) -> dict[str, StoredTensor]:
         tensors = {}
-        for name, fields in header.items():
-            if fields["dtype"] not in DTYPES:
-                raise UnsupportedError("dtype-unknown", f"dtype {fields['dtype']!r} is not known", tensor=name)
-            begin, end = (self._data_begin + offset for offset in fields["data_offsets"])
-            tensors[name] = StoredTensor(DTYPES[fields["dtype"]], tuple(fields["shape"]), begin, end)
+        for name, field in header.fields.items():
+            if field.dtype not in DTYPES:
+                raise UnsupportedError("dtype-unknown", f"dtype {field.dtype!r} is not known", tensor=name)
+            begin, end = header.nbytes + field.begin, header.nbytes + field.end
+            tensors[name] = StoredTensor(DTYPES[field.dtype], field.shape, begin, end)
         return tensors
 
     def _invalid(self, message: str) -> FormatError:
-        return FormatError("safetensors-invalid", f"{self.path}: {message}")
+        where = "" if message.startswith(f"{self.path}: ") else f"{self.path}: "
+        return FormatError("safetensors-invalid", where + message)
 
 
 def write_safetensors(
@@ -186,7 +198,7 @@ def _encode_header(names: list[str], tensors: Mapping[str, Intake], metadata: Ma
         raise LimitError(
             "safetensors-header", f"the header would have {len(text):,} bytes; {MAX_HEADER_BYTES:,} is most"
         )
-    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 def _dense_tiles(intake: Intake) -> tuple[Callable[[int], np.ndarray], range]:
@@ -199,12 +211,3 @@ def _dense_tiles(intake: Intake) -> tuple[Callable[[int], np.ndarray], range]:
         return flat.reshape(-1).view(np.uint8)
 
     return dense_tile, range(0, intake.rows if height else 0, height or 1)
-
-
-def dict_of_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads`: a dict, or a ValueError if a key is there twice, which parsers settle in different ways."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"key {twice!r} is there twice")
-    return content
