@@ -13,7 +13,7 @@ from helpers import fail, run_command, succeed
 from safetensors_files import ONE, SHARDS, TWO, craft_tensors, read_back, save_shards, sparse_array
 
 from sparsefmt.cli import output
-from sparsefmt.interchange import huggingface
+from sparsefmt.interchange import cards, huggingface
 from sparsefmt.interchange.checkpoints import Checkpoint
 
 CONFIG: dict[str, Any] = {
@@ -24,6 +24,7 @@ CONFIG: dict[str, Any] = {
     "ids": [1, None, True, 0.1],
     "z": {"b": 1, "a": 2},
 }
+QUANTIZED = {"quant_method": "sparsefmt", "how_to_load": cards.HOW_TO_LOAD}
 COPIED = {
     "generation_config.json": b"{}\n",
     "tokenizer.json": b'{"version": "1.0"}',
@@ -76,9 +77,11 @@ def test_there_and_back(model: Path, tmp_path: Path) -> None:
     shards = {name.replace("safetensors", "sparsefmt") for name in (ONE, TWO)}
     assert files_of(sparse) == {"config.json", "model.sparsefmt.index.json", *shards, *COPIED}
     for name, content in COPIED.items():
-        assert (sparse / name).read_bytes() == content
+        copied = (sparse / name).read_bytes()
+        assert (cards.without_section(copied) if name == "README.md" else copied) == content
+    assert cards.has_section((sparse / "README.md").read_bytes())
     config = json.loads((sparse / "config.json").read_text())
-    assert list(config.items()) == [*CONFIG.items(), ("quantization_config", {"quant_method": "sparsefmt"})]
+    assert list(config.items()) == [*CONFIG.items(), ("quantization_config", QUANTIZED)]
     assert f"Copied: config.json, with a quantization_config, and {len(COPIED)} other files." in out
     [line] = [line for line in out.splitlines() if line.startswith("Weights of other formats, not copied: ")]
     assert set(line.partition(": ")[2].split(", ")) == set(LEFT_OUT)
@@ -114,7 +117,7 @@ def test_one_whole_file_is_the_model(tmp_path: Path) -> None:
     assert run_command("convert", folder, tmp_path / "no").exit_code == 1
     save_config(folder, CONFIG)
     out = succeed("convert", folder, tmp_path / "out")
-    assert files_of(tmp_path / "out") == {"config.json", "model.sparsefmt"}
+    assert files_of(tmp_path / "out") == {"config.json", "model.sparsefmt", "README.md"}
     assert "not converted: consolidated.safetensors, model.fp16.safetensors" in out
 
 
@@ -148,7 +151,7 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path
     (folder / "self").symlink_to(folder, target_is_directory=True)
     os.mkfifo(folder / "pipe")
     succeed("convert", folder, tmp_path / "out")
-    assert files_of(tmp_path / "out") == {"model.sparsefmt", "config.json", "tokenizer.json"}
+    assert files_of(tmp_path / "out") == {"model.sparsefmt", "config.json", "tokenizer.json", "README.md"}
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == b"tokens"
     assert json.loads((blobs / "1").read_text()) == CONFIG
@@ -157,6 +160,10 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path
 def test_link_that_leads_nowhere_fails_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
     (model / "vocab.txt").symlink_to(tmp_path / "missing")
     assert "vocab.txt: No such file" in fail(2, "convert", model)
+    (model / "vocab.txt").unlink()
+    (model / "README.md").unlink()
+    (model / "README.md").symlink_to(tmp_path / "missing")
+    assert "README.md: No such file" in fail(2, "convert", model)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -223,7 +230,7 @@ def test_quantization_config_that_says_nothing_of_the_bits_is_replaced(
     save_config(model, {"a": 1, "quantization_config": found, "b": 2})
     succeed("convert", model, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert list(config.items()) == [("a", 1), ("quantization_config", {"quant_method": "sparsefmt"}), ("b", 2)]
+    assert list(config.items()) == [("a", 1), ("quantization_config", QUANTIZED), ("b", 2)]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +265,7 @@ def test_names_are_those_that_transformers_looks_for(tmp_path: Path) -> None:
     folder = save_shards(tmp_path / "one", {"model.safetensors": SHARDS[ONE]}, index=False)
     save_config(folder, CONFIG)
     succeed("convert", folder)
-    assert files_of(tmp_path / "one-sparsefmt") == {"config.json", "model.sparsefmt"}
+    assert files_of(tmp_path / "one-sparsefmt") == {"config.json", "model.sparsefmt", "README.md"}
     folder = save_shards(tmp_path / "two", SHARDS, index=False)
     save_config(folder, CONFIG)
     succeed("convert", folder)
@@ -356,12 +363,12 @@ def test_forced_conversion_over_dense_weights(tmp_path: Path) -> None:
         save_config(path, CONFIG)
     (folder / "own.safetensors").write_bytes(b"mine")
     out = succeed("convert", source, folder, "--force")
-    assert files_of(folder) == {"config.json", "model.sparsefmt", "own.safetensors"}
+    assert files_of(folder) == {"config.json", "model.sparsefmt", "own.safetensors", "README.md"}
     assert f"Removed, of the model that was there: {ONE}, {TWO}, model.safetensors.index.json" in out
     # and back
     succeed("convert", save_shards(tmp_path / "shards", SHARDS), tmp_path / "sparse")
     out = succeed("export", tmp_path / "sparse", folder, "--force")
-    assert files_of(folder) == {"config.json", ONE, TWO, "model.safetensors.index.json", "own.safetensors"}
+    assert files_of(folder) == {"config.json", ONE, TWO, "model.safetensors.index.json", "own.safetensors", "README.md"}
     assert "Removed, of the model that was there: model.sparsefmt" in out
 
 

@@ -154,6 +154,7 @@ class TestGivingBack:
         load_file(tmp_path / "w.sparsefmt")
         assert not calls
 
+    @pytest.mark.usefixtures("small_layers")
     def test_sparsify(self, calls):
         model = torch.nn.Sequential(torch.nn.Linear(64, 64))
         sparsefmt.torch.sparsify(model)

@@ -41,6 +41,7 @@ from transformers.pytorch_utils import Conv1D
 
 import sparsefmt
 from sparsefmt.errors import ChecksumError, FormatError, LimitError, UnsupportedError
+from sparsefmt.interchange.cards import HOW_TO_LOAD
 from sparsefmt.interchange.checkpoints import Checkpoint
 from sparsefmt.interchange.conversion import Settings, convert_checkpoint
 from sparsefmt.tensor import SparseTensor
@@ -60,6 +61,7 @@ CONFIGS: dict[str, Any] = {
     "bert": BertConfig(**SMALL, intermediate_size=128, max_position_embeddings=32),
     "mixtral": MixtralConfig(**SMALL, **IDS, intermediate_size=128, num_key_value_heads=2, num_local_experts=4),
 }
+QUANTIZED = {"quant_method": "sparsefmt", "how_to_load": HOW_TO_LOAD}
 SPARSE_LAYERS = {"llama": 15, "tied": 14, "gpt2": 8, "bert": 13, "mixtral": 9}
 TOKENS = torch.arange(3, 23).reshape(2, 10)
 
@@ -194,9 +196,7 @@ def test_results_are_those_of_the_dense_model(
     ours, theirs = tensors_in(tmp_path / "again"), tensors_in(folder)
     assert ours.keys() == theirs.keys()
     assert all(ours[key].tobytes() == theirs[key].tobytes() for key in ours)
-    assert json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"] == {
-        "quant_method": "sparsefmt"
-    }
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"] == QUANTIZED
     # every bit is there, -0.0 included
     assert same_state(model.dequantize(), dense)
     assert not sparse_layers(model)
@@ -277,7 +277,7 @@ def test_options_of_the_config(folders: dict[str, tuple[Path, Path]], tmp_path: 
         assert {layer.sparse_tensor().layout for layer in layers} == {"bitmask"}
         model.save_pretrained(tmp_path / f"out{number}")
         saved = json.loads((tmp_path / f"out{number}" / "config.json").read_text())["quantization_config"]
-        assert saved == {"quant_method": "sparsefmt", "layout": "bitmask", "min_sparsity": 0.5, "include": ["*.mlp.*"]}
+        assert saved == {**QUANTIZED, "layout": "bitmask", "min_sparsity": 0.5, "include": ["*.mlp.*"]}
     model = AutoModelForCausalLM.from_pretrained(
         folders["llama"][0], quantization_config=SparsefmtConfig(min_sparsity=0.95)
     )
@@ -299,7 +299,7 @@ def test_limit_and_backend_are_of_the_call(
         model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
     assert len(sparse_layers(model)) == SPARSE_LAYERS["llama"]
     model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"] == {"quant_method": "sparsefmt"}
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"] == QUANTIZED
     for chosen in ({"max_decoded_bytes": 1 << 60}, {"backend": "pread"}):
         edit_config(tmp_path, quantization_config={"quant_method": "sparsefmt", **chosen})
         with pytest.raises(ValueError, match="not for a file to choose"):
@@ -576,7 +576,7 @@ def test_layers_can_be_left_out_by_name(folders: dict[str, tuple[Path, Path]], t
         assert model.hf_quantizer.result.dense["lm_head"] == "it is excluded"
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
-    assert saved == {"quant_method": "sparsefmt", "exclude": ["*.mlp.*", "lm_head"]}
+    assert saved == {**QUANTIZED, "exclude": ["*.mlp.*", "lm_head"]}
     assert len(sparse_layers(AutoModelForCausalLM.from_pretrained(tmp_path))) == 8
 
 
@@ -677,7 +677,8 @@ def test_other_weights_come_first_unless_config_says_sparsefmt(llama: Path, mode
     assert len(sparse_layers(AutoModelForCausalLM.from_pretrained(llama, quantization_config=SparsefmtConfig()))) == 15
     other = copy.deepcopy(models["llama"])
     other.lm_head.weight.data += 1
-    other.save_pretrained(llama)
+    other.save_pretrained(llama / "other")
+    (llama / "other" / "model.safetensors").rename(llama / "model.safetensors")
     assert same_state(AutoModelForCausalLM.from_pretrained(llama), other)
     edit_config(llama, quantization_config={"quant_method": "sparsefmt"})
     assert same_state(AutoModelForCausalLM.from_pretrained(llama).dequantize(), models["llama"])

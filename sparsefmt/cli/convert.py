@@ -81,8 +81,8 @@ def command(
     of a training, the weights of the model are taken; no code in it is run, and what was skipped is said.
 
     A folder with a config.json is a Hugging Face model: its other files are copied, but for hidden ones and weights of
-    other formats, and config.json gets a quantization_config, so that transformers can load DST after
-    `import sparsefmt.transformers`.
+    other formats. config.json gets a quantization_config, so that transformers can load DST after
+    `import sparsefmt.transformers`, and README.md says so.
     """
     from sparsefmt.cli import output
 

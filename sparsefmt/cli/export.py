@@ -33,7 +33,7 @@ def command(src: Path, dst: Path | None, max_decoded_bytes: int | None, threads:
 
     DST is by default SRC with the suffix .safetensors, or SRC-safetensors for a folder. Tied tensors become full
     copies, since safetensors has no ties. Memory use does not grow with the model. The other files of a Hugging Face
-    model are copied, and its config.json loses the quantization_config that `sparsefmt convert` added.
+    model are copied; config.json and README.md lose what `sparsefmt convert` added.
     """
     from sparsefmt.cli import output
 

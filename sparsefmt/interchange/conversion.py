@@ -24,7 +24,7 @@ from sparsefmt.container.atomic import replacing
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.index import Index
 from sparsefmt.intake import Intake, Survey
-from sparsefmt.interchange import huggingface
+from sparsefmt.interchange import cards, huggingface
 from sparsefmt.interchange.checkpoints import Checkpoint, Kind, index_name, saved_weights
 from sparsefmt.interchange.contract import TensorFile, naming
 from sparsefmt.interchange.safetensors import write_safetensors
@@ -215,6 +215,7 @@ def _write_checkpoint(
         if model is not None:
             for path in (*model.companions, Path(huggingface.CONFIG)):
                 _expect_free(destination / path, model.path / path, overwrite)
+            _expect_writable(destination / model.card)
         weight_map: dict[str, str] = {}
         for file in source.files:
             target = targets[file.path]
@@ -231,8 +232,15 @@ def _write_checkpoint(
                 _write_whole(path, _encode_index(content))
         if model is not None:
             for companion in model.companions:
-                with folder.writing(destination / companion) as path:
-                    huggingface.copy_file(model.path / companion, path)
+                if companion != model.card:
+                    with folder.writing(destination / companion) as path:
+                        huggingface.copy_file(model.path / companion, path)
+            card = _card(model, destination, new)
+            if card is not None:
+                with folder.writing(destination / model.card) as path:
+                    _write_whole(path, card)
+            elif (destination / model.card).is_file():
+                obsolete.append(destination / model.card)
             with folder.writing(destination / huggingface.CONFIG) as path:
                 _write_whole(path, config)
         folder.commit(list(targets.values()), indexes, [path for path in obsolete if path not in indexes])
@@ -265,6 +273,18 @@ def _config(model: huggingface.ModelFolder | None, new: Kind, folded: bool) -> b
     if model is None:
         return b""
     return model.config_for_sparsefmt(folded) if new == "sparsefmt" else model.config_for_safetensors()
+
+
+def _card(model: huggingface.ModelFolder, destination: Path, new: Kind) -> bytes | None:
+    """README.md of the new folder: made of that of the source, or of the one that is there; None if there is none."""
+    # one that is a link to nowhere is an error, as for any other file
+    from_source = model.card in model.companions
+    path = (model.path if from_source else destination) / model.card
+    old = path.read_bytes() if from_source or path.is_file() else b""
+    if new == "sparsefmt":
+        return model.card_for_sparsefmt(old)
+    kept = cards.without_section(old)
+    return kept if kept or (from_source and not old) else None
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -1,8 +1,9 @@
 """The folder of a Hugging Face model: what lies beside the weights, and what config.json says about them.
 
-    config.json                    {"model_type": …, "quantization_config": {"quant_method": "sparsefmt"}}
+    config.json                    {"model_type": …, "quantization_config": {"quant_method": "sparsefmt", …}}
     model.sparsefmt                or shards with model.sparsefmt.index.json
-    generation_config.json, tokenizer.json, README.md, 1_Pooling/config.json, …
+    README.md                      with a section that says how to load it: see `cards`
+    generation_config.json, tokenizer.json, 1_Pooling/config.json, …
 
 A folder is one of a model if it has a config.json. All its files belong to the model, but for those that hold weights
 and those that are hidden. A sub-folder that modules.json of sentence-transformers names belongs to it with its weights.
@@ -20,13 +21,17 @@ from typing import Any
 
 from sparsefmt.container.atomic import replacing
 from sparsefmt.errors import FormatError, UnsupportedError
+from sparsefmt.interchange import cards
 
 CONFIG = "config.json"
 QUANTIZATION = "quantization_config"
 METHOD = "sparsefmt"
 """The `quant_method` under which `sparsefmt.transformers` registers itself."""
+HINT = "how_to_load"
+"""The key of a text for people: whatever it says, readers do not mind."""
 
-_MODULES = "modules.json"
+SENTENCE_TRANSFORMERS = "modules.json"
+"""A folder that has this file is one of sentence-transformers."""
 _WEIGHTS = (
     ".safetensors",
     ".sparsefmt",
@@ -78,7 +83,7 @@ class ModelFolder:
                 " not run them. Name a file of weights or its index, to convert the weights alone; --fold reads"
                 " bitmasks of compressed-tensors",
             )
-        return _encode({**self.config, QUANTIZATION: {"quant_method": METHOD}})
+        return _encode({**self.config, QUANTIZATION: {"quant_method": METHOD, HINT: cards.HOW_TO_LOAD}})
 
     def config_for_safetensors(self) -> bytes:
         """config.json for a folder of safetensors: without what `config_for_sparsefmt` added."""
@@ -86,6 +91,16 @@ class ModelFolder:
         if isinstance(found, dict) and found.get("quant_method") == METHOD:
             return _encode({key: value for key, value in self.config.items() if key != QUANTIZATION})
         return _encode(self.config)
+
+    def card_for_sparsefmt(self, old: bytes) -> bytes:
+        """README.md for a folder of .sparsefmt weights. old: the one that it takes the place of; b"" for none."""
+        return cards.with_section(old, self.config, sentences=(self.path / SENTENCE_TRANSFORMERS).is_file())
+
+    @property
+    def card(self) -> Path:
+        """README.md below the folder, by the name that it has; there may be none."""
+        named = [path for path in self.companions if str(path).lower() == cards.README.lower()]
+        return named[0] if named else Path(cards.README)
 
 
 def read_model_folder(path: Path, besides: Path | None = None) -> ModelFolder | None:
@@ -164,7 +179,7 @@ def _visible_files(root: Path, below: Path, besides: Path | None) -> Iterator[Pa
 def _modules(folder: Path) -> set[Path]:
     """Sub-folders that are modules of a sentence-transformers model."""
     try:
-        modules = json.loads((folder / _MODULES).read_bytes())
+        modules = json.loads((folder / SENTENCE_TRANSFORMERS).read_bytes())
         return {Path(module["path"]) for module in modules if module["path"]}
     except (OSError, ValueError, KeyError, TypeError):
         return set()

@@ -35,18 +35,18 @@ class StagedFolder:
 
     Args:
         path: the folder; it is made if it is not there.
-        source: the folder that is read meanwhile.
+        source: the folder that is read meanwhile; None if none is.
         overwrite: whether the folder may have something in it.
 
     Raises:
         OSError: it is a file, or the source; or it has something in it, and not `overwrite`.
     """
 
-    def __init__(self, path: Path, source: Path, overwrite: bool) -> None:
+    def __init__(self, path: Path, source: Path | None, overwrite: bool) -> None:
         if path.exists():
             if not path.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "is a file; several files need a folder", str(path))
-            if os.path.samefile(source, path):
+            if source is not None and os.path.samefile(source, path):
                 raise shutil.SameFileError(errno.EINVAL, "is the source itself", str(path))
             _remove_abandoned(path)
             if not overwrite and any(path.iterdir()):
@@ -69,6 +69,40 @@ class StagedFolder:
                 error.filename = str(file)
             raise
         self._staged.append(file)
+
+    @contextmanager
+    def filling(self) -> Iterator[Path]:
+        """A folder for others to write to: all files that are there afterwards belong to the new ones."""
+        yield self._inner
+        for inner in sorted(self._inner.rglob("*")):
+            file = self.path / inner.relative_to(self._inner)
+            if not inner.is_dir() and file not in self._staged:
+                _sync(inner)
+                self._staged.append(file)
+
+    @property
+    def files(self) -> list[Path]:
+        """The new files, by the paths that they will have."""
+        return list(self._staged)
+
+    def switch(self, weights: Sequence[Path], indexes: Sequence[Path], config: Path, obsolete: Sequence[Path]) -> None:
+        """Put the new files in their places where `config` is what says which weights are the model.
+
+        A process that is killed in between leaves the old model or the new one: until the new config is there, nobody
+        looks at the new weights, and afterwards, nobody at the old ones.
+
+        Args:
+            weights, indexes, config: of the files written.
+            obsolete: files of the folder that are to go, once the new config is there.
+        """
+        last = (*weights, *indexes, config)
+        for path in (*weights, *indexes, *(path for path in self._staged if path not in last), config):
+            if path in self._staged:
+                self._put(path)
+        _sync(self.path)
+        for path in obsolete:
+            path.unlink(missing_ok=True)
+        _sync(self.path)
 
     def commit(self, weights: Sequence[Path], indexes: Sequence[Path], obsolete: Sequence[Path]) -> None:
         """Put the new files in their places, and remove what an earlier model leaves behind.
@@ -158,10 +192,10 @@ def _remove_abandoned(folder: Path) -> None:
                     os.close(descriptor)
 
 
-def _sync(folder: Path) -> None:
-    """Make renames in a folder durable, where the system can."""
+def _sync(path: Path) -> None:
+    """Make the content of a file, or the renames in a folder, durable, where the system can."""
     with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -8,7 +8,8 @@ from transformers.quantizers import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparsefmt.container.sources import BACKENDS, Backend
-from sparsefmt.interchange.huggingface import METHOD
+from sparsefmt.interchange.cards import HOW_TO_LOAD
+from sparsefmt.interchange.huggingface import HINT, METHOD
 from sparsefmt.torch.choice import MIN_SPARSITY, Choice
 from sparsefmt.torch.layers import Patterns
 
@@ -32,6 +33,7 @@ class SparsefmtConfig(QuantizationConfigMixin):
         min_size: elements that a weight must have; 0 for layers of any size. By default 131,072 (`MIN_SIZE`), since
             smaller ones are slower than dense, or 0 if `layout` or `include` are given.
         quant_method: as config.json has it: "sparsefmt".
+        how_to_load: the text for people that config.json has; whatever it is, it changes nothing.
         backend: how .sparsefmt files are read, as in `sparsefmt.open_file`. config.json never has it.
         max_decoded_bytes: of each .sparsefmt file, as in `sparsefmt.open_file`: raise it for files that you trust.
             config.json never has it.
@@ -55,6 +57,7 @@ class SparsefmtConfig(QuantizationConfigMixin):
         min_size: int | None = None,
         *,
         quant_method: str = METHOD,
+        how_to_load: object = None,
         backend: Backend = "mmap",
         max_decoded_bytes: int | None = None,
         **others: Any,
@@ -96,8 +99,8 @@ class SparsefmtConfig(QuantizationConfigMixin):
         return Choice(self.layout, self.min_sparsity, self.include, self.exclude, self.min_size)
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json gets: only what differs from the defaults."""
-        chosen: dict[str, Any] = {"quant_method": METHOD}
+        """What config.json gets: what differs from the defaults, and a text for those who print it."""
+        chosen: dict[str, Any] = {"quant_method": METHOD, HINT: HOW_TO_LOAD}
         if self.layout != "auto":
             chosen["layout"] = self.layout
         if self.min_sparsity != MIN_SPARSITY:

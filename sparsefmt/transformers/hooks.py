@@ -30,7 +30,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.interchange import huggingface
-from sparsefmt.transformers import files, saving
+from sparsefmt.transformers import files, placing, saving
 from sparsefmt.transformers.config import SparsefmtConfig
 
 _NAMES = {
@@ -135,9 +135,12 @@ def _read_file(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _save(original: Callable[..., Any], model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-    if not saving.is_ours(model):
-        return original(model, save_directory, *args, **kwargs)
     given = inspect.signature(original).bind(model, save_directory, *args, **kwargs)
     others = given.arguments.pop("kwargs", {})
     arguments = {**given.arguments, **others}
-    return saving.save_pretrained(original, arguments.pop("self"), **arguments)
+    if saving.is_ours(model):
+        return saving.save_pretrained(original, arguments.pop("self"), **arguments)
+    is_local = arguments.get("is_main_process", True) and not arguments.get("push_to_hub")
+    if is_local and placing.is_concerned(Path(save_directory), arguments.get("variant")):
+        return saving.save_dense(original, arguments.pop("self"), **arguments)
+    return original(model, save_directory, *args, **kwargs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +19,13 @@ from sparsefmt import api
 from sparsefmt.container.atomic import replacing
 from sparsefmt.frameworks.contract import Converted
 from sparsefmt.frameworks.pytorch import intake_of
+from sparsefmt.interchange import cards
+from sparsefmt.interchange.huggingface import SENTENCE_TRANSFORMERS
+from sparsefmt.interchange.staging import StagedFolder
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.models import tensors_of
+from sparsefmt.transformers import placing
 from sparsefmt.transformers.config import SparsefmtConfig
 from sparsefmt.transformers.files import SUFFIX
 from sparsefmt.transformers.standin import StandIn
@@ -54,6 +57,8 @@ def save_pretrained(
 ) -> None:
     """Save a model to a folder that `from_pretrained` loads. Weights of SparseLinear layers are never dense.
 
+    What an earlier save left there goes: see `placing`. README.md gets a section that says how the folder is loaded.
+
     Args:
         original: PreTrainedModel.save_pretrained, which writes everything but the weights.
         model, save_directory, is_main_process, max_shard_size, variant, save_original_format, others: as in
@@ -73,35 +78,75 @@ def save_pretrained(
         raise ValueError("push_to_hub=True is not supported for .sparsefmt weights: call model.push_to_hub instead")
     if os.path.isfile(save_directory):
         raise NotADirectoryError(f"{os.fspath(save_directory)!r} is a file, and a folder is needed")
-    folder = Path(save_directory)
-    if is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        _save_weights(model, folder, max_shard_size, variant, save_original_format)
     if getattr(model.config, "quantization_config", None) is None:
         model.config.quantization_config = SparsefmtConfig()
-    with _no_progress_bar():
-        original(model, save_directory, is_main_process=is_main_process, state_dict={}, **others)
+    if not is_main_process:
+        original(model, save_directory, is_main_process=False, state_dict={}, **others)
+        return
+    folder = Path(save_directory)
+    with StagedFolder(folder, None, overwrite=True) as staged:
+        _write_weights(model, staged, max_shard_size, variant, save_original_format)
+        with staged.filling() as inner, _no_progress_bar():
+            original(model, inner, is_main_process=True, state_dict={}, **others)
+        config, sentences = model.config.to_dict(), (folder / SENTENCE_TRANSFORMERS).is_file()
+        card = cards.with_section(placing.card_of(folder), config, sentences=sentences)
+        _write(staged, folder / cards.README, card)
+        placing.take_places(staged, "sparsefmt", variant)
 
 
-def _save_weights(
-    model: Any, folder: Path, max_shard_size: int | str, variant: str | None, original_format: bool
+def save_dense(
+    original: Callable[..., Any],
+    model: Any,
+    save_directory: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    **others: Any,
+) -> Any:
+    """Save an ordinary model to a folder that has .sparsefmt weights: it takes their place.
+
+    Args:
+        original: PreTrainedModel.save_pretrained, which writes everything.
+        model, save_directory, variant, others: as in save_pretrained.
+    """
+    folder = Path(save_directory)
+    with StagedFolder(folder, None, overwrite=True) as staged:
+        with staged.filling() as inner:
+            result = original(model, inner, variant=variant, **others)
+        if not any(placing.is_saved_name(path.name, "safetensors", variant) for path in staged.files):
+            # an adapter, for which the weights are still needed
+            staged.commit([], [], [])
+            return result
+        card = placing.card_of(folder)
+        rest = cards.without_section(card)
+        if rest != card:
+            _write(staged, folder / cards.README, rest)
+        placing.take_places(staged, "safetensors", variant)
+        if card and not rest:
+            (folder / cards.README).unlink(missing_ok=True)
+    return result
+
+
+def _write_weights(
+    model: Any, staged: StagedFolder, max_shard_size: int | str, variant: str | None, original_format: bool
 ) -> None:
     state = _state(model, original_format)
     stem = "model" if variant is None else f"model.{variant}"
     shards = split_state_dict_into_shards_factory(
         state, get_storage_size=_nbytes, filename_pattern=f"{stem}{{suffix}}{SUFFIX}", max_shard_size=max_shard_size
     )
-    index = folder / f"{stem}{SUFFIX}.index.json"
-    # an old one would vouch for what is half replaced
-    index.unlink(missing_ok=True)
     for name, tensors in logging.tqdm(shards.filename_to_tensors.items(), desc="Writing model shards"):
         stored = Converted({tensor: state[tensor] for tensor in tensors}, _stored)
-        api.save_file(stored, folder / name, {"format": "pt"})
-    _remove_others(folder, stem, set(shards.filename_to_tensors))
+        with staged.writing(staged.path / name) as path:
+            api.save_file(stored, path, {"format": "pt"})
     if shards.is_sharded:
         content = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        with replacing(index) as sink:
-            sink.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+        encoded = (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+        _write(staged, staged.path / placing.index_name("sparsefmt", variant), encoded)
+
+
+def _write(staged: StagedFolder, file: Path, content: bytes) -> None:
+    with staged.writing(file) as path, replacing(path) as sink:
+        sink.write(content)
 
 
 def _state(model: Any, original_format: bool) -> dict[str, torch.Tensor]:
@@ -133,11 +178,3 @@ def _nbytes(tensor: torch.Tensor) -> int:
 
 def _stored(name: str, tensor: torch.Tensor) -> Any:
     return tensor.compressed if isinstance(tensor, StandIn) else intake_of(name, tensor)
-
-
-def _remove_others(folder: Path, stem: str, written: set[str]) -> None:
-    """Remove what an earlier save left: it would be loaded in place of, or beside, what was written now."""
-    ours = re.compile(re.escape(stem) + r"(-\d{5}-of-\d{5})?" + re.escape(SUFFIX))
-    for path in folder.iterdir():
-        if ours.fullmatch(path.name) and path.name not in written:
-            path.unlink()

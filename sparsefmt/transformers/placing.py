@@ -1,0 +1,84 @@
+"""The folder that a model is saved to holds one model afterwards, and the old one or the new one at any moment.
+
+Everything is written aside; see `sparsefmt.interchange.staging`. config.json says whether the weights are .sparsefmt or
+safetensors, so that of a folder which changes from one to the other nobody sees a mixture. Shards that are replaced by
+shards of the same kind are another matter: a process that is killed at that moment leaves a folder in which one is
+missing, and which is refused.
+
+What is removed are weights and indexes of an earlier save, known by the names that `save_pretrained` and `sparsefmt
+convert` give them, or by the index beside them. Weights of another variant stay, and so does everything else.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from transformers.utils import logging
+
+from sparsefmt.errors import FormatError
+from sparsefmt.interchange import cards, huggingface
+from sparsefmt.interchange.checkpoints import Kind, read_index
+from sparsefmt.interchange.staging import StagedFolder
+
+_OTHER: dict[Kind, Kind] = {"safetensors": "sparsefmt", "sparsefmt": "safetensors"}
+_logger = logging.get_logger("transformers.sparsefmt")
+
+
+def saved_weights(folder: Path, kind: Kind, variant: str | None) -> list[Path]:
+    """Weights and indexes of one kind that an earlier save of a variant has left in a folder."""
+    names = {path.name for path in folder.iterdir() if not path.is_dir()}
+    found = {name for name in names if is_saved_name(name, kind, variant)}
+    with suppress(FormatError, OSError):  # no index, or a damaged one
+        listed = set(read_index(folder / index_name(kind, variant)).weight_map.values())
+        found |= {name for name in listed & names if Path(name).suffix == f".{kind}"}
+    return [folder / name for name in sorted(found)]
+
+
+def is_saved_name(name: str, kind: Kind, variant: str | None) -> bool:
+    """Whether a file of this name is weights, or the index of weights, of a variant."""
+    stem = "model" if variant is None else f"model.{variant}"
+    weights = re.escape(stem) + r"(-\d{5}-of-\d{5})?" + re.escape(f".{kind}")
+    return name == index_name(kind, variant) or re.fullmatch(weights, name) is not None
+
+
+def index_name(kind: Kind, variant: str | None) -> str:
+    """The name that an index has. transformers puts a variant elsewhere than we do."""
+    if variant is None:
+        return f"model.{kind}.index.json"
+    return f"model.{variant}.sparsefmt.index.json" if kind == "sparsefmt" else f"model.{kind}.index.{variant}.json"
+
+
+def is_concerned(folder: Path, variant: str | None) -> bool:
+    """Whether a folder has something of ours that a save of dense weights would leave behind."""
+    return folder.is_dir() and bool(saved_weights(folder, "sparsefmt", variant) or cards.has_section(card_of(folder)))
+
+
+def card_of(folder: Path) -> bytes:
+    """README.md of a folder; b"" if there is none."""
+    path = folder / cards.README
+    return path.read_bytes() if path.is_file() else b""
+
+
+def take_places(staged: StagedFolder, kind: Kind, variant: str | None) -> None:
+    """Let the files that were written aside, a model with weights of that kind, take the place of what was there."""
+    folder, new, other = staged.path, set(staged.files), _OTHER[kind]
+    files = [path for path in staged.files if is_saved_name(path.name, kind, variant)]
+    weights = [path for path in files if path.suffix != ".json"]
+    indexes = [path for path in files if path.suffix == ".json"]
+    old = {either: saved_weights(folder, either, variant) for either in _OTHER}
+    same_kind = [path for path in old[kind] if path not in new]
+    is_sparse = huggingface.is_method(folder) or not old["safetensors"]
+    if is_sparse == (kind == "safetensors"):
+        # config.json says that the other kind is the model: these are not looked at
+        for path in same_kind:
+            path.unlink(missing_ok=True)
+        staged.switch(weights, indexes, folder / huggingface.CONFIG, old[other])
+    elif same_kind or indexes:
+        staged.commit(weights, indexes, [*same_kind, *old[other]])
+    else:
+        staged.switch(weights, indexes, folder / huggingface.CONFIG, old[other])
+    if old[other]:
+        names = ", ".join(path.name for path in old[other])
+        _logger.warning(f"{folder}: removed, of the model that was there: {names}")
