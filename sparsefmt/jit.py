@@ -7,7 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from numba import njit
+from numba.core import event
 from numba.core.compiler_lock import global_compiler_lock
+
+from sparsefmt import compiling
 
 if hasattr(os, "register_at_fork"):
     # a child forked while another thread compiles would wait for that thread, which it does not have, forever
@@ -16,6 +19,25 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=global_compiler_lock.release,
         after_in_child=global_compiler_lock.release,
     )
+
+
+class _Reporter(event.Listener):
+    """Reports when a function of this package is compiled: not when it comes from the cache, nor when it runs."""
+
+    def on_start(self, event: Any) -> None:
+        if _is_ours(event):
+            compiling.watch.started()
+
+    def on_end(self, event: Any) -> None:
+        if _is_ours(event):
+            compiling.watch.ended()
+
+
+def _is_ours(event: Any) -> bool:
+    return event.data["dispatcher"].py_func.__module__.split(".")[0] == "sparsefmt"
+
+
+event.register("numba:compile", _Reporter())
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ STOREYS = [
     {"container"},
     {"kernels"},
     {"layouts", "codecs"},
-    {"threads", "dtypes", "jit", "isa"},
+    {"threads", "dtypes", "jit", "isa", "compiling"},
     {"errors", "limits"},
 ]
 """From the roof to the ground. A module may import from its own storey and from those below."""

@@ -25,7 +25,7 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
     shown: list[tuple[int, list[int]]] = []
 
     @contextmanager
-    def record(what: str, total: int, quiet: bool, *, in_bytes: bool = True) -> Iterator[Callable[[int], None]]:
+    def record(what: str, total: int, quiet: bool, **options: bool) -> Iterator[Callable[[int], None]]:
         shown.append((total, []))
         yield shown[-1][1].append
 

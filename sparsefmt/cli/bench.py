@@ -114,7 +114,7 @@ def command(
         groups, left_out = find_groups(checkpoint, patterns, layout, threads, max_decoded_bytes, stack)
         libraries = stack.enter_context(dense_libraries(threads)) if groups else []
         total = sum(group.dense_nbytes for group in groups)
-        with output.progress_bar("measuring", total, quiet=False) as progress:
+        with output.progress_bar("measuring", total, quiet=False, compiling_is_news=not as_json) as progress:
             for group in groups:
                 measure(group, list(dict.fromkeys(batches)), libraries, threads, repeats)
                 if progress:

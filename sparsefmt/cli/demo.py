@@ -44,7 +44,7 @@ def command(ctx: click.Context) -> None:
     output.say(f"A {widths} network, {SPARSITY:.0%} of its weights pruned by magnitude, {num_threads()} threads.")
     faults: list[str] = []
     pruned = _pruned_weights()
-    with tempfile.TemporaryDirectory(prefix="sparsefmt-demo-") as folder:
+    with tempfile.TemporaryDirectory(prefix="sparsefmt-demo-") as folder, output.telling_of_compiling():
         for title, dtype in (("float32", np.dtype(np.float32)), ("bfloat16", np.dtype(ml_dtypes.bfloat16))):
             output.say()
             weights = {name: array.astype(dtype, copy=False) for name, array in pruned.items()}

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 from rich.text import Text
 
+from sparsefmt import compiling
 from sparsefmt.cli import printable
 
 WIDTH_OF_PIPES = 160
@@ -83,14 +84,33 @@ def pattern(name: str) -> str:
 
 @contextmanager
 def progress_bar(
-    what: str, total: int, quiet: bool, *, in_bytes: bool = True
+    what: str, total: int, quiet: bool, *, in_bytes: bool = True, compiling_is_news: bool = True
 ) -> Iterator[Callable[[int], None] | None]:
-    """A bar with bytes or steps and remaining time on stderr, and a function to advance it. None if nobody sees it."""
+    """A bar with bytes or steps and remaining time on stderr, and a function to advance it. None if nobody sees it.
+
+    Where a bar is seen, so is it that kernels are being compiled, unless that is what the command is for.
+    """
     if quiet or not sys.stderr.isatty():
         yield None
         return
     amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True, markup=False), transient=True) as progress:
+    bar = Progress(*columns, console=_stderr(), transient=True)
+    with bar as progress, telling_of_compiling(not compiling_is_news, progress.console):
         task = progress.add_task(what, total=total)
         yield lambda nbytes: progress.advance(task, nbytes)
+
+
+@contextmanager
+def telling_of_compiling(quiet: bool = False, where: Console | None = None) -> Iterator[None]:
+    """Within the block, say on a terminal that kernels are being compiled, once that has taken a while."""
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    shown = where or _stderr()
+    with compiling.told_by(lambda text: shown.print(f"sparsefmt: {text}", soft_wrap=True)):
+        yield
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, markup=False, highlight=False)

@@ -41,7 +41,7 @@ def command(dtypes: tuple[str, ...], quiet: bool) -> None:
 
     started = time.perf_counter()
     steps = list(_steps(dtypes or DTYPES))
-    with output.progress_bar("compiling", len(steps), quiet, in_bytes=False) as progress:
+    with output.progress_bar("compiling", len(steps), quiet, in_bytes=False, compiling_is_news=False) as progress:
         for step in steps:
             step()
             if progress:
