@@ -49,12 +49,23 @@ def test_a_loaded_tensor_remembers_it(zeros):
         refused(lambda tensor=tensor: np.asarray(tensor))
         refused(lambda tensor=tensor: tensor[:])
         refused(lambda tensor=tensor: tensor[::-1, :1])
-        refused(tensor.to_scipy)
+        assert tensor.to_scipy().nnz == 0  # takes nothing for zeros
         refused(lambda tensor=tensor: tensor.todense(max_decoded_bytes=(1 << 31) - 1))
         assert not tensor[100:102].any()
     weight = sparsefmt.load_file(zeros, max_decoded_bytes=1 << 31)["w"]
     refused(lambda: weight.todense(max_decoded_bytes=1 << 30))
     assert weight[::4, :2].shape == (1 << 12, 2)
+
+
+@pytest.mark.parametrize("layout", ["bitmask", "permuted"])
+def test_to_scipy_takes_more_than_the_tensor(layout, tmp_path):
+    """12 bytes for each value of 2, and 8 for each row."""
+    array = np.where(np.arange(90_000).reshape(300, 300) % 3, 0, 1).astype(np.float16)
+    sparsefmt.save_file({"w": array}, tmp_path / "w.sparsefmt", layout=layout)
+    weight = sparsefmt.load_file(tmp_path / "w.sparsefmt", max_decoded_bytes=300_000)["w"]
+    refused(weight.to_scipy)
+    weight = sparsefmt.load_file(tmp_path / "w.sparsefmt", max_decoded_bytes=400_000)["w"]
+    assert weight.to_scipy().nnz == 30_000
 
 
 def test_a_tensor_of_ones_own_has_none():
