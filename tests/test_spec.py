@@ -142,7 +142,9 @@ def test_error_codes():
     for folder in ("container", "layouts", "codecs"):
         for source in (ROOT / "sparsefmt" / folder).rglob("*.py"):
             for kind, code in re.findall(r"(\w+Error)\(\s*\"([a-z-]+)\"", source.read_text()):
-                raised.add((code, kinds[kind]))
+                # a plain SparsefmtError is about the call, as on a file that is closed
+                if kind != "SparsefmtError":
+                    raised.add((code, kinds[kind]))
     assert {"chunk-gap", "chunk-overlap"} <= set(
         re.findall(r'"([a-z-]+)"', (ROOT / "sparsefmt/container/chunks.py").read_text())
     )
