@@ -456,7 +456,7 @@ def test_missing_and_other_files(tmp_path: Path) -> None:
     source = save_shards(tmp_path / "in", SHARDS)
     assert "the folder has no .sparsefmt file" in fail(2, source)
     [file, *_] = source.glob("*.safetensors")
-    assert "convert it with `sparsefmt convert`" in fail(1, file)
+    assert "convert it with `sparsefmt convert`" in fail(2, file)
 
 
 @pytest.mark.parametrize(
