@@ -23,10 +23,11 @@ from sparsefmt.torch.choice import MIN_SPARSITY, Choice, why_dense
 from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.layers import Holder, Patterns, expect_cpu, is_linear, modules_with_names, replace
 from sparsefmt.torch.linear import SparseLinear, is_conv1d
+from sparsefmt.torch.summary import Summary, summary_of
 
 
 class LoadResult(NamedTuple):
-    """What `load_into` did.
+    """What `load_into` did. Its text is a line: how much is compressed, and what is not and why.
 
     Attributes:
         sparse: names of the layers that are SparseLinear now, with weights from the file.
@@ -34,12 +35,17 @@ class LoadResult(NamedTuple):
         unexpected_keys: names of the files that the model does not have, or could not use.
         dense: names of the linear layers that are dense, and why; and of tensors of other modules, if they are stored
             sparse.
+        summary: of the whole model.
     """
 
     sparse: list[str]
     missing_keys: list[str]
     unexpected_keys: list[str]
     dense: dict[str, str]
+    summary: Summary
+
+    def __str__(self) -> str:
+        return str(self.summary)
 
 
 def load_into(
@@ -85,7 +91,8 @@ def load_into(
         max_decoded_bytes: of each file, as in `sparsefmt.open_file`: raise it for files that you trust.
 
     Returns:
-        which layers are sparse, which names were missing and unexpected, and why other layers are dense.
+        which layers are sparse, which names were missing and unexpected, and why other layers are dense; `print` it for
+        a line.
 
     Raises:
         ValueError: another layout, or a sparsity or size out of range.
@@ -115,7 +122,8 @@ def load_into(
             with naming(tensor.path):
                 _fill(holders, TorchFramework().tensor(tensor.file, tensor.name))
         _load_weights(model, plan, choice)
-    return LoadResult(sorted(plan.sparse), plan.missing, plan.unexpected, dict(sorted(plan.reasons.items())))
+    dense = dict(sorted(plan.reasons.items()))
+    return LoadResult(sorted(plan.sparse), plan.missing, plan.unexpected, dense, summary_of(model, choice, dense))
 
 
 class _Stored(NamedTuple):

@@ -22,20 +22,26 @@ from sparsefmt.torch.layers import (
     replace,
 )
 from sparsefmt.torch.linear import SparseLinear, dense_layer, dense_weight, parameter_of_weight
+from sparsefmt.torch.summary import Summary, summary_of
 
 __all__ = ["MIN_SIZE", "MIN_SPARSITY", "SparsifyResult", "make_dense", "sparsify", "sparsify_by", "tensors_of"]
 
 
 class SparsifyResult(NamedTuple):
-    """What `sparsify` did.
+    """What `sparsify` did. Its text is a line: how much is compressed, and what is not and why.
 
     Attributes:
         sparse: layers that are SparseLinear now, by name.
         dense: names of the linear layers that stay as they were, and why.
+        summary: of the whole model.
     """
 
     sparse: dict[str, SparseLinear]
     dense: dict[str, str]
+    summary: Summary | None = None
+
+    def __str__(self) -> str:
+        return repr(self) if self.summary is None else str(self.summary)
 
 
 def sparsify(
@@ -68,7 +74,7 @@ def sparsify(
             smaller ones are slower than dense, or 0 if `layout` or `include` are given.
 
     Returns:
-        which layers are sparse, and why others are not.
+        which layers are sparse, and why others are not; `print` it for a line.
 
     Raises:
         ValueError: another layout, or a sparsity or size out of range.
@@ -89,7 +95,8 @@ def sparsify(
     choice = Choice.of(layout, min_sparsity, include, exclude, min_size)
     groups, dense = _groups(model, choice)
     _expect_cpu(groups)
-    return _compressed(model, choice, groups, dense)
+    result = _compressed(model, choice, groups, dense)
+    return result._replace(summary=summary_of(model, choice, result.dense))
 
 
 def sparsify_by(model: torch.nn.Module, choice: Choice) -> SparsifyResult:

@@ -8,6 +8,7 @@ import torch
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer, register_quantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
+from transformers.utils import logging
 
 from sparsefmt.container import budget
 from sparsefmt.frameworks.pytorch import intake_of
@@ -21,6 +22,8 @@ from sparsefmt.transformers import settling
 from sparsefmt.transformers.config import SparsefmtConfig
 from sparsefmt.transformers.files import ARGUMENT, SUFFIX, CompressedFile
 from sparsefmt.transformers.standin import StandIn
+
+_logger = logging.get_logger("transformers.sparsefmt")
 
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Device maps that leave the choice to us."""
@@ -87,7 +90,15 @@ class SparsefmtQuantizer(HfQuantizer):
         with budget.calling_it(ARGUMENT):
             self.result = settling.settle(model, self._choice)
         give_back()
+        self._say_what_became_of_it()
         return model
+
+    def _say_what_became_of_it(self) -> None:
+        """A line in the log of transformers, which shows warnings unless it is told to show more."""
+        summary = self.result.summary
+        if summary is not None:
+            log = _logger.warning if summary.surprises else _logger.info
+            log(f"sparsefmt: {summary}")
 
     def _check_shapes(self, model: Any) -> None:
         """Find what versions of transformers before 5.24 overlook in quantized models."""

@@ -9,6 +9,7 @@ from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.layers import Holder, holders_of_parameters, replace
 from sparsefmt.torch.linear import SparseLinear, is_conv1d
 from sparsefmt.torch.models import SparsifyResult, sparsify_by
+from sparsefmt.torch.summary import summary_of
 from sparsefmt.transformers.standin import StandIn
 
 
@@ -37,7 +38,8 @@ def settle(model: torch.nn.Module, choice: Choice) -> SparsifyResult:
             sparse |= {holder.layer: layers[id(holder.module)] for holder in holders}
     _fill_buffers(model)
     rest = sparsify_by(model, choice)
-    return SparsifyResult(dict(sorted((sparse | rest.sparse).items())), dict(sorted((dense | rest.dense).items())))
+    dense = dict(sorted((dense | rest.dense).items()))
+    return SparsifyResult(dict(sorted((sparse | rest.sparse).items())), dense, summary_of(model, choice, dense))
 
 
 def _why_not_worth(weight: StandIn, holders: list[Holder], choice: Choice) -> dict[str, str]:

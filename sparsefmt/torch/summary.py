@@ -1,0 +1,119 @@
+"""Summary: what became of a model's weights, in a line that people read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sparsefmt.torch.choice import MIN_SPARSITY, Choice, name_of
+from sparsefmt.torch.layers import holders_of_parameters, is_linear
+from sparsefmt.torch.linear import SparseLinear
+
+NAMED = 3
+"""Names that a line has of what stays dense."""
+
+_BLOCKS, _BLOCK = 64, 1024
+"""Of the elements of a dense tensor, as many are looked at to see whether it is pruned, spread over it."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of a model's weights. Its text is a line.
+
+    Attributes:
+        linear, compressed: number of linear layers, and of those that are SparseLinear.
+        pruned_share: of the elements of all pruned weights, the part that is compressed; None if no weight is pruned.
+            A dense weight, of whatever kind of module, counts as pruned if 40 % of a sample of it is zero, and not all
+            of it where it may be about to be trained.
+        nbytes, dense_nbytes: of all parameters and buffers, and of the same if all were dense. Tied ones count once.
+        surprises: names of pruned weights that stay dense although nobody asked for that, and why.
+        dense: names of the other linear layers that stay dense, and why.
+    """
+
+    linear: int
+    compressed: int
+    pruned_share: float | None
+    nbytes: int
+    dense_nbytes: int
+    surprises: dict[str, str]
+    dense: dict[str, str]
+
+    def __str__(self) -> str:
+        share = "" if self.pruned_share is None else f" ({_percent(self.pruned_share)} of the pruned weights)"
+        text = f"{self.compressed:,} of {self.linear:,} linear layers compressed{share}, "
+        text += f"{_megabytes(self.nbytes)} instead of {_megabytes(self.dense_nbytes)} MB"
+        reasons = [f"{name} ({reason})" for name, reason in (self.surprises | self.dense).items()]
+        if reasons:
+            text += f"; dense: {', '.join(reasons[:NAMED])}"
+        if len(reasons) > NAMED:
+            text += f" and {len(reasons) - NAMED:,} more"
+        return text
+
+
+def summary_of(model: torch.nn.Module, choice: Choice, reasons: dict[str, str]) -> Summary:
+    """The summary of a model whose layers have been replaced.
+
+    Args:
+        choice: by which they were.
+        reasons: names of what stays dense, and why.
+
+    Cost: looks at 65,536 elements of each dense weight at most.
+    """
+    layers = {layer for layer in model.modules() if is_linear(layer)}
+    sparse = [layer for layer in layers if isinstance(layer, SparseLinear)]
+    weights = {id(layer.weight_arrays): layer for layer in sparse if layer.has_weight}.values()
+    held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    nbytes = sum(tensor.nbytes for tensor in held.values())
+    compressed = sum(layer.weight_arrays.nbytes + layer.weight_table.nbytes for layer in weights)
+    uncompressed = sum(layer.weight.numel() * layer.weight.dtype.itemsize for layer in weights)
+    kept = sum(layer.weight.numel() for layer in weights)
+    pruned, surprises = kept, {}
+    for holders in holders_of_parameters(model).values():
+        weight = holders[0].module._parameters[holders[0].attribute]
+        assert weight is not None
+        zeros = _share_of_zeros(weight)
+        if zeros < MIN_SPARSITY or (zeros == 1 and weight.requires_grad):
+            continue
+        pruned += weight.numel()
+        is_wanted = zeros >= choice.min_sparsity and weight.numel() >= choice.least_size
+        if is_wanted and all(choice.why_not_named(holder.layer) is None for holder in holders):
+            name = name_of(holders[0])
+            reason = reasons.get(name) or choice.why_not_held(holders[0])
+            if reason is not None:
+                surprises[name] = reason
+    if choice.include is not None:
+        # layers that were asked for by name, however few zeros they have
+        surprises |= {name: why for name, why in reasons.items() if choice.why_not_named(name) is None}
+    return Summary(
+        linear=len(layers),
+        compressed=len(sparse),
+        pruned_share=kept / pruned if pruned else None,
+        nbytes=nbytes,
+        dense_nbytes=nbytes - compressed + uncompressed,
+        surprises=surprises,
+        dense={name: reason for name, reason in reasons.items() if name not in surprises},
+    )
+
+
+def _share_of_zeros(weight: torch.Tensor) -> float:
+    """Of a sample of the elements; 0 for what has no elements on the CPU, and for vectors."""
+    if weight.dim() < 2 or not weight.numel() or not weight.is_floating_point() or weight.device.type != "cpu":
+        return 0.0
+    weight = weight.detach()
+    if weight.is_contiguous() and weight.numel() > _BLOCKS * _BLOCK:
+        flat, step = weight.view(-1), weight.numel() // _BLOCKS
+        weight = torch.cat([flat[begin : begin + _BLOCK] for begin in range(0, step * _BLOCKS, step)])
+    return 1 - int(torch.count_nonzero(weight)) / weight.numel()
+
+
+def _percent(share: float) -> str:
+    """Rounded, but not to all or nothing."""
+    percent = round(100 * share)
+    if share not in (0, 1):
+        percent = min(max(percent, 1), 99)
+    return f"{percent} %"
+
+
+def _megabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.0f}" if nbytes >= 1e7 else f"{nbytes / 1e6:.3g}"
