@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from sparsefmt.torch.linear import SparseLinear, is_conv1d
+from sparsefmt.torch.products import why_not_linear
 
 Patterns = str | Iterable[str] | None
 """Names of modules, in which `*` stands for anything; None where there are none."""
@@ -27,17 +28,20 @@ class Holder(NamedTuple):
 
 
 def why_not_replaceable(module: torch.nn.Module) -> str | None:
-    """Why a module cannot become a SparseLinear; None if it can: a torch.nn.Linear, or a Conv1D of transformers.
+    """Why a module cannot become a SparseLinear; None if it can.
 
-    Others use the weights of subclasses of Linear without calling them, as torch.nn.MultiheadAttention does. Tensors of
-    a module beside weight and bias, such as those that a weight norm trains, would be lost.
+    A torch.nn.Linear, a subclass that computes the same (products.py), and a Conv1D of transformers can, unless they
+    have other tensors than weight and bias, such as those that a weight norm trains, which would be lost.
     """
-    if type(module) is torch.nn.Linear or is_conv1d(module):
-        others = sorted({*module._parameters, *module._buffers, *module._modules} - _taken_over(module))
-        return f"it has {', '.join(others)} beside its weight and bias" if others else None
     if not is_linear(module):
         return f"it belongs to a module of class {type(module).__name__}, not to a linear layer"
-    return f"it is a {type(module).__name__}, whose weight may be used without calling it"
+    if isinstance(module, SparseLinear):
+        return "it is a SparseLinear already"
+    reason = why_not_linear(module) if isinstance(module, torch.nn.Linear) else None
+    others = sorted({*module._parameters, *module._buffers, *module._modules} - _taken_over(module))
+    if reason is None and others:
+        return f"it has {', '.join(others)} beside its weight and bias"
+    return reason
 
 
 def _taken_over(module: torch.nn.Module) -> set[str]:
