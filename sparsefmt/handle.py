@@ -150,6 +150,15 @@ class SafeSlice:
         """
         return self._framework.part(self._held.file, self._name, _without_ellipsis(key, len(self.get_shape())))
 
+    # element-wise, as for the tensor; slices are told apart by `is`
+    def __eq__(self, other: object) -> Any:
+        return self[...] == other
+
+    def __ne__(self, other: object) -> Any:
+        return self[...] != other
+
+    __hash__ = object.__hash__
+
 
 def _without_ellipsis(key: Any, ndim: int) -> Any:
     """An index of integers, slices and one ellipsis with that one written out, which shows what rows it asks for.

@@ -269,3 +269,16 @@ class TensorSlice:
     def __getitem__(self, key: Any) -> np.ndarray:
         """Dense elements, as `get_tensor(name)[key]`, reading only the tiles of the rows that `key` asks for."""
         return slicing.index(key, self._entry.shape, lambda rows, cols: self._file._rows(self._entry, rows, cols))
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """What `numpy.asarray` gives: the whole tensor."""
+        return np.asarray(self[...], dtype)
+
+    # element-wise, as for the tensor; slices are told apart by `is`
+    def __eq__(self, other: object) -> Any:
+        return self[...] == other
+
+    def __ne__(self, other: object) -> Any:
+        return self[...] != other
+
+    __hash__ = object.__hash__

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from sparsefmt import layouts, slicing
 from sparsefmt.container.budget import Budget
@@ -26,7 +28,13 @@ if TYPE_CHECKING:
     from sparsefmt.kernels.operand import Operand
 
 
-class SparseTensor:
+_PRODUCTS = tuple(getattr(np, name) for name in ("matmul", "vecdot", "matvec", "vecmat") if hasattr(np, name))
+
+_POSITIONS_AT_ONCE = 1 << 20
+"""Dense elements to hold while one goes through the rows."""
+
+
+class SparseTensor(NDArrayOperatorsMixin):
     """An immutable tensor that stays compressed in memory.
 
     Made by `from_dense`, `from_scipy` or by loading a file. Its arrays are read-only and have been checked, so that
@@ -34,6 +42,10 @@ class SparseTensor:
 
     `w @ x` and `sparsefmt.linear(x, w)` compute on the arrays as they are. `w[rows]` and `todense()` give dense numpy
     arrays, bit for bit what was stored, negative zeros included.
+
+    Other operators and functions of numpy give what they give for `todense()`, as dense arrays: `w == 0`, `abs(w) < 1`,
+    `numpy.mean(w == 0)`, `numpy.count_nonzero(w)`. `w.nnz` and `w.sparsity` cost less. Tensors are told apart by `is`,
+    and hashed by identity.
     """
 
     __slots__ = ("__weakref__", "_budget", "_dtype", "_layout", "_nnz", "_operand", "_shape", "_tile_rows", "_tiles")
@@ -190,8 +202,50 @@ class SparseTensor:
         dense = self.todense()
         return dense if dtype is None else dense.astype(dtype, copy=False)
 
-    # numpy must not take `array @ tensor` apart element by element
-    __array_ufunc__ = None
+    # element-wise `==` is not what dicts and sets need
+    __hash__ = object.__hash__
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **kwargs: Any) -> Any:
+        """What operators and element-wise functions of numpy give, on the dense array. O(rows * cols).
+
+        Raises:
+            TypeError: a product of matrices, which would be slow that way; or the result is to be written into a
+                SparseTensor, which cannot change.
+        """
+        if ufunc in _PRODUCTS:
+            raise TypeError(
+                f"numpy.{ufunc.__name__} does not take a SparseTensor: `w @ x` and `sparsefmt.linear(x, w)`, which is"
+                " x @ w.T, compute on it as it is; w.todense() is a numpy array for all else"
+            )
+        if method == "at" or any(isinstance(array, SparseTensor) for array in out):
+            raise TypeError("a SparseTensor cannot change: change the array that w.todense() gives")
+        dense = [value.todense() if isinstance(value, SparseTensor) else value for value in inputs]
+        if out:
+            kwargs["out"] = out
+        return getattr(ufunc, method)(*dense, **kwargs)
+
+    def __bool__(self) -> bool:
+        """As numpy has it: of the only element, or an error."""
+        if self.size == 1:
+            return bool(self.todense().reshape(-1)[0])
+        raise ValueError(
+            f"a SparseTensor of {self.size:,} elements is neither true nor false: say w.nnz > 0, (w == 0).all(), or"
+            " w is not None"
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        """The rows, as `todense()` would give them, made dense some at a time."""
+        at_once = max(_POSITIONS_AT_ONCE // max(self.size // max(len(self), 1), 1), 1)
+        for begin in range(0, len(self), at_once):
+            yield from self[begin : begin + at_once]
+
+    def __contains__(self, value: object) -> bool:
+        """Whether an element is equal to the value, as numpy has it."""
+        return value in self.todense()
+
+    def __getattr__(self, name: str) -> Any:
+        hint = ": call todense(), whose result has it" if not name.startswith("_") and hasattr(np.ndarray, name) else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """Dense elements, as `todense()[key]` gives them, unpacking only the rows that `key` asks for.

@@ -423,7 +423,7 @@ class TestSparseTensor:
 
     def test_numpy_does_not_take_over_the_product(self):
         w = SparseTensor.from_dense(np.eye(3))
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="todense"):
             np.ones((2, 3)) @ w
 
 

@@ -52,9 +52,7 @@ class Model(torch.nn.Module):
 SPARSE = ["block.linear1", "block.linear2", "down", "first", "second", "up"]
 DENSE = {
     "block.self_attn.in_proj_weight": "it is not the weight of a linear layer",
-    "block.self_attn.out_proj": (
-        "it is a NonDynamicallyQuantizableLinear, whose weight may be used without calling it"
-    ),
+    "block.self_attn.out_proj": ("it is a NonDynamicallyQuantizableLinear, whose weight is used without calling it"),
     "embedding.weight": "it belongs to a module of class Embedding, not to a linear layer",
     "head": "its weight is also embedding.weight",
 }

@@ -9,6 +9,7 @@ import mmap
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,21 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     BertConfig,
     BertForMaskedLM,
     BertModel,
+    FalconConfig,
     GPT2Config,
     LlamaConfig,
+    MambaConfig,
     MixtralConfig,
+    MobileBertConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    RwkvConfig,
+    WavLMConfig,
     modeling_utils,
 )
 from transformers.pytorch_utils import Conv1D
@@ -528,6 +535,110 @@ def test_models_with_a_sparse_buffer(name: str, tmp_path: Path) -> None:
     loaded = type(dense)(config).eval()
     assert load_into(loaded, folder / "model.sparsefmt").sparse == sorted(sparse_layers(model))
     check_saves_in_every_way(loaded, dense, tmp_path / "into")
+
+
+WEIGHT_USERS: dict[str, tuple[Any, Any, dict[str, torch.Tensor], set[str]]] = {
+    "mamba": (
+        AutoModelForCausalLM,
+        MambaConfig(vocab_size=96, hidden_size=64, num_hidden_layers=2, state_size=16, time_step_rank=64),
+        {"input_ids": TOKENS},
+        {"backbone.layers.0.mixer.dt_proj", "backbone.layers.1.mixer.dt_proj"},
+    ),
+    "wavlm": (
+        AutoModel,
+        WavLMConfig(
+            **{**SMALL, "vocab_size": 32, "num_hidden_layers": 1},
+            intermediate_size=128,
+            conv_dim=(32, 32),
+            conv_kernel=(10, 3),
+            conv_stride=(5, 2),
+            num_feat_extract_layers=2,
+            num_conv_pos_embeddings=16,
+            num_conv_pos_embedding_groups=4,
+        ),
+        {"input_values": torch.linspace(-1, 1, 4000)[None].sin()},
+        {f"encoder.layers.0.attention.{name}_proj" for name in ["q", "k", "v", "out"]},
+    ),
+    "mobilebert": (
+        AutoModelForMaskedLM,
+        MobileBertConfig(
+            **SMALL, intermediate_size=64, embedding_size=64, intra_bottleneck_size=64, true_hidden_size=64
+        ),
+        {"input_ids": TOKENS},
+        set(),
+    ),
+    "rwkv": (
+        AutoModelForCausalLM,
+        RwkvConfig(
+            vocab_size=96,
+            hidden_size=64,
+            attention_hidden_size=64,
+            num_hidden_layers=4,
+            intermediate_size=128,
+            rescale_every=1,
+            context_length=32,
+        ),
+        {"input_ids": TOKENS},
+        {f"rwkv.blocks.{n}.{name}" for n in range(4) for name in ("attention.output", "feed_forward.value")},
+    ),
+}
+"""Models whose code uses the weights of layers without calling them, what they take, and layers that are used so."""
+
+
+@pytest.mark.parametrize("name", list(WEIGHT_USERS))
+def test_models_that_use_weights_without_calling_the_layers(name: str, tmp_path: Path) -> None:
+    kind, config, inputs, used = WEIGHT_USERS[name]
+    torch.manual_seed(0)
+    dense = prune(kind.from_config(config))
+    dense.save_pretrained(tmp_path / "in")
+    model = kind.from_pretrained(convert(tmp_path / "in", tmp_path / "out"))
+    in_memory = copy.deepcopy(dense)
+    sparsify(in_memory)
+    assert used <= sparse_layers(model) == sparse_layers(in_memory)
+    if name == "mobilebert":
+        used = {"cls.predictions.dense"} & sparse_layers(model)
+    with torch.no_grad():
+        expected = dense(**inputs)[0]
+        for sparse in (model, in_memory):
+            with warnings.catch_warnings(record=True) as found:
+                warnings.simplefilter("always")
+                for _ in range(2):
+                    torch.testing.assert_close(sparse(**inputs)[0], expected, atol=1e-5, rtol=1e-5)
+            said = {
+                str(warning.message).split("'")[1] for warning in found if "needs the elements" in str(warning.message)
+            }
+            assert used <= said <= sparse_layers(sparse)
+            assert all("exclude='*." in str(warning.message) for warning in found)
+            assert len(found) == len(said)
+    if name == "rwkv":
+        # in training the layers are scaled back, to what they were
+        dense.train()
+        with torch.no_grad():
+            expected = dense(**inputs)[0]
+            for sparse in (model.train(), in_memory.train()):
+                torch.testing.assert_close(sparse(**inputs)[0], expected, atol=1e-5, rtol=1e-5)
+        assert same_state(model.dequantize(), dense)
+
+
+def test_falcon_whose_linear_layers_are_a_class_of_its_own(tmp_path: Path) -> None:
+    config = FalconConfig(**SMALL, bias=True, **IDS)
+    torch.manual_seed(0)
+    dense = prune(AutoModelForCausalLM.from_config(config))
+    dense.save_pretrained(tmp_path / "in")
+    folder = convert(tmp_path / "in", tmp_path / "out")
+    for model in (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(tmp_path / "in", quantization_config=SparsefmtConfig()),
+    ):
+        assert len(sparse_layers(model)) == 8
+        # tied to the embedding
+        assert "word_embeddings.weight" in model.hf_quantizer.result.dense.pop("lm_head")
+        assert set(model.hf_quantizer.result.dense) <= {"transformer.word_embeddings.weight"}
+        torch.testing.assert_close(output(model), output(dense), atol=1e-5, rtol=1e-5)
+        assert same_state(model.dequantize(), dense)
+        torch.testing.assert_close(output(model), output(dense), atol=1e-5, rtol=1e-5)
+    loaded = AutoModelForCausalLM.from_config(config)
+    assert len(load_into(loaded, folder, strict=False).sparse) == 8
 
 
 def test_min_sparsity_holds_wherever_weights_come_from(tmp_path: Path) -> None:

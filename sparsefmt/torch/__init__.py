@@ -9,11 +9,12 @@ from sparsefmt.frameworks.sharing import SharedTensorsError, storage_ptr, storag
 from sparsefmt.torch.files import load, load_file, load_model, save, save_file, save_model
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.loading import LoadResult, load_into
-from sparsefmt.torch.models import SparsifyResult, make_dense, sparsify, tensors_of
+from sparsefmt.torch.models import ParameterCount, SparsifyResult, make_dense, parameter_count, sparsify, tensors_of
 from sparsefmt.torch.weight import SparseWeight
 
 __all__ = [
     "LoadResult",
+    "ParameterCount",
     "SharedTensorsError",
     "SparseLinear",
     "SparseWeight",
@@ -23,6 +24,7 @@ __all__ = [
     "load_into",
     "load_model",
     "make_dense",
+    "parameter_count",
     "save",
     "save_file",
     "save_model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from sparsefmt.errors import SparsefmtError
 from sparsefmt.frameworks.pytorch import intake_of
+from sparsefmt.layouts import choose
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import packed, registry
 from sparsefmt.torch.derived import cast, torch_dtype_of, transposed
@@ -51,8 +53,9 @@ class SparseLinear(torch.nn.Module):
     Attributes:
         in_features, out_features: sizes of x and y.
         bias: Parameter (out_features,), or None.
-        weight: what can be known of the weights without making them dense: a SparseWeight. `weight.tensor` is the
-            SparseTensor (out_features, in_features).
+        weight: a SparseWeight: shape, dtype and device as of the dense weight, `weight.tensor`, the SparseTensor
+            (out_features, in_features), and whatever else a tensor has, which makes it dense for a moment.
+        name: what messages call the layer: its name in the model that `sparsify` or a loader put it into, or None.
         transposed: whether files have the weight as (in_features, out_features), which Conv1D of transformers does.
         weight_requires_grad: requires_grad that the dense weight had, and has again after `make_dense`.
 
@@ -89,7 +92,10 @@ class SparseLinear(torch.nn.Module):
         self.out_features = out_features
         self.transposed = transposed
         self.weight_requires_grad = True
+        self.name: str | None = None
+        self.warned = False
         self._tie: _Tie | None = None
+        self._weight: weakref.ref[SparseWeight] | None = None
         self._dtype = torch.get_default_dtype() if dtype is None else dtype
         self._unpacked: tuple[torch.Tensor, torch.Tensor, SparseTensor] | None = None
         self.register_buffer("weight_arrays", torch.empty(0, dtype=torch.uint8, device=device))
@@ -178,10 +184,44 @@ class SparseLinear(torch.nn.Module):
         self.weight_arrays, self.weight_table = weights
         self._dtype = dtype
 
+    def compress(self, weight: torch.Tensor) -> None:
+        """Take a dense weight (out_features, in_features), in the layout that the weights have, if that saves memory.
+
+        Raises:
+            ValueError: another shape.
+        """
+        intake = intake_of("weight", weight.to("cpu", self._dtype))
+        layout = choose.for_computing(intake.filling(intake.survey()))
+        if layout != "dense" and self.has_weight:
+            layout = self.sparse_tensor().layout
+        device = self.weight_arrays.device
+        self.set_weight(SparseTensor.from_dense(intake, layout))
+        self._hold(Packed(*(tensor.to(device) for tensor in (self.weight_arrays, self.weight_table))), self._dtype)
+
     @property
     def weight(self) -> SparseWeight:
-        """Shape, dtype and device of the weights, and the SparseTensor that they are."""
-        return SparseWeight(self)
+        """What code gets that asks for the weight. The same object for as long as somebody keeps it."""
+        if torch.compiler.is_compiling():
+            return SparseWeight(self)
+        made = None if self._weight is None else self._weight()
+        if made is None:
+            made = SparseWeight(self)
+            self._weight = weakref.ref(made)
+        return made
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        # `layer.weight *= 2` has changed it, and puts it back
+        if value is not self.weight:
+            raise TypeError(
+                f"the weight of a SparseLinear cannot be set to a {type(value).__name__}: call set_weight with a"
+                " SparseTensor, or sparsefmt.torch.make_dense(model) for dense ones"
+            )
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether other layers share these weights on purpose, as `share_weight` makes them."""
+        return self._tie is not None
 
     @property
     def has_weight(self) -> bool:
@@ -205,11 +245,11 @@ class SparseLinear(torch.nn.Module):
             self._unpacked = held = self.weight_arrays, self.weight_table, tensor
         return held[2]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for what, device in (("x is", x.device), ("its weights are", self.weight_arrays.device)):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        for what, device in (("x is", input.device), ("its weights are", self.weight_arrays.device)):
             if device.type not in ("cpu", "meta"):
                 raise NotImplementedError(f"a SparseLinear multiplies on the CPU; {what} on {device}: move it there")
-        return linear_op(x, self.weight_arrays, self.weight_table, self.bias, self.out_features, self.in_features)
+        return linear_op(input, self.weight_arrays, self.weight_table, self.bias, self.out_features, self.in_features)
 
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -248,7 +288,7 @@ class SparseLinear(torch.nn.Module):
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_unpacked": None}
+        return {**self.__dict__, "_unpacked": None, "_weight": None}
 
     def _load_from_state_dict(
         self,

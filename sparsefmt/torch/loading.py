@@ -317,7 +317,7 @@ def _load_weights(model: torch.nn.Module, plan: _Plan, choice: Choice) -> None:
             continue
         plan.sparse |= {holder.layer for holder in holders}
         own: dict[bool, SparseLinear] = {}
-        for module in {id(holder.module): holder.module for holder in holders}.values():
+        for name, module in {id(holder.module): (holder.layer, holder.module) for holder in holders}.values():
             layer = module if isinstance(module, SparseLinear) else _empty_like(module)
             same = (*stored.identity, layer.transposed)
             if layer.transposed in own:
@@ -328,6 +328,7 @@ def _load_weights(model: torch.nn.Module, plan: _Plan, choice: Choice) -> None:
             else:
                 layer.set_weight(transposed(weight, weight.layout) if layer.transposed else weight)
             loaded[same] = own[layer.transposed] = layer
+            layer.name = name
             if layer is not module:
                 replace(model, module, layer)
 

@@ -56,11 +56,13 @@ def pack(weight: SparseTensor) -> Packed:
         raise UnsupportedError("dtype-product", f"weights of dtype {operand.dtype.name} cannot be multiplied")
     numbers = [VERSION, _DTYPES.index(operand.dtype.name), operand.rows, operand.cols]
     numbers += [_LAYOUTS.index(operand.layout), operand.tile_rows]
-    arrays, places = _together(operand.tiles) or _copied(operand.tiles)
-    for number, tile in enumerate(operand.tiles):
-        for name in _names(operand.layout):
-            numbers += places[number, name], tile[name].nbytes if name in tile else 0
-    return Packed(arrays, torch.tensor(numbers, dtype=torch.int64, device="cpu"))
+    # weights that are set in inference mode shall serve outside of it as well
+    with torch.inference_mode(False):
+        arrays, places = _together(operand.tiles) or _copied(operand.tiles)
+        for number, tile in enumerate(operand.tiles):
+            for name in _names(operand.layout):
+                numbers += places[number, name], tile[name].nbytes if name in tile else 0
+        return Packed(arrays, torch.tensor(numbers, dtype=torch.int64, device="cpu"))
 
 
 def unpack(memory: np.ndarray, table: torch.Tensor, *, check: bool) -> SparseTensor:

@@ -34,7 +34,7 @@ def settle(model: torch.nn.Module, choice: Choice) -> SparsifyResult:
             _fill(weight, holders)
             dense |= reasons
         else:
-            layers = _compress(model, weight, {id(holder.module): holder.module for holder in holders})
+            layers = _compress(model, weight, {id(holder.module): holder for holder in holders})
             sparse |= {holder.layer: layers[id(holder.module)] for holder in holders}
     _fill_buffers(model)
     rest = sparsify_by(model, choice)
@@ -59,11 +59,11 @@ def _fill_buffers(model: torch.nn.Module) -> None:
                 module._buffers[attribute] = made[id(buffer)]
 
 
-def _compress(model: torch.nn.Module, weight: StandIn, layers: dict[int, torch.nn.Module]) -> dict[int, SparseLinear]:
+def _compress(model: torch.nn.Module, weight: StandIn, holders: dict[int, Holder]) -> dict[int, SparseLinear]:
     """Replace layers that share a weight. Returns the new ones under the keys of the old ones."""
     made: dict[bool, SparseLinear] = {}
     new_layers = {}
-    for key, layer in layers.items():
+    for key, (name, layer, _) in holders.items():
         swapped = is_conv1d(layer)
         first = made.get(swapped)
         if first is None:
@@ -74,6 +74,7 @@ def _compress(model: torch.nn.Module, weight: StandIn, layers: dict[int, torch.n
             new.share_weight(first)
             new.bias = layer._parameters.get("bias")
         new.transposed = swapped
+        new.name = name
         new.weight_requires_grad = weight.requires_grad
         new.train(layer.training)
         # transformers' mark of what needs no random weights
