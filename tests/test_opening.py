@@ -177,3 +177,17 @@ def test_each_command_can_be_told_how_much_to_decode(path, tmp_path, name):
     assert "raise --max-decoded-bytes if you trust it" in refused.stderr
     if name != "bench":  # which compiles kernels
         assert run_command(*arguments, "--max-decoded-bytes", 1 << 20).exit_code == 0
+
+
+def test_checkpoints_of_torch_where_nothing_can_be_mapped(tmp_path, monkeypatch):
+    source = tmp_path / "pytorch_model.bin"
+    torch.save({name: torch.from_numpy(array) for name, array in TENSORS.items()}, source)
+
+    def from_file(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(f"unable to mmap 384 bytes from file <{source}>: No such device (19)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", from_file)
+    with pytest.raises(RuntimeError):
+        torch.load(source, weights_only=True, mmap=True)
+    assert run_command("convert", source, tmp_path / "model.sparsefmt").exit_code == 0
+    check_tensors(sparsefmt.numpy.load_file(tmp_path / "model.sparsefmt"))

@@ -93,7 +93,13 @@ def _load(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+            except RuntimeError as error:
+                # file systems that cannot map files; then it takes the memory of all tensors
+                if not (is_archive and "unable to mmap" in str(error)):
+                    raise
+                return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can make anything of it
