@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from sparsefmt import signs
 from sparsefmt.container.file_objects import destination
 from sparsefmt.container.sources import Backend, source_of, source_of_content
 from sparsefmt.opened import SparseFile
@@ -48,6 +49,9 @@ def save_file(
         progress: called as progress(done, total) after each tensor, in dense bytes.
         threads: how many may work; by default all usable cores. The file does not depend on it.
 
+    Warns:
+        UserWarning: more than a third of the file is the signs of zeros.
+
     Raises:
         SparsefmtError: a name, dtype, shape or metadata that cannot be stored; it names the tensor.
         TypeError: no path and no binary file.
@@ -63,7 +67,8 @@ def save_file(
         writer = TensorWriter(
             file, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros, threads=threads
         )
-        write_all(writer, tensors, progress)
+        index = write_all(writer, tensors, progress)
+    signs.warn(index, writer.written)
 
 
 def save(
@@ -79,7 +84,7 @@ def save(
     """The bytes that `save_file` writes, for the same arguments."""
     buffer = io.BytesIO()
     writer = TensorWriter(buffer, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros, threads=threads)
-    write_all(writer, tensors, progress)
+    signs.warn(write_all(writer, tensors, progress), writer.written)
     return buffer.getvalue()
 
 

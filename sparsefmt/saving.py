@@ -77,6 +77,11 @@ class TensorWriter:
         """Write what makes the file whole, and return what is in it."""
         return self._writer.finish()
 
+    @property
+    def written(self) -> int:
+        """Bytes that went to the sink so far."""
+        return self._writer.written
+
     def _add_dense(self, name: str, intake: Intake) -> TensorEntry:
         survey = Survey(0, 0, 0)
         if self._drop or choose.can_be_sparse(intake.dtype, intake.shape, intake.cols):
@@ -137,7 +142,7 @@ def expect_tensors(tensors: Any, what: str = "array") -> None:
         )
 
 
-def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progress | None = None) -> None:
+def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progress | None = None) -> Index:
     """Write a dict of tensors in its order and finish. Names that share one tensor share its chunks."""
     expect_tensors(tensors)
     # a lazy mapping makes every value anew: look at them twice only for somebody who watches
@@ -157,7 +162,7 @@ def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progre
         done += _dense_nbytes(value)
         if progress:
             progress(done, total)
-    writer.finish()
+    return writer.finish()
 
 
 def _dense_nbytes(value: Any) -> int:

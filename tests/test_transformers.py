@@ -313,6 +313,33 @@ def test_limit_and_backend_are_of_the_call(
             AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
+def test_signs_that_cost_much_are_named_once(tmp_path: Path, messages: list[str]) -> None:
+    """By transformers' logger, for all shards together."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data *= torch.rand(module.weight.shape) < 0.001
+    sparsify(model, min_sparsity=0.5)
+    for module in (module for module in model.modules() if isinstance(module, torch.nn.Embedding)):
+        module.weight.data.zero_()
+    messages.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.save_pretrained(tmp_path, max_shard_size="20KB")
+    said = [message for message in messages if "signs of pruned zeros" in message]
+    assert len(said) == 1
+    assert 'save_pretrained(..., negative_zeros="drop") leaves them out' in said[0]
+    assert len(list(tmp_path.glob("*.sparsefmt"))) > 1
+    before = sum(path.stat().st_size for path in tmp_path.glob("*.sparsefmt"))
+    messages.clear()
+    model.save_pretrained(tmp_path, max_shard_size="20KB", negative_zeros="drop")
+    assert not [message for message in messages if "signs of pruned zeros" in message]
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.sparsefmt")) < 2 / 3 * before
+    weight = next(iter(tensors_in(tmp_path).values()))
+    assert not np.signbit(weight[weight == 0]).any()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from sparsefmt import signs
 from sparsefmt.cli import Failure, options
 from sparsefmt.codecs import CODECS
 from sparsefmt.interchange.checkpoints import Checkpoint, Kind, saved_weights
@@ -220,8 +221,10 @@ def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTenso
     sparse = [tensor for tensor in converted if tensor.entry.layout.sparse]
     kept = sum(tensor.survey.negative_zeros for tensor in sparse if not tensor.entry.negative_zeros_dropped)
     dropped = sum(tensor.entry.negative_zeros_dropped for tensor in converted)
-    if kept:
-        cost = sum(tensor.sign_nbytes for tensor in sparse)
+    cost = sum(tensor.sign_nbytes for tensor in sparse)
+    if large := signs.note(cost, sum(tensor.stored_nbytes for tensor in converted), "--negative-zeros drop"):
+        notes.append(f"{large}.")
+    elif kept:
         notes.append(
             f"{kept:,} of the pruned zeros are -0.0. Their signs are kept and take {output.size(cost)}; "
             "--negative-zeros drop leaves them out."

@@ -24,6 +24,7 @@ from sparsefmt.container.entry import TensorEntry, decode_entry
 from sparsefmt.container.envelope import MINOR
 from sparsefmt.container.names import check_metadata, check_names
 from sparsefmt.errors import FormatError, LimitError, SparsefmtError
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 from sparsefmt.limits import MAX_TENSORS
 
 _TOP_KEYS = ("chunks", "metadata", "tensors")
@@ -62,6 +63,14 @@ class Index:
         """Bytes of a tensor's chunks in the file."""
         first = entry.first_chunk
         return int(self.chunks["stored"][first : first + entry.chunk_count].sum())
+
+    def sign_nbytes(self, entry: TensorEntry) -> int:
+        """Of these, what the signs of negative zeros take."""
+        arrays = list(entry.codecs)
+        if NEGATIVE_ZEROS not in arrays:
+            return 0
+        first = entry.first_chunk + arrays.index(NEGATIVE_ZEROS)
+        return int(self.chunks["stored"][first : entry.first_chunk + entry.chunk_count : len(arrays)].sum())
 
     def encode(self) -> bytes:
         """Canonical msgpack."""

@@ -197,6 +197,11 @@ class Writer:
         self._partial, self._finished = "", True
         return self._index
 
+    @property
+    def written(self) -> int:
+        """Bytes that went to the sink so far."""
+        return self._offset
+
     def _expect_usable(self) -> None:
         """Raise FormatError if what was written so far can not become a file any more, or is one."""
         if self._partial:

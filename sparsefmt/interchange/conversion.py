@@ -22,7 +22,6 @@ import numpy as np
 
 from sparsefmt.container.atomic import replacing
 from sparsefmt.container.entry import TensorEntry
-from sparsefmt.container.index import Index
 from sparsefmt.intake import Intake, Survey
 from sparsefmt.interchange import cards, huggingface
 from sparsefmt.interchange.checkpoints import Checkpoint, Kind, index_name, saved_weights
@@ -30,7 +29,6 @@ from sparsefmt.interchange.contract import TensorFile, naming
 from sparsefmt.interchange.safetensors import write_safetensors
 from sparsefmt.interchange.sparse import SparsefmtFile
 from sparsefmt.interchange.staging import StagedFolder
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.saving import NegativeZeros, TensorWriter
 
@@ -146,7 +144,7 @@ def convert_file(
             writer.add(name, intake)
         index = writer.finish()
     return [
-        ConvertedTensor(entry := index.entry(name), survey, index.stored_nbytes(entry), _sign_nbytes(index, entry))
+        ConvertedTensor(entry := index.entry(name), survey, index.stored_nbytes(entry), index.sign_nbytes(entry))
         for name, survey in surveys.items()
     ]
 
@@ -170,12 +168,6 @@ class _SurveyedIntake(Intake):
         if self._survey is None:
             self._survey = self._inner.survey(threads)
         return self._survey
-
-
-def _sign_nbytes(index: Index, entry: TensorEntry) -> int:
-    if NEGATIVE_ZEROS not in entry.codecs:
-        return 0
-    return sum(int(index.chunk(entry, tile, NEGATIVE_ZEROS)["stored"]) for tile in range(entry.tiles))
 
 
 def targets_of(source: Checkpoint, destination: Path, new: Kind) -> dict[Path, Path]:

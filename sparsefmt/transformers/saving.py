@@ -15,13 +15,14 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import logging
 
-from sparsefmt import api
+from sparsefmt import signs
 from sparsefmt.container.atomic import replacing
 from sparsefmt.frameworks.contract import Converted
 from sparsefmt.frameworks.pytorch import intake_of
 from sparsefmt.interchange import cards
 from sparsefmt.interchange.huggingface import SENTENCE_TRANSFORMERS
 from sparsefmt.interchange.staging import StagedFolder
+from sparsefmt.saving import NegativeZeros, TensorWriter, write_all
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.models import tensors_of
@@ -29,6 +30,8 @@ from sparsefmt.transformers import placing
 from sparsefmt.transformers.config import SparsefmtConfig
 from sparsefmt.transformers.files import SUFFIX
 from sparsefmt.transformers.standin import StandIn
+
+_logger = logging.get_logger("transformers.sparsefmt")
 
 
 def is_ours(model: Any) -> bool:
@@ -53,6 +56,7 @@ def save_pretrained(
     max_shard_size: int | str = "50GB",
     variant: str | None = None,
     save_original_format: bool = True,
+    negative_zeros: NegativeZeros = "keep",
     **others: Any,
 ) -> None:
     """Save a model to a folder that `from_pretrained` loads. Weights of SparseLinear layers are never dense.
@@ -63,6 +67,7 @@ def save_pretrained(
         original: PreTrainedModel.save_pretrained, which writes everything but the weights.
         model, save_directory, is_main_process, max_shard_size, variant, save_original_format, others: as in
             save_pretrained. Sizes of shards are those in memory, before the entropy coding.
+        negative_zeros: "keep" every bit, or "drop" the signs of zeros, as in `sparsefmt.save_file`.
         state_dict, push_to_hub: not supported; `model.push_to_hub` is.
 
     Raises:
@@ -85,7 +90,7 @@ def save_pretrained(
         return
     folder = Path(save_directory)
     with StagedFolder(folder, None, overwrite=True) as staged:
-        _write_weights(model, staged, max_shard_size, variant, save_original_format)
+        _write_weights(model, staged, max_shard_size, variant, save_original_format, negative_zeros)
         with staged.filling() as inner, _no_progress_bar():
             original(model, inner, is_main_process=True, state_dict={}, **others)
         config, sentences = model.config.to_dict(), (folder / SENTENCE_TRANSFORMERS).is_file()
@@ -127,20 +132,31 @@ def save_dense(
 
 
 def _write_weights(
-    model: Any, staged: StagedFolder, max_shard_size: int | str, variant: str | None, original_format: bool
+    model: Any,
+    staged: StagedFolder,
+    max_shard_size: int | str,
+    variant: str | None,
+    original_format: bool,
+    negative_zeros: NegativeZeros,
 ) -> None:
     state = _state(model, original_format)
     stem = "model" if variant is None else f"model.{variant}"
     shards = split_state_dict_into_shards_factory(
         state, get_storage_size=_nbytes, filename_pattern=f"{stem}{{suffix}}{SUFFIX}", max_shard_size=max_shard_size
     )
+    sign_bytes = written = 0
     for name, tensors in logging.tqdm(shards.filename_to_tensors.items(), desc="Writing model shards"):
         stored = Converted({tensor: state[tensor] for tensor in tensors}, _stored)
-        with staged.writing(staged.path / name) as path:
-            api.save_file(stored, path, {"format": "pt"})
+        with staged.writing(staged.path / name) as path, replacing(path) as sink:
+            writer = TensorWriter(sink, {"format": "pt"}, negative_zeros=negative_zeros)
+            content = write_all(writer, stored)
+        sign_bytes += sum(map(content.sign_nbytes, content.tensors.values()))
+        written += writer.written
+    if text := signs.note(sign_bytes, written, 'save_pretrained(..., negative_zeros="drop")'):
+        _logger.warning(f"{staged.path}: {text}")
     if shards.is_sharded:
-        content = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        encoded = (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+        weight_map = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        encoded = (json.dumps(weight_map, indent=2, sort_keys=True) + "\n").encode()
         _write(staged, staged.path / placing.index_name("sparsefmt", variant), encoded)
 
 
