@@ -214,6 +214,7 @@ def linear(
 
 def _load_all(file: SparseFile, layout: str) -> dict[str, SparseTensor | np.ndarray]:
     file.expect_budget(layout)
-    index, account = file.reader.index, file.reader.budget.account()
-    tensors = {name: file.load_within(account, name, layout) for name in index.tensors}
+    file.count_together()
+    index = file.reader.index
+    tensors = {name: file.load(name, layout) for name in index.tensors}
     return {name: tensors[index.aliases.get(name, name)] for name in file}

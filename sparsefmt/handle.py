@@ -95,7 +95,13 @@ class safe_open:
         return self._framework.tensor(self._containing(name).file, name)
 
     def get_tensors(self) -> dict[str, Any]:
-        """All tensors by name, in the order of `offset_keys`. Names that share a tensor in the file get one each."""
+        """All tensors by name, in the order of `offset_keys`. Of torch, names that are tied in the file get one tensor,
+        as in a model; of numpy, an array each.
+
+        Raises:
+            LimitError: they take more than `max_decoded_bytes` together.
+            as `get_tensor`.
+        """
         return all_tensors(self._open(), self._framework)
 
     def get_slice(self, name: str) -> SafeSlice:

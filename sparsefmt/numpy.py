@@ -84,6 +84,8 @@ def load_file(
 ) -> dict[str, np.ndarray]:
     """Load all tensors of a .sparsefmt file as dense arrays, each with memory of its own, in the order of the file.
 
+    Names that are tied in the file get an array each, as from safetensors, and all of them count.
+
     Args:
         filename: the file, or a binary file object, as in `sparsefmt.load_file`.
         backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory.

@@ -15,7 +15,7 @@ from sparsefmt.container.budget import Account
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import Source
-from sparsefmt.errors import SparsefmtError
+from sparsefmt.errors import LimitError, SparsefmtError
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import give_back
@@ -43,6 +43,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         self._opening = threading.Lock()
         self._max_decoded_bytes = max_decoded_bytes
         self._threads = threads
+        self._account: Account | None = None
 
     def __enter__(self) -> SparseFile:
         return self
@@ -114,16 +115,13 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
             FormatError, ChecksumError: the file is damaged or forged.
             LimitError: it takes more than `max_decoded_bytes`, or than there is.
         """
-        return self.load_within(self._reader.budget.account(), name, layout)
-
-    def load_within(self, account: Account, name: str, layout: str = "auto") -> SparseTensor | np.ndarray:
-        """`load`, with an account that several tensors have together. For the library itself."""
         entry = self._entry(name)
         if layout != "auto" and layout not in LAYOUTS:
             raise ValueError(f"layout must be 'auto' or one of {', '.join(map(repr, LAYOUTS))}, not {layout!r}")
         target, most = self._target(entry, layout)
         if target == "dense":
-            return self.get_tensor_within(account, name)
+            return self.get_tensor(name)
+        account = self._account_for_now()
         if target != entry.layout.name:
             signs = self._reader.sign_bytes(entry)
             account.take(signs, entry.name)
@@ -132,7 +130,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
                 tiles = self._reader.tiles(entry, target, self._threads, taking.take)
                 return self._made(entry, target, tiles)
             except _TooManyBytes:
-                # its rows differ so much that padding would take more than is gained: only now is that known
+                # its rows differ so much that padding takes more than is gained, or than may be: only now is that known
                 taking.give_back()
                 account.give_back(signs)
                 target = entry.layout.name
@@ -144,12 +142,8 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
 
     def get_tensor(self, name: str) -> np.ndarray:
         """One tensor as a dense numpy array, bit for bit. Holds one tile per thread beside the result."""
-        return self.get_tensor_within(self._reader.budget.account(), name)
-
-    def get_tensor_within(self, account: Account, name: str) -> np.ndarray:
-        """`get_tensor`, with an account that several tensors have together. For the library itself."""
         entry = self._entry(name)
-        account.take(self._reader.decoded_bytes(entry, "dense"), entry.name)
+        self.take(self._reader.decoded_bytes(entry, "dense"), entry.name)
         bits = slicing.dense_array(entry.rows, entry.cols, entry.dtype)
 
         def fill(tile: Tile, number: int) -> None:
@@ -174,7 +168,25 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         """
         reader = self._reader
         entries = reader.index.tensors.values()
-        reader.budget.expect(sum(reader.decoded_bytes(entry, self._target(entry, layout)[0]) for entry in entries))
+        reader.budget.expect(sum(self._least_bytes(entry, layout) for entry in entries))
+
+    def _least_bytes(self, entry: TensorEntry, layout: str) -> int:
+        """Bytes that `load(name, layout)` takes at least."""
+        target = self._target(entry, layout)[0]
+        # with "auto", a tensor may stay as it is stored
+        layouts = {target, entry.layout.name} if layout == "auto" else {target}
+        return min(self._reader.decoded_bytes(entry, target) for target in layouts)
+
+    def count_together(self) -> None:
+        """From now on, let all tensors that are loaded share `max_decoded_bytes`. For the library itself."""
+        self._account = self._reader.budget.account()
+
+    def take(self, nbytes: int, name: str) -> None:
+        """Raise LimitError if so many bytes, about to be allocated for a tensor, are too many. For the library only."""
+        self._account_for_now().take(nbytes, name)
+
+    def _account_for_now(self) -> Account:
+        return self._account or self._reader.budget.account()
 
     def _target(self, entry: TensorEntry, layout: str) -> tuple[str, int | None]:
         """The layout in which `load(name, layout)` holds a tensor if that takes no more than so many bytes; None for
@@ -194,9 +206,9 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         differ so much that it stays as it is stored. For the library itself."""
         return self._reader.best_layout(entry)[0]
 
-    def _rows(self, entry: TensorEntry, wanted: np.ndarray, cols: slice) -> np.ndarray:
+    def _rows(self, entry: TensorEntry, wanted: slicing.Rows, cols: slice) -> np.ndarray:
         # whole rows are unpacked, and then cut
-        self._reader.budget.expect(wanted.size * entry.cols * entry.dtype.numpy.itemsize, entry.name)
+        self._reader.budget.expect(len(wanted) * entry.cols * entry.dtype.numpy.itemsize, entry.name)
         return slicing.dense_rows(
             wanted,
             cols,
@@ -214,7 +226,7 @@ def _unpickled(again: Again, threads: int | None) -> SparseFile:
 
 
 class _TooManyBytes(Exception):
-    """A tensor takes more bytes in a layout than it would be chosen for."""
+    """A tensor takes more bytes in a layout than it would be chosen for, or than there are left."""
 
 
 class _Taking:
@@ -229,7 +241,12 @@ class _Taking:
         with self._lock:
             if self._most is not None and self._taken + nbytes > self._most:
                 raise _TooManyBytes
-            self._account.take(nbytes, self._tensor)
+            try:
+                self._account.take(nbytes, self._tensor)
+            except LimitError:
+                if self._most is None:
+                    raise
+                raise _TooManyBytes from None
             self._taken += nbytes
 
     def give_back(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,12 @@ from sparsefmt.threads import in_order
 TileGetter = Callable[[int], Tile]
 
 
+Rows = range | np.ndarray
+"""Numbers of rows: int64 in any order, repeated or not, or a range, of which there may be more than fit in memory."""
+
+
 def dense_rows(
-    wanted: np.ndarray,
+    wanted: Rows,
     cols: slice,
     dtype: DType,
     shape: tuple[int, ...],
@@ -31,35 +35,85 @@ def dense_rows(
     """Elements (len(wanted), columns in `cols`) of the matrix view, as a new array of the tensor's numpy dtype.
 
     Args:
-        wanted: row numbers, int64, in any order, repeated or not.
+        wanted: numbers of rows.
         get_tile: gives the arrays of tile t, checked; called once for each tile that has a wanted row.
     """
     all_cols = matrix_view(shape)[1]
-    out = dense_array(wanted.size, len(range(*cols.indices(all_cols))), dtype)
+    out = dense_array(len(wanted), len(range(*cols.indices(all_cols))), dtype)
     if not out.size:
         return out.view(dtype.numpy)
+    pieces = _pieces_of_range(wanted, tile_rows) if isinstance(wanted, range) else _pieces_of_array(wanted, tile_rows)
+
+    def fill(piece: _Piece) -> None:
+        tile = get_tile(piece.tile)
+        for begin, end, target in piece.runs:
+            for first, last in runs(begin, end, all_cols):
+                bits = layout.to_dense(tile, dtype, all_cols, first, last)[:, cols]
+                if isinstance(target, slice):
+                    out[target][first - begin : last - begin] = bits
+                else:
+                    out[target[first - begin : last - begin]] = bits
+
+    for _ in in_order(fill, pieces, threads):
+        pass
+    return out.view(dtype.numpy)
+
+
+class _Piece(NamedTuple):
+    """What is wanted of one tile.
+
+    Attributes:
+        runs: rows of the tile that follow each other, first and one past the last, and where in the result they go.
+    """
+
+    tile: int
+    runs: Iterator[tuple[int, int, slice | np.ndarray]]
+
+
+def _pieces_of_range(wanted: range, tile_rows: int) -> Iterator[_Piece]:
+    """Those of a range, without an array of its numbers."""
+    # backwards is forwards, from the end of the result
+    ascending = wanted if wanted.step > 0 else wanted[::-1]
+    step = ascending.step
+
+    def target_of(first: int, last: int) -> slice:
+        """Places of the wanted rows number `first` to `last` of the ascending ones."""
+        if ascending is wanted:
+            return slice(first, last)
+        stop = len(wanted) - 1 - last
+        return slice(len(wanted) - 1 - first, stop if stop >= 0 else None, -1)
+
+    def runs_of(tile: int, first: int, last: int) -> Iterator[tuple[int, int, slice | np.ndarray]]:
+        height = last - first if step == 1 else 1
+        for number in range(first, last, height):
+            begin = ascending[number] - tile * tile_rows
+            yield begin, begin + height, target_of(number, number + height)
+
+    done = 0
+    while done < len(ascending):
+        tile = ascending[done] // tile_rows
+        last = min(len(ascending), done + -(-((tile + 1) * tile_rows - ascending[done]) // step))
+        yield _Piece(tile, runs_of(tile, done, last))
+        done = last
+
+
+def _pieces_of_array(wanted: np.ndarray, tile_rows: int) -> Iterator[_Piece]:
     order = None if (np.diff(wanted) >= 0).all() else np.argsort(wanted, kind="stable")
     ascending = wanted if order is None else wanted[order]
     tiles = ascending // tile_rows
-    starts = np.flatnonzero(np.diff(tiles, prepend=-1))
-    bounds = [*starts.tolist(), wanted.size]
 
-    def fill(bound: tuple[int, int]) -> None:
-        first, last = bound
-        number = int(tiles[first])
-        tile = get_tile(number)
-        rows = ascending[first:last] - number * tile_rows
+    def runs_of(tile: int, first: int, last: int) -> Iterator[tuple[int, int, slice | np.ndarray]]:
+        rows = ascending[first:last] - tile * tile_rows
         # runs of consecutive rows are unpacked together
-        run_starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
-        for run in pairwise([*run_starts.tolist(), rows.size]):
-            for begin, end in runs(*run, all_cols):
-                bits = layout.to_dense(tile, dtype, all_cols, int(rows[begin]), int(rows[end - 1]) + 1)
-                target = slice(first + begin, first + end)
-                out[target if order is None else order[target]] = bits[:, cols]
+        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+        for begin, end in pairwise([*starts.tolist(), rows.size]):
+            target = slice(first + begin, first + end)
+            yield int(rows[begin]), int(rows[end - 1]) + 1, target if order is None else order[target]
 
-    for _ in in_order(fill, pairwise(bounds), threads):
-        pass
-    return out.view(dtype.numpy)
+    starts = np.flatnonzero(np.diff(tiles, prepend=-1))
+    for first, last in pairwise([*starts.tolist(), wanted.size]):
+        tile = int(tiles[first])
+        yield _Piece(tile, runs_of(tile, first, last))
 
 
 def runs(begin: int, end: int, cols: int) -> Iterator[tuple[int, int]]:
@@ -77,13 +131,13 @@ def dense_array(rows: int, cols: int, dtype: DType) -> np.ndarray:
         raise LimitError("memory", f"{rows:,} dense rows of {cols:,} columns do not fit in memory") from None
 
 
-def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[np.ndarray, slice], np.ndarray]) -> np.ndarray:
+def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[Rows, slice], np.ndarray]) -> np.ndarray:
     """`dense[key]` for a tensor of `shape` of which only rows can be had.
 
     Args:
         key: an index as numpy takes it. Its first part chooses rows: an integer, a slice, an ellipsis, or a list or
             one-dimensional array of integers or booleans.
-        get_rows: gives elements (rows, columns) of the matrix view for row numbers and a slice of columns.
+        get_rows: gives elements (rows, columns) of the matrix view for numbers of rows and a slice of columns.
 
     Raises:
         IndexError: out of range, too many indices, or a first part of another kind.
@@ -91,15 +145,16 @@ def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[np.ndarray, slic
     parts = key if isinstance(key, tuple) else (key,)
     if 0 in shape:
         # there may be more rows than numbers of rows would fit in memory
-        return np.empty(shape, get_rows(np.zeros(0, np.int64), slice(None)).dtype)[key]
+        return np.empty(shape, get_rows(range(0), slice(None)).dtype)[key]
     if not shape:
-        return get_rows(np.zeros(1, np.int64), slice(None)).reshape(())[parts]
+        return get_rows(range(1), slice(None)).reshape(())[parts]
     first, rest = (parts[0], parts[1:]) if parts else (slice(None), ())
     if first is Ellipsis or first is None or _is_tuple_of_arrays(parts):
         # these may choose or shift any dimension: numpy sorts them out on the whole
-        return get_rows(np.arange(shape[0]), slice(None)).reshape(shape)[key]
+        return get_rows(range(shape[0]), slice(None)).reshape(shape)[key]
+    rows: Rows
     if isinstance(first, slice):
-        rows = np.arange(*first.indices(shape[0]), dtype=np.int64)
+        rows = range(*first.indices(shape[0]))
     else:
         chosen = np.asarray(first)
         if chosen.ndim > 1 or (chosen.size and chosen.dtype.kind not in "iub"):
@@ -108,8 +163,7 @@ def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[np.ndarray, slic
             )
         if chosen.dtype == np.bool_ and chosen.shape != (shape[0],):
             raise IndexError(f"a boolean index of shape {chosen.shape} does not fit {shape[0]} rows")
-        # numpy's own rules for negative, out-of-range and boolean indices
-        rows = np.atleast_1d(np.arange(shape[0])[chosen if chosen.size else chosen.astype(np.int64)])
+        rows = _numbers(chosen, shape[0])
         if chosen.ndim == 0 and len(shape) == 2 and len(rest) == 1 and isinstance(rest[0], slice):
             return get_rows(rows, rest[0])[0]
         if chosen.ndim == 0:
@@ -117,7 +171,20 @@ def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[np.ndarray, slic
             return get_rows(rows, slice(None)).reshape(shape[1:])[rest]
     if len(shape) == 2 and len(rest) == 1 and isinstance(rest[0], slice):
         return get_rows(rows, rest[0])
-    return get_rows(rows, slice(None)).reshape(rows.size, *shape[1:])[(slice(None), *rest)]
+    return get_rows(rows, slice(None)).reshape(len(rows), *shape[1:])[(slice(None), *rest)]
+
+
+def _numbers(chosen: np.ndarray, rows: int) -> np.ndarray:
+    """Numbers of the rows that an array of integers or booleans chooses. Raises IndexError, as numpy words it."""
+    if chosen.dtype == np.bool_:
+        return np.flatnonzero(chosen)
+    chosen = np.atleast_1d(chosen)
+    if not chosen.size:
+        return np.empty(0, np.int64)
+    # one element that stands for all rows: numpy's own rules, and no memory
+    np.broadcast_to(np.int8(0), (rows,))[chosen]
+    numbers = chosen.astype(np.int64)
+    return np.where(numbers < 0, numbers + rows, numbers)
 
 
 def _is_tuple_of_arrays(parts: tuple[Any, ...]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,7 +107,9 @@ class SparseTensor(NDArrayOperatorsMixin):
         return cls._from_intake(intake_of(matrix), layout, threads)
 
     @classmethod
-    def _from_intake(cls, intake: Intake, wanted: str, threads: int | None) -> SparseTensor:
+    def _from_intake(
+        cls, intake: Intake, wanted: str, threads: int | None, budget: Budget | None = None
+    ) -> SparseTensor:
         survey = intake.survey(threads)
         filling = intake.filling(survey)
         layout = layout_for(wanted, "computing", intake.shape, filling)
@@ -117,8 +120,11 @@ class SparseTensor(NDArrayOperatorsMixin):
             )
         height = intake.tile_rows(layout, survey.nnz + survey.negative_zeros)
         tiles = in_order(intake.tile_maker(layout, height), range(-(-intake.rows // height) if height else 0), threads)
-        arena = Arena(filling.nbytes(layout))
-        return cls(intake.dtype, intake.shape, layout, height, [arena.keep(tile) for tile in tiles])
+        nbytes = replace(filling, tile_rows=height).nbytes(layout) if height else 0
+        if budget is not None:
+            budget.expect(nbytes)
+        arena = Arena(nbytes)
+        return cls(intake.dtype, intake.shape, layout, height, [arena.keep(tile) for tile in tiles], budget)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -189,7 +195,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         """
         if self._budget is not None:
             self._budget.expect(self.size * self.dtype.itemsize, limit=max_decoded_bytes)
-        return self._dense_rows(np.arange(matrix_view(self._shape)[0]), slice(None), threads).reshape(self._shape)
+        return self._dense_rows(range(matrix_view(self._shape)[0]), slice(None), threads).reshape(self._shape)
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """What `numpy.asarray(w)` is: `todense()`, cast to `dtype` if one is given. O(rows * cols).
@@ -293,9 +299,12 @@ class SparseTensor(NDArrayOperatorsMixin):
         if layout == self.layout:
             return self
         if not self._layout.sparse or layout not in LAYOUTS:
-            return SparseTensor.from_dense(self.todense(threads), layout, threads=threads)
+            return SparseTensor._from_intake(intake_of(self.todense(threads)), layout, threads, self._budget)
         tiles = in_order(lambda number: self.converted(number, layout), range(len(self._tiles)), threads)
-        arena = Arena(self.filling().nbytes(layout))
+        nbytes = self.filling().nbytes(layout)
+        if self._budget is not None:
+            self._budget.expect(nbytes)
+        arena = Arena(nbytes)
         kept = [arena.keep(tile) for tile in tiles]
         return SparseTensor(self._dtype, self._shape, layout, self._tile_rows, kept, self._budget)
 
@@ -357,12 +366,12 @@ class SparseTensor(NDArrayOperatorsMixin):
         if self._budget is not None:
             self._budget.expect(rows * matrix_view(self._shape)[1] * self.dtype.itemsize)
 
-    def _rows(self, wanted: np.ndarray, cols: slice) -> np.ndarray:
+    def _rows(self, wanted: slicing.Rows, cols: slice) -> np.ndarray:
         """Elements of the matrix view: whole rows, cut to `cols`."""
-        self._expect_budget(wanted.size)
+        self._expect_budget(len(wanted))
         return self._dense_rows(wanted, cols)
 
-    def _dense_rows(self, wanted: np.ndarray, cols: slice, threads: int | None = None) -> np.ndarray:
+    def _dense_rows(self, wanted: slicing.Rows, cols: slice, threads: int | None = None) -> np.ndarray:
         return slicing.dense_rows(
             wanted, cols, self._dtype, self._shape, self._layout, self._tile_rows, self._tiles.__getitem__, threads
         )

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import scipy.sparse
+import torch
+from helpers import PRUNABLE, SPARSE, same_bits, skewed
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import sparsefmt
+import sparsefmt.torch
+from sparsefmt import layouts
 from sparsefmt.container import budget
+from sparsefmt.container.sources import Memory
+from sparsefmt.container.writer import Writer
+from sparsefmt.dtypes import DTYPES, DType, as_bits
+from sparsefmt.intake import Intake
 from sparsefmt.interchange.sparse import SparsefmtFile
+from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +125,267 @@ def test_rows_for_other_formats(tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "RATIO", 1)
     with SparsefmtFile(path) as file:
         refused(lambda: file.intake("w").bits(0, 1))
+
+
+ALIASES = [f"n{number:02}" for number in range(16)]
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tensor of 64 KiB under 16 names, and a file that is much smaller."""
+    path = tmp_path_factory.mktemp("budget") / "tied.sparsefmt"
+    weight = np.zeros((64, 256), np.float32)
+    weight[3, 4] = 1
+    sparsefmt.save_file(dict.fromkeys(ALIASES, weight), path, layout="dense", codec="rans")
+    return path
+
+
+ONE = 64 * 256 * 4
+
+
+def loads_of_torch(path: Path, budget: int) -> list[Callable[[], dict[str, torch.Tensor]]]:
+    def get_tensors() -> dict[str, torch.Tensor]:
+        with sparsefmt.safe_open(path, "pt", max_decoded_bytes=budget) as file:
+            return file.get_tensors()
+
+    return [
+        lambda: sparsefmt.torch.load_file(path, max_decoded_bytes=budget),
+        lambda: sparsefmt.torch.load(path.read_bytes(), max_decoded_bytes=budget),
+        get_tensors,
+    ]
+
+
+def loads_of_numpy(path: Path, budget: int) -> list[Callable[[], dict[str, np.ndarray]]]:
+    def get_tensors() -> dict[str, np.ndarray]:
+        with sparsefmt.safe_open(path, "np", max_decoded_bytes=budget) as file:
+            return file.get_tensors()
+
+    return [
+        lambda: sparsefmt.numpy.load_file(path, max_decoded_bytes=budget),
+        lambda: sparsefmt.numpy.load(path.read_bytes(), max_decoded_bytes=budget),
+        get_tensors,
+    ]
+
+
+class TestTiedNames:
+    """What is allocated is counted: once where names share a tensor, and for each name where they do not."""
+
+    def test_torch_shares_one_tensor(self, tied):
+        for load in loads_of_torch(tied, ONE):
+            loaded = load()
+            assert list(loaded) == ALIASES
+            assert len({tensor.data_ptr() for tensor in loaded.values()}) == 1
+            assert loaded["n07"][3, 4] == 1
+        for load in loads_of_torch(tied, ONE - 1):
+            refused(load)
+
+    def test_numpy_has_an_array_for_each_name_and_counts_it(self, tied):
+        for load in loads_of_numpy(tied, 16 * ONE):
+            loaded = load()
+            assert len({array.ctypes.data for array in loaded.values()}) == 16
+        for load in [*loads_of_numpy(tied, 2 * ONE), *loads_of_numpy(tied, 16 * ONE - 1)]:
+            refused(load)
+
+    def test_what_is_refused_takes_no_memory(self, tied, tmp_path):
+        path = tmp_path / "large.sparsefmt"
+        sparsefmt.save_file(dict.fromkeys(ALIASES, np.zeros((1024, 4096), np.float32)), path)
+        for load in loads_of_numpy(path, 2 << 24):
+            tracemalloc.start()
+            try:
+                refused(load)
+                assert tracemalloc.get_traced_memory()[1] < 1 << 20
+            finally:
+                tracemalloc.stop()
+        for load in loads_of_torch(path, 2 << 24):
+            tracemalloc.start()
+            try:
+                load()
+                assert tracemalloc.get_traced_memory()[1] < 3 << 24
+            finally:
+                tracemalloc.stop()
+
+    @pytest.mark.parametrize("layout", ["auto", "dense", *SPARSE])
+    def test_the_verbs_share(self, tied, layout):
+        loaded = sparsefmt.load_file(tied, layout=layout, max_decoded_bytes=ONE)
+        assert len({id(tensor) for tensor in loaded.values()}) == 1
+        refused(lambda: sparsefmt.load_file(tied, layout=layout, max_decoded_bytes=ONE - 1))
+
+    def test_load_model(self, tied):
+        """Each name is a parameter of its own: what the file adds is one tensor."""
+        model = torch.nn.ParameterDict({name: torch.zeros(64, 256) for name in ALIASES})
+        sparsefmt.torch.load_model(model, tied, max_decoded_bytes=ONE)
+        assert len({parameter.data_ptr() for parameter in model.values()}) == 16
+        assert all(parameter[3, 4] == 1 for parameter in model.values())
+        refused(lambda: sparsefmt.torch.load_model(model, tied, max_decoded_bytes=ONE - 1))
+
+    def test_load_into_counts_what_each_parameter_takes(self, tied):
+        def model() -> torch.nn.Module:
+            with torch.device("meta"):
+                return torch.nn.ParameterDict({name: torch.zeros(64, 256) for name in ALIASES})
+
+        sparsefmt.torch.load_into(model(), tied, max_decoded_bytes=16 * ONE)
+        refused(lambda: sparsefmt.torch.load_into(model(), tied, max_decoded_bytes=16 * ONE - 1))
+
+
+class TestPairs:
+    """F4 of torch: half a byte for each element, in memory too."""
+
+    @pytest.fixture(params=[(64, 8192), (1 << 19,)], ids=["matrix", "vector"])
+    def pairs(self, request, tmp_path):
+        path = tmp_path / "w.sparsefmt"
+        elements = np.zeros(request.param, ml_dtypes.float4_e2m1fn)
+        elements[..., 4] = 1
+        sparsefmt.save_file({"w": elements, "v": elements[..., :64].copy()}, path, codec="raw")
+        return path
+
+    def test_a_tensor_asks_for_what_it_takes(self, pairs):
+        with sparsefmt.safe_open(pairs, "pt", max_decoded_bytes=1 << 18) as file:
+            tensor = file.get_tensor("w")
+            assert tensor.numel() == 1 << 18
+        with sparsefmt.safe_open(pairs, "pt", max_decoded_bytes=(1 << 18) - 1) as file:
+            refused(lambda: file.get_tensor("w"))
+            refused(lambda: file.get_slice("w")[:])
+            refused(lambda: file.get_slice("w")[...])
+            refused(lambda: file.get_slice("w")[[True] * file.get_slice("w").get_shape()[0]])
+        total = (1 << 18) + sparsefmt.torch.load_file(pairs)["v"].numel()
+        assert len(sparsefmt.torch.load_file(pairs, max_decoded_bytes=total)) == 2
+        refused(lambda: sparsefmt.torch.load_file(pairs, max_decoded_bytes=total - 1))
+
+    def test_a_part_is_read_in_part(self, pairs):
+        whole = sparsefmt.torch.load_file(pairs)["w"].view(torch.uint8)
+        with sparsefmt.safe_open(pairs, "pt", max_decoded_bytes=1 << 16) as file:
+            part = file.get_slice("w")
+            rows = part.get_shape()[0]
+            keys = [slice(3, 5), slice(1, 7), 0, -1, rows - 1, slice(rows - 2, None), (slice(2, 4), ...), slice(9, 9)]
+            keys += [slice(None, None, rows // 3)] if len(part.get_shape()) == 1 else [(2, slice(1, 9)), [1, 1, -1]]
+            for key in keys:
+                assert torch.equal(part[key].view(torch.uint8), whole[key]), key
+            refused(lambda: part[:])
+
+    def test_a_claim_that_is_beyond_memory(self, tmp_path):
+        """Zeros take next to nothing: 32 GiB of pairs in some hundred kilobytes."""
+
+        class Zeros(Intake):
+            def bits(self, begin: int, end: int) -> np.ndarray:
+                return np.zeros((end - begin, self.cols), np.uint8)
+
+        path = tmp_path / "w.sparsefmt"
+        with path.open("wb") as file:
+            writer = Writer(file, codec="rans")
+            zeros = Zeros(DTYPES["F4"], (1 << 7, 1 << 20))
+            writer.add("w", zeros.dtype, zeros.shape, "dense", 8, zeros.tile_maker("dense", 8))
+            writer.finish()
+        assert path.stat().st_size < 1 << 15
+        for key in (slice(None), ..., (slice(None), 5)):
+            with sparsefmt.safe_open(path, "pt", max_decoded_bytes=1 << 20) as file:
+                tracemalloc.start()
+                try:
+                    refused(lambda file=file, key=key: file.get_slice("w")[key])
+                    refused(lambda file=file: file.get_tensor("w"))
+                    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+                finally:
+                    tracemalloc.stop()
+
+
+def test_numbers_of_rows_take_no_memory(tmp_path):
+    """A tensor of many rows that are narrow: eight bytes for the number of each would be many times the rows."""
+    path = tmp_path / "w.sparsefmt"
+    sparsefmt.save_file({"w": np.zeros((1 << 22, 1), np.uint8)}, path)
+    with sparsefmt.open_file(path, max_decoded_bytes=1 << 22, threads=1) as file:
+        part = file.get_slice("w")
+        for key in (3, -1, slice(7, 9), slice(None, None, 1 << 20), [5, -5], slice(9, 3, -2)):
+            tracemalloc.start()
+            try:
+                assert not part[key].any()
+                assert tracemalloc.get_traced_memory()[1] < 3 << 20, key  # a tile is a MiB
+            finally:
+                tracemalloc.stop()
+        for key in (slice(None), slice(None, None, -1), ...):
+            tracemalloc.start()
+            try:
+                assert part[key].shape == (1 << 22, 1)
+                assert tracemalloc.get_traced_memory()[1] < 8 << 20, key
+            finally:
+                tracemalloc.stop()
+        with pytest.raises(IndexError, match=f"index {1 << 22} is out of bounds for axis 0 with size {1 << 22}"):
+            part[1 << 22]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 40),
+    st.integers(1, 600),
+    st.sampled_from(PRUNABLE),
+    st.sampled_from(SPARSE),
+    st.sampled_from([1, 3, 8, 40]),
+    st.booleans(),
+)
+@example(1, 8, 4096, DTYPES["F32"], "bitmask", 8, False)
+def test_loads_take_what_they_ask_for(seed, rows, cols, dtype, stored, tile_rows, signs):
+    """Files as nobody would write them, tiles of one row among them: what a load takes is what it is charged, to the
+    byte, whatever layout they are loaded into."""
+    array = skewed(seed, (rows, cols), dtype)
+    if signs and dtype.negative_zero:
+        bits = as_bits(array, dtype).copy()
+        bits[(bits == 0) & (np.random.default_rng(seed).random(bits.shape) < 0.1)] = dtype.negative_zero
+        array = bits.view(dtype.numpy)
+    data = in_tiles(array, dtype, stored, min(tile_rows, rows))
+    for layout in ("auto", "dense", *SPARSE):
+        file = sparsefmt.SparseFile(Memory(data), threads=2)
+        tensor = file.load("w", layout)
+        assert same_bits(np.asarray(tensor), array)
+        taken = decoded_nbytes(tensor, file)
+        # no tile may take more by itself, either
+        enough = max(taken, largest_tile(file))
+        assert sparsefmt.load(data, layout=layout, max_decoded_bytes=enough).keys() == {"w"}
+        if taken and (layout != "auto" or getattr(tensor, "layout", "dense") == stored):
+            refused(lambda layout=layout, taken=taken: sparsefmt.load(data, layout=layout, max_decoded_bytes=taken - 1))
+        elif taken:
+            # with less, it may stay as it is stored
+            file = sparsefmt.SparseFile(Memory(data), max_decoded_bytes=taken - 1)
+            with contextlib.suppress(sparsefmt.LimitError):
+                assert decoded_nbytes(file.load("w"), file) < taken
+
+
+def test_other_layouts_of_a_loaded_tensor_ask_too():
+    """One row of eight is full: eight times the memory as `permuted`."""
+    array = np.zeros((8, 4096), np.float32)
+    array[3] = 1
+    tensor = sparsefmt.load(sparsefmt.save({"w": array}), max_decoded_bytes=100_000)["w"]
+    assert tensor.layout == "bitmask"
+    refused(lambda: tensor.to_layout("permuted"))
+    larger = sparsefmt.load(sparsefmt.save({"w": array}), max_decoded_bytes=200_000)["w"]
+    assert larger.to_layout("permuted").nbytes > 8 * 4096 * 6
+
+
+def in_tiles(array: np.ndarray, dtype: DType, layout: str, tile_rows: int) -> bytes:
+    """A file with one tensor in tiles of any height."""
+    bits = as_bits(array, dtype)
+    tiles = [
+        layouts.from_dense(LAYOUTS[layout], bits[begin : begin + tile_rows], dtype)
+        for begin in range(0, len(bits), tile_rows)
+    ]
+    buffer = io.BytesIO()
+    writer = Writer(buffer, codec="zstd")
+    nnz = sum(LAYOUTS[layout].nnz(tile) for tile in tiles)
+    signs = any(NEGATIVE_ZEROS in tile for tile in tiles)
+    writer.add("w", dtype, array.shape, layout, tile_rows, tiles.__getitem__, nnz=nnz, negative_zeros=signs)
+    writer.finish()
+    return buffer.getvalue()
+
+
+def largest_tile(file: sparsefmt.SparseFile) -> int:
+    """Most bytes that the coded arrays of a tile decode to, in a file of one tensor."""
+    chunks, arrays = file.reader.index.chunks, len(file.reader.index.entry("w").codecs)
+    decoded = np.where(chunks["stored"] < chunks["raw"], chunks["raw"], 0)
+    return int(decoded.reshape(-1, arrays).sum(axis=1).max(initial=0))
+
+
+def decoded_nbytes(tensor: sparsefmt.SparseTensor | np.ndarray, file: sparsefmt.SparseFile) -> int:
+    """Bytes of the arrays of a tensor that are not those of the file."""
+    if isinstance(tensor, np.ndarray):
+        return tensor.nbytes
+    whole = file.reader._source.read(0, file.reader.size)
+    arrays = [array for tile in tensor.operand().tiles for array in tile.values()]
+    return sum(array.nbytes for array in arrays if not np.may_share_memory(array, whole))

@@ -118,4 +118,4 @@ class TestTransformers:
             assert isinstance(model.model.layers[0].self_attn.q_proj, torch.nn.Linear)
             model = self.load(path, min_size=0)
             assert isinstance(model.model.layers[0].self_attn.q_proj, SparseLinear)
-            assert model.config.quantization_config.to_dict() == {"quant_method": "sparsefmt", "min_size": 0}
+            assert model.config.quantization_config.to_dict()["min_size"] == 0

@@ -86,7 +86,7 @@ class Reader:
         begin, end = entry.tile_range(number)
         try:
             if not self._all_within:
-                self.budget.expect(self._decoded_bytes(entry, range(number, number + 1)))
+                self.budget.expect(_coded_bytes(self._chunks(entry, range(number, number + 1))))
             tile: Tile = {}
             for array in entry.codecs:
                 tile[array] = self._array(entry, number, array, tile, arena)
@@ -164,7 +164,9 @@ class Reader:
         padded shows only when the tiles are converted.
         """
         if layout == entry.layout.name != "dense":
-            return self._decoded_bytes(entry, range(entry.tiles))
+            chunks = self._chunks(entry, range(entry.tiles))
+            # what is not all raw is moved to lie together
+            return _coded_bytes(chunks) if self.is_raw(entry) else sum(chunks["raw"].tolist())
         if layout == "dense":
             return entry.elements * entry.dtype.numpy.itemsize
         return self.filling(entry).nbytes(layout) + self.sign_bytes(entry)
@@ -174,7 +176,7 @@ class Reader:
         if NEGATIVE_ZEROS not in entry.codecs:
             return 0
         place, arrays = list(entry.codecs).index(NEGATIVE_ZEROS), len(entry.codecs)
-        return _coded_bytes(self.index.chunks[entry.first_chunk :][: entry.chunk_count][place::arrays])
+        return _coded_bytes(self._chunks(entry, range(entry.tiles))[place::arrays])
 
     def best_layout(self, entry: TensorEntry) -> tuple[str, int]:
         """The layout in which to hold a tensor that is stored sparse, and how many bytes it may take in it.
@@ -195,11 +197,10 @@ class Reader:
         nnz = entry.nnz or 0
         return choose.Filling(entry.dtype, entry.rows, entry.cols, entry.tile_rows, nnz, nnz)
 
-    def _decoded_bytes(self, entry: TensorEntry, tiles: range) -> int:
-        """Bytes that some tiles' coded arrays decode to."""
+    def _chunks(self, entry: TensorEntry, tiles: range) -> np.ndarray:
+        """The records of some tiles."""
         arrays = len(entry.codecs)
-        first, last = entry.first_chunk + tiles.start * arrays, entry.first_chunk + tiles.stop * arrays
-        return _coded_bytes(self.index.chunks[first:last])
+        return self.index.chunks[entry.first_chunk + tiles.start * arrays : entry.first_chunk + tiles.stop * arrays]
 
     def is_raw(self, entry: TensorEntry) -> bool:
         """Whether all arrays that a kernel needs are stored as they are in memory."""

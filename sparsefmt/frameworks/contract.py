@@ -1,7 +1,8 @@
 """What a framework does: turn tensors of an open file, or parts of them, into its own.
 
-Rules: the result has memory of its own, is contiguous, and has the bits that were stored. Only the tiles that are asked
-for are read, and beside the result no more than a few of them are held.
+Rules: the result has memory of its own, is contiguous, and has the bits that were stored. Before memory is taken, the
+file's budget is asked. Only the tiles that are asked for are read, and beside the result no more than a few of them are
+held.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from sparsefmt.saving import expect_tensors
 
 
 class Framework(ABC):
-    """A library of dense tensors, and the device on which they are wanted."""
+    """A library of dense tensors, and the device on which they are wanted.
+
+    Attributes:
+        ties: whether names that are tied in a file get one tensor: where such tensors are shared in memory, as those of
+            a model are. Else each name gets memory of its own, and all of it is counted.
+    """
+
+    ties: bool
 
     @abstractmethod
     def tensor(self, file: SparseFile, name: str) -> Any:
@@ -24,6 +32,10 @@ class Framework(ABC):
     @abstractmethod
     def part(self, file: SparseFile, name: str, key: Any) -> Any:
         """`tensor(file, name)[key]`, indexed as the framework does it."""
+
+    def nbytes(self, file: SparseFile, name: str) -> int:
+        """Bytes that `tensor` allocates for the result."""
+        return file.reader.decoded_bytes(file.reader.index.entry(name), "dense")
 
     def shape(self, file: SparseFile, name: str) -> tuple[int, ...]:
         """The shape that `tensor` has."""
@@ -66,6 +78,18 @@ def offset_keys(file: SparseFile) -> list[str]:
 
 
 def all_tensors(file: SparseFile, framework: Framework) -> dict[str, Any]:
-    """Every tensor in the order of `offset_keys`, each of its own memory, tied or not."""
-    file.expect_budget("dense")
-    return {name: framework.tensor(file, name) for name in offset_keys(file)}
+    """Every tensor in the order of `offset_keys`. Names that are tied in the file are one tensor, or one each.
+
+    Raises:
+        LimitError: all of them together take more than `max_decoded_bytes`. Nothing has been read then.
+    """
+    aliases = file.reader.index.aliases if framework.ties else {}
+    file.reader.budget.expect(sum(framework.nbytes(file, name) for name in file if name not in aliases))
+    made: dict[str, Any] = {}
+    tensors = {}
+    for name in offset_keys(file):
+        target = aliases.get(name, name)
+        if target not in made:
+            made[target] = framework.tensor(file, target)
+        tensors[name] = made[target]
+    return tensors

@@ -14,6 +14,8 @@ from sparsefmt.opened import SparseFile
 class NumpyFramework(Framework):
     """numpy, on the CPU. bfloat16, fp8 and sub-byte types are those of ml_dtypes."""
 
+    ties = False
+
     def __init__(self, device: Any = "cpu") -> None:
         # a torch.device says its name
         if device is not None and str(device) != "cpu":

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sparsefmt.dtypes import DTYPES, DType, as_bits, pack
-from sparsefmt.errors import SparsefmtError, UnsupportedError
+from sparsefmt.errors import LimitError, SparsefmtError, UnsupportedError
 from sparsefmt.frameworks.contract import Framework
 from sparsefmt.frameworks.host import own
 from sparsefmt.intake import Intake
@@ -56,6 +56,8 @@ class TorchFramework(Framework):
             tensor is asked for, before anything is read.
     """
 
+    ties = True
+
     def __init__(self, device: Any = "cpu") -> None:
         self._device = torch.device("cpu" if device is None else device)
         self._there = self._device.type == "cpu"
@@ -64,7 +66,7 @@ class TorchFramework(Framework):
         dtype = self._begin(file, name)
         part = file.get_slice(name)
         shape = self.shape(file, name)
-        bits = _packed(file, name) if dtype.packed else _carried(file.get_tensor(name), dtype)
+        bits = _pairs(file, name, range(shape[0])) if dtype.packed else _carried(file.get_tensor(name), dtype)
         return self._finish(bits, dtype, shape if dtype.packed else part.shape)
 
     def part(self, file: SparseFile, name: str, key: Any) -> torch.Tensor:
@@ -75,7 +77,7 @@ class TorchFramework(Framework):
             # torch's errors for what does not fit, without a byte of data
             torch.empty(shape, dtype=torch.int8, device="meta")[key]
         if dtype.packed:
-            bits = _packed(file, name).reshape(shape)[key]
+            bits = _part_of_pairs(file, name, shape, parts)
         elif _is_basic(parts):
             # for these, numpy and torch agree
             bits = _carried(own(np.asarray(file.get_slice(name)[key])), dtype)
@@ -89,6 +91,10 @@ class TorchFramework(Framework):
             bits = bits.clone(memory_format=torch.contiguous_format)
         bits = bits.contiguous()
         return self._finish(bits, dtype, tuple(bits.shape))
+
+    def nbytes(self, file: SparseFile, name: str) -> int:
+        entry = file.reader.index.entry(name)
+        return entry.dense_nbytes if entry.dtype.packed else super().nbytes(file, name)
 
     def shape(self, file: SparseFile, name: str) -> tuple[int, ...]:
         part = file.get_slice(name)
@@ -126,19 +132,55 @@ def _carried(array: np.ndarray, dtype: DType) -> torch.Tensor:
     return torch.from_numpy(bits.view(f"i{bits.itemsize}"))
 
 
-def _packed(file: SparseFile, name: str) -> torch.Tensor:
-    """A tensor of pairs, a byte each, in one dimension. Holds one tile of elements beside the result."""
-    part = file.get_slice(name)
-    dtype = DTYPES[part.get_dtype()]
-    rows, cols = file.reader.index.entry(name).rows, file.reader.index.entry(name).cols
-    out = np.empty(rows * cols // 2, np.uint8)
-    if len(part.shape) == 1:
-        return torch.from_numpy(pack(as_bits(part[:], dtype), dtype).view(np.int8))
-    height = max(1, _PAIRS_AT_ONCE // max(cols, 1))
-    for begin in range(0, rows, height) if cols else ():
-        packed = pack(as_bits(part[begin : begin + height], dtype), dtype)
-        out[begin * cols // 2 :][: packed.size] = packed
+def _pairs(file: SparseFile, name: str, rows: range | np.ndarray) -> torch.Tensor:
+    """Those rows of a tensor of pairs, a byte each, in one dimension. Holds a few elements beside the result.
+
+    A row is what the first dimension of the tensor of pairs counts: of a vector, a pair.
+
+    Raises:
+        LimitError: they take more than the file may decode to.
+    """
+    part, entry = file.get_slice(name), file.reader.index.entry(name)
+    pairs_of_row = 1 if len(entry.shape) == 1 else entry.cols // 2
+    nbytes = len(rows) * pairs_of_row
+    file.take(nbytes, name)
+    try:
+        out = np.empty(nbytes, np.uint8)
+    except (MemoryError, ValueError):
+        raise LimitError("memory", f"{nbytes:,} bytes of pairs do not fit in memory", tensor=name) from None
+    # elements are read a byte each, no more at a time than the result has bytes
+    height = max(1, min(_PAIRS_AT_ONCE, nbytes) // (2 * max(pairs_of_row, 1)))
+    for first in range(0, len(rows) if nbytes else 0, height):
+        wanted = rows[first : first + height]
+        elements = part[_elements_of(wanted) if len(entry.shape) == 1 else _as_index(wanted)]
+        out[first * pairs_of_row :][: len(wanted) * pairs_of_row] = pack(as_bits(elements, entry.dtype), entry.dtype)
     return torch.from_numpy(out.view(np.int8))
+
+
+def _elements_of(pairs: range | np.ndarray) -> slice | np.ndarray:
+    """The index of the elements that make those pairs of a vector."""
+    if isinstance(pairs, range) and pairs.step == 1:
+        return slice(2 * pairs.start, 2 * pairs.stop)
+    return (2 * np.asarray(pairs)[:, None] + np.arange(2)).reshape(-1)
+
+
+def _as_index(rows: range | np.ndarray) -> slice | np.ndarray:
+    return slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else rows
+
+
+def _part_of_pairs(file: SparseFile, name: str, shape: tuple[int, ...], parts: tuple[Any, ...]) -> torch.Tensor:
+    """A tensor of pairs of `shape`, indexed: reads the rows that the first part of the index chooses, if it does."""
+    first, rest = (parts[0], parts[1:]) if parts else (slice(None), ())
+    rows: range | np.ndarray = range(shape[0])
+    chosen: Any = (first, *rest)
+    if _is_basic(parts) and isinstance(first, slice):
+        rows, chosen = range(*first.indices(shape[0])), (slice(None), *rest)
+    elif _is_basic(parts) and isinstance(first, (int, np.integer)):
+        row = int(first) % shape[0]
+        rows, chosen = range(row, row + 1), (0, *rest)
+    elif len(shape) > 1 and (found := _chosen_rows(parts, shape)) is not None and found.dtype != np.bool_:
+        rows, chosen = found, (slice(None), *rest)
+    return _pairs(file, name, rows).reshape(len(rows), *shape[1:])[chosen]
 
 
 def _is_basic(parts: tuple[Any, ...]) -> bool:

@@ -61,7 +61,7 @@ class EntryIntake(Intake):
         entry = self._entry
         self._reader.budget.expect((end - begin) * entry.cols * entry.dtype.numpy.itemsize, entry.name)
         rows = slicing.dense_rows(
-            np.arange(begin, end),
+            range(begin, end),
             slice(None),
             entry.dtype,
             entry.shape,

@@ -21,13 +21,13 @@ def cast(weight: SparseTensor, dtype: torch.dtype) -> SparseTensor:
     """
     if torch_dtype_of(weight) == dtype:
         return weight
-    return SparseTensor.from_dense(_Cast(weight, dtype), weight.layout)
+    return SparseTensor._from_intake(_Cast(weight, dtype), weight.layout, None, weight._budget)
 
 
 def transposed(weight: SparseTensor, layout: str) -> SparseTensor:
     """The transpose of a matrix, bit for bit. `layout`: as in `SparseTensor.from_dense`."""
     # one thread: each block of columns is made once, in order
-    return SparseTensor.from_dense(_Transposed(weight), layout, threads=1)
+    return SparseTensor._from_intake(_Transposed(weight), layout, 1, weight._budget)
 
 
 def torch_dtype_of(weight: SparseTensor) -> torch.dtype:

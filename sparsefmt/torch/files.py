@@ -6,7 +6,7 @@ such.
 
 Unlike there, sparse tensors of torch are taken too, and come back as dense ones.
 
-Tied tensors of a file that others made, with `sparsefmt convert` for instance, come as tensors of their own.
+Names that are tied in a file, which `sparsefmt.save_file` writes, come as one tensor; `save_model` can save such again.
 """
 
 from __future__ import annotations
@@ -108,7 +108,10 @@ def load_file(
     backend: Backend = "mmap",
     max_decoded_bytes: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Load all tensors of a .sparsefmt file as dense tensors, each with memory of its own, in the order of the file.
+    """Load all tensors of a .sparsefmt file as dense tensors, in the order of the file.
+
+    Names that are tied in the file get one tensor, as in the `state_dict` of a model: what is written to one is written
+    to all. Every other tensor has memory of its own.
 
     Args:
         filename: the file, or a binary file object, as in `sparsefmt.load_file`.

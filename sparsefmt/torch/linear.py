@@ -325,7 +325,7 @@ class SparseLinear(torch.nn.Module):
         shape = tuple(weight.shape)
         self._expect_shape(shape[::-1] if self.transposed else shape)
         if isinstance(weight, SparseTensor):
-            weight = transposed(weight, weight.layout) if self.transposed else weight
+            weight = transposed(weight, "auto") if self.transposed else weight
             self.set_weight(weight if assign else cast(weight, self._dtype))
             return
         weight = weight.t() if self.transposed else weight

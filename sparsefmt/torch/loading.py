@@ -88,7 +88,8 @@ def load_into(
             smaller ones are slower than dense, or 0 if `layout` or `include` are given.
         backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory.
         threads: how many may decode; by default all usable cores.
-        max_decoded_bytes: of each file, as in `sparsefmt.open_file`: raise it for files that you trust.
+        max_decoded_bytes: of all tensors of each file together, as in `sparsefmt.load_file`: raise it for files that
+            you trust.
 
     Returns:
         which layers are sparse, which names were missing and unexpected, and why other layers are dense; `print` it for
@@ -187,6 +188,7 @@ def _open(
             file = stack.enter_context(
                 open_file(file_path, backend=backend, threads=threads, max_decoded_bytes=max_decoded_bytes)
             )
+        file.count_together()
         stored.update({name: _Stored(file, file_path, name) for name in file})
     return stored
 
@@ -326,7 +328,7 @@ def _load_weights(model: torch.nn.Module, plan: _Plan, choice: Choice) -> None:
                 # tied in the file, and not in the model
                 layer.share_memory_with(loaded[same])
             else:
-                layer.set_weight(transposed(weight, weight.layout) if layer.transposed else weight)
+                layer.set_weight(transposed(weight, choice.layout) if layer.transposed else weight)
             loaded[same] = own[layer.transposed] = layer
             layer.name = name
             if layer is not module:

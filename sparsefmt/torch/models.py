@@ -230,7 +230,7 @@ def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor | SparseTensor]
             key = id(layer.weight_arrays), layer.transposed
             if key not in once:
                 weight = layer.sparse_tensor()
-                once[key] = transposed(weight, weight.layout) if layer.transposed else weight
+                once[key] = transposed(weight, "auto") if layer.transposed else weight
             tensors[joined(held[name], "weight")] = once[key]
     return tensors
 

@@ -35,8 +35,8 @@ class SparsefmtConfig(QuantizationConfigMixin):
         quant_method: as config.json has it: "sparsefmt".
         how_to_load: the text for people that config.json has; whatever it is, it changes nothing.
         backend: how .sparsefmt files are read, as in `sparsefmt.open_file`. config.json never has it.
-        max_decoded_bytes: of each .sparsefmt file, as in `sparsefmt.open_file`: raise it for files that you trust.
-            config.json never has it.
+        max_decoded_bytes: of all tensors of each .sparsefmt file together, as in `sparsefmt.load_file`: raise it for
+            files that you trust. config.json never has it.
 
     Raises:
         ValueError: another layout or method, a sparsity out of range, or a name that is none of these.

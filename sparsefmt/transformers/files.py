@@ -137,6 +137,7 @@ def state_dict(path: str, map_location: Any = "cpu") -> dict[str, Any]:
     config = path.config if isinstance(path, CompressedFile) else SparsefmtConfig()
     with naming(path):
         file = open_file(path, backend=config.backend, max_decoded_bytes=config.max_decoded_bytes)
+    file.count_together()
     slices = {name: StoredTensor(file, path, name) for name in file}
     if str(map_location) == "meta":
         return {name: part.without_data() for name, part in slices.items()}

@@ -34,7 +34,7 @@ def settle(model: torch.nn.Module, choice: Choice) -> SparsifyResult:
             _fill(weight, holders)
             dense |= reasons
         else:
-            layers = _compress(model, weight, {id(holder.module): holder for holder in holders})
+            layers = _compress(model, weight, {id(holder.module): holder for holder in holders}, choice.layout)
             sparse |= {holder.layer: layers[id(holder.module)] for holder in holders}
     _fill_buffers(model)
     rest = sparsify_by(model, choice)
@@ -59,7 +59,9 @@ def _fill_buffers(model: torch.nn.Module) -> None:
                 module._buffers[attribute] = made[id(buffer)]
 
 
-def _compress(model: torch.nn.Module, weight: StandIn, holders: dict[int, Holder]) -> dict[int, SparseLinear]:
+def _compress(
+    model: torch.nn.Module, weight: StandIn, holders: dict[int, Holder], layout: str
+) -> dict[int, SparseLinear]:
     """Replace layers that share a weight. Returns the new ones under the keys of the old ones."""
     made: dict[bool, SparseLinear] = {}
     new_layers = {}
@@ -67,7 +69,7 @@ def _compress(model: torch.nn.Module, weight: StandIn, holders: dict[int, Holder
         swapped = is_conv1d(layer)
         first = made.get(swapped)
         if first is None:
-            tensor = transposed(weight.compressed, weight.compressed.layout) if swapped else weight.compressed
+            tensor = transposed(weight.compressed, layout) if swapped else weight.compressed
             new = made[swapped] = SparseLinear.from_tensor(tensor, layer._parameters.get("bias"))
         else:
             new = SparseLinear(first.in_features, first.out_features, bias=False, device="cpu")
