@@ -216,6 +216,7 @@ CHANGES: list[Callable[[Any], Any]] = [
 
 
 @pytest.mark.filterwarnings("ignore:.*needs the elements")
+@pytest.mark.filterwarnings("ignore:.*not compressed any more")
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("number", range(len(CHANGES)))
 def test_changes_in_place_reach_the_layer(pair, number, inference):
@@ -246,6 +247,76 @@ def test_a_weight_that_layers_share_cannot_be_changed_for_one():
         with pytest.raises(RuntimeError, match=r"'[01]' is shared with other layers"):
             layer.weight.mul_(2)
     assert torch.equal(model[1].weight.to_dense(), before)
+
+
+def test_a_weight_that_is_not_sparse_any_more_is_mentioned():
+    layer = SparseLinear.from_linear(dense_layer())
+    layer.name = "up"
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        layer.weight.data *= 2
+        layer.weight.data = layer.weight.to_dense() + 1
+        layer.weight.data = layer.weight.to_dense() + 1
+    [text] = [str(warning.message) for warning in found if "needs the elements" not in str(warning.message)]
+    assert text.startswith("the weight of SparseLinear 'up' has been changed, and is 0% zero now")
+    assert "make_dense" in text
+
+
+@pytest.mark.filterwarnings("ignore:.*needs the elements")
+@pytest.mark.filterwarnings("ignore:.*not compressed any more")
+def test_adapters_of_peft_are_merged_and_taken_out():
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(dense_layer(out_features=80), torch.nn.ReLU(), dense_layer())
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["0", "2"])).eval()
+    result = sparsify(adapted)
+    assert {name.rpartition(".")[2] for name in result.sparse} == {"base_layer"}
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    x = torch.randn(3, 80)
+    with torch.no_grad():
+        expected = adapted(x)
+        adapted.merge_adapter()
+        torch.testing.assert_close(adapted(x), expected, rtol=1e-4, atol=1e-4)
+        adapted.unmerge_adapter()
+        torch.testing.assert_close(adapted(x), expected, rtol=1e-4, atol=1e-4)
+        merged = adapted.merge_and_unload()
+        torch.testing.assert_close(merged(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_code_that_uses_the_weight_compiles_and_is_exported():
+    class Model(torch.nn.Module):
+        def __init__(self, layer: torch.nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            both = torch.cat([self.layer.weight, self.layer.weight]).T
+            return x @ self.layer.weight.T + self.layer(x) + (x @ both)[..., :60]
+
+    for made in (dense_layer(), dense_layer(torch.bfloat16)):
+        layer = SparseLinear.from_linear(made)
+        x = torch.randn(3, 80, dtype=made.weight.dtype)
+        expected = Model(layer)(x)
+        torch._dynamo.reset()
+        assert torch.equal(torch.compile(Model(layer), backend="eager")(x), expected)
+        assert torch.equal(torch.export.export(Model(layer), (x,)).module()(x), expected)
+        torch.library.opcheck(
+            torch.ops.sparsefmt.dense, (layer.weight_arrays, layer.weight_table, layer.weight.dtype, 60, 80)
+        )
+
+        def change(x: torch.Tensor, layer: SparseLinear = layer) -> torch.Tensor:
+            return layer.weight.mul_(2) + x
+
+        with pytest.raises(RuntimeError, match="mul_ changes the weight"):
+            torch.compile(change, backend="eager")(x[0])
+        assert torch.equal(layer.weight.to_dense(), made.weight)
+        with pytest.raises(RuntimeError, match="shape"):
+            torch.ops.sparsefmt.dense(layer.weight_arrays, layer.weight_table, layer.weight.dtype, 80, 60)
+        with pytest.raises(RuntimeError, match="dtype"):
+            torch.ops.sparsefmt.dense(layer.weight_arrays, layer.weight_table, torch.float64, 60, 80)
 
 
 def test_gradients_flow_through_operations_with_the_weight():

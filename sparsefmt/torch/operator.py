@@ -2,6 +2,7 @@
 
     linear(Tensor x, Tensor arrays, Tensor table, Tensor? bias, SymInt out_features, SymInt in_features) -> Tensor
     linear_backward(Tensor gradient, Tensor arrays, Tensor table, SymInt out_features, SymInt in_features) -> Tensor
+    dense(Tensor arrays, Tensor table, ScalarType dtype, SymInt out_features, SymInt in_features) -> Tensor
 
 `arrays` and `table` are the weights, as packed.py has them: plain tensors, so that they survive whatever is done to a
 module's buffers, in another process too, where `import sparsefmt.torch` makes the operators known. Weights that were
@@ -13,6 +14,8 @@ more; bias is added to the sums, which are rounded once.
 
 The gradient for x is a product with the transposed weights. They are made for the first one, compressed like the
 weights, and kept as long as those. Weights have no gradient.
+
+`dense` gives the weights as a dense tensor, for code that uses them as one.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import torch
 
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.threads import num_threads
+from sparsefmt.torch.derived import as_torch
 from sparsefmt.torch.registry import known
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -54,6 +58,18 @@ def _linear_backward(
     weights = known(arrays, table)
     _check_features(weights.operand, out_features, in_features)
     return _product(gradient, weights.transposed, weights.wide, None)
+
+
+def _dense(
+    arrays: torch.Tensor, table: torch.Tensor, dtype: torch.dtype, out_features: int, in_features: int
+) -> torch.Tensor:
+    """The weights (out_features, in_features), bit for bit. dtype: the one that they have."""
+    weights = known(arrays, table)
+    _check_features(weights.operand, out_features, in_features)
+    dense = as_torch(weights.tensor.todense(), weights.operand.dtype)
+    if dense.dtype != dtype:
+        raise RuntimeError(f"the weights have dtype {dense.dtype}, and the module {dtype}")
+    return dense
 
 
 def _product(x: torch.Tensor, weights: Operand, wide: bool, bias: torch.Tensor | None) -> torch.Tensor:
@@ -118,6 +134,12 @@ def _linear_backward_fake(
     return gradient.new_empty((*gradient.shape[:-1], in_features))
 
 
+def _dense_fake(
+    arrays: torch.Tensor, table: torch.Tensor, dtype: torch.dtype, out_features: int, in_features: int
+) -> torch.Tensor:
+    return arrays.new_empty((out_features, in_features), dtype=dtype)
+
+
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     _, arrays, table, bias, ctx.out_features, ctx.in_features = inputs
     ctx.save_for_backward(arrays, table)
@@ -155,8 +177,13 @@ _library.define(
 _library.define(
     "linear_backward(Tensor gradient, Tensor arrays, Tensor table, SymInt out_features, SymInt in_features) -> Tensor"
 )
+_library.define(
+    "dense(Tensor arrays, Tensor table, ScalarType dtype, SymInt out_features, SymInt in_features) -> Tensor"
+)
 _library.impl("linear", _linear, "CPU")
 _library.impl("linear_backward", _linear_backward, "CPU")
+_library.impl("dense", _dense, "CPU")
+torch.library.register_fake("sparsefmt::dense", _dense_fake, lib=_library)
 torch.library.register_fake("sparsefmt::linear", _linear_fake, lib=_library)
 torch.library.register_fake("sparsefmt::linear_backward", _linear_backward_fake, lib=_library)
 torch.library.register_autograd("sparsefmt::linear", _gradients, setup_context=_keep_for_backward, lib=_library)
@@ -164,4 +191,5 @@ torch.library.register_autograd(
     "sparsefmt::linear_backward", _second_gradients, setup_context=_keep_for_second_backward, lib=_library
 )
 linear_op = torch.ops.sparsefmt.linear
+dense_op = torch.ops.sparsefmt.dense
 _linear_backward_op = torch.ops.sparsefmt.linear_backward

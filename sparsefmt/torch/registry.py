@@ -24,7 +24,8 @@ class Known:
     """Weights that were multiplied by, or made in this process.
 
     Attributes:
-        operand: what kernels take. It does not keep the memory of the tensors alive.
+        tensor: the weights; it does not keep the memory of the tensors alive.
+        operand: the same as kernels take it.
         wide: whether sums are float64 for every x.
         storages: of the two tensors. As long as there is a reference, no other storage takes their address.
     """
@@ -33,12 +34,12 @@ class Known:
         self.operand = tensor.operand()
         self.wide = self.operand.dtype.name in SUMMED_IN_DOUBLE
         self.storages = storages
-        self._tensor = tensor
+        self.tensor = tensor
 
     @cached_property
     def transposed(self) -> Operand:
         """The transpose, for gradients, with memory of its own. Made when it is first asked for, and kept."""
-        return transposed(self._tensor, "auto").operand()
+        return transposed(self.tensor, "auto").operand()
 
 
 _known: dict[tuple[int, ...], Known] = {}

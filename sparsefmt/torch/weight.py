@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.derived import as_torch
-from sparsefmt.torch.operator import linear_op
+from sparsefmt.torch.operator import dense_op, linear_op
 
 if TYPE_CHECKING:
     from sparsefmt.torch.linear import SparseLinear
@@ -168,8 +168,12 @@ class SparseWeight:
 
     def to_dense(self) -> torch.Tensor:
         """The weights as a dense tensor of torch, bit for bit, in memory of its own."""
-        dense = as_torch(self.tensor.todense(), self.tensor.operand().dtype).to(self.device)
-        return dense.t().contiguous() if self._layer.transposed else dense
+        layer = self._layer
+        if torch.compiler.is_compiling():
+            dense = dense_op(layer.weight_arrays, layer.weight_table, self.dtype, layer.out_features, layer.in_features)
+        else:
+            dense = as_torch(self.tensor.todense(), self.tensor.operand().dtype).to(self.device)
+        return dense.t().contiguous() if layer.transposed else dense
 
     def __repr__(self) -> str:
         return f"SparseWeight({self.tensor!r})" if self._layer.has_weight else "SparseWeight(none yet)"
@@ -218,19 +222,24 @@ class SparseWeight:
         if not isinstance(value, torch.Tensor) or value.shape != self.shape:
             what = f"one of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
             raise ValueError(f"{self._called} has shape {tuple(self.shape)}, and cannot become {what}")
-        self._expect_to_be_alone()
-        self._layer.compress(value.detach().t() if self._layer.transposed else value.detach())
-
-    def _without_elements(self) -> torch.Tensor:
-        """A tensor of this shape, dtype and device that takes no memory, and is not to be read."""
-        return torch.empty((), dtype=self.dtype, device=self.device).expand(self.shape)
-
-    def _expect_to_be_alone(self) -> None:
         if self._layer.is_tied:
             raise RuntimeError(
                 f"{self._called} is shared with other layers, and cannot be changed for one: make the model dense"
                 " first, with sparsefmt.torch.make_dense(model), or model.dequantize() in transformers"
             )
+        was_sparse = self.tensor.layout != "dense"
+        self._layer.compress(value.detach().t() if self._layer.transposed else value.detach())
+        if was_sparse and self.tensor.layout == "dense":
+            warnings.warn(
+                f"{self._called} has been changed, and is {self.tensor.sparsity:.0%} zero now: it is not compressed any"
+                " more, and multiplied slower than by a torch.nn.Linear. sparsefmt.torch.make_dense(model) makes those",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _without_elements(self) -> torch.Tensor:
+        """A tensor of this shape, dtype and device that takes no memory, and is not to be read."""
+        return torch.empty((), dtype=self.dtype, device=self.device).expand(self.shape)
 
     def _say_that_it_is_slow(self, operation: str) -> None:
         layer = self._layer
@@ -275,6 +284,8 @@ def _computed(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         made = _linear(*args, **kwargs)
         if made is not None:
             return made
+    if torch.compiler.is_compiling():
+        return _traced(function, args, kwargs)
     weights = {id(value): value for value in tree_flatten((args, kwargs))[0] if isinstance(value, SparseWeight)}
     name = _name_of(function)
     if name in _LIKE or (name in _AS_OTHER and not isinstance(args[0], SparseWeight)):
@@ -293,6 +304,24 @@ def _computed(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
             if made is dense[key]:
                 return weight
     return _marked(made, dense.values())
+
+
+def _traced(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The same while torch.compile or torch.export trace: an operator makes the weight dense. Changes are refused."""
+    name = _name_of(function)
+    if name in _CHANGING or "out" in kwargs or (name.endswith("_") and not name.endswith("__")):
+        raise RuntimeError(f"{name} changes the weight of a SparseLinear, which cannot be compiled: do it before")
+    return function(*_traced_arguments(args), **_traced_arguments(kwargs))
+
+
+def _traced_arguments(value: Any) -> Any:
+    if isinstance(value, SparseWeight):
+        return value.to_dense()
+    if type(value) in (tuple, list):
+        return type(value)([_traced_arguments(part) for part in value])
+    if type(value) is dict:
+        return {key: _traced_arguments(part) for key, part in value.items()}
+    return value
 
 
 def _replaced(value: Any, dense: dict[int, torch.Tensor]) -> Any:
@@ -340,6 +369,12 @@ def _operator(name: str) -> Callable[..., Any]:
     return operator
 
 
+_CHANGING = _words(
+    """
+    __setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__
+    __ilshift__ __irshift__
+    """
+)
 _OPERATORS = _words(
     """
     eq ne lt le gt ge bool float int index complex contains getitem setitem invert neg pos abs
