@@ -11,7 +11,7 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils import logging
 
 from sparsefmt.container import budget
-from sparsefmt.frameworks.pytorch import intake_of
+from sparsefmt.frameworks.pytorch import TORCH_DTYPES, intake_of
 from sparsefmt.interchange.huggingface import METHOD
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
@@ -116,8 +116,7 @@ class SparsefmtQuantizer(HfQuantizer):
         return self.quantization_config.choice
 
     def _dequantize(self, model: Any, dtype: Any = None) -> Any:
-        # a config that was saved has the dtype as text
-        make_dense(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        make_dense(model, _dtype_named(dtype) if isinstance(dtype, str) else dtype)
         return model
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
@@ -158,6 +157,15 @@ class Compress(ConversionOps):
         if self._choice.why_not_worth(intake.filling(intake.survey()), trainable=False) is not None:
             return tensor
         return StandIn(SparseTensor._from_intake(intake, self._choice.layout, None))
+
+
+def _dtype_named(name: str) -> torch.dtype:
+    """The dtype of a config that was saved. By a table: torch imports modules of its own for some other names."""
+    named = {str(dtype): dtype for dtype in TORCH_DTYPES.values()}
+    dtype = named.get(name if name.startswith("torch.") else f"torch.{name}")
+    if dtype is None:
+        raise ValueError(f"the dtype of the model's config is {name!r}, which is not a dtype of torch")
+    return dtype
 
 
 def _is_cpu(place: Any) -> bool:
