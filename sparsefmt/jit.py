@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from numba import njit
@@ -44,9 +45,18 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile on the first call, without the GIL, and keep the machine code on disk for the next process.
 
     It is kept beside the source, else in the user's cache folder or in NUMBA_CACHE_DIR; where none of them can be
-    written, every process compiles what it uses.
+    written, or the disk is full, every process compiles what it uses.
     """
     try:
-        return njit(nogil=True, cache=True)(function)
+        compiled = njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba found no place for the cache
         return njit(nogil=True)(function)
+    cache = compiled._cache
+    save = cache.save_overload
+
+    def save_if_possible(signature: Any, code: Any) -> None:
+        with suppress(OSError):
+            save(signature, code)
+
+    cache.save_overload = save_if_possible
+    return compiled

@@ -152,7 +152,7 @@ def test_folder_of_transformers(count: int, index: bool, state: dict[str, torch.
     out = succeed("convert", source)
     sparse = tmp_path / "model-sparsefmt"
     stems = ["model"] if count == 1 else [f"model-{n + 1:05d}-of-{count:05d}" for n in range(count)]
-    expected = {"config.json", "tokenizer.json", *(f"{stem}.sparsefmt" for stem in stems)}
+    expected = {"README.md", "config.json", "tokenizer.json", *(f"{stem}.sparsefmt" for stem in stems)}
     expected |= {"model.sparsefmt.index.json"} if count > 1 else set()
     assert {path.name for path in sparse.iterdir()} == expected
     assert "training_args.bin" in out

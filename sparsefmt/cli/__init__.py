@@ -7,16 +7,21 @@ Exit codes, of every command:
     2    wrong usage, or the system refuses: no such file, a file of another format, no permission, disk full,
          destination exists
     130  interrupted with Ctrl-C
+    141  the reader of a pipe has hung up, as in `sparsefmt inspect … | head`; quietly
 
-An error is one line on stderr that starts with "sparsefmt: error: ". What was being written is then either whole or
-not there.
+An error, wrong usage too, is one line on stderr that starts with "sparsefmt: error: ". What was being written is then
+either whole or not there.
 """
 
 from __future__ import annotations
 
+import difflib
 import errno
 import importlib
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -26,6 +31,25 @@ from sparsefmt.container import budget
 from sparsefmt.errors import SparsefmtError
 
 _COMMANDS = ("convert", "inspect", "verify", "diff", "export", "bench", "warmup", "demo")
+
+_OTHER_WORDS = {
+    "compress": "convert",
+    "pack": "convert",
+    "decompress": "export",
+    "unpack": "export",
+    "info": "inspect",
+    "show": "inspect",
+    "list": "inspect",
+    "check": "verify",
+    "validate": "verify",
+    "compare": "diff",
+    "benchmark": "bench",
+    "compile": "warmup",
+}
+"""What people may call a command."""
+
+_HUNG_UP = 141
+"""As shells report a program that SIGPIPE has ended, which is how others end then."""
 
 
 def printable(text: str) -> str:
@@ -41,7 +65,8 @@ class Failure(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"sparsefmt: error: {self.message}", file=file, err=file is None)
+        with suppress(OSError):  # nobody reads errors: the exit code remains
+            click.echo(f"sparsefmt: error: {self.message}", file=file, err=file is None)
 
 
 class _Program(click.Group):
@@ -55,25 +80,83 @@ class _Program(click.Group):
             return None
         return importlib.import_module(f"sparsefmt.cli.{name}").command
 
-    def invoke(self, ctx: click.Context) -> Any:
-        for stream in (sys.stdout, sys.stderr):
-            # a name that the terminal cannot show must not end the program
-            if hasattr(stream, "reconfigure"):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            raise Failure(_not_a_command(args[0]), 2)
+        return super().resolve_command(ctx, args)
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """As click's. What is printed has arrived, or the exit code says that it has not."""
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None:  # closed by whoever started the program
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            elif hasattr(stream, "reconfigure"):
+                # a name that the terminal cannot show must not end the program
                 stream.reconfigure(errors="backslashreplace")
         try:
-            with budget.calling_it("--max-decoded-bytes"):
-                return super().invoke(ctx)
-        except SparsefmtError as error:
-            # nothing is wrong with a file of another format: it is the wrong argument
-            raise Failure(_in_file(error, str(error)), 2 if error.code == "file-foreign" else 1) from error
+            try:
+                return super().main(*args, **options)
+            finally:
+                sys.stdout.flush()
         except OSError as error:
+            _forget_output()
             if error.errno == errno.EPIPE:
-                raise  # `sparsefmt inspect … | head`: click ends the program quietly
-            raise Failure(_describe(error), 2) from error
-        except MemoryError as error:
-            raise Failure("out of memory", 2) from error
-        except KeyboardInterrupt as error:
-            raise Failure("interrupted", 130) from error
+                sys.exit(_HUNG_UP)
+            Failure(f"standard output: {_describe(error)}", 2).show()
+            sys.exit(2)
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with _as_exit_codes():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _as_exit_codes(), budget.calling_it("--max-decoded-bytes"):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _as_exit_codes() -> Iterator[None]:
+    """Turns exceptions into those that click ends the program with."""
+    try:
+        yield
+    except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # shows the help
+            raise
+        where = error.ctx.command_path if error.ctx else "sparsefmt"
+        raise Failure(f"{error.format_message().rstrip('.')}; see `{where} --help`", error.exit_code) from error
+    except SparsefmtError as error:
+        # nothing is wrong with a file of another format: it is the wrong argument
+        raise Failure(_in_file(error, str(error)), 2 if error.code == "file-foreign" else 1) from error
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            _forget_output()
+            raise click.exceptions.Exit(_HUNG_UP) from error
+        raise Failure(_describe(error), 2) from error
+    except MemoryError as error:
+        raise Failure("out of memory", 2) from error
+    except KeyboardInterrupt as error:
+        raise Failure("interrupted", 130) from error
+
+
+def _forget_output() -> None:
+    """Let go of what could not be printed, so that the interpreter does not try again when it ends."""
+    with suppress(OSError, ValueError):  # there is no such file, in tests
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _not_a_command(word: str) -> str:
+    suffix = os.path.splitext(word)[1]
+    if suffix == ".sparsefmt" or os.path.exists(word):
+        verb = "inspect" if suffix == ".sparsefmt" else "convert"
+        return f"{word!r} is a file, and a command is missing: sparsefmt {verb} {word}"
+    close = difflib.get_close_matches(word.lower(), [*_COMMANDS, *_OTHER_WORDS], 1)
+    hint = f"did you mean {_OTHER_WORDS.get(close[0], close[0])!r}?" if close else f"there are {', '.join(_COMMANDS)}"
+    return f"no such command {word!r}; {hint}"
 
 
 def _in_file(error: BaseException, message: str) -> str:
@@ -90,6 +173,7 @@ def _describe(error: OSError) -> str:
 
 
 @click.group(
+    "sparsefmt",
     cls=_Program,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
@@ -105,6 +189,7 @@ Exit codes:
   1    the data is bad or differs: a damaged file, a failed verification
   2    wrong usage or a system error: no such file, no permission, disk full
   130  interrupted
+  141  the reader of a pipe has hung up
 """,
 )
 @click.version_option(__version__, message="sparsefmt %(version)s")

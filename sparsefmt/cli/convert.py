@@ -26,12 +26,18 @@ from sparsefmt.interchange.folding import foldable
 from sparsefmt.interchange.huggingface import is_weights, read_model_folder
 from sparsefmt.layouts import LAYOUTS
 
+LOOKS_PRUNED = 0.4
+"""Of the elements of a matrix are zero: then somebody expects it to become sparse."""
+
+MOST_NAMED = 3
+"""Tensors that a sentence names; of the others, it has the number."""
+
 MOST_ROWS = 40
 """Rows of the closing table; of more groups, the largest are shown."""
 
 
 @click.command(
-    short_help="Turn safetensors or .bin, .pt, .pth into .sparsefmt, a file or a folder.",
+    short_help="Turn safetensors, or .bin, .pt, .pth, into .sparsefmt.",
     context_settings={"show_default": True},
     epilog="""\b
 Examples:
@@ -175,10 +181,10 @@ def _report(source: Checkpoint, destination: Path, converted: list[ConvertedTens
 
     table = output.table("tensors", "shape", "dtype", "layout", "n", "zeros", "before", "after", "ratio", left=4)
     for group in _rows(_groups(converted)):
-        output.add_row(table, *group.cells())
-    table.add_section()
-    output.add_row(table, *_Group("total", converted).cells())
-    output.console().print(table)
+        style = output.WARNING if any(map(_is_dense_all_the_same, group.tensors)) else ""
+        output.add_row(table, *group.cells(), style=style)
+    table.add_total(*_Group("total", converted).cells())
+    output.print_table(table)
     output.say()
     after = sum(path.stat().st_size for path in targets_of(source, destination, "sparsefmt").values())
     output.say(
@@ -187,6 +193,14 @@ def _report(source: Checkpoint, destination: Path, converted: list[ConvertedTens
     )
     for line in _notes(source, destination, converted):
         output.say(line)
+
+
+def _is_dense_all_the_same(tensor: ConvertedTensor) -> bool:
+    """Whether it is stored dense though it looks pruned."""
+    entry = tensor.entry
+    if entry.layout.sparse or not entry.dtype.prunable or len(entry.shape) < 2:
+        return False
+    return tensor.survey.nnz < (1 - LOOKS_PRUNED) * entry.elements
 
 
 def _groups(converted: list[ConvertedTensor]) -> list[_Group]:
@@ -218,6 +232,12 @@ def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTenso
     from sparsefmt.cli import output
 
     notes = []
+    if dense := [tensor.entry.name for tensor in converted if _is_dense_all_the_same(tensor)]:
+        others = f" and {len(dense) - MOST_NAMED:,} more" if len(dense) > MOST_NAMED else ""
+        notes.append(
+            f"Stored dense, though {LOOKS_PRUNED:.0%} or more of it is zero, since a sparse layout would hardly be "
+            f"smaller in memory, or was not asked for: {', '.join(dense[:MOST_NAMED])}{others}"
+        )
     sparse = [tensor for tensor in converted if tensor.entry.layout.sparse]
     kept = sum(tensor.survey.negative_zeros for tensor in sparse if not tensor.entry.negative_zeros_dropped)
     dropped = sum(tensor.entry.negative_zeros_dropped for tensor in converted)

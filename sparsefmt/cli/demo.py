@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
 import click
 import numpy as np
+
+from sparsefmt.cli import Failure
 
 WIDTHS = (1024, 4096, 4096, 1024)
 """Features between the layers: 25 million weights, more than a CPU cache holds."""
@@ -44,7 +47,7 @@ def command(ctx: click.Context) -> None:
     output.say(f"A {widths} network, {SPARSITY:.0%} of its weights pruned by magnitude, {num_threads()} threads.")
     faults: list[str] = []
     pruned = _pruned_weights()
-    with tempfile.TemporaryDirectory(prefix="sparsefmt-demo-") as folder, output.telling_of_compiling():
+    with _room(), tempfile.TemporaryDirectory(prefix="sparsefmt-demo-") as folder, output.telling_of_compiling():
         for title, dtype in (("float32", np.dtype(np.float32)), ("bfloat16", np.dtype(ml_dtypes.bfloat16))):
             output.say()
             weights = {name: array.astype(dtype, copy=False) for name, array in pruned.items()}
@@ -55,6 +58,19 @@ def command(ctx: click.Context) -> None:
             click.echo(f"sparsefmt: error: {fault}", err=True)
         ctx.exit(1)
     output.say(f"All tensors came back bit for bit. All outputs agree with numpy's to {TOLERANCE:g} of the largest.")
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Says what is needed where the folder for temporary files is full or cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOENT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        needed = "the demo needs 300 MB for temporary files; TMPDIR names another folder"
+        raise Failure(f"{where}{error.strerror}: {needed}", 2) from error
 
 
 def _pruned_weights() -> Weights:
@@ -82,7 +98,7 @@ def _demonstrate(folder: Path, title: str, weights: Weights, faults: list[str]) 
     for label, path in files.items():
         nbytes = path.stat().st_size
         output.add_row(table, label, output.size(nbytes), output.ratio(dense_size, nbytes))
-    output.console().print(table)
+    output.print_table(table)
     output.say()
 
     wide = {name: array.astype(np.float32, copy=False) for name, array in weights.items()}
@@ -106,13 +122,15 @@ def _demonstrate(folder: Path, title: str, weights: Weights, faults: list[str]) 
 
 def _write_files(folder: Path, title: str, weights: Weights) -> dict[str, Path]:
     """Save with the safetensors library, then convert as `sparsefmt convert` does. Labels and paths."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
+    from sparsefmt.container.atomic import replacing
     from sparsefmt.interchange.conversion import Settings, convert_file
     from sparsefmt.interchange.safetensors import SafetensorsFile
 
     files = {"safetensors": folder / f"{title}.safetensors"}
-    save_file(weights, files["safetensors"])
+    with replacing(files["safetensors"]) as sink:  # a full disk gives an OSError
+        sink.write(save(weights))
     for codec in ("raw", "auto"):
         path = files[f"sparsefmt, codec {codec}"] = folder / f"{title}-{codec}.sparsefmt"
         with SafetensorsFile(files["safetensors"]) as source:
@@ -141,8 +159,10 @@ def _race(title: str, contenders: dict[str, tuple[int, Forward]], faults: list[s
             for medians in times
             for cell in (f"{1000 * medians[number]:.2f} ms", f"{medians[0] / medians[number]:.2f}x")
         ]
-        output.add_row(table, label, output.size(nbytes), output.ratio(dense_nbytes, nbytes), *cells)
-    output.console().print(table)
+        is_slower = any(medians[number] > medians[0] for medians in times)
+        style = output.WARNING if is_slower and label.startswith("sparsefmt") else ""
+        output.add_row(table, label, output.size(nbytes), output.ratio(dense_nbytes, nbytes), *cells, style=style)
+    output.print_table(table)
 
 
 def _interleaved_medians(forwards: Sequence[Forward], x: np.ndarray) -> list[float]:

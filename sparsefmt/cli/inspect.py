@@ -129,7 +129,7 @@ def _print_tables(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> None:
         stored = dense = 0
         for name in index.names:
             if name in index.aliases:
-                output.add_row(table, name, f"= {index.aliases[name]}")
+                output.add_row(table, f"{name} = {index.aliases[name]}")
                 continue
             entry = index.tensors[name]
             entry_stored = index.stored_nbytes(entry)
@@ -147,7 +147,7 @@ def _print_tables(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> None:
                 output.size(entry_stored),
                 output.ratio(entry.dense_nbytes, entry_stored),
             )
-        output.console().print(table)
+        output.print_table(table)
         output.say()
         output.say(
             f"{file.path}: format {_format_version(file)}, {output.size(file.nbytes)}, "

@@ -8,43 +8,53 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from sparsefmt import compiling
 from sparsefmt.cli import printable
+from sparsefmt.cli.tables import NameTable
 
 WIDTH_OF_PIPES = 160
-"""Columns of a table that goes to a file or a pipe, unless COLUMNS says otherwise."""
+"""Columns of what goes to a file or a pipe, unless COLUMNS says otherwise; a table with longer names is wider."""
+
+WARNING = "yellow"
+"""The style of rows that somebody may want to do something about."""
+
+
+class _Console(Console):
+    """One that leaves it to the program to end when the reader of a pipe has hung up."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # rich calls it while it handles the BrokenPipeError
 
 
 def console() -> Console:
     """stdout, as it is at this moment."""
-    is_terminal = sys.stdout.isatty()
-    width = None if is_terminal or os.environ.get("COLUMNS") else WIDTH_OF_PIPES
-    return Console(width=width, highlight=False, markup=False, soft_wrap=False)
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else WIDTH_OF_PIPES
+    return _Console(width=width, highlight=False, markup=False, soft_wrap=False)
 
 
 def say(line: str = "") -> None:
-    """A line on stdout, however long."""
-    console().print(printable(line), soft_wrap=True)
+    """A line on stdout, however long; on a terminal, it is broken between words."""
+    console().print(printable(line), soft_wrap=not sys.stdout.isatty())
 
 
-def table(*columns: str, left: int = 1) -> Table:
-    """An empty table: the first column gives way where the terminal is narrow, the first `left` are texts."""
-    is_narrow = console().width < 110
-    made = Table(box=box.SIMPLE_HEAD, padding=(0, 0 if is_narrow else 1, 0, 0), show_edge=False)
-    for number, column in enumerate(columns):
-        made.add_column(column, justify="left" if number < left else "right", overflow="fold", no_wrap=number > 0)
-    return made
+def table(*columns: str, left: int = 1) -> NameTable:
+    """An empty table: names in the first column, texts in the first `left`."""
+    return NameTable(*columns, left=left)
 
 
-def add_row(made: Table, *cells: str) -> None:
-    """Add texts as they are: a name in brackets is no markup, a control character is shown and not obeyed."""
-    made.add_row(*(Text(printable(cell)) for cell in cells))
+def add_row(made: NameTable, *cells: str, style: str = "") -> None:
+    """Add texts as they are: a name in brackets is no markup, a control character is shown and not obeyed.
+
+    The style is seen on terminals with colours; what it tells stands in words beside it.
+    """
+    made.add(*map(printable, cells), style=style)
+
+
+def print_table(made: NameTable) -> None:
+    made.print(console(), whole_names=not sys.stdout.isatty() and not os.environ.get("COLUMNS"))
 
 
 def size(nbytes: int) -> str:

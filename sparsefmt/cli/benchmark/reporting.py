@@ -31,11 +31,10 @@ def print_tables(groups: list[Group]) -> None:
     products = output.table("products", "layout", "n", *headings, left=2)
     for row in rows:
         output.add_row(memory, *row.memory_cells())
-        output.add_row(products, *row.product_cells())
+        output.add_row(products, *row.product_cells(), style=output.WARNING if row.slower_than_dense() else "")
     for table, cells in ((memory, total.memory_cells()), (products, total.product_cells())):
-        table.add_section()
-        output.add_row(table, *cells)
-        output.console().print(table)
+        table.add_total(*cells)
+        output.print_table(table)
         output.say()
 
 
@@ -86,6 +85,10 @@ class _Row:
             for timings in columns
         ]
 
+    def slower_than_dense(self) -> bool:
+        """With any of the batch sizes."""
+        return any(ours > dense for _, ours, dense, _ in self.products())
+
     def _layout(self) -> str:
         return _common(group.layout for _, group in self.members)
 
@@ -134,6 +137,7 @@ def notes(groups: list[Group], libraries: list[Library], threads: int, given: bo
         f"{output.plural(threads, 'thread')}."
     )
     yield "speed: times faster than dense. spread: quartile distance over median, the largest of the row."
+    yield from _verdicts(groups)
     names = " and ".join(f"{library.name} {library.version} ({_on(library)})" for library in libraries)
     missing = "" if len(libraries) > 1 else "; torch is not installed"
     yield f"dense: the fastest of {names}, in float32{missing}. Dense bytes: in the tensor's own dtype."
@@ -147,6 +151,16 @@ def notes(groups: list[Group], libraries: list[Library], threads: int, given: bo
     not_finite = sum(group.not_finite for group in groups)
     if not_finite:
         yield f"Inf or NaN is among the outputs of {not_finite:,} of those measured; it was not compared."
+
+
+def _verdicts(groups: list[Group]) -> Iterator[str]:
+    """For each batch size, how many tensors are slower than dense, if any."""
+    tensors = sum(len(group.entries) for group in groups)
+    for number, timing in enumerate(groups[0].timings):
+        timings = [(group.timings[number], len(group.entries)) for group in groups]
+        slower = sum(count for other, count in timings if other.seconds > other.dense_seconds)
+        if slower:
+            yield f"batch {timing.batch}: {slower:,} of {output.plural(tensors, 'tensor')} slower than dense."
 
 
 def _on(library: Library) -> str:
