@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from sparsefmt import signs
-from sparsefmt.container.file_objects import destination
+from sparsefmt.container.file_objects import destination, naming
 from sparsefmt.container.sources import Backend, source_of, source_of_content
 from sparsefmt.opened import SparseFile
 from sparsefmt.saving import NegativeZeros, Progress, TensorWriter, expect_tensors, write_all
@@ -120,7 +120,10 @@ def load_file(
         ValueError: another layout or backend.
         OSError: it cannot be read.
     """
-    with open_file(path, backend=backend, threads=threads, max_decoded_bytes=max_decoded_bytes) as file:
+    with (
+        naming(path),
+        open_file(path, backend=backend, threads=threads, max_decoded_bytes=max_decoded_bytes) as file,
+    ):
         return _load_all(file, layout)
 
 
@@ -166,12 +169,13 @@ def open_file(
         >>> with sparsefmt.open_file("model.sparsefmt") as f:
         ...     rows = f.get_slice("weight")[8:16]
     """
-    source = source_of(path, backend)
-    try:
-        return SparseFile(source, threads=threads, max_decoded_bytes=max_decoded_bytes)
-    except BaseException:
-        source.close()
-        raise
+    with naming(path):
+        source = source_of(path, backend)
+        try:
+            return SparseFile(source, threads=threads, max_decoded_bytes=max_decoded_bytes)
+        except BaseException:
+            source.close()
+            raise
 
 
 def linear(

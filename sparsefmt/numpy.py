@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from sparsefmt import api
+from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend, source_of_content
 from sparsefmt.frameworks.contract import Converted, all_tensors
 from sparsefmt.frameworks.host import NumpyFramework
@@ -105,7 +106,10 @@ def load_file(
         >>> from sparsefmt.numpy import load_file
         >>> weight = load_file("model.sparsefmt")["weight"]
     """
-    with api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file:
+    with (
+        file_objects.naming(filename),
+        api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file,
+    ):
         return all_tensors(file, NumpyFramework())
 
 

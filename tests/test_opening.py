@@ -18,7 +18,7 @@ from helpers import run_command, same_bits, weights
 import sparsefmt
 import sparsefmt.numpy
 import sparsefmt.torch
-from sparsefmt import LimitError
+from sparsefmt import ChecksumError, LimitError, SparsefmtError
 from sparsefmt.cli import main
 from sparsefmt.container.sources import CannotBeMapped, MappedFile
 
@@ -102,6 +102,22 @@ def test_each_can_be_told_how_much_to_decode(path, name):
     with pytest.raises(LimitError, match="raise max_decoded_bytes if you trust it") as caught:
         read(function, path, max_decoded_bytes=255)
     assert caught.value.code == "decoded-bytes"
+
+
+@pytest.mark.parametrize("name", OF_FILES)
+def test_errors_have_the_path_as_a_note(path, tmp_path, name):
+    damaged = tmp_path / "damaged.sparsefmt"
+    content = bytearray(path.read_bytes())
+    content[70] ^= 1
+    damaged.write_bytes(content[:-1])
+    with pytest.raises(SparsefmtError) as caught:
+        READING[name](FUNCTIONS[name], damaged)
+    assert caught.value.__notes__ == [str(damaged)]
+    damaged.write_bytes(content)
+    if name not in ("sparsefmt.open_file", "sparsefmt.safe_open"):
+        with pytest.raises(ChecksumError) as caught:
+            READING[name](FUNCTIONS[name], damaged)
+        assert caught.value.__notes__ == [str(damaged)]
 
 
 @pytest.mark.parametrize("name", OF_FILES)

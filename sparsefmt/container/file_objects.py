@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from sparsefmt.container import envelope
-from sparsefmt.container.atomic import replacing
+from sparsefmt.container.atomic import kind_of, replacing
 from sparsefmt.errors import SparsefmtError, UnsupportedError
 
 Path = str | os.PathLike[str]
@@ -26,6 +26,18 @@ def name_of(place: Any) -> str:
     """What to call a path or a file object in a message."""
     name = os.fspath(place) if is_path(place) else getattr(place, "name", None)
     return repr(name) if isinstance(name, (str, bytes)) else f"the {type(place).__name__}"
+
+
+@contextmanager
+def naming(place: Any) -> Iterator[None]:
+    """Let errors of the library say to which file they belong: they get its path as a note (PEP 678)."""
+    try:
+        yield
+    except SparsefmtError as error:
+        path = os.fsdecode(place) if is_path(place) else None
+        if path is not None and not getattr(error, "__notes__", None) and path not in error.message:
+            error.add_note(path)
+        raise
 
 
 def expect_readable(file: Any) -> None:
@@ -105,18 +117,6 @@ def _expect_replaceable(path: Any) -> None:
             " the open file",
             os.fspath(path),
         )
-
-
-def kind_of(mode: int) -> str:
-    """What a thing that is no regular file is, in words."""
-    kinds = {
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a pipe",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-    }
-    return kinds.get(stat.S_IFMT(mode), "something else")
 
 
 def _expect_open(file: Any) -> None:

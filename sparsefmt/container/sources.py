@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 
 from sparsefmt.container import envelope, file_objects
+from sparsefmt.container.atomic import kind_of
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts.memory import ALIGNMENT, empty, frozen, padded_copy
 
@@ -276,10 +277,14 @@ class _OpenFile:
         self.descriptor = descriptor
         mode = os.fstat(self.descriptor).st_mode
         if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", self._path)
+            raise IsADirectoryError(
+                errno.EISDIR,
+                "is a folder, not a file: give one of its files, or the folder to sparsefmt.torch.load_into",
+                self._path,
+            )
         if not stat.S_ISREG(mode):
             remedy = "read it to its end and give sparsefmt.load its bytes"
-            raise OSError(errno.EINVAL, f"is {file_objects.kind_of(mode)}, not a regular file: {remedy}", self._path)
+            raise OSError(errno.EINVAL, f"is {kind_of(mode)}, not a regular file: {remedy}", self._path)
 
     def size(self) -> int:
         return os.fstat(self.descriptor).st_size

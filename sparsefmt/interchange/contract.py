@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
 
-from sparsefmt.errors import SparsefmtError
+from sparsefmt.container import file_objects
 from sparsefmt.intake import Intake
 
 
@@ -63,12 +62,4 @@ def expect_regular_file(path: str | os.PathLike[str]) -> None:
         raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
 
 
-@contextmanager
-def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let errors of the library say to which file they belong: they get its name as a note (PEP 678)."""
-    try:
-        yield
-    except SparsefmtError as error:
-        if not getattr(error, "__notes__", None) and os.fspath(path) not in error.message:
-            error.add_note(os.fspath(path))
-        raise
+naming = file_objects.naming

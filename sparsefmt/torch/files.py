@@ -135,7 +135,10 @@ def load_file(
         >>> from sparsefmt.torch import load_file
         >>> weight = load_file("model.sparsefmt", device="cpu")["weight"]
     """
-    with api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file:
+    with (
+        file_objects.naming(filename),
+        api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file,
+    ):
         return all_tensors(file, TorchFramework(device))
 
 
@@ -224,7 +227,10 @@ def load_model(
 
     Cost: the dense tensors beside the model.
     """
-    with api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file:
+    with (
+        file_objects.naming(filename),
+        api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file,
+    ):
         state = all_tensors(file, TorchFramework(device))
         stored_as = {name: file.reader.index.aliases.get(name, name) for name in state}
     shared = sharing.remove_duplicate_names(_strided(model.state_dict()), preferred_names=state)
