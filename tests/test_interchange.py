@@ -319,7 +319,7 @@ def test_folder_of_shards_there_and_back(tmp_path: Path, name: str) -> None:
     assert [tensor.entry.name for tensor in converted] == ["a", "b", "c"]
     one, two = ONE.replace("safetensors", "sparsefmt"), TWO.replace("safetensors", "sparsefmt")
     # an index stands for the weights alone, a folder for the model
-    others = [] if name else ["config.json"]
+    others = [] if name else ["README.md", "config.json"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         *others,
         one,

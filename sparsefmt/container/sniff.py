@@ -7,10 +7,10 @@ HEAD_SIZE = 64
 
 _SIGNATURES = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run `git lfs pull`"),
-    (b"PK\x03\x04", "a zip archive, such as a PyTorch checkpoint or an .npz: load it with its own library first"),
+    (b"PK\x03\x04", "a zip archive: of a PyTorch checkpoint, `sparsefmt convert` makes a .sparsefmt file"),
     (b"GGUF", "a GGUF file"),
     (b"\x89HDF", "an HDF5 file"),
-    (b"\x80\x02", "a Python pickle"),
+    (b"\x80\x02", "a Python pickle: of a PyTorch checkpoint, `sparsefmt convert` makes a .sparsefmt file"),
     (b"\x1f\x8b", "gzip compressed data: unpack it first"),
     (b"\x28\xb5\x2f\xfd", "zstd compressed data: unpack it first"),
     (b"\x93NUMPY", "a .npy array"),
