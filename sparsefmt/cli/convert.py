@@ -90,6 +90,9 @@ def command(
     A folder with a config.json is a Hugging Face model: its other files are copied, but for hidden ones and weights of
     other formats. config.json gets a quantization_config, so that transformers can load DST after
     `import sparsefmt.transformers`, and README.md says so.
+
+    Nothing takes its place before all of it is written. With --force, weights and indexes of a model that is in the
+    folder DST already, dense or not, are removed then; all other files stay.
     """
     from sparsefmt.cli import output
 

@@ -136,7 +136,10 @@ def notes(groups: list[Group], libraries: list[Library], threads: int, given: bo
         f"Bytes and times of a row are those of its n tensors together. Medians of {times} products, in turns, on "
         f"{output.plural(threads, 'thread')}."
     )
-    yield "speed: times faster than dense. spread: quartile distance over median, the largest of the row."
+    yield (
+        "speed: times faster than dense, below 1.00x slower. spread: quartile distance over median, the largest of the "
+        "row."
+    )
     yield from _verdicts(groups)
     names = " and ".join(f"{library.name} {library.version} ({_on(library)})" for library in libraries)
     missing = "" if len(libraries) > 1 else "; torch is not installed"
@@ -160,7 +163,7 @@ def _verdicts(groups: list[Group]) -> Iterator[str]:
         timings = [(group.timings[number], len(group.entries)) for group in groups]
         slower = sum(count for other, count in timings if other.seconds > other.dense_seconds)
         if slower:
-            yield f"batch {timing.batch}: {slower:,} of {output.plural(tensors, 'tensor')} slower than dense."
+            yield f"With batch {timing.batch}, {slower:,} of {output.plural(tensors, 'tensor')} are slower than dense."
 
 
 def _on(library: Library) -> str:
