@@ -531,6 +531,58 @@ def test_one_dense_weight_at_a_time_is_there_beside_its_compressed_form(monkeypa
     assert sum(weight() is not None for weight in weights) == (2 if masked else 1)
 
 
+def test_loading_frees_each_dense_weight_as_its_layer_is_replaced(saved, monkeypatch):
+    path = saved[1]
+    model = pruned_model(1)
+    weights = [weakref.ref(model.get_submodule(name).weight) for name in SPARSE if name != "second"]
+    alive = []
+    original = SparseLinear.set_weight
+
+    def set_weight(self, weight):
+        alive.append(sum(weight() is not None for weight in weights))
+        original(self, weight)
+
+    monkeypatch.setattr(SparseLinear, "set_weight", set_weight)
+    gc.disable()
+    try:
+        assert load_into(model, path).sparse == SPARSE
+    finally:
+        gc.enable()
+    assert alive == [5, 4, 3, 2, 1]
+    assert not any(weight() is not None for weight in weights)
+
+
+def test_a_state_dict_unties_nothing(saved):
+    model = saved[0]
+    for load in (lambda other: other.load_state_dict(model.state_dict()), lambda other: load_model(other, saved[1])):
+        other = pruned_model(1)
+        sparsify(other)
+        load(other)
+        check_equal(other, model)
+        make_dense(other)
+        assert other.first.weight is other.second.weight
+
+
+def test_one_name_of_shared_weights_reaches_all_of_them(tmp_path):
+    """Copies of a layer share its memory: a file has their weights once."""
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+    with torch.no_grad():
+        model[0].weight[1:] = 0
+    sparsify(model)
+    model.append(copy.deepcopy(model[0]))
+    save_model(model, tmp_path / "model.sparsefmt")
+    expected = model[0].weight.to_dense()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.set_weight(SparseTensor.from_dense(torch.eye(64)))
+    model[2].share_memory_with(model[0])
+    assert load_model(model, tmp_path / "model.sparsefmt") == ([], [])
+    assert torch.equal(model[0].weight.to_dense(), expected)
+    assert torch.equal(model[2].weight.to_dense(), expected)
+    make_dense(model)
+    assert model[0].weight is not model[2].weight
+
+
 def test_layers_that_share_a_weight_are_sparse_together_or_not_at_all():
     model = pruned_model()
     result = sparsify(model, exclude="second")

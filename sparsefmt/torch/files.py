@@ -32,7 +32,7 @@ from sparsefmt.intake.torch import check_kind, is_strided
 from sparsefmt.opened import SparseFile
 from sparsefmt.saving import NegativeZeros
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.torch.models import tensors_of
+from sparsefmt.torch.models import layers_by_memory, tensors_of
 
 
 def save(
@@ -234,10 +234,17 @@ def load_model(
         state = all_tensors(file, TorchFramework(device))
         stored_as = {name: file.reader.index.aliases.get(name, name) for name in state}
     shared = sharing.remove_duplicate_names(_strided(model.state_dict()), preferred_names=state)
+    sparse = layers_by_memory(model)
     try:
         missing, unexpected = map(list, model.load_state_dict(state, strict=False))
     except RuntimeError as error:
         raise RuntimeError(f"{error}\n    in the file {file_objects.name_of(filename)}") from None
+    for layers in sparse:
+        # a SparseLinear takes other memory, where what is copied into a parameter reaches all that share it
+        loaded = [layer for name, layer in layers if f"{name}.weight" in state]
+        for name, layer in layers:
+            if loaded and f"{name}.weight" not in state:
+                layer.follow(loaded[0])
     for kept, others in shared.items():
         for name in others:
             if name in missing:

@@ -180,6 +180,11 @@ class SparseLinear(torch.nn.Module):
         self._tie = None
         self._hold(Packed(other.weight_arrays, other.weight_table), other._dtype)
 
+    def follow(self, other: SparseLinear) -> None:
+        """Take the weights that a layer has now with which this one had its weights in common; a tie stays as it is."""
+        if other is not self:
+            self._hold(Packed(other.weight_arrays, other.weight_table), other._dtype)
+
     def _hold(self, weights: Packed, dtype: torch.dtype) -> None:
         self.weight_arrays, self.weight_table = weights
         self._dtype = dtype
@@ -301,6 +306,7 @@ class SparseLinear(torch.nn.Module):
         error_msgs: list[str],
     ) -> None:
         assign = bool(local_metadata.get("assign_to_params_buffers", False))
+        tie = self._tie
         keys = [prefix + name for name in (*_BUFFERS, "weight")]
         try:
             if keys[2] in state_dict:
@@ -311,6 +317,9 @@ class SparseLinear(torch.nn.Module):
                 missing_keys += [key for key in keys[:2] if key not in state_dict]
         except (SparsefmtError, RuntimeError) as error:
             error_msgs.append(f'While loading "{prefix}weight": {error}')
+        if not assign:
+            # as with parameters that are tied: what is copied into them changes no tie
+            self._tie = tie
         rest = {key: value for key, value in state_dict.items() if key not in keys}
         buffers = {name: self._buffers.pop(name) for name in _BUFFERS}
         try:

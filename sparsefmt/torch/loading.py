@@ -119,9 +119,7 @@ def load_into(
         plan = _planned(model, stored, choice)
         _raise_if_it_does_not_fit(model, plan, path, strict)
         # biases first: the layers that will be replaced hold them
-        for tensor, holders in plan.dense:
-            with naming(tensor.path):
-                _fill(holders, TorchFramework().tensor(tensor.file, tensor.name))
+        _load_dense(plan)
         _load_weights(model, plan, choice)
     dense = dict(sorted(plan.reasons.items()))
     return LoadResult(sorted(plan.sparse), plan.missing, plan.unexpected, dense, summary_of(model, choice, dense))
@@ -307,32 +305,63 @@ def _raise_if_it_does_not_fit(model: torch.nn.Module, plan: _Plan, path: str | o
                 expect_cpu(holder.key, _held(holder), "meta")
 
 
+def _load_dense(plan: _Plan) -> None:
+    """Fill what is dense in any case. Empties the list, which would keep modules alive that are replaced later."""
+    while plan.dense:
+        tensor, holders = plan.dense.pop()
+        with naming(tensor.path):
+            _fill(holders, TorchFramework().tensor(tensor.file, tensor.name))
+
+
 def _load_weights(model: torch.nn.Module, plan: _Plan, choice: Choice) -> None:
-    """Fill the layers that are SparseLinear, replace those that are pruned, and fill the others."""
+    """Fill the layers that are SparseLinear, replace those that are pruned, and fill the others.
+
+    Empties the list, so that nothing here keeps a dense weight after its layer has been replaced.
+    """
     loaded: dict[tuple[Path, str, bool], SparseLinear] = {}
-    for stored, holders in plan.weights:
+    plan.weights.reverse()
+    while plan.weights:
+        _load_weight(model, plan, *plan.weights.pop(), choice, loaded)
+
+
+def _load_weight(
+    model: torch.nn.Module,
+    plan: _Plan,
+    stored: _Stored,
+    holders: list[Holder],
+    choice: Choice,
+    loaded: dict[tuple[Path, str, bool], SparseLinear],
+) -> None:
+    """Load the weight of the linear layers that share it. loaded: layers by what they have from the files."""
+    weight = None
+    if any((*stored.identity, _is_transposed(holder.module)) not in loaded for holder in holders):
         with naming(stored.path):
             weight = _read(stored, holders, choice)
-        if isinstance(weight, _Dense):
-            _fill(holders, weight.tensor)
-            plan.reasons |= {holder.layer: weight.reason for holder in holders}
-            continue
-        plan.sparse |= {holder.layer for holder in holders}
-        own: dict[bool, SparseLinear] = {}
-        for name, module in {id(holder.module): (holder.layer, holder.module) for holder in holders}.values():
-            layer = module if isinstance(module, SparseLinear) else _empty_like(module)
-            same = (*stored.identity, layer.transposed)
-            if layer.transposed in own:
-                layer.share_weight(own[layer.transposed])
-            elif same in loaded:
-                # tied in the file, and not in the model
-                layer.share_memory_with(loaded[same])
-            else:
-                layer.set_weight(transposed(weight, choice.layout) if layer.transposed else weight)
-            loaded[same] = own[layer.transposed] = layer
-            layer.name = name
-            if layer is not module:
-                replace(model, module, layer)
+    if isinstance(weight, _Dense):
+        _fill(holders, weight.tensor)
+        plan.reasons |= {holder.layer: weight.reason for holder in holders}
+        return
+    plan.sparse |= {holder.layer for holder in holders}
+    own: dict[bool, SparseLinear] = {}
+    for name, module in {id(holder.module): (holder.layer, holder.module) for holder in holders}.values():
+        layer = module if isinstance(module, SparseLinear) else _empty_like(module)
+        same = (*stored.identity, layer.transposed)
+        if layer.transposed in own:
+            layer.share_weight(own[layer.transposed])
+        elif same in loaded:
+            # tied in the file, and not in the model
+            layer.share_memory_with(loaded[same])
+        else:
+            assert weight is not None
+            layer.set_weight(transposed(weight, choice.layout) if layer.transposed else weight)
+        loaded[same] = own[layer.transposed] = layer
+        layer.name = name
+        if layer is not module:
+            replace(model, module, layer)
+
+
+def _is_transposed(module: torch.nn.Module) -> bool:
+    return module.transposed if isinstance(module, SparseLinear) else is_conv1d(module)
 
 
 class _Dense(NamedTuple):

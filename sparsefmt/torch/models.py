@@ -235,6 +235,15 @@ def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor | SparseTensor]
     return tensors
 
 
+def layers_by_memory(model: torch.nn.Module) -> list[list[tuple[str, SparseLinear]]]:
+    """The SparseLinear layers of a model under all of their names, those that have the same memory together."""
+    groups: dict[tuple[int, bool], list[tuple[str, SparseLinear]]] = {}
+    for name, module in modules_with_names(model):
+        if isinstance(module, SparseLinear):
+            groups.setdefault((id(module.weight_arrays), module.transposed), []).append((name, module))
+    return list(groups.values())
+
+
 def _groups(model: torch.nn.Module, choice: Choice) -> tuple[list[list[Holder]], dict[str, str]]:
     """The linear layers that can be replaced, their elements aside, those that share a weight together; and why not.
 
