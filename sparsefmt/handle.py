@@ -189,6 +189,6 @@ class _Held:
 
     def __del__(self) -> None:
         # one that could not be unpickled has none
-        file = vars(self).get("file")
+        file = self.__dict__.get("file")
         if file is not None:
             file.close()

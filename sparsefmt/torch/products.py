@@ -67,7 +67,7 @@ def why_not_linear(module: torch.nn.Linear) -> str | None:
         return f"it is a {kind.__name__}, whose weight is used without calling it"
     if issubclass(kind, LazyModuleMixin):
         return f"it is a {kind.__name__}, which has no weight yet"
-    own = sorted(name for base in _between(kind) for name in vars(base) if name not in _HARMLESS)
+    own = sorted(name for base in _between(kind) for name in base.__dict__ if name not in _HARMLESS)
     if own:
         return f"it is a {kind.__name__}, which has {own[0]} of its own"
     forward = kind.forward
