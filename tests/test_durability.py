@@ -730,7 +730,7 @@ class TestOrderOfSystemCalls:
         ]
 
     def test_of_convert(self, tmp_path):
-        """Each file is safe before the next is begun. The index, which vouches for them, goes first and comes last."""
+        """All files are safe, aside, before any takes its place; the index, which names the others, before them."""
         source, folder = tmp_path / "source", tmp_path / "folder"
         source.mkdir()
         shards = [f"model-0000{number}-of-00002" for number in (1, 2)]
@@ -738,17 +738,21 @@ class TestOrderOfSystemCalls:
             safetensors.numpy.save_file({shard: np.ones((2, 2), np.float32)}, source / f"{shard}.safetensors")
         command = [sys.executable, "-m", "sparsefmt", "convert", source, folder, "--quiet"]
         targets = [*(f"{shard}.sparsefmt" for shard in shards), "model.sparsefmt.index.json"]
+        aside = ".converting-#.sparsefmt-tmp"
+        *weights, index = targets
         assert self.traced(folder, *command) == [
-            f"unlink {targets[-1]}",
             *(
                 step
                 for target in targets
                 for step in (
-                    f"write .{target}.#.sparsefmt-tmp",
-                    f"fsync .{target}.#.sparsefmt-tmp",
-                    f"rename .{target}.#.sparsefmt-tmp {target}",
-                    "fsync .",
+                    f"write {aside}/.{target}.#.sparsefmt-tmp",
+                    f"fsync {aside}/.{target}.#.sparsefmt-tmp",
+                    f"rename {aside}/.{target}.#.sparsefmt-tmp {aside}/{target}",
+                    f"fsync {aside}",
                 )
             ),
+            *(f"unlink {target}" for target in weights),
+            *(f"rename {aside}/{target} {target}" for target in (index, *weights)),
+            "fsync .",
             "done",
         ]
