@@ -31,7 +31,7 @@ class Again(NamedTuple):
 
         Raises:
             TypeError: it has no path.
-            ValueError: it is closed.
+            SparsefmtError: it is closed.
         """
         place = reader.place
         if place is None:

@@ -42,6 +42,11 @@ class SparsefmtError(ValueError):
         return type(self)(self.code, self.message, tensor=self.tensor or tensor, offset=self.offset)
 
 
+def file_closed(what: str = "the file") -> SparsefmtError:
+    """The one error of whatever is asked of a file that is closed, also by another thread and while it was read."""
+    return SparsefmtError("file-closed", f"{what} is closed")
+
+
 def _rebuild(kind: type[SparsefmtError], code: str, message: str, tensor: str | None, offset: int | None) -> object:
     return kind(code, message, tensor=tensor, offset=offset)
 

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from sparsefmt.api import open_file
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend
-from sparsefmt.errors import SparsefmtError
+from sparsefmt.errors import SparsefmtError, file_closed
 from sparsefmt.frameworks import framework_of
 from sparsefmt.frameworks.contract import Framework, all_tensors, offset_keys
 from sparsefmt.opened import SparseFile
@@ -72,15 +72,18 @@ class safe_open:
 
     def keys(self) -> list[str]:
         """Names of all tensors, sorted."""
-        return self._open().keys()
+        held = self._open()
+        return held.file.keys()
 
     def offset_keys(self) -> list[str]:
         """Names of all tensors, in the order in which they lie in the file: the one to read them in."""
-        return offset_keys(self._open())
+        held = self._open()
+        return offset_keys(held.file)
 
     def metadata(self) -> dict[str, str] | None:
         """The texts that were saved with the tensors; None if there are none."""
-        return self._open().metadata() or None
+        held = self._open()
+        return held.file.metadata() or None
 
     def get_tensor(self, name: str) -> Any:
         """One tensor, dense, bit for bit, on the device.
@@ -92,7 +95,8 @@ class safe_open:
 
         Cost: holds one tile per thread beside the tensor.
         """
-        return self._framework.tensor(self._containing(name).file, name)
+        held = self._containing(name)
+        return self._framework.tensor(held.file, name)
 
     def get_tensors(self) -> dict[str, Any]:
         """All tensors by name, in the order of `offset_keys`. Of torch, names that are tied in the file get one tensor,
@@ -102,7 +106,8 @@ class safe_open:
             LimitError: they take more than `max_decoded_bytes` together.
             as `get_tensor`.
         """
-        return all_tensors(self._open(), self._framework)
+        held = self._open()
+        return all_tensors(held.file, self._framework)
 
     def get_slice(self, name: str) -> SafeSlice:
         """A tensor of which only the tiles that an index asks for will be read: `f.get_slice("w")[8:16, ::2]`.
@@ -113,16 +118,19 @@ class safe_open:
         return SafeSlice(self._containing(name), name, self._framework)
 
     def _containing(self, name: str) -> _Held:
-        file = self._open()
-        if name not in file:
-            raise SparsefmtError("tensor-missing", f"no tensor {name!r} in {self._filename}; it has {len(file)} others")
-        assert self._held is not None
-        return self._held
+        held = self._open()
+        if name not in held.file:
+            raise SparsefmtError(
+                "tensor-missing", f"no tensor {name!r} in {self._filename}; it has {len(held.file)} others"
+            )
+        return held
 
-    def _open(self) -> SparseFile:
-        if self._held is None:
-            raise SparsefmtError("file-closed", f"{self._filename} is closed")
-        return self._held.file
+    def _open(self) -> _Held:
+        """What keeps the file open for as long as somebody has it. Another thread may let go of ours meanwhile."""
+        held = self._held
+        if held is None:
+            raise file_closed(self._filename)
+        return held
 
 
 class SafeSlice:

@@ -15,7 +15,7 @@ from sparsefmt.container.budget import Account
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import Source
-from sparsefmt.errors import LimitError, SparsefmtError
+from sparsefmt.errors import LimitError, file_closed
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import give_back
@@ -54,7 +54,11 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         self.close()
 
     def close(self) -> None:
-        """Let go of the file, and of the buffers that decoding much of it has left behind."""
+        """Let go of the file, and of the buffers that decoding much of it has left behind.
+
+        Names, metadata, shapes and dtypes are known ever after. Whatever else is asked of it, also by another thread or
+        in the midst of a read, is a SparsefmtError of code "file-closed".
+        """
         with self._opening:
             self._again = None
         if self._opened is not None:
@@ -72,7 +76,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
             with self._opening:
                 if self._opened is None:
                     if self._again is None:
-                        raise SparsefmtError("file-closed", "the file is closed")
+                        raise file_closed()
                     self._opened = self._again.open()
         return self._opened
 
@@ -115,6 +119,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
             FormatError, ChecksumError: the file is damaged or forged.
             LimitError: it takes more than `max_decoded_bytes`, or than there is.
         """
+        self._reader.expect_open()
         entry = self._entry(name)
         if layout != "auto" and layout not in LAYOUTS:
             raise ValueError(f"layout must be 'auto' or one of {', '.join(map(repr, LAYOUTS))}, not {layout!r}")
@@ -142,6 +147,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
 
     def get_tensor(self, name: str) -> np.ndarray:
         """One tensor as a dense numpy array, bit for bit. Holds one tile per thread beside the result."""
+        self._reader.expect_open()
         entry = self._entry(name)
         self.take(self._reader.decoded_bytes(entry, "dense"), entry.name)
         bits = slicing.dense_array(entry.rows, entry.cols, entry.dtype)
@@ -207,6 +213,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         return self._reader.best_layout(entry)[0]
 
     def _rows(self, entry: TensorEntry, wanted: slicing.Rows, cols: slice) -> np.ndarray:
+        self._reader.expect_open()
         # whole rows are unpacked, and then cut
         self._reader.budget.expect(len(wanted) * entry.cols * entry.dtype.numpy.itemsize, entry.name)
         return slicing.dense_rows(

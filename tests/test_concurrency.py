@@ -475,7 +475,7 @@ class TestReading:
         for step in range(1, 10):
             source = MappedFile(path)
             done = closing_at(step, source.close, lambda source=source: source.read(0, 64))
-            assert done in (expected, "the file is closed")
+            assert done in (expected, "the file is closed [file-closed]")
 
 
 def closing_at(step: int, close: Callable[[], None], read: Callable[[], np.ndarray]) -> bytes | str:

@@ -258,10 +258,11 @@ class Store(RuleBasedStateMachine):
         read: Callable[[], Any] = lambda: opened.file.get_tensor(name)  # noqa: E731
         if lazy and not opened.twin:
             read = lambda: opened.file.load(name, layout)  # noqa: E731
-        if opened.closed and (opened.twin or expected.size):
+        if opened.closed:
             self.took("read from a closed file")
-            with pytest.raises(ValueError, match="is closed"):
+            with pytest.raises(SparsefmtError, match="is closed") as caught:
                 read()
+            assert caught.value.code == "file-closed"
         else:
             self.took("read")
             self.hold(read(), expected)
@@ -287,10 +288,11 @@ class Store(RuleBasedStateMachine):
         opened = having[number % len(having)]
         part, expected = opened.slices[number % len(opened.slices)]
         key = key if expected.ndim else Ellipsis
-        if opened.closed and not opened.twin and expected[key].size:
+        if opened.closed and not opened.twin:
             self.took("read a slice of a closed file")
-            with pytest.raises(ValueError, match="the file is closed"):
+            with pytest.raises(SparsefmtError, match="the file is closed") as caught:
                 part[key]
+            assert caught.value.code == "file-closed"
         else:
             self.took("read a slice")
             found = np.asarray(part[key])

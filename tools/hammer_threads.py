@@ -262,7 +262,7 @@ class Hammer:
         try:
             yield
         except ValueError as error:
-            if str(error) != "the file is closed":
+            if getattr(error, "code", None) != "file-closed":
                 raise
             with self.tally.lock:
                 self.tally.refused += 1

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from sparsefmt.container import envelope
 from sparsefmt.container.atomic import kind_of, replacing
-from sparsefmt.errors import SparsefmtError, UnsupportedError
+from sparsefmt.errors import SparsefmtError, UnsupportedError, file_closed
 
 Path = str | os.PathLike[str]
 
@@ -121,7 +121,7 @@ def _expect_replaceable(path: Any) -> None:
 
 def _expect_open(file: Any) -> None:
     if getattr(file, "closed", False) is True:
-        raise SparsefmtError("file-closed", f"{name_of(file)} is closed")
+        raise file_closed(name_of(file))
 
 
 def _expect_binary(file: Any, mode: str) -> None:

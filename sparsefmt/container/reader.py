@@ -15,7 +15,7 @@ from sparsefmt.container.budget import Budget
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.index import Index
 from sparsefmt.container.sources import Backend, Source
-from sparsefmt.errors import ChecksumError, FormatError, SparsefmtError
+from sparsefmt.errors import ChecksumError, FormatError, SparsefmtError, file_closed
 from sparsefmt.layouts import choose
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.layouts.convert import convert
@@ -73,6 +73,11 @@ class Reader:
         """Absolute path and backend of the open file; None of bytes and file objects. Raises ValueError if closed."""
         self._source.read(0, 0)
         return self._source.place
+
+    def expect_open(self) -> None:
+        """Raise SparsefmtError (file-closed) if the file is closed, for what might need no byte of it."""
+        if self._source.closed:
+            raise file_closed()
 
     def close(self) -> None:
         """Let go of the file. Arrays already read stay valid."""

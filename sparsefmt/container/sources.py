@@ -16,7 +16,7 @@ import numpy as np
 
 from sparsefmt.container import envelope, file_objects
 from sparsefmt.container.atomic import kind_of
-from sparsefmt.errors import FormatError
+from sparsefmt.errors import FormatError, file_closed
 from sparsefmt.layouts.memory import ALIGNMENT, empty, frozen, padded_copy
 
 Backend = Literal["mmap", "pread"]
@@ -43,7 +43,13 @@ class Source(ABC):
     @abstractmethod
     def read(self, offset: int, size: int) -> np.ndarray:
         """`size` bytes at `offset`, both inside the file. At offsets that are multiples of 64 the result is aligned to
-        64 bytes, and 64 readable bytes follow it if the file has them there. Raises ValueError after `close`."""
+        64 bytes, and 64 readable bytes follow it if the file has them there. Raises SparsefmtError
+        (file-closed) after `close`."""
+
+    @property
+    @abstractmethod
+    def closed(self) -> bool:
+        """Whether it was closed. Another thread may close it right after."""
 
     def forget(self, offset: int, size: int) -> None:  # noqa: B027 (most have nothing to do)
         """Say that these bytes were read for the last time for now. They stay readable."""
@@ -66,8 +72,12 @@ class Memory(Source):
     def read(self, offset: int, size: int) -> np.ndarray:
         data = self._data  # another thread may close the file
         if data is None:
-            raise ValueError("the file is closed")
+            raise file_closed()
         return data[offset : offset + size]
+
+    @property
+    def closed(self) -> bool:
+        return self._data is None
 
     def close(self) -> None:
         self._data = None
@@ -127,7 +137,7 @@ class ReadFile(Source):
     def read(self, offset: int, size: int) -> np.ndarray:
         file = self._file  # another thread may close it
         if file is None:
-            raise ValueError("the file is closed")
+            raise file_closed()
         data = empty(size, np.dtype(np.uint8))
         done = 0
         while done < size:
@@ -137,6 +147,10 @@ class ReadFile(Source):
             data[done : done + len(part)] = np.frombuffer(part, np.uint8)
             done += len(part)
         return frozen(data)
+
+    @property
+    def closed(self) -> bool:
+        return self._file is None
 
     def close(self) -> None:
         self._file = None
@@ -158,12 +172,21 @@ class FileObject(Source):
         file.seek(self._begin)
 
     def read(self, offset: int, size: int) -> np.ndarray:
+        try:
+            return self._read(offset, size)
+        except ValueError:
+            # what a file object says whose owner closes it during the read
+            if self.closed:
+                raise file_closed() from None
+            raise
+
+    def _read(self, offset: int, size: int) -> np.ndarray:
         data = empty(size, np.dtype(np.uint8))
         done = 0
         with self._lock:
             file = self._file
             if file is None or getattr(file, "closed", False):
-                raise ValueError("the file is closed")
+                raise file_closed()
             before = file.tell()
             try:
                 file.seek(self._begin + offset)
@@ -178,6 +201,11 @@ class FileObject(Source):
             finally:
                 file.seek(before)
         return frozen(data)
+
+    @property
+    def closed(self) -> bool:
+        file = self._file
+        return file is None or bool(getattr(file, "closed", False))
 
     def close(self) -> None:
         self._file = None
