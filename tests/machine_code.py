@@ -1,0 +1,74 @@
+"""Prints as JSON what the vector kernels compile to, loop by loop, for the processor that NUMBA_CPU_NAME names.
+
+Nothing is run, so the processor need not be the one of this machine; it only has to be of the same family.
+
+    NUMBA_CPU_NAME=znver3 NUMBA_CPU_FEATURES=+avx2,… python tests/machine_code.py of_many/F32 of_one/F32
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit, typeof
+
+from sparsefmt.kernels import partial_sums, permuted, simd
+
+TABLE, PIECES = np.zeros((1, 7), np.int64), np.zeros((0, 3), np.int64)
+FLOATS = np.zeros((1, 64), np.float32)
+FLAT = FLOATS.reshape(-1)
+SCRATCH = np.zeros(8192)
+KINDS = {"F32": simd.F32, "BF16": simd.BF16, "F16": simd.F16}
+
+
+def of_few(kind: int) -> tuple[Any, ...]:
+    x = np.zeros((1, 128), np.float32)
+    return partial_sums.of_few(True, kind, 1), TABLE, PIECES, 0, 0, x, 64, 0, np.zeros(128, np.float32), FLOATS
+
+
+def of_many(kind: int) -> tuple[Any, ...]:
+    return partial_sums.of_many(True, kind), TABLE, PIECES, 0, 0, FLAT, 64, 64, 0, SCRATCH, FLOATS
+
+
+def permuted_of_one(kind: int) -> tuple[Any, ...]:
+    return permuted.of_one(kind, False), TABLE, PIECES, 0, 0, FLOATS, FLOATS
+
+
+def permuted_of_one_wide(kind: int) -> tuple[Any, ...]:
+    return permuted.of_one(kind, True), TABLE, PIECES, 0, 0, FLOATS, FLOATS
+
+
+def permuted_of_many(kind: int) -> tuple[Any, ...]:
+    kernel = permuted.of_many(kind, False, *permuted.token_shapes(kind)[0])
+    return kernel, TABLE, PIECES, 0, 0, FLAT, 64, 8, 1, FLAT
+
+
+KERNELS: dict[str, Callable[[int], tuple[Any, ...]]] = {
+    made.__name__: made for made in (of_few, of_many, permuted_of_one, permuted_of_one_wide, permuted_of_many)
+}
+
+
+def loops(kernel: Any, *arguments: Any) -> list[list[str]]:
+    """Instructions of each block of machine code with a fused multiply-add, compiled afresh, not from the cache."""
+    fresh = njit(nogil=True)(kernel.py_func)
+    fresh.compile(tuple(typeof(argument) for argument in arguments))
+    (assembly,) = fresh.inspect_asm().values()
+    blocks = re.split(r"\n(?=\.LBB)", assembly)
+    lines = [[line.strip() for line in block.splitlines() if line.startswith("\t")] for block in blocks]
+    return [block for block in lines if any("fmadd" in line or "fma." in line for line in block)]
+
+
+def main() -> None:
+    found = {"isa": simd.ISA, "rows": partial_sums.ROWS}
+    for name in sys.argv[1:]:
+        kernel, kind = name.split("/")
+        found[name] = loops(*KERNELS[kernel](KINDS[kind]))
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
