@@ -10,6 +10,8 @@ import pytest
 
 import sparsefmt
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:

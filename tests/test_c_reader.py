@@ -28,7 +28,7 @@ CODECS = ["raw", "rans", *(["zstd"] if ZSTD else [])]
 DAMAGED_CODECS = CODECS if fuzz.is_same_zstd(ZSTD) else ["raw", "rans"]
 SUMS_OF_64_BITS = {"F64", "I32", "U32", "I64", "U64"}
 
-pytestmark = pytest.mark.skipif(fuzz.compiler() is None, reason="no C compiler")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(fuzz.compiler() is None, reason="no C compiler")]
 
 
 @pytest.fixture(scope="module")

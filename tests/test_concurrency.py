@@ -58,6 +58,7 @@ def product(path: str | os.PathLike[str]) -> bytes:
 
 
 class TestManyThreads:
+    @pytest.mark.slow
     def test_a_short_run_of_the_tool(self):
         command = [sys.executable, ROOT / "tools" / "hammer_threads.py", "--calls", "600", "--seconds", "20"]
         done = subprocess.run(command, capture_output=True, text=True)

@@ -173,6 +173,7 @@ def by_ordinary_user(work: Callable[[], object]) -> str:
 
 
 class TestKilledWriters:
+    @pytest.mark.slow
     def test_a_short_run_of_the_tool(self):
         command = [sys.executable, ROOT / "tools" / "crash_saves.py", "--count", "10"]
         done = subprocess.run(command, capture_output=True, text=True)

@@ -17,6 +17,8 @@ import sparsefmt
 from sparsefmt.container.index import Index
 from sparsefmt.opened import TensorSlice
 
+pytestmark = pytest.mark.slow
+
 needs_atheris = pytest.mark.skipif(
     importlib.util.find_spec("atheris") is None, reason="atheris has no wheel for this Python or platform"
 )

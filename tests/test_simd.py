@@ -50,6 +50,7 @@ def compiled(processor: str, *kernels: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @needs_x86
 @pytest.mark.parametrize("processor", ["znver3", "icelake-server"])
 class TestInstructions:
@@ -85,6 +86,7 @@ class TestInstructions:
                 assert not line.startswith("call"), line
 
 
+@pytest.mark.slow
 @needs_x86
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_sums_stay_in_registers(processor):
@@ -140,6 +142,7 @@ def test_in_registers():
     assert expand.in_registers(BF16) == (simd.ISA != "portable")
 
 
+@pytest.mark.slow
 def test_no_folder_for_the_cache(tmp_path):
     """A read-only installation and no home: kernels are compiled and not kept. Files where folders should be stand for
     what cannot be written, since tests may run as a user who can write everywhere."""

@@ -380,6 +380,7 @@ print(peak() - before, sum(layer.weight_arrays.numel() for layer in large))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted differently")
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
 def test_loading_without_data_takes_about_the_memory_of_the_sparse_layers(codec, tmp_path):

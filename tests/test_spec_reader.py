@@ -17,6 +17,8 @@ from vector_faults.rans import coded
 
 import sparsefmt
 
+pytestmark = pytest.mark.slow
+
 SPEC = Path(__file__).parents[1] / "spec"
 
 

@@ -42,6 +42,8 @@ from sparsefmt import SparsefmtError, SparseTensor
 from sparsefmt.dtypes import SUMMED_IN_DOUBLE, as_bits, dtype_of
 from sparsefmt.layouts import LAYOUTS, choose
 
+pytestmark = pytest.mark.slow
+
 RUNS = int(os.environ.get("SPARSEFMT_STORE_RUNS", "45"))
 STEPS = 40
 

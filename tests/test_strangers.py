@@ -236,6 +236,7 @@ print(json.dumps([tried, sorted(seen)]))
 """
 
 
+@pytest.mark.slow
 def test_reading_runs_nothing(tmp_path):
     """No vector, good or bad, makes the interpreter import, compile, run or open anything, whatever its names are."""
     names = [
@@ -285,6 +286,7 @@ def steps_to_open(data: bytes) -> int:
     return sum(entry.callcount for entry in profile.getstats())
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_tensors_take_twice_the_steps_of_fifty_thousand():
     steps_to_open(file_of_many(10))
     fifty, hundred = steps_to_open(file_of_many(50_000)), steps_to_open(file_of_many(100_000))

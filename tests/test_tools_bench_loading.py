@@ -11,6 +11,8 @@ import pytest
 
 import sparsefmt
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("codec", ["raw", "rans"])
 def test_nothing_is_verified_meanwhile(codec: str, tmp_path: Path) -> None:

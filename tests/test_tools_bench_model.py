@@ -19,6 +19,8 @@ from transformers import BertConfig, BertModel
 from sparsefmt import threads
 from sparsefmt.torch import SparseLinear
 
+pytestmark = pytest.mark.slow
+
 sys.path.append(str(ROOT / "tools"))  # the program is in several files
 bench_model = importlib.import_module("bench_model")
 cases = importlib.import_module("bench_model_cases")

@@ -9,8 +9,11 @@ from click.testing import CliRunner
 
 from sparsefmt.kernels import multiply
 
+pytestmark = pytest.mark.slow
 
-def test_quick_run(tmp_path: Path) -> None:
+
+def test_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_overhead, "QUICK", bench_overhead.QUICK._replace(sides=(64, 128)))
     path, worth = tmp_path / "overhead.csv", multiply.WORTH_A_THREAD
     result = CliRunner().invoke(bench_overhead.main, ["--quick", "--repeats", "2", "--csv", str(path)])
     assert result.exit_code == 0, result.output

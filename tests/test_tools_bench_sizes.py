@@ -17,6 +17,8 @@ from safetensors.numpy import save_file
 from sparsefmt.codecs import CODECS
 from sparsefmt.dtypes import DTYPES
 
+pytestmark = pytest.mark.slow
+
 sys.path.append(str(ROOT / "tools"))  # the program is in several files
 bench_sizes = importlib.import_module("bench_sizes")
 contenders = importlib.import_module("bench_sizes_contenders")
