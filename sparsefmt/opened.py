@@ -16,10 +16,11 @@ from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import Source
 from sparsefmt.errors import LimitError, file_closed
-from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts import choose
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.threads import expect_count
 
 WORTH_GIVING_BACK = 1 << 25
 """Bytes from which on, decoded from a file, buffers that have been freed are given back to the system."""
@@ -38,6 +39,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
     def __init__(
         self, source: Source | Again, *, threads: int | None = None, max_decoded_bytes: int | None = None
     ) -> None:
+        expect_count(threads)
         self._again = source if isinstance(source, Again) else None
         self._opened = None if isinstance(source, Again) else Reader(source, max_decoded_bytes)
         self._opening = threading.Lock()
@@ -121,8 +123,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         """
         self._reader.expect_open()
         entry = self._entry(name)
-        if layout != "auto" and layout not in LAYOUTS:
-            raise ValueError(f"layout must be 'auto' or one of {', '.join(map(repr, LAYOUTS))}, not {layout!r}")
+        choose.expect_name(layout)
         target, most = self._target(entry, layout)
         if target == "dense":
             return self.get_tensor(name)
@@ -171,7 +172,10 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         """Raise LimitError if all tensors together, loaded with this layout, take more than `max_decoded_bytes`.
 
         Names of one tensor count once. Before anything is read: how much `permuted` is padded is not known yet.
+
+        Raises ValueError for another layout, also where there is no tensor.
         """
+        choose.expect_name(layout)
         reader = self._reader
         entries = reader.index.tensors.values()
         reader.budget.expect(sum(self._least_bytes(entry, layout) for entry in entries))

@@ -48,6 +48,7 @@ class TensorWriter:
         threads: int | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None:
+        choose.expect_name(layout)
         if negative_zeros not in ("keep", "drop"):
             raise ValueError(f"negative_zeros must be 'keep' or 'drop', not {negative_zeros!r}")
         self._writer = Writer(sink, codec=codec, metadata=metadata, thread_count=threads, progress=progress)

@@ -46,6 +46,12 @@ def num_threads(threads: int | None = None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def expect_count(threads: int | None) -> None:
+    """Raise ValueError if this is no number of threads; None stands for the default."""
+    if threads is not None:
+        _at_least_one(threads, "threads")
+
+
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
     """Results of `work` for each item, in order; a few items are in flight at once, so results do not pile up."""
     count = num_threads(threads)

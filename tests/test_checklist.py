@@ -225,15 +225,26 @@ CHECKLIST: dict[int, tuple[str, list[str]]] = {
 }
 
 
-def names_in(path: Path) -> set[str]:
+def proofs_in(path: Path) -> dict[str, ast.FunctionDef]:
     """Tests of a file: functions, and methods of classes as Class::method."""
-    found = set()
+    found = {}
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef):
-            found.add(node.name)
+            found[node.name] = node
         elif isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}::{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
-    return {name for name in found if name.split("::")[-1].startswith("test_")}
+            found |= {f"{node.name}::{inner.name}": inner for inner in node.body if isinstance(inner, ast.FunctionDef)}
+    return {name: node for name, node in found.items() if name.split("::")[-1].startswith("test_")}
+
+
+CHECKS = ("raises", "check", "assert", "refuse", "outcome", "expect", "load")
+"""What a call that can fail begins with, in its last part; `load` in tests of which any error but ours is a fault."""
+
+
+def can_fail(test: ast.FunctionDef) -> bool:
+    """Whether a test asserts something, expects an error, or calls a check that does."""
+    nodes = list(ast.walk(test))
+    calls = [ast.unparse(node.func).split(".")[-1] for node in nodes if isinstance(node, ast.Call)]
+    return any(isinstance(node, ast.Assert) for node in nodes) or any(name.startswith(CHECKS) for name in calls)
 
 
 def test_every_line_names_tests_that_exist():
@@ -244,4 +255,6 @@ def test_every_line_names_tests_that_exist():
         for proof in proofs:
             path, _, test = proof.partition("::")
             assert (ROOT / path).is_file(), proof
-            assert not test or test in names_in(ROOT / path), proof
+            if test:
+                assert test in proofs_in(ROOT / path), proof
+                assert can_fail(proofs_in(ROOT / path)[test]), f"{proof} asserts nothing"

@@ -239,6 +239,14 @@ def test_envelope_fault(data, code, kind):
     assert code_of(data, kind) == code
 
 
+@pytest.mark.parametrize("start", [16, 64 + 20])
+def test_the_first_byte_of_padding_that_is_not_zero_is_named(start):
+    """Not the largest."""
+    with pytest.raises(FormatError) as caught:
+        sparsefmt.load(patched(start + 3, b"\x01\x00\xff"))
+    assert (caught.value.code, caught.value.offset) == ("padding-not-zero", start + 3)
+
+
 @pytest.mark.parametrize("codec", ["raw", "zstd", "rans"])
 def test_every_truncation_is_refused(codec):
     data = small_file(codec)

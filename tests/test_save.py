@@ -1,10 +1,8 @@
-"""Saving: the old file or the new one, whole, whatever happens."""
+"""Saving: order of system calls, two writers, memory, data that changes meanwhile. More in test_durability.py."""
 
 from __future__ import annotations
 
-import errno
 import os
-import resource
 import stat
 import subprocess
 import sys
@@ -13,16 +11,12 @@ import threading
 
 import numpy as np
 import pytest
-from helpers import same_bits, weights
+from helpers import names_in, same_bits, weights
 
 import sparsefmt
 from sparsefmt.container import atomic
 
 ARRAY = weights(np.random.default_rng(0), (100, 200), np.float32, 0.7)
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -36,74 +30,13 @@ def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path):
             {"a": ARRAY}, path, progress=lambda done, total: (_ for _ in ()).throw(RuntimeError("stop"))
         )
     assert path.read_bytes() == before
-    assert names(tmp_path) == ["w.sparsefmt"]
+    assert names_in(tmp_path) == ["w.sparsefmt"]
 
 
-def test_new_files_have_the_umasks_permissions_and_old_ones_keep_theirs(tmp_path):
-    path = tmp_path / "w.sparsefmt"
-    old = os.umask(0o027)
-    try:
-        sparsefmt.save_file({"w": ARRAY}, path)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o640
-        path.chmod(0o604)
-        sparsefmt.save_file({"w": ARRAY}, path)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o604
-    finally:
-        os.umask(old)
-
-
-def test_symbolic_links_are_followed(tmp_path):
-    (tmp_path / "real").mkdir()
-    target = tmp_path / "real" / "w.sparsefmt"
-    link = tmp_path / "link.sparsefmt"
-    link.symlink_to(target)
-    for value in (1, 2):
-        sparsefmt.save_file({"w": np.float32(value)}, link)
-        assert link.is_symlink()
-        assert sparsefmt.load_file(target)["w"] == value
-    assert names(tmp_path / "real") == ["w.sparsefmt"]
-
-
-def test_destinations_that_cannot_be(tmp_path):
-    with pytest.raises(OSError, match="not a regular file"):
-        sparsefmt.save_file({"w": ARRAY}, tmp_path)
-    with pytest.raises(FileNotFoundError) as caught:
-        sparsefmt.save_file({"w": ARRAY}, tmp_path / "missing" / "w.sparsefmt")
-    assert caught.value.filename == str(tmp_path / "missing" / "w.sparsefmt")
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="not a regular file"):
-        sparsefmt.save_file({"w": ARRAY}, tmp_path / "pipe")
-    assert names(tmp_path) == ["pipe"]
-
-
-def test_long_names_and_relative_paths(tmp_path, monkeypatch):
+def test_relative_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sparsefmt.save_file({"w": ARRAY}, "x" * 245 + ".sparsefmt")
     sparsefmt.save_file({"w": ARRAY}, "w.sparsefmt")
     assert same_bits(sparsefmt.load_file("w.sparsefmt")["w"].todense(), ARRAY)
-
-
-def test_a_full_disk(tmp_path):
-    """RLIMIT_FSIZE stands in for it: writing fails half way with an OSError, and the old file stays."""
-    path = tmp_path / "w.sparsefmt"
-    sparsefmt.save_file({"w": np.float32(1)}, path)
-    code = textwrap.dedent(
-        f"""
-        import resource, signal, numpy as np, sparsefmt
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        try:
-            sparsefmt.save_file({{"w": np.arange(1 << 20)}}, {str(path)!r}, codec="raw")
-        except OSError as error:
-            print("OSError", error.errno, error.filename)
-        """
-    )
-    # jitted code is cached in files too: leave no room for a surprise
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["OSError", str(errno.EFBIG), str(path)], done
-    assert sparsefmt.load_file(path)["w"] == 1
-    assert names(tmp_path) == ["w.sparsefmt"]
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 100_000
 
 
 def test_order_of_system_calls(tmp_path, monkeypatch):
@@ -129,7 +62,7 @@ def test_order_of_system_calls(tmp_path, monkeypatch):
 def test_leftovers_are_recognisable_and_no_obstacle(tmp_path):
     with atomic.replacing(tmp_path / "w.sparsefmt") as file:
         file.write(b"half")
-        (leftover,) = names(tmp_path)
+        (leftover,) = names_in(tmp_path)
     assert leftover.startswith(".w.sparsefmt.")
     assert leftover.endswith(atomic.TEMPORARY_SUFFIX)
 
@@ -154,7 +87,7 @@ def test_two_writers_to_one_name(tmp_path):
     for writer in writers:
         writer.join()
     assert not failures
-    assert names(tmp_path) == ["w.sparsefmt"]
+    assert names_in(tmp_path) == ["w.sparsefmt"]
 
 
 def test_writing_holds_tiles_not_tensors(tmp_path):
@@ -201,6 +134,6 @@ def test_a_tensor_that_changes_while_it_is_saved(layout, tmp_path):
         stop.set()
         trainer.join()
     assert outcomes <= {"saved", "tensor-changed"}
-    assert names(tmp_path) in ([], ["w.sparsefmt"])
+    assert names_in(tmp_path) in ([], ["w.sparsefmt"])
     sparsefmt.save_file({"w": array}, tmp_path / "w.sparsefmt", layout=layout)
     assert same_bits(sparsefmt.load_file(tmp_path / "w.sparsefmt", layout="dense")["w"], array)

@@ -73,9 +73,11 @@ class Codec(ABC):
     def encode(self, raw: np.ndarray, place: Place, model: bytes, before: Before) -> bytes | memoryview:
         """Code uint8 array `raw`. before: the arrays of the tile that come before this one by name."""
 
-    @abstractmethod
     def decode(self, stored: np.ndarray, place: Place, model: bytes, before: Before, out: np.ndarray) -> None:
         """Decode uint8 array `stored` into uint8 array `out`, whose size is the raw size. Raises FormatError.
 
+        Not called for chunks as long as the raw bytes, which they are then, whatever the codec; so `raw` has none.
+
         before: the arrays of the tile that come before this one by name, decoded, their layout not yet checked.
         """
+        raise NotImplementedError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from sparsefmt.codecs.contract import Before, Codec, Place
-from sparsefmt.errors import FormatError
 
 
 class Raw(Codec):
@@ -14,8 +13,3 @@ class Raw(Codec):
 
     def encode(self, raw: np.ndarray, place: Place, model: bytes, before: Before) -> memoryview:
         return memoryview(raw)
-
-    def decode(self, stored: np.ndarray, place: Place, model: bytes, before: Before, out: np.ndarray) -> None:
-        if stored.size != out.size:
-            raise FormatError("chunk-size", f"a raw chunk has {stored.size:,} bytes, not {out.size:,}")
-        out[:] = stored

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 
 from sparsefmt.errors import LimitError
 
@@ -31,6 +32,8 @@ class Budget:
 
     def __init__(self, file_bytes: int, limit: int | None = None) -> None:
         """limit: None for FLOOR, or RATIO times the size of the file if that is more."""
+        if limit is not None and not (isinstance(limit, Real) and limit >= 0):
+            raise ValueError(f"{_ARGUMENT} must be a number of bytes, 0 or more, not {limit!r}")
         self.limit = max(FLOOR, RATIO * file_bytes) if limit is None else limit
         self._file_bytes = file_bytes
 

@@ -241,7 +241,9 @@ class Reader:
     def _expect_zeros(padding: np.ndarray, offset: int) -> None:
         # a check of every array: this is faster than .any()
         if padding.tobytes().strip(b"\0"):
-            raise FormatError("padding-not-zero", "padding is not zero", offset=offset + int(padding.argmax()))
+            raise FormatError(
+                "padding-not-zero", "padding is not zero", offset=offset + int(np.flatnonzero(padding)[0])
+            )
 
 
 def _coded_bytes(chunks: np.ndarray) -> int:

@@ -63,6 +63,7 @@ class Writer:
     ) -> None:
         if codec != "auto" and codec not in CODECS:
             raise ValueError(f"codec must be 'auto' or one of {', '.join(map(repr, CODECS))}, not {codec!r}")
+        threads.expect_count(thread_count)
         metadata = dict(metadata or {})
         check_metadata(metadata)
         self._sink = sink

@@ -118,6 +118,12 @@ Purpose = Literal["computing", "raw", "coded"]
 """What a layout is chosen for: arrays in memory; arrays in a file, stored as they are, or entropy coded."""
 
 
+def expect_name(wanted: str) -> None:
+    """Raise ValueError if this is neither "auto" nor the name of a layout."""
+    if wanted != "auto" and wanted not in LAYOUTS:
+        raise ValueError(f"layout must be 'auto' or one of {', '.join(map(repr, LAYOUTS))}, not {wanted!r}")
+
+
 def layout_for(wanted: str, purpose: Purpose, shape: tuple[int, ...], filling: Filling) -> str:
     """The layout that `wanted` ("auto" or a name) means for a tensor; "dense" where the format allows nothing else.
 
@@ -126,8 +132,7 @@ def layout_for(wanted: str, purpose: Purpose, shape: tuple[int, ...], filling: F
     Raises:
         ValueError: another name.
     """
-    if wanted != "auto" and wanted not in LAYOUTS:
-        raise ValueError(f"layout must be 'auto' or one of {', '.join(map(repr, LAYOUTS))}, not {wanted!r}")
+    expect_name(wanted)
     if not can_be_sparse(filling.dtype, shape, filling.cols):
         return "dense"
     if wanted != "auto":

@@ -36,9 +36,6 @@ class Dense(Layout):
         if unused and values[-1] >> (8 - unused):
             raise FormatError("values-padding", "unused bits of the last byte are not zero")
 
-    def nnz(self, tile: Tile) -> int:
-        return int(np.count_nonzero(tile["values"]))
-
     def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray | None = None) -> Tile:
         return {"values": padded_copy(dtypes.pack(bits, dtype) if dtype.packed else bits.reshape(-1))}
 

@@ -9,7 +9,7 @@
        tensors = {"0.weight": pruned_weight, "0.bias": bias, "1.weight": ...}         # numpy arrays
        sparsefmt.save_file(tensors, "mlp.sparsefmt", layout="permuted", codec="raw", negative_zeros="drop")
 
-   (A mask that multiplies leaves -0.0, which products never see, but which would be stored by codec zstd.) Its output
+   (A mask that multiplies leaves -0.0. Products never see it, and without its signs the file is smaller.) Its output
    equals, to the bit, what Python computes from the same file:
 
        tensors = sparsefmt.load_file("mlp.sparsefmt")
