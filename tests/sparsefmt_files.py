@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 
 import msgpack
@@ -9,8 +10,8 @@ import numpy as np
 import xxhash
 from helpers import weights
 
-import sparsefmt
 from sparsefmt.container import envelope
+from sparsefmt.saving import TensorWriter
 
 
 def small_file(codec: str = "raw") -> bytes:
@@ -21,10 +22,15 @@ def small_file(codec: str = "raw") -> bytes:
         "most": weights(rng, (17, 40), np.float32, 0.9),
         "none": np.zeros((0, 3), np.int8),
     }
-    tensors["tied"] = tensors["half"]
-    half = sparsefmt.SparseTensor.from_dense(tensors["half"], "bitmask")
-    most = sparsefmt.SparseTensor.from_dense(tensors["most"], "permuted")
-    return sparsefmt.save({**tensors, "half": half, "tied": half, "most": most}, {"k": "v"}, codec=codec)
+    sink = io.BytesIO()
+    writer = TensorWriter(sink, {"k": "v"}, codec=codec)
+    for name, array in tensors.items():
+        # whatever is smaller, small as they are
+        writer._layout = {"half": "bitmask", "most": "permuted"}.get(name, "auto")
+        writer.add(name, array)
+    writer.add_alias("tied", "half")
+    writer.finish()
+    return sink.getvalue()
 
 
 def split(data: bytes) -> tuple[bytes, dict]:
