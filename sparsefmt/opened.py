@@ -15,6 +15,7 @@ from sparsefmt.container.budget import Account
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import Source
+from sparsefmt.container.stored_signs import Signs
 from sparsefmt.errors import LimitError, file_closed
 from sparsefmt.layouts import choose
 from sparsefmt.layouts.contract import Tile
@@ -128,23 +129,26 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         if target == "dense":
             return self.get_tensor(name)
         account = self._account_for_now()
+        stored_signs = self._reader.signs(entry)
+        leave = stored_signs is not None
         if target != entry.layout.name:
-            signs = self._reader.sign_bytes(entry)
+            signs = 0 if leave else self._reader.sign_bytes(entry)
             account.take(signs, entry.name)
             taking = _Taking(account, entry.name, most)
             try:
-                tiles = self._reader.tiles(entry, target, self._threads, taking.take)
-                return self._made(entry, target, tiles)
+                tiles = self._reader.tiles(entry, target, self._threads, taking.take, leave_signs=leave)
+                return self._made(entry, target, tiles, stored_signs)
             except _TooManyBytes:
                 # its rows differ so much that padding takes more than is gained, or than may be: only now is that known
                 taking.give_back()
                 account.give_back(signs)
                 target = entry.layout.name
         account.take(self._reader.decoded_bytes(entry, target), entry.name)
-        return self._made(entry, target, self._reader.tiles(entry, target, self._threads))
+        tiles = self._reader.tiles(entry, target, self._threads, leave_signs=leave)
+        return self._made(entry, target, tiles, stored_signs)
 
-    def _made(self, entry: TensorEntry, layout: str, tiles: list[Tile]) -> SparseTensor:
-        return SparseTensor(entry.dtype, entry.shape, layout, entry.tile_rows, tiles, self._reader.budget)
+    def _made(self, entry: TensorEntry, layout: str, tiles: list[Tile], signs: Signs | None) -> SparseTensor:
+        return SparseTensor(entry.dtype, entry.shape, layout, entry.tile_rows, tiles, self._reader.budget, signs)
 
     def get_tensor(self, name: str) -> np.ndarray:
         """One tensor as a dense numpy array, bit for bit. Holds one tile per thread beside the result."""

@@ -108,9 +108,8 @@ class TensorWriter:
         if layout == "dense":
             return self._add_dense(name, intake_of(tensor))
         operand = tensor.operand()
-        negatives = sum(
-            int(np.bitwise_count(tile[NEGATIVE_ZEROS]).sum()) for tile in operand.tiles if NEGATIVE_ZEROS in tile
-        )
+        signs = (tensor.tile(number).get(NEGATIVE_ZEROS) for number in range(len(operand.tiles)))
+        negatives = sum(int(np.bitwise_count(array).sum()) for array in signs if array is not None)
         keep = negatives > 0 and not self._drop
 
         def make_tile(number: int) -> Tile:

@@ -12,12 +12,13 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from sparsefmt import layouts, slicing
 from sparsefmt.container.budget import Budget
 from sparsefmt.container.names import matrix_view
+from sparsefmt.container.stored_signs import Signs
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.intake import Intake, intake_of, is_scipy_sparse
-from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts import LAYOUTS, negative_zeros
 from sparsefmt.layouts.choose import Filling, layout_for
-from sparsefmt.layouts.contract import Tile
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.layouts.entries import to_entries
 from sparsefmt.layouts.memory import Arena, frozen, padded_copy
 from sparsefmt.layouts.permuted import padded_nnz
@@ -49,7 +50,18 @@ class SparseTensor(NDArrayOperatorsMixin):
     and hashed by identity.
     """
 
-    __slots__ = ("__weakref__", "_budget", "_dtype", "_layout", "_nnz", "_operand", "_shape", "_tile_rows", "_tiles")
+    __slots__ = (
+        "__weakref__",
+        "_budget",
+        "_dtype",
+        "_layout",
+        "_nnz",
+        "_operand",
+        "_shape",
+        "_signs",
+        "_tile_rows",
+        "_tiles",
+    )
 
     def __init__(
         self,
@@ -59,8 +71,15 @@ class SparseTensor(NDArrayOperatorsMixin):
         tile_rows: int,
         tiles: list[Tile],
         budget: Budget | None = None,
+        signs: Signs | None = None,
     ) -> None:
-        """For the library itself: trusts that the tiles are checked and frozen. budget: of the file they come from."""
+        """For the library itself: trusts that the tiles are checked and frozen.
+
+        Args:
+            budget: of the file they come from.
+            signs: where `negative_zeros` is, of tiles that come without.
+        """
+        self._signs = signs
         self._budget = budget
         self._dtype = dtype
         self._shape = shape
@@ -168,7 +187,7 @@ class SparseTensor(NDArrayOperatorsMixin):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays in memory (or mapped)."""
+        """Bytes of all arrays in memory (or mapped). Signs of zeros that are left in the file do not count."""
         return sum(array.nbytes for tile in self._tiles for array in tile.values())
 
     def __repr__(self) -> str:
@@ -300,13 +319,18 @@ class SparseTensor(NDArrayOperatorsMixin):
             return self
         if not self._layout.sparse or layout not in LAYOUTS:
             return SparseTensor._from_intake(intake_of(self.todense(threads)), layout, threads, self._budget)
-        tiles = in_order(lambda number: self.converted(number, layout), range(len(self._tiles)), threads)
+        signs = self._signs if LAYOUTS[layout].sparse else None
+
+        def convert(number: int) -> Tile:
+            return self._converted(self._tiles[number] if signs else self.tile(number), number, layout)
+
+        tiles = in_order(convert, range(len(self._tiles)), threads)
         nbytes = self.filling().nbytes(layout)
         if self._budget is not None:
             self._budget.expect(nbytes)
         arena = Arena(nbytes)
         kept = [arena.keep(tile) for tile in tiles]
-        return SparseTensor(self._dtype, self._shape, layout, self._tile_rows, kept, self._budget)
+        return SparseTensor(self._dtype, self._shape, layout, self._tile_rows, kept, self._budget, signs)
 
     def __matmul__(self, x: Any) -> np.ndarray:
         """`w @ x` of the matrix view: x (cols,) gives (rows,), x (cols, n) gives (rows, n).
@@ -332,7 +356,8 @@ class SparseTensor(NDArrayOperatorsMixin):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (self._dtype.name, self._shape, self.layout, self._tile_rows, self._tiles)
+        tiles = self._tiles if self._signs is None else tuple(map(self.tile, range(len(self._tiles))))
+        return _unpickle, (self._dtype.name, self._shape, self.layout, self._tile_rows, tiles)
 
     def operand(self) -> Operand:
         """The tensor as kernels take it; made once. For the library itself."""
@@ -353,12 +378,41 @@ class SparseTensor(NDArrayOperatorsMixin):
         """Rows of tile `number`."""
         return min(self._tile_rows, matrix_view(self._shape)[0] - number * self._tile_rows)
 
+    def tile(self, number: int) -> Tile:
+        """Arrays of tile `number`, `negative_zeros` among them if there are any. For the library itself.
+
+        Raises:
+            ChecksumError, FormatError, OSError: it is to be read from the file, which has been changed in place.
+        """
+        tile = self._tiles[number]
+        if self._signs is None:
+            return tile
+        signs = self._signs.tile(number)
+        negative_zeros.check(signs, self._height(number) * matrix_view(self._shape)[1] - self._layout.nnz(tile))
+        return {**tile, NEGATIVE_ZEROS: signs}
+
+    @property
+    def signs(self) -> Signs | None:
+        """Where `negative_zeros` is, if not in the tiles. For the library itself."""
+        return self._signs
+
+    def with_signs(self, signs: Signs | None) -> SparseTensor:
+        """The tensor, whose tiles have no `negative_zeros`, with one that is elsewhere. For the library itself."""
+        made = SparseTensor(
+            self._dtype, self._shape, self.layout, self._tile_rows, list(self._tiles), self._budget, signs
+        )
+        made._operand = self._operand
+        return made
+
     def converted(self, number: int, layout: str) -> Tile:
         """Arrays of tile `number` in another layout. For the library itself."""
+        return self._converted(self.tile(number), number, layout)
+
+    def _converted(self, tile: Tile, number: int, layout: str) -> Tile:
         from sparsefmt.layouts.convert import convert
 
         cols = matrix_view(self._shape)[1]
-        tile = convert(self._tiles[number], self.layout, layout, self._dtype, self._height(number), cols)
+        tile = convert(tile, self.layout, layout, self._dtype, self._height(number), cols)
         return {array: frozen(data) for array, data in tile.items()}
 
     def _expect_budget(self, rows: int) -> None:
@@ -373,7 +427,7 @@ class SparseTensor(NDArrayOperatorsMixin):
 
     def _dense_rows(self, wanted: slicing.Rows, cols: slice, threads: int | None = None) -> np.ndarray:
         return slicing.dense_rows(
-            wanted, cols, self._dtype, self._shape, self._layout, self._tile_rows, self._tiles.__getitem__, threads
+            wanted, cols, self._dtype, self._shape, self._layout, self._tile_rows, self.tile, threads
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from sparsefmt.container.budget import Budget
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.index import Index
 from sparsefmt.container.sources import Backend, Source
+from sparsefmt.container.stored_signs import WORTH_LEAVING, Signs, StoredSigns
 from sparsefmt.errors import ChecksumError, FormatError, SparsefmtError, file_closed
 from sparsefmt.layouts import choose
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
@@ -57,7 +59,7 @@ class Reader:
         trailer = envelope.decode_trailer(end, self.size)
         encoded = source.read(trailer.index_offset, trailer.index_size).tobytes()
         trailer.check_index(head[: envelope.PREAMBLE_SIZE], encoded)
-        self._expect_zeros(source.read(envelope.PREAMBLE_SIZE, envelope.ALIGNMENT - envelope.PREAMBLE_SIZE), 16)
+        _expect_zeros(source.read(envelope.PREAMBLE_SIZE, envelope.ALIGNMENT - envelope.PREAMBLE_SIZE), 16)
         self.index: Index = index.decode(encoded, trailer.index_offset, self.minor)
         self.index_offset, self.index_size = trailer.index_offset, trailer.index_size
         self.index_checksum = trailer.index_checksum
@@ -83,10 +85,12 @@ class Reader:
         """Let go of the file. Arrays already read stay valid."""
         self._source.close()
 
-    def tile(self, entry: TensorEntry, number: int, arena: Arena | None = None) -> Tile:
+    def tile(self, entry: TensorEntry, number: int, arena: Arena | None = None, *, leave_signs: bool = False) -> Tile:
         """The arrays of one tile: decoded, verified, frozen. Mapped, not copied, where they are stored raw.
 
-        arena: where to put all of them, if given.
+        Args:
+            arena: where to put them, if given.
+            leave_signs: `negative_zeros` will be dropped, and does not go there.
         """
         begin, end = entry.tile_range(number)
         try:
@@ -94,7 +98,8 @@ class Reader:
                 self.budget.expect(_coded_bytes(self._chunks(entry, range(number, number + 1))))
             tile: Tile = {}
             for array in entry.codecs:
-                tile[array] = self._array(entry, number, array, tile, arena)
+                place = None if leave_signs and array == NEGATIVE_ZEROS else arena
+                tile[array] = self._array(entry, number, array, tile, place)
             layouts.check(entry.layout, tile, entry.dtype, end - begin, entry.cols)
         except SparsefmtError as error:
             raise error.within(entry.name) from None
@@ -106,6 +111,8 @@ class Reader:
         work: Callable[[Tile, int], Result],
         thread_count: int | None = None,
         arena: Arena | None = None,
+        *,
+        leave_signs: bool = False,
     ) -> Iterator[Result]:
         """Results of work(tile, number) for all tiles of a tensor, in order, done in parallel, a few tiles at a time.
 
@@ -113,7 +120,7 @@ class Reader:
         """
 
         def visit(number: int) -> tuple[int, bool, Result]:
-            tile = self.tile(entry, number, arena)
+            tile = self.tile(entry, number, arena, leave_signs=leave_signs)
             nnz = entry.layout.nnz(tile) if entry.layout.sparse else 0
             return nnz, NEGATIVE_ZEROS in tile and bool(tile[NEGATIVE_ZEROS].any()), work(tile, number)
 
@@ -135,20 +142,29 @@ class Reader:
         layout: str | None = None,
         thread_count: int | None = None,
         taking: Callable[[int], None] = lambda nbytes: None,
+        *,
+        leave_signs: bool = False,
     ) -> list[Tile]:
         """All tiles of a tensor, in `layout` if given, else as stored. Never dense between sparse layouts.
 
         Args:
             taking: where tiles are converted, called with the bytes of each array of `layout`, from several threads,
                 before it is allocated. `decoded_bytes` tells those of tiles that stay as they are stored.
+            leave_signs: verify `negative_zeros`, and leave it out.
         """
+
+        def kept(tile: Tile) -> Tile:
+            return {array: data for array, data in tile.items() if not leave_signs or array != NEGATIVE_ZEROS}
+
         target = layout or entry.layout.name
         same = target == entry.layout.name
         if same and self.is_raw(entry):
-            return list(self.each_tile(entry, lambda tile, number: tile, thread_count))
+            return list(self.each_tile(entry, lambda tile, number: kept(tile), thread_count))
         arena = Arena(self.filling(entry).nbytes(target))
         if same:
-            return list(self.each_tile(entry, lambda tile, number: tile, thread_count, arena))
+            return list(
+                self.each_tile(entry, lambda tile, number: kept(tile), thread_count, arena, leave_signs=leave_signs)
+            )
 
         def zeros(length: int, dtype: np.dtype) -> np.ndarray:
             taking(length * dtype.itemsize)
@@ -156,7 +172,7 @@ class Reader:
 
         def converted(tile: Tile, number: int) -> Tile:
             begin, end = entry.tile_range(number)
-            tile = convert(tile, entry.layout.name, target, entry.dtype, end - begin, entry.cols, zeros)
+            tile = convert(kept(tile), entry.layout.name, target, entry.dtype, end - begin, entry.cols, zeros)
             tile = {array: frozen(data) for array, data in tile.items()}
             return arena.keep(tile) if "dense" in (entry.layout.name, target) else tile
 
@@ -211,42 +227,69 @@ class Reader:
         """Whether all arrays that a kernel needs are stored as they are in memory."""
         return all(codec == "raw" for array, codec in entry.codecs.items() if array != NEGATIVE_ZEROS)
 
-    def _array(self, entry: TensorEntry, number: int, array: str, before: Tile, arena: Arena | None) -> np.ndarray:
-        """One decoded array of one tile, its layout not yet checked. `before`: those that come before it."""
-        record = self.index.chunk(entry, number, array)
-        offset, stored_size, raw_size = int(record["offset"]), int(record["stored"]), int(record["raw"])
-        padded = self._source.read(offset, envelope.aligned(stored_size))
-        stored = padded[:stored_size]
-        if envelope.checksum(stored.data) != int(record["checksum"]):
-            raise ChecksumError(
-                "chunk-checksum", f"array {array!r} is damaged: its checksum does not match", offset=offset
-            )
-        self._expect_zeros(padded[stored_size:], offset + stored_size)
-        dtype = entry.layout.array_dtype(array, entry.dtype, entry.cols)
-        if stored_size == raw_size:
-            return arena.moved(stored.view(dtype)) if arena is not None else frozen(stored.view(dtype))
-        decoded = (empty if arena is None else arena.empty)(raw_size // dtype.itemsize, dtype)
-        try:
-            begin, end = entry.tile_range(number)
-            place = Place(array, dtype.itemsize, end - begin, entry.cols)
-            model = entry.models.get(array, b"")
-            CODECS[entry.codecs[array]].decode(stored, place, model, before, decoded.view(np.uint8))
-        except FormatError as error:
-            raise FormatError(error.code, f"array {array!r}: {error.message}", offset=offset) from None
-        self._source.forget(offset, stored_size)
-        self.decoded += raw_size
-        return frozen(decoded)
+    def signs(self, entry: TensorEntry) -> Signs | None:
+        """The signs of a tensor's zeros, to be read later; None if they have to be kept with the tensor."""
+        if NEGATIVE_ZEROS not in entry.codecs:
+            return None
+        first, arrays = list(entry.codecs).index(NEGATIVE_ZEROS), len(entry.codecs)
+        records = self.index.chunks[entry.first_chunk :][: entry.chunk_count][first::arrays].copy()
+        if int(records["raw"].sum()) < WORTH_LEAVING:
+            return None
+        source = self._source.another()
+        if source is None:
+            return None
 
-    @staticmethod
-    def _expect_zeros(padding: np.ndarray, offset: int) -> None:
-        # a check of every array: this is faster than .any()
-        if padding.tobytes().strip(b"\0"):
-            raise FormatError(
-                "padding-not-zero", "padding is not zero", offset=offset + int(np.flatnonzero(padding)[0])
-            )
+        def read(number: int) -> np.ndarray:
+            return _read_array(source, records[number], entry, number, NEGATIVE_ZEROS, {}, None)
+
+        place = self._source.place
+        return StoredSigns(entry.name, entry.tiles, "the file" if place is None else os.fsdecode(place[0]), read)
+
+    def _array(self, entry: TensorEntry, number: int, array: str, before: Tile, arena: Arena | None) -> np.ndarray:
+        record = self.index.chunk(entry, number, array)
+        found = _read_array(self._source, record, entry, number, array, before, arena)
+        self.decoded += int(record["raw"]) if record["stored"] < record["raw"] else 0
+        return found
 
 
 def _coded_bytes(chunks: np.ndarray) -> int:
     """Bytes that those chunks decode to that are coded."""
     # as Python's integers, which do not overflow
     return sum(chunks["raw"][chunks["stored"] < chunks["raw"]].tolist())
+
+
+def _read_array(
+    source: Source,
+    record: np.void,
+    entry: TensorEntry,
+    number: int,
+    array: str,
+    before: Tile,
+    arena: Arena | None,
+) -> np.ndarray:
+    """One decoded array of one tile, its layout not yet checked. `before`: those that come before it."""
+    offset, stored_size, raw_size = int(record["offset"]), int(record["stored"]), int(record["raw"])
+    padded = source.read(offset, envelope.aligned(stored_size))
+    stored = padded[:stored_size]
+    if envelope.checksum(stored.data) != int(record["checksum"]):
+        raise ChecksumError("chunk-checksum", f"array {array!r} is damaged: its checksum does not match", offset=offset)
+    _expect_zeros(padded[stored_size:], offset + stored_size)
+    dtype = entry.layout.array_dtype(array, entry.dtype, entry.cols)
+    if stored_size == raw_size:
+        return arena.moved(stored.view(dtype)) if arena is not None else frozen(stored.view(dtype))
+    decoded = (empty if arena is None else arena.empty)(raw_size // dtype.itemsize, dtype)
+    try:
+        begin, end = entry.tile_range(number)
+        place = Place(array, dtype.itemsize, end - begin, entry.cols)
+        model = entry.models.get(array, b"")
+        CODECS[entry.codecs[array]].decode(stored, place, model, before, decoded.view(np.uint8))
+    except FormatError as error:
+        raise FormatError(error.code, f"array {array!r}: {error.message}", offset=offset) from None
+    source.forget(offset, stored_size)
+    return frozen(decoded)
+
+
+def _expect_zeros(padding: np.ndarray, offset: int) -> None:
+    # a check of every array: this is faster than .any()
+    if padding.tobytes().strip(b"\0"):
+        raise FormatError("padding-not-zero", "padding is not zero", offset=offset + int(np.flatnonzero(padding)[0]))

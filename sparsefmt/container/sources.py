@@ -54,6 +54,11 @@ class Source(ABC):
     def forget(self, offset: int, size: int) -> None:  # noqa: B027 (most have nothing to do)
         """Say that these bytes were read for the last time for now. They stay readable."""
 
+    def another(self) -> Source | None:
+        """The same bytes, to be closed by themselves; None if this one is closed, or keeping them would cost more than
+        it saves: of what is in memory already, and on Windows, where nobody could replace the file."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Let go of the file. Arrays that were read stay valid."""
@@ -102,6 +107,7 @@ class MappedFile(Memory):
     def __init__(self, file: str | os.PathLike[str] | _OpenFile, begin: int = 0) -> None:
         file = file if isinstance(file, _OpenFile) else _OpenFile(file)
         self._mapping = file.mapped()
+        self._file: _OpenFile | None = file
         self._begin = begin
         self._data = np.frombuffer(self._mapping or b"", np.uint8)[begin:]
         self.size = self._data.size
@@ -116,9 +122,13 @@ class MappedFile(Memory):
             with suppress(OSError, ValueError):
                 mapping.madvise(mmap.MADV_DONTNEED, begin, pages)
 
+    def another(self) -> Source | None:
+        # read, since a mapping of a file that is truncated later would end the process
+        return _read_on(self._file, self._begin)
+
     def close(self) -> None:
         # the mapping itself goes when the last array that looks into it goes
-        self._mapping = None
+        self._mapping = self._file = None
         super().close()
 
 
@@ -152,8 +162,15 @@ class ReadFile(Source):
     def closed(self) -> bool:
         return self._file is None
 
+    def another(self) -> Source | None:
+        return _read_on(self._file, self._begin)
+
     def close(self) -> None:
         self._file = None
+
+
+def _read_on(file: _OpenFile | None, begin: int) -> Source | None:
+    return None if file is None or os.name == "nt" else ReadFile(file, begin)
 
 
 class FileObject(Source):

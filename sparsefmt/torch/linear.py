@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+from sparsefmt.container.stored_signs import Signs
 from sparsefmt.errors import SparsefmtError
 from sparsefmt.frameworks.pytorch import intake_of
 from sparsefmt.layouts import choose
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import packed, registry
 from sparsefmt.torch.derived import cast, torch_dtype_of, transposed
@@ -20,6 +25,31 @@ from sparsefmt.torch.packed import Packed, pack
 from sparsefmt.torch.weight import SparseWeight
 
 _BUFFERS = ("weight_arrays", "weight_table")
+SIGNS = "weight_signs"
+"""In a state_dict: the signs of zeros of weights that came without them from a file."""
+
+_with_signs: ContextVar[bool] = ContextVar("with_signs", default=True)
+
+
+@contextmanager
+def leaving_signs() -> Iterator[None]:
+    """Have state_dict leave signs of zeros in their file, for who asks for tensors and not for what is in memory."""
+    token = _with_signs.set(False)
+    try:
+        yield
+    finally:
+        _with_signs.reset(token)
+
+
+class _SignsOf(NamedTuple):
+    """Signs of zeros that are not among the arrays of weights, and the table of these weights."""
+
+    table: torch.Tensor
+    signs: Signs
+
+    def put_on(self, tensor: SparseTensor, table: torch.Tensor) -> SparseTensor:
+        """The tensor with them, unless somebody has given the module other buffers meanwhile."""
+        return tensor.with_signs(self.signs) if torch.equal(self.table.cpu(), table) else tensor
 
 
 class _Tie:
@@ -97,6 +127,7 @@ class SparseLinear(torch.nn.Module):
         self._tie: _Tie | None = None
         self._weight: weakref.ref[SparseWeight] | None = None
         self._dtype = torch.get_default_dtype() if dtype is None else dtype
+        self._signs: _SignsOf | None = None
         self._unpacked: tuple[torch.Tensor, torch.Tensor, SparseTensor] | None = None
         self.register_buffer("weight_arrays", torch.empty(0, dtype=torch.uint8, device=device))
         self.register_buffer("weight_table", torch.empty(0, dtype=torch.int64, device=device))
@@ -167,6 +198,7 @@ class SparseLinear(torch.nn.Module):
         registry.remember(made)
         self._tie = None
         self._hold(made, torch_dtype_of(weight))
+        self._signs = None if weight.signs is None else _SignsOf(made.table, weight.signs)
 
     def share_weight(self, other: SparseLinear) -> None:
         """Take the weights of another layer of the same shape, without a copy. The two are tied from now on."""
@@ -179,11 +211,13 @@ class SparseLinear(torch.nn.Module):
         """Take the weights that another layer of the same shape has now, without a copy and without a tie."""
         self._tie = None
         self._hold(Packed(other.weight_arrays, other.weight_table), other._dtype)
+        self._signs = other._signs
 
     def follow(self, other: SparseLinear) -> None:
         """Take the weights that a layer has now with which this one had its weights in common; a tie stays as it is."""
         if other is not self:
             self._hold(Packed(other.weight_arrays, other.weight_table), other._dtype)
+            self._signs = other._signs
 
     def _hold(self, weights: Packed, dtype: torch.dtype) -> None:
         self.weight_arrays, self.weight_table = weights
@@ -247,6 +281,7 @@ class SparseLinear(torch.nn.Module):
             arrays, table = self.weight_arrays.cpu(), self.weight_table.cpu()
             registry.known(arrays, table)
             tensor = packed.unpack(packed.memory_of(arrays), table, check=False)
+            tensor = tensor if self._signs is None else self._signs.put_on(tensor, table)
             self._unpacked = held = self.weight_arrays, self.weight_table, tensor
         return held[2]
 
@@ -281,6 +316,7 @@ class SparseLinear(torch.nn.Module):
                 made = pack(cast(self.sparse_tensor(), dtype))
                 registry.remember(made)
                 self._hold(Packed(*(tensor.to(device) for tensor in made)), dtype)
+                self._signs = None
             self._dtype = dtype
         return self
 
@@ -295,6 +331,13 @@ class SparseLinear(torch.nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_unpacked": None, "_weight": None}
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        tensor = self.sparse_tensor() if _with_signs.get() and self.has_weight and self._signs is not None else None
+        if tensor is not None and tensor.signs is not None:
+            tiles = [tensor.tile(number)[NEGATIVE_ZEROS] for number in range(len(tensor.operand().tiles))]
+            destination[prefix + SIGNS] = torch.from_numpy(np.concatenate(tiles))
+
     def _load_from_state_dict(
         self,
         state_dict: Mapping[str, Any],
@@ -307,12 +350,12 @@ class SparseLinear(torch.nn.Module):
     ) -> None:
         assign = bool(local_metadata.get("assign_to_params_buffers", False))
         tie = self._tie
-        keys = [prefix + name for name in (*_BUFFERS, "weight")]
+        keys = [prefix + name for name in (*_BUFFERS, "weight", SIGNS)]
         try:
             if keys[2] in state_dict:
                 self._load_weight(state_dict[keys[2]], assign)
             elif keys[0] in state_dict and keys[1] in state_dict:
-                self._load_packed(Packed(state_dict[keys[0]], state_dict[keys[1]]), assign)
+                self._load_packed(Packed(state_dict[keys[0]], state_dict[keys[1]]), state_dict.get(keys[3]), assign)
             else:
                 missing_keys += [key for key in keys[:2] if key not in state_dict]
         except (SparsefmtError, RuntimeError) as error:
@@ -341,7 +384,7 @@ class SparseLinear(torch.nn.Module):
         weight = weight if assign else weight.to(self._dtype)
         self.set_weight(SparseTensor.from_dense(intake_of("weight", weight), "auto"))
 
-    def _load_packed(self, weights: Packed, assign: bool) -> None:
+    def _load_packed(self, weights: Packed, signs: torch.Tensor | None, assign: bool) -> None:
         if not weights.table.numel():
             raise RuntimeError("it was saved from a layer without weights")
         if not assign:
@@ -349,8 +392,11 @@ class SparseLinear(torch.nn.Module):
         registry.known(*(tensor.cpu() for tensor in weights))
         tensor = packed.unpack(packed.memory_of(weights.arrays.cpu()), weights.table, check=False)
         self._expect_shape(tensor.shape)
+        if signs is not None:
+            tensor = tensor.with_signs(packed.signs_of(tensor, signs))
         if assign or torch_dtype_of(tensor) == self._dtype:
             self._hold(weights, torch_dtype_of(tensor))
+            self._signs = None if tensor.signs is None else _SignsOf(weights.table, tensor.signs)
         else:
             self.set_weight(cast(tensor, self._dtype))
 

@@ -21,7 +21,7 @@ from sparsefmt.torch.layers import (
     modules_with_names,
     replace,
 )
-from sparsefmt.torch.linear import SparseLinear, dense_layer, dense_weight, parameter_of_weight
+from sparsefmt.torch.linear import SparseLinear, dense_layer, dense_weight, leaving_signs, parameter_of_weight
 from sparsefmt.torch.summary import Summary, summary_of
 
 __all__ = [
@@ -222,7 +222,9 @@ def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor | SparseTensor]
     sparse = {name: module for name, module in modules_with_names(model) if isinstance(module, SparseLinear)}
     for prefix in sparse:
         held |= {joined(prefix, buffer): prefix for buffer in ("weight_arrays", "weight_table")}
-    for name, tensor in model.state_dict().items():
+    with leaving_signs():
+        state = model.state_dict()
+    for name, tensor in state.items():
         if name not in held:
             tensors[name] = tensor
         elif name.endswith("weight_arrays"):

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from sparsefmt import layouts
+from sparsefmt.container.stored_signs import HeldSigns, Signs
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import FormatError, UnsupportedError
-from sparsefmt.layouts import LAYOUTS, choose
+from sparsefmt.layouts import LAYOUTS, choose, negative_zeros
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Layout, Tile
 from sparsefmt.layouts.memory import ALIGNMENT, OVERREAD, frozen, padded_copy
 from sparsefmt.limits import MAX_SPARSE_TILE_POSITIONS, MAX_SPARSE_TILE_ROWS, MAX_TENSOR_BITS
@@ -100,6 +101,27 @@ def unpack(memory: np.ndarray, table: torch.Tensor, *, check: bool) -> SparseTen
             layouts.check(layout, tile, dtype, height, header.cols)
         tiles.append(tile)
     return SparseTensor(dtype, (header.rows, header.cols), layout.name, header.tile_rows, tiles)
+
+
+def signs_of(tensor: SparseTensor, signs: torch.Tensor) -> Signs:
+    """The arrays `negative_zeros` of all tiles of a tensor that has none, one after the other in a tensor of uint8.
+
+    Raises:
+        FormatError: they are not.
+    """
+    memory = np.array(signs.detach().cpu().numpy())
+    tiles, begin = [], 0
+    _, cols = tensor.shape
+    for number, tile in enumerate(tensor.operand().tiles):
+        height = min(tensor.operand().tile_rows, tensor.shape[0] - number * tensor.operand().tile_rows)
+        pruned = height * cols - LAYOUTS[tensor.layout].nnz(tile)
+        size = (pruned + 7) // 8
+        tiles.append(frozen(memory[begin : begin + size]))
+        negative_zeros.check(tiles[-1], pruned)
+        begin += size
+    if memory.dtype != np.uint8 or begin != memory.size:
+        raise FormatError("weight-table", f"signs of zeros take {memory.size:,} bytes, and not {begin:,}")
+    return HeldSigns(tiles)
 
 
 def memory_of(arrays: torch.Tensor) -> np.ndarray:
