@@ -72,7 +72,8 @@ class SparseLinear(torch.nn.Module):
     transposed copy of the weights, compressed as they are, which is kept as long as they.
 
     The weights are two buffers, `weight_arrays` and `weight_table`, which torch saves, moves and shares like any other,
-    and which nobody may write to: their memory may be that of a mapped file. `state_dict` has them. `load_state_dict`
+    and which nobody may write to: their memory may be that of a mapped file. `state_dict` has them, and `weight_signs`,
+    the signs of zeros, if these are still in the file that the weights come from. `load_state_dict`
     takes them, verified, or a `weight`: a dense tensor, which it compresses, or a SparseTensor. A deep copy shares
     them. `.to(dtype)`, `.half()` and the like round the values and keep the layout; what becomes zero is pruned. On
     other devices than the CPU the weights can lie, but not be multiplied by: that raises NotImplementedError.
