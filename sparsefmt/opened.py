@@ -21,7 +21,7 @@ from sparsefmt.layouts import choose
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.threads import expect_count
+from sparsefmt.threads import expect_count, in_order
 
 WORTH_GIVING_BACK = 1 << 25
 """Bytes from which on, decoded from a file, buffers that have been freed are given back to the system."""
@@ -156,6 +156,9 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         entry = self._entry(name)
         self.take(self._reader.decoded_bytes(entry, "dense"), entry.name)
         bits = slicing.dense_array(entry.rows, entry.cols, entry.dtype)
+        if not entry.layout.sparse and not entry.dtype.packed:
+            self._read_dense(entry, bits)
+            return bits.view(entry.dtype.numpy).reshape(entry.shape)
 
         def fill(tile: Tile, number: int) -> None:
             first, last = entry.tile_range(number)
@@ -166,6 +169,21 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         for _ in self._reader.each_tile(entry, fill, self._threads):
             pass
         return bits.view(entry.dtype.numpy).reshape(entry.shape)
+
+    def _read_dense(self, entry: TensorEntry, bits: np.ndarray) -> None:
+        """Fill `bits` (rows, cols) with a tensor of layout `dense`: decoded where it stays."""
+
+        tiles = entry.tiles
+        if tiles == 1:
+            self._reader.read_dense(entry, 0, bits)
+            return
+
+        def read(number: int) -> None:
+            begin, end = entry.tile_range(number)
+            self._reader.read_dense(entry, number, bits[begin:end])
+
+        for _ in in_order(read, range(tiles), self._threads):
+            pass
 
     def get_slice(self, name: str) -> TensorSlice:
         """A tensor of which only the tiles that an index asks for will be read: `f.get_slice("w")[8:16]`."""

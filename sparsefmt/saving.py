@@ -85,7 +85,7 @@ class TensorWriter:
 
     def _add_dense(self, name: str, intake: Intake) -> TensorEntry:
         survey = Survey(0, 0, 0)
-        if self._drop or choose.can_be_sparse(intake.dtype, intake.shape, intake.cols):
+        if self._drop or choose.may_be_sparse(self._layout, intake.dtype, intake.shape, intake.cols):
             survey = intake.survey(self._threads)
         nnz, negatives = survey.nnz, survey.negative_zeros
         layout = choose.layout_for(self._layout, self._purpose, intake.shape, intake.filling(survey))
@@ -104,7 +104,7 @@ class TensorWriter:
 
     def _add_laid_out(self, name: str, tensor: SparseTensor) -> TensorEntry:
         """Write a tensor that is laid out already: tile by tile, never dense between sparse layouts."""
-        layout = choose.layout_for(self._layout, self._purpose, tensor.shape, tensor.filling())
+        layout = choose.layout_for(self._layout, self._purpose, tensor.shape, tensor.filling(), is_sparse=True)
         if layout == "dense":
             return self._add_dense(name, intake_of(tensor))
         operand = tensor.operand()

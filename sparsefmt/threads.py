@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
@@ -55,7 +55,8 @@ def expect_count(threads: int | None) -> None:
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
     """Results of `work` for each item, in order; a few items are in flight at once, so results do not pile up."""
     count = num_threads(threads)
-    if count == 1 or getattr(_worker, "busy", False):
+    alone = isinstance(items, Sized) and len(items) <= 1
+    if alone or count == 1 or getattr(_worker, "busy", False):
         yield from map(work, items)
         return
     pool = _get_pool(count)

@@ -161,7 +161,7 @@ def test_slices_say_shape_and_dtype(folder):
 
 
 def test_closed_files_keep_their_tensors_and_refuse_more(folder):
-    sparsefmt.save_file({"w": ARRAY}, folder / "closed.sparsefmt", codec="raw")
+    sparsefmt.save_file({"w": ARRAY}, folder / "closed.sparsefmt", layout="bitmask", codec="raw")
     for backend in ("mmap", "pread"):
         with sparsefmt.open_file(folder / "closed.sparsefmt", backend=backend) as file:
             w = file["w"]

@@ -120,12 +120,46 @@ def _parts(elements: np.ndarray) -> Iterator[np.ndarray]:
     return (elements[begin : begin + _AT_ONCE] for begin in range(0, elements.size, _AT_ONCE))
 
 
-def _histogram(parts: Iterator[np.ndarray], bins: int) -> np.ndarray:
-    """How often each number below `bins` occurs: int64 (bins,)."""
+_FEW = 1 << 13
+"""Numbers of 16 bits below which it is faster to sort them than to count into a table of all that there could be."""
+
+
+def _counted(numbers: Iterator[np.ndarray], size: int, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct numbers, ascending, and how often each occurs. numbers: parts of `size` numbers below `bins`."""
+    if size < _FEW:
+        return np.unique(np.concatenate([np.empty(0, np.uint16), *numbers]), return_counts=True)
     counts = np.zeros(bins, np.int64)
-    for part in parts:
+    for part in numbers:
         counts += np.bincount(part, minlength=bins)
-    return counts
+    used = np.flatnonzero(counts)
+    return used, counts[used]
+
+
+class _Counts:
+    """How often numbers below `bins` occur, from those of each tile."""
+
+    def __init__(self, bins: int) -> None:
+        self._bins = bins
+        self._one: tuple[np.ndarray, np.ndarray] | None = None
+        self._all: np.ndarray | None = None
+
+    def add(self, used: np.ndarray, counts: np.ndarray) -> None:
+        if self._one is None and self._all is None:
+            self._one = used, counts
+            return
+        if self._all is None:
+            assert self._one is not None
+            self._all = np.zeros(self._bins, np.int64)
+            self._all[self._one[0]] = self._one[1]
+            self._one = None
+        self._all[used] += counts
+
+    def used(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct numbers, ascending, and how often each occurs, int64."""
+        if self._all is not None:
+            used = np.flatnonzero(self._all)
+            return used, self._all[used]
+        return self._one or (np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 def fit(each: Each, bits: int, rows: int, cols: int) -> bytes:
@@ -171,15 +205,15 @@ EachOf = Callable[[Callable[[np.ndarray], object]], Iterator]
 def _binned(each: EachOf, bits: int) -> Iterator[tuple[Bins, Keys]]:
     """The best bins for each way of making keys; nothing if there are no elements."""
     if bits <= bins_.PREFIX_BITS:
-        counts = np.zeros(1 << bits, np.int64)
-        for tile_counts in each(lambda elements: _histogram(_parts(elements), 1 << bits)):
-            counts += tile_counts
-        used = np.flatnonzero(counts)
+        total = _Counts(1 << bits)
+        for tile in each(lambda elements: _counted(_parts(elements), elements.size, 1 << bits)):
+            total.add(*tile)
+        used, counts = total.used()
         elements = used.astype(f"u{max(bits // 8, 1)}")
         for keys in _ways(int(np.bitwise_or.reduce(used)), bits) if used.size else ():
             of_elements = keys.of(elements)
             order = np.argsort(of_elements)
-            yield bins_.best_bins(of_elements[order].astype(np.uint64), counts[used][order], 0, keys.key_bits), keys
+            yield bins_.best_bins(of_elements[order].astype(np.uint64), counts[order], 0, keys.key_bits), keys
         return
     every, count = 0, 0
     for tile_or, tile_count in each(lambda elements: (int(np.bitwise_or.reduce(elements)), elements.size)):
@@ -188,20 +222,21 @@ def _binned(each: EachOf, bits: int) -> Iterator[tuple[Bins, Keys]]:
         return
     ways = _ways(every, bits)
 
-    def count_prefixes(elements: np.ndarray) -> list[np.ndarray]:
-        return [_histogram(map(keys.prefixes, _parts(elements)), 1 << keys.prefix_bits) for keys in ways]
+    def count_prefixes(elements: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        numbers = (map(keys.prefixes, _parts(elements)) for keys in ways)
+        return [_counted(of, elements.size, 1 << keys.prefix_bits) for of, keys in zip(numbers, ways, strict=True)]
 
-    totals = [np.zeros(1 << keys.prefix_bits, np.int64) for keys in ways]
-    for parts in each(count_prefixes):
-        for total, part in zip(totals, parts, strict=True):
-            total += part
-    for keys, counts in zip(ways, totals, strict=True):
+    totals = [_Counts(1 << keys.prefix_bits) for keys in ways]
+    for tile in each(count_prefixes):
+        for total, found in zip(totals, tile, strict=True):
+            total.add(*found)
+    for keys, total in zip(ways, totals, strict=True):
         left_out = keys.key_bits - keys.prefix_bits
         if left_out and (distinct := _distinct(each, keys)) is not None:
             yield bins_.best_bins(*distinct, 0, keys.key_bits), keys
         else:
-            used = np.flatnonzero(counts)
-            yield bins_.best_bins(used.astype(np.uint64), counts[used], left_out, keys.key_bits), keys
+            used, counts = total.used()
+            yield bins_.best_bins(used.astype(np.uint64), counts, left_out, keys.key_bits), keys
 
 
 def _ways(every: int, bits: int) -> list[Keys]:

@@ -7,6 +7,8 @@ Sign and exponent bytes of floats lie together then, which makes values about 10
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import zstandard
 
@@ -23,13 +25,24 @@ _SMALLEST_WINDOW = 1024
 """Bytes: frames that are no single segment cannot state a smaller one."""
 
 
+class _Contexts(threading.local):
+    """Each thread's own: to make one takes longer than to code a small array."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_contexts = _Contexts()
+
+
 class Zstd(Codec):
     name = "zstd"
     max_ratio = MAX_ZSTD_RATIO
 
     def encode(self, raw: np.ndarray, place: Place, model: bytes, before: Before) -> bytes:
         planes = raw if place.width == 1 else np.ascontiguousarray(raw.reshape(-1, place.width).T)
-        return zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(planes.data)
+        return _contexts.compressor.compress(planes.data)
 
     def decode(self, stored: np.ndarray, place: Place, model: bytes, before: Before, out: np.ndarray) -> None:
         try:
@@ -40,7 +53,7 @@ class Zstd(Codec):
                 raise FormatError("zstd-size", f"a zstd frame holds {frame.content_size:,} bytes, not {out.size:,}")
             if frame.window_size > max(out.size, _SMALLEST_WINDOW):
                 raise FormatError("zstd-corrupt", f"a zstd frame wants a window of {frame.window_size:,} bytes")
-            planes = zstandard.ZstdDecompressor().decompress(stored.data, allow_extra_data=False)
+            planes = _contexts.decompressor.decompress(stored.data, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise FormatError("zstd-corrupt", f"a zstd frame does not decode: {error}") from None
         # a view per plane: the assignment casts nothing and copies once

@@ -57,7 +57,12 @@ class Index:
 
     def chunk(self, entry: TensorEntry, tile: int, array: str) -> np.void:
         """The chunk record of one array of one tile."""
-        return self.chunks[entry.first_chunk + tile * len(entry.codecs) + list(entry.codecs).index(array)]
+        return self.chunks[self.chunk_number(entry, tile, array)]
+
+    @staticmethod
+    def chunk_number(entry: TensorEntry, tile: int, array: str) -> int:
+        """Where in the chunk table the record of one array of one tile stands."""
+        return entry.first_chunk + tile * len(entry.codecs) + list(entry.codecs).index(array)
 
     def stored_nbytes(self, entry: TensorEntry) -> int:
         """Bytes of a tensor's chunks in the file."""

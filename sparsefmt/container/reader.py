@@ -227,6 +227,24 @@ class Reader:
         """Whether all arrays that a kernel needs are stored as they are in memory."""
         return all(codec == "raw" for array, codec in entry.codecs.items() if array != NEGATIVE_ZEROS)
 
+    def read_dense(self, entry: TensorEntry, number: int, out: np.ndarray) -> None:
+        """Decode and verify one tile of layout `dense`, of a type that is not packed, into its elements' memory.
+
+        out: bits (rows, cols), contiguous.
+        """
+        record = self.index.chunks.item(self.index.chunk_number(entry, number, "values"))
+        flat = out.reshape(-1)
+        try:
+            stored = _stored(self._source, record, "values")
+            if stored.size == flat.nbytes:
+                flat.view(np.uint8)[:] = stored
+            else:
+                _decode(self._source, record, entry, number, "values", stored, {}, flat)
+                self.decoded += flat.nbytes
+            layouts.check(entry.layout, {"values": flat}, entry.dtype, out.shape[0], entry.cols)
+        except SparsefmtError as error:
+            raise error.within(entry.name) from None
+
     def signs(self, entry: TensorEntry) -> Signs | None:
         """The signs of a tensor's zeros, to be read later; None if they have to be kept with the tensor."""
         if NEGATIVE_ZEROS not in entry.codecs:
@@ -240,15 +258,16 @@ class Reader:
             return None
 
         def read(number: int) -> np.ndarray:
-            return _read_array(source, records[number], entry, number, NEGATIVE_ZEROS, {}, None)
+            return _read_array(source, records.item(number), entry, number, NEGATIVE_ZEROS, {}, None)
 
         place = self._source.place
         return StoredSigns(entry.name, entry.tiles, "the file" if place is None else os.fsdecode(place[0]), read)
 
     def _array(self, entry: TensorEntry, number: int, array: str, before: Tile, arena: Arena | None) -> np.ndarray:
-        record = self.index.chunk(entry, number, array)
+        record = self.index.chunks.item(self.index.chunk_number(entry, number, array))
         found = _read_array(self._source, record, entry, number, array, before, arena)
-        self.decoded += int(record["raw"]) if record["stored"] < record["raw"] else 0
+        _, stored_size, raw_size, _ = record
+        self.decoded += raw_size if stored_size < raw_size else 0
         return found
 
 
@@ -258,9 +277,13 @@ def _coded_bytes(chunks: np.ndarray) -> int:
     return sum(chunks["raw"][chunks["stored"] < chunks["raw"]].tolist())
 
 
+_Record = tuple[int, int, int, int]
+"""A record of the chunk table: offset, stored size, raw size, checksum. Four times as fast as numpy's records."""
+
+
 def _read_array(
     source: Source,
-    record: np.void,
+    record: _Record,
     entry: TensorEntry,
     number: int,
     array: str,
@@ -268,25 +291,46 @@ def _read_array(
     arena: Arena | None,
 ) -> np.ndarray:
     """One decoded array of one tile, its layout not yet checked. `before`: those that come before it."""
-    offset, stored_size, raw_size = int(record["offset"]), int(record["stored"]), int(record["raw"])
-    padded = source.read(offset, envelope.aligned(stored_size))
-    stored = padded[:stored_size]
-    if envelope.checksum(stored.data) != int(record["checksum"]):
-        raise ChecksumError("chunk-checksum", f"array {array!r} is damaged: its checksum does not match", offset=offset)
-    _expect_zeros(padded[stored_size:], offset + stored_size)
+    stored, raw_size = _stored(source, record, array), record[2]
     dtype = entry.layout.array_dtype(array, entry.dtype, entry.cols)
-    if stored_size == raw_size:
+    if stored.size == raw_size:
         return arena.moved(stored.view(dtype)) if arena is not None else frozen(stored.view(dtype))
     decoded = (empty if arena is None else arena.empty)(raw_size // dtype.itemsize, dtype)
-    try:
-        begin, end = entry.tile_range(number)
-        place = Place(array, dtype.itemsize, end - begin, entry.cols)
-        model = entry.models.get(array, b"")
-        CODECS[entry.codecs[array]].decode(stored, place, model, before, decoded.view(np.uint8))
-    except FormatError as error:
-        raise FormatError(error.code, f"array {array!r}: {error.message}", offset=offset) from None
-    source.forget(offset, stored_size)
+    _decode(source, record, entry, number, array, stored, before, decoded)
     return frozen(decoded)
+
+
+def _stored(source: Source, record: _Record, array: str) -> np.ndarray:
+    """The bytes of a chunk, its checksum and padding verified."""
+    offset, size, _, checksum = record
+    padded = source.read(offset, envelope.aligned(size))
+    stored = padded[:size]
+    if envelope.checksum(stored.data) != checksum:
+        raise ChecksumError("chunk-checksum", f"array {array!r} is damaged: its checksum does not match", offset=offset)
+    if padded.size > size:
+        _expect_zeros(padded[size:], offset + size)
+    return stored
+
+
+def _decode(
+    source: Source,
+    record: _Record,
+    entry: TensorEntry,
+    number: int,
+    array: str,
+    stored: np.ndarray,
+    before: Tile,
+    out: np.ndarray,
+) -> None:
+    """Decode a chunk into flat `out`."""
+    begin, end = entry.tile_range(number)
+    place = Place(array, out.itemsize, end - begin, entry.cols)
+    try:
+        codec = CODECS[entry.codecs[array]]
+        codec.decode(stored, place, entry.models.get(array, b""), before, out.view(np.uint8))
+    except FormatError as error:
+        raise FormatError(error.code, f"array {array!r}: {error.message}", offset=record[0]) from None
+    source.forget(record[0], stored.size)
 
 
 def _expect_zeros(padding: np.ndarray, offset: int) -> None:

@@ -114,6 +114,8 @@ class MappedFile(Memory):
 
     def forget(self, offset: int, size: int) -> None:
         """Take the pages out of this process's memory: what was decoded from them takes their place."""
+        if size < mmap.PAGESIZE:
+            return
         offset += self._begin
         begin = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
         pages = (offset + size - begin) // mmap.PAGESIZE * mmap.PAGESIZE

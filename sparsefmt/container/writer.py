@@ -24,8 +24,9 @@ from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.limits import MAX_CHUNK_BYTES, MAX_INDEX_BYTES, MAX_TENSORS
 
-WORTH_A_MODEL = 128
-"""Bytes of a dense tensor below which its model would take more than it saves."""
+WORTH_A_MODEL = 1 << 12
+"""Bytes of a dense tensor below which "auto" makes no model for it: that takes a millisecond, and saves a tenth of what
+there is (`tools/bench_small.py`)."""
 
 KEPT_BYTES = 1 << 24
 """Tiles of a tensor, 16 MiB in all, that are kept while it is written, since some codecs look several times; the others

@@ -68,7 +68,8 @@ class Intake(ABC):
         nowhere = np.zeros(0, np.int64)
         found = [(nowhere, nowhere, np.empty(0, self.dtype.bits_dtype))]
         for first, last in self._dense_runs(begin, end):
-            bits = self.bits(first, last)
+            # a copy: the caller may be writing to it meanwhile, and numpy counts before it looks
+            bits = np.array(self.bits(first, last))
             rows, columns = np.nonzero(bits)
             found.append((rows + (first - begin), columns, bits[rows, columns]))
         return Entries(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
@@ -88,7 +89,7 @@ class Intake(ABC):
             counts[slice(*run)] = found
             return negatives
 
-        return self._survey_of(counts, sum(in_order(count, self._dense_runs(0, self.rows), threads)))
+        return self._survey_of(counts, sum(in_order(count, list(self._dense_runs(0, self.rows)), threads)))
 
     def _survey_of(self, counts: np.ndarray, negative_zeros: int) -> Survey:
         """The survey of a matrix whose rows have so many nonzeros."""

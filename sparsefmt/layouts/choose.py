@@ -2,8 +2,9 @@
 
 The rule, documented in README ("Choosing a layout"):
 
-1. 0-d and 1-d tensors, types that cannot be pruned, and whatever a sparse layout would not make at least 10 % smaller
-   are `dense`. Few columns or few zeros end here: every row costs some bytes of its own.
+1. 0-d and 1-d tensors, types that cannot be pruned, tensors of less than SMALL bytes, and whatever a sparse layout
+   would not make at least 10 % smaller are `dense`. Few columns or few zeros end here: every row costs some bytes of
+   its own.
 2. Arrays that will be computed on are `permuted` from PERMUTED_FROM zeros on, below that `bitmask`. `bitmask` it is too
    where the slices of `permuted` would be padded much: where there are few rows, or one of many is full.
 3. Arrays that are entropy coded are `bitmask`: a coded mask is smaller than coded columns, and turning it into
@@ -14,6 +15,7 @@ The rule, documented in README ("Choosing a layout"):
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal
 
 from sparsefmt.dtypes import DType
@@ -28,6 +30,10 @@ PERMUTED_FROM = 0.7
 The two take equally long at 68 to 79 % zeros for one token, and at 58 to 72 % for eight, where 16-bit types are at the
 lower end. For 32 tokens and more, `permuted` takes about two thirds of the time at 50 %, and less than half from 70 %
 on. Below, it takes up to 40 % more memory in float32, and in 16-bit types as much as a dense tensor at 50 %."""
+
+SMALL = 1 << 12
+"""Bytes of a dense tensor below which it stays dense: several arrays take longer to save and to load than they save,
+and no product is faster for them (`tools/bench_small.py`)."""
 
 WORTHWHILE = 0.9
 """A sparse layout must be smaller than this part of the dense bytes."""
@@ -62,6 +68,15 @@ def can_be_sparse(dtype: DType, shape: tuple[int, ...], cols: int) -> bool:
         and len(shape) >= 2
         and 0 not in shape
         and cols <= min(MAX_SPARSE_COLS, MAX_SPARSE_TILE_POSITIONS)
+    )
+
+
+def may_be_sparse(wanted: str, dtype: DType, shape: tuple[int, ...], cols: int) -> bool:
+    """Whether `layout_for` may give this tensor a sparse layout, however many of its elements are zero."""
+    return (
+        wanted != "dense"
+        and can_be_sparse(dtype, shape, cols)
+        and (wanted != "auto" or dtype.nbytes(prod(shape)) >= SMALL)
     )
 
 
@@ -124,21 +139,26 @@ def expect_name(wanted: str) -> None:
         raise ValueError(f"layout must be 'auto' or one of {', '.join(map(repr, LAYOUTS))}, not {wanted!r}")
 
 
-def layout_for(wanted: str, purpose: Purpose, shape: tuple[int, ...], filling: Filling) -> str:
+def layout_for(
+    wanted: str, purpose: Purpose, shape: tuple[int, ...], filling: Filling, *, is_sparse: bool = False
+) -> str:
     """The layout that `wanted` ("auto" or a name) means for a tensor; "dense" where the format allows nothing else.
 
     With "auto", arrays never take more than those of `dense`: in memory, and in a file where they are stored raw.
+
+    Args:
+        is_sparse: the tensor has a sparse layout already, and keeps one even if it is small.
 
     Raises:
         ValueError: another name.
     """
     expect_name(wanted)
-    if not can_be_sparse(filling.dtype, shape, filling.cols):
+    if not (may_be_sparse(wanted, filling.dtype, shape, filling.cols) or is_sparse):
         return "dense"
     if wanted != "auto":
         return wanted
     # a file has an entry for the tensor, too
-    overhead = CHUNK_OVERHEAD * (_MOST_ARRAYS * filling.tiles + 1) if purpose == "raw" else 0
+    overhead = CHUNK_OVERHEAD * (_MOST_ARRAYS * filling.tiles + 1) if purpose == "raw" and not is_sparse else 0
     best = for_computing(filling, overhead)
     if purpose != "coded" or best == "dense" or is_very_sparse(filling.rows, filling.cols, filling.nnz):
         return best
