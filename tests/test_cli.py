@@ -334,7 +334,7 @@ def test_strict_finds_what_checks_might_overlook(layout: str, tmp_path: Path, mo
         kind = type(file.reader.index.entry("w").layout)
     read = Reader.tile
 
-    def with_a_change(reader: Reader, entry: TensorEntry, number: int, arena: object = None) -> Tile:
+    def with_a_change(reader: Reader, entry: TensorEntry, number: int, *options: object, **others: object) -> Tile:
         tile = {array: data.copy() for array, data in read(reader, entry, number).items()}
         if layout == "permuted":  # padding of the first slice, of which products see nothing
             tile["columns"] = np.concatenate([tile["columns"], np.zeros(8, tile["columns"].dtype)])

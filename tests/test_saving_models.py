@@ -219,7 +219,7 @@ def test_a_save_that_fails_changes_nothing(
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
     with pytest.raises(OSError, match="No space left"):
         models["dense"][1].save_pretrained(tmp_path)
-    monkeypatch.setattr("sparsefmt.api.save_file", full)
+    monkeypatch.setattr("sparsefmt.transformers.saving.write_all", full)
     with pytest.raises(OSError, match="No space left"):
         models["sparse"][1].save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -19,7 +19,7 @@ from transformers import BertConfig, BertModel
 from sparsefmt import threads
 from sparsefmt.torch import SparseLinear
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_layers")]
 
 sys.path.append(str(ROOT / "tools"))  # the program is in several files
 bench_model = importlib.import_module("bench_model")

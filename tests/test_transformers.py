@@ -451,7 +451,7 @@ class Buffers(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("bias_of_logits", torch.zeros(1, 96))
+        self.register_buffer("bias_of_logits", torch.zeros(1, 1536))
         self.register_buffer("table", torch.eye(64))
         self.register_buffer("computed", torch.eye(64), persistent=False)
         self.scale = torch.nn.Parameter(torch.eye(64))
