@@ -228,16 +228,16 @@ for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
 
 
 _PROCESSORS = {
+    "portable": {"SPARSEFMT_ISA": "portable"},
+    "AVX2 by hand": {"SPARSEFMT_ISA": "avx2"},
     "AVX2, no AVX-512": {
         "NUMBA_CPU_NAME": "znver3",
         "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+popcnt,+bmi,+bmi2,+lzcnt,+ssse3,+sse4.1,+sse4.2",
     },
     "of 2003": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
 }
-"""Processors that have less than this one. On that of 2003, code is portable and every fma is a call into libm.
-
-SPARSEFMT_ISA chooses the same code on this processor; .ci/run runs all tests with it, products compared to naive ones.
-"""
+"""Ways to compile for less than this processor has. On that of 2003, code is portable and every fma is a call into
+libm."""
 
 
 @pytest.mark.slow
@@ -245,7 +245,8 @@ SPARSEFMT_ISA chooses the same code on this processor; .ci/run runs all tests wi
 def test_the_processor_changes_no_bit(processor):
     if "AVX2" in processor and isa.choose_isa(isa._target_features(), None) == "portable":
         pytest.skip("this processor has no AVX2")
-    here, there = run_python(_DIGESTS), run_python(_DIGESTS, **{isa.ENVIRONMENT_VARIABLE: ""}, **_PROCESSORS[processor])
+    here = run_python(_DIGESTS)
+    there = run_python(_DIGESTS, **{isa.ENVIRONMENT_VARIABLE: "", **_PROCESSORS[processor]})
     assert len(here.splitlines()) == 48
     assert there == here
 

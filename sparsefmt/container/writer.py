@@ -25,8 +25,8 @@ from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.limits import MAX_CHUNK_BYTES, MAX_INDEX_BYTES, MAX_TENSORS
 
 WORTH_A_MODEL = 1 << 12
-"""Bytes of a dense tensor below which "auto" makes no model for it: that takes a millisecond, and saves a tenth of what
-there is (`tools/bench_small.py`)."""
+"""Bytes of a dense tensor below which "auto" makes no model for it: that takes longer than all else together
+(`tools/bench_small.py`, also with `--codec rans`)."""
 
 KEPT_BYTES = 1 << 24
 """Tiles of a tensor, 16 MiB in all, that are kept while it is written, since some codecs look several times; the others

@@ -32,8 +32,8 @@ lower end. For 32 tokens and more, `permuted` takes about two thirds of the time
 on. Below, it takes up to 40 % more memory in float32, and in 16-bit types as much as a dense tensor at 50 %."""
 
 SMALL = 1 << 12
-"""Bytes of a dense tensor below which it stays dense: several arrays take longer to save and to load than they save,
-and no product is faster for them (`tools/bench_small.py`)."""
+"""Bytes of a dense tensor below which it stays dense: to decode its three to five arrays takes longer than to decode it
+(`tools/bench_small.py`, also with `--layout bitmask`)."""
 
 WORTHWHILE = 0.9
 """A sparse layout must be smaller than this part of the dense bytes."""

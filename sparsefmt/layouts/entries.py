@@ -33,7 +33,7 @@ def from_entries(layout: str, entries: Entries, dtype: DType, rows: int, cols: i
     The same arrays as `layouts.from_dense` makes of the dense tile, in O(entries + rows) for `permuted`, and for
     `bitmask` beside its mask, which has a bit for each position.
     """
-    from sparsefmt.layouts.passes import entries as passes
+    from sparsefmt.layouts.passes import bitmask, permuted
 
     values = entries.values
     negative = (values == dtype.negative_zero) if dtype.negative_zero else np.zeros(values.size, np.bool_)
@@ -42,7 +42,7 @@ def from_entries(layout: str, entries: Entries, dtype: DType, rows: int, cols: i
     counts = np.bincount(kept_rows, minlength=rows).astype(np.int64)
     if layout == "permuted":
         tile = Permuted().allocate(counts, dtype, cols)
-        passes.to_slots(
+        permuted.of_entries(
             columns,
             values,
             frozen(np.cumsum(counts) - counts),
@@ -55,7 +55,7 @@ def from_entries(layout: str, entries: Entries, dtype: DType, rows: int, cols: i
     else:
         tile = Bitmask().allocate(counts, dtype, cols)
         tile["values"][:] = values
-        passes.to_mask(frozen(kept_rows), columns, tile["mask"].view(np.uint64).reshape(rows, -1))
+        bitmask.of_entries(frozen(kept_rows), columns, tile["mask"].view(np.uint64).reshape(rows, -1))
     if negative.any():
         # the number of each among pruned positions: its position, less the values before it
         pruned = (entries.rows * cols + entries.columns - np.cumsum(kept))[negative]
@@ -66,17 +66,17 @@ def from_entries(layout: str, entries: Entries, dtype: DType, rows: int, cols: i
 
 def to_entries(layout: str, tile: Tile, rows: int) -> Entries:
     """The values of a checked tile of a sparse layout, and where they are."""
-    from sparsefmt.layouts.passes import entries as passes
+    from sparsefmt.layouts.passes import bitmask, permuted
 
     if layout == "permuted":
         arrays = slot_arrays(tile)
         counts = np.empty(rows, np.int64)
         counts[tile["row_permutation"]] = tile["row_counts"]
         columns, values = np.empty(int(counts.sum()), np.int64), np.empty(int(counts.sum()), tile["values"].dtype)
-        passes.from_slots(*arrays, frozen(np.cumsum(counts) - counts), columns, values)
+        permuted.to_entries(*arrays, frozen(np.cumsum(counts) - counts), columns, values)
     else:
         offsets, values = tile["row_offsets"].astype(np.int64), tile["values"]
         counts = offsets[1:] - offsets[:-1]
         columns = np.empty(values.size, np.int64)
-        passes.from_mask(mask_words(tile, rows), columns)
+        bitmask.columns_of(mask_words(tile, rows), columns)
     return Entries(np.repeat(np.arange(rows), counts), columns, values)

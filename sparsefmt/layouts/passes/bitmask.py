@@ -159,3 +159,24 @@ def from_permuted(
             values[stored] = slot_values[slot, lane]
             slot += 1
             stored += 1
+
+
+@jit
+def of_entries(rows, columns, mask):
+    """Set in zeroed `mask` (rows, words) the bit of each entry."""
+    for entry in range(rows.shape[0]):
+        column = columns[entry]
+        mask[rows[entry], column >> 6] |= np.uint64(1) << np.uint64(column & 63)
+
+
+@jit
+def columns_of(mask, columns):
+    """Fill `columns` with that of each entry."""
+    entry = 0
+    for row in range(mask.shape[0]):
+        for word in range(mask.shape[1]):
+            bits = mask[row, word]
+            while bits:
+                columns[entry] = 64 * word + _lowest_bit(bits)
+                entry += 1
+                bits &= bits - np.uint64(1)

@@ -129,3 +129,27 @@ def check(
                 if values[slot, lane] != 0 or columns[slot, lane] != 0:
                     return SLOT_PADDING, position
     return OK, 0
+
+
+@jit
+def of_entries(columns, values, begins, row_permutation, row_counts, slice_offsets, slot_values, slot_columns):
+    """Fill zeroed `slot_values` and `slot_columns` (slots, 8). begins: int64 (rows,), the first entry of each row."""
+    for position in range(row_permutation.shape[0]):
+        slot, lane = np.int64(slice_offsets[position >> 3]), position & 7
+        begin = begins[np.int64(row_permutation[position])]
+        for entry in range(begin, begin + np.int64(row_counts[position])):
+            slot_values[slot, lane] = values[entry]
+            slot_columns[slot, lane] = columns[entry]
+            slot += 1
+
+
+@jit
+def to_entries(slot_values, slot_columns, row_permutation, row_counts, slice_offsets, begins, columns, values):
+    """Undo `of_entries`."""
+    for position in range(row_permutation.shape[0]):
+        slot, lane = np.int64(slice_offsets[position >> 3]), position & 7
+        begin = begins[np.int64(row_permutation[position])]
+        for entry in range(begin, begin + np.int64(row_counts[position])):
+            values[entry] = slot_values[slot, lane]
+            columns[entry] = slot_columns[slot, lane]
+            slot += 1
