@@ -22,6 +22,7 @@ from sparsefmt.torch.layers import (
     replace,
 )
 from sparsefmt.torch.linear import SparseLinear, dense_layer, dense_weight, leaving_signs, parameter_of_weight
+from sparsefmt.torch.mapped_files import MappedFiles
 from sparsefmt.torch.summary import Summary, summary_of
 
 __all__ = [
@@ -92,7 +93,8 @@ def sparsify(
         RuntimeError: a layer is on another device. The model has not been changed then.
 
     Cost: reads each weight up to three times. Each dense weight is freed before the next layer is compressed, unless
-    somebody else keeps it: at most one is there beside its compressed form.
+    somebody else keeps it: at most one is there beside its compressed form. Tensors that stay dense and are views of a
+    file, as those of safetensors are, are copied if most of the file is compressed: all of it would stay in memory.
 
     Example:
         >>> import torch
@@ -311,21 +313,25 @@ def _compressed(
     model: torch.nn.Module, choice: Choice, groups: list[list[Holder]], dense: dict[str, str]
 ) -> SparsifyResult:
     """Replace the layers that are worth it. Empties `groups`, so that nothing here keeps a weight after its turn."""
-    result = SparsifyResult({}, dense)
+    result, files = SparsifyResult({}, dense), MappedFiles()
     groups.reverse()
     while groups:
-        _compress(model, choice, groups.pop(), result)
+        _compress(model, choice, groups.pop(), result, files)
+    files.release(model)
     if result.sparse:
         give_back()
     return result
 
 
-def _compress(model: torch.nn.Module, choice: Choice, group: list[Holder], result: SparsifyResult) -> None:
+def _compress(
+    model: torch.nn.Module, choice: Choice, group: list[Holder], result: SparsifyResult, files: MappedFiles
+) -> None:
     """Replace the layers that share one weight, if that is worth it."""
     reason = _why_not_worth(group[0].module, choice)
     if reason is not None:
         result.dense.update((holder.layer, reason) for holder in group)
         return
+    files.compressed(parameter_of_weight(group[0].module))
     first = SparseLinear.from_linear(group[0].module, choice.layout)
     layers = {id(group[0].module): first}
     for holder in group:

@@ -17,6 +17,7 @@ from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.choice import Choice
 from sparsefmt.torch.layers import Holder
+from sparsefmt.torch.mapped_files import MappedFiles
 from sparsefmt.torch.models import SparsifyResult, make_dense
 from sparsefmt.transformers import settling
 from sparsefmt.transformers.config import SparsefmtConfig
@@ -51,6 +52,7 @@ class SparsefmtQuantizer(HfQuantizer):
         self._compress = True
         self._shapes: dict[str, torch.Size] = {}
         self._mismatched: set[str] = set()
+        self._files = MappedFiles()
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuse devices other than the CPU, as a whole or for a part of the model."""
@@ -83,12 +85,13 @@ class SparsefmtQuantizer(HfQuantizer):
         return self._compress and self._choice.why_not_held(Holder(name, module, attribute)) is None
 
     def get_quantize_ops(self) -> ConversionOps:
-        return Compress(self._choice, self._mismatched)
+        return Compress(self._choice, self._mismatched, self._files)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         self._check_shapes(model)
         with budget.calling_it(ARGUMENT):
             self.result = settling.settle(model, self._choice)
+        self._files.release(model)
         give_back()
         self._say_what_became_of_it()
         return model
@@ -136,11 +139,13 @@ class Compress(ConversionOps):
 
     Args:
         mismatched: gets the names of those whose shape is not that of the model.
+        files: are told of each that is compressed.
     """
 
-    def __init__(self, choice: Choice, mismatched: set[str]) -> None:
+    def __init__(self, choice: Choice, mismatched: set[str], files: MappedFiles) -> None:
         self._choice = choice
         self._mismatched = mismatched
+        self._files = files
 
     def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         model = kwargs["model"]
@@ -156,6 +161,7 @@ class Compress(ConversionOps):
         intake = intake_of(name, tensor)
         if self._choice.why_not_worth(intake.filling(intake.survey()), trainable=False) is not None:
             return tensor
+        self._files.compressed(tensor)
         return StandIn(SparseTensor._from_intake(intake, self._choice.layout, None))
 
 
