@@ -12,6 +12,7 @@ from numba.core import event
 from numba.core.compiler_lock import global_compiler_lock
 
 from sparsefmt import compiling
+from sparsefmt.jit_cache import Cache
 
 if hasattr(os, "register_at_fork"):
     # a child forked while another thread compiles would wait for that thread, which it does not have, forever
@@ -44,19 +45,9 @@ event.register("numba:compile", _Reporter())
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile on the first call, without the GIL, and keep the machine code on disk for the next process.
 
-    It is kept beside the source, else in the user's cache folder or in NUMBA_CACHE_DIR; where none of them can be
-    written, or the disk is full, every process compiles what it uses.
+    Where it cannot be kept (`jit_cache.py`), every process compiles what it uses.
     """
-    try:
-        compiled = njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba found no place for the cache
-        return njit(nogil=True)(function)
-    cache = compiled._cache
-    save = cache.save_overload
-
-    def save_if_possible(signature: Any, code: Any) -> None:
-        with suppress(OSError):
-            save(signature, code)
-
-    cache.save_overload = save_if_possible
+    compiled = njit(nogil=True)(function)
+    with suppress(RuntimeError):  # no folder for it
+        compiled._cache = Cache(function)
     return compiled

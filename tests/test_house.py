@@ -26,7 +26,7 @@ STOREYS = [
     {"container"},
     {"kernels"},
     {"layouts", "codecs"},
-    {"threads", "dtypes", "jit", "isa", "compiling"},
+    {"threads", "dtypes", "bits_of_words", "jit", "jit_cache", "isa", "compiling"},
     {"errors", "limits"},
 ]
 """From the roof to the ground. A module may import from its own storey and from those below."""
@@ -73,38 +73,13 @@ def test_layouts_and_codecs_do_not_know_each_other():
             assert not any(name.split(".")[0] == other for name in imported_modules(source)), source
 
 
-def test_passes_call_no_jitted_code_of_other_files():
-    """numba's cache would not notice an edit there."""
+def test_jitted_code_stands_in_rooms_of_its_own():
     jitted = [source for source in PACKAGE.rglob("*.py") if "@jit" in source.read_text()]
     assert {source.parent.relative_to(PACKAGE).as_posix() for source in jitted} == {
         "kernels",
         "layouts/passes",
         "codecs/passes",
     }
-    for source in jitted:
-        if source.parent.name == "passes":
-            assert imported_modules(source) <= {"jit", "isa"}, source
-
-
-def test_kernels_are_compiled_anew_when_a_source_changes():
-    """Each has a constant in its closure, and so in the key of numba's cache, that has the sources' digest."""
-    from sparsefmt.kernels import activations, partial_sums, permuted
-    from sparsefmt.kernels.simd import F32, TARGET
-
-    made = [
-        partial_sums.of_few(True, F32, 1),
-        partial_sums.of_few(False, F32, 1),
-        partial_sums.of_many(True, F32),
-        partial_sums.of_any_x(F32),
-        permuted.of_one(F32, False),
-        permuted.of_many(F32, False, 8, 1),
-        permuted.of_any_x(F32, False),
-        activations.in_columns(F32, 4),
-        activations.in_tokens(F32, 8, 1, False),
-        activations.from_tokens(F32, 8, 1, False),
-    ]
-    for kernel in made:
-        assert TARGET in [cell.cell_contents for cell in kernel.py_func.__closure__], kernel
 
 
 def test_import_is_light():

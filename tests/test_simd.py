@@ -1,4 +1,4 @@
-"""What the vectors compile to, which instruction set is chosen, and that a missing cache folder is no obstacle."""
+"""What the vectors compile to, and which instruction set is chosen."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from functools import cache
@@ -140,24 +139,3 @@ class TestChoice:
 def test_in_registers():
     assert not expand.in_registers(F64)
     assert expand.in_registers(BF16) == (simd.ISA != "portable")
-
-
-@pytest.mark.slow
-def test_no_folder_for_the_cache(tmp_path):
-    """A read-only installation and no home: kernels are compiled and not kept. Files where folders should be stand for
-    what cannot be written, since tests may run as a user who can write everywhere."""
-    shutil.copytree(ROOT / "sparsefmt", tmp_path / "sparsefmt", ignore=shutil.ignore_patterns("__pycache__"))
-    for folder in ("kernels", "layouts/passes"):
-        (tmp_path / "sparsefmt" / folder / "__pycache__").write_text("")
-    (tmp_path / "home").write_text("")
-    code = (
-        "import numpy as np, sparsefmt\n"
-        "w = sparsefmt.SparseTensor.from_dense(np.eye(16, dtype=np.float32), 'permuted')\n"
-        "print(sparsefmt.__file__, (w @ np.ones(16, np.float32)).sum())\n"
-    )
-    environment = {"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path / "home"), "PYTHONDONTWRITEBYTECODE": "1"}
-    found = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert found.stderr == ""
-    assert found.stdout.split() == [str(tmp_path / "sparsefmt" / "__init__.py"), "16.0"]

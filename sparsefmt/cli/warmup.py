@@ -31,11 +31,11 @@ Examples:
 )
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 def command(dtypes: tuple[str, ...], quiet: bool) -> None:
-    """Compile what loading, saving and multiplying need, and keep it in numba's cache.
+    """Compile what loading, saving and multiplying need, and keep the machine code on disk.
 
     Each kernel takes a second or two to compile, once for a processor and a version of this package: after that, the
     first product of a process starts at once. Useful while building an image, or as the user who will run it. The cache
-    lies beside the package, or in the user's cache folder if that cannot be written, or in NUMBA_CACHE_DIR.
+    lies in the user's cache folder, or in NUMBA_CACHE_DIR.
     """
     from sparsefmt.cli import output
 

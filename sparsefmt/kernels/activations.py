@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparsefmt.jit import jit
-from sparsefmt.kernels.simd import TARGET, WIDTH, fma, load, load_scalar, plus_zero, store, transpose, tree_sum, zeros
+from sparsefmt.kernels.simd import WIDTH, fma, load, load_scalar, plus_zero, store, transpose, tree_sum, zeros
 
 
 @cache
@@ -24,12 +24,11 @@ def in_columns(kind: int, group: int) -> Callable[..., Any]:
     pack(x, tokens, cols, block, packed) fills packed, flat: for each block of `block` columns, for each `group` tokens,
     these columns of each token, with zeros where x ends. x is flat, token by token. Returns whether x is finite.
     """
-    target, size, eight, one = TARGET, WIDTH[kind], 8, 1
+    size, eight, one = WIDTH[kind], 8, 1
     vector_bytes = eight * size
 
     @jit
     def pack(x, tokens, cols, block, packed):
-        assert target
         x_begin, to = np.int64(x.ctypes.data), np.int64(packed.ctypes.data)
         poison, zero = zeros(kind, eight, one), zeros(kind, eight, one)
         finite = True
@@ -65,13 +64,12 @@ def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., 
     `lanes * count` tokens, for each column, these tokens' activations, with zeros where x ends. x is an address.
     Returns whether these tokens are finite.
     """
-    target, size, one = TARGET, WIDTH[kind], 1
+    size, one = WIDTH[kind], 1
     width, square, vector_bytes = lanes * count, lanes, lanes * size
     row_bytes = width * size
 
     @jit
     def pack(x, pitch, first, tokens, cols, packed):
-        assert target
         to = np.int64(packed.ctypes.data)
         nothing = packed.dtype.type(0)
         poison, zero = zeros(kind, lanes, square), zeros(kind, lanes, square)
@@ -116,13 +114,12 @@ def from_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[...
     unpack(packed, y, pitch, first, tokens, rows) writes tokens `first` to `first + tokens` of y, flat; + 0.0, which
     makes zero results positive.
     """
-    target, size, one = TARGET, WIDTH[kind], 1
+    size, one = WIDTH[kind], 1
     width, square, vector_bytes = lanes * count, lanes, lanes * size
     row_bytes = width * size
 
     @jit
     def unpack(packed, y, pitch, first, tokens, rows):
-        assert target
         at, y_begin = np.int64(packed.ctypes.data), np.int64(y.ctypes.data)
         for part in range((tokens + width - 1) // width * count):
             token = part * lanes

@@ -26,7 +26,6 @@ from sparsefmt.kernels.simd import (
     I32,
     I64,
     ISA,
-    ISAS,
     WIDTH,
     Vectors,
     accumulator,
@@ -133,9 +132,9 @@ def _expand8(builder, values, mask, kind, table):
     return widened(builder, builder.bitcast(halves, ir.VectorType(I16, 8)), kind)
 
 
-def _sixteen_columns(builder, values, mask, kind, isa, table):
+def _sixteen_columns(builder, values, mask, kind, table):
     """For the four parts of a word: a function of the part's number to its LLVM vector of 16."""
-    if isa == "portable" or kind == F64:
+    if ISA == "portable" or kind == F64:
         raise TypeError("no way to expand in registers: see in_registers")
     word = load_as(builder, mask, I64, 8)
 
@@ -146,7 +145,7 @@ def _sixteen_columns(builder, values, mask, kind, isa, table):
         return builder.add(values, builder.mul(below, integer(WIDTH[kind])))
 
     def part(number):
-        if isa == "avx512":
+        if ISA == "avx512":
             return _expand16(builder, values_from(16 * number), builder.add(mask, integer(2 * number)), kind, table)
         halves = []
         for bit in (16 * number, 16 * number + 8):
@@ -157,63 +156,39 @@ def _sixteen_columns(builder, values, mask, kind, isa, table):
     return part
 
 
-def _isa_of(target) -> str:
-    return ISAS[constant_of(target) & 0xFF]
-
-
 @intrinsic(prefer_literal=True)
-def expand_word(typingctx, values, mask, kind, target, tables):
+def expand_word(typingctx, values, mask, kind, tables):
     """The 64 columns of the word at `mask`, four vectors of 16: the values that follow each other at `values` in the
     columns whose bit is set, +0.0 in the others."""
     stored = constant_of(kind)
     result = Vectors(accumulator(stored), 16, WORD // 16)
 
     def codegen(context, builder, signature, args):
-        part = _sixteen_columns(builder, args[0], args[1], stored, _isa_of(target), args[4])
+        part = _sixteen_columns(builder, args[0], args[1], stored, args[3])
         return packed(builder, [part(number) for number in range(result.count)])
 
-    return result(types.int64, types.int64, kind, target, types.int64), codegen
+    return result(types.int64, types.int64, kind, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
-def fma_word(typingctx, values, mask, kind, target, tables, x, stride, sums):
+def fma_word(typingctx, values, mask, kind, tables, x, stride, sums):
     """sums[token] + expand_word(…) * x[token], 16 columns at a time; tokens lie `stride` bytes apart."""
     stored = constant_of(kind)
 
     def codegen(context, builder, signature, args):
-        part = _sixteen_columns(builder, args[0], args[1], stored, _isa_of(target), args[4])
-        totals = unpacked(builder, args[7], sums)
+        part = _sixteen_columns(builder, args[0], args[1], stored, args[3])
+        totals = unpacked(builder, args[6], sums)
         for number in range(WORD // 16):
             weights = part(number)
-            address = builder.add(args[5], integer(16 * sums.itemsize * number))
+            address = builder.add(args[4], integer(16 * sums.itemsize * number))
             for token in range(sums.count):
                 activations = load_as(builder, address, sums.llvm, sums.itemsize)
                 totals[token] = fused(builder, weights, activations, totals[token])
-                address = builder.add(address, args[6])
+                address = builder.add(address, args[5])
         return packed(builder, totals)
 
     int64 = types.int64
-    return sums(int64, int64, kind, target, int64, int64, int64, sums), codegen
-
-
-@intrinsic
-def popcount(typingctx, word):
-    """Number of set bits of an int64."""
-
-    def codegen(context, builder, signature, args):
-        return builder.ctpop(args[0])
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def lowest_bit(typingctx, word):
-    """Position of the lowest set bit of an int64 that is not 0."""
-
-    def codegen(context, builder, signature, args):
-        return builder.cttz(args[0], ir.Constant(I1, 1))
-
-    return types.int64(types.int64), codegen
+    return sums(int64, int64, kind, int64, int64, int64, sums), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
+from sparsefmt.bits_of_words import lowest_bit, popcount
 from sparsefmt.jit import jit
 from sparsefmt.kernels import expand
-from sparsefmt.kernels.expand import copy_value, expand_word, fma_word, lowest_bit, popcount
+from sparsefmt.kernels.expand import copy_value, expand_word, fma_word
 from sparsefmt.kernels.operand import FIRST_ROW, MASK, ROW_OFFSETS, VALUES
 from sparsefmt.kernels.simd import (
-    TARGET,
     VECTOR_BYTES,
     WIDTH,
     fma,
@@ -67,7 +67,7 @@ def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., Any]:
     columns rounded up to 64 with zeros, and perhaps more); tables is `expand.tables(kind)`; scratch is 128 elements.
     Returns False, with nothing done, if x has Inf or NaN and pruned positions are to be skipped: see `of_any_x`.
     """
-    target, width, summed = TARGET, WIDTH[kind], summed_kind(kind)
+    width, summed = WIDTH[kind], summed_kind(kind)
     size = WIDTH[summed]
     sixteen, parts = 16, WORD // 16
     step, row_bytes, part_bytes = WORD * size, WORD * width, 16 * size
@@ -104,8 +104,8 @@ def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., Any]:
                         prefetch(at1 + AHEAD, lines, one)
                         prefetch(mask0 + word + AHEAD // 2, one, one)
                         prefetch(mask1 + word + AHEAD // 2, one, one)
-                        sums0 = fma_word(at0, mask0 + word, kind, target, tables, x_at, x_stride, sums0)
-                        sums1 = fma_word(at1, mask1 + word, kind, target, tables, x_at, x_stride, sums1)
+                        sums0 = fma_word(at0, mask0 + word, kind, tables, x_at, x_stride, sums0)
+                        sums1 = fma_word(at1, mask1 + word, kind, tables, x_at, x_stride, sums1)
                         at0 += popcount(load_u64(mask0 + word)) * width
                         at1 += popcount(load_u64(mask1 + word)) * width
                         x_at += step
@@ -117,7 +117,6 @@ def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., Any]:
 
         @jit
         def product(table, pieces, lo, hi, x, cols, tables, scratch, y):
-            assert target
             x_begin, x_stride = np.int64(x.ctypes.data), np.int64(x.shape[1] * size)
             y_begin, y_stride, y_count = np.int64(y.ctypes.data), np.int64(y.shape[1] * size), np.int64(y.shape[0])
             whole = cols // WORD
@@ -157,24 +156,24 @@ def scratch_bytes(kind: int, tokens: int, block: int) -> int:
     return ROWS * (block + PADDING) * size + PANEL * (-(-tokens // TOKENS) * TOKENS * 16 * size + 8)
 
 
-def _fill_row(masked, vectorised, kind, target, tables, values, mask, word, words, cols, to):
+def _fill_row(masked, vectorised, kind, tables, values, mask, word, words, cols, to):
     """Expand `words` words of a row, from number `word` on, to `to`; return where the values of the next one begin."""
     raise NotImplementedError("jitted code only")
 
 
 @overload(_fill_row, prefer_literal=True)
-def _choose_fill_row(masked, vectorised, kind, target, tables, values, mask, word, words, cols, to):
+def _choose_fill_row(masked, vectorised, kind, tables, values, mask, word, words, cols, to):
     width, size = WIDTH[kind.literal_value], WIDTH[summed_kind(kind.literal_value)]
     sixteen, parts, part_bytes, stored_bytes = 16, WORD // 16, 16 * size, 16 * width
 
-    def by_instruction(masked, vectorised, kind, target, tables, values, mask, word, words, cols, to):
+    def by_instruction(masked, vectorised, kind, tables, values, mask, word, words, cols, to):
         for number in range(word, word + words):
-            store(to, part_bytes, expand_word(values, mask + 8 * number, kind, target, tables))
+            store(to, part_bytes, expand_word(values, mask + 8 * number, kind, tables))
             values += popcount(load_u64(mask + 8 * number)) * width
             to += WORD * size
         return values
 
-    def by_bits(masked, vectorised, kind, target, tables, values, mask, word, words, cols, to):
+    def by_bits(masked, vectorised, kind, tables, values, mask, word, words, cols, to):
         for number in range(word, word + words):
             store(to, part_bytes, zeros(kind, sixteen, parts))
             bits = load_u64(mask + 8 * number)
@@ -185,7 +184,7 @@ def _choose_fill_row(masked, vectorised, kind, target, tables, values, mask, wor
             to += WORD * size
         return values
 
-    def of_dense(masked, vectorised, kind, target, tables, values, mask, word, words, cols, to):
+    def of_dense(masked, vectorised, kind, tables, values, mask, word, words, cols, to):
         for number in range(word, word + words):
             if (number + 1) * WORD <= cols:
                 store(to, part_bytes, load(values, stored_bytes, kind, sixteen, parts))
@@ -210,7 +209,7 @@ def of_many(masked: bool, kind: int) -> Callable[..., Any]:
     `activations.in_columns` makes it for blocks of `block` columns, a multiple of 64; scratch is `scratch_bytes`.
     """
     masked, vectorised = int(masked), int(masked and expand.in_registers(kind))
-    target, width, summed = TARGET, WIDTH[kind], summed_kind(kind)
+    width, summed = WIDTH[kind], summed_kind(kind)
     size = WIDTH[summed]
     lanes = VECTOR_BYTES // size
     planes = 16 // lanes
@@ -248,7 +247,7 @@ def of_many(masked: bool, kind: int) -> Callable[..., Any]:
                             to = weights + (row - group) * weights_stride
                             row_mask = mask + 8 * words * row
                             next_values = _fill_row(
-                                masked, vectorised, kind, target, tables,
+                                masked, vectorised, kind, tables,
                                 load_u64(at), row_mask, word, word_count, cols, to,
                             )  # fmt: skip
                             store_scalar(at, next_values)
@@ -284,13 +283,12 @@ def of_any_x(kind: int) -> Callable[..., Any]:
 
     product(table, pieces, lo, hi, x, cols, scratch, y): x (tokens, at least cols), scratch 17 elements.
     """
-    target, width, summed = TARGET, WIDTH[kind], summed_kind(kind)
+    width, summed = WIDTH[kind], summed_kind(kind)
     size = WIDTH[summed]
     sixteen, one = 16, 1
 
     @jit
     def product(table, pieces, lo, hi, x, cols, scratch, y):
-        assert target
         value, partial = np.int64(scratch.ctypes.data) + 16 * size, np.int64(scratch.ctypes.data)
         words = (cols + WORD - 1) // WORD
         for piece in range(lo, hi):

@@ -28,7 +28,6 @@ from sparsefmt.kernels.operand import (
     VALUES,
 )
 from sparsefmt.kernels.simd import (
-    TARGET,
     VECTOR_BYTES,
     WIDTH,
     fma,
@@ -71,14 +70,13 @@ def of_one(kind: int, wide: bool) -> Callable[..., Any]:
     product(table, pieces, lo, hi, x, y) fills y (tokens, rows) from x (tokens, at least cols). `wide`: columns are u32.
     Returns False, with nothing done, if x is not finite.
     """
-    target, wide, width, col_width, summed = TARGET, int(wide), WIDTH[kind], 4 if wide else 2, summed_kind(kind)
+    wide, width, col_width, summed = int(wide), WIDTH[kind], 4 if wide else 2, summed_kind(kind)
     size, eight, four, two, one = WIDTH[summed], 8, 4, 2, 1
     slot, col_slot = ROWS * width, ROWS * col_width
     col_ahead, lines, col_lines = AHEAD // width * col_width, four * slot // 64, four * col_slot // 64
 
     @jit
     def product(table, pieces, lo, hi, x, y):
-        assert target
         x_begin, y_begin = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
         poison, zero = zeros(kind, eight, one), zeros(kind, eight, one)
         whole = x.size // eight * eight
@@ -138,13 +136,12 @@ def of_many(kind: int, wide: bool, lanes: int, count: int) -> Callable[..., Any]
     product(table, pieces, lo, hi, x, cols, rows, blocks, y): x is as `activations.in_tokens` makes it, and y as
     `activations.from_tokens` takes it, for `blocks` blocks and `rows` rows in all.
     """
-    target, wide, width, col_width, summed = TARGET, int(wide), WIDTH[kind], 4 if wide else 2, summed_kind(kind)
+    wide, width, col_width, summed = int(wide), WIDTH[kind], 4 if wide else 2, summed_kind(kind)
     size, eight, one, zero = WIDTH[summed], 8, 1, 0
     slot, col_slot, block_bytes, sums_count = ROWS * width, ROWS * col_width, lanes * count * size, ROWS * count
 
     @jit
     def product(table, pieces, lo, hi, x, cols, rows, blocks, y):
-        assert target
         x_begin, y_begin = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
         for piece in range(lo, hi):
             tile = pieces[piece, 0]
@@ -178,11 +175,10 @@ def of_any_x(kind: int, wide: bool) -> Callable[..., Any]:
 
     product(table, pieces, lo, hi, x, scratch, y): x (tokens, at least cols), scratch 1 element, y (tokens, rows).
     """
-    target, wide, width, col_width = TARGET, int(wide), WIDTH[kind], 4 if wide else 2
+    wide, width, col_width = int(wide), WIDTH[kind], 4 if wide else 2
 
     @jit
     def product(table, pieces, lo, hi, x, scratch, y):
-        assert target
         value = np.int64(scratch.ctypes.data)
         zero = x.dtype.type(0)
         for piece in range(lo, hi):

@@ -7,23 +7,17 @@ plain int64 addresses: nothing is checked here, so a kernel sees arrays of check
 Everything but `expand.py` uses generic LLVM operations: they become AVX-512, AVX2, NEON or scalars, with the same bits
 everywhere, since fma is always fused, with or without an instruction for it.
 
-numba's on-disk cache notices edits to the file of a kernel only. Therefore every kernel holds `TARGET` in its closure,
-which is part of the cache's key and contains a digest of the sources of this folder.
-
 Arguments that choose the code (`kind`, `lanes`, `count` …) must be constants: variables of a kernel's closure.
 """
 
 from __future__ import annotations
-
-import hashlib
-from pathlib import Path
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from sparsefmt.isa import ISA, ISAS
+from sparsefmt.isa import ISA
 
 F32, BF16, F16, F64 = range(4)
 """Kinds of stored values. Sums are float32, or float64 for F64."""
@@ -36,20 +30,6 @@ def summed_kind(kind: int) -> int:
     """Kind of the sums, and of the activations, for values of a kind."""
     return F64 if kind == F64 else F32
 
-
-def _digest() -> int:
-    """Of the sources of this folder, 48 bits. 0 where there are no source files, which cannot be edited either."""
-    digest = hashlib.sha256()
-    try:
-        for source in sorted(Path(__file__).parent.glob("*.py")):
-            digest.update(source.read_bytes())
-    except OSError:
-        return 0
-    return int.from_bytes(digest.digest()[:6], "little")
-
-
-TARGET = ISAS.index(ISA) | _digest() << 8
-"""Instruction set and digest in one integer, for the closure of every kernel."""
 
 VECTOR_BYTES = 64 if ISA == "avx512" else 32
 """Bytes of the widest vectors worth using."""

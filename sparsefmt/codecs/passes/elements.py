@@ -7,6 +7,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from sparsefmt.bits_of_words import lowest_bit
 from sparsefmt.jit import jit
 
 OK, EARLY_END, LEFT_OVER, NO_BIN = 0, 1, 3, 4
@@ -71,16 +72,6 @@ def join(symbols, lows, widths, offsets, offset_bits, sign, shift, out):
     return OK
 
 
-@intrinsic
-def _lowest_bit(typingctx, word):
-    """Position of the lowest set bit of a nonzero uint64, as uint64."""
-
-    def codegen(context, builder, signature, args):
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.uint64(types.uint64), codegen
-
-
 @jit
 def columns_of(mask, columns):
     """Fill `columns` with the columns that mask (rows, words) uint64 keeps, row by row."""
@@ -89,7 +80,7 @@ def columns_of(mask, columns):
         for index in range(mask.shape[1]):
             word = mask[row, index]
             while word != ZERO:
-                columns[at] = 64 * index + np.int64(_lowest_bit(word))
+                columns[at] = 64 * index + lowest_bit(word)
                 word &= word - ONE
                 at += ONE
 
@@ -106,7 +97,7 @@ def contexts_of(mask, row_classes, tables, contexts):
         for index in range(mask.shape[1]):
             word, first = mask[row, index], np.uint64(64 * index)
             while word != ZERO:
-                contexts[at] = tables[row_class, first + _lowest_bit(word)]
+                contexts[at] = tables[row_class, first + np.uint64(lowest_bit(word))]
                 word &= word - ONE
                 at += ONE
 

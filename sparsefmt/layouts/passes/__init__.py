@@ -1,6 +1,4 @@
 """Jitted passes over layout arrays: count, pack, unpack, check, convert. Imported on first use, since numba takes a
 second to load. Every function wants C-contiguous arrays of unsigned integers, inputs read-only (`memory.frozen`), and
 trusts its arguments: only `check` functions may see arrays that have not been checked.
-
-numba's on-disk cache notices edits to the file of a function only, so a file here calls jitted code of no other file.
 """

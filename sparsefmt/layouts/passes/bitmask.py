@@ -6,33 +6,11 @@ Masks are seen as uint64 words, (rows, words): column c is bit c % 64 of word c 
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
+from sparsefmt.bits_of_words import lowest_bit, popcount
 from sparsefmt.jit import jit
 
 OK, MASK_PADDING, ROW_OFFSETS, STORED_ZERO = range(4)
-
-
-@intrinsic
-def _popcount(typingctx, word):
-    """Number of set bits of a uint64, as int64."""
-
-    def codegen(context, builder, signature, args):
-        return builder.ctpop(args[0])
-
-    return types.int64(types.uint64), codegen
-
-
-@intrinsic
-def _lowest_bit(typingctx, word):
-    """Position of the lowest set bit of a nonzero uint64, as int64."""
-
-    def codegen(context, builder, signature, args):
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.uint64), codegen
 
 
 @jit
@@ -75,7 +53,7 @@ def unpack(
         for index in range(mask.shape[1]):
             word = mask[row, index]
             while word != 0:
-                bits[row - begin, index * 64 + _lowest_bit(word)] = values[stored]
+                bits[row - begin, index * 64 + lowest_bit(word)] = values[stored]
                 stored += 1
                 word &= word - one
 
@@ -95,7 +73,7 @@ def check(mask: np.ndarray, row_offsets: np.ndarray, values: np.ndarray, negativ
             return MASK_PADDING, row
         stored = np.int64(0)
         for index in range(mask.shape[1]):
-            stored += _popcount(mask[row, index])
+            stored += popcount(mask[row, index])
         if np.int64(row_offsets[row]) + stored != np.int64(row_offsets[row + 1]):
             return ROW_OFFSETS, row
     if np.int64(row_offsets[rows]) != values.shape[0]:
@@ -128,7 +106,7 @@ def to_permuted(
         for index in range(mask.shape[1]):
             word = mask[row, index]
             while word != 0:
-                slot_columns[at] = index * 64 + _lowest_bit(word)
+                slot_columns[at] = index * 64 + lowest_bit(word)
                 slot_values[at] = values[stored]
                 at += eight
                 stored += one
@@ -177,6 +155,6 @@ def columns_of(mask, columns):
         for word in range(mask.shape[1]):
             bits = mask[row, word]
             while bits:
-                columns[entry] = 64 * word + _lowest_bit(bits)
+                columns[entry] = 64 * word + lowest_bit(bits)
                 entry += 1
                 bits &= bits - np.uint64(1)

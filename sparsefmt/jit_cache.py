@@ -1,0 +1,138 @@
+"""Machine code that numba keeps on disk for the next process: where it lies, and which sources it belongs to.
+
+It lies in the user's cache folder, or in NUMBA_CACHE_DIR, and not beside the sources: there, it would stay behind when
+the package is uninstalled, and Python would take the folders that are left for a package.
+
+numba notices when the file of a function is edited. What a function uses of other files (an intrinsic, another jitted
+function, a constant) is compiled into it too. Therefore the name of its code contains a digest of its file, of
+all files of this package that it imports from, and of the instruction set. Two versions of the package, or two
+instruction sets, have names of their own and can use one folder at the same time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import platformdirs
+from numba.core import config
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+from sparsefmt.isa import ISA
+
+PACKAGE = Path(__file__).parent
+
+UNUSED_DAYS = 90
+"""Days after which code that nobody has read or written is removed, when other code is added."""
+
+_IMPORT = re.compile(r"^from sparsefmt([\w.]*) import (\([^)]*\)|.*)", re.MULTILINE)
+
+
+def folder() -> Path:
+    """Where machine code is kept. It may not exist, or not be writable."""
+    chosen = config.CACHE_DIR
+    return Path(chosen) / "sparsefmt" if chosen else Path(platformdirs.user_cache_dir("sparsefmt", False)) / "kernels"
+
+
+@cache
+def _is_writable(path: Path) -> bool:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError:
+        return False
+    return True
+
+
+def _imported_files(source: str) -> Iterator[Path]:
+    """Files of this package that a source imports from at its head."""
+    for module, names in _IMPORT.findall(source):
+        path = PACKAGE.joinpath(*module.split("."))
+        for candidate in (path, *(path / name for name in re.findall(r"\w+", names))):
+            for file in (candidate.with_suffix(".py"), candidate / "__init__.py"):
+                if file.is_file():
+                    yield file
+
+
+@cache
+def digest(file: Path) -> str:
+    """Of a source, of all those that it imports, and of what compiles them.
+
+    Raises:
+        OSError: the sources are not files.
+    """
+    seen, waiting = {}, [file]
+    while waiting:
+        path = waiting.pop()
+        if path not in seen:
+            seen[path] = path.read_bytes()
+            waiting += _imported_files(seen[path].decode())
+    whole = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {ISA}".encode())
+    for path in sorted(seen):
+        whole.update(hashlib.sha256(seen[path]).digest())
+    return whole.hexdigest()[:16]
+
+
+class _Locator(_CacheLocator):
+    """What numba asks for a function: the folder, and what its name has to contain."""
+
+    def __init__(self, function: Callable[..., Any], file: str) -> None:
+        self._py_file, self._line = file, function.__code__.co_firstlineno
+        self._digest = digest(Path(file))
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> _Locator | None:
+        try:
+            return cls(py_func, py_file) if _is_writable(folder()) else None
+        except OSError:
+            return None
+
+    def get_cache_path(self) -> str:
+        return str(folder())
+
+    def get_source_stamp(self) -> str:
+        return self._digest
+
+    def get_disambiguator(self) -> str:
+        return f"{self._line}-{self._digest}"
+
+
+class _Found(CompileResultCacheImpl):
+    _locator_classes = (_Locator,)
+
+
+class Cache(FunctionCache):
+    """The code of one function.
+
+    Raises:
+        RuntimeError: there is no place for it.
+    """
+
+    _impl_class = _Found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep the code for a signature, unless the disk is full or the folder is gone."""
+        with suppress(OSError):
+            _remove_unused(folder())
+            super().save_overload(sig, data)
+
+
+@cache
+def _remove_unused(path: Path) -> None:
+    """Once in a process: code of former versions would be kept forever otherwise."""
+    limit = time.time() - UNUSED_DAYS * 24 * 3600
+    for entry in os.scandir(path):
+        with suppress(OSError):
+            state = entry.stat()
+            if entry.name.endswith((".nbi", ".nbc")) and max(state.st_atime, state.st_mtime) < limit:
+                os.unlink(entry)

@@ -1,0 +1,107 @@
+"""Machine code that is kept on disk: it is that of the present sources, and lies where it can do no harm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+PROGRAM = """
+import sys, numpy, sparsefmt
+w = sparsefmt.SparseTensor.from_dense(numpy.eye(16, dtype="f4"), "permuted")
+print((w @ numpy.ones(16, "f4")).sum())
+from sparsefmt.kernels import permuted, simd
+kernel = permuted.of_one(simd.F32, False)
+print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
+"""
+
+
+def run(folder: Path, program: str = PROGRAM, **variables: str) -> list[str]:
+    """What a fresh process prints that imports the package from `folder`."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", **variables}
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert found.stderr == ""
+    return found.stdout.split()
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A folder with a copy of the package."""
+    shutil.copytree(ROOT / "sparsefmt", tmp_path / "copy" / "sparsefmt", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "copy"
+
+
+@pytest.mark.slow
+def test_code_is_kept_for_the_next_process_but_not_beside_the_package(copy, tmp_path):
+    """What lay beside it would be left when the package is uninstalled, and be taken for a package."""
+    before = sorted(copy.rglob("*"))
+    kept = {"NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    assert run(copy, **kept) == ["16.0", "0", "1"]
+    assert run(copy, **kept) == ["16.0", "1", "0"]
+    assert sorted(copy.rglob("*")) == before
+    assert {path.parent for path in (tmp_path / "kept").rglob("*.nbc")} == {tmp_path / "kept" / "sparsefmt"}
+
+
+@pytest.mark.slow
+def test_the_cache_folder_of_the_user(copy, tmp_path):
+    home = {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "home" / "caches"), "NUMBA_CACHE_DIR": ""}
+    assert run(copy, **home) == ["16.0", "0", "1"]
+    assert run(copy, **home) == ["16.0", "1", "0"]
+    assert list((tmp_path / "home").rglob("*.nbc"))
+
+
+@pytest.mark.slow
+def test_no_folder_for_the_cache(copy, tmp_path):
+    """A read-only installation and no home: kernels are compiled and not kept. A file where the home should be stands
+    for what cannot be written, since tests may run as a user who can write everywhere."""
+    (tmp_path / "home").write_text("")
+    nowhere = {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": "", "NUMBA_CACHE_DIR": ""}
+    assert run(copy, **nowhere) == ["16.0", "0", "1"]
+
+
+@pytest.mark.slow
+def test_an_edit_of_another_file_is_noticed(copy, tmp_path):
+    """Of an intrinsic that a kernel uses. Sources that nothing changed share their code."""
+    kept = {"NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    assert run(copy, **kept) == ["16.0", "0", "1"]
+    other = tmp_path / "other"
+    shutil.copytree(copy, other)
+    assert run(other, **kept) == ["16.0", "1", "0"]
+    with (other / "sparsefmt" / "kernels" / "simd.py").open("a") as source:
+        source.write("# edited\n")
+    assert run(other, **kept) == ["16.0", "0", "1"]
+    assert run(copy, **kept) == ["16.0", "1", "0"]
+
+
+def test_the_digest_is_of_all_that_is_imported():
+    from sparsefmt import jit_cache
+
+    package = ROOT / "sparsefmt"
+    imported = set(jit_cache._imported_files((package / "kernels" / "permuted.py").read_text()))
+    assert {package / "kernels" / "simd.py", package / "kernels" / "operand.py", package / "jit.py"} <= imported
+    assert set(jit_cache._imported_files("from sparsefmt.kernels import (\n    permuted,\n)\n")) == {
+        package / "kernels" / "__init__.py",
+        package / "kernels" / "permuted.py",
+    }
+    of_kernels = {jit_cache.digest(package / "kernels" / f"{name}.py") for name in ("permuted", "partial_sums")}
+    assert len(of_kernels) == 2
+
+
+def test_code_that_nobody_used_for_long_is_removed(tmp_path):
+    from sparsefmt import jit_cache
+
+    long_ago = time.time() - (jit_cache.UNUSED_DAYS + 1) * 24 * 3600
+    for name in ("old.nbi", "old.1.nbc", "new.nbi", "notes.txt"):
+        (tmp_path / name).write_text("")
+        if name != "new.nbi":
+            os.utime(tmp_path / name, (long_ago, long_ago))
+    jit_cache._remove_unused(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.nbi", "notes.txt"]
