@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from sparsefmt.api import linear, load, load_file, open_file, save, save_file
 from sparsefmt.errors import ChecksumError, FormatError, LimitError, SparsefmtError, UnsupportedError
 from sparsefmt.handle import safe_open
-from sparsefmt.opened import SparseFile
+from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.threads import set_num_threads
 

@@ -12,7 +12,7 @@ from sparsefmt.container.sources import Backend
 from sparsefmt.errors import SparsefmtError, file_closed
 from sparsefmt.frameworks import framework_of
 from sparsefmt.frameworks.contract import Framework, all_tensors, offset_keys
-from sparsefmt.opened import SparseFile
+from sparsefmt.sparse_file import SparseFile
 
 
 class safe_open:

@@ -50,7 +50,9 @@ def test_every_dtype_over_several_tiles(dtype, codec):
     shape = (3000, 700) if dtype.bits <= 16 else (1600, 700)
     array = pruned(rng, shape, dtype, 0.7, True) if dtype.prunable else random_bits(rng, shape, dtype)
     data = check_file_round_trip({"w": array, "flat": array.reshape(-1)}, codec=codec)
-    assert sparsefmt.opened.SparseFile(sparsefmt.container.sources.Memory(data)).reader.index.tensors["w"].tiles > 1
+    assert (
+        sparsefmt.sparse_file.SparseFile(sparsefmt.container.sources.Memory(data)).reader.index.tensors["w"].tiles > 1
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)

@@ -15,7 +15,7 @@ from helpers import ROOT
 
 import sparsefmt
 from sparsefmt.container.index import Index
-from sparsefmt.opened import TensorSlice
+from sparsefmt.sparse_file import TensorSlice
 
 pytestmark = pytest.mark.slow
 

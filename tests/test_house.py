@@ -20,7 +20,7 @@ STOREYS = [
     {"interchange", "numpy", "torch"},
     {"handle"},
     {"api", "frameworks"},
-    {"saving", "opened", "again", "signs"},
+    {"saving", "sparse_file", "again", "signs"},
     {"tensor"},
     {"intake", "slicing"},
     {"container"},

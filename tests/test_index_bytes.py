@@ -24,7 +24,7 @@ from sparsefmt_files import join, small_file, split
 import sparsefmt
 from sparsefmt import SparsefmtError
 from sparsefmt.container.sources import Memory
-from sparsefmt.opened import SparseFile
+from sparsefmt.sparse_file import SparseFile
 
 NEWER = struct.pack("<H", 7)
 

@@ -134,9 +134,9 @@ class TestGivingBack:
     @pytest.fixture
     def calls(self, monkeypatch):
         made: list[int] = []
-        for module in ("sparsefmt.opened", "sparsefmt.torch.models"):
+        for module in ("sparsefmt.sparse_file", "sparsefmt.torch.models"):
             monkeypatch.setattr(f"{module}.give_back", lambda: made.append(1))
-        monkeypatch.setattr("sparsefmt.opened.WORTH_GIVING_BACK", 20_000)
+        monkeypatch.setattr("sparsefmt.sparse_file.WORTH_GIVING_BACK", 20_000)
         return made
 
     def test_loading(self, calls, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hypothesis_numpy
 import sparsefmt
 from sparsefmt.container.sources import MappedFile
 from sparsefmt.layouts import LAYOUTS
-from sparsefmt.opened import SparseFile
+from sparsefmt.sparse_file import SparseFile
 
 ARRAY = weights(np.random.default_rng(0), (40, 17), np.float32, 0.6, negative_zeros=True)
 CUBE = weights(np.random.default_rng(0), (7, 5, 4), np.float16, 0.6, negative_zeros=True)

@@ -31,7 +31,7 @@ from sparsefmt import ChecksumError, FormatError, SparseTensor
 from sparsefmt.container.chunks import CHUNK_RECORD
 from sparsefmt.container.sources import Memory
 from sparsefmt.layouts import choose
-from sparsefmt.opened import SparseFile
+from sparsefmt.sparse_file import SparseFile
 
 
 def test_no_argument_turns_checks_off():

@@ -132,7 +132,7 @@ def manifest_of(data: bytes) -> dict[str, Any]:
     """What a reader must find: for each tensor dtype, shape, layout, and SHA-256 of the dense bytes and of a product;
     or the code of its error."""
     try:
-        file = sparsefmt.opened.SparseFile(sparsefmt.container.sources.Memory(data))
+        file = sparsefmt.sparse_file.SparseFile(sparsefmt.container.sources.Memory(data))
         index = file.reader.index
         tensors = {}
         for name, entry in sorted(index.tensors.items()):

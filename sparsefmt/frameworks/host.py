@@ -8,7 +8,7 @@ import numpy as np
 
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.frameworks.contract import Framework
-from sparsefmt.opened import SparseFile
+from sparsefmt.sparse_file import SparseFile
 
 
 class NumpyFramework(Framework):

@@ -16,7 +16,7 @@ from sparsefmt.frameworks.host import own
 from sparsefmt.intake import Intake
 from sparsefmt.intake import torch as torch_intake
 from sparsefmt.intake.torch import TORCH_DTYPES
-from sparsefmt.opened import SparseFile
+from sparsefmt.sparse_file import SparseFile
 
 _PAIRS_AT_ONCE = 1 << 22
 """Elements of F4 to pack at a time: as fast as more, and little beside the tensor."""

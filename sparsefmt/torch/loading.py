@@ -17,7 +17,7 @@ from sparsefmt.container.sources import Backend
 from sparsefmt.frameworks.pytorch import TorchFramework, intake_of
 from sparsefmt.interchange.checkpoints import Checkpoint
 from sparsefmt.interchange.contract import naming
-from sparsefmt.opened import SparseFile
+from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.choice import MIN_SPARSITY, Choice, why_dense
 from sparsefmt.torch.derived import transposed

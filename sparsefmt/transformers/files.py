@@ -16,7 +16,7 @@ from sparsefmt.errors import FormatError, UnsupportedError
 from sparsefmt.frameworks.pytorch import TORCH_DTYPES, TorchFramework
 from sparsefmt.interchange.checkpoints import Checkpoint, read_index
 from sparsefmt.interchange.contract import naming
-from sparsefmt.opened import SparseFile
+from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.transformers.config import SparsefmtConfig
 from sparsefmt.transformers.standin import StandIn

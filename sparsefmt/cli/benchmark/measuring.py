@@ -22,7 +22,7 @@ from sparsefmt.interchange.contract import naming
 from sparsefmt.interchange.sparse import SparsefmtFile
 
 if TYPE_CHECKING:
-    from sparsefmt.opened import SparseFile
+    from sparsefmt.sparse_file import SparseFile
 
 SECONDS = 1.0
 """For the turns of one tensor and batch size: after these, turns end, unless they are fewer than LEAST_REPEATS."""
