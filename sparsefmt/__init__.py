@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from sparsefmt.api import linear, load, load_file, open_file, save, save_file
 from sparsefmt.errors import ChecksumError, FormatError, LimitError, SparsefmtError, UnsupportedError
-from sparsefmt.handle import safe_open
+from sparsefmt.safe_open import safe_open
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.threads import set_num_threads

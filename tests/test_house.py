@@ -18,7 +18,7 @@ STOREYS = [
     {"cli"},
     {"transformers"},
     {"interchange", "numpy", "torch"},
-    {"handle"},
+    {"safe_open"},
     {"api", "frameworks"},
     {"saving", "sparse_file", "again", "signs"},
     {"tensor"},
