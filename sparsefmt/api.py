@@ -12,9 +12,9 @@ import numpy as np
 from sparsefmt import signs
 from sparsefmt.container.file_objects import destination, naming
 from sparsefmt.container.sources import Backend, source_of, source_of_content
-from sparsefmt.saving import NegativeZeros, Progress, TensorWriter, expect_tensors, write_all
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.tensor_writer import NegativeZeros, Progress, TensorWriter, expect_tensors, write_all
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -19,8 +19,8 @@ from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend, source_of_content
 from sparsefmt.frameworks.contract import Converted, all_tensors
 from sparsefmt.frameworks.host import NumpyFramework
-from sparsefmt.saving import NegativeZeros
 from sparsefmt.sparse_file import SparseFile
+from sparsefmt.tensor_writer import NegativeZeros
 
 __all__ = ["load", "load_file", "save", "save_file"]
 

@@ -11,7 +11,7 @@ import xxhash
 from helpers import weights
 
 from sparsefmt.container import envelope
-from sparsefmt.saving import TensorWriter
+from sparsefmt.tensor_writer import TensorWriter
 
 
 def small_file(codec: str = "raw") -> bytes:

@@ -30,7 +30,7 @@ import sparsefmt
 from sparsefmt import FormatError, LimitError, SparsefmtError, SparseTensor, UnsupportedError
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.layouts import LAYOUTS
-from sparsefmt.saving import TensorWriter
+from sparsefmt.tensor_writer import TensorWriter
 
 LAYOUT_NAMES = ["auto", *LAYOUTS]
 

@@ -25,7 +25,7 @@ from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.layouts.contract import Tile
-from sparsefmt.saving import TensorWriter
+from sparsefmt.tensor_writer import TensorWriter
 
 
 def process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -26,7 +26,7 @@ import sparsefmt
 import sparsefmt.numpy
 import sparsefmt.torch
 from sparsefmt import FormatError, SparsefmtError, UnsupportedError
-from sparsefmt.saving import TensorWriter
+from sparsefmt.tensor_writer import TensorWriter
 
 CONTENT = sparsefmt.save(TENSORS, codec="raw")
 TORCH_TENSORS = {name: torch.from_numpy(array) for name, array in TENSORS.items()}

@@ -20,7 +20,7 @@ STOREYS = [
     {"interchange", "numpy", "torch"},
     {"safe_open"},
     {"api", "frameworks"},
-    {"saving", "sparse_file", "again", "signs"},
+    {"tensor_writer", "sparse_file", "again", "signs"},
     {"tensor"},
     {"intake", "slicing"},
     {"container"},

@@ -16,7 +16,7 @@ PROGRAM = """
 import json, resource, sys
 import numpy as np, scipy.sparse, sparsefmt
 from sparsefmt.intake import intake_of
-from sparsefmt.saving import TensorWriter
+from sparsefmt.tensor_writer import TensorWriter
 
 def dense(shape, sparsity):
     array = np.empty(shape, np.float16)

@@ -261,7 +261,7 @@ from sparsefmt.cli import main
 def peak():  # of anonymous memory, sampled where a tensor is begun
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
 
-from sparsefmt.saving import TensorWriter
+from sparsefmt.tensor_writer import TensorWriter
 add, seen = TensorWriter.add, []
 TensorWriter.add = lambda self, *a: (seen.append(peak()), add(self, *a), seen.append(peak()))[1]
 main(sys.argv[1:], standalone_mode=False)

@@ -20,7 +20,7 @@ from sparsefmt import FormatError, SparsefmtError, SparseTensor, limits
 from sparsefmt.container import writer
 from sparsefmt.intake import ArrayIntake
 from sparsefmt.layouts import LAYOUTS
-from sparsefmt.saving import TensorWriter, write_all
+from sparsefmt.tensor_writer import TensorWriter, write_all
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]), max_size=5)
 """With NUL, surrogates, and characters that have several forms."""

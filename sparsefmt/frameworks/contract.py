@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from sparsefmt.saving import expect_tensors
 from sparsefmt.sparse_file import SparseFile
+from sparsefmt.tensor_writer import expect_tensors
 
 
 class Framework(ABC):

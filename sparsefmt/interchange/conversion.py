@@ -30,7 +30,7 @@ from sparsefmt.interchange.safetensors import write_safetensors
 from sparsefmt.interchange.sparse import SparsefmtFile
 from sparsefmt.interchange.staging import StagedFolder
 from sparsefmt.layouts.entries import Entries
-from sparsefmt.saving import NegativeZeros, TensorWriter
+from sparsefmt.tensor_writer import NegativeZeros, TensorWriter
 
 Progress = Callable[[int], object]
 """Called with the dense bytes of each tile done."""

@@ -29,9 +29,9 @@ from sparsefmt.frameworks.sharing import SharedTensorsError
 from sparsefmt.intake import Intake, identity_of, mistakes
 from sparsefmt.intake.masks import expect_one_shape, masked_pairs
 from sparsefmt.intake.torch import check_kind, is_strided
-from sparsefmt.saving import NegativeZeros
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.tensor_writer import NegativeZeros
 from sparsefmt.torch.models import layers_by_memory, tensors_of
 
 

@@ -22,8 +22,8 @@ from sparsefmt.frameworks.pytorch import intake_of
 from sparsefmt.interchange import cards
 from sparsefmt.interchange.huggingface import SENTENCE_TRANSFORMERS
 from sparsefmt.interchange.staging import StagedFolder
-from sparsefmt.saving import NegativeZeros, TensorWriter, write_all
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.tensor_writer import NegativeZeros, TensorWriter, write_all
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.models import tensors_of
 from sparsefmt.transformers import placing
