@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit, typeof
 
-from sparsefmt.kernels import partial_sums, permuted, simd
+from sparsefmt.kernels import bitmask_and_dense, permuted, simd
 
 TABLE, PIECES = np.zeros((1, 7), np.int64), np.zeros((0, 3), np.int64)
 FLOATS = np.zeros((1, 64), np.float32)
@@ -27,11 +27,11 @@ KINDS = {"F32": simd.F32, "BF16": simd.BF16, "F16": simd.F16}
 
 def of_few(kind: int) -> tuple[Any, ...]:
     x = np.zeros((1, 128), np.float32)
-    return partial_sums.of_few(True, kind, 1), TABLE, PIECES, 0, 0, x, 64, 0, np.zeros(128, np.float32), FLOATS
+    return bitmask_and_dense.of_few(True, kind, 1), TABLE, PIECES, 0, 0, x, 64, 0, np.zeros(128, np.float32), FLOATS
 
 
 def of_many(kind: int) -> tuple[Any, ...]:
-    return partial_sums.of_many(True, kind), TABLE, PIECES, 0, 0, FLAT, 64, 64, 0, SCRATCH, FLOATS
+    return bitmask_and_dense.of_many(True, kind), TABLE, PIECES, 0, 0, FLAT, 64, 64, 0, SCRATCH, FLOATS
 
 
 def permuted_of_one(kind: int) -> tuple[Any, ...]:
@@ -63,7 +63,7 @@ def loops(kernel: Any, *arguments: Any) -> list[list[str]]:
 
 
 def main() -> None:
-    found = {"isa": simd.ISA, "rows": partial_sums.ROWS}
+    found = {"isa": simd.ISA, "rows": bitmask_and_dense.ROWS}
     for name in sys.argv[1:]:
         kernel, kind = name.split("/")
         found[name] = loops(*KERNELS[kernel](KINDS[kind]))

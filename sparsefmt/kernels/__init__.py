@@ -1,6 +1,6 @@
 """Products on compressed weights: `linear.py` and `multiply.py` in front, then a file for each order of additions.
 
-`permuted.py` has one chain per row, `partial_sums.py` (layouts `bitmask` and `dense`) sixteen partial sums. Both are
+`permuted.py` has one chain per row, `bitmask_and_dense.py` sixteen partial sums. Both are
 written with the vectors of `simd.py`; `expand.py` puts masked values at their columns, `activations.py` lays x out.
 
 Imported on first use, since numba takes a second to load. Kernels release the GIL, trust their arguments, and add in

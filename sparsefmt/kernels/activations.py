@@ -19,7 +19,7 @@ from sparsefmt.kernels.simd import WIDTH, fma, load, load_scalar, plus_zero, sto
 
 @cache
 def in_columns(kind: int, group: int) -> Callable[..., Any]:
-    """Packer for `partial_sums.of_many`.
+    """Packer for `bitmask_and_dense.of_many`.
 
     pack(x, tokens, cols, block, packed) fills packed, flat: for each block of `block` columns, for each `group` tokens,
     these columns of each token, with zeros where x ends. x is flat, token by token. Returns whether x is finite.

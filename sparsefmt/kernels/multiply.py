@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsefmt.kernels import activations, expand, partial_sums, permuted
+from sparsefmt.kernels import activations, bitmask_and_dense, expand, permuted
 from sparsefmt.kernels.operand import VALUES, Operand
 from sparsefmt.kernels.scratch import scratch
 from sparsefmt.kernels.simd import BF16, F16, F32, F64, WIDTH, summed_kind
@@ -171,20 +171,20 @@ def _permuted_of_any_x(x: np.ndarray, w: Operand, y: np.ndarray, kind: int, do: 
 
 
 def _multiply_bitmask(x: np.ndarray, w: Operand, y: np.ndarray, kind: int, do: Do) -> None:
-    _multiply_partial_sums(True, x, w, y, kind, do)
+    _multiply_bitmask_or_dense(True, x, w, y, kind, do)
 
 
 def _multiply_dense(x: np.ndarray, w: Operand, y: np.ndarray, kind: int, do: Do) -> None:
-    _multiply_partial_sums(False, x, w, y, kind, do)
+    _multiply_bitmask_or_dense(False, x, w, y, kind, do)
 
 
-def _multiply_partial_sums(masked: bool, x: np.ndarray, w: Operand, y: np.ndarray, kind: int, do: Do) -> None:
+def _multiply_bitmask_or_dense(masked: bool, x: np.ndarray, w: Operand, y: np.ndarray, kind: int, do: Do) -> None:
     result = y if y.flags.c_contiguous else scratch("result", y.size, y.dtype).reshape(y.shape)
     tables = expand.tables(kind)
     for first in range(0, x.shape[0], MAX_TOKENS):
         some_x, some_y = x[first : first + MAX_TOKENS], result[first : first + MAX_TOKENS]
         tokens = some_x.shape[0]
-        few = tokens <= partial_sums.FEW and (expand.in_registers(kind) or not masked)
+        few = tokens <= bitmask_and_dense.FEW and (expand.in_registers(kind) or not masked)
         run = (_run_of_few if few else _run_of_many)(masked, some_x, w, some_y, kind, tables)
         if run is None or not do(run, tokens):
             _bitmask_of_any_x(some_x, w, some_y, kind, do)
@@ -194,35 +194,35 @@ def _multiply_partial_sums(masked: bool, x: np.ndarray, w: Operand, y: np.ndarra
 
 def _run_of_few(masked: bool, x: np.ndarray, w: Operand, y: np.ndarray, kind: int, tables: int) -> Run:
     tokens = 1 << (x.shape[0] - 1).bit_length()
-    padded = -(-w.cols // partial_sums.WORD) * partial_sums.WORD
+    padded = -(-w.cols // bitmask_and_dense.WORD) * bitmask_and_dense.WORD
     if tokens == 1 and padded == w.cols:
         x = _contiguous(x)
     else:
-        wider = np.zeros((tokens, padded + partial_sums.PADDING), x.dtype)
+        wider = np.zeros((tokens, padded + bitmask_and_dense.PADDING), x.dtype)
         wider[: x.shape[0], : w.cols] = x
         x = wider
-    kernel = partial_sums.of_few(masked, kind, tokens)
+    kernel = bitmask_and_dense.of_few(masked, kind, tokens)
 
     def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> Any:
-        return kernel(table, pieces, lo, hi, x, w.cols, tables, np.empty(2 * partial_sums.WORD, y.dtype), y)
+        return kernel(table, pieces, lo, hi, x, w.cols, tables, np.empty(2 * bitmask_and_dense.WORD, y.dtype), y)
 
     return run
 
 
 def _run_of_many(masked: bool, x: np.ndarray, w: Operand, y: np.ndarray, kind: int, tables: int) -> Run | None:
     """None if pruned positions are to be skipped and x is not finite."""
-    tokens, group = x.shape[0], partial_sums.TOKENS
+    tokens, group = x.shape[0], bitmask_and_dense.TOKENS
     summed = summed_kind(kind)
     padded_tokens = -(-tokens // group) * group
-    padded_cols = -(-w.cols // partial_sums.WORD) * partial_sums.WORD
-    fitting = BLOCK_BYTES // (padded_tokens * WIDTH[summed]) // partial_sums.WORD * partial_sums.WORD
-    block = min(max(fitting, partial_sums.WORD), padded_cols)
+    padded_cols = -(-w.cols // bitmask_and_dense.WORD) * bitmask_and_dense.WORD
+    fitting = BLOCK_BYTES // (padded_tokens * WIDTH[summed]) // bitmask_and_dense.WORD * bitmask_and_dense.WORD
+    block = min(max(fitting, bitmask_and_dense.WORD), padded_cols)
     packed = scratch("activations", padded_tokens * (-(-padded_cols // block) * block), y.dtype)
     finite = activations.in_columns(summed, group)(_contiguous(x).reshape(-1), tokens, w.cols, block, packed)
     if masked and not finite:
         return None
-    kernel = partial_sums.of_many(masked, kind)
-    scratch_size = partial_sums.scratch_bytes(kind, tokens, block) // 8 + 1
+    kernel = bitmask_and_dense.of_many(masked, kind)
+    scratch_size = bitmask_and_dense.scratch_bytes(kind, tokens, block) // 8 + 1
 
     def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> Any:
         kernel(table, pieces, lo, hi, packed, w.cols, block, tables, scratch("weights", scratch_size, DOUBLE), y)
@@ -231,7 +231,7 @@ def _run_of_many(masked: bool, x: np.ndarray, w: Operand, y: np.ndarray, kind: i
 
 
 def _bitmask_of_any_x(x: np.ndarray, w: Operand, y: np.ndarray, kind: int, do: Do) -> None:
-    kernel, x = partial_sums.of_any_x(kind), _contiguous(x)
+    kernel, x = bitmask_and_dense.of_any_x(kind), _contiguous(x)
 
     def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> Any:
         kernel(table, pieces, lo, hi, x, w.cols, np.empty(17, y.dtype), y)
