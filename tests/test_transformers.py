@@ -55,7 +55,7 @@ from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import SparseLinear, load_into, sparsify
 from sparsefmt.torch.choice import Choice
 from sparsefmt.transformers import SparsefmtConfig, SparsefmtQuantizer, hooks, settling
-from sparsefmt.transformers.standin import StandIn
+from sparsefmt.transformers.compressed_parameter import StandIn
 
 pytestmark = pytest.mark.usefixtures("small_layers")
 

@@ -18,8 +18,8 @@ from sparsefmt.interchange.checkpoints import Checkpoint, read_index
 from sparsefmt.interchange.contract import naming
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.transformers.compressed_parameter import StandIn
 from sparsefmt.transformers.config import SparsefmtConfig
-from sparsefmt.transformers.standin import StandIn
 
 SUFFIX = ".sparsefmt"
 

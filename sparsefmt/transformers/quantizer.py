@@ -20,9 +20,9 @@ from sparsefmt.torch.layers import Holder
 from sparsefmt.torch.mapped_files import MappedFiles
 from sparsefmt.torch.models import SparsifyResult, make_dense
 from sparsefmt.transformers import settling
+from sparsefmt.transformers.compressed_parameter import StandIn
 from sparsefmt.transformers.config import SparsefmtConfig
 from sparsefmt.transformers.files import ARGUMENT, SUFFIX, CompressedFile
-from sparsefmt.transformers.standin import StandIn
 
 _logger = logging.get_logger("transformers.sparsefmt")
 

@@ -27,9 +27,9 @@ from sparsefmt.tensor_writer import NegativeZeros, TensorWriter, write_all
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.models import tensors_of
 from sparsefmt.transformers import placing
+from sparsefmt.transformers.compressed_parameter import StandIn
 from sparsefmt.transformers.config import SparsefmtConfig
 from sparsefmt.transformers.files import SUFFIX
-from sparsefmt.transformers.standin import StandIn
 
 _logger = logging.get_logger("transformers.sparsefmt")
 

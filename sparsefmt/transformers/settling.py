@@ -10,7 +10,7 @@ from sparsefmt.torch.layers import Holder, holders_of_parameters, replace
 from sparsefmt.torch.linear import SparseLinear, is_conv1d
 from sparsefmt.torch.models import SparsifyResult, sparsify_by
 from sparsefmt.torch.summary import summary_of
-from sparsefmt.transformers.standin import StandIn
+from sparsefmt.transformers.compressed_parameter import StandIn
 
 
 def settle(model: torch.nn.Module, choice: Choice) -> SparsifyResult:
