@@ -54,7 +54,7 @@ from sparsefmt.interchange.conversion import Settings, convert_checkpoint
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import SparseLinear, load_into, sparsify
 from sparsefmt.torch.choice import Choice
-from sparsefmt.transformers import SparsefmtConfig, SparsefmtQuantizer, hooks, settling
+from sparsefmt.transformers import SparsefmtConfig, SparsefmtQuantizer, hooks, replace_layers
 from sparsefmt.transformers.compressed_parameter import StandIn
 
 pytestmark = pytest.mark.usefixtures("small_layers")
@@ -428,20 +428,20 @@ def test_linear_layers_that_share_a_weight_share_the_compressed_one() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64), torch.nn.Embedding(64, 64))
     for module in model:
         module.weight = weight
-    settling.settle(model, Choice(exclude=("2",)))
+    replace_layers.settle(model, Choice(exclude=("2",)))
     assert not sparse_layers(model)
     assert model[0].weight is model[1].weight is model[2].weight
     assert model[0].weight.equal(torch.eye(64))
     pair = model[:2]
     for module in pair:
         module.weight = weight
-    settling.settle(pair, Choice())
+    replace_layers.settle(pair, Choice())
     assert sparse_layers(pair) == {"0", "1"}
     assert pair[0].weight_arrays.data_ptr() == pair[1].weight_arrays.data_ptr()
     assert pair[0].bias is not pair[1].bias
     twice = torch.nn.ModuleDict(dict.fromkeys(("one", "same"), torch.nn.Linear(64, 64)))
     twice["one"].weight = weight
-    settling.settle(twice, Choice())
+    replace_layers.settle(twice, Choice())
     assert type(twice["one"]) is SparseLinear
     assert twice["one"] is twice["same"]
 
@@ -519,7 +519,7 @@ def test_tied_buffers_stay_tied() -> None:
     for module, name in ((model[1], "a"), (model[1], "b"), (model[2], "c")):
         module.register_buffer(name, stand_in, persistent=name != "b")
     model[2].register_buffer("nothing", None)
-    settling.settle(model, Choice())
+    replace_layers.settle(model, Choice())
     check_plain(model)
     assert model[1].a is model[1].b is model[2].c
     assert model[1].a.equal(torch.eye(64))

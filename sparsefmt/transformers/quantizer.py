@@ -19,7 +19,7 @@ from sparsefmt.torch.choice import Choice
 from sparsefmt.torch.layers import Holder
 from sparsefmt.torch.mapped_files import MappedFiles
 from sparsefmt.torch.models import SparsifyResult, make_dense
-from sparsefmt.transformers import settling
+from sparsefmt.transformers import replace_layers
 from sparsefmt.transformers.compressed_parameter import StandIn
 from sparsefmt.transformers.config import SparsefmtConfig
 from sparsefmt.transformers.files import ARGUMENT, SUFFIX, CompressedFile
@@ -90,7 +90,7 @@ class SparsefmtQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         self._check_shapes(model)
         with budget.calling_it(ARGUMENT):
-            self.result = settling.settle(model, self._choice)
+            self.result = replace_layers.settle(model, self._choice)
         self._files.release(model)
         give_back()
         self._say_what_became_of_it()
