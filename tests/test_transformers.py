@@ -54,7 +54,7 @@ from sparsefmt.interchange.conversion import Settings, convert_checkpoint
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import SparseLinear, load_into, sparsify
 from sparsefmt.torch.choice import Choice
-from sparsefmt.transformers import SparsefmtConfig, SparsefmtQuantizer, hooks, replace_layers
+from sparsefmt.transformers import SparsefmtConfig, SparsefmtQuantizer, patches, replace_layers
 from sparsefmt.transformers.compressed_parameter import StandIn
 
 pytestmark = pytest.mark.usefixtures("small_layers")
@@ -1066,14 +1066,14 @@ def test_what_the_quantizer_says_of_itself() -> None:
 
 def test_hooks_are_installed_once_and_only_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     before = modeling_utils.load_state_dict
-    hooks.install()
+    patches.install()
     assert modeling_utils.load_state_dict is before
     monkeypatch.setattr(modeling_utils, "load_state_dict", lambda path: None)
     with pytest.raises(UnsupportedError, match=f"{transformers.__version__} has no load_state_dict"):
-        hooks.install()
+        patches.install()
     monkeypatch.delattr(modeling_utils, "_get_resolved_checkpoint_files")
     with pytest.raises(UnsupportedError, match="has no _get_resolved_checkpoint_files"):
-        hooks.install()
+        patches.install()
 
 
 MEASURED = """

@@ -8,15 +8,15 @@ Importing this package registers the method "sparsefmt" with transformers, 5.0 o
 
     AutoModelForCausalLM.from_pretrained("dense-folder", quantization_config=SparsefmtConfig())
 
-See `hooks` for what of transformers is replaced, and why.
+See `patches` for what of transformers is replaced, and why.
 """
 
 from __future__ import annotations
 
-from sparsefmt.transformers import hooks
+from sparsefmt.transformers import patches
 from sparsefmt.transformers.config import SparsefmtConfig
 from sparsefmt.transformers.quantizer import SparsefmtQuantizer
 
 __all__ = ["SparsefmtConfig", "SparsefmtQuantizer"]
 
-hooks.install()
+patches.install()
