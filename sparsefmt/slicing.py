@@ -11,7 +11,7 @@ import numpy as np
 from sparsefmt.container.names import matrix_view
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import LimitError
-from sparsefmt.layouts import choose
+from sparsefmt.layouts import auto
 from sparsefmt.layouts.contract import Layout, Tile
 from sparsefmt.threads import in_order
 
@@ -118,7 +118,7 @@ def _pieces_of_array(wanted: np.ndarray, tile_rows: int) -> Iterator[_Piece]:
 
 def runs(begin: int, end: int, cols: int) -> Iterator[tuple[int, int]]:
     """Rows `begin` to `end` in runs of little memory: a tile of a very sparse matrix is too large to be made dense."""
-    height = 4 * choose.tile_rows(end - begin, cols) or 1
+    height = 4 * auto.tile_rows(end - begin, cols) or 1
     for first in range(begin, end, height):
         yield first, min(first + height, end)
 

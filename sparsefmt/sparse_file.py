@@ -17,7 +17,7 @@ from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import Source
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.errors import LimitError, file_closed
-from sparsefmt.layouts import choose
+from sparsefmt.layouts import auto
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
@@ -124,7 +124,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         """
         self._reader.expect_open()
         entry = self._entry(name)
-        choose.expect_name(layout)
+        auto.expect_name(layout)
         target, most = self._target(entry, layout)
         if target == "dense":
             return self.get_tensor(name)
@@ -197,7 +197,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
 
         Raises ValueError for another layout, also where there is no tensor.
         """
-        choose.expect_name(layout)
+        auto.expect_name(layout)
         reader = self._reader
         entries = reader.index.tensors.values()
         reader.budget.expect(sum(self._least_bytes(entry, layout) for entry in entries))

@@ -17,7 +17,7 @@ from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.intake import Intake, intake_of, is_scipy_sparse
 from sparsefmt.layouts import LAYOUTS, negative_zeros
-from sparsefmt.layouts.choose import Filling, layout_for
+from sparsefmt.layouts.auto import Filling, layout_for
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.layouts.entries import to_entries
 from sparsefmt.layouts.memory import Arena, frozen, padded_copy

@@ -15,7 +15,7 @@ from sparsefmt.container.names import check_name
 from sparsefmt.container.writer import Sink, Writer
 from sparsefmt.errors import FormatError, SparsefmtError
 from sparsefmt.intake import Intake, Survey, identity_of, intake_of, mistakes
-from sparsefmt.layouts import choose
+from sparsefmt.layouts import auto
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.tensor import SparseTensor
 
@@ -48,12 +48,12 @@ class TensorWriter:
         threads: int | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None:
-        choose.expect_name(layout)
+        auto.expect_name(layout)
         if negative_zeros not in ("keep", "drop"):
             raise ValueError(f"negative_zeros must be 'keep' or 'drop', not {negative_zeros!r}")
         self._writer = Writer(sink, codec=codec, metadata=metadata, thread_count=threads, progress=progress)
         self._layout = layout
-        self._purpose: choose.Purpose = "raw" if codec == "raw" else "coded"
+        self._purpose: auto.Purpose = "raw" if codec == "raw" else "coded"
         self._drop = negative_zeros == "drop"
         self._threads = threads
 
@@ -85,10 +85,10 @@ class TensorWriter:
 
     def _add_dense(self, name: str, intake: Intake) -> TensorEntry:
         survey = Survey(0, 0, 0)
-        if self._drop or choose.may_be_sparse(self._layout, intake.dtype, intake.shape, intake.cols):
+        if self._drop or auto.may_be_sparse(self._layout, intake.dtype, intake.shape, intake.cols):
             survey = intake.survey(self._threads)
         nnz, negatives = survey.nnz, survey.negative_zeros
-        layout = choose.layout_for(self._layout, self._purpose, intake.shape, intake.filling(survey))
+        layout = auto.layout_for(self._layout, self._purpose, intake.shape, intake.filling(survey))
         height = intake.tile_rows(layout, nnz if self._drop else nnz + negatives)
         return self._writer.add(
             name,
@@ -104,7 +104,7 @@ class TensorWriter:
 
     def _add_laid_out(self, name: str, tensor: SparseTensor) -> TensorEntry:
         """Write a tensor that is laid out already: tile by tile, never dense between sparse layouts."""
-        layout = choose.layout_for(self._layout, self._purpose, tensor.shape, tensor.filling(), is_sparse=True)
+        layout = auto.layout_for(self._layout, self._purpose, tensor.shape, tensor.filling(), is_sparse=True)
         if layout == "dense":
             return self._add_dense(name, intake_of(tensor))
         operand = tensor.operand()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import sparsefmt
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.intake import intake_of
-from sparsefmt.layouts import choose
+from sparsefmt.layouts import auto
 from sparsefmt.layouts.permuted import padded_nnz
 
 WIDTHS_OF_TYPES = ["U8", "BF16", "F32", "F64"]
@@ -106,7 +106,7 @@ def test_sizes_are_exact(seed: int, rows: int, cols: int, dtype: DType):
         assert expected.nbytes(layout) == layout_nbytes(tensor)
         if layout == "permuted":
             assert tensor.filling() == filling == expected
-    best = choose.for_computing(filling)
+    best = auto.for_computing(filling)
     assert (best == "permuted") == (filling.nbytes("permuted") <= filling.most_bytes_of_permuted())
 
 

@@ -15,7 +15,7 @@ import sparsefmt
 from sparsefmt import SparseTensor, layouts
 from sparsefmt.dtypes import as_bits
 from sparsefmt.intake import ArrayIntake, intake_of
-from sparsefmt.layouts import LAYOUTS, choose
+from sparsefmt.layouts import LAYOUTS, auto
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 from sparsefmt.layouts.entries import Entries, from_entries, to_entries
 
@@ -72,7 +72,7 @@ def test_very_sparse_matrices_come_back(shape, codec, signs, tmp_path: Path):
     with sparsefmt.open_file(path) as file:
         entry = file.reader.index.entry("w")
         assert entry.layout.name == "permuted"
-        assert entry.tile_rows > choose.sparse_tile_rows(*shape) or entry.tile_rows == min(shape[0], 1 << 16)
+        assert entry.tile_rows > auto.sparse_tile_rows(*shape) or entry.tile_rows == min(shape[0], 1 << 16)
         assert (NEGATIVE_ZEROS in entry.codecs) == signs
         assert same_bits(file.get_tensor("w"), array)
         rows = slice(shape[0] // 3, shape[0] // 2)

@@ -25,7 +25,7 @@ from sparsefmt.interchange.conversion import Settings, convert_file
 from sparsefmt.interchange.folding import Group, foldable, folded, folded_files
 from sparsefmt.interchange.safetensors import SafetensorsFile, write_safetensors
 from sparsefmt.interchange.sparse import SparsefmtFile
-from sparsefmt.layouts import choose
+from sparsefmt.layouts import auto
 
 Arrays = dict[str, np.ndarray]
 
@@ -132,7 +132,7 @@ class TestBitmask:
 
     @pytest.mark.parametrize("shape", [(1003,), (37, 21), (9, 5, 11)])
     def test_masks_are_read_in_runs(self, shape, monkeypatch):
-        monkeypatch.setattr(choose, "TILE_POSITIONS", 64)
+        monkeypatch.setattr(auto, "TILE_POSITIONS", 64)
         array = np.ones(shape, np.float32)
         memory = Memory(spelled(array, "layer"))
         assert same_bits(dense(folded(memory), "layer.weight"), array)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from sparsefmt import layouts
 from sparsefmt.dtypes import DTYPES, as_bits, dtype_of
 from sparsefmt.errors import FormatError
-from sparsefmt.layouts import LAYOUTS, choose
+from sparsefmt.layouts import LAYOUTS, auto
 from sparsefmt.layouts.memory import OVERREAD
 
 
@@ -186,10 +186,10 @@ def test_bool_and_packed_padding():
     layouts.check(LAYOUTS["dense"], packed, DTYPES["F4"], 4, 1)
 
 
-def chosen(dtype: str, rows: int, cols: int, nnz: int, purpose: choose.Purpose = "computing") -> str:
+def chosen(dtype: str, rows: int, cols: int, nnz: int, purpose: auto.Purpose = "computing") -> str:
     """What "auto" means for a matrix whose rows have equally many nonzeros."""
-    filling = choose.Filling(DTYPES[dtype], rows, cols, choose.sparse_tile_rows(rows, cols), nnz, nnz)
-    return choose.layout_for("auto", purpose, (rows, cols), filling)
+    filling = auto.Filling(DTYPES[dtype], rows, cols, auto.sparse_tile_rows(rows, cols), nnz, nnz)
+    return auto.layout_for("auto", purpose, (rows, cols), filling)
 
 
 class TestAuto:
@@ -209,10 +209,10 @@ class TestAuto:
 
     @pytest.mark.parametrize(("rows", "cols"), [(0, 5), (5, 0), (1, 1), (4096, 4096), (3, 1 << 33), (1 << 33, 1)])
     def test_tile_rows_are_in_range(self, rows, cols):
-        height = choose.tile_rows(rows, cols)
+        height = auto.tile_rows(rows, cols)
         assert (height == 0) if not rows * cols else 1 <= height <= rows
 
     def test_sparse_tiles_are_whole_slices_within_limits(self):
-        assert choose.sparse_tile_rows(4096, 4096) % 8 == 0
-        assert choose.sparse_tile_rows(1 << 20, 2) <= 1 << 16
-        assert choose.sparse_tile_rows(100, 1 << 30) == 1
+        assert auto.sparse_tile_rows(4096, 4096) % 8 == 0
+        assert auto.sparse_tile_rows(1 << 20, 2) <= 1 << 16
+        assert auto.sparse_tile_rows(100, 1 << 30) == 1

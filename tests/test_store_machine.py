@@ -40,7 +40,7 @@ from hypothesis.stateful import (
 import sparsefmt
 from sparsefmt import SparsefmtError, SparseTensor
 from sparsefmt.dtypes import SUMMED_IN_DOUBLE, as_bits, dtype_of
-from sparsefmt.layouts import LAYOUTS, choose
+from sparsefmt.layouts import LAYOUTS, auto
 
 pytestmark = pytest.mark.slow
 
@@ -112,8 +112,8 @@ class Store(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.positions_of_a_tile = choose.TILE_POSITIONS
-        choose.TILE_POSITIONS = 256  # small tensors have several tiles
+        self.positions_of_a_tile = auto.TILE_POSITIONS
+        auto.TILE_POSITIONS = 256  # small tensors have several tiles
         self.descriptors = len(os.listdir("/dev/fd"))
         self.folder = Path(tempfile.mkdtemp())
         self.files: dict[str, Version] = {}
@@ -121,7 +121,7 @@ class Store(RuleBasedStateMachine):
         self.held: list[Held] = []
 
     def teardown(self) -> None:
-        choose.TILE_POSITIONS = self.positions_of_a_tile
+        auto.TILE_POSITIONS = self.positions_of_a_tile
         self.opened.clear()
         self.held.clear()
         gc.collect()

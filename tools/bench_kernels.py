@@ -58,7 +58,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sparsefmt.layouts.choose import PERMUTED_FROM
+from sparsefmt.layouts.auto import PERMUTED_FROM
 
 MIN_TURNS = 3
 """Turns that a contender has however long they take."""

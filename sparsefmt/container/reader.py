@@ -18,7 +18,7 @@ from sparsefmt.container.index import Index
 from sparsefmt.container.sources import Backend, Source
 from sparsefmt.container.stored_signs import WORTH_LEAVING, Signs, StoredSigns
 from sparsefmt.errors import ChecksumError, FormatError, SparsefmtError, file_closed
-from sparsefmt.layouts import choose
+from sparsefmt.layouts import auto
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.layouts.convert import convert
 from sparsefmt.layouts.memory import Arena, empty, frozen
@@ -213,10 +213,10 @@ class Reader:
         return ("permuted" if filling.nbytes("permuted") <= most else stored), most
 
     @staticmethod
-    def filling(entry: TensorEntry) -> choose.Filling:
+    def filling(entry: TensorEntry) -> auto.Filling:
         """How full a tensor is, going by the index, with slices of `permuted` that need no padding."""
         nnz = entry.nnz or 0
-        return choose.Filling(entry.dtype, entry.rows, entry.cols, entry.tile_rows, nnz, nnz)
+        return auto.Filling(entry.dtype, entry.rows, entry.cols, entry.tile_rows, nnz, nnz)
 
     def _chunks(self, entry: TensorEntry, tiles: range) -> np.ndarray:
         """The records of some tiles."""

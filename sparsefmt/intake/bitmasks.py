@@ -18,7 +18,7 @@ from sparsefmt.container.names import check_shape
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError, SparsefmtError, UnsupportedError
 from sparsefmt.intake.contract import Intake
-from sparsefmt.layouts import choose
+from sparsefmt.layouts import auto
 from sparsefmt.limits import MAX_NDIM
 
 
@@ -91,7 +91,7 @@ class BitmaskIntake(Intake):
     def _begins(self) -> np.ndarray:
         """Number of marked elements before each run, and of all. Checks the mask."""
         counts = np.zeros(self._runs, np.int64)
-        height = choose.tile_rows(self._bitmask.rows, self._bitmask.cols)
+        height = auto.tile_rows(self._bitmask.rows, self._bitmask.cols)
         for begin in range(0, self._bitmask.rows, height):
             mask = self._bitmask.bits(begin, min(begin + height, self._bitmask.rows)).reshape(-1, self._run_bytes)
             run = begin * self._runs // self._bitmask.rows

@@ -15,7 +15,7 @@ import numpy as np
 from sparsefmt import layouts
 from sparsefmt.container.names import check_shape, matrix_view
 from sparsefmt.dtypes import DType
-from sparsefmt.layouts import LAYOUTS, choose
+from sparsefmt.layouts import LAYOUTS, auto
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.entries import Entries, from_entries
 from sparsefmt.layouts.memory import frozen
@@ -99,14 +99,14 @@ class Intake(ABC):
         tiles = (counts[begin : begin + height] for begin in range(0, self.rows, height))
         return Survey(nnz, negative_zeros, sum(map(padded_nnz, tiles)))
 
-    def filling(self, survey: Survey) -> choose.Filling:
+    def filling(self, survey: Survey) -> auto.Filling:
         """What the sizes of its arrays follow from."""
         height = self.tile_rows("permuted", survey.nnz + survey.negative_zeros) or 1
-        return choose.Filling(self.dtype, self.rows, self.cols, height, survey.nnz, survey.padded_nnz)
+        return auto.Filling(self.dtype, self.rows, self.cols, height, survey.nnz, survey.padded_nnz)
 
     def _dense_runs(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """Runs of rows as high as dense tiles; none without elements."""
-        height = choose.tile_rows(self.rows, self.cols)
+        height = auto.tile_rows(self.rows, self.cols)
         for first in range(begin, end, height) if height else ():
             yield first, min(end, first + height)
 
@@ -117,10 +117,10 @@ class Intake(ABC):
             entries: elements to store, -0.0 among them if their signs are kept; None if nobody counted them.
         """
         if LAYOUTS[layout].sparse:
-            if layout == "permuted" and entries is not None and choose.is_very_sparse(self.rows, self.cols, entries):
-                return choose.very_sparse_tile_rows(self.rows, self.cols, entries)
-            return choose.sparse_tile_rows(self.rows, self.cols)
-        height = choose.tile_rows(self.rows, self.cols)
+            if layout == "permuted" and entries is not None and auto.is_very_sparse(self.rows, self.cols, entries):
+                return auto.very_sparse_tile_rows(self.rows, self.cols, entries)
+            return auto.sparse_tile_rows(self.rows, self.cols)
+        height = auto.tile_rows(self.rows, self.cols)
         # tiles of packed elements start at whole bytes
         return min(self.rows, -(-height // 8) * 8) if self.dtype.packed else height
 

@@ -13,7 +13,7 @@ from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.envelope import MINOR
 from sparsefmt.container.reader import Reader
 from sparsefmt.errors import FormatError
-from sparsefmt.layouts import choose
+from sparsefmt.layouts import auto
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.layouts.entries import from_entries, to_entries
 
@@ -43,7 +43,7 @@ def check_tile(entry: TensorEntry, tile: Tile, number: int) -> None:
     """
     begin, end = entry.tile_range(number)
     rows, nnz = end - begin, entry.layout.nnz(tile) if entry.layout.sparse else 0
-    if entry.layout.sparse and choose.is_very_sparse(rows, entry.cols, nnz) and NEGATIVE_ZEROS not in tile:
+    if entry.layout.sparse and auto.is_very_sparse(rows, entry.cols, nnz) and NEGATIVE_ZEROS not in tile:
         entries = to_entries(entry.layout.name, tile, rows)
         again = from_entries(entry.layout.name, entries, entry.dtype, rows, entry.cols)
     else:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from sparsefmt.layouts import choose
-from sparsefmt.layouts.choose import Filling
+from sparsefmt.layouts import auto
+from sparsefmt.layouts.auto import Filling
 from sparsefmt.torch.layers import Holder, Patterns, is_linear, matcher, why_not_replaceable
 
 MIN_SPARSITY = 0.4
@@ -99,9 +99,9 @@ class Choice:
             return "all of its weight is zero and requires_grad is True: it may be about to be trained"
         if size < self.least_size:
             return f"its weight has {size:,} elements: below {self.least_size:,}, zeros save less than a call costs"
-        if not choose.can_be_sparse(filling.dtype, (rows, cols), cols):
+        if not auto.can_be_sparse(filling.dtype, (rows, cols), cols):
             return "no sparse layout can hold its weight"
-        if choose.for_computing(filling) == "dense":
+        if auto.for_computing(filling) == "dense":
             return "no sparse layout makes it 10 % smaller"
         return None
 

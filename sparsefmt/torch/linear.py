@@ -15,7 +15,7 @@ import torch
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.errors import SparsefmtError
 from sparsefmt.frameworks.pytorch import intake_of
-from sparsefmt.layouts import choose
+from sparsefmt.layouts import auto
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import packed, registry
@@ -231,7 +231,7 @@ class SparseLinear(torch.nn.Module):
             ValueError: another shape.
         """
         intake = intake_of("weight", weight.to("cpu", self._dtype))
-        layout = choose.for_computing(intake.filling(intake.survey()))
+        layout = auto.for_computing(intake.filling(intake.survey()))
         if layout != "dense" and self.has_weight:
             layout = self.sparse_tensor().layout
         device = self.weight_arrays.device

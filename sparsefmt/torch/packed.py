@@ -20,7 +20,7 @@ from sparsefmt import layouts
 from sparsefmt.container.stored_signs import HeldSigns, Signs
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import FormatError, UnsupportedError
-from sparsefmt.layouts import LAYOUTS, choose, negative_zeros
+from sparsefmt.layouts import LAYOUTS, auto, negative_zeros
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Layout, Tile
 from sparsefmt.layouts.memory import ALIGNMENT, OVERREAD, frozen, padded_copy
 from sparsefmt.limits import MAX_SPARSE_TILE_POSITIONS, MAX_SPARSE_TILE_ROWS, MAX_TENSOR_BITS
@@ -172,7 +172,7 @@ def _check_header(header: _Header, number_count: int) -> None:
     # without elements, there are no tiles
     fits &= 1 <= tile_rows <= rows if rows and cols else tile_rows == 0
     if fits and header.layout.sparse:
-        fits = choose.can_be_sparse(header.dtype, (rows, cols), cols)
+        fits = auto.can_be_sparse(header.dtype, (rows, cols), cols)
         fits &= tile_rows <= MAX_SPARSE_TILE_ROWS and tile_rows * cols <= MAX_SPARSE_TILE_POSITIONS
     if not fits or number_count != 2 * len(_names(header.layout.name)) * header.tile_count:
         raise FormatError(
