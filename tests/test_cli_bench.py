@@ -496,4 +496,4 @@ def test_help_loads_no_numba() -> None:
         assert "sparsefmt.cli.bench" in imported
         heavy = ("numba", "llvmlite", "torch", "scipy", "threadpoolctl")
         assert not {name for name in imported if name.split(".")[0] in heavy}
-        assert not {name for name in imported if name.startswith(("sparsefmt.kernels", "sparsefmt.layouts.passes"))}
+        assert not {name for name in imported if name.startswith(("sparsefmt.kernels", "sparsefmt.layouts.jitted"))}

@@ -101,7 +101,7 @@ def test_bounds_are_checked_and_what_is_not_an_error_of_ours_is_found(good, tmp_
     """Without the check of layout `permuted`, a column is out of range sooner or later."""
     without_check = fuzz.PROGRAM.replace(
         "fuzz_reader.fuzz(job)",
-        "from sparsefmt.layouts.passes import permuted\n"
+        "from sparsefmt.layouts.jitted import permuted\n"
         "permuted.check = lambda *arrays: (permuted.OK, 0)\n"
         "fuzz_reader.MUTATIONS[:] = [fuzz_reader.MUTATIONS[6]]\n"
         "fuzz_reader.fuzz(job)",

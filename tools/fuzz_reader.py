@@ -87,8 +87,8 @@ PASSES = {
     "sparsefmt.codecs.passes.rans": ("decode_stream",),
     "sparsefmt.codecs.passes.elements": ("join", "contexts_of"),
     "sparsefmt.codecs.passes.masks": ("contexts", "reorder", "restore", "row_offsets"),
-    "sparsefmt.layouts.passes.bitmask": ("check",),
-    "sparsefmt.layouts.passes.permuted": ("check",),
+    "sparsefmt.layouts.jitted.bitmask": ("check",),
+    "sparsefmt.layouts.jitted.permuted": ("check",),
 }
 """Passes that decode and check, which --interpreted interprets."""
 

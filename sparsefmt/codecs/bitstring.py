@@ -24,7 +24,7 @@ class BitWriter:
         self.run(models.put, count, value, count)
 
     def run(self, put: Callable[..., int], most_bits: int, *arguments: Any) -> None:
-        """Write with a pass of `passes.models`, which writes at most so many bits: put(words, at, *arguments)."""
+        """Write with a pass of `jitted.models`, which writes at most so many bits: put(words, at, *arguments)."""
         from sparsefmt.codecs.passes import models
 
         needed = (self._at + most_bits) // 64 + models.PADDING
@@ -56,7 +56,7 @@ class BitReader:
         return found >> (begin & 7) & ((1 << count) - 1)
 
     def run(self, get: Callable[..., Any], *arguments: Any) -> Any:
-        """Read with a pass of `passes.models`, get(words, at, end, *arguments), and return what it returns behind its
+        """Read with a pass of `jitted.models`, get(words, at, end, *arguments), and return what it returns behind its
         status and its position, if anything."""
         from sparsefmt.codecs.passes import models
 

@@ -68,14 +68,14 @@ class Tables:
 
     @property
     def _is_wide(self) -> bool:
-        """Whether processor and alphabet are for `passes.rans_wide`."""
+        """Whether processor and alphabet are for `jitted.rans_wide`."""
         from sparsefmt.isa import ISA
 
         return ISA == "avx512" and self.symbols <= 1 << 8
 
     @cached_property
     def _narrow(self) -> tuple[np.ndarray, np.ndarray]:
-        """Slots and entries, for `passes.rans`."""
+        """Slots and entries, for `jitted.rans`."""
         from sparsefmt.codecs.passes import rans as passes
 
         slots = np.empty(len(self._frequencies) << self.precision, self.dtype)
@@ -85,7 +85,7 @@ class Tables:
 
     @cached_property
     def _wide(self) -> tuple[np.ndarray, np.ndarray]:
-        """Slots and entries, for `passes.rans_wide`."""
+        """Slots and entries, for `jitted.rans_wide`."""
         from sparsefmt.codecs.passes import rans_wide as passes
 
         tables = len(self._frequencies)

@@ -78,7 +78,7 @@ class Intake(ABC):
         """Count nonzeros and negative zeros. One read of the tensor, in parallel."""
         if not self.dtype.prunable or not self.rows * self.cols:
             return Survey(0, 0, 0)
-        from sparsefmt.layouts.passes import scan
+        from sparsefmt.layouts.jitted import scan
 
         counts = np.empty(self.rows, np.uint32)
 

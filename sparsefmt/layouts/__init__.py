@@ -19,7 +19,7 @@ def from_dense(layout: Layout, bits: np.ndarray, dtype: DType) -> Tile:
     """The arrays of `layout` for dense `bits` (rows, cols), with `negative_zeros` if there is a -0.0."""
     if not layout.sparse:
         return layout.from_dense(bits, dtype, np.empty(0, np.int64))
-    from sparsefmt.layouts.passes import scan
+    from sparsefmt.layouts.jitted import scan
 
     counts = np.empty(bits.shape[0], np.int64)
     negatives = scan.count(frozen(bits), bits.dtype.type(dtype.negative_zero), counts)

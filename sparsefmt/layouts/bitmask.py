@@ -48,7 +48,7 @@ class Bitmask(Layout):
         expect_at_most(sizes, "values", rows * cols * width, width)
 
     def check(self, tile: Tile, dtype: DType, rows: int, cols: int) -> None:
-        from sparsefmt.layouts.passes import bitmask as passes
+        from sparsefmt.layouts.jitted import bitmask as passes
 
         values = frozen(tile["values"])
         fault, row = passes.check(
@@ -72,7 +72,7 @@ class Bitmask(Layout):
         return np.diff(tile["row_offsets"])
 
     def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Tile:
-        from sparsefmt.layouts.passes import bitmask as passes
+        from sparsefmt.layouts.jitted import bitmask as passes
 
         tile = self.allocate(counts, dtype, bits.shape[1])
         passes.pack(
@@ -95,7 +95,7 @@ class Bitmask(Layout):
         }
 
     def to_dense(self, tile: Tile, dtype: DType, cols: int, begin: int, end: int) -> np.ndarray:
-        from sparsefmt.layouts.passes import bitmask as passes
+        from sparsefmt.layouts.jitted import bitmask as passes
 
         row_offsets = frozen(tile["row_offsets"])
         bits = np.zeros((end - begin, cols), dtype.bits_dtype)

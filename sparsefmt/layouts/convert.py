@@ -31,7 +31,7 @@ def convert(tile: Tile, source: str, target: str, dtype: DType, rows: int, cols:
 
 
 def _bitmask_to_permuted(tile: Tile, dtype: DType, rows: int, cols: int, zeros: Allocate) -> Tile:
-    from sparsefmt.layouts.passes import bitmask as passes
+    from sparsefmt.layouts.jitted import bitmask as passes
 
     offsets = tile["row_offsets"].astype(np.int64)
     counts = offsets[1:] - offsets[:-1]
@@ -49,7 +49,7 @@ def _bitmask_to_permuted(tile: Tile, dtype: DType, rows: int, cols: int, zeros: 
 
 
 def _permuted_to_bitmask(tile: Tile, dtype: DType, rows: int, cols: int, zeros: Allocate) -> Tile:
-    from sparsefmt.layouts.passes import bitmask as passes
+    from sparsefmt.layouts.jitted import bitmask as passes
 
     counts = np.empty(rows, np.int64)
     counts[tile["row_permutation"]] = tile["row_counts"]

@@ -33,7 +33,7 @@ def from_entries(layout: str, entries: Entries, dtype: DType, rows: int, cols: i
     The same arrays as `layouts.from_dense` makes of the dense tile, in O(entries + rows) for `permuted`, and for
     `bitmask` beside its mask, which has a bit for each position.
     """
-    from sparsefmt.layouts.passes import bitmask, permuted
+    from sparsefmt.layouts.jitted import bitmask, permuted
 
     values = entries.values
     negative = (values == dtype.negative_zero) if dtype.negative_zero else np.zeros(values.size, np.bool_)
@@ -66,7 +66,7 @@ def from_entries(layout: str, entries: Entries, dtype: DType, rows: int, cols: i
 
 def to_entries(layout: str, tile: Tile, rows: int) -> Entries:
     """The values of a checked tile of a sparse layout, and where they are."""
-    from sparsefmt.layouts.passes import bitmask, permuted
+    from sparsefmt.layouts.jitted import bitmask, permuted
 
     if layout == "permuted":
         arrays = slot_arrays(tile)

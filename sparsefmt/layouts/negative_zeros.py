@@ -17,7 +17,7 @@ from sparsefmt.layouts.memory import frozen, zeros
 
 def from_dense(bits: np.ndarray, dtype: DType, pruned: int) -> np.ndarray:
     """The array for dense `bits` (rows, cols) with `pruned` zeros of either sign."""
-    from sparsefmt.layouts.passes import scan
+    from sparsefmt.layouts.jitted import scan
 
     array = zeros((pruned + 7) // 8, np.dtype(np.uint8))
     scan.pack_negative_zeros(frozen(bits), bits.dtype.type(dtype.negative_zero), array)
@@ -27,7 +27,7 @@ def from_dense(bits: np.ndarray, dtype: DType, pruned: int) -> np.ndarray:
 def restore(bits: np.ndarray, tile: Tile, dtype: DType, first_pruned: int) -> None:
     """Set -0.0 in dense `bits`, whose first zero is pruned position number `first_pruned` of its tile."""
     if NEGATIVE_ZEROS in tile:
-        from sparsefmt.layouts.passes import scan
+        from sparsefmt.layouts.jitted import scan
 
         negative_zero = bits.dtype.type(dtype.negative_zero)
         scan.restore_negative_zeros(bits, negative_zero, frozen(tile[NEGATIVE_ZEROS]), first_pruned)

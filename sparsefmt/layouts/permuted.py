@@ -65,7 +65,7 @@ class Permuted(Layout):
         expect_size(sizes, "columns", sizes["values"] // width * (2 if cols <= MAX_U16_COLS else 4))
 
     def check(self, tile: Tile, dtype: DType, rows: int, cols: int) -> None:
-        from sparsefmt.layouts.passes import permuted as passes
+        from sparsefmt.layouts.jitted import permuted as passes
 
         arrays = slot_arrays(tile)
         fault, position = passes.check(*arrays, tile["values"].dtype.type(dtype.negative_zero), cols)
@@ -89,7 +89,7 @@ class Permuted(Layout):
         return tile["row_counts"]
 
     def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Tile:
-        from sparsefmt.layouts.passes import permuted as passes
+        from sparsefmt.layouts.jitted import permuted as passes
 
         tile = self.allocate(counts, dtype, bits.shape[1])
         passes.pack(
@@ -124,7 +124,7 @@ class Permuted(Layout):
         return tile
 
     def to_dense(self, tile: Tile, dtype: DType, cols: int, begin: int, end: int) -> np.ndarray:
-        from sparsefmt.layouts.passes import permuted as passes
+        from sparsefmt.layouts.jitted import permuted as passes
 
         bits = np.zeros((end - begin, cols), dtype.bits_dtype)
         passes.unpack(*slot_arrays(tile), begin, end, bits)
