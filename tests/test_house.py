@@ -77,7 +77,7 @@ def test_jitted_code_stands_in_rooms_of_its_own():
     jitted = [source for source in PACKAGE.rglob("*.py") if "@jit" in source.read_text()]
     assert {source.parent.relative_to(PACKAGE).as_posix() for source in jitted} == {
         "kernels",
-        "layouts/passes",
+        "layouts/jitted",
         "codecs/passes",
     }
 

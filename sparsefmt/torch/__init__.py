@@ -4,7 +4,7 @@ models that compute on compressed weights, with SparseLinear, load_into and spar
 
 from __future__ import annotations
 
-import sparsefmt.torch.sharing
+from sparsefmt.torch import sharing
 from sparsefmt.torch.files import load, load_file, load_model, save, save_file, save_model
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.loading import LoadResult, load_into
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 # other libraries use these of safetensors.torch, private as their names are
-_end_ptr = sparsefmt.torch.sharing.end_ptr
-_find_shared_tensors = sparsefmt.torch.sharing.find_shared_tensors
-_is_complete = sparsefmt.torch.sharing.is_complete
-_remove_duplicate_names = sparsefmt.torch.sharing.remove_duplicate_names
+_end_ptr = sharing.end_ptr
+_find_shared_tensors = sharing.find_shared_tensors
+_is_complete = sharing.is_complete
+_remove_duplicate_names = sharing.remove_duplicate_names

@@ -18,7 +18,6 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 
-import sparsefmt.torch.sharing
 from sparsefmt import api
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend, source_of_content
@@ -31,6 +30,7 @@ from sparsefmt.intake.torch import check_kind, is_strided
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.tensor_writer import NegativeZeros
+from sparsefmt.torch import sharing
 from sparsefmt.torch.models import layers_by_memory, tensors_of
 from sparsefmt.torch.sharing import SharedTensorsError
 
@@ -182,7 +182,7 @@ def save_model(
         state = _folded(state)
     _check_kinds(state)
     notes = dict(metadata or {})
-    for kept, dropped in (sparsefmt.torch.sharing.remove_duplicate_names(_strided(state)) | _tied_pairs(state)).items():
+    for kept, dropped in (sharing.remove_duplicate_names(_strided(state)) | _tied_pairs(state)).items():
         for name in dropped:
             notes.setdefault(name, kept)
             del state[name]
@@ -233,7 +233,7 @@ def load_model(
     ):
         state = all_tensors(file, TorchFramework(device))
         stored_as = {name: file.reader.index.aliases.get(name, name) for name in state}
-    shared = sparsefmt.torch.sharing.remove_duplicate_names(_strided(model.state_dict()), preferred_names=state)
+    shared = sharing.remove_duplicate_names(_strided(model.state_dict()), preferred_names=state)
     sparse = layers_by_memory(model)
     try:
         missing, unexpected = map(list, model.load_state_dict(state, strict=False))
@@ -301,9 +301,7 @@ def _checked(tensors: Mapping[str, torch.Tensor], fold_masks: bool) -> Converted
         converted = Converted(tensors, _intake_of)
     _check_kinds(tensors)
     _check_contiguous(tensors)
-    shared = [
-        sorted(names) for names in sparsefmt.torch.sharing.find_shared_tensors(_strided(tensors)) if len(names) > 1
-    ]
+    shared = [sorted(names) for names in sharing.find_shared_tensors(_strided(tensors)) if len(names) > 1]
     shared += [[kept, *dropped] for kept, dropped in _tied_pairs(tensors).items()]
     if shared:
         groups = "; ".join(", ".join(map(repr, names)) for names in shared)
