@@ -78,7 +78,7 @@ def test_jitted_code_stands_in_rooms_of_its_own():
     assert {source.parent.relative_to(PACKAGE).as_posix() for source in jitted} == {
         "kernels",
         "layouts/jitted",
-        "codecs/passes",
+        "codecs/rans/jitted",
     }
 
 

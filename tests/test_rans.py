@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 import sparsefmt
 from sparsefmt import isa
-from sparsefmt.codecs import CODECS, elements, positions
-from sparsefmt.codecs import frequencies as freq
-from sparsefmt.codecs.bitstring import BitReader, BitWriter
+from sparsefmt.codecs import CODECS
 from sparsefmt.codecs.contract import Place
-from sparsefmt.codecs.passes import models
-from sparsefmt.codecs.streams import Tables
+from sparsefmt.codecs.rans import elements, positions
+from sparsefmt.codecs.rans import frequencies as freq
+from sparsefmt.codecs.rans.bitstring import BitReader, BitWriter
+from sparsefmt.codecs.rans.jitted import models
+from sparsefmt.codecs.rans.streams import Tables
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError
 

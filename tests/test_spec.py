@@ -11,7 +11,7 @@ from helpers import CODECS, PRUNABLE, ROOT, pruned, random_bits
 
 import sparsefmt
 from sparsefmt import codecs, limits
-from sparsefmt.codecs import elements
+from sparsefmt.codecs.rans import elements
 from sparsefmt.container import chunks, entry, envelope, index
 from sparsefmt.dtypes import DTYPES, as_bits, pack
 from sparsefmt.layouts import LAYOUTS

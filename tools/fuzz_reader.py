@@ -81,12 +81,12 @@ MOST_DEATHS = 10
 WITH_JITTED_CODE = re.compile(r"^\s*(from|import) (numba|llvmlite|sparsefmt\.jit)\b", re.MULTILINE)
 
 PASSES = {
-    "sparsefmt.codecs.passes.models": (
+    "sparsefmt.codecs.rans.jitted.models": (
         *("get_tree", "get_frequencies", "get_positive", "get_tables", "get_byte_tables"),
     ),
-    "sparsefmt.codecs.passes.rans": ("decode_stream",),
-    "sparsefmt.codecs.passes.elements": ("join", "contexts_of"),
-    "sparsefmt.codecs.passes.masks": ("contexts", "reorder", "restore", "row_offsets"),
+    "sparsefmt.codecs.rans.jitted.rans": ("decode_stream",),
+    "sparsefmt.codecs.rans.jitted.elements": ("join", "contexts_of"),
+    "sparsefmt.codecs.rans.jitted.masks": ("contexts", "reorder", "restore", "row_offsets"),
     "sparsefmt.layouts.jitted.bitmask": ("check",),
     "sparsefmt.layouts.jitted.permuted": ("check",),
 }

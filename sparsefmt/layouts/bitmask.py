@@ -48,21 +48,21 @@ class Bitmask(Layout):
         expect_at_most(sizes, "values", rows * cols * width, width)
 
     def check(self, tile: Tile, dtype: DType, rows: int, cols: int) -> None:
-        from sparsefmt.layouts.jitted import bitmask as passes
+        from sparsefmt.layouts.jitted import bitmask as jitted
 
         values = frozen(tile["values"])
-        fault, row = passes.check(
+        fault, row = jitted.check(
             mask_words(tile, rows),
             frozen(tile["row_offsets"]),
             values,
             values.dtype.type(dtype.negative_zero),
             cols,
         )
-        if fault == passes.MASK_PADDING:
+        if fault == jitted.MASK_PADDING:
             raise FormatError("mask-padding", f"row {row} of a tile has mask bits beyond its {cols:,} columns")
-        if fault == passes.ROW_OFFSETS:
+        if fault == jitted.ROW_OFFSETS:
             raise FormatError("row-offsets", f"row offsets disagree with the mask at row {row} of a tile")
-        if fault == passes.STORED_ZERO:
+        if fault == jitted.STORED_ZERO:
             raise FormatError("stored-zero", "a stored value is zero")
 
     def nnz(self, tile: Tile) -> int:
@@ -72,10 +72,10 @@ class Bitmask(Layout):
         return np.diff(tile["row_offsets"])
 
     def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Tile:
-        from sparsefmt.layouts.jitted import bitmask as passes
+        from sparsefmt.layouts.jitted import bitmask as jitted
 
         tile = self.allocate(counts, dtype, bits.shape[1])
-        passes.pack(
+        jitted.pack(
             frozen(bits),
             bits.dtype.type(dtype.negative_zero),
             frozen(tile["row_offsets"]),
@@ -95,10 +95,10 @@ class Bitmask(Layout):
         }
 
     def to_dense(self, tile: Tile, dtype: DType, cols: int, begin: int, end: int) -> np.ndarray:
-        from sparsefmt.layouts.jitted import bitmask as passes
+        from sparsefmt.layouts.jitted import bitmask as jitted
 
         row_offsets = frozen(tile["row_offsets"])
         bits = np.zeros((end - begin, cols), dtype.bits_dtype)
-        passes.unpack(mask_words(tile, row_offsets.size - 1), row_offsets, frozen(tile["values"]), begin, end, bits)
+        jitted.unpack(mask_words(tile, row_offsets.size - 1), row_offsets, frozen(tile["values"]), begin, end, bits)
         negative_zeros.restore(bits, tile, dtype, begin * cols - int(row_offsets[begin]))
         return bits

@@ -31,12 +31,12 @@ def convert(tile: Tile, source: str, target: str, dtype: DType, rows: int, cols:
 
 
 def _bitmask_to_permuted(tile: Tile, dtype: DType, rows: int, cols: int, zeros: Allocate) -> Tile:
-    from sparsefmt.layouts.jitted import bitmask as passes
+    from sparsefmt.layouts.jitted import bitmask as jitted
 
     offsets = tile["row_offsets"].astype(np.int64)
     counts = offsets[1:] - offsets[:-1]
     converted = Permuted().allocate(counts, dtype, cols, zeros)
-    passes.to_permuted(
+    jitted.to_permuted(
         mask_words(tile, rows),
         frozen(tile["row_offsets"]),
         frozen(tile["values"]),
@@ -49,12 +49,12 @@ def _bitmask_to_permuted(tile: Tile, dtype: DType, rows: int, cols: int, zeros: 
 
 
 def _permuted_to_bitmask(tile: Tile, dtype: DType, rows: int, cols: int, zeros: Allocate) -> Tile:
-    from sparsefmt.layouts.jitted import bitmask as passes
+    from sparsefmt.layouts.jitted import bitmask as jitted
 
     counts = np.empty(rows, np.int64)
     counts[tile["row_permutation"]] = tile["row_counts"]
     converted = Bitmask().allocate(counts, dtype, cols, zeros)
-    passes.from_permuted(
+    jitted.from_permuted(
         *slot_arrays(tile),
         frozen(converted["row_offsets"]),
         converted["mask"].view(np.uint64).reshape(rows, -1),

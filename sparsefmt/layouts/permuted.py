@@ -65,20 +65,20 @@ class Permuted(Layout):
         expect_size(sizes, "columns", sizes["values"] // width * (2 if cols <= MAX_U16_COLS else 4))
 
     def check(self, tile: Tile, dtype: DType, rows: int, cols: int) -> None:
-        from sparsefmt.layouts.jitted import permuted as passes
+        from sparsefmt.layouts.jitted import permuted as jitted
 
         arrays = slot_arrays(tile)
-        fault, position = passes.check(*arrays, tile["values"].dtype.type(dtype.negative_zero), cols)
-        if fault == passes.OK:
+        fault, position = jitted.check(*arrays, tile["values"].dtype.type(dtype.negative_zero), cols)
+        if fault == jitted.OK:
             return
         code, text = {
-            passes.PERMUTATION: ("row-permutation", "the row permutation is none, or ties are not in row order"),
-            passes.ROW_COUNTS: ("row-counts", "a row count is over the columns, or counts ascend"),
-            passes.SLICE_OFFSETS: ("slice-offsets", "slice offsets disagree with the row counts"),
-            passes.COLUMN_RANGE: ("column-range", f"a column is not below {cols:,}"),
-            passes.COLUMN_ORDER: ("column-order", "columns of a row do not ascend strictly"),
-            passes.STORED_ZERO: ("stored-zero", "a stored value is zero"),
-            passes.SLOT_PADDING: ("slot-padding", "padding of a slice is not zero"),
+            jitted.PERMUTATION: ("row-permutation", "the row permutation is none, or ties are not in row order"),
+            jitted.ROW_COUNTS: ("row-counts", "a row count is over the columns, or counts ascend"),
+            jitted.SLICE_OFFSETS: ("slice-offsets", "slice offsets disagree with the row counts"),
+            jitted.COLUMN_RANGE: ("column-range", f"a column is not below {cols:,}"),
+            jitted.COLUMN_ORDER: ("column-order", "columns of a row do not ascend strictly"),
+            jitted.STORED_ZERO: ("stored-zero", "a stored value is zero"),
+            jitted.SLOT_PADDING: ("slot-padding", "padding of a slice is not zero"),
         }[fault]
         raise FormatError(code, f"{text}, at sorted row {position} of a tile")
 
@@ -89,10 +89,10 @@ class Permuted(Layout):
         return tile["row_counts"]
 
     def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Tile:
-        from sparsefmt.layouts.jitted import permuted as passes
+        from sparsefmt.layouts.jitted import permuted as jitted
 
         tile = self.allocate(counts, dtype, bits.shape[1])
-        passes.pack(
+        jitted.pack(
             frozen(bits),
             bits.dtype.type(dtype.negative_zero),
             frozen(tile["row_permutation"]),
@@ -124,10 +124,10 @@ class Permuted(Layout):
         return tile
 
     def to_dense(self, tile: Tile, dtype: DType, cols: int, begin: int, end: int) -> np.ndarray:
-        from sparsefmt.layouts.jitted import permuted as passes
+        from sparsefmt.layouts.jitted import permuted as jitted
 
         bits = np.zeros((end - begin, cols), dtype.bits_dtype)
-        passes.unpack(*slot_arrays(tile), begin, end, bits)
+        jitted.unpack(*slot_arrays(tile), begin, end, bits)
         before = tile["row_counts"][tile["row_permutation"] < begin].sum(dtype=np.int64)
         negative_zeros.restore(bits, tile, dtype, begin * cols - int(before))
         return bits

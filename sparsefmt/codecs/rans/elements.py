@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsefmt.codecs import bins as bins_
-from sparsefmt.codecs import classes as cls
-from sparsefmt.codecs import frequencies as freq
-from sparsefmt.codecs.bins import Bins, Keys
-from sparsefmt.codecs.bitstring import BitReader, BitWriter
-from sparsefmt.codecs.classes import Classes
-from sparsefmt.codecs.streams import Tables, refuse
+from sparsefmt.codecs.rans import bins as bins_
+from sparsefmt.codecs.rans import classes as cls
+from sparsefmt.codecs.rans import frequencies as freq
+from sparsefmt.codecs.rans.bins import Bins, Keys
+from sparsefmt.codecs.rans.bitstring import BitReader, BitWriter
+from sparsefmt.codecs.rans.classes import Classes
+from sparsefmt.codecs.rans.streams import Tables, refuse
 from sparsefmt.errors import FormatError
 
 MAX_DISTINCT = 1 << 12
@@ -57,7 +57,7 @@ class Places(NamedTuple):
 
 def places(before: Before, rows: int, cols: int, count: int) -> Places | None:
     """Where `count` elements stand: those of a mask, or all; None for others."""
-    from sparsefmt.codecs.passes import elements as passes
+    from sparsefmt.codecs.rans.jitted import elements as jitted
 
     if "mask" in before:
         mask = before["mask"].view(np.uint64).reshape(rows, -1)
@@ -66,7 +66,7 @@ def places(before: Before, rows: int, cols: int, count: int) -> Places | None:
             return None
         columns = np.empty(count, np.int32)
         mask.flags.writeable = False
-        passes.columns_of(mask, columns)
+        jitted.columns_of(mask, columns)
         return Places(counts, columns)
     if before or count != rows * cols:
         return None
@@ -329,7 +329,7 @@ class _Candidate(NamedTuple):
 
 def _with_classes(each: Each, plain: Model, bins: Bins, rows: int, cols: int) -> Model | None:
     """The model with classes of rows and columns, if that makes the elements shorter."""
-    from sparsefmt.codecs.passes import elements as passes
+    from sparsefmt.codecs.rans.jitted import elements as jitted
 
     if cols > cls.MAX_COLS:
         return None
@@ -341,7 +341,7 @@ def _with_classes(each: Each, plain: Model, bins: Bins, rows: int, cols: int) ->
             return None
         sizes = keys.sizes(elements)
         tile_rows, tile_columns = _Scale(len(some)), _Scale(cols)
-        passes.measure(
+        jitted.measure(
             sizes,
             where.counts,
             where.columns,
@@ -386,7 +386,7 @@ def _with_classes(each: Each, plain: Model, bins: Bins, rows: int, cols: int) ->
             for candidate in some:
                 found.append(np.zeros((candidate.sums, number), np.int64))
                 part = candidate.rows[rows.start : rows.stop]
-                passes.histogram(symbols, where.counts, where.columns, part, candidate.columns, found[-1])
+                jitted.histogram(symbols, where.counts, where.columns, part, candidate.columns, found[-1])
             return found
 
         return count_symbols
@@ -492,15 +492,15 @@ class Coder:
 
         Raises FormatError if an element was not there when the model was made.
         """
-        from sparsefmt.codecs.passes import elements as passes
+        from sparsefmt.codecs.rans.jitted import elements as jitted
 
         symbols = np.empty(elements.size, self.tables.dtype)
         offsets = np.zeros(elements.size * int(self.widths.max()) // 64 + 2, np.uint64)
         key_bits, sign, shift = self.keys.key_bits, self.keys.sign, self.keys.shift
-        status, offset_bits = passes.split(
+        status, offset_bits = jitted.split(
             elements, self.lows, self.widths, self._first_bins, key_bits, sign, shift, symbols, offsets
         )
-        if status != passes.OK:
+        if status != jitted.OK:
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
         return symbols, offsets, offset_bits
 
@@ -518,7 +518,7 @@ class Coder:
         return coded + self.tables.pack(symbols, contexts)
 
     def _best_row_classes(self, symbols: np.ndarray, where: Places) -> np.ndarray:
-        from sparsefmt.codecs.passes import elements as passes
+        from sparsefmt.codecs.rans.jitted import elements as jitted
 
         classes = self.model.classes
         with np.errstate(divide="ignore"):
@@ -526,7 +526,7 @@ class Coder:
             row_lengths = (cls.PRECISION - np.log2(classes.row_frequencies)).astype(np.float32)
         row_classes = np.zeros(where.counts.size, np.uint8)
         lengths = np.ascontiguousarray(lengths[classes.table_of])
-        fits = passes.choose(
+        fits = jitted.choose(
             symbols, where.counts, where.columns, self.column_classes, lengths, row_lengths, row_classes
         )
         if not fits:
@@ -535,7 +535,7 @@ class Coder:
 
     def _contexts(self, row_classes: np.ndarray, before: Before) -> np.ndarray:
         """The table of each element of a tile."""
-        from sparsefmt.codecs.passes import elements as passes
+        from sparsefmt.codecs.rans.jitted import elements as jitted
         from sparsefmt.isa import ISA
 
         rows = row_classes.size
@@ -545,13 +545,13 @@ class Coder:
         mask.flags.writeable = False
         # a word's contexts are written with 64 bytes, and the next ones over the rest
         contexts = np.empty(int(np.bitwise_count(mask).sum(dtype=np.int64)) + 64, np.uint8)
-        fill = passes.contexts_of_wide if ISA == "avx512" else passes.contexts_of
+        fill = jitted.contexts_of_wide if ISA == "avx512" else jitted.contexts_of
         fill(mask, row_classes, self._tables_by_class, contexts)
         return contexts[:-64]
 
     def decode(self, stored: np.ndarray, before: Before, rows: int, out: np.ndarray) -> None:
         """Fill `out`, unsigned integers. Raises FormatError."""
-        from sparsefmt.codecs.passes import elements as passes
+        from sparsefmt.codecs.rans.jitted import elements as jitted
 
         if stored.size < _HEADER.size:
             raise FormatError("rans-stream", "a chunk ends too early")
@@ -560,7 +560,7 @@ class Coder:
         begin = _HEADER.size + 8 * offset_words
         if begin > stored.size:
             raise FormatError("rans-stream", "a chunk ends too early")
-        offsets = np.zeros(offset_words + passes.PADDING, np.uint64)
+        offsets = np.zeros(offset_words + jitted.PADDING, np.uint64)
         offsets[:offset_words].view(np.uint8)[:] = stored[_HEADER.size : begin]
         if offset_bits % 64 and int(offsets[offset_words - 1]) >> offset_bits % 64:
             raise FormatError("rans-stream", "unused bits of a chunk are not zero")
@@ -574,7 +574,7 @@ class Coder:
                 raise FormatError("row-offsets", f"a mask has {contexts.size:,} positions for {out.size:,} values")
         symbols = self.tables.unpack(stream, out.size, contexts)
         sign, shift = self.keys.sign, self.keys.shift
-        refuse(passes.join(symbols, self.lows, self.widths, offsets, offset_bits, sign, shift, out))
+        refuse(jitted.join(symbols, self.lows, self.widths, offsets, offset_bits, sign, shift, out))
         if self.model.lag:
             _undo_differences(out, self.model.lag)
 

@@ -14,9 +14,9 @@ from itertools import accumulate
 
 import numpy as np
 
-from sparsefmt.codecs import frequencies as freq
-from sparsefmt.codecs.bitstring import BitReader, BitWriter
-from sparsefmt.codecs.streams import Tables
+from sparsefmt.codecs.rans import frequencies as freq
+from sparsefmt.codecs.rans.bitstring import BitReader, BitWriter
+from sparsefmt.codecs.rans.streams import Tables
 from sparsefmt.errors import FormatError
 
 MAX_CLASSES = 32
@@ -169,7 +169,7 @@ def assign(costs: Callable[[slice], np.ndarray], count: int, classes: int) -> np
     Args:
         costs: costs(rows) gives the bits that some of the rows take with each class, float64 (rows, classes).
     """
-    from sparsefmt.codecs.passes import classes as passes
+    from sparsefmt.codecs.rans.jitted import classes as jitted
 
     chosen, names = np.empty(count, np.uint8), np.zeros(classes)
     height = max(_COSTS // classes, 1)
@@ -179,7 +179,7 @@ def assign(costs: Callable[[slice], np.ndarray], count: int, classes: int) -> np
         # a class that nobody has may come back, but is dear
         often = np.full(classes, 0.1)
         for part in parts:
-            passes.assign(costs(part) if only is None else only, names, chosen[part], often)
+            jitted.assign(costs(part) if only is None else only, names, chosen[part], often)
         names = np.log2(often.sum() / often)
     chosen -= chosen.min(initial=255)
     return chosen
@@ -195,10 +195,10 @@ def merged(
         of_table, of_symbol: bits that a table costs, and each symbol in it.
         of_popcounts: bits of a table of popcounts; infinite if tables cannot be such.
     """
-    from sparsefmt.codecs.passes import classes as passes
+    from sparsefmt.codecs.rans.jitted import classes as jitted
 
     table_of = np.empty(len(counts), np.uint8)
-    return passes.merge(counts, of_table, of_symbol, of_popcounts, table_of), table_of
+    return jitted.merge(counts, of_table, of_symbol, of_popcounts, table_of), table_of
 
 
 def lines(counts: np.ndarray, table_of: np.ndarray) -> np.ndarray:

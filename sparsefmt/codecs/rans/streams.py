@@ -33,29 +33,29 @@ class Tables:
 
     def pack(self, symbols: np.ndarray, contexts: np.ndarray | None = None) -> bytes:
         """The stream of `symbols`, b"" if there are none. contexts: uint8, the table of each; None for the first."""
-        from sparsefmt.codecs.passes import rans as passes
+        from sparsefmt.codecs.rans.jitted import rans as jitted
 
         if not symbols.size:
             return b""
         states, words = np.empty(_states(symbols.size), np.uint64), np.empty(symbols.size, np.uint16)
         _, entries = self._narrow
-        count = passes.encode_symbols(symbols, contexts, entries, self.precision, self.symbols, states, words)
+        count = jitted.encode_symbols(symbols, contexts, entries, self.precision, self.symbols, states, words)
         return states.astype("<u4").tobytes() + words[words.size - count :].tobytes()
 
     def unpack(self, stream: np.ndarray, count: int, contexts: np.ndarray | None = None) -> np.ndarray:
         """The `count` symbols of a stream, of `dtype`. Raises FormatError."""
-        from sparsefmt.codecs.passes import rans as passes
+        from sparsefmt.codecs.rans.jitted import rans as jitted
 
         lanes, out = _states(count) if count else 0, np.empty(count, self.dtype)
         if lanes == 32 and self._is_wide:
             refuse(self._unpack_wide(stream, contexts, out))
             return out
         stream = read_only(stream)
-        refuse(passes.decode_stream(stream, lanes, *self._narrow, self.precision, self.symbols, contexts, out))
+        refuse(jitted.decode_stream(stream, lanes, *self._narrow, self.precision, self.symbols, contexts, out))
         return out
 
     def _unpack_wide(self, stream: np.ndarray, contexts: np.ndarray | None, out: np.ndarray) -> int:
-        from sparsefmt.codecs.passes import rans, rans_wide
+        from sparsefmt.codecs.rans.jitted import rans, rans_wide
 
         size = stream.size - 4 * rans_wide.STATES
         if size < 0 or size % 2:
@@ -76,26 +76,26 @@ class Tables:
     @cached_property
     def _narrow(self) -> tuple[np.ndarray, np.ndarray]:
         """Slots and entries, for `jitted.rans`."""
-        from sparsefmt.codecs.passes import rans as passes
+        from sparsefmt.codecs.rans.jitted import rans as jitted
 
         slots = np.empty(len(self._frequencies) << self.precision, self.dtype)
         entries = np.empty(self._frequencies.size, np.uint64)
-        passes.fill(self._frequencies, slots, entries)
+        jitted.fill(self._frequencies, slots, entries)
         return slots, entries
 
     @cached_property
     def _wide(self) -> tuple[np.ndarray, np.ndarray]:
         """Slots and entries, for `jitted.rans_wide`."""
-        from sparsefmt.codecs.passes import rans_wide as passes
+        from sparsefmt.codecs.rans.jitted import rans_wide as jitted
 
         tables = len(self._frequencies)
-        if self.precision <= passes.ONE_LOOK:
+        if self.precision <= jitted.ONE_LOOK:
             slots = np.empty(tables << self.precision, np.uint32)
-            passes.fill_slots(self._frequencies, slots)
+            jitted.fill_slots(self._frequencies, slots)
             return slots, np.empty(0, np.uint32)
-        slots = np.zeros((tables << self.precision) + passes.PADDING, np.uint8)
+        slots = np.zeros((tables << self.precision) + jitted.PADDING, np.uint8)
         entries = np.zeros(256 * tables, np.uint32)
-        passes.fill_slots_and_entries(self._frequencies, slots, entries)
+        jitted.fill_slots_and_entries(self._frequencies, slots, entries)
         return slots, entries
 
 
@@ -108,13 +108,13 @@ def read_only(array: np.ndarray) -> np.ndarray:
 
 def refuse(status: int) -> None:
     """Raise what a pass's status means."""
-    from sparsefmt.codecs.passes import rans as passes
+    from sparsefmt.codecs.rans.jitted import rans as jitted
 
     text = {
-        passes.EARLY_END: "a stream ends too early",
-        passes.STATE: "a stream does not begin and end as one does",
-        passes.LEFT_OVER: "a stream goes on after its end",
-        passes.SIZE: "a stream has a size that it cannot have",
+        jitted.EARLY_END: "a stream ends too early",
+        jitted.STATE: "a stream does not begin and end as one does",
+        jitted.LEFT_OVER: "a stream goes on after its end",
+        jitted.SIZE: "a stream has a size that it cannot have",
     }
-    if status != passes.OK:
+    if status != jitted.OK:
         raise FormatError("rans-stream", text[status])

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsefmt.codecs.bitstring import BitReader, BitWriter
+from sparsefmt.codecs.rans.bitstring import BitReader, BitWriter
 
 PREFIX_BITS = 16
 """Highest bits of keys that are counted. Bins are narrower only where there are few distinct keys."""
@@ -122,11 +122,11 @@ def best_bins(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits:
 
 
 def _best_leaves(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits: int, bits_per_bin: float) -> Bins:
-    from sparsefmt.codecs.passes import bins as passes
+    from sparsefmt.codecs.rans.jitted import bins as jitted
 
     lows = np.empty(prefixes.size, np.uint64)
     widths, sizes = np.empty(prefixes.size, np.int64), np.empty(prefixes.size, np.int64)
-    bits, count = passes.best_leaves(
+    bits, count = jitted.best_leaves(
         prefixes.astype(np.uint64),
         counts.astype(np.int64),
         left_out,
@@ -142,7 +142,7 @@ def _best_leaves(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bi
 
 def write_tree(writer: BitWriter, lows: np.ndarray, widths: np.ndarray, key_bits: int) -> None:
     """The tree whose used leaves are the bins, in preorder."""
-    from sparsefmt.codecs.passes import models
+    from sparsefmt.codecs.rans.jitted import models
 
     # on the way to each leaf, a node and an empty half on every level
     most = lows.size * 3 * (key_bits + 1)
@@ -151,7 +151,7 @@ def write_tree(writer: BitWriter, lows: np.ndarray, widths: np.ndarray, key_bits
 
 def read_tree(reader: BitReader, key_bits: int) -> tuple[np.ndarray, np.ndarray]:
     """(lows, widths) of the bins, uint64 and int64."""
-    from sparsefmt.codecs.passes import models
+    from sparsefmt.codecs.rans.jitted import models
 
     lows, widths = np.empty(MAX_BINS, np.uint64), np.empty(MAX_BINS, np.int64)
     count = reader.run(models.get_tree, key_bits, MAX_WIDTH, lows, widths)

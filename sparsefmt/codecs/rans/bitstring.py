@@ -18,14 +18,14 @@ class BitWriter:
 
     def write(self, value: int, count: int) -> None:
         """The low `count` bits of `value`, which has no others."""
-        from sparsefmt.codecs.passes import models
+        from sparsefmt.codecs.rans.jitted import models
 
         assert 0 <= value < 1 << count
         self.run(models.put, count, value, count)
 
     def run(self, put: Callable[..., int], most_bits: int, *arguments: Any) -> None:
         """Write with a pass of `jitted.models`, which writes at most so many bits: put(words, at, *arguments)."""
-        from sparsefmt.codecs.passes import models
+        from sparsefmt.codecs.rans.jitted import models
 
         needed = (self._at + most_bits) // 64 + models.PADDING
         if needed > self._words.size:
@@ -41,7 +41,7 @@ class BitReader:
     """Reads what a BitWriter wrote, and refuses what it cannot have written."""
 
     def __init__(self, data: bytes) -> None:
-        from sparsefmt.codecs.passes import models
+        from sparsefmt.codecs.rans.jitted import models
 
         self._data, self._at, self._end = data, 0, 8 * len(data)
         words = -(-len(data) // 8) + models.PADDING
@@ -58,7 +58,7 @@ class BitReader:
     def run(self, get: Callable[..., Any], *arguments: Any) -> Any:
         """Read with a pass of `jitted.models`, get(words, at, end, *arguments), and return what it returns behind its
         status and its position, if anything."""
-        from sparsefmt.codecs.passes import models
+        from sparsefmt.codecs.rans.jitted import models
 
         status, self._at, *found = get(self._words, self._at, self._end, *arguments)
         if status != models.OK:

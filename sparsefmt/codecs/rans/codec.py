@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from sparsefmt.codecs import elements, positions
 from sparsefmt.codecs.contract import Before, Codec, Each, Place
-from sparsefmt.codecs.streams import read_only
+from sparsefmt.codecs.rans import elements, positions
+from sparsefmt.codecs.rans.streams import read_only
 from sparsefmt.errors import FormatError
 from sparsefmt.limits import MAX_RANS_RATIO
 
@@ -51,7 +51,7 @@ class Rans(Codec):
 
     def decode(self, stored: np.ndarray, place: Place, model: bytes, before: Before, out: np.ndarray) -> None:
         if self.derives(place.array):
-            from sparsefmt.codecs.passes import masks
+            from sparsefmt.codecs.rans.jitted import masks
 
             masks.row_offsets(_mask(before["mask"], place.cols), out.view(np.uint32))
         elif place.array == "mask":

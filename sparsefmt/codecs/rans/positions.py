@@ -17,11 +17,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from sparsefmt.codecs import classes as cls
-from sparsefmt.codecs import frequencies as freq
-from sparsefmt.codecs.bitstring import BitReader, BitWriter
-from sparsefmt.codecs.classes import Classes
-from sparsefmt.codecs.streams import Tables, read_only
+from sparsefmt.codecs.rans import classes as cls
+from sparsefmt.codecs.rans import frequencies as freq
+from sparsefmt.codecs.rans.bitstring import BitReader, BitWriter
+from sparsefmt.codecs.rans.classes import Classes
+from sparsefmt.codecs.rans.streams import Tables, read_only
 from sparsefmt.errors import FormatError
 
 Each = Callable[[Callable[[np.ndarray, range], object]], Iterator]
@@ -56,7 +56,7 @@ class _ColumnOrder:
 
     def __init__(self, column_classes: np.ndarray | None, cols: int) -> None:
         """column_classes: uint8 (cols,); None if the order is left as it is."""
-        from sparsefmt.codecs.passes import masks
+        from sparsefmt.codecs.rans.jitted import masks
 
         self._words, self.group_classes = -(-cols // 64), np.zeros(-(-cols // 8), np.uint8)
         self._places = None
@@ -79,7 +79,7 @@ class _ColumnOrder:
         return self._reordered(mask, back=True) if self.differs else mask
 
     def _reordered(self, mask: np.ndarray, back: bool) -> np.ndarray:
-        from sparsefmt.codecs.passes import masks
+        from sparsefmt.codecs.rans.jitted import masks
 
         out = np.empty_like(mask)
         for first in range(0, self._words, _WORDS_OF_TABLES):
@@ -88,7 +88,7 @@ class _ColumnOrder:
 
     def _table(self, first: int, back: bool) -> np.ndarray:
         """For `masks.reorder`: words from `first` on. Kept if these are all words."""
-        from sparsefmt.codecs.passes import masks
+        from sparsefmt.codecs.rans.jitted import masks
 
         assert self._places is not None
         if back in self._tables:
@@ -167,7 +167,7 @@ class _Candidate:
 
     def histogram(self, mask: np.ndarray, rows: range) -> np.ndarray:
         """How often each byte occurs in a tile, by sum of classes; last, in copies."""
-        from sparsefmt.codecs.passes import masks
+        from sparsefmt.codecs.rans.jitted import masks
 
         symbols = self._symbols(slice(rows.start, rows.stop))
         groups = _groups(mask, self.order, symbols == self.copy if self.copy >= 0 else None)
@@ -203,12 +203,12 @@ class _Candidate:
 
     def model(self) -> Model:
         """The model, once `bits` was called."""
-        from sparsefmt.codecs.passes import classes as passes
+        from sparsefmt.codecs.rans.jitted import classes as jitted
 
         tables = [*cls.lines(self.counts[: self.sums], self.table_of)]
         if self.copy >= 0:
             tables.append(self.counts[-1])
-        by_popcount = [passes.table_bits(table, *_TABLE_BITS)[1] for table in tables]
+        by_popcount = [jitted.table_bits(table, *_TABLE_BITS)[1] for table in tables]
         precision, frequencies = _frequencies(tables, by_popcount)
         classes = Classes(
             int(self.row_classes.max(initial=0)) + 1,
@@ -266,7 +266,7 @@ def fit(each: Each, rows: int, cols: int) -> bytes:
 
     Beside the tiles, it takes up to 16 bytes for each row, and for each column if they get classes.
     """
-    from sparsefmt.codecs.passes import masks
+    from sparsefmt.codecs.rans.jitted import masks
 
     with_columns = cols <= cls.MAX_COLS
     # a row has less than 2^32 columns
@@ -324,7 +324,7 @@ for no classes."""
 
 def _groups(mask: np.ndarray, order: _ColumnOrder, copies: np.ndarray | None) -> np.ndarray:
     """The bytes of a mask in the order in which they are coded: uint8 (rows, 8 * words), read-only."""
-    from sparsefmt.codecs.passes import masks
+    from sparsefmt.codecs.rans.jitted import masks
 
     if copies is not None:
         out = np.empty_like(mask)
@@ -378,7 +378,7 @@ class Coder:
 
     def encode(self, mask: np.ndarray) -> bytes:
         """mask: (rows, words) uint64, read-only. Raises FormatError if it was not there when the model was made."""
-        from sparsefmt.codecs.passes import masks
+        from sparsefmt.codecs.rans.jitted import masks
 
         rows, groups = mask.shape[0], self.order.group_classes.size
         with np.errstate(divide="ignore"):
@@ -402,7 +402,7 @@ class Coder:
 
     def decode(self, stored: np.ndarray, mask: np.ndarray) -> None:
         """Fill `mask`, (rows, words) uint64. Raises FormatError. Bits beyond the columns are not yet checked."""
-        from sparsefmt.codecs.passes import masks
+        from sparsefmt.codecs.rans.jitted import masks
 
         rows, groups = mask.shape[0], self.order.group_classes.size
         symbols, stored = cls.unpack_rows(self.row_tables, stored, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsefmt.codecs.bitstring import BitReader, BitWriter
+from sparsefmt.codecs.rans.bitstring import BitReader, BitWriter
 
 MIN_PRECISION, MAX_PRECISION = 8, 15
 """Bits of the sum of all frequencies. 15, so that a frequency always fits 16 bits."""
@@ -48,10 +48,10 @@ def normalised_popcounts(counts: np.ndarray, precision: int) -> np.ndarray | Non
 
     Multiplied by how many bytes there are of each, they sum to 2^precision.
     """
-    from sparsefmt.codecs.passes import frequencies as passes
+    from sparsefmt.codecs.rans.jitted import frequencies as jitted
 
     found = np.empty(9, np.int64)
-    fits = passes.normalise_popcounts(counts.astype(np.int64), BYTES_OF_POPCOUNT, precision, found)
+    fits = jitted.normalise_popcounts(counts.astype(np.int64), BYTES_OF_POPCOUNT, precision, found)
     return found if fits else None
 
 
@@ -76,7 +76,7 @@ def write_frequencies(
 
     widths: int64, of the bin of each symbol, in bits, which tell what to expect.
     """
-    from sparsefmt.codecs.passes import models
+    from sparsefmt.codecs.rans.jitted import models
 
     widths = np.zeros(frequencies.size, np.int64) if widths is None else widths
     most = frequencies.size * (1 + models.MOST_BITS)
@@ -85,7 +85,7 @@ def write_frequencies(
 
 def read_frequencies(reader: BitReader, symbols: int, precision: int) -> np.ndarray:
     """Frequencies (symbols,), some of which may be 0."""
-    from sparsefmt.codecs.passes import models
+    from sparsefmt.codecs.rans.jitted import models
 
     frequencies = np.empty(symbols, np.int64)
     reader.run(models.get_frequencies, precision, np.zeros(symbols, np.int64), frequencies)
@@ -94,21 +94,21 @@ def read_frequencies(reader: BitReader, symbols: int, precision: int) -> np.ndar
 
 def write_positive(writer: BitWriter, frequencies: np.ndarray, precision: int, widths: np.ndarray) -> None:
     """Frequencies of at least 1 that sum to 2^precision, as differences to what their bins' widths make likely."""
-    from sparsefmt.codecs.passes import models
+    from sparsefmt.codecs.rans.jitted import models
 
     writer.run(models.put_positive, frequencies.size * models.MOST_BITS, precision, widths, frequencies)
 
 
 def write_popcounts(writer: BitWriter, frequencies: np.ndarray) -> None:
     """Frequencies of bytes with 8, 7, … 1 set bits; 0 set bits have what is left."""
-    from sparsefmt.codecs.passes import models
+    from sparsefmt.codecs.rans.jitted import models
 
     writer.run(models.put_popcounts, 8 * models.MOST_BITS, frequencies)
 
 
 def read_tables(reader: BitReader, tables: int, precision: int, widths: np.ndarray) -> np.ndarray:
     """Frequencies (tables, symbols): of one table as `write_positive` does it, of several as `write_frequencies`."""
-    from sparsefmt.codecs.passes import models
+    from sparsefmt.codecs.rans.jitted import models
 
     found = np.empty((tables, widths.size), np.int64)
     if tables == 1:
@@ -120,7 +120,7 @@ def read_tables(reader: BitReader, tables: int, precision: int, widths: np.ndarr
 
 def read_byte_tables(reader: BitReader, tables: int, precision: int) -> tuple[np.ndarray, np.ndarray]:
     """(frequencies (tables, 256), whether each is one of popcounts), as a bit before each of them says."""
-    from sparsefmt.codecs.passes import models
+    from sparsefmt.codecs.rans.jitted import models
 
     found, by_popcount = np.empty((tables, BYTES), np.int64), np.empty(tables, np.bool_)
     reader.run(models.get_byte_tables, precision, by_popcount, found)
