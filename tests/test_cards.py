@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sparsefmt.interchange.cards import has_section, with_section, without_section
+from sparsefmt.checkpoints.cards import has_section, with_section, without_section
 
 CONFIG: dict[str, Any] = {"architectures": ["LlamaForCausalLM"]}
 FRONT = "---\nlicense: mit\ntags:\n- pruned\n---\n"

@@ -82,7 +82,7 @@ import numba, numpy
 import sparsefmt.jit
 from sparsefmt import compiling
 from sparsefmt.cli import convert, main
-from sparsefmt.interchange import conversion
+from sparsefmt.checkpoints import conversion
 
 compiling.PATIENCE = 0
 

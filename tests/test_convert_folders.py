@@ -12,9 +12,9 @@ import pytest
 from helpers import fail, run_command, succeed
 from safetensors_files import ONE, SHARDS, TWO, craft_tensors, read_back, save_shards, sparse_array
 
+from sparsefmt.checkpoints import cards, huggingface
+from sparsefmt.checkpoints.checkpoints import Checkpoint
 from sparsefmt.cli import output
-from sparsefmt.interchange import cards, huggingface
-from sparsefmt.interchange.checkpoints import Checkpoint
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

@@ -13,9 +13,9 @@ from safetensors_files import craft
 
 import sparsefmt
 from sparsefmt import FormatError
+from sparsefmt.checkpoints import safetensors as interchange
+from sparsefmt.checkpoints.safetensors import SafetensorsFile
 from sparsefmt.container import envelope
-from sparsefmt.interchange import safetensors as interchange
-from sparsefmt.interchange.safetensors import SafetensorsFile
 
 FLOATS = np.arange(64, dtype="f4").reshape(8, 8)
 DATA = FLOATS.tobytes()

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 
 import sparsefmt
 from sparsefmt import FormatError, SparsefmtError, UnsupportedError
+from sparsefmt.checkpoints.contract import TensorFile
+from sparsefmt.checkpoints.conversion import Settings, convert_file
+from sparsefmt.checkpoints.folding import Group, foldable, folded, folded_files
+from sparsefmt.checkpoints.safetensors import SafetensorsFile, write_safetensors
+from sparsefmt.checkpoints.sparse import SparsefmtFile
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.intake import ArrayIntake, Intake
 from sparsefmt.intake.bitmasks import BitmaskIntake
 from sparsefmt.intake.masks import MaskedIntake, masked_pairs
-from sparsefmt.interchange.contract import TensorFile
-from sparsefmt.interchange.conversion import Settings, convert_file
-from sparsefmt.interchange.folding import Group, foldable, folded, folded_files
-from sparsefmt.interchange.safetensors import SafetensorsFile, write_safetensors
-from sparsefmt.interchange.sparse import SparsefmtFile
 from sparsefmt.layouts import auto
 
 Arrays = dict[str, np.ndarray]

@@ -17,7 +17,7 @@ STOREYS = [
     {"__main__"},
     {"cli"},
     {"transformers"},
-    {"interchange", "numpy", "torch"},
+    {"checkpoints", "numpy", "torch"},
     {"safe_open"},
     {"api", "frameworks"},
     {"tensor_writer", "sparse_file", "again", "signs"},

@@ -19,8 +19,8 @@ from safetensors_files import sparse_array
 
 import sparsefmt
 import sparsefmt.torch
-from sparsefmt.interchange.checkpoints import Checkpoint
-from sparsefmt.interchange.conversion import Settings, convert_checkpoint
+from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint
 
 
 def pruned(seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -17,9 +17,9 @@ from torch_helpers import same_state
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sparsefmt.transformers
-from sparsefmt.interchange import cards
-from sparsefmt.interchange.checkpoints import Checkpoint
-from sparsefmt.interchange.conversion import Settings, convert_checkpoint, export_checkpoint
+from sparsefmt.checkpoints import cards
+from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint, export_checkpoint
 from sparsefmt.torch import SparseLinear, sparsify
 
 pytestmark = pytest.mark.usefixtures("small_layers")

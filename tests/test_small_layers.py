@@ -107,8 +107,8 @@ class TestTransformers:
         return transformers.AutoModelForCausalLM.from_pretrained(path, quantization_config=config)
 
     def test_small_layers_stay_dense(self, folder):
-        from sparsefmt.interchange.checkpoints import Checkpoint
-        from sparsefmt.interchange.conversion import Settings, convert_checkpoint
+        from sparsefmt.checkpoints.checkpoints import Checkpoint
+        from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint
 
         with Checkpoint(folder / "dense", ["safetensors"]) as source:
             convert_checkpoint(source, folder / "sparse", Settings())

@@ -47,10 +47,10 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 import sparsefmt
+from sparsefmt.checkpoints.cards import HOW_TO_LOAD
+from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint
 from sparsefmt.errors import ChecksumError, FormatError, LimitError, UnsupportedError
-from sparsefmt.interchange.cards import HOW_TO_LOAD
-from sparsefmt.interchange.checkpoints import Checkpoint
-from sparsefmt.interchange.conversion import Settings, convert_checkpoint
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import SparseLinear, load_into, sparsify
 from sparsefmt.torch.choice import Choice

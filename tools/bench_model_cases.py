@@ -25,8 +25,8 @@ import transformers
 from prune import DEFAULT_INCLUDE, apply_mask, find_packaged_model, magnitude_mask, read_safetensors, write_safetensors
 
 import sparsefmt.transformers
-from sparsefmt.interchange.checkpoints import Checkpoint
-from sparsefmt.interchange.conversion import Settings, convert_checkpoint
+from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint
 from sparsefmt.torch import SparseLinear
 
 FORMATS = {"sparsefmt": "auto", "raw": "raw"}

@@ -71,8 +71,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from sparsefmt import SparsefmtError
+from sparsefmt.checkpoints.safetensors import SafetensorsFile
 from sparsefmt.dtypes import dtype_of
-from sparsefmt.interchange.safetensors import SafetensorsFile
 
 SLOW_SECONDS = 3
 """Peers that take longer are not run again: their first time counts, which a cold cache hardly changes."""

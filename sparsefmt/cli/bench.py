@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from sparsefmt.checkpoints.checkpoints import Checkpoint
 from sparsefmt.cli import options, printable
 from sparsefmt.cli.benchmark.libraries import dense_libraries
 from sparsefmt.cli.benchmark.measuring import LEAST_REPEATS, find_groups, measure
-from sparsefmt.interchange.checkpoints import Checkpoint
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.threads import ENVIRONMENT_VARIABLE
 

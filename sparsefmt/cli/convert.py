@@ -12,18 +12,18 @@ from typing import Any
 import click
 
 from sparsefmt import signs
-from sparsefmt.cli import Failure, options
-from sparsefmt.codecs import CODECS
-from sparsefmt.interchange.checkpoints import Checkpoint, Kind, saved_weights
-from sparsefmt.interchange.conversion import (
+from sparsefmt.checkpoints.checkpoints import Checkpoint, Kind, saved_weights
+from sparsefmt.checkpoints.conversion import (
     ConvertedTensor,
     Settings,
     convert_checkpoint,
     targets_of,
     unlisted_files,
 )
-from sparsefmt.interchange.folding import foldable
-from sparsefmt.interchange.huggingface import is_weights, read_model_folder
+from sparsefmt.checkpoints.folding import foldable
+from sparsefmt.checkpoints.huggingface import is_weights, read_model_folder
+from sparsefmt.cli import Failure, options
+from sparsefmt.codecs import CODECS
 from sparsefmt.layouts import LAYOUTS
 
 LOOKS_PRUNED = 0.4

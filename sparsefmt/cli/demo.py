@@ -124,9 +124,9 @@ def _write_files(folder: Path, title: str, weights: Weights) -> dict[str, Path]:
     """Save with the safetensors library, then convert as `sparsefmt convert` does. Labels and paths."""
     from safetensors.numpy import save
 
+    from sparsefmt.checkpoints.conversion import Settings, convert_file
+    from sparsefmt.checkpoints.safetensors import SafetensorsFile
     from sparsefmt.container.atomic import replacing
-    from sparsefmt.interchange.conversion import Settings, convert_file
-    from sparsefmt.interchange.safetensors import SafetensorsFile
 
     files = {"safetensors": folder / f"{title}.safetensors"}
     with replacing(files["safetensors"]) as sink:  # a full disk gives an OSError

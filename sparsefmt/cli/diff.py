@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from sparsefmt.checkpoints import compare
+from sparsefmt.checkpoints.checkpoints import Checkpoint, Kind
 from sparsefmt.cli import options
-from sparsefmt.interchange import compare
-from sparsefmt.interchange.checkpoints import Checkpoint, Kind
 
 
 @click.command(

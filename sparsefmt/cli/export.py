@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
+from sparsefmt.checkpoints.checkpoints import Checkpoint, saved_weights
+from sparsefmt.checkpoints.conversion import export_checkpoint
 from sparsefmt.cli import options
 from sparsefmt.cli.convert import destination_of, notes_on_folder
-from sparsefmt.interchange.checkpoints import Checkpoint, saved_weights
-from sparsefmt.interchange.conversion import export_checkpoint
 
 
 @click.command(

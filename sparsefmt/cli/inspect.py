@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
+from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.sparse import SparsefmtFile
 from sparsefmt.cli import options
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.envelope import MAJOR
-from sparsefmt.interchange.checkpoints import Checkpoint
-from sparsefmt.interchange.sparse import SparsefmtFile
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 
 JSON_VERSION = 1

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from sparsefmt.checkpoints import compare
+from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.sparse import SparsefmtFile
+from sparsefmt.checkpoints.strict import check_index
 from sparsefmt.cli import options, printable
 from sparsefmt.container import budget
 from sparsefmt.errors import SparsefmtError
-from sparsefmt.interchange import compare
-from sparsefmt.interchange.checkpoints import Checkpoint
-from sparsefmt.interchange.sparse import SparsefmtFile
-from sparsefmt.interchange.strict import check_index
 
 if TYPE_CHECKING:
+    from sparsefmt.checkpoints.compare import Progress
     from sparsefmt.container.entry import TensorEntry
-    from sparsefmt.interchange.compare import Progress
 
 
 @click.command(

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 
 from sparsefmt.api import open_file
+from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.contract import naming
 from sparsefmt.container import file_objects
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.sources import Backend
 from sparsefmt.frameworks.pytorch import TorchFramework, intake_of
-from sparsefmt.interchange.checkpoints import Checkpoint
-from sparsefmt.interchange.contract import naming
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.choice import MIN_SPARSITY, Choice, why_dense

@@ -7,9 +7,9 @@ from typing import Any
 from transformers.quantizers import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from sparsefmt.checkpoints.cards import HOW_TO_LOAD
+from sparsefmt.checkpoints.huggingface import HINT, METHOD
 from sparsefmt.container.sources import BACKENDS, Backend
-from sparsefmt.interchange.cards import HOW_TO_LOAD
-from sparsefmt.interchange.huggingface import HINT, METHOD
 from sparsefmt.torch.choice import MIN_SPARSITY, Choice
 from sparsefmt.torch.layers import Patterns
 

@@ -11,11 +11,11 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from sparsefmt.api import open_file
+from sparsefmt.checkpoints.checkpoints import Checkpoint, read_index
+from sparsefmt.checkpoints.contract import naming
 from sparsefmt.container import budget
 from sparsefmt.errors import FormatError, UnsupportedError
 from sparsefmt.frameworks.pytorch import TORCH_DTYPES, TorchFramework
-from sparsefmt.interchange.checkpoints import Checkpoint, read_index
-from sparsefmt.interchange.contract import naming
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.transformers.compressed_parameter import StandIn

@@ -28,8 +28,8 @@ import transformers
 from transformers import modeling_utils
 from transformers.quantizers.auto import AutoHfQuantizer
 
+from sparsefmt.checkpoints import huggingface
 from sparsefmt.errors import UnsupportedError
-from sparsefmt.interchange import huggingface
 from sparsefmt.transformers import files, placing, saving
 from sparsefmt.transformers.config import SparsefmtConfig
 

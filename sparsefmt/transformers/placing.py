@@ -1,6 +1,6 @@
 """The folder that a model is saved to holds one model afterwards, and the old one or the new one at any moment.
 
-Everything is written aside; see `sparsefmt.interchange.staging`. config.json says whether the weights are .sparsefmt or
+Everything is written aside; see `sparsefmt.checkpoints.staging`. config.json says whether the weights are .sparsefmt or
 safetensors, so that of a folder which changes from one to the other nobody sees a mixture. Shards that are replaced by
 shards of the same kind are another matter: a process that is killed at that moment leaves a folder in which one is
 missing, and which is refused.
@@ -17,10 +17,10 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from sparsefmt.checkpoints import cards, huggingface
+from sparsefmt.checkpoints.checkpoints import Kind, read_index
+from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.errors import FormatError
-from sparsefmt.interchange import cards, huggingface
-from sparsefmt.interchange.checkpoints import Kind, read_index
-from sparsefmt.interchange.staging import StagedFolder
 
 _OTHER: dict[Kind, Kind] = {"safetensors": "sparsefmt", "sparsefmt": "safetensors"}
 _logger = logging.get_logger("transformers.sparsefmt")

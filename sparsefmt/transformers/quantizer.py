@@ -10,9 +10,9 @@ from transformers.quantizers import HfQuantizer, register_quantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils import logging
 
+from sparsefmt.checkpoints.huggingface import METHOD
 from sparsefmt.container import budget
 from sparsefmt.frameworks.pytorch import TORCH_DTYPES, intake_of
-from sparsefmt.interchange.huggingface import METHOD
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.choice import Choice

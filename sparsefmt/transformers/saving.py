@@ -16,12 +16,12 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import logging
 
 from sparsefmt import signs
+from sparsefmt.checkpoints import cards
+from sparsefmt.checkpoints.huggingface import SENTENCE_TRANSFORMERS
+from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.container.atomic import replacing
 from sparsefmt.frameworks.contract import Converted
 from sparsefmt.frameworks.pytorch import intake_of
-from sparsefmt.interchange import cards
-from sparsefmt.interchange.huggingface import SENTENCE_TRANSFORMERS
-from sparsefmt.interchange.staging import StagedFolder
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.tensor_writer import NegativeZeros, TensorWriter, write_all
 from sparsefmt.torch.linear import SparseLinear

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.contract import naming
+from sparsefmt.checkpoints.sparse import SparsefmtFile
 from sparsefmt.cli import Failure
 from sparsefmt.cli.benchmark.libraries import Library, Product
 from sparsefmt.container.entry import TensorEntry
-from sparsefmt.interchange.checkpoints import Checkpoint
-from sparsefmt.interchange.contract import naming
-from sparsefmt.interchange.sparse import SparsefmtFile
 
 if TYPE_CHECKING:
     from sparsefmt.sparse_file import SparseFile

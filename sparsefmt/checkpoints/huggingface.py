@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsefmt.checkpoints import cards
 from sparsefmt.container.atomic import replacing
 from sparsefmt.errors import FormatError, UnsupportedError
-from sparsefmt.interchange import cards
 
 CONFIG = "config.json"
 QUANTIZATION = "quantization_config"

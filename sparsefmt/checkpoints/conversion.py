@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
+from sparsefmt.checkpoints import cards, huggingface
+from sparsefmt.checkpoints.checkpoints import Checkpoint, Kind, index_name, saved_weights
+from sparsefmt.checkpoints.contract import TensorFile, naming
+from sparsefmt.checkpoints.safetensors import write_safetensors
+from sparsefmt.checkpoints.sparse import SparsefmtFile
+from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.container.atomic import replacing
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.intake import Intake, Survey
-from sparsefmt.interchange import cards, huggingface
-from sparsefmt.interchange.checkpoints import Checkpoint, Kind, index_name, saved_weights
-from sparsefmt.interchange.contract import TensorFile, naming
-from sparsefmt.interchange.safetensors import write_safetensors
-from sparsefmt.interchange.sparse import SparsefmtFile
-from sparsefmt.interchange.staging import StagedFolder
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.tensor_writer import NegativeZeros, TensorWriter
 

@@ -24,15 +24,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from sparsefmt.checkpoints import foreign
+from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file, naming
+from sparsefmt.checkpoints.folding import Group, foldable, folded_files
+from sparsefmt.checkpoints.safetensors import SafetensorsFile
+from sparsefmt.checkpoints.safetensors_header import dict_of_distinct_keys
+from sparsefmt.checkpoints.sparse import SparsefmtFile
+from sparsefmt.checkpoints.staging import is_unfinished
 from sparsefmt.errors import FormatError
 from sparsefmt.intake import Intake
-from sparsefmt.interchange import foreign
-from sparsefmt.interchange.contract import TensorFile, expect_regular_file, naming
-from sparsefmt.interchange.folding import Group, foldable, folded_files
-from sparsefmt.interchange.safetensors import SafetensorsFile
-from sparsefmt.interchange.safetensors_header import dict_of_distinct_keys
-from sparsefmt.interchange.sparse import SparsefmtFile
-from sparsefmt.interchange.staging import is_unfinished
 
 Kind = Literal["safetensors", "sparsefmt", "torch"]
 
@@ -216,7 +216,7 @@ def _open(path: Path, kind: Kind, max_decoded_bytes: int | None) -> TensorFile:
         return SafetensorsFile(path)
     if kind == "sparsefmt":
         return SparsefmtFile(path, max_decoded_bytes)
-    from sparsefmt.interchange.pytorch import TorchFile
+    from sparsefmt.checkpoints.pytorch import TorchFile
 
     return TorchFile(path)
 

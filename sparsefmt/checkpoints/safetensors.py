@@ -18,14 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sparsefmt.container import envelope, sniff
-from sparsefmt.container.sources import ReadFile
-from sparsefmt.container.writer import Sink
-from sparsefmt.dtypes import DTYPES, DType, pack
-from sparsefmt.errors import FormatError, LimitError, SparsefmtError, UnsupportedError
-from sparsefmt.intake import BytesIntake, Intake
-from sparsefmt.interchange.contract import TensorFile, expect_regular_file
-from sparsefmt.interchange.safetensors_header import (
+from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file
+from sparsefmt.checkpoints.safetensors_header import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
     METADATA,
@@ -33,6 +27,12 @@ from sparsefmt.interchange.safetensors_header import (
     check_length,
     decode_header,
 )
+from sparsefmt.container import envelope, sniff
+from sparsefmt.container.sources import ReadFile
+from sparsefmt.container.writer import Sink
+from sparsefmt.dtypes import DTYPES, DType, pack
+from sparsefmt.errors import FormatError, LimitError, SparsefmtError, UnsupportedError
+from sparsefmt.intake import BytesIntake, Intake
 from sparsefmt.threads import in_order
 
 _MOST_EXPLAINED = 1 << 24
