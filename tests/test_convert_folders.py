@@ -13,7 +13,7 @@ from helpers import fail, run_command, succeed
 from safetensors_files import ONE, SHARDS, TWO, craft_tensors, read_back, save_shards, sparse_array
 
 from sparsefmt.checkpoints import cards, huggingface
-from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.cli import output
 
 CONFIG: dict[str, Any] = {

@@ -18,7 +18,7 @@ from safetensors_files import ONE, SHARDS, TWO, craft, craft_tensors, patterns, 
 
 import sparsefmt
 from sparsefmt.checkpoints import conversion
-from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.compare import compare_tensors, verify_tensor
 from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint, export_checkpoint
 from sparsefmt.checkpoints.safetensors import SafetensorsFile, write_safetensors

@@ -19,7 +19,7 @@ from safetensors_files import sparse_array
 
 import sparsefmt
 import sparsefmt.torch
-from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint
 
 

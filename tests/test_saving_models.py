@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sparsefmt.transformers
 from sparsefmt.checkpoints import cards
-from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint, export_checkpoint
 from sparsefmt.torch import SparseLinear, sparsify
 

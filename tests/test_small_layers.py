@@ -107,7 +107,7 @@ class TestTransformers:
         return transformers.AutoModelForCausalLM.from_pretrained(path, quantization_config=config)
 
     def test_small_layers_stay_dense(self, folder):
-        from sparsefmt.checkpoints.checkpoints import Checkpoint
+        from sparsefmt.checkpoints.checkpoint import Checkpoint
         from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint
 
         with Checkpoint(folder / "dense", ["safetensors"]) as source:

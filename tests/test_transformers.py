@@ -48,7 +48,7 @@ from transformers.pytorch_utils import Conv1D
 
 import sparsefmt
 from sparsefmt.checkpoints.cards import HOW_TO_LOAD
-from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint
 from sparsefmt.errors import ChecksumError, FormatError, LimitError, UnsupportedError
 from sparsefmt.tensor import SparseTensor

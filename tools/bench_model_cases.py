@@ -25,7 +25,7 @@ import transformers
 from prune import DEFAULT_INCLUDE, apply_mask, find_packaged_model, magnitude_mask, read_safetensors, write_safetensors
 
 import sparsefmt.transformers
-from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint
 from sparsefmt.torch import SparseLinear
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsefmt import slicing
-from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.strict import check_tile
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader

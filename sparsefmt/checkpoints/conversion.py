@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from sparsefmt.checkpoints import cards, huggingface
-from sparsefmt.checkpoints.checkpoints import Checkpoint, Kind, index_name, saved_weights
+from sparsefmt.checkpoints.checkpoint import Checkpoint, Kind, index_name, saved_weights
 from sparsefmt.checkpoints.contract import TensorFile, naming
 from sparsefmt.checkpoints.safetensors import write_safetensors
 from sparsefmt.checkpoints.sparse import SparsefmtFile

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.cli import options, printable
 from sparsefmt.cli.benchmark.libraries import dense_libraries
 from sparsefmt.cli.benchmark.measuring import LEAST_REPEATS, find_groups, measure

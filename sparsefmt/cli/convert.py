@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from sparsefmt import signs
-from sparsefmt.checkpoints.checkpoints import Checkpoint, Kind, saved_weights
+from sparsefmt.checkpoints.checkpoint import Checkpoint, Kind, saved_weights
 from sparsefmt.checkpoints.conversion import (
     ConvertedTensor,
     Settings,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sparsefmt.checkpoints import compare
-from sparsefmt.checkpoints.checkpoints import Checkpoint, Kind
+from sparsefmt.checkpoints.checkpoint import Checkpoint, Kind
 from sparsefmt.cli import options
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sparsefmt.checkpoints.checkpoints import Checkpoint, saved_weights
+from sparsefmt.checkpoints.checkpoint import Checkpoint, saved_weights
 from sparsefmt.checkpoints.conversion import export_checkpoint
 from sparsefmt.cli import options
 from sparsefmt.cli.convert import destination_of, notes_on_folder

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.sparse import SparsefmtFile
 from sparsefmt.cli import options
 from sparsefmt.container.entry import TensorEntry

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from sparsefmt.checkpoints import compare
-from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.sparse import SparsefmtFile
 from sparsefmt.checkpoints.strict import check_index
 from sparsefmt.cli import options, printable

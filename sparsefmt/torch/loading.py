@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from sparsefmt.api import open_file
-from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.contract import naming
 from sparsefmt.container import file_objects
 from sparsefmt.container.entry import TensorEntry

@@ -11,7 +11,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from sparsefmt.api import open_file
-from sparsefmt.checkpoints.checkpoints import Checkpoint, read_index
+from sparsefmt.checkpoints.checkpoint import Checkpoint, read_index
 from sparsefmt.checkpoints.contract import naming
 from sparsefmt.container import budget
 from sparsefmt.errors import FormatError, UnsupportedError

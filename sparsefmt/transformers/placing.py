@@ -18,7 +18,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from sparsefmt.checkpoints import cards, huggingface
-from sparsefmt.checkpoints.checkpoints import Kind, read_index
+from sparsefmt.checkpoints.checkpoint import Kind, read_index
 from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.errors import FormatError
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sparsefmt.checkpoints.checkpoints import Checkpoint
+from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.contract import naming
 from sparsefmt.checkpoints.sparse import SparsefmtFile
 from sparsefmt.cli import Failure
