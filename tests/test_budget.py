@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import sparsefmt
 import sparsefmt.torch
 from sparsefmt import layouts
-from sparsefmt.checkpoints.sparse import SparsefmtFile
+from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.container import budget
 from sparsefmt.container.sources import Memory
 from sparsefmt.container.writer import Writer

@@ -20,7 +20,7 @@ from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.conversion import Settings, convert_file
 from sparsefmt.checkpoints.folding import Group, foldable, folded, folded_files
 from sparsefmt.checkpoints.safetensors import SafetensorsFile, write_safetensors
-from sparsefmt.checkpoints.sparse import SparsefmtFile
+from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.intake import ArrayIntake, Intake
 from sparsefmt.intake.bitmasks import BitmaskIntake

@@ -22,7 +22,7 @@ from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.compare import compare_tensors, verify_tensor
 from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint, export_checkpoint
 from sparsefmt.checkpoints.safetensors import SafetensorsFile, write_safetensors
-from sparsefmt.checkpoints.sparse import SparsefmtFile
+from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.container.sources import ReadFile
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError, LimitError, SparsefmtError, UnsupportedError

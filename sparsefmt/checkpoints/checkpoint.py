@@ -29,7 +29,7 @@ from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file, nami
 from sparsefmt.checkpoints.folding import Group, foldable, folded_files
 from sparsefmt.checkpoints.safetensors import SafetensorsFile
 from sparsefmt.checkpoints.safetensors_header import dict_of_distinct_keys
-from sparsefmt.checkpoints.sparse import SparsefmtFile
+from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.staging import is_unfinished
 from sparsefmt.errors import FormatError
 from sparsefmt.intake import Intake

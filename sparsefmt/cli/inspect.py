@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.sparse import SparsefmtFile
+from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.cli import options
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.envelope import MAJOR

@@ -13,7 +13,7 @@ import click
 
 from sparsefmt.checkpoints import compare
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.sparse import SparsefmtFile
+from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.strict import check_index
 from sparsefmt.cli import options, printable
 from sparsefmt.container import budget

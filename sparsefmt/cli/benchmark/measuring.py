@@ -16,7 +16,7 @@ import numpy as np
 
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.contract import naming
-from sparsefmt.checkpoints.sparse import SparsefmtFile
+from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.cli import Failure
 from sparsefmt.cli.benchmark.libraries import Library, Product
 from sparsefmt.container.entry import TensorEntry
