@@ -13,8 +13,8 @@ from safetensors_files import craft
 
 import sparsefmt
 from sparsefmt import FormatError
-from sparsefmt.checkpoints import safetensors as interchange
-from sparsefmt.checkpoints.safetensors import SafetensorsFile
+from sparsefmt.checkpoints import safetensors_file as interchange
+from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.container import envelope
 
 FLOATS = np.arange(64, dtype="f4").reshape(8, 8)

@@ -19,7 +19,7 @@ from sparsefmt import FormatError, SparsefmtError, UnsupportedError
 from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.conversion import Settings, convert_file
 from sparsefmt.checkpoints.folding import Group, foldable, folded, folded_files
-from sparsefmt.checkpoints.safetensors import SafetensorsFile, write_safetensors
+from sparsefmt.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.intake import ArrayIntake, Intake

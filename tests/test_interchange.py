@@ -21,7 +21,7 @@ from sparsefmt.checkpoints import conversion
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.compare import compare_tensors, verify_tensor
 from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint, export_checkpoint
-from sparsefmt.checkpoints.safetensors import SafetensorsFile, write_safetensors
+from sparsefmt.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.container.sources import ReadFile
 from sparsefmt.dtypes import DTYPES
@@ -216,7 +216,7 @@ def test_writer_refuses_what_safetensors_cannot_hold_before_it_writes(monkeypatc
         with pytest.raises(FormatError, match="whole bytes") as caught:
             write_safetensors(sink, {"fine": ArrayIntake(np.ones(2)), "odd": odd})
         assert caught.value.tensor == "odd"
-    monkeypatch.setattr("sparsefmt.checkpoints.safetensors.MAX_HEADER_BYTES", 100)
+    monkeypatch.setattr("sparsefmt.checkpoints.safetensors_file.MAX_HEADER_BYTES", 100)
     with pytest.raises(LimitError):
         write_safetensors(sink, {"n" * 100: ArrayIntake(np.ones(2))})
     assert not sink
@@ -447,6 +447,6 @@ def test_unknown_dtype_and_bad_names_say_which_tensor(tmp_path: Path, monkeypatc
         convert(path, tmp_path / "a.sparsefmt")
     path.write_bytes(craft_tensors({"w": ("F32", [1], b"1234")}))
     fewer = {name: dtype for name, dtype in DTYPES.items() if name != "F32"}
-    monkeypatch.setattr("sparsefmt.checkpoints.safetensors.DTYPES", fewer)
+    monkeypatch.setattr("sparsefmt.checkpoints.safetensors_file.DTYPES", fewer)
     with pytest.raises(UnsupportedError, match="'w'"):
         SafetensorsFile(path)

@@ -109,7 +109,7 @@ class TestPairs:
     def test_elements_are_those_of_safetensors(self, tmp_path):
         safetensors.torch.save_file({"w": self.tensor}, tmp_path / "theirs.safetensors")
         twin.save_file({"w": self.tensor}, tmp_path / "ours")
-        from sparsefmt.checkpoints.safetensors import SafetensorsFile
+        from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 
         with SafetensorsFile(tmp_path / "theirs.safetensors") as theirs, sparsefmt.open_file(tmp_path / "ours") as ours:
             assert ours.get_slice("w").get_shape() == [6, 10]

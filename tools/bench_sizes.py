@@ -71,7 +71,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sparsefmt import SparsefmtError
-from sparsefmt.checkpoints.safetensors import SafetensorsFile
+from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.dtypes import dtype_of
 
 SLOW_SECONDS = 3

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from sparsefmt.checkpoints import foreign
 from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file, naming
 from sparsefmt.checkpoints.folding import Group, foldable, folded_files
-from sparsefmt.checkpoints.safetensors import SafetensorsFile
+from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.checkpoints.safetensors_header import dict_of_distinct_keys
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.staging import is_unfinished

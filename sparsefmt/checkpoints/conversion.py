@@ -23,7 +23,7 @@ import numpy as np
 from sparsefmt.checkpoints import cards, huggingface
 from sparsefmt.checkpoints.checkpoint import Checkpoint, Kind, index_name, saved_weights
 from sparsefmt.checkpoints.contract import TensorFile, naming
-from sparsefmt.checkpoints.safetensors import write_safetensors
+from sparsefmt.checkpoints.safetensors_file import write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.container.atomic import replacing

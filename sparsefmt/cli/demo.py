@@ -125,7 +125,7 @@ def _write_files(folder: Path, title: str, weights: Weights) -> dict[str, Path]:
     from safetensors.numpy import save
 
     from sparsefmt.checkpoints.conversion import Settings, convert_file
-    from sparsefmt.checkpoints.safetensors import SafetensorsFile
+    from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
     from sparsefmt.container.atomic import replacing
 
     files = {"safetensors": folder / f"{title}.safetensors"}
