@@ -216,7 +216,7 @@ def _open(path: Path, kind: Kind, max_decoded_bytes: int | None) -> TensorFile:
         return SafetensorsFile(path)
     if kind == "sparsefmt":
         return SparsefmtFile(path, max_decoded_bytes)
-    from sparsefmt.checkpoints.pytorch import TorchFile
+    from sparsefmt.checkpoints.pytorch_file import TorchFile
 
     return TorchFile(path)
 
