@@ -18,7 +18,7 @@ from sparsefmt.sparse_file import SparseFile
 class safe_open:
     """Open a .sparsefmt file for reading dense tensors of a framework one by one, or parts of them.
 
-    A twin of `safetensors_file.safe_open`. `sparsefmt.open_file` is the one that gives compressed tensors. Opening reads the
+    A twin of `safetensors.safe_open`. `sparsefmt.open_file` is the one that gives compressed tensors. Opening reads the
     index alone, in milliseconds. Tensors and slices stay valid after the file is closed. Both can be pickled if the
     file was opened by its path, as for the workers of a DataLoader: it is opened again when it is used there.
 

@@ -13,7 +13,7 @@ from safetensors_files import craft
 
 import sparsefmt
 from sparsefmt import FormatError
-from sparsefmt.checkpoints import safetensors_file as interchange
+from sparsefmt.checkpoints import safetensors_file
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.container import envelope
 
@@ -133,7 +133,7 @@ def test_what_is_right_with_a_safetensors_file(name, maps, tmp_path, monkeypatch
     path.write_bytes(FINE[name])
     found = {name: fields["shape"] for name, fields in safetensors.deserialize(FINE[name])}
     if not maps:
-        monkeypatch.setattr(interchange, "safe_open", cannot_map)
+        monkeypatch.setattr(safetensors_file, "safe_open", cannot_map)
     with SafetensorsFile(path) as file:
         assert {name: list(tensor.shape) for name, tensor in file.tensors.items()} == found
 
@@ -147,7 +147,7 @@ def cannot_map(*args: Any, **kwargs: Any) -> None:
 def test_faults_are_found_where_nothing_can_be_mapped(name, tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     path.write_bytes(FAULTS[name][0])
-    monkeypatch.setattr(interchange, "safe_open", cannot_map)
+    monkeypatch.setattr(safetensors_file, "safe_open", cannot_map)
     with pytest.raises((FormatError, sparsefmt.UnsupportedError)):
         SafetensorsFile(path)
 
@@ -158,9 +158,9 @@ def test_what_the_library_alone_refuses_is_refused(tmp_path, monkeypatch):
 
     path = tmp_path / "model.safetensors"
     path.write_bytes(craft({"a": entry()}, DATA))
-    monkeypatch.setattr(interchange, "safe_open", refuse)
+    monkeypatch.setattr(safetensors_file, "safe_open", refuse)
     for most in (1 << 24, 10):
-        monkeypatch.setattr(interchange, "_MOST_EXPLAINED", most)
+        monkeypatch.setattr(safetensors_file, "_MOST_EXPLAINED", most)
         with pytest.raises(FormatError, match="it does not like it"):
             SafetensorsFile(path)
 

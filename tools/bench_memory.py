@@ -14,7 +14,7 @@ there and all kernels are compiled:
     dense       from_pretrained of safetensors
     sparse      from_pretrained of what `sparsefmt convert` makes of it
     raw         the same, converted with `--codec raw`
-    load_into   sparsefmt.torch.load_into of the `sparsefmt_file` folder
+    load_into   sparsefmt.torch.load_into of the `sparse` folder
     compress    from_pretrained of safetensors with a SparsefmtConfig
 
 "model" are the bytes of all parameters and buffers. "private" and "mapped" are the resident memory by which the process

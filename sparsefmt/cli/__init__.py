@@ -160,7 +160,7 @@ def _not_a_command(word: str) -> str:
 
 
 def _in_file(error: BaseException, message: str) -> str:
-    """The message after the name of the file that a note (see `checkpoint.contract.naming`) gives."""
+    """The message after the name of the file that a note (see `checkpoints.contract.naming`) gives."""
     return ": ".join([*getattr(error, "__notes__", []), message])
 
 

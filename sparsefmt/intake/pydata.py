@@ -1,4 +1,4 @@
-"""Arrays of pydata/sparse, the package `sparsefmt_file`: COO, GCXS and DOK."""
+"""Arrays of pydata/sparse, the package `sparse`: COO, GCXS and DOK."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ class Permuted(Layout):
 
 
 def slot_arrays(tile: Tile) -> tuple[np.ndarray, ...]:
-    """The arrays in the order that the jitted code takes them: values and columns as (slots, 8), then the small ones."""
+    """The arrays in the order of jitted arguments: values and columns as (slots, 8), then the small ones."""
     return (
         frozen(tile["values"].reshape(-1, LANES)),
         frozen(tile["columns"].reshape(-1, LANES)),
