@@ -19,10 +19,10 @@ from safetensors_files import ONE, SHARDS, TWO, craft, craft_tensors, patterns, 
 import sparsefmt
 from sparsefmt.checkpoints import conversion
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.compare import compare_tensors, verify_tensor
 from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint, export_checkpoint
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
+from sparsefmt.checkpoints.verification import compare_tensors, verify_tensor
 from sparsefmt.container.sources import ReadFile
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError, LimitError, SparsefmtError, UnsupportedError

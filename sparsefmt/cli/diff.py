@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sparsefmt.checkpoints import compare
+from sparsefmt.checkpoints import verification
 from sparsefmt.checkpoints.checkpoint import Checkpoint, Kind
 from sparsefmt.cli import options
 
@@ -42,15 +42,15 @@ def command(
         if fold:
             ours.fold()
             theirs.fold()
-        differences, comparable = compare.compare_names(ours, theirs)
-        differences += compare.compare_metadata(ours, theirs)
+        differences, comparable = verification.compare_names(ours, theirs)
+        differences += verification.compare_metadata(ours, theirs)
         intakes = {name: ours.intake(name) for name in sorted(comparable)}
         total = sum(intake.dense_nbytes for intake in intakes.values())
         with output.progress_bar("comparing", total, quiet) as progress:
             for name, intake in intakes.items():
-                found = compare.compare_tensors(intake, theirs.intake(name), progress=progress, threads=threads)
+                found = verification.compare_tensors(intake, theirs.intake(name), progress=progress, threads=threads)
                 if found.elements:
-                    differences.append(compare.describe(name, intake.dtype, intake.shape, found))
+                    differences.append(verification.describe(name, intake.dtype, intake.shape, found))
     if not quiet:
         for difference in differences:
             output.say(difference)

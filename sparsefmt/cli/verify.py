@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from sparsefmt.checkpoints import compare
+from sparsefmt.checkpoints import verification
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.strict import check_index
@@ -20,7 +20,7 @@ from sparsefmt.container import budget
 from sparsefmt.errors import SparsefmtError
 
 if TYPE_CHECKING:
-    from sparsefmt.checkpoints.compare import Progress
+    from sparsefmt.checkpoints.verification import Progress
     from sparsefmt.container.entry import TensorEntry
 
 
@@ -81,7 +81,7 @@ def command(
         found = _Found()
         comparable: set[str] = set()
         if other is not None:
-            found.faults, comparable = compare.compare_names(checkpoint, other)
+            found.faults, comparable = verification.compare_names(checkpoint, other)
         if strict:
             found.faults += _index_faults(checkpoint)
         reads = _reads(checkpoint, comparable)
@@ -158,14 +158,14 @@ def _verify(
         against = other.intake(name) if other and name in comparable else None
         try:
             with budget.calling_it("--max-decoded-bytes"):
-                difference = compare.verify_tensor(
+                difference = verification.verify_tensor(
                     file.reader, entry, against, strict=strict, progress=progress, threads=threads
                 )
         except SparsefmtError as error:
             found.faults.append(f"{file.path}: {error}")
             break
         if difference.elements:
-            found.faults.append(compare.describe(name, entry.dtype, entry.shape, difference))
+            found.faults.append(verification.describe(name, entry.dtype, entry.shape, difference))
         if against is not None and difference.signs != entry.negative_zeros_dropped:
             found.faults.append(
                 f"tensor {name!r}: {difference.signs:,} negative zeros are 0.0 here, and the file records "
