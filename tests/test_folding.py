@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import sparsefmt
 from sparsefmt import FormatError, SparsefmtError, UnsupportedError
+from sparsefmt.checkpoints.bitmasks import BitmaskIntake
 from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.conversion import Settings, convert_file
 from sparsefmt.checkpoints.folding import Group, foldable, folded, folded_files
@@ -23,7 +24,6 @@ from sparsefmt.checkpoints.safetensors_file import SafetensorsFile, write_safete
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.intake import ArrayIntake, Intake
-from sparsefmt.intake.bitmasks import BitmaskIntake
 from sparsefmt.intake.masks import MaskedIntake, masked_pairs
 from sparsefmt.layouts import auto
 

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sparsefmt.checkpoints.bitmasks import BitmaskIntake
 from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.errors import FormatError, SparsefmtError
 from sparsefmt.intake import Intake
-from sparsefmt.intake.bitmasks import BitmaskIntake
 from sparsefmt.intake.masks import MaskedIntake, masked_pairs
 
 Spelling = Literal["mask", "sparse-bitmask", "sparse-24-bitmask"]
