@@ -20,11 +20,11 @@ from sparsefmt.checkpoints.bitmasks import BitmaskIntake
 from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.conversion import Settings, convert_file
 from sparsefmt.checkpoints.folding import Group, foldable, folded, folded_files
+from sparsefmt.checkpoints.masks import MaskedIntake, masked_pairs
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.intake import ArrayIntake, Intake
-from sparsefmt.intake.masks import MaskedIntake, masked_pairs
 from sparsefmt.layouts import auto
 
 Arrays = dict[str, np.ndarray]

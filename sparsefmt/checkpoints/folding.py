@@ -16,9 +16,9 @@ from typing import Literal
 
 from sparsefmt.checkpoints.bitmasks import BitmaskIntake
 from sparsefmt.checkpoints.contract import TensorFile
+from sparsefmt.checkpoints.masks import MaskedIntake, masked_pairs
 from sparsefmt.errors import FormatError, SparsefmtError
 from sparsefmt.intake import Intake
-from sparsefmt.intake.masks import MaskedIntake, masked_pairs
 
 Spelling = Literal["mask", "sparse-bitmask", "sparse-24-bitmask"]
 
