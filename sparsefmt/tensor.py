@@ -10,12 +10,12 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from sparsefmt import layouts, slicing
+from sparsefmt.adapters import Intake, intake_of, is_scipy_sparse
 from sparsefmt.container.budget import Budget
 from sparsefmt.container.names import matrix_view
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import UnsupportedError
-from sparsefmt.intake import Intake, intake_of, is_scipy_sparse
 from sparsefmt.layouts import LAYOUTS, negative_zeros
 from sparsefmt.layouts.auto import Filling, layout_for
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile

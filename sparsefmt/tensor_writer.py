@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sparsefmt.adapters import Intake, Survey, identity_of, intake_of, mistakes
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.index import Index
 from sparsefmt.container.names import check_name
 from sparsefmt.container.writer import Sink, Writer
 from sparsefmt.errors import FormatError, SparsefmtError
-from sparsefmt.intake import Intake, Survey, identity_of, intake_of, mistakes
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.tensor import SparseTensor

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import sparsefmt
+from sparsefmt.adapters import intake_of
 from sparsefmt.dtypes import DTYPES, DType
-from sparsefmt.intake import intake_of
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.permuted import padded_nnz
 

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 import sparsefmt
 import sparsefmt.torch
 from sparsefmt import layouts
+from sparsefmt.adapters import Intake
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.container import budget
 from sparsefmt.container.sources import Memory
 from sparsefmt.container.writer import Writer
 from sparsefmt.dtypes import DTYPES, DType, as_bits
-from sparsefmt.intake import Intake
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import sparsefmt
 from sparsefmt import SparseTensor, layouts
+from sparsefmt.adapters import ArrayIntake, intake_of
 from sparsefmt.dtypes import as_bits
-from sparsefmt.intake import ArrayIntake, intake_of
 from sparsefmt.layouts import LAYOUTS, auto
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 from sparsefmt.layouts.entries import Entries, from_entries, to_entries

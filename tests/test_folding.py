@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import sparsefmt
 from sparsefmt import FormatError, SparsefmtError, UnsupportedError
+from sparsefmt.adapters import ArrayIntake, Intake
 from sparsefmt.checkpoints.bitmasks import BitmaskIntake
 from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.conversion import Settings, convert_file
@@ -24,7 +25,6 @@ from sparsefmt.checkpoints.masks import MaskedIntake, masked_pairs
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.dtypes import DTYPES
-from sparsefmt.intake import ArrayIntake, Intake
 from sparsefmt.layouts import auto
 
 Arrays = dict[str, np.ndarray]

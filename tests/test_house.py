@@ -22,7 +22,7 @@ STOREYS = [
     {"api", "frameworks"},
     {"tensor_writer", "sparse_file", "again", "signs"},
     {"tensor"},
-    {"intake", "slicing"},
+    {"adapters", "slicing"},
     {"container"},
     {"kernels"},
     {"layouts", "codecs"},

@@ -20,9 +20,9 @@ from torch.sparse._semi_structured_conversions import sparse_semi_structured_fro
 import sparsefmt
 import sparsefmt.torch
 from sparsefmt import FormatError, SparseTensor, UnsupportedError
+from sparsefmt.adapters import intake_of
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.frameworks.pytorch import TORCH_DTYPES
-from sparsefmt.intake import intake_of
 from sparsefmt.torch import SharedTensorsError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse", "ignore:The PyTorch API of")

@@ -17,6 +17,7 @@ import safetensors.numpy
 from safetensors_files import ONE, SHARDS, TWO, craft, craft_tensors, patterns, read_back, save_shards, sparse_array
 
 import sparsefmt
+from sparsefmt.adapters import ArrayIntake, BytesIntake
 from sparsefmt.checkpoints import conversion
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint, export_checkpoint
@@ -26,7 +27,6 @@ from sparsefmt.checkpoints.verification import compare_tensors, verify_tensor
 from sparsefmt.container.sources import ReadFile
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError, LimitError, SparsefmtError, UnsupportedError
-from sparsefmt.intake import ArrayIntake, BytesIntake
 
 
 def convert(source: Path, target: Path, **settings: Any) -> list[conversion.ConvertedTensor]:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the address spa
 PROGRAM = """
 import json, resource, sys
 import numpy as np, scipy.sparse, sparsefmt
-from sparsefmt.intake import intake_of
+from sparsefmt.adapters import intake_of
 from sparsefmt.tensor_writer import TensorWriter
 
 def dense(shape, sparsity):

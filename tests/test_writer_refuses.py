@@ -17,8 +17,8 @@ from outcomes import outcome_of_reader
 
 import sparsefmt
 from sparsefmt import FormatError, SparsefmtError, SparseTensor, limits
+from sparsefmt.adapters import ArrayIntake
 from sparsefmt.container import writer
-from sparsefmt.intake import ArrayIntake
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.tensor_writer import TensorWriter, write_all
 

@@ -14,10 +14,10 @@ from math import prod
 
 import numpy as np
 
+from sparsefmt.adapters.contract import Intake
 from sparsefmt.container.names import check_shape
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError, SparsefmtError, UnsupportedError
-from sparsefmt.intake.contract import Intake
 from sparsefmt.layouts import auto
 from sparsefmt.limits import MAX_NDIM
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from sparsefmt.adapters import Intake
 from sparsefmt.checkpoints import foreign
 from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file, naming
 from sparsefmt.checkpoints.folding import Group, foldable, folded_files
@@ -32,7 +33,6 @@ from sparsefmt.checkpoints.safetensors_header import dict_of_distinct_keys
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.staging import is_unfinished
 from sparsefmt.errors import FormatError
-from sparsefmt.intake import Intake
 
 Kind = Literal["safetensors", "sparsefmt", "torch"]
 

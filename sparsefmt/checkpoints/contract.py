@@ -10,8 +10,8 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
 
+from sparsefmt.adapters import Intake
 from sparsefmt.container import file_objects
-from sparsefmt.intake import Intake
 
 
 class TensorFile(ABC):

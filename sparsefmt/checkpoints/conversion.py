@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsefmt.adapters import Intake, Survey
 from sparsefmt.checkpoints import cards, huggingface
 from sparsefmt.checkpoints.checkpoint import Checkpoint, Kind, index_name, saved_weights
 from sparsefmt.checkpoints.contract import TensorFile, naming
@@ -28,7 +29,6 @@ from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.container.atomic import replacing
 from sparsefmt.container.entry import TensorEntry
-from sparsefmt.intake import Intake, Survey
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.tensor_writer import NegativeZeros, TensorWriter
 

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sparsefmt.adapters import Intake
 from sparsefmt.checkpoints.bitmasks import BitmaskIntake
 from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.masks import MaskedIntake, masked_pairs
 from sparsefmt.errors import FormatError, SparsefmtError
-from sparsefmt.intake import Intake
 
 Spelling = Literal["mask", "sparse-bitmask", "sparse-24-bitmask"]
 
@@ -102,7 +102,7 @@ def folded(file: TensorFile) -> TensorFile:
 
     Raises:
         FormatError: a group lacks a part, or its name is taken; it names the tensor. A group whose tensors do not fit
-            each other is noticed by `intake`, or when it is read.
+            each other is noticed by `adapters`, or when it is read.
     """
     return folded_files([file])[0]
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from sparsefmt.adapters.contract import Intake
 from sparsefmt.errors import FormatError
-from sparsefmt.intake.contract import Intake
 
 ORIGINAL = "_orig"
 MASK = "_mask"

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsefmt.adapters import Intake, identity_of, intake_of
 from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file
 from sparsefmt.checkpoints.foreign import FOREIGN
 from sparsefmt.errors import FormatError, LimitError, SparsefmtError, UnsupportedError
-from sparsefmt.intake import Intake, identity_of, intake_of
 from sparsefmt.limits import MAX_TENSORS
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from sparsefmt.adapters import BytesIntake, Intake
 from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file
 from sparsefmt.checkpoints.safetensors_header import (
     LENGTH_BYTES,
@@ -32,7 +33,6 @@ from sparsefmt.container.sources import ReadFile
 from sparsefmt.container.writer import Sink
 from sparsefmt.dtypes import DTYPES, DType, pack
 from sparsefmt.errors import FormatError, LimitError, SparsefmtError, UnsupportedError
-from sparsefmt.intake import BytesIntake, Intake
 from sparsefmt.threads import in_order
 
 _MOST_EXPLAINED = 1 << 24

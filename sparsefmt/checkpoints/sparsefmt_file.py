@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from sparsefmt import slicing
+from sparsefmt.adapters import Intake
 from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import ReadFile
-from sparsefmt.intake import Intake
 from sparsefmt.layouts.contract import Tile
 
 

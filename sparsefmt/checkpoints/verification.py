@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsefmt import slicing
+from sparsefmt.adapters import Intake
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.strict import check_tile
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.dtypes import DType
-from sparsefmt.intake import Intake
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.threads import in_order
 

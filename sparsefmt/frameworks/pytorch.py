@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from sparsefmt.adapters import Intake
+from sparsefmt.adapters import torch as torch_intake
+from sparsefmt.adapters.torch import TORCH_DTYPES
 from sparsefmt.dtypes import DTYPES, DType, as_bits, pack
 from sparsefmt.errors import LimitError, SparsefmtError, UnsupportedError
 from sparsefmt.frameworks.contract import Framework
 from sparsefmt.frameworks.host import own
-from sparsefmt.intake import Intake
-from sparsefmt.intake import torch as torch_intake
-from sparsefmt.intake.torch import TORCH_DTYPES
 from sparsefmt.sparse_file import SparseFile
 
 _PAIRS_AT_ONCE = 1 << 22
@@ -29,7 +29,7 @@ def dtype_of(name: str, tensor: torch.Tensor) -> DType:
 
 
 def intake_of(name: str, tensor: torch.Tensor) -> Intake:
-    """A tensor as it is to be stored, as `sparsefmt.intake.torch.intake_of` has it; its errors name the tensor."""
+    """A tensor as it is to be stored, as `sparsefmt.adapters.torch.intake_of` has it; its errors name the tensor."""
     with naming(name):
         return torch_intake.intake_of(tensor)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from sparsefmt.adapters import Intake, Survey
 from sparsefmt.dtypes import DTYPES, DType, as_bits
 from sparsefmt.frameworks.pytorch import TORCH_DTYPES
-from sparsefmt.intake import Intake, Survey
 from sparsefmt.tensor import SparseTensor
 
 _POSITIONS_AT_ONCE = 1 << 22

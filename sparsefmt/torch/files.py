@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from sparsefmt import api
+from sparsefmt.adapters import Intake, identity_of, mistakes
+from sparsefmt.adapters.torch import check_kind, is_strided
 from sparsefmt.checkpoints.masks import expect_one_shape, masked_pairs
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend, source_of_content
 from sparsefmt.errors import FormatError, UnsupportedError
 from sparsefmt.frameworks.contract import Converted, all_tensors
 from sparsefmt.frameworks.pytorch import TorchFramework, intake_of, naming
-from sparsefmt.intake import Intake, identity_of, mistakes
-from sparsefmt.intake.torch import check_kind, is_strided
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.tensor_writer import NegativeZeros

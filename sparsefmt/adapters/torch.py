@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from sparsefmt.adapters.arrays import BytesIntake
+from sparsefmt.adapters.blocks import BlocksIntake, as_blocks, expanded, flat_places
+from sparsefmt.adapters.contract import Intake
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import UnsupportedError
-from sparsefmt.intake.arrays import BytesIntake
-from sparsefmt.intake.blocks import BlocksIntake, as_blocks, expanded, flat_places
-from sparsefmt.intake.contract import Intake
 
 _NAMES = {
     "BOOL": "bool",

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsefmt.intake.arrays import ArrayIntake, BytesIntake
-from sparsefmt.intake.contract import Intake, Survey
+from sparsefmt.adapters.arrays import ArrayIntake, BytesIntake
+from sparsefmt.adapters.contract import Intake, Survey
 
 __all__ = [
     "ArrayIntake",
@@ -31,15 +31,15 @@ def intake_of(value: Any) -> Intake:
     if isinstance(value, Intake):
         return value
     if _is_torch_tensor(value):
-        from sparsefmt.intake import torch
+        from sparsefmt.adapters import torch
 
         return torch.intake_of(value)
     if is_scipy_sparse(value):
-        from sparsefmt.intake import scipy
+        from sparsefmt.adapters import scipy
 
         return scipy.intake_of(value)
     if _is_pydata_sparse(value):
-        from sparsefmt.intake import pydata
+        from sparsefmt.adapters import pydata
 
         return pydata.intake_of(value)
     return ArrayIntake(value)
@@ -53,7 +53,7 @@ def identity_of(value: Any) -> object:
     if isinstance(value, np.ndarray) and value.size:
         return value.ctypes.data, value.dtype, value.shape, value.strides
     if _is_torch_tensor(value):
-        from sparsefmt.intake import torch
+        from sparsefmt.adapters import torch
 
         return torch.identity_of(value)
     return id(value)

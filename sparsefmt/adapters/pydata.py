@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from sparsefmt.adapters.arrays import ArrayIntake
+from sparsefmt.adapters.blocks import BlocksIntake, as_blocks, flat_places
+from sparsefmt.adapters.contract import Intake
 from sparsefmt.dtypes import as_bits, dtype_of
-from sparsefmt.intake.arrays import ArrayIntake
-from sparsefmt.intake.blocks import BlocksIntake, as_blocks, flat_places
-from sparsefmt.intake.contract import Intake
 
 
 def intake_of(array: Any) -> Intake:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from sparsefmt.adapters import mistakes
+from sparsefmt.adapters.contract import Intake
 from sparsefmt.dtypes import DType, as_bits, dtype_of, unpack
 from sparsefmt.errors import FormatError, UnsupportedError
-from sparsefmt.intake import mistakes
-from sparsefmt.intake.contract import Intake
 
 
 class ArrayIntake(Intake):

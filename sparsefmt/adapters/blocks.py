@@ -11,9 +11,9 @@ from math import prod
 
 import numpy as np
 
+from sparsefmt.adapters.contract import Intake, Survey
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
-from sparsefmt.intake.contract import Intake, Survey
 from sparsefmt.layouts.entries import Entries
 
 _BLOCKS_AT_ONCE = 1 << 18

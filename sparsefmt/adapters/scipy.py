@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from sparsefmt.adapters.blocks import BlocksIntake, as_blocks, expanded, flat_places
+from sparsefmt.adapters.contract import Intake, Survey
 from sparsefmt.dtypes import DType, as_bits, dtype_of
-from sparsefmt.intake.blocks import BlocksIntake, as_blocks, expanded, flat_places
-from sparsefmt.intake.contract import Intake, Survey
 from sparsefmt.layouts.entries import Entries
 
 
