@@ -14,7 +14,7 @@ import click
 from sparsefmt.checkpoints import verification
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
-from sparsefmt.checkpoints.strict import check_index
+from sparsefmt.checkpoints.verification import check_index
 from sparsefmt.cli import options, printable
 from sparsefmt.container import budget
 from sparsefmt.errors import SparsefmtError
