@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from sparsefmt import layouts, slicing
-from sparsefmt.adapters import Intake, intake_of, is_scipy_sparse
+from sparsefmt.adapters import Rows, is_scipy_sparse, rows_of
 from sparsefmt.container.budget import Budget
 from sparsefmt.container.names import matrix_view
 from sparsefmt.container.stored_signs import Signs
@@ -105,7 +105,7 @@ class SparseTensor(NDArrayOperatorsMixin):
 
         Cost: two reads of the array and one write of the result.
         """
-        return cls._from_intake(intake_of(array), layout, threads)
+        return cls._from_rows(rows_of(array), layout, threads)
 
     @classmethod
     def from_scipy(
@@ -123,27 +123,25 @@ class SparseTensor(NDArrayOperatorsMixin):
         """
         if not is_scipy_sparse(matrix):
             raise TypeError(f"from_scipy takes a matrix or array of scipy.sparse, not {type(matrix).__name__}")
-        return cls._from_intake(intake_of(matrix), layout, threads)
+        return cls._from_rows(rows_of(matrix), layout, threads)
 
     @classmethod
-    def _from_intake(
-        cls, intake: Intake, wanted: str, threads: int | None, budget: Budget | None = None
-    ) -> SparseTensor:
-        survey = intake.survey(threads)
-        filling = intake.filling(survey)
-        layout = layout_for(wanted, "computing", intake.shape, filling)
+    def _from_rows(cls, matrix: Rows, wanted: str, threads: int | None, budget: Budget | None = None) -> SparseTensor:
+        survey = matrix.survey(threads)
+        filling = matrix.filling(survey)
+        layout = layout_for(wanted, "computing", matrix.shape, filling)
         if wanted not in ("auto", layout):
             raise UnsupportedError(
                 "layout-invalid",
-                f"layout {wanted!r} cannot hold {intake.dtype.name} tensors of shape {list(intake.shape)}: use 'dense'",
+                f"layout {wanted!r} cannot hold {matrix.dtype.name} tensors of shape {list(matrix.shape)}: use 'dense'",
             )
-        height = intake.tile_rows(layout, survey.nnz + survey.negative_zeros)
-        tiles = in_order(intake.tile_maker(layout, height), range(-(-intake.rows // height) if height else 0), threads)
+        height = matrix.tile_rows(layout, survey.nnz + survey.negative_zeros)
+        tiles = in_order(matrix.tile_maker(layout, height), range(-(-matrix.rows // height) if height else 0), threads)
         nbytes = replace(filling, tile_rows=height).nbytes(layout) if height else 0
         if budget is not None:
             budget.expect(nbytes)
         arena = Arena(nbytes)
-        return cls(intake.dtype, intake.shape, layout, height, [arena.keep(tile) for tile in tiles], budget)
+        return cls(matrix.dtype, matrix.shape, layout, height, [arena.keep(tile) for tile in tiles], budget)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -318,7 +316,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         if layout == self.layout:
             return self
         if not self._layout.sparse or layout not in LAYOUTS:
-            return SparseTensor._from_intake(intake_of(self.todense(threads)), layout, threads, self._budget)
+            return SparseTensor._from_rows(rows_of(self.todense(threads)), layout, threads, self._budget)
         signs = self._signs if LAYOUTS[layout].sparse else None
 
         def convert(number: int) -> Tile:

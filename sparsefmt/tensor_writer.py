@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sparsefmt.adapters import Intake, Survey, identity_of, intake_of, mistakes
+from sparsefmt.adapters import Rows, Survey, identity_of, mistakes, rows_of
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.index import Index
 from sparsefmt.container.names import check_name
@@ -57,13 +57,13 @@ class TensorWriter:
         self._drop = negative_zeros == "drop"
         self._threads = threads
 
-    def add(self, name: str, value: Intake | SparseTensor | Any) -> TensorEntry:
+    def add(self, name: str, value: Rows | SparseTensor | Any) -> TensorEntry:
         """Write one tensor: a SparseTensor, an array or tensor of another library. Errors name it."""
         check_name(name)
         try:
             if isinstance(value, SparseTensor) and value.layout != "dense":
                 return self._add_laid_out(name, value)
-            return self._add_dense(name, intake_of(value))
+            return self._add_dense(name, rows_of(value))
         except SparsefmtError as error:
             raise error.within(name) from None
         except NotImplementedError as error:
@@ -83,20 +83,20 @@ class TensorWriter:
         """Bytes that went to the sink so far."""
         return self._writer.written
 
-    def _add_dense(self, name: str, intake: Intake) -> TensorEntry:
+    def _add_dense(self, name: str, matrix: Rows) -> TensorEntry:
         survey = Survey(0, 0, 0)
-        if self._drop or auto.may_be_sparse(self._layout, intake.dtype, intake.shape, intake.cols):
-            survey = intake.survey(self._threads)
+        if self._drop or auto.may_be_sparse(self._layout, matrix.dtype, matrix.shape, matrix.cols):
+            survey = matrix.survey(self._threads)
         nnz, negatives = survey.nnz, survey.negative_zeros
-        layout = auto.layout_for(self._layout, self._purpose, intake.shape, intake.filling(survey))
-        height = intake.tile_rows(layout, nnz if self._drop else nnz + negatives)
+        layout = auto.layout_for(self._layout, self._purpose, matrix.shape, matrix.filling(survey))
+        height = matrix.tile_rows(layout, nnz if self._drop else nnz + negatives)
         return self._writer.add(
             name,
-            intake.dtype,
-            intake.shape,
+            matrix.dtype,
+            matrix.shape,
             layout,
             height,
-            intake.tile_maker(layout, height, self._drop),
+            matrix.tile_maker(layout, height, self._drop),
             nnz=None if layout == "dense" else nnz,
             negative_zeros=layout != "dense" and negatives > 0 and not self._drop,
             negative_zeros_dropped=negatives if self._drop else 0,
@@ -106,7 +106,7 @@ class TensorWriter:
         """Write a tensor that is laid out already: tile by tile, never dense between sparse layouts."""
         layout = auto.layout_for(self._layout, self._purpose, tensor.shape, tensor.filling(), is_sparse=True)
         if layout == "dense":
-            return self._add_dense(name, intake_of(tensor))
+            return self._add_dense(name, rows_of(tensor))
         operand = tensor.operand()
         signs = (tensor.tile(number).get(NEGATIVE_ZEROS) for number in range(len(operand.tiles)))
         negatives = sum(int(np.bitwise_count(array).sum()) for array in signs if array is not None)

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import sparsefmt
-from sparsefmt.adapters import intake_of
+from sparsefmt.adapters import rows_of
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.permuted import padded_nnz
@@ -96,9 +96,9 @@ def test_what_is_evenly_pruned_is_permuted_as_ever():
 @example(1, 3, 70_000, DTYPES["F32"])  # columns of 32 bits
 def test_sizes_are_exact(seed: int, rows: int, cols: int, dtype: DType):
     array = skewed(seed, (rows, cols), dtype)
-    intake = intake_of(array)
-    survey = intake.survey()
-    filling = intake.filling(survey)
+    matrix = rows_of(array)
+    survey = matrix.survey()
+    filling = matrix.filling(survey)
     for layout in ("dense", *SPARSE):
         tensor = sparsefmt.SparseTensor.from_dense(array, layout)
         # tiles of `permuted` are higher where hardly an element is there

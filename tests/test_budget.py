@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import sparsefmt
 import sparsefmt.torch
 from sparsefmt import layouts
-from sparsefmt.adapters import Intake
+from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.container import budget
 from sparsefmt.container.sources import Memory
@@ -124,7 +124,7 @@ def test_rows_for_other_formats(tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "FLOOR", 1 << 17)
     monkeypatch.setattr(budget, "RATIO", 1)
     with SparsefmtFile(path) as file:
-        refused(lambda: file.intake("w").bits(0, 1))
+        refused(lambda: file.rows_of("w").bits(0, 1))
 
 
 ALIASES = [f"n{number:02}" for number in range(16)]
@@ -265,7 +265,7 @@ class TestPairs:
     def test_a_claim_that_is_beyond_memory(self, tmp_path):
         """Zeros take next to nothing: 32 GiB of pairs in some hundred kilobytes."""
 
-        class Zeros(Intake):
+        class Zeros(Rows):
             def bits(self, begin: int, end: int) -> np.ndarray:
                 return np.zeros((end - begin, self.cols), np.uint8)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import sparsefmt
 from sparsefmt import SparseTensor, layouts
-from sparsefmt.adapters import ArrayIntake, intake_of
+from sparsefmt.adapters import ArrayRows, rows_of
 from sparsefmt.dtypes import as_bits
 from sparsefmt.layouts import LAYOUTS, auto
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
@@ -64,7 +64,7 @@ def test_very_sparse_matrices_come_back(shape, codec, signs, tmp_path: Path):
     """The same file from numpy and from scipy, whichever way it is read and checked."""
     rng = np.random.default_rng(7)
     array = very_sparse(rng, shape, 2000, signs)
-    stored = as_bits(array, intake_of(array).dtype) != 0
+    stored = as_bits(array, rows_of(array).dtype) != 0
     matrix = scipy.sparse.csr_array((array[stored], np.nonzero(stored)), shape=shape)
     path = tmp_path / "w.sparsefmt"
     sparsefmt.save_file({"w": array}, path, codec=codec)
@@ -118,12 +118,12 @@ def test_sparse_input_is_not_made_dense(monkeypatch):
     matrices = [getattr(scipy.sparse, f"{kind}_array")(array) for kind in ("coo", "csr", "csc", "lil", "dok")]
     matrices += [scipy.sparse.csr_array(array).tobsr(blocksize) for blocksize in ((1, 1), (4, 8), (3, 1), (60, 2))]
     matrices.append(scipy.sparse.dia_array((array[:3], [7, -2, 0]), shape=array.shape))
-    intakes = [intake_of(matrix) for matrix in matrices]
+    adapted = [rows_of(matrix) for matrix in matrices]
     expected = [sparsefmt.save({"w": matrix.toarray()}, layout=layout) for matrix in matrices for layout in SPARSE]
-    for intake in intakes:
-        assert intake.is_sparse
-        monkeypatch.setattr(type(intake), "bits", lambda *_: pytest.fail("made dense"))
-    assert [sparsefmt.save({"w": intake}, layout=layout) for intake in intakes for layout in SPARSE] == expected
+    for rows in adapted:
+        assert rows.is_sparse
+        monkeypatch.setattr(type(rows), "bits", lambda *_: pytest.fail("made dense"))
+    assert [sparsefmt.save({"w": rows}, layout=layout) for rows in adapted for layout in SPARSE] == expected
 
 
 @settings(max_examples=100, deadline=None)
@@ -136,9 +136,9 @@ def test_sparse_input_is_not_made_dense(monkeypatch):
 def test_entries_of_any_run_of_rows(begin, height, block, seed):
     rng = np.random.default_rng(seed)
     array = np.where(rng.random((60, 32)) < 0.15, rng.standard_normal((60, 32)), 0).astype(np.float32)
-    matrix = scipy.sparse.csr_array(array).tobsr(block)
-    for intake in (intake_of(matrix), ArrayIntake(array), intake_of(scipy.sparse.dia_array(array))):
-        entries = intake.entries(begin, begin + height)
+    in_blocks = scipy.sparse.csr_array(array).tobsr(block)
+    for matrix in (rows_of(in_blocks), ArrayRows(array), rows_of(scipy.sparse.dia_array(array))):
+        entries = matrix.entries(begin, begin + height)
         assert (np.diff(entries.rows * 32 + entries.columns) > 0).all()
         found = np.zeros((height, 32), np.uint32)
         found[entries.rows, entries.columns] = entries.values

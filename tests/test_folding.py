@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 import sparsefmt
 from sparsefmt import FormatError, SparsefmtError, UnsupportedError
-from sparsefmt.adapters import ArrayIntake, Intake
-from sparsefmt.checkpoints.bitmasks import BitmaskIntake
+from sparsefmt.adapters import ArrayRows, Rows
+from sparsefmt.checkpoints.bitmasks import BitmaskRows
 from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.conversion import Settings, convert_file
 from sparsefmt.checkpoints.folding import Group, foldable, folded, folded_files
-from sparsefmt.checkpoints.masks import MaskedIntake, masked_pairs
+from sparsefmt.checkpoints.masks import MaskedRows, masked_pairs
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.dtypes import DTYPES
@@ -42,8 +42,8 @@ class Memory(TensorFile):
         self.closed = False
         self.read: list[tuple[str, int, int]] = []
 
-    def intake(self, name: str) -> Intake:
-        inner = ArrayIntake(self.arrays[name])
+    def rows_of(self, name: str) -> Rows:
+        inner = ArrayRows(self.arrays[name])
         bits = inner.bits
 
         def remembering(begin: int, end: int) -> np.ndarray:
@@ -96,8 +96,8 @@ def two_of_four(rows: int, cols: int, dtype: object = np.float32) -> np.ndarray:
 
 
 def dense(file: TensorFile, name: str) -> np.ndarray:
-    intake = file.intake(name)
-    return intake.bits(0, intake.rows).view(intake.dtype.numpy).reshape(intake.shape)
+    matrix = file.rows_of(name)
+    return matrix.bits(0, matrix.rows).view(matrix.dtype.numpy).reshape(matrix.shape)
 
 
 class TestBitmask:
@@ -113,22 +113,22 @@ class TestBitmask:
         array = pruned(np.random.default_rng(seed), shape, dtype, sparsity)
         file = folded(Memory(spelled(array, "layer.weight")))
         assert file.names == ["layer.weight"]
-        intake = file.intake("layer.weight")
-        assert (intake.dtype, intake.shape) == (dtype, shape)
+        matrix = file.rows_of("layer.weight")
+        assert (matrix.dtype, matrix.shape) == (dtype, shape)
         assert same_bits(dense(file, "layer.weight"), array)
-        begin = data.draw(st.integers(0, intake.rows))
-        end = data.draw(st.integers(begin, intake.rows))
-        part = intake.bits(begin, end)
+        begin = data.draw(st.integers(0, matrix.rows))
+        end = data.draw(st.integers(begin, matrix.rows))
+        part = matrix.bits(begin, end)
         assert part.flags.c_contiguous
-        assert np.array_equal(part, ArrayIntake(array).bits(begin, end))
+        assert np.array_equal(part, ArrayRows(array).bits(begin, end))
 
     @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn])
     def test_two_of_four(self, dtype):
         array = two_of_four(12, 32, dtype)
         file = folded(Memory(spelled_24(array, "layer")))
         assert same_bits(dense(file, "layer.weight"), array)
-        intake = file.intake("layer.weight")
-        assert np.array_equal(intake.bits(3, 8), ArrayIntake(array).bits(3, 8))
+        matrix = file.rows_of("layer.weight")
+        assert np.array_equal(matrix.bits(3, 8), ArrayRows(array).bits(3, 8))
 
     @pytest.mark.parametrize("shape", [(1003,), (37, 21), (9, 5, 11)])
     def test_masks_are_read_in_runs(self, shape, monkeypatch):
@@ -153,7 +153,7 @@ class TestBitmask:
         arrays = {**spelled(array, "a"), **spelled_24(other, "b"), "a.bias": np.ones(5), "c.scale": np.zeros((3, 4))}
         path = tmp_path / "w.safetensors"
         with open(path, "wb") as sink:
-            write_safetensors(sink, {name: ArrayIntake(part) for name, part in arrays.items()})
+            write_safetensors(sink, {name: ArrayRows(part) for name, part in arrays.items()})
         with folded(SafetensorsFile(path)) as file:
             names = file.names
             assert sorted(file.names) == ["a.bias", "a.weight", "b.weight", "c.scale"]
@@ -172,10 +172,10 @@ class TestBitmask:
     def test_a_run_of_rows_reads_what_it_needs(self):
         array = weights(np.random.default_rng(0), (400, 80), np.float32, 0.9)
         memory = Memory(spelled(array, "layer.weight"))
-        intake = folded(memory).intake("layer.weight")
-        intake.bits(0, 1)
+        matrix = folded(memory).rows_of("layer.weight")
+        matrix.bits(0, 1)
         memory.read.clear()
-        part = intake.bits(100, 120)
+        part = matrix.bits(100, 120)
         assert same_bits(part.view(np.float32), array[100:120])
         first = int((array[:100] != 0).sum())
         count = int((array[100:120] != 0).sum())
@@ -197,7 +197,7 @@ class TestBitmasksThatDoNotFit:
             arrays[name] = change(arrays[name].copy()) if callable(change) else change
         memory = Memory(arrays)
         with pytest.raises(kind, match=rf"tensor 'layer\.weight': .*{match}"):
-            folded(memory).intake("layer.weight").bits(0, 1)
+            folded(memory).rows_of("layer.weight").bits(0, 1)
         assert all(0 <= begin <= end for _, begin, end in memory.read)
 
     def test_shapes(self):
@@ -260,10 +260,10 @@ class TestBitmasksThatDoNotFit:
         parts["w.shape"] = np.array([[1 << 50], [0]])
         parts["w.bitmask"] = np.zeros((0, 0), np.uint8)
         with pytest.raises(FormatError, match="bitmask is"):
-            folded(Memory(parts)).intake("w.weight")
+            folded(Memory(parts)).rows_of("w.weight")
         empty = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (1 << 50, 0), (0, 0))
-        intakes = [ArrayIntake(np.array([1 << 50, 0])), ArrayIntake(empty), ArrayIntake(np.ones(0, np.float32))]
-        assert BitmaskIntake("w", *intakes).bits(5, 7).shape == (2, 0)
+        matrices = [ArrayRows(np.array([1 << 50, 0])), ArrayRows(empty), ArrayRows(np.ones(0, np.float32))]
+        assert BitmaskRows("w", *matrices).bits(5, 7).shape == (2, 0)
 
 
 class TestMasks:
@@ -304,9 +304,9 @@ class TestMasks:
             prune.l1_unstructured(model, "weight", 0.7)
             sparsefmt.torch.save_file(model.state_dict(), tmp_path / "w")
             with folded(SparsefmtFile(tmp_path / "w")) as file:
-                intake = file.intake("weight")
+                matrix = file.rows_of("weight")
                 computed = model.weight.detach().view(torch.int16 if dtype.itemsize == 2 else torch.int32).numpy()
-                assert np.array_equal(intake.bits(0, 40), computed.view(intake.dtype.bits_dtype))
+                assert np.array_equal(matrix.bits(0, 40), computed.view(matrix.dtype.bits_dtype))
 
     def test_masks_of_other_numbers_are_multiplied_with(self):
         original, mask = np.float32([1, 2, -3]), np.float32([0.5, 1, 2])
@@ -315,7 +315,7 @@ class TestMasks:
     def test_shapes_that_differ(self):
         file = folded(Memory({"a.w_orig": np.ones((2, 3)), "a.w_mask": np.ones((3, 2))}))
         with pytest.raises(FormatError, match=r"tensor 'a\.w': .*\[3, 2\].*\[2, 3\]"):
-            file.intake("a.w")
+            file.rows_of("a.w")
 
     def test_pairs_by_name(self):
         names = ["b_mask", "a_orig", "a_mask", "b", "c_orig", "_orig", "_mask", "d.x_orig", "d.x_mask"]
@@ -326,9 +326,9 @@ class TestMasks:
     def test_tiles_are_products_of_tiles(self):
         array = weights(np.random.default_rng(0), (40, 30), np.float32, 0.0)
         memory = Memory({"w_orig": array, "w_mask": (array > 0).astype(np.float32)})
-        assert np.array_equal(folded(memory).intake("w").bits(5, 9).view(np.float32), (array * (array > 0))[5:9])
+        assert np.array_equal(folded(memory).rows_of("w").bits(5, 9).view(np.float32), (array * (array > 0))[5:9])
         assert memory.read == [("w_orig", 5, 9), ("w_mask", 5, 9)]
-        assert isinstance(folded(memory).intake("w"), MaskedIntake)
+        assert isinstance(folded(memory).rows_of("w"), MaskedRows)
 
 
 class TestNames:
@@ -362,7 +362,7 @@ class TestNames:
         assert same_bits(dense(file, "z"), np.ones(3))
         for name in ("m.compressed", "m.shape", "nothing"):
             with pytest.raises(KeyError):
-                file.intake(name)
+                file.rows_of(name)
 
     def test_it_is_closed_with_the_file(self):
         memory = Memory(spelled(np.eye(3)))

@@ -20,7 +20,7 @@ from torch.sparse._semi_structured_conversions import sparse_semi_structured_fro
 import sparsefmt
 import sparsefmt.torch
 from sparsefmt import FormatError, SparseTensor, UnsupportedError
-from sparsefmt.adapters import intake_of
+from sparsefmt.adapters import rows_of
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.frameworks.pytorch import TORCH_DTYPES
 from sparsefmt.torch import SharedTensorsError
@@ -284,7 +284,7 @@ class TestSemiStructured:
         ):
             assert loaded.dtype == dtype
             assert loaded.equal(dense)
-        rows = intake_of(tensor).bits(5, 29)
+        rows = rows_of(tensor).bits(5, 29)
         assert rows.tobytes() == dense[5:29].view(torch.uint8).numpy().tobytes()
 
     def test_bits(self):

@@ -17,7 +17,7 @@ import safetensors.numpy
 from safetensors_files import ONE, SHARDS, TWO, craft, craft_tensors, patterns, read_back, save_shards, sparse_array
 
 import sparsefmt
-from sparsefmt.adapters import ArrayIntake, BytesIntake
+from sparsefmt.adapters import ArrayRows, BytesRows
 from sparsefmt.checkpoints import conversion
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint, export_checkpoint
@@ -97,8 +97,8 @@ def test_names_come_in_file_order(tmp_path: Path) -> None:
     with SafetensorsFile(path) as file:
         assert file.names == ["z", "a", "m"]
         assert file.metadata == {}
-        assert (file.intake("a").dtype.name, file.intake("a").shape) == ("I16", (1,))
-        assert file.intake("z").bits(1, 2).tolist() == [[ord("2")]]
+        assert (file.rows_of("a").dtype.name, file.rows_of("a").shape) == ("I16", (1,))
+        assert file.rows_of("z").bits(1, 2).tolist() == [[ord("2")]]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_writer_streams_tiles_and_keeps_their_order(tmp_path: Path) -> None:
     source.write_bytes(craft_tensors(contents))
     with SafetensorsFile(source) as file:
         sink, done = Recorder(), []
-        write_safetensors(sink, {name: file.intake(name) for name in file.names}, progress=done.append)
+        write_safetensors(sink, {name: file.rows_of(name) for name in file.names}, progress=done.append)
     (tmp_path / "b.safetensors").write_bytes(sink)
     assert read_back(tmp_path / "b.safetensors") == contents
     assert sum(done) == sum(len(content) for _, _, content in contents.values())
@@ -210,15 +210,15 @@ def test_writer_streams_tiles_and_keeps_their_order(tmp_path: Path) -> None:
 def test_writer_refuses_what_safetensors_cannot_hold_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     sink = Recorder()
     with pytest.raises(FormatError, match="__metadata__"):
-        write_safetensors(sink, {"__metadata__": ArrayIntake(np.ones(2))})
+        write_safetensors(sink, {"__metadata__": ArrayRows(np.ones(2))})
     for dtype, elements in (("F4", 3), ("F6_E2M3", 2), ("F6_E3M2", 7)):
-        odd = BytesIntake(lambda offset, size: np.zeros(size, np.uint8), DTYPES[dtype], (elements,))
+        odd = BytesRows(lambda offset, size: np.zeros(size, np.uint8), DTYPES[dtype], (elements,))
         with pytest.raises(FormatError, match="whole bytes") as caught:
-            write_safetensors(sink, {"fine": ArrayIntake(np.ones(2)), "odd": odd})
+            write_safetensors(sink, {"fine": ArrayRows(np.ones(2)), "odd": odd})
         assert caught.value.tensor == "odd"
     monkeypatch.setattr("sparsefmt.checkpoints.safetensors_file.MAX_HEADER_BYTES", 100)
     with pytest.raises(LimitError):
-        write_safetensors(sink, {"n" * 100: ArrayIntake(np.ones(2))})
+        write_safetensors(sink, {"n" * 100: ArrayRows(np.ones(2))})
     assert not sink
 
 
@@ -263,7 +263,7 @@ def test_memory_is_a_few_tiles_whatever_the_tensor(tmp_path: Path, monkeypatch: 
         read_to_convert = total_read
         with Checkpoint(sparse, ["sparsefmt"]) as ours, Checkpoint(source, ["safetensors"]) as theirs:
             export_checkpoint(ours, back, threads=2)
-            assert compare_tensors(ours.intake("w"), theirs.intake("w"), threads=2) == (0, -1, (0, 0), 0)
+            assert compare_tensors(ours.rows_of("w"), theirs.rows_of("w"), threads=2) == (0, -1, (0, 0), 0)
         with SparsefmtFile(sparse) as stored:
             verify_tensor(stored.reader, stored.reader.index.tensors["w"], threads=2)
         peak = tracemalloc.get_traced_memory()[1]
@@ -284,12 +284,12 @@ def test_comparison_finds_the_first_bit_and_counts(tmp_path: Path, signs: bool) 
     other[2500, 699] = 5e-324
     other[2999] = np.frombuffer(b"\x01\x00\xc0\x7f", np.float32)
     sparsefmt.save_file({"w": other}, tmp_path / "b.sparsefmt", negative_zeros="drop" if signs else "keep")
-    found = compare_tensors(ArrayIntake(array), ArrayIntake(other), threads=2)
+    found = compare_tensors(ArrayRows(array), ArrayRows(other), threads=2)
     assert (found.elements, found.first, found.bits) == (701, 700, (0, 0x80000000))
     with SparsefmtFile(tmp_path / "b.sparsefmt") as file:
         entry = file.reader.index.tensors["w"]
-        ours = verify_tensor(file.reader, entry, ArrayIntake(other), threads=2)
-        theirs = verify_tensor(file.reader, entry, ArrayIntake(array), threads=2)
+        ours = verify_tensor(file.reader, entry, ArrayRows(other), threads=2)
+        theirs = verify_tensor(file.reader, entry, ArrayRows(array), threads=2)
     assert ours == (0, -1, (0, 0), 1 if signs else 0)
     # with the signs dropped, 0.0 there is no difference any more; without, it is the first
     assert theirs[:2] == ((700, 2999 * 700) if signs else (701, 700))
@@ -334,7 +334,7 @@ def test_folder_of_shards_there_and_back(tmp_path: Path, name: str) -> None:
     with Checkpoint(source / name, ["safetensors"]) as theirs, Checkpoint(tmp_path / "out", ["sparsefmt"]) as ours:
         assert [path.name for path in theirs.unlisted] == ["consolidated.safetensors"]
         for tensor in ours.names:
-            assert compare_tensors(ours.intake(tensor), theirs.intake(tensor)).elements == 0
+            assert compare_tensors(ours.rows_of(tensor), theirs.rows_of(tensor)).elements == 0
     export(tmp_path / "out", tmp_path / "back")
     for shard in (ONE, TWO):
         assert (tmp_path / "back" / shard).read_bytes() == (source / shard).read_bytes()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the address spa
 PROGRAM = """
 import json, resource, sys
 import numpy as np, scipy.sparse, sparsefmt
-from sparsefmt.adapters import intake_of
+from sparsefmt.adapters import rows_of
 from sparsefmt.tensor_writer import TensorWriter
 
 def dense(shape, sparsity):
@@ -53,12 +53,12 @@ for codec in {codec for _, _, codec in cases}:
         save(small, codec)
 for shape, amount, codec in cases:
     tensor = make(tuple(shape), amount)
-    intake = intake_of(tensor)
+    matrix = rows_of(tensor)
     if make is dense:
-        tile = intake.tile_rows("bitmask") * intake.cols * intake.dtype.bits // 8
-        allowed = 6 * tile + 16 * (intake.rows + intake.cols) + (32 << 20)
+        tile = matrix.tile_rows("bitmask") * matrix.cols * matrix.dtype.bits // 8
+        allowed = 6 * tile + 16 * (matrix.rows + matrix.cols) + (32 << 20)
     else:
-        allowed = 64 * tensor.nnz + 24 * intake.rows + (48 << 20)
+        allowed = 64 * tensor.nnz + 24 * matrix.rows + (48 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (size() + allowed, -1))
     try:
         save(tensor, codec)

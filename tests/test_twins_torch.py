@@ -114,7 +114,7 @@ class TestPairs:
         with SafetensorsFile(tmp_path / "theirs.safetensors") as theirs, sparsefmt.open_file(tmp_path / "ours") as ours:
             assert ours.get_slice("w").get_shape() == [6, 10]
             assert np.array_equal(
-                as_bits(ours.get_tensor("w"), DTYPES["F4"]), theirs.intake("w").bits(0, 6).reshape(6, 10)
+                as_bits(ours.get_tensor("w"), DTYPES["F4"]), theirs.rows_of("w").bits(0, 6).reshape(6, 10)
             )
 
     def test_slices(self, tmp_path):

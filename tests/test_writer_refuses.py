@@ -17,7 +17,7 @@ from outcomes import outcome_of_reader
 
 import sparsefmt
 from sparsefmt import FormatError, SparsefmtError, SparseTensor, limits
-from sparsefmt.adapters import ArrayIntake
+from sparsefmt.adapters import ArrayRows
 from sparsefmt.container import writer
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.tensor_writer import TensorWriter, write_all
@@ -185,7 +185,7 @@ def test_old_files_stay(folder):
         assert list(folder.iterdir()) == [path]
 
 
-class _Failing(ArrayIntake):
+class _Failing(ArrayRows):
     """An array whose rows from `end` on cannot be read, or change after they have been counted."""
 
     def __init__(self, array: np.ndarray, end: int, error: BaseException | None) -> None:

@@ -152,10 +152,10 @@ def read_tensors(path: Path, everything: bool) -> Tensors:
     found = {}
     with SafetensorsFile(path) as file:
         for name in file.names:
-            intake = file.intake(name)
-            if intake.dtype.packed or 0 in intake.shape:
+            matrix = file.rows_of(name)
+            if matrix.dtype.packed or 0 in matrix.shape:
                 continue
-            array = intake.bits(0, intake.rows).view(intake.dtype.numpy).reshape(intake.shape)
+            array = matrix.bits(0, matrix.rows).view(matrix.dtype.numpy).reshape(matrix.shape)
             if everything or (array.ndim > 1 and np.mean(zeros_of(array)) >= WORTH_PRUNING):
                 found[name] = np.ascontiguousarray(array).reshape(array.shape)
     return found

@@ -99,7 +99,7 @@ INTRINSICS: dict[str, Callable[[Any], Any]] = {
 }
 """What stands for intrinsics in interpreted passes."""
 
-PARTS = ("codecs", "container", "intake", "kernels", "layouts")
+PARTS = ("codecs", "container", "matrix", "kernels", "layouts")
 """Folders of what reads, checks, multiplies and saves."""
 
 PROGRAM = """

@@ -1,4 +1,4 @@
-"""What users hand in, brought to one form at the border: one file for each kind, and the choice among them."""
+"""Adapters: the tensors of each library, brought to one form. A file for each library, and the choice among them."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ from typing import Any
 
 import numpy as np
 
-from sparsefmt.adapters.arrays import ArrayIntake, BytesIntake
-from sparsefmt.adapters.contract import Intake, Survey
+from sparsefmt.adapters.contract import Rows, Survey
+from sparsefmt.adapters.numpy import ArrayRows, BytesRows
 
 __all__ = [
-    "ArrayIntake",
-    "BytesIntake",
-    "Intake",
+    "ArrayRows",
+    "BytesRows",
+    "Rows",
     "Survey",
     "identity_of",
-    "intake_of",
     "is_scipy_sparse",
+    "rows_of",
 ]
 
 
-def intake_of(value: Any) -> Intake:
-    """The intake for an array, a tensor of torch, a sparse one of torch, scipy or pydata, or what is one already.
+def rows_of(value: Any) -> Rows:
+    """The rows of an array, a tensor of torch, a sparse one of torch, scipy or pydata, or what is one already.
 
     Raises:
         UnsupportedError: what cannot be stored: a dtype that the format lacks, a kind of tensor that is not known.
         FormatError: a sparse tensor that is not well formed.
     """
-    if isinstance(value, Intake):
+    if isinstance(value, Rows):
         return value
     if _is_torch_tensor(value):
         from sparsefmt.adapters import torch
 
-        return torch.intake_of(value)
+        return torch.rows_of(value)
     if is_scipy_sparse(value):
         from sparsefmt.adapters import scipy
 
-        return scipy.intake_of(value)
+        return scipy.rows_of(value)
     if _is_pydata_sparse(value):
         from sparsefmt.adapters import pydata
 
-        return pydata.intake_of(value)
-    return ArrayIntake(value)
+        return pydata.rows_of(value)
+    return ArrayRows(value)
 
 
 def identity_of(value: Any) -> object:

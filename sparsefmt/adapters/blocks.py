@@ -11,7 +11,7 @@ from math import prod
 
 import numpy as np
 
-from sparsefmt.adapters.contract import Intake, Survey
+from sparsefmt.adapters.contract import Rows, Survey
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts.entries import Entries
@@ -20,7 +20,7 @@ _BLOCKS_AT_ONCE = 1 << 18
 """Blocks that are counted at a time."""
 
 
-class BlocksIntake(Intake):
+class BlocksRows(Rows):
     """A sparse tensor: by its entries where the fill is zero, else made dense a run of rows at a time.
 
     Args:

@@ -1,7 +1,7 @@
-"""What an intake is: a dense tensor, its bits a run of rows at a time.
+"""What an adapter makes of a tensor: the rows of its matrix view, a run of them at a time.
 
-An intake gives rows of the matrix view as C-contiguous, little-endian unsigned integers, copying no more than those
-rows, so that a tensor in odd memory or byte order costs a tile and not a second tensor.
+Rows are given as bits: C-contiguous, little-endian unsigned integers, in memory of no more than those rows, so that a
+tensor in odd memory or byte order costs a tile and not a second tensor.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Survey(NamedTuple):
     padded_nnz: int
 
 
-class Intake(ABC):
+class Rows(ABC):
     """A dense tensor to be laid out.
 
     Attributes:

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from sparsefmt.adapters.arrays import ArrayIntake
-from sparsefmt.adapters.blocks import BlocksIntake, as_blocks, flat_places
-from sparsefmt.adapters.contract import Intake
+from sparsefmt.adapters.blocks import BlocksRows, as_blocks, flat_places
+from sparsefmt.adapters.contract import Rows
+from sparsefmt.adapters.numpy import ArrayRows
 from sparsefmt.dtypes import as_bits, dtype_of
 
 
-def intake_of(array: Any) -> Intake:
+def rows_of(array: Any) -> Rows:
     """An array of any number of dimensions and with any fill value: to the bit what its `todense` gives.
 
     Raises:
@@ -20,8 +20,8 @@ def intake_of(array: Any) -> Intake:
     """
     dtype = dtype_of(array.dtype)
     if not array.ndim:
-        return ArrayIntake(array.todense())
+        return ArrayRows(array.todense())
     coo = array.asformat("coo")
     fill = as_bits(np.asarray(coo.fill_value, coo.dtype), dtype)
     places = flat_places(list(coo.coords), coo.shape)
-    return BlocksIntake(dtype, tuple(coo.shape), places, as_blocks(as_bits(coo.data, dtype)), int(fill))
+    return BlocksRows(dtype, tuple(coo.shape), places, as_blocks(as_bits(coo.data, dtype)), int(fill))

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from sparsefmt.adapters.blocks import BlocksIntake, as_blocks, expanded, flat_places
-from sparsefmt.adapters.contract import Intake, Survey
+from sparsefmt.adapters.blocks import BlocksRows, as_blocks, expanded, flat_places
+from sparsefmt.adapters.contract import Rows, Survey
 from sparsefmt.dtypes import DType, as_bits, dtype_of
 from sparsefmt.layouts.entries import Entries
 
 
-def intake_of(matrix: Any) -> Intake:
+def rows_of(matrix: Any) -> Rows:
     """A matrix, or an array of any number of dimensions. Entries at one place are summed in their order.
 
     Raises:
@@ -22,20 +22,20 @@ def intake_of(matrix: Any) -> Intake:
     dtype = dtype_of(matrix.dtype)
     shape = tuple(map(int, matrix.shape))
     if matrix.ndim == 2 and matrix.format == "dia":
-        return DiagonalsIntake(dtype, shape, matrix.offsets, as_bits(matrix.data, dtype))
+        return DiagonalsRows(dtype, shape, matrix.offsets, as_bits(matrix.data, dtype))
     if matrix.ndim == 2 and matrix.format in ("csr", "csc", "bsr"):
         return _compressed(matrix, dtype, shape)
     matrix = matrix.tocoo(copy=False)
     # scipy before 1.13 has two dimensions, which have names
     coordinates = matrix.coords if hasattr(matrix, "coords") else (matrix.row, matrix.col)
-    return BlocksIntake(dtype, shape, flat_places(coordinates, shape), as_blocks(as_bits(matrix.data, dtype)))
+    return BlocksRows(dtype, shape, flat_places(coordinates, shape), as_blocks(as_bits(matrix.data, dtype)))
 
 
 _DIAGONAL_ELEMENTS = 1 << 20
 """Elements of diagonals to look at at a time."""
 
 
-class DiagonalsIntake(Intake):
+class DiagonalsRows(Rows):
     """A matrix by its diagonals.
 
     Args:
@@ -78,7 +78,7 @@ class DiagonalsIntake(Intake):
         return self._survey_of(counts, negatives)
 
 
-def _compressed(matrix: Any, dtype: DType, shape: tuple[int, ...]) -> BlocksIntake:
+def _compressed(matrix: Any, dtype: DType, shape: tuple[int, ...]) -> BlocksRows:
     block = matrix.blocksize if matrix.format == "bsr" else (1, 1)
     # there may be room for more entries behind the last
     entries = min(int(matrix.indptr[-1]), len(matrix.indices))
@@ -87,4 +87,4 @@ def _compressed(matrix: Any, dtype: DType, shape: tuple[int, ...]) -> BlocksInta
     coordinates = (inner, outer) if matrix.format == "csc" else (outer, inner)
     grid = (shape[0] // block[0], shape[1] // block[1])
     values = as_blocks(as_bits(matrix.data[:entries], dtype), block)
-    return BlocksIntake(dtype, shape, flat_places(coordinates, grid), values)
+    return BlocksRows(dtype, shape, flat_places(coordinates, grid), values)

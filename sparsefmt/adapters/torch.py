@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sparsefmt.adapters.arrays import BytesIntake
-from sparsefmt.adapters.blocks import BlocksIntake, as_blocks, expanded, flat_places
-from sparsefmt.adapters.contract import Intake
+from sparsefmt.adapters.blocks import BlocksRows, as_blocks, expanded, flat_places
+from sparsefmt.adapters.contract import Rows
+from sparsefmt.adapters.numpy import BytesRows
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import UnsupportedError
 
@@ -70,7 +70,7 @@ def is_strided(tensor: torch.Tensor) -> bool:
 
 
 def check_kind(tensor: torch.Tensor) -> None:
-    """Raise UnsupportedError if `intake_of` has no way with this kind of tensor, before anything is read."""
+    """Raise UnsupportedError if `rows_of` has no way with this kind of tensor, before anything is read."""
     dtype_of(tensor)
     if _is_semi_structured(tensor):
         _check_semi_structured(tensor)
@@ -87,7 +87,7 @@ def check_kind(tensor: torch.Tensor) -> None:
         _check_sparse(tensor)
 
 
-def intake_of(tensor: torch.Tensor) -> Intake:
+def rows_of(tensor: torch.Tensor) -> Rows:
     """A tensor on any device as it is to be stored.
 
     Strided tensors are copied only where they lie elsewhere or in another order. Conjugated and negated views, whose
@@ -103,7 +103,7 @@ def intake_of(tensor: torch.Tensor) -> Intake:
     check_kind(tensor)
     dtype = dtype_of(tensor)
     if _is_semi_structured(tensor):
-        return SemiStructuredIntake(dtype, tensor)
+        return SemiStructuredRows(dtype, tensor)
     tensor = tensor.detach()
     if tensor.layout == torch.strided:
         return _strided(dtype, tensor)
@@ -118,7 +118,7 @@ def identity_of(tensor: torch.Tensor) -> object:
     return str(tensor.device), tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), views
 
 
-class SemiStructuredIntake(Intake):
+class SemiStructuredRows(Rows):
     """A 2:4 tensor as CUTLASS has it, made dense by torch's own function a run of rows at a time."""
 
     def __init__(self, dtype: DType, tensor: torch.Tensor) -> None:
@@ -139,7 +139,7 @@ class SemiStructuredIntake(Intake):
         return rows.view(self.dtype.bits_dtype)[begin - first : end - first]
 
 
-def _strided(dtype: DType, tensor: torch.Tensor) -> BytesIntake:
+def _strided(dtype: DType, tensor: torch.Tensor) -> BytesRows:
     tensor = tensor.to("cpu").resolve_conj().resolve_neg().contiguous()
     # a dimension of one element may have any stride, which a view as bytes would stumble over
     data = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
@@ -149,16 +149,16 @@ def _strided(dtype: DType, tensor: torch.Tensor) -> BytesIntake:
         if not shape:
             raise UnsupportedError("shape-odd", "a pair of F4 without a dimension cannot be stored")
         shape = (*shape[:-1], 2 * shape[-1])
-    return BytesIntake(lambda offset, size: data[offset : offset + size], dtype, shape)
+    return BytesRows(lambda offset, size: data[offset : offset + size], dtype, shape)
 
 
-def _coo(dtype: DType, tensor: torch.Tensor) -> BlocksIntake:
+def _coo(dtype: DType, tensor: torch.Tensor) -> BlocksRows:
     places = _coo_places(tensor)
     if not tensor.is_coalesced():
         # only now: it would bring an index that is outside to another place
         tensor = _coalesced(tensor)
         places = _coo_places(tensor)
-    return BlocksIntake(dtype, tuple(tensor.shape), places, as_blocks(_bits(tensor._values(), dtype)))
+    return BlocksRows(dtype, tuple(tensor.shape), places, as_blocks(_bits(tensor._values(), dtype)))
 
 
 def _coo_places(tensor: torch.Tensor) -> np.ndarray:
@@ -177,7 +177,7 @@ def _coalesced(tensor: torch.Tensor) -> torch.Tensor:
         ) from None
 
 
-def _compressed(dtype: DType, tensor: torch.Tensor) -> BlocksIntake:
+def _compressed(dtype: DType, tensor: torch.Tensor) -> BlocksRows:
     """CSR, CSC, BSR and BSC; CSR and CSC with dimensions before and after those two."""
     by_column = tensor.layout in _BY_COLUMN
     starts = _numbers(tensor.ccol_indices() if by_column else tensor.crow_indices())
@@ -193,7 +193,7 @@ def _compressed(dtype: DType, tensor: torch.Tensor) -> BlocksIntake:
     if block:
         sizes = [size // side for size, side in zip(sizes, block, strict=True)]
     elements = as_blocks(values.reshape(-1, *values.shape[len(batches) + 1 :]), block)
-    return BlocksIntake(dtype, tuple(tensor.shape), flat_places([*batch, *pair], sizes), elements)
+    return BlocksRows(dtype, tuple(tensor.shape), flat_places([*batch, *pair], sizes), elements)
 
 
 def _check_sparse(tensor: torch.Tensor) -> None:

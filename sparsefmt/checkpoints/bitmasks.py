@@ -14,7 +14,7 @@ from math import prod
 
 import numpy as np
 
-from sparsefmt.adapters.contract import Intake
+from sparsefmt.adapters.contract import Rows
 from sparsefmt.container.names import check_shape
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError, SparsefmtError, UnsupportedError
@@ -22,7 +22,7 @@ from sparsefmt.layouts import auto
 from sparsefmt.limits import MAX_NDIM
 
 
-class BitmaskIntake(Intake):
+class BitmaskRows(Rows):
     """A tensor in this spelling, made dense a run of rows at a time.
 
     The mask is read as a whole, in runs, when rows are first asked for: where elements of a row begin is known only
@@ -40,7 +40,7 @@ class BitmaskIntake(Intake):
     """
 
     def __init__(
-        self, name: str, shape: Intake, bitmask: Intake, compressed: Intake, row_offsets: Intake | None = None
+        self, name: str, shape: Rows, bitmask: Rows, compressed: Rows, row_offsets: Rows | None = None
     ) -> None:
         self._name = name
         dense_shape = self._read_shape(shape, compressed.dtype)
@@ -113,7 +113,7 @@ class BitmaskIntake(Intake):
             where = f" of row {row:,}" if len(self.shape) > 1 else ""
             raise self._invalid(f"its bitmask has bits set after the last column{where}")
 
-    def _check_row_offsets(self, row_offsets: Intake, counts: np.ndarray) -> None:
+    def _check_row_offsets(self, row_offsets: Rows, counts: np.ndarray) -> None:
         stored = row_offsets.bits(0, row_offsets.rows).view(np.int64).reshape(-1)
         if len(self.shape) == 1:
             expected = np.zeros(1, np.int64)
@@ -127,7 +127,7 @@ class BitmaskIntake(Intake):
                 f"row_offsets has {stored[row]:,} for row {row:,}, where by its bitmask {expected[row]:,} is right"
             )
 
-    def _read_shape(self, shape: Intake, dtype: DType) -> tuple[int, ...]:
+    def _read_shape(self, shape: Rows, dtype: DType) -> tuple[int, ...]:
         is_list = len(shape.shape) in (1, 2) and shape.cols == 1 and 1 <= shape.rows <= MAX_NDIM
         if shape.dtype.name not in ("I64", "I32") or not is_list:
             raise self._invalid(f"shape is {shape.dtype.name} {list(shape.shape)}, not the sizes of dimensions")
@@ -140,10 +140,10 @@ class BitmaskIntake(Intake):
             raise error.within(self._name) from None
         return sizes
 
-    def _expect(self, part: str, intake: Intake, dtype: str, shape: tuple[int, ...]) -> None:
-        if (intake.dtype.name, intake.shape) != (dtype, shape):
+    def _expect(self, part: str, matrix: Rows, dtype: str, shape: tuple[int, ...]) -> None:
+        if (matrix.dtype.name, matrix.shape) != (dtype, shape):
             raise self._invalid(
-                f"{part} is {intake.dtype.name} {list(intake.shape)}, and for a tensor of this shape should be"
+                f"{part} is {matrix.dtype.name} {list(matrix.shape)}, and for a tensor of this shape should be"
                 f" {dtype} {list(shape)}"
             )
 

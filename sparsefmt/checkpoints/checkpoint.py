@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from sparsefmt.adapters import Intake
+from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints import foreign
 from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file, naming
 from sparsefmt.checkpoints.folding import Group, foldable, folded_files
@@ -145,7 +145,7 @@ class Checkpoint:
     @property
     def dense_nbytes(self) -> int:
         """Bytes of all tensors when dense, tied ones counted each."""
-        return sum(self.intake(name).dense_nbytes for name in self.holder)
+        return sum(self.rows_of(name).dense_nbytes for name in self.holder)
 
     @property
     def unlisted(self) -> list[Path]:
@@ -156,9 +156,9 @@ class Checkpoint:
         listed = {file.path.name for file in self.files}
         return sorted(entry for entry in self.folder.iterdir() if entry.suffix == suffix and entry.name not in listed)
 
-    def intake(self, name: str) -> Intake:
+    def rows_of(self, name: str) -> Rows:
         """A tensor, to be read a run of rows at a time."""
-        return self.holder[name].intake(name)
+        return self.holder[name].rows_of(name)
 
     def close(self) -> None:
         """Let go of the files."""

@@ -1,4 +1,4 @@
-"""What a file of tensors is, of whatever format: names, metadata, and an intake for each tensor."""
+"""What a file of tensors is, of whatever format: names, metadata, and the rows for each tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
 
-from sparsefmt.adapters import Intake
+from sparsefmt.adapters import Rows
 from sparsefmt.container import file_objects
 
 
@@ -34,7 +34,7 @@ class TensorFile(ABC):
     notes: Sequence[str] = ()
 
     @abstractmethod
-    def intake(self, name: str) -> Intake:
+    def rows_of(self, name: str) -> Rows:
         """A tensor, to be read a run of rows at a time. Raises KeyError, or a SparsefmtError that names the tensor."""
 
     @abstractmethod

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsefmt.adapters import Intake, Survey
+from sparsefmt.adapters import Rows, Survey
 from sparsefmt.checkpoints import cards, huggingface
 from sparsefmt.checkpoints.checkpoint import Checkpoint, Kind, index_name, saved_weights
 from sparsefmt.checkpoints.contract import TensorFile, naming
@@ -108,11 +108,11 @@ def export_checkpoint(
     """
 
     def write(file: TensorFile, path: Path) -> list[str]:
-        intakes = {name: file.intake(name) for name in file.names}
+        matrices = {name: file.rows_of(name) for name in file.names}
         if isinstance(file, SparsefmtFile):
-            file.reader.budget.expect(sum(intake.dense_nbytes for intake in intakes.values()))
+            file.reader.budget.expect(sum(matrix.dense_nbytes for matrix in matrices.values()))
         with replacing(path) as sink:
-            write_safetensors(sink, intakes, file.metadata, progress=progress, threads=threads)
+            write_safetensors(sink, matrices, file.metadata, progress=progress, threads=threads)
         return file.names
 
     _write_checkpoint(source, destination, "safetensors", overwrite, write)
@@ -137,11 +137,11 @@ def convert_file(
             if name in source.aliases:
                 writer.add_alias(name, source.aliases[name])
                 if progress:
-                    progress(source.intake(name).dense_nbytes)
+                    progress(source.rows_of(name).dense_nbytes)
                 continue
-            intake = _SurveyedIntake(source.intake(name))
-            surveys[name] = intake.survey(settings.threads)
-            writer.add(name, intake)
+            matrix = _SurveyedRows(source.rows_of(name))
+            surveys[name] = matrix.survey(settings.threads)
+            writer.add(name, matrix)
         index = writer.finish()
     return [
         ConvertedTensor(entry := index.entry(name), survey, index.stored_nbytes(entry), index.sign_nbytes(entry))
@@ -149,10 +149,10 @@ def convert_file(
     ]
 
 
-class _SurveyedIntake(Intake):
-    """An intake that is surveyed once, however often it is asked."""
+class _SurveyedRows(Rows):
+    """Rows that are surveyed once, however often it is asked."""
 
-    def __init__(self, inner: Intake) -> None:
+    def __init__(self, inner: Rows) -> None:
         super().__init__(inner.dtype, inner.shape)
         self._inner = inner
         self.is_sparse = inner.is_sparse

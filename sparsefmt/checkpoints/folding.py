@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsefmt.adapters import Intake
-from sparsefmt.checkpoints.bitmasks import BitmaskIntake
+from sparsefmt.adapters import Rows
+from sparsefmt.checkpoints.bitmasks import BitmaskRows
 from sparsefmt.checkpoints.contract import TensorFile
-from sparsefmt.checkpoints.masks import MaskedIntake, masked_pairs
+from sparsefmt.checkpoints.masks import MaskedRows, masked_pairs
 from sparsefmt.errors import FormatError, SparsefmtError
 
 Spelling = Literal["mask", "sparse-bitmask", "sparse-24-bitmask"]
@@ -67,16 +67,16 @@ class FoldedFile(TensorFile):
         self.aliases = {name: target for name, target in file.aliases.items() if {name, target} <= self._plain}
         self.notes = file.notes
 
-    def intake(self, name: str) -> Intake:
+    def rows_of(self, name: str) -> Rows:
         if name in self._plain:
-            return self._file.intake(name)
+            return self._file.rows_of(name)
         group = self._groups[name]
-        parts = [self._elsewhere.get(part, self._file).intake(part) for part in group.parts]
+        parts = [self._elsewhere.get(part, self._file).rows_of(part) for part in group.parts]
         try:
             if group.spelling == "mask":
-                return MaskedIntake(*parts)
+                return MaskedRows(*parts)
             compressed, bitmask, shape, *row_offsets = parts
-            return BitmaskIntake(name, shape, bitmask, compressed, *row_offsets)
+            return BitmaskRows(name, shape, bitmask, compressed, *row_offsets)
         except SparsefmtError as error:
             raise error.within(name) from None
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sparsefmt.adapters.contract import Intake
+from sparsefmt.adapters.contract import Rows
 from sparsefmt.errors import FormatError
 
 ORIGINAL = "_orig"
@@ -34,7 +34,7 @@ def expect_one_shape(original: tuple[int, ...], mask: tuple[int, ...]) -> None:
         raise FormatError("mask-shape", f"its mask has shape {list(mask)}, and its original {list(original)}")
 
 
-class MaskedIntake(Intake):
+class MaskedRows(Rows):
     """The product of an original and its mask, a run of rows at a time.
 
     Where the mask is 1, elements keep their bits. Elsewhere they are the product in the dtype of the original, as torch
@@ -44,7 +44,7 @@ class MaskedIntake(Intake):
         FormatError: the two differ in shape.
     """
 
-    def __init__(self, original: Intake, mask: Intake) -> None:
+    def __init__(self, original: Rows, mask: Rows) -> None:
         expect_one_shape(original.shape, mask.shape)
         super().__init__(original.dtype, original.shape)
         self._original = original

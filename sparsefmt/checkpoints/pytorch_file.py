@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsefmt.adapters import Intake, identity_of, intake_of
+from sparsefmt.adapters import Rows, identity_of, rows_of
 from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file
 from sparsefmt.checkpoints.foreign import FOREIGN
 from sparsefmt.errors import FormatError, LimitError, SparsefmtError, UnsupportedError
@@ -68,9 +68,9 @@ class TorchFile(TensorFile):
         self.aliases = _aliases(self._tensors)
         self.notes = found.notes()
 
-    def intake(self, name: str) -> Intake:
+    def rows_of(self, name: str) -> Rows:
         try:
-            return intake_of(self._tensors[name])
+            return rows_of(self._tensors[name])
         except SparsefmtError as error:
             raise error.within(name) from None
         except NotImplementedError:

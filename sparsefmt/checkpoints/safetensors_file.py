@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sparsefmt.adapters import BytesIntake, Intake
+from sparsefmt.adapters import BytesRows, Rows
 from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file
 from sparsefmt.checkpoints.safetensors_header import (
     LENGTH_BYTES,
@@ -75,14 +75,14 @@ class SafetensorsFile(TensorFile):
             self.close()
             raise
 
-    def intake(self, name: str) -> BytesIntake:
+    def rows_of(self, name: str) -> BytesRows:
         tensor = self.tensors[name]
 
         def read(offset: int, size: int) -> np.ndarray:
             return self._source.read(tensor.begin + offset, size)
 
         try:
-            return BytesIntake(read, tensor.dtype, tensor.shape)
+            return BytesRows(read, tensor.dtype, tensor.shape)
         except SparsefmtError as error:
             raise error.within(name) from None
 
@@ -139,7 +139,7 @@ class SafetensorsFile(TensorFile):
 
 def write_safetensors(
     sink: Sink,
-    tensors: Mapping[str, Intake],
+    tensors: Mapping[str, Rows],
     metadata: Mapping[str, str] | None = None,
     *,
     progress: Callable[[int], object] | None = None,
@@ -154,7 +154,7 @@ def write_safetensors(
 
     Args:
         sink: where the bytes go.
-        tensors: intakes by name.
+        tensors: matrices by name.
         metadata: texts for the header's `__metadata__`.
         progress: called with the bytes of each tile written.
         threads: how many may decode.
@@ -173,12 +173,12 @@ def write_safetensors(
                 progress(data.nbytes)
 
 
-def _encode_header(names: list[str], tensors: Mapping[str, Intake], metadata: Mapping[str, str]) -> bytes:
+def _encode_header(names: list[str], tensors: Mapping[str, Rows], metadata: Mapping[str, str]) -> bytes:
     header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     offset = 0
     for name in names:
-        intake = tensors[name]
-        bits = intake.rows * intake.cols * intake.dtype.bits
+        matrix = tensors[name]
+        bits = matrix.rows * matrix.cols * matrix.dtype.bits
         if name == METADATA:
             raise FormatError(
                 "safetensors-name", "safetensors keeps this name for the metadata: rename it", tensor=name
@@ -186,11 +186,11 @@ def _encode_header(names: list[str], tensors: Mapping[str, Intake], metadata: Ma
         if bits % 8:
             raise FormatError(
                 "safetensors-size",
-                f"{bits:,} bits of {intake.dtype.name}: safetensors holds sub-byte tensors of whole bytes only",
+                f"{bits:,} bits of {matrix.dtype.name}: safetensors holds sub-byte tensors of whole bytes only",
                 tensor=name,
             )
         end = offset + bits // 8
-        header[name] = {"dtype": intake.dtype.name, "shape": list(intake.shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": matrix.dtype.name, "shape": list(matrix.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -201,13 +201,13 @@ def _encode_header(names: list[str], tensors: Mapping[str, Intake], metadata: Ma
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
-def _dense_tiles(intake: Intake) -> tuple[Callable[[int], np.ndarray], range]:
+def _dense_tiles(matrix: Rows) -> tuple[Callable[[int], np.ndarray], range]:
     """A function that gives the bytes of the tile that starts at a row, and those rows."""
-    height = intake.tile_rows("dense")
+    height = matrix.tile_rows("dense")
 
     def dense_tile(begin: int) -> np.ndarray:
-        bits = intake.bits(begin, min(begin + height, intake.rows))
-        flat = pack(bits, intake.dtype) if intake.dtype.packed else np.ascontiguousarray(bits)
+        bits = matrix.bits(begin, min(begin + height, matrix.rows))
+        flat = pack(bits, matrix.dtype) if matrix.dtype.packed else np.ascontiguousarray(bits)
         return flat.reshape(-1).view(np.uint8)
 
-    return dense_tile, range(0, intake.rows if height else 0, height or 1)
+    return dense_tile, range(0, matrix.rows if height else 0, height or 1)

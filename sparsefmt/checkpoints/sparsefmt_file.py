@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsefmt import slicing
-from sparsefmt.adapters import Intake
+from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
@@ -41,14 +41,14 @@ class SparsefmtFile(TensorFile):
         self.metadata = self.reader.index.metadata
         self.nbytes = self.reader.size
 
-    def intake(self, name: str) -> EntryIntake:
-        return EntryIntake(self.reader, self.reader.index.entry(name))
+    def rows_of(self, name: str) -> EntryRows:
+        return EntryRows(self.reader, self.reader.index.entry(name))
 
     def close(self) -> None:
         self.reader.close()
 
 
-class EntryIntake(Intake):
+class EntryRows(Rows):
     """A tensor of a .sparsefmt file, made dense a run of rows at a time; every chunk is verified as it is read."""
 
     def __init__(self, reader: Reader, entry: TensorEntry) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsefmt import layouts, slicing
-from sparsefmt.adapters import Intake
+from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.envelope import MINOR
@@ -52,7 +52,7 @@ class Difference(NamedTuple):
 
 
 def compare_tensors(
-    ours: Intake, theirs: Intake, *, progress: Progress | None = None, threads: int | None = None
+    ours: Rows, theirs: Rows, *, progress: Progress | None = None, threads: int | None = None
 ) -> Difference:
     """Compare two tensors of the same dtype and shape bit for bit, holding a few tiles of each."""
     height = ours.tile_rows("dense")
@@ -95,7 +95,7 @@ def compare_bits(ours: np.ndarray, theirs: np.ndarray, begin: int, dropped: DTyp
 def verify_tensor(
     reader: Reader,
     entry: TensorEntry,
-    against: Intake | None = None,
+    against: Rows | None = None,
     *,
     strict: bool = False,
     progress: Progress | None = None,
@@ -143,7 +143,7 @@ def compare_names(ours: Checkpoint, theirs: Checkpoint) -> tuple[list[str], set[
             holder, other = (ours, theirs) if name in ours.holder else (theirs, ours)
             differences.append(f"tensor {name!r}: only in {holder.path}, not in {other.path}")
             continue
-        one, two = ours.intake(name), theirs.intake(name)
+        one, two = ours.rows_of(name), theirs.rows_of(name)
         if one.dtype != two.dtype or one.shape != two.shape:
             differences.append(
                 f"tensor {name!r}: {one.dtype.name} {list(one.shape)} in {ours.path}, "

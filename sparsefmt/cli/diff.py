@@ -44,13 +44,13 @@ def command(
             theirs.fold()
         differences, comparable = verification.compare_names(ours, theirs)
         differences += verification.compare_metadata(ours, theirs)
-        intakes = {name: ours.intake(name) for name in sorted(comparable)}
-        total = sum(intake.dense_nbytes for intake in intakes.values())
+        matrices = {name: ours.rows_of(name) for name in sorted(comparable)}
+        total = sum(matrix.dense_nbytes for matrix in matrices.values())
         with output.progress_bar("comparing", total, quiet) as progress:
-            for name, intake in intakes.items():
-                found = verification.compare_tensors(intake, theirs.intake(name), progress=progress, threads=threads)
+            for name, matrix in matrices.items():
+                found = verification.compare_tensors(matrix, theirs.rows_of(name), progress=progress, threads=threads)
                 if found.elements:
-                    differences.append(verification.describe(name, intake.dtype, intake.shape, found))
+                    differences.append(verification.describe(name, matrix.dtype, matrix.shape, found))
     if not quiet:
         for difference in differences:
             output.say(difference)

@@ -155,7 +155,7 @@ def _verify(
 ) -> None:
     file, entry, names = read
     for name in names:
-        against = other.intake(name) if other and name in comparable else None
+        against = other.rows_of(name) if other and name in comparable else None
         try:
             with budget.calling_it("--max-decoded-bytes"):
                 difference = verification.verify_tensor(

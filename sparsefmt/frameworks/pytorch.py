@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsefmt.adapters import Intake
-from sparsefmt.adapters import torch as torch_intake
+from sparsefmt.adapters import Rows
+from sparsefmt.adapters import torch as torch_adapter
 from sparsefmt.adapters.torch import TORCH_DTYPES
 from sparsefmt.dtypes import DTYPES, DType, as_bits, pack
 from sparsefmt.errors import LimitError, SparsefmtError, UnsupportedError
@@ -25,13 +25,13 @@ _PAIRS_AT_ONCE = 1 << 22
 def dtype_of(name: str, tensor: torch.Tensor) -> DType:
     """The dtype of the format for a tensor. Raises UnsupportedError, naming the tensor, if there is none."""
     with naming(name):
-        return torch_intake.dtype_of(tensor)
+        return torch_adapter.dtype_of(tensor)
 
 
-def intake_of(name: str, tensor: torch.Tensor) -> Intake:
-    """A tensor as it is to be stored, as `sparsefmt.adapters.torch.intake_of` has it; its errors name the tensor."""
+def rows_of(name: str, tensor: torch.Tensor) -> Rows:
+    """A tensor as it is to be stored, as `sparsefmt.adapters.torch.rows_of` has it; its errors name the tensor."""
     with naming(name):
-        return torch_intake.intake_of(tensor)
+        return torch_adapter.rows_of(tensor)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sparsefmt.adapters import Intake, Survey
+from sparsefmt.adapters import Rows, Survey
 from sparsefmt.dtypes import DTYPES, DType, as_bits
 from sparsefmt.frameworks.pytorch import TORCH_DTYPES
 from sparsefmt.tensor import SparseTensor
@@ -21,13 +21,13 @@ def cast(weight: SparseTensor, dtype: torch.dtype) -> SparseTensor:
     """
     if torch_dtype_of(weight) == dtype:
         return weight
-    return SparseTensor._from_intake(_Cast(weight, dtype), weight.layout, None, weight._budget)
+    return SparseTensor._from_rows(_Cast(weight, dtype), weight.layout, None, weight._budget)
 
 
 def transposed(weight: SparseTensor, layout: str) -> SparseTensor:
     """The transpose of a matrix, bit for bit. `layout`: as in `SparseTensor.from_dense`."""
     # one thread: each block of columns is made once, in order
-    return SparseTensor._from_intake(_Transposed(weight), layout, 1, weight._budget)
+    return SparseTensor._from_rows(_Transposed(weight), layout, 1, weight._budget)
 
 
 def torch_dtype_of(weight: SparseTensor) -> torch.dtype:
@@ -41,7 +41,7 @@ def as_torch(array: np.ndarray, dtype: DType) -> torch.Tensor:
     return torch.from_numpy(bits.view(f"i{bits.itemsize}")).view(TORCH_DTYPES[dtype.name])
 
 
-class _Cast(Intake):
+class _Cast(Rows):
     """A tensor in another dtype."""
 
     def __init__(self, weight: SparseTensor, dtype: torch.dtype) -> None:
@@ -57,7 +57,7 @@ class _Cast(Intake):
         return values.to(self._torch_dtype).view(signed).numpy().view(self.dtype.bits_dtype)
 
 
-class _Transposed(Intake):
+class _Transposed(Rows):
     """A matrix with rows for columns."""
 
     def __init__(self, weight: SparseTensor) -> None:

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from sparsefmt import api
-from sparsefmt.adapters import Intake, identity_of, mistakes
+from sparsefmt.adapters import Rows, identity_of, mistakes
 from sparsefmt.adapters.torch import check_kind, is_strided
 from sparsefmt.checkpoints.masks import expect_one_shape, masked_pairs
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend, source_of_content
 from sparsefmt.errors import FormatError, UnsupportedError
 from sparsefmt.frameworks.contract import Converted, all_tensors
-from sparsefmt.frameworks.pytorch import TorchFramework, intake_of, naming
+from sparsefmt.frameworks.pytorch import TorchFramework, naming, rows_of
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.tensor_writer import NegativeZeros
@@ -192,7 +192,7 @@ def save_model(
         except UnsupportedError as error:
             remedy = f"{error.message}; or use save_model(..., force_contiguous=True)"
             raise UnsupportedError(error.code, remedy, tensor=error.tensor) from None
-    tensors = Converted(state, _intake_of)
+    tensors = Converted(state, _rows_of)
     api.save_file(tensors, filename, notes, layout=layout, codec=codec, negative_zeros=negative_zeros)
 
 
@@ -272,13 +272,13 @@ class _Pruned(NamedTuple):
         return (self.mask.to(dtype=self.original.dtype) * self.original).detach()
 
 
-def _intake_of(name: str, value: torch.Tensor | SparseTensor | _Pruned) -> Intake | SparseTensor:
+def _rows_of(name: str, value: torch.Tensor | SparseTensor | _Pruned) -> Rows | SparseTensor:
     if isinstance(value, SparseTensor):
         return value
     if isinstance(value, _Pruned):
         with naming(name):
             value = value.product()
-    return intake_of(name, value)
+    return rows_of(name, value)
 
 
 def _folded(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,10 +295,10 @@ def _folded(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(tensors: Mapping[str, torch.Tensor], fold_masks: bool) -> Converted:
     """The tensors as they are to be stored, made one by one. Raises what stands against storing any."""
-    converted = Converted(tensors, _intake_of)
+    converted = Converted(tensors, _rows_of)
     if fold_masks:
         tensors = _folded(tensors)
-        converted = Converted(tensors, _intake_of)
+        converted = Converted(tensors, _rows_of)
     _check_kinds(tensors)
     _check_contiguous(tensors)
     shared = [sorted(names) for names in sharing.find_shared_tensors(_strided(tensors)) if len(names) > 1]

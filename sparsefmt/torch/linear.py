@@ -14,7 +14,7 @@ import torch
 
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.errors import SparsefmtError
-from sparsefmt.frameworks.pytorch import intake_of
+from sparsefmt.frameworks.pytorch import rows_of
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 from sparsefmt.tensor import SparseTensor
@@ -155,7 +155,7 @@ class SparseLinear(torch.nn.Module):
         Cost: two reads of the weight and one write of the result; a dense copy for Conv1D and for a pruned module.
         """
         weight, made_of_transposed = dense_weight(linear)
-        tensor = SparseTensor.from_dense(intake_of("weight", weight), layout)
+        tensor = SparseTensor.from_dense(rows_of("weight", weight), layout)
         made = cls.from_tensor(tensor, _effective(linear, "bias"))
         made.transposed = made_of_transposed
         made.weight_requires_grad = parameter_of_weight(linear).requires_grad
@@ -230,12 +230,12 @@ class SparseLinear(torch.nn.Module):
         Raises:
             ValueError: another shape.
         """
-        intake = intake_of("weight", weight.to("cpu", self._dtype))
-        layout = auto.for_computing(intake.filling(intake.survey()))
+        matrix = rows_of("weight", weight.to("cpu", self._dtype))
+        layout = auto.for_computing(matrix.filling(matrix.survey()))
         if layout != "dense" and self.has_weight:
             layout = self.sparse_tensor().layout
         device = self.weight_arrays.device
-        self.set_weight(SparseTensor.from_dense(intake, layout))
+        self.set_weight(SparseTensor.from_dense(matrix, layout))
         self._hold(Packed(*(tensor.to(device) for tensor in (self.weight_arrays, self.weight_table))), self._dtype)
 
     @property
@@ -383,7 +383,7 @@ class SparseLinear(torch.nn.Module):
             return
         weight = weight.t() if self.transposed else weight
         weight = weight if assign else weight.to(self._dtype)
-        self.set_weight(SparseTensor.from_dense(intake_of("weight", weight), "auto"))
+        self.set_weight(SparseTensor.from_dense(rows_of("weight", weight), "auto"))
 
     def _load_packed(self, weights: Packed, signs: torch.Tensor | None, assign: bool) -> None:
         if not weights.table.numel():

@@ -16,7 +16,7 @@ from sparsefmt.checkpoints.contract import naming
 from sparsefmt.container import file_objects
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.sources import Backend
-from sparsefmt.frameworks.pytorch import TorchFramework, intake_of
+from sparsefmt.frameworks.pytorch import TorchFramework, rows_of
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.choice import MIN_SPARSITY, Choice, why_dense
@@ -385,12 +385,12 @@ def _read(stored: _Stored, holders: list[Holder], choice: Choice) -> SparseTenso
     tensor = TorchFramework().tensor(stored.file, stored.name)
     if not filled and not tensor.is_floating_point():
         return _Dense(tensor, f"its weight has dtype {tensor.dtype}")
-    intake = intake_of(stored.name, tensor)
+    matrix = rows_of(stored.name, tensor)
     if not filled:
-        reason = choice.why_not_worth(intake.filling(intake.survey()), trainable=trainable)
+        reason = choice.why_not_worth(matrix.filling(matrix.survey()), trainable=trainable)
         if reason is not None:
             return _Dense(tensor, reason)
-    return SparseTensor.from_dense(intake, choice.layout)
+    return SparseTensor.from_dense(matrix, choice.layout)
 
 
 def _empty_like(module: torch.nn.Module) -> SparseLinear:

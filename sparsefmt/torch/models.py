@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from sparsefmt.frameworks.pytorch import intake_of
+from sparsefmt.frameworks.pytorch import rows_of
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.choice import MIN_SIZE, MIN_SPARSITY, Choice
@@ -345,9 +345,9 @@ def _compress(
 
 def _why_not_worth(module: torch.nn.Module, choice: Choice) -> str | None:
     weight, _ = dense_weight(module)
-    intake = intake_of("weight", weight)
+    matrix = rows_of("weight", weight)
     trainable = parameter_of_weight(module).requires_grad
-    return choice.why_not_worth(intake.filling(intake.survey()), trainable=trainable)
+    return choice.why_not_worth(matrix.filling(matrix.survey()), trainable=trainable)
 
 
 def _sharing(layer: SparseLinear, module: torch.nn.Module) -> SparseLinear:

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from sparsefmt.checkpoints.huggingface import METHOD
 from sparsefmt.container import budget
-from sparsefmt.frameworks.pytorch import TORCH_DTYPES, intake_of
+from sparsefmt.frameworks.pytorch import TORCH_DTYPES, rows_of
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.choice import Choice
@@ -158,11 +158,11 @@ class Compress(ConversionOps):
             return tensor
         if not tensor.is_floating_point() or not tensor.numel():
             return tensor
-        intake = intake_of(name, tensor)
-        if self._choice.why_not_worth(intake.filling(intake.survey()), trainable=False) is not None:
+        matrix = rows_of(name, tensor)
+        if self._choice.why_not_worth(matrix.filling(matrix.survey()), trainable=False) is not None:
             return tensor
         self._files.compressed(tensor)
-        return StandIn(SparseTensor._from_intake(intake, self._choice.layout, None))
+        return StandIn(SparseTensor._from_rows(matrix, self._choice.layout, None))
 
 
 def _dtype_named(name: str) -> torch.dtype:

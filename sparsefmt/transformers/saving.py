@@ -21,7 +21,7 @@ from sparsefmt.checkpoints.huggingface import SENTENCE_TRANSFORMERS
 from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.container.atomic import replacing
 from sparsefmt.frameworks.contract import Converted
-from sparsefmt.frameworks.pytorch import intake_of
+from sparsefmt.frameworks.pytorch import rows_of
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.tensor_writer import NegativeZeros, TensorWriter, write_all
 from sparsefmt.torch.linear import SparseLinear
@@ -193,4 +193,4 @@ def _nbytes(tensor: torch.Tensor) -> int:
 
 
 def _stored(name: str, tensor: torch.Tensor) -> Any:
-    return tensor.compressed if isinstance(tensor, StandIn) else intake_of(name, tensor)
+    return tensor.compressed if isinstance(tensor, StandIn) else rows_of(name, tensor)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from sparsefmt.adapters import mistakes
-from sparsefmt.adapters.contract import Intake
+from sparsefmt.adapters.contract import Rows
 from sparsefmt.dtypes import DType, as_bits, dtype_of, unpack
 from sparsefmt.errors import FormatError, UnsupportedError
 
 
-class ArrayIntake(Intake):
+class ArrayRows(Rows):
     """A numpy array, or whatever numpy makes one of; what speaks DLPack alone, too."""
 
     def __init__(self, array: Any) -> None:
@@ -38,7 +38,7 @@ class ArrayIntake(Intake):
         return as_bits(part, self.dtype).reshape(end - begin, self.cols)
 
 
-class BytesIntake(Intake):
+class BytesRows(Rows):
     """A dense tensor as it lies in a file: little-endian, row-major, sub-byte types packed.
 
     Args:
