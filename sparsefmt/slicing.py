@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsefmt.container.names import matrix_view
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import LimitError
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.contract import Layout, Tile
+from sparsefmt.shapes import matrix_view
 from sparsefmt.threads import in_order
 
 TileGetter = Callable[[int], Tile]

@@ -12,7 +12,6 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from sparsefmt import layouts, slicing
 from sparsefmt.adapters import Rows, is_scipy_sparse, rows_of
 from sparsefmt.container.budget import Budget
-from sparsefmt.container.names import matrix_view
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import UnsupportedError
@@ -22,6 +21,7 @@ from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.layouts.entries import to_entries
 from sparsefmt.layouts.memory import Arena, frozen, padded_copy
 from sparsefmt.layouts.permuted import padded_nnz
+from sparsefmt.shapes import matrix_view
 from sparsefmt.threads import in_order
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ STOREYS = [
     {"container"},
     {"kernels"},
     {"layouts", "codecs"},
+    {"shapes"},
     {"threads", "dtypes", "bits_of_words", "jit", "jit_cache", "isa", "compiling"},
     {"errors", "limits"},
 ]

@@ -33,8 +33,8 @@ from rich.progress import track
 from spec_reader import spec_reader
 
 import sparsefmt
-from sparsefmt.container.names import matrix_view
 from sparsefmt.dtypes import SUMMED_IN_DOUBLE
+from sparsefmt.shapes import matrix_view
 
 
 class Refused(Exception):

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsefmt import layouts
-from sparsefmt.container.names import check_shape, matrix_view
 from sparsefmt.dtypes import DType
 from sparsefmt.layouts import LAYOUTS, auto
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.entries import Entries, from_entries
 from sparsefmt.layouts.memory import frozen
 from sparsefmt.layouts.permuted import padded_nnz
+from sparsefmt.shapes import check_shape, matrix_view
 from sparsefmt.threads import in_order
 
 

@@ -15,11 +15,11 @@ from math import prod
 import numpy as np
 
 from sparsefmt.adapters.contract import Rows
-from sparsefmt.container.names import check_shape
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError, SparsefmtError, UnsupportedError
 from sparsefmt.layouts import auto
 from sparsefmt.limits import MAX_NDIM
+from sparsefmt.shapes import check_shape
 
 
 class BitmaskRows(Rows):

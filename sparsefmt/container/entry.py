@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 from sparsefmt.codecs import CODECS
 from sparsefmt.container.canonical import expect_ints, expect_keys, expect_sorted, expect_type
-from sparsefmt.container.names import check_shape, matrix_view
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import FormatError, LimitError, UnsupportedError
 from sparsefmt.layouts import LAYOUTS
@@ -32,6 +31,7 @@ from sparsefmt.limits import (
     MAX_SPARSE_TILE_POSITIONS,
     MAX_SPARSE_TILE_ROWS,
 )
+from sparsefmt.shapes import check_shape, matrix_view
 
 _REQUIRED_KEYS = ("arrays", "dtype", "first_chunk", "layout", "shape", "tile_rows")
 _SPARSE_REQUIRED_KEYS = tuple(sorted((*_REQUIRED_KEYS, "nnz")))

@@ -1,14 +1,12 @@
-"""What names, metadata and shapes a file can have: checked alike when writing and when reading. No I/O."""
+"""What names and metadata a file can have: checked alike when writing and when reading. No I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from math import prod
 from typing import Any
 
-from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError, LimitError
-from sparsefmt.limits import MAX_METADATA_BYTES, MAX_NAME_BYTES, MAX_NDIM, MAX_TENSOR_BITS
+from sparsefmt.limits import MAX_METADATA_BYTES, MAX_NAME_BYTES
 
 _MOST_UTF8_BYTES = 4  # of a character
 
@@ -56,16 +54,3 @@ def check_metadata(metadata: Any) -> None:
             raise FormatError("metadata-invalid", f"metadata {key!r} is not valid Unicode") from None
     if size > MAX_METADATA_BYTES:
         raise LimitError("metadata-size", f"metadata has {size:,} bytes; the limit is {MAX_METADATA_BYTES:,}")
-
-
-def matrix_view(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(rows, cols) of a tensor: the first dimension, and the product of the rest. (1, 1) for 0-d."""
-    return (shape[0], prod(shape[1:])) if shape else (1, 1)
-
-
-def check_shape(shape: tuple[int, ...], dtype: DType) -> None:
-    """Refuse a shape with too many dimensions or whose sizes do not fit 63 bits."""
-    if len(shape) > MAX_NDIM:
-        raise LimitError("shape-ndim", f"{len(shape)} dimensions; the limit is {MAX_NDIM}")
-    if (prod(shape) or prod([size or 1 for size in shape])) * dtype.bits > MAX_TENSOR_BITS:
-        raise LimitError("shape-size", f"shape {list(shape)} of {dtype.name} is over {MAX_TENSOR_BITS:,} bits")

@@ -17,12 +17,13 @@ from sparsefmt.container import envelope
 from sparsefmt.container.chunks import CHUNK_RECORD
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.index import Index
-from sparsefmt.container.names import check_metadata, check_name, check_shape, matrix_view
+from sparsefmt.container.names import check_metadata, check_name
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError, LimitError
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.limits import MAX_CHUNK_BYTES, MAX_INDEX_BYTES, MAX_TENSORS
+from sparsefmt.shapes import check_shape, matrix_view
 
 WORTH_A_MODEL = 1 << 12
 """Bytes of a dense tensor below which "auto" makes no model for it: that takes longer than all else together
