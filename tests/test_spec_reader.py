@@ -1,4 +1,4 @@
-"""spec/reader.py was written from SPEC.md alone. What it and the library make of the same bytes must be the same."""
+"""spec/python was written from SPEC.md alone. What it and the library make of the same bytes must be the same."""
 
 import copy
 import re
@@ -525,7 +525,9 @@ def test_mutations_of_rans(seed):
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(SPEC / "reader.py"), *arguments], capture_output=True, check=False)
+    return subprocess.run(
+        [sys.executable, str(SPEC / "python" / "reader.py"), *arguments], capture_output=True, check=False
+    )
 
 
 def test_command_line(tmp_path):

@@ -11,7 +11,7 @@ again with offsets and checksums that are right, so that the damage reaches code
 A file has to give tensors, or a SparsefmtError. What gives tensors is read in every layout, sliced, multiplied by a
 vector and by a batch, and saved and read again. A finding is any other exception; a death of the process; an input that
 takes too long or too much memory; bits that depend on the layout, on the slice or on the batch, or that are lost when
-saved; a product that is not that of spec/reader.py; an index that is not canonical. Findings go to the folder given by
+saved; a product that is not that of spec/python; an index that is not canonical. Findings go to the folder given by
 --keep, with what was wrong with them.
 
 Jitted passes are compiled with bounds checks (NUMBA_BOUNDSCHECK) in a cache of their own, .cache/fuzz_reader. numba

@@ -1,7 +1,7 @@
 """What has to hold for any bytes: checks of tools/fuzz_reader.py.
 
 They give tensors, or a SparsefmtError. Tensors have the same bits in every layout, slices are those of the dense
-tensor, products do not depend on the batch and are those of spec/reader.py, the index is canonical, and what is saved
+tensor, products do not depend on the batch and are those of spec/python, the index is canonical, and what is saved
 comes back. No input takes long, or much memory.
 """
 
@@ -29,7 +29,7 @@ MOST_IN_PRODUCTS = 1 << 16
 """Rows and columns of the tensors that are multiplied."""
 
 MOST_IN_SLOW_PRODUCTS = 1 << 12
-"""Elements of those whose product is compared with that of spec/reader.py, which takes milliseconds."""
+"""Elements of those whose product is compared with that of spec/python/reader.py, which takes milliseconds."""
 
 MOST_GROWTH = 1 << 28
 """Bytes by which one input may make the process grow."""

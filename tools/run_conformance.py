@@ -1,7 +1,7 @@
 """Runs a reader over spec/vectors/ and compares what it finds with the manifest (spec/conformance.md).
 
     python tools/run_conformance.py sparsefmt                this library
-    python tools/run_conformance.py numpy                    spec/reader.py
+    python tools/run_conformance.py numpy                    spec/python/reader.py
     python tools/run_conformance.py -- ./sparsefmt_cat       a program with the interface of sparsefmt_cat
     python tools/run_conformance.py --without zstd -- ./sparsefmt_cat
     python tools/run_conformance.py --vectors large -- ./sparsefmt_cat     what make_vectors.py --large large wrote
@@ -95,7 +95,7 @@ class Library(Reader):
 
 
 class Numpy(Reader):
-    """spec/reader.py."""
+    """spec/python/reader.py."""
 
     def __init__(self) -> None:
         self._module = spec_reader()

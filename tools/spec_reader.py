@@ -1,4 +1,4 @@
-"""spec/reader.py, which was written from SPEC.md alone, as a module. Imported by the tools and tests, not a program."""
+"""The reader in spec/python, written from SPEC.md alone, as a module. Imported by tools and tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-PATH = Path(__file__).resolve().parent.parent / "spec" / "reader.py"
+PATH = Path(__file__).resolve().parent.parent / "spec" / "python" / "reader.py"
 
 
 @cache
