@@ -97,7 +97,7 @@ class SparseTensor(NDArrayOperatorsMixin):
             array: anything numpy takes, of a dtype the format has, in any byte order and memory order; a tensor of
                 torch. Sparse ones of torch, scipy and pydata are taken too, and only single tiles of them made dense.
                 Not changed.
-            layout: "auto" (see README, "Choosing a layout"), "dense", "bitmask" or "permuted".
+            layout: "auto" (see docs/guide.md, "Choosing a layout"), "dense", "bitmask" or "permuted".
             threads: how many may work; all usable cores by default.
 
         Raises:

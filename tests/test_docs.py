@@ -197,12 +197,16 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("document", [*GUIDES, "SECURITY.md", "spec/README.md", "spec/conformance.md"])
 def test_named_files_are_there(document):
-    """Paths with a slash: from the root, as in commands, or below sparsefmt/, as in the map of the house."""
+    """Paths with a slash: from the root, from the document, or below sparsefmt/. NAME stands for any name."""
     text = (ROOT / document).read_text()
-    code = re.findall(r"```\w*\n(.*?)```", text, re.S) + re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    code = re.findall(r"```\w*\n(.*?)```", text, re.S)
+    code += re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
     pattern = rf"(?<![\w./-])([\w.*-]+/[\w./*-]*\.(?:{'|'.join(SUFFIXES)}))(?![\w/])"
-    for path in {path for part in code for path in re.findall(pattern, part)}:
-        assert any(ROOT.glob(path)) or any((ROOT / "sparsefmt").glob(path)), f"{document}: {path}"
+    named = {path for part in code for path in re.findall(pattern, part)}
+    named |= {part for part in code if re.fullmatch(r"([\w.-]+/)+", part)}
+    folders = (ROOT, ROOT / "sparsefmt", (ROOT / document).parent)
+    for path in {path.replace("NAME", "*") for path in named}:
+        assert any(found for folder in folders for found in folder.glob(path)), f"{document}: {path}"
 
 
 def test_map_names_every_room():

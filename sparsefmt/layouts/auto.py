@@ -1,6 +1,6 @@
 """`layout="auto"` and the height of tiles: what to write, and what to compute with.
 
-The rule, documented in README ("Choosing a layout"):
+The rule, documented in docs/guide.md ("Choosing a layout"):
 
 1. 0-d and 1-d tensors, types that cannot be pruned, tensors of less than SMALL bytes, and whatever a sparse layout
    would not make at least 10 % smaller are `dense`. Few columns or few zeros end here: every row costs some bytes of
@@ -25,7 +25,7 @@ from sparsefmt.layouts.permuted import MAX_U16_COLS, slices_of
 from sparsefmt.limits import MAX_SPARSE_COLS, MAX_SPARSE_TILE_POSITIONS, MAX_SPARSE_TILE_ROWS
 
 PERMUTED_FROM = 0.7
-"""Sparsity from which `permuted` is the better layout to compute with (docs/speed.md).
+"""Sparsity from which `permuted` is the better layout to compute with (docs/benchmarks.md).
 
 The two take equally long at 68 to 79 % zeros for one token, and at 58 to 72 % for eight, where 16-bit types are at the
 lower end. For 32 tokens and more, `permuted` takes about two thirds of the time at 50 %, and less than half from 70 %

@@ -14,7 +14,7 @@ from sparsefmt.torch.layers import Holder, Patterns, is_linear, matcher, why_not
 
 MIN_SPARSITY = 0.4
 """Sparsity from which a layer is replaced. At 50 %, both layouts were faster than dense float32 products with 1 to 128
-tokens (docs/speed.md), and `bitmask` takes about as long at every sparsity."""
+tokens (docs/benchmarks.md), and `bitmask` takes about as long at every sparsity."""
 
 MIN_SIZE = 1 << 17
 """Elements that a weight must have for its layer to be replaced by default: 131,072, a little less than 384 x 384. A

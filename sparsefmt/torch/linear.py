@@ -145,7 +145,7 @@ class SparseLinear(torch.nn.Module):
             linear: a torch.nn.Linear, pruned by torch.nn.utils.prune or not, or a Conv1D of transformers. Not changed.
                 Hooks are left behind. Elements that torch.nn.utils.prune masks are 0.0, without the sign that they had;
                 other zeros keep theirs.
-            layout: "auto" (see README, "Choosing a layout"), "bitmask", "permuted", or "dense".
+            layout: "auto" (see docs/guide.md, "Choosing a layout"), "bitmask", "permuted", or "dense".
 
         Raises:
             TypeError: a module of another kind.

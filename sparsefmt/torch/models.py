@@ -77,7 +77,7 @@ def sparsify(
 
     Args:
         model: a model on the CPU.
-        layout: "auto" (see README, "Choosing a layout"), "bitmask" or "permuted".
+        layout: "auto" (see docs/guide.md, "Choosing a layout"), "bitmask" or "permuted".
         min_sparsity: part of the weights that must be zero, 0.0 to 1.0.
         include: patterns of module names, such as "*.mlp.*": other layers stay. None for all.
         exclude: patterns of module names: these layers stay.

@@ -25,7 +25,7 @@ class SparsefmtConfig(QuantizationConfigMixin):
     a folder of dense weights, it makes the layers that are pruned SparseLinear while they are loaded, one by one.
 
     Args:
-        layout: "auto" (see README, "Choosing a layout"), "bitmask" or "permuted".
+        layout: "auto" (see docs/guide.md, "Choosing a layout"), "bitmask" or "permuted".
         min_sparsity: part of a weight that must be zero for its layer to become a SparseLinear, 0.0 to 1.0.
         include: patterns of module names, such as "*.mlp.*", in which `*` stands for anything: other layers are loaded
             dense. None for all.
