@@ -525,9 +525,8 @@ def test_mutations_of_rans(seed):
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(SPEC / "python" / "reader.py"), *arguments], capture_output=True, check=False
-    )
+    program = str(SPEC / "python" / "reader.py")
+    return subprocess.run([sys.executable, program, *arguments], capture_output=True, check=False)
 
 
 def test_command_line(tmp_path):
