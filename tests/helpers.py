@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import subprocess
@@ -10,7 +9,6 @@ import sys
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from click.testing import CliRunner, Result
@@ -30,11 +28,6 @@ SPARSE = [name for name, layout in LAYOUTS.items() if layout.sparse]
 CODECS = ["raw", "zstd", "rans", "auto"]
 PRUNABLE = [dtype for dtype in DTYPES.values() if dtype.prunable]
 WIDTHS = [1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 130]
-
-
-def load_tool(name: str) -> ModuleType:
-    """A program of tools/ as a module; the folder is on the path, so that a test may as well import it by name."""
-    return importlib.import_module(name)
 
 
 def random_bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> np.ndarray:

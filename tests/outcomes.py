@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-from spec_reader import spec_reader
 
 import sparsefmt
+from tools.vectors.spec_reader import spec_reader
 
 reader = spec_reader()
 

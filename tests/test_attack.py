@@ -1,14 +1,14 @@
-"""A sample of the campaigns of tools/attack_files.py, and the tool itself."""
+"""A sample of the campaigns of tools/fuzz/attack_files.py, and the tool itself."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-import attack_files as attack
-import attack_index
 import pytest
 
 import sparsefmt
+from tools.fuzz import attack_files as attack
+from tools.fuzz import attack_index
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def test_a_file_that_should_have_been_refused_is_reported(files):
 
 def test_nothing_is_multiplied_that_was_not_checked(files):
     """The campaigns do multiply: columns out of range in a file whose checksums fit are refused before."""
-    from vector_faults import FAULTS
+    from tools.vectors.faults import FAULTS
 
     beyond = [fault for fault in FAULTS if fault.code == "column-range"]
     assert beyond

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-import fuzz_c_reader as fuzz
 import ml_dtypes
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from helpers import ROOT, SPARSE, pruned, random_bits
 
 import sparsefmt
 from sparsefmt.dtypes import DTYPES, DType
+from tools.fuzz import c_reader as fuzz
 
 VECTORS = ROOT / "spec" / "vectors"
 MANIFEST = json.loads((VECTORS / "manifest.json").read_text())
@@ -279,7 +279,7 @@ def test_files_with_a_changed_byte_are_refused_alike(codec: str, reader: fuzz.CR
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_mutated_files_are_read_or_refused_alike(seed: int, reader: fuzz.CReader, tmp_path: Path):
-    """A short run of tools/fuzz_c_reader.py, with checksums made right again."""
+    """A short run of tools/fuzz/c_reader.py, with checksums made right again."""
     figures = fuzz.run(reader, seed, 1500, 1000.0, DAMAGED_CODECS, tmp_path)
     assert figures.disagreements == 0
     assert min(figures.accepted, figures.refused) > 100

@@ -148,7 +148,7 @@ CHECKLIST: dict[int, tuple[str, list[str]]] = {
             "tests/test_attack.py::test_a_sample",
             "tests/test_container.py::test_every_changed_byte_is_refused",
             "tests/test_container.py::test_mutations_with_mended_checksums_give_tensors_or_an_error",
-            "tools/attack_files.py",
+            "tools/fuzz/attack_files.py",
         ],
     ),
     15: (
@@ -170,7 +170,7 @@ CHECKLIST: dict[int, tuple[str, list[str]]] = {
             "tests/test_concurrency.py::TestFilesThatChange::test_readers_keep_the_file_that_they_have_opened",
             "tests/test_api.py::test_a_loaded_tensor_saved_over_its_own_file",
             "tests/test_store_machine.py::test_any_order_of_steps",
-            "tools/crash_saves.py",
+            "tools/fuzz/crash_saves.py",
         ],
     ),
     17: (
@@ -190,8 +190,8 @@ CHECKLIST: dict[int, tuple[str, list[str]]] = {
             "tests/test_spec_reader.py::test_mutations",
             "tests/test_spec_reader.py::test_mutations_of_rans",
             "tests/test_fuzz_reader.py::test_a_short_run",
-            "tools/fuzz_c_reader.py",
-            "tools/fuzz_reader.py",
+            "tools/fuzz/c_reader.py",
+            "tools/fuzz/reader.py",
         ],
     ),
     19: (
@@ -200,8 +200,8 @@ CHECKLIST: dict[int, tuple[str, list[str]]] = {
             "tests/test_spec_reader.py::test_every_code_of_section_7_is_here",
             "tests/test_golden.py::test_every_file_is_in_the_manifest",
             "tests/test_conformance.py::test_readers_in_python",
-            "tools/make_vectors.py",
-            "tools/run_conformance.py",
+            "tools/vectors/make.py",
+            "tools/vectors/conformance.py",
         ],
     ),
     20: (

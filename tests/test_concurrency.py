@@ -17,10 +17,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import hammer_threads
 import numpy as np
 import pytest
-from helpers import CODECS, ROOT, same_bits, weights
+from helpers import CODECS, same_bits, weights
 
 import sparsefmt
 from sparsefmt import codecs, threads
@@ -28,6 +27,7 @@ from sparsefmt.api import Backend
 from sparsefmt.container.sources import MappedFile, ReadFile
 from sparsefmt.kernels import multiply
 from sparsefmt.layouts import LAYOUTS
+from tools.fuzz import hammer_threads
 
 BACKENDS: list[Backend] = ["mmap", "pread"]
 ARRAY = weights(np.random.default_rng(0), (700, 1100), np.float32, 0.7)
@@ -60,7 +60,7 @@ def product(path: str | os.PathLike[str]) -> bytes:
 class TestManyThreads:
     @pytest.mark.slow
     def test_a_short_run_of_the_tool(self):
-        command = [sys.executable, ROOT / "tools" / "hammer_threads.py", "--calls", "600", "--seconds", "20"]
+        command = [sys.executable, "-m", "tools.fuzz.hammer_threads", "--calls", "600", "--seconds", "20"]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done
         assert re.search(r"^16 threads, [\d,]+ calls compared, 0 differences, 0 errors", done.stdout, re.MULTILINE)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import fuzz_c_reader as fuzz
-import make_vectors as vectors
 import numpy as np
 import pytest
-import run_conformance as kit
 from helpers import ROOT
+
+from tools.fuzz import c_reader as fuzz
+from tools.vectors import conformance as kit
+from tools.vectors import make as vectors
 
 pytestmark = pytest.mark.slow
 

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from click.testing import CliRunner
-from helpers import ROOT, names_in, same_bits, weights
+from helpers import names_in, same_bits, weights
 
 import sparsefmt
 from sparsefmt.cli import main
@@ -175,7 +175,7 @@ def by_ordinary_user(work: Callable[[], object]) -> str:
 class TestKilledWriters:
     @pytest.mark.slow
     def test_a_short_run_of_the_tool(self):
-        command = [sys.executable, ROOT / "tools" / "crash_saves.py", "--count", "10"]
+        command = [sys.executable, "-m", "tools.fuzz.crash_saves", "--count", "10"]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done
         assert "survived: 10 of 10" in done.stdout

@@ -1,4 +1,4 @@
-"""tools/fuzz_reader.py: a short run, and that it finds what is wrong where something is."""
+"""tools/fuzz/reader.py: a short run, and that it finds what is wrong where something is."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-import fuzz_reader as fuzz
-import fuzz_reader_checks as checks
-import fuzz_reader_files as files
 import numpy as np
 import pytest
 from helpers import ROOT
@@ -16,6 +13,9 @@ from helpers import ROOT
 import sparsefmt
 from sparsefmt.container.index import Index
 from sparsefmt.sparse_file import TensorSlice
+from tools.fuzz import reader as fuzz
+from tools.fuzz import reader_checks as checks
+from tools.fuzz import reader_files as files
 
 pytestmark = pytest.mark.slow
 
@@ -120,11 +120,11 @@ def test_bounds_are_checked_and_what_is_not_an_error_of_ours_is_found(good, tmp_
 def test_a_death_is_found_and_its_input_kept(good, tmp_path, monkeypatch):
     deadly = fuzz.PROGRAM.replace(
         "fuzz_reader.fuzz(job)",
-        "import os, fuzz_reader_checks\n"
-        "examine = fuzz_reader_checks.examine\n"
+        "import os\nfrom tools.fuzz import reader_checks\n"
+        "examine = reader_checks.examine\n"
         "def dying(data, limit):\n"
         "    return 'read' if examine(data, limit) == 'read' else os.abort()\n"
-        "fuzz_reader_checks.examine = dying\n"
+        "reader_checks.examine = dying\n"
         "fuzz_reader.fuzz(job)",
     )
     monkeypatch.setattr(fuzz, "MOST_DEATHS", 2)

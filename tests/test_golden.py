@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import make_vectors
 import numpy as np
 import pytest
 from helpers import ROOT, dense, same_bits
 
 import sparsefmt
+from tools.vectors import make as make_vectors
 
 VECTORS = ROOT / "spec" / "vectors"
 MANIFEST = json.loads((VECTORS / "manifest.json").read_text())

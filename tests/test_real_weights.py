@@ -9,7 +9,6 @@ from pathlib import Path
 
 import naive
 import numpy as np
-import prune
 import pytest
 from click.testing import CliRunner
 from helpers import same_bits
@@ -17,6 +16,7 @@ from helpers import same_bits
 import sparsefmt
 from sparsefmt.cli import main as sparsefmt_command
 from sparsefmt.kernels import multiply
+from tools import prune
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,6 @@ import re
 
 import numpy as np
 import pytest
-import spec_example as tool
 from helpers import CODECS, PRUNABLE, ROOT, pruned, random_bits
 
 import sparsefmt
@@ -16,6 +15,7 @@ from sparsefmt.container import chunks, entry, envelope, index
 from sparsefmt.dtypes import DTYPES, as_bits, pack
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
+from tools.vectors import spec_example as tool
 
 SPEC = (ROOT / "spec" / "SPEC.md").read_text()
 
@@ -139,8 +139,8 @@ def test_error_codes():
         "LimitError": "limit",
     }
     raised = set()
-    for folder in ("container", "layouts", "codecs"):
-        for source in (ROOT / "sparsefmt" / folder).rglob("*.py"):
+    for sources in ("container/**/*.py", "layouts/**/*.py", "codecs/**/*.py", "shapes.py"):
+        for source in (ROOT / "sparsefmt").glob(sources):
             for kind, code in re.findall(r"(\w+Error)\(\s*\"([a-z-]+)\"", source.read_text()):
                 # a plain SparsefmtError is about the call, as on a file that is closed
                 if kind != "SparsefmtError":
@@ -150,7 +150,7 @@ def test_error_codes():
     )
     raised |= {("chunk-gap", "format"), ("chunk-overlap", "format")}
     table_of_faults = (ROOT / "sparsefmt/layouts/permuted.py").read_text()
-    raised |= {(code, "format") for code in re.findall(r"passes\.[A-Z_]+: \(\"([a-z-]+)\"", table_of_faults)}
+    raised |= {(code, "format") for code in re.findall(r"jitted\.[A-Z_]+: \(\"([a-z-]+)\"", table_of_faults)}
     of_writers = ("name-duplicate", "tensor-changed", "writer-failed", "writer-finished")
     writing = {(code, "format") for code in of_writers} | {("file-object", "unsupported")}
     of_its_own = {("memory", "limit"), ("decoded-bytes", "limit")}

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import zstandard
 from outcomes import BITS, DTYPES, dtype_name, outcome_of_library, outcome_of_reader, packed, reader
-from vector_faults import FAULTS, TakenApart, rans_files
-from vector_faults.changes import BASES, changed, record, weight
-from vector_faults.rans import coded
 
 import sparsefmt
+from tools.vectors.faults import FAULTS, TakenApart, rans_files
+from tools.vectors.faults.changes import BASES, changed, record, weight
+from tools.vectors.faults.rans import coded
 
 pytestmark = pytest.mark.slow
 

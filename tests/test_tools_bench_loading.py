@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import bench_open
-import bench_verification as bench
 import numpy as np
 import pytest
 
 import sparsefmt
+from tools.bench import open as bench_open
+from tools.bench import verification as bench
 
 pytestmark = pytest.mark.slow
 

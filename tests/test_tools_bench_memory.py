@@ -1,18 +1,15 @@
-"""tools/bench_memory.py: what a process takes for a model, by the numbers that Linux has."""
+"""tools/bench/memory.py: what a process takes for a model, by the numbers that Linux has."""
 
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from helpers import ROOT
 
 pytest.importorskip("transformers")
-sys.path.insert(0, str(ROOT / "tools"))
-tool = importlib.import_module("bench_memory")
+tool = importlib.import_module("tools.bench.memory")
 
 pytestmark = pytest.mark.skipif(not tool.STATUS.exists(), reason="the system does not say how much memory it takes")
 

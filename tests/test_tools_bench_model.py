@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from helpers import ROOT
 from transformers import BertConfig, BertModel
 
 from sparsefmt import threads
@@ -21,11 +19,10 @@ from sparsefmt.torch import SparseLinear
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_layers")]
 
-sys.path.append(str(ROOT / "tools"))  # the program is in several files
-bench_model = importlib.import_module("bench_model")
-cases = importlib.import_module("bench_model_cases")
-memory = importlib.import_module("bench_model_memory")
-rows = importlib.import_module("bench_model_rows")
+bench_model = importlib.import_module("tools.bench.model")
+cases = importlib.import_module("tools.bench.model_cases")
+memory = importlib.import_module("tools.bench.model_memory")
+rows = importlib.import_module("tools.bench.model_rows")
 
 SMALL = cases.LlamaSize(hidden=64, intermediate=128, layers=2, vocabulary=96, heads=4, key_value_heads=2)
 PLAN = rows.Plan((1, 3), (7,), 5, 4, 3, 1.0, 2, False)

@@ -3,11 +3,11 @@
 import csv
 from pathlib import Path
 
-import bench_overhead
 import pytest
 from click.testing import CliRunner
 
 from sparsefmt.kernels import multiply
+from tools.bench import overhead as bench_overhead
 
 pytestmark = pytest.mark.slow
 

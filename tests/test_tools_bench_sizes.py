@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from helpers import PRUNABLE, ROOT, pruned
+from helpers import PRUNABLE, pruned
 from safetensors.numpy import save_file
 
 from sparsefmt.codecs import CODECS
@@ -19,9 +19,8 @@ from sparsefmt.dtypes import DTYPES
 
 pytestmark = pytest.mark.slow
 
-sys.path.append(str(ROOT / "tools"))  # the program is in several files
-bench_sizes = importlib.import_module("bench_sizes")
-contenders = importlib.import_module("bench_sizes_contenders")
+bench_sizes = importlib.import_module("tools.bench.sizes")
+contenders = importlib.import_module("tools.bench.sizes_contenders")
 
 CONTENDERS = {contender.name: contender for contender in contenders.all_contenders(threads=1)}
 

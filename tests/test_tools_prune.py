@@ -5,14 +5,14 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import make_checkpoint
 import ml_dtypes
 import numpy as np
-import prune
 import pytest
 from click.testing import CliRunner, Result
 from safetensors import safe_open
 from safetensors.numpy import save_file
+
+from tools import make_checkpoint, prune
 
 PROJECTION = "layers.0.q_proj.weight"
 CONVOLUTION = "layers.1.conv.weight"

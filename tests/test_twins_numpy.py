@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 import pytest
-import run_safetensors_tests as tool
 import safetensors.numpy
 from helpers import CODECS, arrays, check_signature, pruned, random_bits, same_bits, weights
 from hypothesis import given, settings
@@ -18,6 +17,7 @@ import sparsefmt.numpy
 from sparsefmt import FormatError, SparsefmtError, UnsupportedError
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.layouts import LAYOUTS
+from tools import run_safetensors_tests as tool
 
 twin = sparsefmt.numpy
 

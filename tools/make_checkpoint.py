@@ -1,6 +1,6 @@
 """Write a synthetic sharded checkpoint of a pruned transformer, in the layout that Hugging Face writes.
 
-    python tools/make_checkpoint.py FOLDER --gigabytes 2 --shards 4 --dtype bf16 --sparsity 0.6 --seed 0
+    python -m tools.make_checkpoint FOLDER --gigabytes 2 --shards 4 --dtype bf16 --sparsity 0.6 --seed 0
 
 Holds one shard in memory at a time, and float32 scratch for one tensor. A tensor's values depend on the
 size, the dtype, the sparsity and the seed, not on the number of shards.

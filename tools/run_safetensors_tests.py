@@ -1,6 +1,6 @@
 """Run safetensors' own tests for numpy and torch against sparsefmt's twins of them.
 
-    python tools/run_safetensors_tests.py [--source FOLDER] [--version VERSION]
+    python -m tools.run_safetensors_tests [--source FOLDER] [--version VERSION]
 
 Fetches the source distribution of safetensors in the version that is installed, copies its Python tests to a temporary
 folder with the imports changed and nothing else, and runs them with pytest. Tests that cannot pass are in EXPECTED with
@@ -23,7 +23,8 @@ from xml.etree import ElementTree
 
 import safetensors
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools import ROOT
+
 TESTS = Path("bindings/python/tests")
 
 _BYTES = "compares with, or loads, the bytes of a safetensors file"

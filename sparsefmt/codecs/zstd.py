@@ -2,7 +2,7 @@
 
 The bytes of an array of `width`-byte elements are first regrouped: all first bytes, then all second bytes, and so on.
 Sign and exponent bytes of floats lie together then, which makes values about 10 % smaller than without (measured by
-`tools/bench_codecs.py`) at no cost in speed.
+`tools/bench/codecs.py`) at no cost in speed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sparsefmt.limits import MAX_ZSTD_RATIO
 
 LEVEL = 3
 """Level 19 makes values and masks of pruned weights 0 to 10 % smaller, at a thirtieth of the speed or less
-(tools/bench_codecs.py)."""
+(tools/bench/codecs.py)."""
 
 
 _SMALLEST_WINDOW = 1024

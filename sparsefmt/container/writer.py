@@ -27,7 +27,7 @@ from sparsefmt.shapes import check_shape, matrix_view
 
 WORTH_A_MODEL = 1 << 12
 """Bytes of a dense tensor below which "auto" makes no model for it: that takes longer than all else together
-(`tools/bench_small.py`, also with `--codec rans`)."""
+(`tools/bench/small.py`, also with `--codec rans`)."""
 
 KEPT_BYTES = 1 << 24
 """Tiles of a tensor, 16 MiB in all, that are kept while it is written, since some codecs look several times; the others

@@ -23,7 +23,7 @@ SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
 WORTH_A_THREAD = 1 << 19
 """Multiply-adds for one token for each thread below which handing work over, some 30 microseconds, costs more than it
-saves (tools/bench_overhead.py)."""
+saves (tools/bench/overhead.py)."""
 
 TOKENS_LIKE_ONE = 10
 """Further tokens that cost as much as the first, for which the weights are loaded and spread."""

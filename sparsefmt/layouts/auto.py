@@ -33,7 +33,7 @@ on. Below, it takes up to 40 % more memory in float32, and in 16-bit types as mu
 
 SMALL = 1 << 12
 """Bytes of a dense tensor below which it stays dense: to decode its three to five arrays takes longer than to decode it
-(`tools/bench_small.py`, also with `--layout bitmask`)."""
+(`tools/bench/small.py`, also with `--layout bitmask`)."""
 
 WORTHWHILE = 0.9
 """A sparse layout must be smaller than this part of the dense bytes."""

@@ -19,7 +19,7 @@ tokens (docs/benchmarks.md), and `bitmask` takes about as long at every sparsity
 MIN_SIZE = 1 << 17
 """Elements that a weight must have for its layer to be replaced by default: 131,072, a little less than 384 x 384. A
 call of a SparseLinear costs some tens of microseconds more than one of a Linear, beside the product. At 80 % in
-float32, with 1 and 8 tokens, that is more than a smaller layer gains (tools/bench_small_layers.py)."""
+float32, with 1 and 8 tokens, that is more than a smaller layer gains (tools/bench/small_layers.py)."""
 
 LAYOUTS_TO_CHOOSE = ("auto", "bitmask", "permuted")
 

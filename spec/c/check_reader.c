@@ -1,7 +1,7 @@
 /* check_reader.c: reads whole files with sparsefmt.h and says what is in them, for comparison with another reader.
 
    As a program, it answers requests on standard input until that ends: each is a u32 length and the bytes of a file;
-   the answer is a u32 length and a text. tools/fuzz_c_reader.py builds it with sanitizers and talks to it. An argument
+   the answer is a u32 length and a text. tools/fuzz/c_reader.py builds it with sanitizers and talks to it. An argument
    is how many bytes the reader may have at a time: what a file needs beyond that is error "memory".
 
        cc -std=c99 -O1 -g -fsanitize=address,undefined -o check_reader check_reader.c -lm
@@ -10,7 +10,7 @@
 
        clang -O1 -g -DFUZZER -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
              -o fuzz_reader check_reader.c -lm
-       python ../../tools/fuzz_c_reader.py --corpus FOLDER
+       python ../../tools/fuzz/c_reader.py --corpus FOLDER
        ./fuzz_reader -max_len=131072 -max_total_time=1200 FOLDER
 
    Add -DSPARSEFMT_ZSTD and -lzstd for codec zstd. The text is the code of the first fault, files before tensors and
@@ -80,7 +80,7 @@ static uint64_t digest(const void *bytes, size_t size) {
     return sparsefmt_xxh64(NULL, 0, (const unsigned char *)bytes, size);
 }
 
-/* Elements -7 to 7 in steps of one eighth; the same in tools/fuzz_c_reader.py. */
+/* Elements -7 to 7 in steps of one eighth; the same in tools/fuzz/c_reader.py. */
 static double element_of_x(uint64_t i) { return (double)((int)(i * 37 % 113) - 56) / 8; }
 
 /* y = W x tile by tile, as several threads would do it. */

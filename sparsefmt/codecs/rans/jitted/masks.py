@@ -6,9 +6,8 @@ A mask is (rows, words) uint64: column c is bit c % 64 of word c // 64.
 from __future__ import annotations
 
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 
+from sparsefmt.bits_of_words import popcount
 from sparsefmt.jit import jit
 
 NIBBLE, NIBBLE_BITS = np.uint64(15), np.uint64(4)
@@ -154,18 +153,8 @@ def row_offsets(mask, offsets):
     for row in range(mask.shape[0]):
         offsets[row] = kept
         for word in range(mask.shape[1]):
-            kept += _population(mask[row, word])
+            kept += popcount(mask[row, word])
     offsets[mask.shape[0]] = kept
-
-
-@intrinsic
-def _population(typingctx, word):
-    """Set bits of a uint64, as int64."""
-
-    def codegen(context, builder, signature, args):
-        return builder.ctpop(args[0])
-
-    return types.int64(types.uint64), codegen
 
 
 @jit

@@ -1,0 +1,1 @@
+"""What tries to break readers and writers: damaged files, killed writers, many threads."""

@@ -1,0 +1,285 @@
+"""Damages small files in every way there is, reads them, and prints what came of it.
+
+    python -m tools.fuzz.attack_files                       every flip, truncation, zeroed part and splice; some minutes
+    python -m tools.fuzz.attack_files --share 0.02          a sample of each
+    python -m tools.fuzz.attack_files --only flips
+
+For every layout with every codec, a file with all kinds of tensors. The campaigns:
+
+    flips          every bit of a file, checksums left as they are
+    mended flips   every bit of every chunk and of the index, with checksums that fit
+    truncations    at every byte
+    zeroed tails   from every byte on
+    zeroed blocks  each 16 bytes, with checksums left as they are, and mended
+    splices        the head of one file, the tail of another, at every 16th byte
+
+Each damaged file is opened; all tensors are loaded in the layout of the file and dense, and multiplied by. It is
+"refused" if that gives a SparsefmtError, "same" if it gives what the file had, "other" if it gives something else. Any
+other exception, and a death of the process that reads, is a "crash". Exits with 1 if there is a crash, or if a file
+whose checksums were left as they are is not refused.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import struct
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import click
+import ml_dtypes
+import msgpack
+import numpy as np
+import xxhash
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import sparsefmt
+from sparsefmt.codecs import CODECS
+from sparsefmt.layouts import LAYOUTS
+
+Case = tuple[str, bytes]
+"""The name of the file that was damaged, and what became of it."""
+
+MAX_DECODED_BYTES = 1 << 24
+"""Whatever a file claims, no more memory is taken."""
+
+
+class Campaign(NamedTuple):
+    """A way to damage files.
+
+    Attributes:
+        cases: every damaged file.
+        must_refuse: whether each of them must be refused, and not only do no harm.
+    """
+
+    cases: Callable[[dict[str, bytes]], Iterator[Case]]
+    must_refuse: bool
+
+
+def bases() -> dict[str, bytes]:
+    """Small files, by name."""
+    rng = np.random.default_rng(1)
+    weight = rng.standard_normal((9, 17)).astype(np.float32)
+    weight[rng.random(weight.shape) < 0.6] = 0
+    weight[rng.random(weight.shape) < 0.1] = -0.0
+    tensors = {
+        "weight": weight,
+        "half": np.tile(weight, (2, 3)).astype(ml_dtypes.bfloat16),
+        "small": rng.integers(-3, 4, (5, 9)).astype(np.int8),
+        "vector": np.arange(30, dtype=np.uint16),
+        "flags": rng.random((3, 7)) < 0.5,
+        "packed": rng.standard_normal((3, 5)).astype(ml_dtypes.float4_e2m1fn),
+        "tied": weight,
+    }
+    return {
+        f"{layout} {codec}": sparsefmt.save(tensors, {"key": "text"}, layout=layout, codec=codec)
+        for layout in LAYOUTS
+        for codec in CODECS
+    }
+
+
+def flips(files: dict[str, bytes]) -> Iterator[Case]:
+    for name, data in files.items():
+        for bit in range(8 * len(data)):
+            yield name, flipped(data, bit)
+
+
+def mended_flips(files: dict[str, bytes]) -> Iterator[Case]:
+    for name, data in files.items():
+        for bit in range(8 * 64, 8 * (len(data) - 32)):
+            yield name, mended(flipped(data, bit))
+
+
+def truncations(files: dict[str, bytes]) -> Iterator[Case]:
+    for name, data in files.items():
+        for size in range(len(data)):
+            yield name, data[:size]
+
+
+def zeroed_tails(files: dict[str, bytes]) -> Iterator[Case]:
+    for name, data in files.items():
+        for begin in range(len(data)):
+            if data[begin:].strip(b"\0"):
+                yield name, data[:begin] + bytes(len(data) - begin)
+
+
+def zeroed_blocks(files: dict[str, bytes]) -> Iterator[Case]:
+    for name, data in files.items():
+        for begin in range(0, len(data), 16):
+            if data[begin : begin + 16].strip(b"\0"):
+                yield name, data[:begin] + bytes(min(16, len(data) - begin)) + data[begin + 16 :]
+
+
+def mended_blocks(files: dict[str, bytes]) -> Iterator[Case]:
+    for name, data in zeroed_blocks(files):
+        yield name, mended(data)
+
+
+def splices(files: dict[str, bytes]) -> Iterator[Case]:
+    for name, data in files.items():
+        for other, tail in files.items():
+            for cut in range(16, min(len(data), len(tail)), 16) if other != name else ():
+                spliced = data[:cut] + tail[cut:]
+                if spliced not in (data, tail):
+                    yield name, spliced
+                    yield name, data[: len(data) - cut] + tail[len(tail) - cut :]
+
+
+CAMPAIGNS = {
+    "flips": Campaign(flips, True),
+    "mended flips": Campaign(mended_flips, False),
+    "truncations": Campaign(truncations, True),
+    "zeroed tails": Campaign(zeroed_tails, True),
+    "zeroed blocks": Campaign(zeroed_blocks, True),
+    "mended blocks": Campaign(mended_blocks, False),
+    "splices": Campaign(splices, True),
+}
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    out = bytearray(data)
+    out[bit // 8] ^= 1 << bit % 8
+    return bytes(out)
+
+
+def mended(data: bytes) -> bytes:
+    """The file with checksums that fit, as far as its trailer and its index can be understood."""
+    offset, size = struct.unpack("<QQ", data[-32:-16])
+    index = data[offset : offset + size]
+    try:
+        chunks = msgpack.unpackb(index, strict_map_key=False)["chunks"]
+    except Exception:
+        chunks = b""
+    if isinstance(chunks, bytes) and chunks and chunks in index:
+        records = []
+        for at, stored, raw, _ in struct.iter_unpack("<QQQQ", chunks[: len(chunks) // 32 * 32]):
+            records.append(struct.pack("<QQQQ", at, stored, raw, xxhash.xxh64_intdigest(data[at : at + stored])))
+        index = index.replace(chunks, b"".join(records) + chunks[len(chunks) // 32 * 32 :], 1)
+    checksum = xxhash.xxh64_intdigest(data[:16] + index)
+    return data[:offset] + index + data[-32:-16] + struct.pack("<Q", checksum) + data[-8:]
+
+
+def content(data: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """All tensors: loaded in the file's layout and multiplied by, and dense."""
+    found: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
+    dense = sparsefmt.load(data, layout="dense", max_decoded_bytes=MAX_DECODED_BYTES)
+    for name, tensor in sparsefmt.load(data, max_decoded_bytes=MAX_DECODED_BYTES).items():
+        array = dense[name]
+        assert isinstance(array, np.ndarray)
+        found[name] = str(array.dtype), array.shape, array.tobytes()
+        if isinstance(tensor, sparsefmt.SparseTensor):
+            assert tensor.todense().tobytes() == array.tobytes()
+            with np.errstate(all="ignore"):
+                sparsefmt.linear(np.ones((3, array.reshape(array.shape[0], -1).shape[1]), np.float32), tensor)
+    return found
+
+
+def outcome(data: bytes, original: dict[str, Any]) -> str:
+    """ "refused", "same", "other", or the name of an exception that should not be."""
+    try:
+        return "same" if content(data) == original else "other"
+    except sparsefmt.SparsefmtError:
+        return "refused"
+    except Exception as error:
+        return f"crash: {type(error).__name__}: {error}"
+
+
+def read_cases(cases: Connection, files: dict[str, bytes]) -> None:
+    """In a process of its own: an outcome for each file that comes."""
+    sparsefmt.set_num_threads(1)
+    originals = {name: content(data) for name, data in files.items()}
+    while True:
+        name, data = cases.recv()
+        cases.send(outcome(data, originals[name]))
+
+
+class Victim:
+    """The process that reads."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self._files = files
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._cases, there = context.Pipe()
+        self._process = context.Process(target=read_cases, args=(there, self._files), daemon=True)
+        self._process.start()
+        there.close()
+
+    def read(self, case: Case) -> str:
+        try:
+            self._cases.send(case)
+            return self._cases.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            died = f"crash: the process died with {self._process.exitcode}"
+            self._start()
+            return died
+
+    def stop(self) -> None:
+        self._process.kill()
+
+
+class Report(NamedTuple):
+    """What came of a campaign: how often, and the cases that must not be."""
+
+    outcomes: Counter[str]
+    wrong: list[tuple[str, Case]]
+
+
+def attack(campaign: Campaign, files: dict[str, bytes], share: float, seed: int, each: Callable[[], object]) -> Report:
+    """Read a share of the damaged files of a campaign."""
+    rng, victim, report = random.Random(seed), Victim(files), Report(Counter(), [])
+    for case in campaign.cases(files):
+        if share < 1 and rng.random() >= share:
+            continue
+        found = victim.read(case)
+        report.outcomes[found.split(":")[0]] += 1
+        if found.startswith("crash") or (campaign.must_refuse and found != "refused"):
+            report.wrong.append((found, case))
+        each()
+    victim.stop()
+    return report
+
+
+@click.command(help=(__doc__ or "").replace("\n\n    ", "\n\n\b\n    "))
+@click.option("--only", multiple=True, type=click.Choice(list(CAMPAIGNS)), help="These campaigns.")
+@click.option("--share", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Part of the cases to try.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
+@click.option("--keep", type=click.Path(file_okay=False), help="Folder for files that did what they must not.")
+def main(only: tuple[str, ...], share: float, seed: int, keep: str | None) -> None:
+    files = bases()
+    sizes = sorted(map(len, files.values()))
+    print(f"{len(files)} files of {sizes[0]:,} to {sizes[-1]:,} bytes, {share:.0%} of the cases")
+    table = Table("campaign", *(f"{word}" for word in ("cases", "refused", "same", "other", "crashes", "seconds")))
+    wrong: list[tuple[str, Case]] = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for name in only or CAMPAIGNS:
+            task, started = progress.add_task(name, total=None), time.perf_counter()
+            report = attack(CAMPAIGNS[name], files, share, seed, lambda task=task: progress.advance(task))
+            counts = [report.outcomes[word] for word in ("refused", "same", "other", "crash")]
+            elapsed = time.perf_counter() - started
+            table.add_row(name, f"{sum(counts):,}", *(f"{count:,}" for count in counts), f"{elapsed:.0f}")
+            wrong += report.wrong
+            progress.remove_task(task)
+    Console().print(table)
+    for number, (found, (name, data)) in enumerate(wrong[:20]):
+        print(f"{found} ({name})")
+        if keep:
+            os.makedirs(keep, exist_ok=True)
+            with open(os.path.join(keep, f"{number:03}.sparsefmt"), "wb") as file:
+                file.write(data)
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The files that tools/fuzz/reader.py starts from, and how it mutates them beside what tools/fuzz/c_reader.py does."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgpack
+import numpy as np
+import zstandard
+
+import sparsefmt
+from tools import ROOT
+from tools.fuzz.attack_files import mended
+from tools.fuzz.c_reader import (
+    CODECS,
+    LAYOUTS,
+    Mutation,
+    damage,
+    finish,
+    index_place,
+    mutate_chunk_order,
+    random_file,
+    single_tensors,
+    take_apart,
+)
+from tools.fuzz.reader_checks import dense
+
+VECTORS = ROOT / "spec" / "vectors"
+
+
+class Sizes(NamedTuple):
+    """What keeps an input quick.
+
+    Attributes:
+        file: bytes of the largest file.
+        decoded: `max_decoded_bytes`.
+    """
+
+    file: int
+    decoded: int
+
+
+COMPILED, INTERPRETED = Sizes(1 << 13, 1 << 22), Sizes(1 << 12, 1 << 14)
+
+
+# Mutations
+
+Mutate = Callable[[bytes, int], bytes]
+"""libFuzzer's mutations, which use what it saw compared: the bytes, and how many they may become."""
+
+
+def mutations_guided_by(mutate: Mutate) -> list[Mutation]:
+    """Mutations of parts of a file by libFuzzer."""
+
+    def in_place(rng: np.random.Generator, part: bytes) -> bytes:
+        """As long as it was, most of the time: then sizes still fit."""
+        changed = mutate(part, len(part) + 8)
+        return changed if rng.random() < 0.2 else changed[: len(part)].ljust(len(part), b"\0")
+
+    def guided_bytes(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
+        return mended(in_place(rng, data))
+
+    def guided_chunk(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
+        parts = take_apart(data)
+        stored, _ = parts.chunks[rng.integers(len(parts.chunks))]
+        stored[:] = in_place(rng, bytes(stored))
+        return parts.assemble()
+
+    def guided_model(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
+        parts = take_apart(data)
+        entries = parts.index["tensors"].values()
+        models = [(entry["models"], array) for entry in entries for array in entry.get("models", ())]
+        holder, array = models[rng.integers(len(models))]
+        holder[array] = in_place(rng, holder[array])
+        return parts.assemble()
+
+    def guided_index(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
+        offset, _ = index_place(data)
+        return finish(data[:offset], mutate(data[offset:-32], len(data)))
+
+    return [guided_bytes, *[guided_chunk] * 6, *[guided_model] * 4, guided_index]
+
+
+def mutate_zstd_content(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
+    """What a zstd frame holds, in a frame that is right."""
+    parts = take_apart(data)
+    frames = [stored for stored, _ in parts.chunks if stored.startswith(zstandard.FRAME_HEADER)]
+    frame = frames[rng.integers(len(frames))]
+    if zstandard.frame_content_size(bytes(frame)) > COMPILED.decoded:
+        raise ValueError("a frame that claims more than will be read")
+    content = bytearray(zstandard.decompress(bytes(frame), max_output_size=COMPILED.decoded))
+    size = len(content)
+    damage(rng, content)
+    frame[:] = zstandard.compress(bytes(content[:size].ljust(size, b"\0")))
+    return parts.assemble()
+
+
+def graft(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
+    """A tensor of another file, chunks and all."""
+    parts, others = take_apart(data), take_apart(other)
+    names = [name for name, entry in others.index["tensors"].items() if "first_chunk" in entry]
+    name = names[rng.integers(len(names))]
+    entry = others.index["tensors"][name]
+    tiles = -(-(entry["shape"] or [1])[0] // entry["tile_rows"]) if entry["tile_rows"] else 0
+    first, count = entry["first_chunk"], tiles * len(entry["arrays"])
+    parts.index["tensors"][f"{name}+"] = {**entry, "first_chunk": len(parts.chunks) if count else 0}
+    parts.chunks += others.chunks[first : first + count]
+    return parts.assemble()
+
+
+def resave(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
+    """Good files differ: some elements of each tensor pruned and others set, saved with any layout and codec."""
+    tensors = {}
+    for name, tensor in sparsefmt.load(data, threads=1, max_decoded_bytes=INTERPRETED.decoded).items():
+        array = np.array(dense(tensor))
+        elements = array.reshape(-1, 1).view(np.uint8)
+        if elements.size:
+            pruned, set_, like = rng.integers(len(elements), size=(3, 8))
+            elements[pruned] = 0
+            elements[set_] = elements[like]
+        tensors[name] = array
+    layout, codec = str(rng.choice(["auto", *LAYOUTS])), str(rng.choice(CODECS))
+    return sparsefmt.save(tensors, layout=layout, codec=codec, threads=1)
+
+
+OWN_MUTATIONS: list[Mutation] = [mutate_zstd_content, mutate_zstd_content, graft, resave]
+CROSSOVERS: list[Mutation] = [graft, mutate_chunk_order]
+
+NOTHING_TO_MUTATE = (
+    *(struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError),
+    *(zstandard.ZstdError, ZeroDivisionError, msgpack.UnpackException),
+)
+"""What a mutation raises that finds nothing to change, or a file that cannot be taken apart."""
+
+
+def mutated(
+    mutations: list[Mutation], rng: np.random.Generator, data: bytes, other: bytes, max_size: int
+) -> bytes | None:
+    """Another file than `data`; None if several mutations found nothing to change.
+
+    A file that cannot be taken apart any more leads nowhere, most of the time: `other` is changed instead.
+    """
+    if rng.random() < 0.8 and not can_be_taken_apart(data):
+        data = other
+    for _ in range(4):
+        try:
+            changed = mutations[rng.integers(len(mutations))](rng, data, other)
+        except NOTHING_TO_MUTATE:
+            continue
+        if changed != data and len(changed) <= max_size:
+            return changed
+    return None
+
+
+def can_be_taken_apart(data: bytes) -> bool:
+    try:
+        take_apart(data).assemble()
+    except NOTHING_TO_MUTATE:
+        return False
+    return True
+
+
+# Files to start from
+
+
+def seeds(seed: int, most_bytes: int) -> list[bytes]:
+    rng, files = np.random.default_rng(seed), []
+    for path in sorted(VECTORS.rglob("*.sparsefmt")):
+        data = path.read_bytes()
+        files += [data] if len(data) <= most_bytes or "bad" in path.parts else list(single_tensors(data))[::3]
+    files += (random_file(rng) for _ in range(60))
+    return sorted({data for data in files if len(data) <= most_bytes}, key=len)

@@ -1,0 +1,1 @@
+"""What makes spec/vectors/, and runs readers over them."""

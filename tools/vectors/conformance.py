@@ -1,0 +1,244 @@
+"""Runs a reader over spec/vectors/ and compares what it finds with the manifest (spec/conformance.md).
+
+    python -m tools.vectors.conformance sparsefmt                this library
+    python -m tools.vectors.conformance numpy                    spec/python/reader.py
+    python -m tools.vectors.conformance -- ./sparsefmt_cat       a program with the interface of sparsefmt_cat
+    python -m tools.vectors.conformance --without zstd -- ./sparsefmt_cat
+    python -m tools.vectors.conformance --vectors large -- ./sparsefmt_cat     what make_vectors.py --large large wrote
+
+A program is called as `PROGRAM FILE`, which lists names, dtypes, shapes and layouts between tabs; as `PROGRAM FILE
+TENSOR`, which writes dense bytes; and as `PROGRAM --matvec FILE TENSOR`, which multiplies by the vector on standard
+input. On an error it writes `CODE: message` to standard error and exits with 1.
+
+Prints what differs, and exits with 1 if anything does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+import sparsefmt
+from sparsefmt.dtypes import SUMMED_IN_DOUBLE
+from sparsefmt.shapes import matrix_view
+from tools.vectors.make import FOLDER, activations, dense_bytes
+from tools.vectors.spec_reader import spec_reader
+
+
+class Refused(Exception):
+    """A reader's error: its code."""
+
+
+class Described(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+    layout: str
+
+
+class Reader(ABC):
+    """A reader of .sparsefmt files. All raise Refused for what they refuse."""
+
+    @abstractmethod
+    def describe(self, path: Path) -> dict[str, Described]:
+        """All tensors by name."""
+
+    @abstractmethod
+    def dense(self, path: Path, name: str) -> bytes:
+        """Dense bytes of a tensor."""
+
+    @abstractmethod
+    def product(self, path: Path, name: str, x: np.ndarray) -> bytes:
+        """Little-endian bytes of W x, in the layout of the file."""
+
+
+class Library(Reader):
+    """sparsefmt itself."""
+
+    def describe(self, path: Path) -> dict[str, Described]:
+        with self._open(path) as file:
+            entries = {name: file.reader.index.entry(name) for name in file}
+        return {name: Described(entry.dtype.name, entry.shape, entry.layout.name) for name, entry in entries.items()}
+
+    def dense(self, path: Path, name: str) -> bytes:
+        try:
+            with self._open(path) as file:
+                return dense_bytes(file.get_tensor(name))
+        except sparsefmt.SparsefmtError as error:
+            raise Refused(error.code) from None
+
+    def product(self, path: Path, name: str, x: np.ndarray) -> bytes:
+        with self._open(path) as file:
+            entry = file.reader.index.entry(name)
+            weight = file.load(name, entry.layout.name)
+        if not isinstance(weight, sparsefmt.SparseTensor):
+            weight = weight.reshape(entry.rows, entry.cols)
+        with np.errstate(all="ignore"):
+            return sparsefmt.linear(x, weight).tobytes()
+
+    def _open(self, path: Path) -> sparsefmt.SparseFile:
+        try:
+            return sparsefmt.open_file(path)
+        except sparsefmt.SparsefmtError as error:
+            raise Refused(error.code) from None
+
+
+class Numpy(Reader):
+    """spec/python/reader.py."""
+
+    def __init__(self) -> None:
+        self._module = spec_reader()
+        self._path, self._data, self._tensors = Path(), b"", {}
+
+    def describe(self, path: Path) -> dict[str, Described]:
+        self._read(path)
+        return {name: Described(t.dtype, tuple(t.shape), t.layout) for name, t in self._tensors.items()}
+
+    def dense(self, path: Path, name: str) -> bytes:
+        self._read(path)
+        return self._tensors[name].data
+
+    def product(self, path: Path, name: str, x: np.ndarray) -> bytes:
+        self._read(path)
+        return self._module.multiply(self._data, name, x).tobytes()
+
+    def _read(self, path: Path) -> None:
+        if path == self._path:
+            return
+        data = path.read_bytes()
+        try:
+            self._tensors = self._module.read(data)
+        except self._module.Fault as fault:
+            raise Refused(fault.code) from None
+        self._path, self._data = path, data
+
+
+class Program(Reader):
+    """A program with the interface of sparsefmt_cat."""
+
+    def __init__(self, command: tuple[str, ...]) -> None:
+        self._command = command
+
+    def describe(self, path: Path) -> dict[str, Described]:
+        lines = [line.split("\t") for line in self._run(path).decode().splitlines()]
+        return {
+            re.sub(r"\\x(..)", lambda code: chr(int(code[1], 16)), name): Described(
+                dtype, tuple(json.loads(shape)), layout
+            )
+            for name, dtype, shape, layout, *_ in lines
+        }
+
+    def dense(self, path: Path, name: str) -> bytes:
+        return self._run(path, name)
+
+    def product(self, path: Path, name: str, x: np.ndarray) -> bytes:
+        return self._run("--matvec", path, name, given=x.tobytes())
+
+    def _run(self, *arguments: str | Path, given: bytes = b"") -> bytes:
+        done = subprocess.run([*self._command, *map(str, arguments)], input=given, capture_output=True, check=False)
+        if done.returncode == 0:
+            return done.stdout
+        said = done.stderr.decode(errors="replace").strip()
+        if done.returncode != 1 or not re.match(r"[a-z0-9-]+: ", said):
+            raise RuntimeError(f"{self._command[0]} exited with {done.returncode} and said {said[:300]!r}")
+        raise Refused(said.split(":")[0])
+
+
+@dataclass
+class Result:
+    """What was compared, and what differed."""
+
+    files: int = 0
+    refused: int = 0
+    tensors: int = 0
+    products: int = 0
+    differences: list[str] = field(default_factory=list)
+
+    def expect(self, what: str, found: object, expected: object) -> None:
+        if found != expected:
+            self.differences.append(f"{what}: {found}, where {expected} is right")
+
+
+def check_good(reader: Reader, path: Path, expected: dict[str, Any], result: Result) -> None:
+    """A file that a reader must read."""
+    tensors = {**expected["tensors"]}
+    tensors |= {name: tensors[target] for name, target in expected["aliases"].items()}
+    found = reader.describe(path)
+    result.expect(f"{path.name}: names", sorted(found), sorted(tensors))
+    for name, tensor in tensors.items():
+        what = f"{path.name}: {name!r}"
+        shape = tuple(tensor["shape"])
+        result.expect(what, found.get(name), Described(tensor["dtype"], shape, tensor["layout"]))
+        result.expect(what, hashlib.sha256(reader.dense(path, name)).hexdigest(), tensor["sha256"])
+        result.tensors += 1
+        if tensor["product_sha256"]:
+            dtype = np.dtype("<f8" if tensor["dtype"] in SUMMED_IN_DOUBLE else "<f4")
+            x = activations(matrix_view(shape)[1]).astype(dtype)
+            y = np.frombuffer(reader.product(path, name, x), dtype).copy()
+            y[np.isnan(y)] = np.nan
+            digest = hashlib.sha256(y.tobytes()).hexdigest()
+            result.expect(f"{what}, product", digest, tensor["product_sha256"])
+            result.products += 1
+
+
+def outcome(reader: Reader, path: Path) -> str:
+    """The code of the error that a file gives, when it is opened or its tensors are read."""
+    try:
+        for name in reader.describe(path):
+            reader.dense(path, name)
+    except Refused as refused:
+        return str(refused)
+    return "no error"
+
+
+def run(reader: Reader, folder: Path, without: tuple[str, ...] = ()) -> Result:
+    """Compare a reader with the manifest of a folder. `without`: files with one of these in their path are left out."""
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    result = Result()
+    for name in track(sorted(manifest), "reading", console=Console(stderr=True), transient=True):
+        if any(part in name for part in without):
+            continue
+        result.files += 1
+        path, expected = folder / name, manifest[name]
+        try:
+            if "error" in expected:
+                result.refused += 1
+                result.expect(name, outcome(reader, path), expected["error"])
+            else:
+                check_good(reader, path, expected, result)
+        except Refused as refused:
+            result.differences.append(f"{name}: refused with {refused}")
+        except RuntimeError as error:
+            result.differences.append(f"{name}: {error}")
+    return result
+
+
+@click.command(help=(__doc__ or "").replace("\n\n    python", "\n\n\b\n    python"))
+@click.argument("reader", nargs=-1, required=True)
+@click.option("--vectors", type=click.Path(exists=True, file_okay=False, path_type=Path), default=FOLDER)
+@click.option("--without", multiple=True, metavar="PART", help="Leave out files with this in their path.")
+def main(reader: tuple[str, ...], vectors: Path, without: tuple[str, ...]) -> None:
+    builtin = {("sparsefmt",): Library, ("numpy",): Numpy}
+    found = run(builtin[reader]() if reader in builtin else Program(reader), vectors, without)
+    for difference in found.differences:
+        print(difference)
+    print(
+        f"{' '.join(reader)}: {found.files} files, {found.refused} of them to be refused, {found.tensors:,} tensors and"
+        f" {found.products:,} products: {len(found.differences)} differences"
+    )
+    sys.exit(1 if found.differences else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Files to begin with, and what can be changed in them.
+
+A change is a function of a TakenApart. It changes that in place, or returns the bytes of the whole file instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import msgpack
+import numpy as np
+
+import sparsefmt
+from tools.vectors.faults.taken_apart import Encoded, TakenApart, canonical
+
+Change = Callable[[TakenApart], Any]
+
+LAYOUTS = ("dense", "bitmask", "permuted")
+CODECS = ("raw", "zstd", "rans")
+
+
+class Fault(NamedTuple):
+    """A change that gives a file one fault.
+
+    Attributes:
+        code: that a reader must give; "ok" if there is no fault.
+        base: name of the file in BASES.
+        name: what is wrong with it.
+    """
+
+    code: str
+    base: str
+    name: str
+    change: Change
+
+    def file(self) -> bytes:
+        """The file with the fault."""
+        parts = TakenApart(BASES[self.base])
+        other = self.change(parts)
+        return other if isinstance(other, bytes) else bytes(parts)
+
+
+def weight(negative: bool = True) -> np.ndarray:
+    """20 x 70; rows of equal and of different counts, one of them empty."""
+    rng = np.random.default_rng(7)
+    w = rng.standard_normal((20, 70)).astype(np.float32)
+    w[rng.random(w.shape) < 0.7] = -0.0 if negative else 0
+    w[5] = np.roll(w[6], 3)
+    w[3] = 0
+    return w
+
+
+def bases() -> dict[str, bytes]:
+    w, vector = weight(), np.arange(1, 71, dtype=np.float32)
+    big = np.zeros((64, 4096), np.float32)
+    big[::3, ::5] = 1.25
+    files = {
+        f"{layout} {codec}": sparsefmt.save({"w": w, "v": vector}, {"a": "b"}, layout=layout, codec=codec)
+        for layout in LAYOUTS
+        for codec in CODECS
+    }
+    files |= {f"positive {layout}": sparsefmt.save({"w": abs(w)}, layout=layout, codec="raw") for layout in LAYOUTS[1:]}
+    files |= {f"big {layout}": sparsefmt.save({"w": big}, layout=layout, codec="zstd") for layout in LAYOUTS}
+    files["integers"] = sparsefmt.save({"w": (w * 10).astype(np.int8)}, layout="bitmask", codec="raw")
+    files["bool"] = sparsefmt.save({"w": w > 0}, codec="raw")
+    files["packed"] = sparsefmt.save({"w": w[:19, :3].astype(ml_dtypes.float4_e2m1fn)}, codec="raw")
+    files["empty"] = sparsefmt.save({"w": w[:, :0], "v": vector}, codec="raw")
+    files["full"] = sparsefmt.save({"w": np.ones((8, 8), np.float32)}, layout="bitmask", codec="raw")
+    return files
+
+
+BASES = bases()
+FAULTS: list[Fault] = []
+
+
+def faults(code: str, base: str, changes: dict[str, Change]) -> None:
+    """Each change gives a file this fault and no other; `ok` none."""
+    FAULTS.extend(Fault(code, base, name, change) for name, change in changes.items())
+
+
+def fields(name: str = "w", minor: int = 0, **values):
+    """Change fields of an entry; `...` removes."""
+
+    def change(file: TakenApart):
+        file.preamble[10] = minor
+        entry = file.entry(name)
+        entry.update(values)
+        for key in [key for key, value in values.items() if value is ...]:
+            del entry[key]
+
+    return change
+
+
+def top(minor: int = 0, **values):
+    def change(file: TakenApart):
+        file.preamble[10] = minor
+        file.index.update(values)
+
+    return change
+
+
+def arrays(**codecs):
+    def change(file: TakenApart):
+        file.entry()["arrays"] = {k: v for k, v in (file.entry()["arrays"] | codecs).items() if v is not ...}
+
+    return change
+
+
+def entry_named(name: str, value):
+    return lambda file: file.index["tensors"].update({name: value})
+
+
+def preamble(offset: int, value: int):
+    return lambda file: file.preamble.__setitem__(offset, value)
+
+
+def trailer(field: int, value):
+    def change(file: TakenApart):
+        file.change_trailer = lambda fields: fields.__setitem__(field, value(fields[field]) % 2**64)
+
+    return change
+
+
+def record(number: int, field: int, value):
+    def change(file: TakenApart):
+        file.change_records = lambda records: records[number].__setitem__(field, value(records[number][field]) % 2**64)
+
+    return change
+
+
+def index(value):
+    def change(file: TakenApart):
+        file.change_index = value if callable(value) else lambda index: value
+
+    return change
+
+
+def raw_index(**values):
+    """Fields of the index that laying out would set, or that are not to be there."""
+
+    def replaced(index: bytes) -> bytes:
+        changed = msgpack.unpackb(index) | values
+        return canonical({key: value for key, value in changed.items() if value is not ...})
+
+    return lambda file: setattr(file, "change_index", replaced)
+
+
+def array(name: str, dtype: str, value):
+    """Change an array; `value` gets it, and gives another or changes it in place."""
+
+    def change(file: TakenApart):
+        content = file.array(name, dtype)
+        changed = value(content)
+        file.put(name, content if changed is None else changed)
+
+    return change
+
+
+def item(position: int, value):
+    def change(content: np.ndarray):
+        content[position] = value(content) if callable(value) else value
+
+    return change
+
+
+def whole(data):
+    """Not a change of the parts: other bytes."""
+    return lambda file: data(bytes(file))
+
+
+def later(value):
+    """A key of a greater minor version, in the index."""
+    return top(1, later=value)
+
+
+def nested(levels: int) -> Encoded:
+    """Arrays within each other."""
+    return Encoded(b"\x91" * levels + b"\0")
+
+
+def both(first, second):
+    """Two changes, one after the other."""
+
+    def change(file: TakenApart):
+        first(file)
+        second(file)
+
+    return change
+
+
+def changed(data: bytes, position: int, bits: int) -> bytes:
+    out = bytearray(data)
+    out[position] ^= bits
+    return bytes(out)

@@ -1,0 +1,378 @@
+"""Faults of the container (SPEC.md, section 2), and files that look faulty and are not."""
+
+from __future__ import annotations
+
+import msgpack
+import numpy as np
+
+from tools.vectors.faults.changes import (
+    BASES,
+    array,
+    arrays,
+    entry_named,
+    faults,
+    fields,
+    index,
+    later,
+    nested,
+    preamble,
+    raw_index,
+    record,
+    top,
+    trailer,
+    whole,
+)
+from tools.vectors.faults.taken_apart import Encoded, TakenApart, canonical
+
+ALIAS = {"alias_of": "w"}
+faults(
+    "ok",
+    "bitmask raw",
+    {
+        "as it was": lambda file: None,
+        "a greater minor version": preamble(10, 7),
+        "an alias": entry_named("x", ALIAS),
+        "unknown keys of a greater minor version": later({"a": [b"", "", 2**64 - 1, {}]}),
+        "unknown key in an entry of a greater minor version": fields(minor=1, later=1),
+        "name of 1024 bytes": entry_named("é" * 512, ALIAS),
+        "32 dimensions": fields(shape=[20, 70] + [1] * 30),
+        "negative_zeros_dropped": fields(negative_zeros_dropped=1400),
+        "metadata at its limit": lambda file: top(metadata={"a": "b" * (2**24 - 1)})(file),
+    },
+)
+faults(
+    "ok",
+    "bitmask zstd",
+    {"negative zeros as they are": lambda file: file.put("negative_zeros", file.array("negative_zeros"))},
+)
+
+# 2.1, 2.3
+faults("not-sparsefmt", "bitmask raw", {"magic": preamble(0, 0x88), "nothing": whole(lambda data: b"")})
+faults(
+    "file-too-short",
+    "bitmask raw",
+    {"magic only": whole(lambda data: data[:8]), "95 bytes": whole(lambda data: data[:95])},
+)
+faults("version-unsupported", "bitmask raw", {"major 2": preamble(8, 2), "major 0": preamble(8, 0)})
+faults("feature-unsupported", "bitmask raw", {"bit 0": preamble(12, 1), "bit 31": preamble(15, 128)})
+faults(
+    "trailer-missing",
+    "bitmask raw",
+    {"cut off": whole(lambda data: data[:-1]), "end magic": whole(lambda data: data[:-1] + b"\0")},
+)
+faults("index-size", "bitmask raw", {"huge": trailer(1, lambda size: 2**63)})
+faults(
+    "index-out-of-bounds",
+    "bitmask raw",
+    {
+        "too small": trailer(1, lambda size: size - 1),
+        "too large": trailer(1, lambda size: size + 1),
+        "later": trailer(0, lambda offset: offset + 64),
+        "huge offset": trailer(0, lambda offset: 2**63),
+        "not aligned": trailer(0, lambda offset: offset + 1),
+    },
+)
+faults(
+    "index-checksum",
+    "bitmask raw",
+    {
+        "checksum": trailer(2, lambda checksum: checksum ^ 1),
+        "minor": whole(lambda data: data[:10] + b"\1" + data[11:]),
+        "index": whole(lambda data: data.replace(b"dtype", b"dtypf")),
+    },
+)
+faults("padding-not-zero", "bitmask raw", {"byte 16": preamble(16, 1), "byte 63": preamble(63, 1)})
+for _n in range(1, 5):
+    faults(
+        "padding-not-zero", "bitmask raw", {f"behind chunk {_n}": lambda file, n=_n: file.behind.update({n: b"\0\1"})}
+    )
+
+# 2.4: msgpack
+faults(
+    "index-malformed",
+    "bitmask raw",
+    {
+        "empty": index(b""),
+        "cut": index(lambda index: index[:-1]),
+        "reserved byte": index(b"\xc1"),
+        "extension": index(b"\xd4\1\1"),
+        "trailing byte": index(lambda index: index + b"\0"),
+        "nested deeply": index(b"\x91" * 10**5 + b"\0"),
+        "extension of no bytes": later(Encoded(b"\xc7\0\1")),
+        "timestamp": later(Encoded(b"\xd6\xff\0\0\0\0")),
+        "key of type integer": later(Encoded(b"\x81\1\1")),
+        "UTF-8": later(Encoded(b"\xa1\xff")),
+        "surrogate": later(Encoded(b"\xa3\xed\xa0\x80")),
+    },
+)
+faults(
+    "index-malformed",
+    "bitmask raw",
+    {
+        "key of type bin": later(Encoded(b"\x81\xc4\1a\1")),
+        "long array": later([0] * 1025),
+        "17 levels": later(nested(16)),
+        "many levels": later(nested(200)),
+        "2,000 levels": later(nested(2000)),
+    },
+)
+faults(
+    "ok", "bitmask raw", {"long array": later([0] * 1024), "16 levels": later(nested(15)), "2^64 - 1": later(2**64 - 1)}
+)
+faults(
+    "index-type",
+    "bitmask raw",
+    {
+        "nil": later(None),
+        "true": later(True),
+        "negative": later(-1),
+        "float": later([1.5]),
+        "float of 32 bits": later(Encoded(b"\xca\x3f\xc0\0\0")),
+        "known key, nil": fields(tile_rows=None),
+        "known key, float": fields(nnz=1.5),
+        "metadata": raw_index(metadata=[]),
+    },
+)
+faults(
+    "index-not-canonical",
+    "bitmask raw",
+    {
+        "integer": fields(tile_rows=Encoded(b"\xcc\x14")),
+        "later integer": later(Encoded(b"\xcc\5")),
+        "signed integer": later(Encoded(b"\xd0\5")),
+        "str": fields(dtype=Encoded(b"\xd9\3F32")),
+        "array": fields(shape=Encoded(b"\xdc\0\2\x14\x46")),
+        "map": top(metadata=Encoded(b"\xde\0\0")),
+        "keys not sorted": top(metadata=Encoded(b"\x82\xa1b\xa1b\xa1a\xa1a")),
+        "key twice": top(metadata=Encoded(b"\x82\xa1b\xa1b\xa1b\xa1b")),
+        "negative_zeros_dropped of 0": fields(negative_zeros_dropped=0),
+    },
+)
+faults("index-not-canonical", "bitmask raw", {"later keys not sorted": later(Encoded(b"\x82\xa1b\1\xa1a\1"))})
+faults("index-key", "dense raw", {"nnz of a dense tensor": fields(nnz=5), "minor 1": fields(minor=1, nnz=5)})
+
+# 2.4: types and keys
+faults(
+    "index-type",
+    "bitmask raw",
+    {
+        "index": index(b"\x90"),
+        "chunks": raw_index(chunks=[]),
+        "half a record": raw_index(chunks=b"a" * 31),
+        "tensors": raw_index(tensors=[]),
+        "entry": entry_named("x", 5),
+        "alias": entry_named("x", {"alias_of": []}),
+        "dimension": fields(shape=[20, 2**63]),
+        "dimension is str": fields(shape=[20, "70"]),
+    },
+)
+for _key in "first_chunk", "nnz", "tile_rows", "negative_zeros_dropped", "shape", "arrays":
+    for _value in "x", b"x", [], {}, 2**63:
+        if (_key, _value) not in (("arrays", {}), ("shape", [])):
+            faults("index-type", "bitmask raw", {f"{_key} = {_value!r}": fields(**{_key: _value})})
+for _value in 5, b"x", [], {}:
+    faults(
+        "index-type",
+        "bitmask raw",
+        {
+            f"dtype = {_value!r}": fields(dtype=_value),
+            f"layout = {_value!r}": fields(layout=_value),
+            f"codec = {_value!r}": arrays(values=_value),
+        },
+    )
+faults(
+    "index-key",
+    "bitmask raw",
+    {
+        **{f"no {key}": fields(**{key: ...}) for key in TakenApart(BASES["bitmask raw"]).entry()},
+        **{f"no {key} in the index": raw_index(**{key: ...}) for key in ("chunks", "metadata", "tensors")},
+        "unknown": top(later=1),
+        "unknown in the entry": fields(later=1),
+        "no keys": index(b"\x80"),
+        "alias and more": entry_named("x", ALIAS | {"dtype": "F32"}),
+        "empty entry": entry_named("x", {}),
+    },
+)
+faults("metadata-invalid", "bitmask raw", {"int": top(metadata={"a": 1}), "bin": top(metadata={"a": b"b"})})
+faults("metadata-size", "bitmask raw", {"key and value": lambda file: top(metadata={"a": "b" * 2**24})(file)})
+faults("metadata-size", "bitmask raw", {"one value": lambda file: top(metadata={"": "b" * (2**24 + 1)})(file)})
+faults(
+    "ok",
+    "bitmask raw",
+    {"many short metadata": lambda file: top(metadata={f"{n:x}": "" for n in range(2**20 + 1)})(file)},
+)
+
+
+# 2.4: tensors
+def too_many_tensors(file: TakenApart) -> None:
+    names = {f"{n:x}".encode() for n in range(2**20)}
+    entries = [canonical("w") + canonical(file.entry())]
+    entries += [bytes([0xA0 + len(name)]) + name + b"\x81\xa8alias_of\xa1w" for name in sorted(names)]
+    entries.append(entries.pop(0))  # "w" is behind all hexadecimal digits
+    file.index["tensors"] = Encoded(msgpack.Packer().pack_map_header(len(entries)) + b"".join(entries))
+
+
+faults("tensor-count", "full", {"too many": too_many_tensors})
+faults("name-invalid", "bitmask raw", {"empty": entry_named("", ALIAS), "NUL": entry_named("a\0b", ALIAS)})
+faults("name-length", "bitmask raw", {"1025 bytes": entry_named("é" * 512 + "a", ALIAS)})
+faults(
+    "alias-invalid",
+    "bitmask raw",
+    {
+        "of nothing": entry_named("x", {"alias_of": "y"}),
+        "of itself": entry_named("x", {"alias_of": "x"}),
+        "of an alias": lambda file: file.index["tensors"].update(x=ALIAS, y={"alias_of": "x"}),
+    },
+)
+faults("dtype-unknown", "bitmask raw", {"F33": fields(dtype="F33"), "f32": fields(dtype="f32")})
+faults("layout-unknown", "bitmask raw", {"csr": fields(layout="csr")})
+faults("codec-unknown", "bitmask raw", {"lz4": arrays(values="lz4")})
+faults("shape-ndim", "dense raw", {"33": fields("v", shape=[70] + [1] * 32)})
+faults("shape-size", "empty", {"2^63 bits": fields(shape=[0, 2**58]), "product": fields(shape=[2**62, 0, 2**62])})
+faults(
+    "layout-invalid",
+    "positive bitmask",
+    {"dtype": fields(dtype="C64"), "packed dtype": fields(dtype="F4"), "1-d": fields(shape=[1400])},
+)
+faults(
+    "tile-rows",
+    "dense raw",
+    {"0": fields(tile_rows=0), "over rows": fields(tile_rows=21), "huge": fields(tile_rows=2**62)},
+)
+faults(
+    "tile-rows",
+    "empty",
+    {"tile_rows without tiles": fields(tile_rows=1), "first_chunk without tiles": fields(first_chunk=1)},
+)
+
+
+def split(tile_rows: int):
+    """A dense tensor of one tile in tiles of so many rows."""
+
+    def change(file: TakenApart):
+        file.entry()["tile_rows"] = tile_rows
+        (stored, _), columns = file.chunks[0], file.entry()["shape"][1]
+        step = tile_rows * columns // 2
+        file.chunks = [(stored[at : at + step], len(stored[at : at + step])) for at in range(0, len(stored), step)]
+
+    return change
+
+
+faults("ok", "packed", {"tiles of 8 rows": split(8), "tiles of 16 rows": split(16)})
+faults("tile-rows", "packed", {"tiles of 4 rows": split(4), "tiles of 10 rows": split(10)})
+faults(
+    "tile-size",
+    "bitmask raw",
+    {
+        "rows": fields(shape=[65537, 70], tile_rows=65537),
+        "positions": fields(shape=[65536, 32768], tile_rows=65536),
+        "columns": fields(shape=[1, 2**31 + 1], tile_rows=1),
+    },
+)
+faults(
+    "array-set",
+    "bitmask raw",
+    {"one more": arrays(zeros="raw"), "one less": arrays(mask=...), "none": fields(arrays={})},
+)
+faults(
+    "array-set",
+    "dense raw",
+    {"negative_zeros": arrays(negative_zeros="raw"), "other": fields(arrays={"valuez": "raw"})},
+)
+faults("array-set", "integers", {"negative_zeros": arrays(negative_zeros="raw")})
+for _base in "positive bitmask", "positive permuted":
+    faults(
+        "nnz",
+        _base,
+        {
+            "over the elements": fields(nnz=1401),
+            "one less": lambda file: file.entry().update(nnz=file.entry()["nnz"] - 1),
+        },
+    )
+faults("negative-zeros-dropped", "bitmask raw", {"over the elements": fields(negative_zeros_dropped=1401)})
+faults("negative-zeros-dropped", "integers", {"dtype without": fields(negative_zeros_dropped=1)})
+
+
+# 2.2
+def no_chunks(file: TakenApart) -> None:
+    file.chunks, file.index["tensors"] = [], {}
+    file.preamble += bytes(64)
+
+
+faults(
+    "chunk-limit",
+    "bitmask raw",
+    {"stored": record(1, 1, lambda size: 2**36 + 1), "raw": record(1, 2, lambda size: 2**64 - 1)},
+)
+faults(
+    "chunk-out-of-bounds",
+    "bitmask raw",
+    {"far": record(2, 0, lambda offset: 2**20), "huge": record(2, 0, lambda offset: 2**64 - 64)},
+)
+faults(
+    "chunk-overlap",
+    "bitmask raw",
+    {
+        "first": record(0, 0, lambda offset: 0),
+        "chunk": record(2, 0, lambda offset: offset - 64),
+        "not aligned": record(2, 0, lambda offset: offset - 1),
+    },
+)
+faults("chunk-overlap", "big bitmask", {"index": record(2, 1, lambda size: size + 64)})
+faults(
+    "chunk-gap",
+    "bitmask raw",
+    {
+        "first": record(0, 0, lambda offset: 128),
+        "chunk": lambda file: file.behind.update({1: bytes(64)}),
+        "not aligned": record(2, 0, lambda offset: offset + 1),
+        "index": lambda file: file.behind.update({4: bytes(64)}),
+        "no chunks": no_chunks,
+    },
+)
+faults(
+    "chunk-assignment",
+    "bitmask raw",
+    {
+        "of none": lambda file: file.chunks.append((b"a", 1)),
+        "empty, of none": lambda file: file.chunks.append((b"", 0)),
+        "does not exist": lambda file: file.chunks.__delitem__(-1),
+        "gap": fields("v", first_chunk=5),
+        "far": fields("v", first_chunk=2**63 - 1),
+    },
+)
+faults("chunk-assignment", "dense raw", {"of several": lambda file: file.index["tensors"].update(x=dict(file.entry()))})
+faults(
+    "chunk-size",
+    "bitmask raw",
+    {"stored over raw": record(2, 1, lambda size: size + 1), "raw codec": record(2, 2, lambda size: size + 4)},
+)
+faults("chunk-size", "big dense", {"ratio": lambda file: file.chunks.__setitem__(0, (b"a" * 31, 2**20))})
+faults(
+    "array-size",
+    "bitmask raw",
+    {
+        "mask": array("mask", "u1", lambda mask: mask[:-16]),
+        "part": array("values", "u1", lambda values: values[:-1]),
+        "row_offsets": array("row_offsets", "u4", lambda offsets: offsets[:-1]),
+        "negative_zeros": array("negative_zeros", "u1", lambda signs: np.append(signs, signs[:1] * 0)),
+    },
+)
+for _array, _dtype in {
+    "row_counts": "u4",
+    "row_permutation": "u2",
+    "slice_offsets": "u4",
+    "values": "u4",
+    "columns": "u2",
+}.items():
+    faults("array-size", "permuted raw", {_array: array(_array, _dtype, lambda content: content[:-1])})
+faults(
+    "array-size",
+    "permuted raw",
+    {
+        "columns of a slot": array("columns", "u2", lambda columns: columns[:-8]),
+        "negative_zeros": array("negative_zeros", "u1", lambda signs: np.append(signs, signs[:1] * 0)),
+    },
+)
+faults("array-size", "dense raw", {"values": array("values", "u4", lambda values: values[:-1])})
+faults("chunk-checksum", "bitmask raw", {"checksum": record(2, 3, lambda checksum: checksum ^ 1)})

@@ -1,0 +1,235 @@
+"""Writes spec/vectors/: small files that every reader must read, or must refuse, and what it must find in them.
+
+    python -m tools.vectors.make                   write good/, bad/ and manifest.json
+    python -m tools.vectors.make --check           exit 1 if what is there differs from what would be written
+    python -m tools.vectors.make --large FOLDER    write the files that are too large to be kept, of 0.1 to 20 MB
+
+spec/conformance.md tells what is in them. Contents of good files follow from a formula, not from a random generator of
+any library. Coded files depend on choices of their encoders, and are only compared by what a reader finds in them, as
+are files with faults, most of which were made from coded ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+import sparsefmt
+from sparsefmt.dtypes import DTYPES, DType, as_bits, pack
+from sparsefmt.layouts import LAYOUTS
+from tools import ROOT
+from tools.vectors.faults import FAULTS, Fault
+
+FOLDER = ROOT / "spec" / "vectors"
+KEPT_BYTES = 1 << 16
+"""Files with faults up to which they are kept."""
+SHAPES = ((), (0,), (3,), (2, 0), (1, 70), (9, 8), (3, 2, 5))
+
+
+def splitmix64(seed: int, count: int) -> np.ndarray:
+    """`count` well mixed uint64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014)."""
+    state = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def tensor(dtype: DType, shape: tuple[int, ...], seed: int, zeros_of_16: int) -> np.ndarray:
+    """Any bit patterns, of which `zeros_of_16` in 16 are zero, one in three of those negative."""
+    count = int(np.prod(shape, dtype=np.int64))
+    patterns, choice = splitmix64(seed, count), splitmix64(seed + 1000, count)
+    bits = patterns % np.uint64(2) if dtype.name == "BOOL" else patterns & np.uint64((1 << dtype.bits) - 1)
+    zero = choice % np.uint64(16) < zeros_of_16
+    bits[zero] = 0
+    bits[zero & (choice // np.uint64(16) % np.uint64(3) == 0)] = dtype.negative_zero
+    return bits.astype(dtype.bits_dtype).view(dtype.numpy).reshape(shape)
+
+
+def tensors() -> dict[str, np.ndarray]:
+    """Every dtype in every shape, and the corners of sparsity."""
+    named = {}
+    for number, dtype in enumerate(DTYPES.values()):
+        for shape in SHAPES:
+            named[f"{dtype.name}{list(shape)}".replace(" ", "")] = tensor(dtype, shape, 10 * number, 10)
+    for zeros in (0, 4, 15, 16):
+        named[f"zeros/{zeros}"] = tensor(DTYPES["F32"], (20, 40), 777, zeros)
+    named["tied/one"] = named["tied/two"] = tensor(DTYPES["BF16"], (12, 100), 888, 8)
+    return named
+
+
+def modelled() -> dict[str, np.ndarray]:
+    """What codec `rans` has means for: streams of 1, 8 and 32 states, every part of its models."""
+
+    def mixed(seed: int, *shape: int) -> np.ndarray:
+        return splitmix64(seed, int(np.prod(shape))).reshape(shape)
+
+    def sized(seed: int, exponents: np.ndarray) -> np.ndarray:
+        """bfloat16 of given exponents, any signs and mantissas, a fourth of them zero."""
+        bits = mixed(seed, 192, 200)
+        values = (np.uint64(110) + exponents) << np.uint64(7) | bits & np.uint64(0x807F)
+        values[bits >> np.uint64(20) & np.uint64(3) == 0] = 0
+        return values.astype(np.uint16).view(DTYPES["BF16"].numpy)
+
+    row, col = np.arange(192, dtype=np.uint64)[:, None], np.arange(200, dtype=np.uint64)
+    # rows and columns between nearly empty and nearly full
+    uneven = mixed(1, 192, 200) % np.uint64(40000) < row * (np.uint64(7) * col % np.uint64(200))
+    ones = np.ones((192, 200), np.uint8)
+    return {
+        "mask/uneven": ones * uneven,
+        "mask/uneven columns": ones * (mixed(2, 192, 200) % np.uint64(200) < col),
+        "mask/uneven rows": ones * (mixed(3, 192, 200) % np.uint64(192) < row),
+        "mask/2 of 4": ones * (np.argsort(mixed(4, 192, 50, 4), axis=2).reshape(192, 200) < 2),
+        "mask/blocks": np.kron(mixed(5, 12, 200) % np.uint64(3) == 0, np.ones((16, 1))).astype(np.uint8),
+        "mask/large": np.kron(mixed(6, 50, 820) % np.uint64(4) == 0, np.ones((16, 1))).astype(np.uint8),
+        "values/large": (mixed(7, 70000) % np.uint64(4)).astype(np.uint8).reshape(7, 10000),
+        "values/of rows and columns": sized(13, row % np.uint64(24) + col % np.uint64(24)),
+        "values/of columns": sized(14, (row + np.uint64(9)) // np.uint64(201) * np.uint64(8) + col % np.uint64(40)),
+        "values/ascending": np.cumsum(mixed(8, 3000) % np.uint64(9)).astype(np.int64),
+        "values/eight rows": np.cumsum(mixed(9, 400, 8) % np.uint64(50), axis=0).astype(np.uint16),
+        "values/few": np.array([1.5, -2.25, 3e8, 1e-5], np.float32)[mixed(10, 40, 50) % np.uint64(4)],
+        "values/of bfloat16": (mixed(11, 40, 50) % np.uint64(1 << 16) << np.uint64(16))
+        .astype(np.uint32)
+        .view(np.float32),
+        "values/any": mixed(12, 40, 50).view(np.float64),
+        "values/all the same": np.full((40, 50), 7, np.int32),
+    }
+
+
+def dense_bytes(array: np.ndarray) -> bytes:
+    """A tensor as safetensors would hold it."""
+    dtype = sparsefmt.dtypes.dtype_of(array.dtype)
+    bits = as_bits(array, dtype)
+    return (pack(bits, dtype) if dtype.packed else bits).tobytes()
+
+
+def activations(cols: int) -> np.ndarray:
+    """x for products: from -0.5 on and below 0.5, with all 24 bits of a float32."""
+    scattered = np.arange(cols, dtype=np.uint64) * np.uint64(2654435761) % np.uint64(1 << 32)
+    return ((scattered >> np.uint64(8)).astype(np.float64) / (1 << 24) - 0.5).astype(np.float32)
+
+
+def product_sha256(weight: sparsefmt.SparseTensor | np.ndarray, rows: int, cols: int) -> str | None:
+    """SHA-256 of the bytes of W x, every NaN in it the one of numpy, in the layout that the file has; None if W has no
+    product."""
+    if not isinstance(weight, sparsefmt.SparseTensor):
+        weight = weight.reshape(rows, cols)
+    try:
+        with np.errstate(all="ignore"):
+            y = sparsefmt.linear(activations(cols), weight)
+    except (sparsefmt.SparsefmtError, ValueError):
+        return None
+    y[np.isnan(y)] = np.nan
+    return hashlib.sha256(y.astype(y.dtype.newbyteorder("<")).tobytes()).hexdigest()
+
+
+def manifest_of(data: bytes) -> dict[str, Any]:
+    """What a reader must find: for each tensor dtype, shape, layout, and SHA-256 of the dense bytes and of a product;
+    or the code of its error."""
+    try:
+        file = sparsefmt.sparse_file.SparseFile(sparsefmt.container.sources.Memory(data))
+        index = file.reader.index
+        tensors = {}
+        for name, entry in sorted(index.tensors.items()):
+            loaded = file.load(name, entry.layout.name)
+            tensors[name] = {
+                "dtype": entry.dtype.name,
+                "shape": list(entry.shape),
+                "layout": entry.layout.name,
+                "sha256": hashlib.sha256(dense_bytes(file.get_tensor(name))).hexdigest(),
+                "product_sha256": product_sha256(loaded, entry.rows, entry.cols),
+            }
+    except sparsefmt.SparsefmtError as error:
+        return {"error": error.code}
+    return {"metadata": index.metadata, "aliases": index.aliases, "tensors": tensors}
+
+
+def path_of(fault: Fault) -> str:
+    """Where a file with a fault belongs, named after it; without one, it is a good file that looks odd."""
+    words = fault.name.replace("+0", "plus 0").replace("-0", "minus 0").replace("[]", "array").replace("{}", "map")
+    slug = re.sub("[^a-z0-9]+", "-", f"{words}, {fault.base}".lower()).strip("-")
+    return f"good/odd/{slug}.sparsefmt" if fault.code == "ok" else f"bad/{fault.code}/{slug}.sparsefmt"
+
+
+def faulty(large: bool) -> dict[str, bytes]:
+    """Files with a fault, by path: the large ones, or the others."""
+    files: dict[str, bytes] = {}
+    for fault in FAULTS:
+        data, path = fault.file(), path_of(fault)
+        if (len(data) > KEPT_BYTES) == large:
+            assert path not in files, path
+            files[path] = data
+    return files
+
+
+def make() -> dict[str, bytes]:
+    """All files that are kept, by their path under spec/vectors/."""
+    files = {"good/empty.sparsefmt": sparsefmt.save({}, {"key": "value", "": "β"})}
+    for layout in LAYOUTS:
+        for codec in ("raw", "zstd", "rans"):
+            files[f"good/{layout}-{codec}.sparsefmt"] = sparsefmt.save(tensors(), layout=layout, codec=codec)
+    for layout in ("bitmask", "dense"):
+        files[f"good/rans-models-{layout}.sparsefmt"] = sparsefmt.save(modelled(), layout=layout, codec="rans")
+    files["good/dropped.sparsefmt"] = sparsefmt.save(
+        {"w": tensors()["zeros/4"]}, codec="raw", layout="bitmask", negative_zeros="drop"
+    )
+    files |= faulty(large=False)
+    files["manifest.json"] = json_of(manifest(files)).encode()
+    return files
+
+
+def manifest(files: dict[str, bytes]) -> dict[str, Any]:
+    """What a reader must find in each file, by path. Of a fault, it is what the path says."""
+    found = {path: manifest_of(data) for path, data in sorted(files.items())}
+    for path, content in found.items():
+        expected = path.split("/")[1] if path.startswith("bad/") else None
+        assert content.get("error") == expected, f"{path}: {content.get('error')}"
+    return found
+
+
+def json_of(manifest: dict[str, Any]) -> str:
+    """JSON with a tensor to a line, and a file with an error too."""
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    return re.sub(r"\{[^{}]*\"(sha256|error)\"[^{}]*\}", lambda entry: " ".join(entry[0].split()), text) + "\n"
+
+
+def differences(files: dict[str, bytes]) -> list[str]:
+    """Files under spec/vectors/ that are not as `make` made them: of those that may differ, by what is in them."""
+    there = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file()}
+    wrong = sorted(there ^ files.keys())
+    for path in there & files.keys():
+        stored, data = (FOLDER / path).read_bytes(), files[path]
+        by_content = re.search("zstd|rans|^bad/|/odd/", path)
+        if stored != data and not (by_content and manifest_of(stored) == manifest_of(data)):
+            wrong.append(path)
+    return wrong
+
+
+def write(files: dict[str, bytes], folder: Path) -> None:
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    print(f"{len(files)} files, {sum(map(len, files.values())):,} bytes")
+
+
+@click.command(help=__doc__.replace("\n\n    python", "\n\n\b\n    python") if __doc__ else None)
+@click.option("--check", is_flag=True, help="Compare instead of writing.")
+@click.option("--large", type=click.Path(file_okay=False, path_type=Path), help="Write the large files here instead.")
+def main(check: bool, large: Path | None) -> None:
+    if large:
+        files = faulty(large=True)
+        write({**files, "manifest.json": json_of(manifest(files)).encode()}, large)
+    elif check:
+        sys.exit("\n".join(f"differs: {path}" for path in differences(make())) or 0)
+    else:
+        write(make(), FOLDER)
+
+
+if __name__ == "__main__":
+    main()
