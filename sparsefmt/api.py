@@ -33,28 +33,30 @@ def save_file(
 ) -> None:
     """Save tensors to a .sparsefmt file.
 
-    The file is written beside its destination and takes its name once it is whole and on the disk: whatever happens, an
-    old file of that name is either untouched or replaced. Saving over a file that is open or mapped is safe.
+    The file is written beside its destination, and takes its name once it is whole and on the disk. An old file of that
+    name is either untouched or replaced, even if saving is interrupted. Saving over a file that is open or mapped is
+    safe.
 
     Args:
         tensors: name to numpy array (any byte order and memory order), SparseTensor, or scipy.sparse matrix. Two names
-            of one tensor are stored once and stay one when loaded. Any mapping will do; its values are taken one by
-            one, so that one which makes them on demand is saved in the memory of its largest tensor.
-        path: where to, usually ending in .sparsefmt. Or a binary file object: it is written to from its position on,
-            and not closed; what was written of a file when something fails stays.
+            of one tensor are stored once, and are one tensor again when loaded. Any mapping will do. Its values are
+            taken one by one, so that a mapping which makes them on demand is saved in the memory of its largest
+            tensor.
+        path: the destination, usually ending in .sparsefmt. Or a binary file object: it is written from its position
+            on, and not closed. If something fails, the part that was written stays there.
         metadata: texts to keep with the tensors.
         layout: "auto", "dense", "bitmask" or "permuted". Tensors of 0 or 1 dimension are always "dense".
         codec: "raw" (multiplied straight from the mapped file), "zstd", "rans", or "auto" (the smallest).
-        negative_zeros: "keep" every bit, or "drop" the sign of zeros: -0.0 becomes 0.0 and the file records how many.
+        negative_zeros: "keep" every bit, or "drop" the sign of zeros: -0.0 becomes 0.0, and the file records how many.
         progress: called as progress(done, total) after each tensor, in dense bytes.
-        threads: how many may work; by default all usable cores. The file does not depend on it.
+        threads: the number of threads; by default all usable cores. The file does not depend on it.
 
     Warns:
         UserWarning: more than a third of the file is the signs of zeros.
 
     Raises:
-        SparsefmtError: a name, dtype, shape or metadata that cannot be stored; it names the tensor.
-        TypeError: no path and no binary file.
+        SparsefmtError: a name, dtype, shape or metadata cannot be stored; the error names the tensor.
+        TypeError: `path` is neither a path nor a binary file.
         OSError: the disk is full, the folder not writable, ….
 
     Example:
@@ -98,26 +100,27 @@ def load_file(
 ) -> dict[str, SparseTensor | np.ndarray]:
     """Load all tensors of a .sparsefmt file.
 
-    Tensors that are stored sparse stay compressed: they come as SparseTensor. The others come as numpy arrays with
-    memory of their own. Arrays stored raw are the mapped file itself: nothing is copied.
+    A tensor that is stored sparse stays compressed, as a SparseTensor. A tensor that is stored dense becomes a numpy
+    array with its own memory. Arrays that are stored raw are the mapped file itself, and are not copied.
 
     Args:
-        path: the file. Or a binary file object that can seek: the file is what lies between its position and its end.
+        path: the file. Or a binary file object that can seek, and that holds the file between its position and its end.
             It is not closed, and its position stays.
         layout: "auto": as stored, except that a coded `bitmask` becomes `permuted` from 70 % zeros on, where that
-            multiplies faster; "bitmask" or "permuted": that one for whatever is stored sparse; "dense": numpy arrays
-            throughout.
-        backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory, for network
-            file systems and files that may be truncated while in use.
-        threads: how many may decode; by default all usable cores.
-        max_decoded_bytes: most bytes that may be decoded at a time, going by the index: by default 1 GiB, or 1,024
-            times the size of the file if that is more. Zeros code well: a hostile kilobyte can claim to be a terabyte.
+            multiplies faster; "bitmask" or "permuted": this layout for all tensors that are stored sparse; "dense":
+            numpy arrays for all tensors.
+        backend: "mmap" maps the file if its file system can, and reads it otherwise; "pread" reads into memory, for
+            network file systems and files that may be truncated while in use.
+        threads: the number of threads that decode; by default all usable cores.
+        max_decoded_bytes: the most bytes that may be decoded at a time, as the index gives them: by default 1 GiB, or
+            1,024 times the size of the file if that is more. Zeros code well: a hostile kilobyte can claim to be a
+            terabyte.
 
     Raises:
-        FormatError, ChecksumError: the file is damaged, forged, or no .sparsefmt file.
+        FormatError, ChecksumError: the file is damaged, forged, or not a .sparsefmt file.
         UnsupportedError: it needs a newer version of the library.
-        LimitError: it is beyond the limits of SPEC.md, of `max_decoded_bytes`, or of memory.
-        ValueError: another layout or backend.
+        LimitError: it exceeds the limits of SPEC.md, `max_decoded_bytes`, or memory.
+        ValueError: the layout or backend is unknown.
         OSError: it cannot be read.
     """
     with (
@@ -134,10 +137,10 @@ def load(
     threads: int | None = None,
     max_decoded_bytes: int | None = None,
 ) -> dict[str, SparseTensor | np.ndarray]:
-    """Load all tensors from the bytes of a file; otherwise like `load_file`.
+    """Load all tensors from the bytes of a file; in all else like `load_file`.
 
-    `bytes` may be kept and used as they are; a bytearray or memoryview is copied, since it could change. A binary file
-    object is taken as `load_file` takes it.
+    `bytes` may be kept and used as they are. A bytearray or memoryview is copied, since it could change. A binary file
+    object is read as by `load_file`.
     """
     with SparseFile(source_of_content(data), threads=threads, max_decoded_bytes=max_decoded_bytes) as file:
         return _load_all(file, layout)
@@ -152,17 +155,17 @@ def open_file(
 ) -> SparseFile:
     """Open a .sparsefmt file for reading tensors one by one, or parts of them.
 
-    Only the index is read, which takes milliseconds whatever the size of the file.
+    Only the index is read, which takes milliseconds for a file of any size.
 
     Args:
         path: as in `load_file`. A file object that is not a file of the disk, such as io.BytesIO, may not be used for
-            anything else while a tensor is read, and stays open as long as tensors are wanted.
+            anything else while a tensor is read, and has to stay open as long as tensors are read from it.
         backend: as in `load_file`.
-        threads: how many may decode; by default all usable cores.
+        threads: the number of threads that decode; by default all usable cores.
         max_decoded_bytes: as in `load_file`, for each tensor or slice that is asked for.
 
     Raises:
-        ValueError: another backend.
+        ValueError: the backend is unknown.
         as `load_file`.
 
     Example:
@@ -189,21 +192,21 @@ def linear(
 
     Args:
         x: activations (..., cols).
-        w: weights whose matrix view is (rows, cols): a SparseTensor, or a dense array, which is multiplied as layout
-            "dense" is.
+        w: weights whose matrix view is (rows, cols): a SparseTensor, or a dense array, which is multiplied like layout
+            "dense".
         bias: (rows,), added after the product.
-        out: C-contiguous array (..., rows) of the result's dtype to write to; may not share memory with x.
-        threads: how many may work; by default all usable cores. The bits of the result do not depend on it.
+        out: C-contiguous array (..., rows) of the result's dtype, for the result; it may not share memory with x.
+        threads: the number of threads; by default all usable cores. The bits of the result do not depend on it.
 
     Returns:
-        (..., rows). Every row of x gives the same bits as it would alone.
+        an array (..., rows). Every row of x gives the same bits as it would alone.
 
     dtypes: sums are float64 if w or x is float64 or an integer of 32 bits or more, else float32; x is converted to
     that. The result has that dtype, or that of x if x is float16 or bfloat16 and w is not a wider (or the other 16-bit)
     float. SPEC.md, "Products", gives the order of additions, and what Inf and NaN do.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit.
+        ValueError: shapes or dtypes do not fit.
 
     Example:
         >>> w = sparsefmt.SparseTensor.from_dense(weight)

@@ -1,4 +1,4 @@
-"""The element types. One table; everything else asks it.
+"""The element types. There is one table, and all other code asks it.
 
 Names are those of safetensors, so that a conversion renames nothing. Elements are moved as unsigned integers of the
 same width (`bits_dtype`), never as floats, so that NaN payloads and subnormals survive.
@@ -45,7 +45,7 @@ class DType:
         return np.dtype(f"<u{max(self.bits, 8) // 8}")
 
     def nbytes(self, elements: int) -> int:
-        """Bytes of `elements` consecutive elements, a partly used last byte counted whole."""
+        """Bytes of `elements` consecutive elements. A partly used last byte counts as a whole one."""
         return (elements * self.bits + 7) // 8
 
 
@@ -101,9 +101,9 @@ def dtype_of(numpy_dtype: np.dtype) -> DType:
 
 
 def as_bits(array: np.ndarray, dtype: DType) -> np.ndarray:
-    """C-contiguous, little-endian unsigned view of `array` with its shape; a copy only where one is needed.
+    """C-contiguous, little-endian unsigned view of `array` with its shape. It is a copy only where one is needed.
 
-    Sub-byte types give one byte per element here: `pack` makes them the packed bytes.
+    Sub-byte types give one byte per element here. `pack` makes the packed bytes of them.
     """
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))

@@ -1,9 +1,9 @@
 """The errors of sparsefmt.
 
-One base class, so that `except SparsefmtError` catches whatever a file or an argument can do wrong. It is split by
-what the caller can do about it: get an intact file (`FormatError`, `ChecksumError`), get another version of the
-library (`UnsupportedError`), or raise a limit (`LimitError`). Each carries a stable `code` from SPEC.md, so that
-programs and other implementations can compare faults without comparing sentences.
+There is one base class, so that `except SparsefmtError` catches everything that can be wrong with a file or an
+argument. Its subclasses differ in what the caller can do: get an intact file (`FormatError`, `ChecksumError`), get
+another version of the library (`UnsupportedError`), or raise a limit (`LimitError`). Each error has a stable `code`
+from SPEC.md, so that programs and other implementations can compare faults without comparing sentences.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class SparsefmtError(ValueError):
         return text
 
     def within(self, tensor: str) -> SparsefmtError:
-        """The same error, saying which tensor it belongs to."""
+        """The same error with the name of the tensor that it is about."""
         return type(self)(self.code, self.message, tensor=self.tensor or tensor, offset=self.offset)
 
 
 def file_closed(what: str = "the file") -> SparsefmtError:
-    """The one error of whatever is asked of a file that is closed, also by another thread and while it was read."""
+    """The error for every use of a closed file, also if another thread closes it during a read."""
     return SparsefmtError("file-closed", f"{what} is closed")
 
 
@@ -60,8 +60,8 @@ class ChecksumError(SparsefmtError):
 
 
 class UnsupportedError(SparsefmtError):
-    """Valid as far as can be told, but this version cannot handle it."""
+    """The input may be valid, but this version cannot handle it."""
 
 
 class LimitError(SparsefmtError):
-    """Beyond a limit of `sparsefmt.limits`, or more memory than there is."""
+    """The input exceeds a limit of `sparsefmt.limits`, or the memory of the machine."""

@@ -1,6 +1,6 @@
-"""Which of the instruction sets that jitted code has instructions for, chosen by hand, this process compiles for.
+"""The instruction set that this process compiles for, of those for which jitted code chooses instructions by hand.
 
-Imported by jitted code only: numba takes a second to load.
+Only jitted code imports this file, since numba takes a second to load.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NEEDED = {
 def _target_features() -> set[str]:
     """Features of the processor that numba compiles for. An instruction that it lacks would end the process.
 
-    None if the user chose another processor by name (NUMBA_CPU_NAME): portable code is right everywhere.
+    Empty if the user chose another processor by name (NUMBA_CPU_NAME): portable code is right everywhere.
     """
     if config.CPU_FEATURES is not None:
         features = config.CPU_FEATURES
@@ -39,7 +39,7 @@ def choose_isa(features: set[str], wanted: str | None) -> str:
     """The best instruction set within `features`, or the lesser one that is `wanted`.
 
     Raises:
-        ValueError: `wanted` is none of ISAS, or beyond the features.
+        ValueError: `wanted` is not in ISAS, or needs more than the features.
     """
     best = "portable"
     for isa in ISAS[1:]:

@@ -1,4 +1,4 @@
-"""numba's compiler as all jitted code here is compiled. Imported by jitted code only: numba takes a second to load."""
+"""numba's compiler, as all jitted code here uses it. Only jitted code imports this file: numba loads in a second."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Reporter(event.Listener):
-    """Reports when a function of this package is compiled: not when it comes from the cache, nor when it runs."""
+    """Reports when a function of this package is compiled, and not when it comes from the cache, or runs."""
 
     def on_start(self, event: Any) -> None:
         if _is_ours(event):

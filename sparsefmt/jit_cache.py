@@ -1,10 +1,10 @@
-"""Machine code that numba keeps on disk for the next process: where it lies, and which sources it belongs to.
+"""Machine code that numba keeps on disk for the next process: where it is, and which sources it belongs to.
 
-It lies in the user's cache folder, or in NUMBA_CACHE_DIR, and not beside the sources: there, it would stay behind when
-the package is uninstalled, and Python would take the folders that are left for a package.
+It is in the user's cache folder, or in NUMBA_CACHE_DIR. It is not beside the sources, where it would stay behind when
+the package is uninstalled, and Python would take the remaining folders for a package.
 
-numba notices when the file of a function is edited. What a function uses of other files (an intrinsic, another jitted
-function, a constant) is compiled into it too. Therefore the name of its code contains a digest of its file, of
+numba notices when the file of a function is edited. An intrinsic, a jitted function or a constant of another file is
+compiled into the function too. Therefore the name of its code contains a digest of its file, of
 all files of this package that it imports from, and of the instruction set. Two versions of the package, or two
 instruction sets, have names of their own and can use one folder at the same time.
 """
@@ -39,7 +39,7 @@ _IMPORT = re.compile(r"^from sparsefmt([\w.]*) import (\([^)]*\)|.*)", re.MULTIL
 
 
 def folder() -> Path:
-    """Where machine code is kept. It may not exist, or not be writable."""
+    """The folder in which machine code is kept. It may not exist, or not be writable."""
     chosen = config.CACHE_DIR
     return Path(chosen) / "sparsefmt" if chosen else Path(platformdirs.user_cache_dir("sparsefmt", False)) / "kernels"
 
@@ -66,7 +66,7 @@ def _imported_files(source: str) -> Iterator[Path]:
 
 @cache
 def digest(file: Path) -> str:
-    """Of a source, of all those that it imports, and of what compiles them.
+    """A digest of a source file, of all files that it imports, and of the compiler.
 
     Raises:
         OSError: the sources are not files.
@@ -84,7 +84,7 @@ def digest(file: Path) -> str:
 
 
 class _Locator(_CacheLocator):
-    """What numba asks for a function: the folder, and what its name has to contain."""
+    """Tells numba the folder for the code of a function, and what its file name has to contain."""
 
     def __init__(self, function: Callable[..., Any], file: str) -> None:
         self._py_file, self._line = file, function.__code__.co_firstlineno
@@ -115,7 +115,7 @@ class Cache(FunctionCache):
     """The code of one function.
 
     Raises:
-        RuntimeError: there is no place for it.
+        RuntimeError: no folder can keep it.
     """
 
     _impl_class = _Found
@@ -129,7 +129,7 @@ class Cache(FunctionCache):
 
 @cache
 def _remove_unused(path: Path) -> None:
-    """Once in a process: code of former versions would be kept forever otherwise."""
+    """Done once in a process. Without it, code of former versions would be kept forever."""
     limit = time.time() - UNUSED_DAYS * 24 * 3600
     for entry in os.scandir(path):
         with suppress(OSError):

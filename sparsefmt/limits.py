@@ -1,7 +1,7 @@
 """The numeric limits of format version 1. SPEC.md, section "Limits", gives the same numbers, and a test compares them.
 
-They are far above what models need and low enough that a hostile file can cost neither much memory nor much time
-before it is refused.
+They are far above what models need, and low enough that a hostile file is refused before it costs much memory or
+much time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ MAX_INDEX_BYTES = 1 << 28
 """256 MiB: about a million tensors with long names. The index is held in memory as a whole."""
 
 MAX_INDEX_ARRAY = 1 << 10
-"""Elements of one array in the index. Only shapes are arrays; a decoder allocates what an array claims to have."""
+"""Elements of one array in the index. Only shapes are arrays. A decoder allocates what an array claims to have."""
 
 MAX_INDEX_DEPTH = 16
 """Maps and arrays within each other in the index. Version 1.0 has four."""
@@ -25,7 +25,7 @@ MAX_METADATA_BYTES = 1 << 24
 """16 MiB: all metadata keys and values together, in UTF-8."""
 
 MAX_NDIM = 32
-"""Dimensions of a tensor. What numpy could hold for most of its life."""
+"""Dimensions of a tensor: the limit of numpy before version 2."""
 
 MAX_TENSOR_BITS = (1 << 63) - 1
 """Product of max(d, 1) over all dimensions d, times the bits of one element. Keeps every size in an int64."""
@@ -43,10 +43,10 @@ MAX_SPARSE_TILE_POSITIONS = (1 << 31) - 1
 """Rows times columns in one tile of a `bitmask` or `permuted` tensor, so that offsets fit 32 bits."""
 
 MAX_ZSTD_RATIO = 1 << 15
-"""A zstd block of 4 bytes makes at most 128 KiB: whatever claims more than this ratio is refused unallocated."""
+"""A zstd block of 4 bytes makes at most 128 KiB. A chunk that claims a higher ratio is refused at once."""
 
 MAX_RANS_RATIO = 1 << 18
-"""Likewise for rans, where elements that are all the same take no bits, but each chunk takes some bytes."""
+"""The same for rans. Elements that are all equal take no bits there, but each chunk takes some bytes."""
 
 MAX_MODEL_BYTES = 1 << 20
 """1 MiB: the model of an array coded by rans."""

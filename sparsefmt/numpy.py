@@ -1,9 +1,9 @@
-"""The twin of safetensors.numpy: the same functions, dense arrays in and out. Change the import, and that is all.
+"""The twin of safetensors.numpy: the same functions, which take and give dense arrays. Only the import changes.
 
-It keeps what safetensors keeps and more: bfloat16, fp8 and sub-byte types (those of ml_dtypes) come back as what they
-were, and arrays in any memory order or byte order are stored as the elements they have.
+It keeps more than safetensors does: bfloat16, fp8 and sub-byte types come back as types of ml_dtypes, and arrays in any
+memory order or byte order are stored as their elements.
 
-`sparsefmt.load_file` and its siblings are for those who want the tensors compressed.
+For compressed tensors, use `sparsefmt.load_file` and the other functions of `sparsefmt`.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def save_file(
     codec: str = "auto",
     negative_zeros: NegativeZeros = "keep",
 ) -> None:
-    """Save arrays to a .sparsefmt file. It depends on names and elements, not on the order of the dict.
+    """Save arrays to a .sparsefmt file. The file depends on names and elements, not on the order of the dict.
 
     Args:
         tensor_dict: name to numpy array in any byte order and memory order. An array under two names is stored once.
-        filename: where to, usually ending in .sparsefmt. An old file is replaced once the new one is whole.
+        filename: the destination, usually ending in .sparsefmt. An old file is replaced once the new one is whole.
             Or a binary file object, as in `sparsefmt.save_file`.
         metadata: texts to keep with the tensors.
         layout: "auto", "dense", "bitmask" or "permuted", as in `sparsefmt.save_file`.
@@ -59,11 +59,11 @@ def save_file(
         negative_zeros: "keep" every bit, or "drop" the sign of zeros.
 
     Raises:
-        SparsefmtError: a name, dtype, shape or metadata that cannot be stored, where safetensors raises
-            SafetensorError, TypeError or AttributeError.
+        SparsefmtError: a name, dtype, shape or metadata cannot be stored. safetensors raises SafetensorError, TypeError
+            or AttributeError.
         OSError: the disk is full, the folder not writable, ….
 
-    Cost: holds a few tiles beside the arrays.
+    Cost: the memory of a few tiles, in addition to the arrays.
 
     Example:
         >>> import numpy as np
@@ -75,7 +75,7 @@ def save_file(
 
 
 def load(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> dict[str, np.ndarray]:
-    """Load all tensors from the bytes of a file; otherwise like `load_file`."""
+    """Load all tensors from the bytes of a file; in all else like `load_file`."""
     with SparseFile(source_of_content(data), max_decoded_bytes=max_decoded_bytes) as file:
         return all_tensors(file, NumpyFramework())
 
@@ -83,21 +83,21 @@ def load(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> dic
 def load_file(
     filename: str | os.PathLike[str] | BinaryIO, *, backend: Backend = "mmap", max_decoded_bytes: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Load all tensors of a .sparsefmt file as dense arrays, each with memory of its own, in the order of the file.
+    """Load all tensors of a .sparsefmt file as dense arrays, each with its own memory, in the order of the file.
 
-    Names that are tied in the file get an array each, as from safetensors, and all of them count.
+    Each name that is tied in the file gets an array, as from safetensors, and all of them count towards the limit.
 
     Args:
         filename: the file, or a binary file object, as in `sparsefmt.load_file`.
-        backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory.
+        backend: "mmap" maps the file if its file system can, and reads it otherwise; "pread" reads into memory.
         max_decoded_bytes: as in `sparsefmt.load_file`: raise it for a file that you trust.
 
     Raises:
-        FormatError, ChecksumError: the file is damaged, forged, or no .sparsefmt file, where safetensors raises
+        FormatError, ChecksumError: the file is damaged, forged, or not a .sparsefmt file. safetensors raises
             SafetensorError.
         UnsupportedError: it needs a newer version of the library.
-        LimitError: it is beyond the limits of SPEC.md, of `max_decoded_bytes`, or of memory.
-        ValueError: another backend.
+        LimitError: it exceeds the limits of SPEC.md, `max_decoded_bytes`, or memory.
+        ValueError: the backend is unknown.
         OSError: it cannot be read.
 
     Cost: the dense arrays, and one tile per thread while a tensor is read.

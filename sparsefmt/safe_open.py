@@ -18,30 +18,31 @@ from sparsefmt.sparse_file import SparseFile
 class safe_open:
     """Open a .sparsefmt file for reading dense tensors of a framework one by one, or parts of them.
 
-    A twin of `safetensors.safe_open`. `sparsefmt.open_file` is the one that gives compressed tensors. Opening reads the
-    index alone, in milliseconds. Tensors and slices stay valid after the file is closed. Both can be pickled if the
-    file was opened by its path, as for the workers of a DataLoader: it is opened again when it is used there.
+    A twin of `safetensors.safe_open`. For compressed tensors, use `sparsefmt.open_file`. Opening reads the index alone,
+    in milliseconds. Tensors and slices stay valid after the file is closed. The open file and its slices can be pickled
+    if the file was opened by its path, for instance for the workers of a DataLoader, which open it again when they use
+    it.
 
     Args:
         filename: the file to open, or a binary file object, as in `sparsefmt.open_file`.
         framework: "np" or "numpy"; "pt", "torch" or "pytorch".
-        device: where tensors are wanted: "cpu", or, for torch, whatever torch takes for a device.
-        backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory, for network
-            file systems and files that may be truncated while in use.
+        device: the device for tensors: "cpu", or, for torch, any device of torch.
+        backend: "mmap" maps the file if its file system can, and reads it otherwise; "pread" reads into memory, for
+            network file systems and files that may be truncated while in use.
         max_decoded_bytes: as in `sparsefmt.open_file`: raise it for a file that you trust.
 
     Raises:
-        FormatError, ChecksumError: the file is damaged, forged, or no .sparsefmt file.
-        UnsupportedError: the file needs a newer version of the library; another framework; a device numpy does not
-            have.
-        LimitError: the file is beyond the limits of SPEC.md, or of memory; a tensor, of `max_decoded_bytes`.
-        ValueError: another backend.
+        FormatError, ChecksumError: the file is damaged, forged, or not a .sparsefmt file.
+        UnsupportedError: the file needs a newer version of the library, the framework is unknown, or numpy lacks the
+            device.
+        LimitError: the file exceeds the limits of SPEC.md, or memory; or a tensor exceeds `max_decoded_bytes`.
+        ValueError: the backend is unknown.
         OSError: the file cannot be read.
-        RuntimeError, AssertionError: torch's own, for what is no device, and, from the first tensor on, for one that is
-            not there.
+        RuntimeError, AssertionError: torch raises them for a text that is not a device, and, when a tensor is read, for
+            a device that the machine does not have.
 
-    Where safetensors raises SafetensorError, this raises SparsefmtError or one of its subclasses, except for indices
-    out of range: they are IndexErrors.
+    Where safetensors raises SafetensorError, this raises SparsefmtError or one of its subclasses. Indices out of range
+    raise IndexError instead.
 
     Example:
         >>> with sparsefmt.safe_open("model.sparsefmt", framework="pt", device="cpu") as f:
@@ -67,7 +68,7 @@ class safe_open:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Let go of the file. It is closed once the last slice of it has gone."""
+        """Close the file, once its last slice has been freed."""
         self._held = None
 
     def keys(self) -> list[str]:
@@ -76,7 +77,7 @@ class safe_open:
         return held.file.keys()
 
     def offset_keys(self) -> list[str]:
-        """Names of all tensors, in the order in which they lie in the file: the one to read them in."""
+        """Names of all tensors in the order of the file, which is the fastest order to read them in."""
         held = self._open()
         return offset_keys(held.file)
 
@@ -93,14 +94,14 @@ class safe_open:
             UnsupportedError: the framework does not have its dtype.
             FormatError, ChecksumError: the file is damaged or forged.
 
-        Cost: holds one tile per thread beside the tensor.
+        Cost: the memory of the tensor, and of one tile per thread.
         """
         held = self._containing(name)
         return self._framework.tensor(held.file, name)
 
     def get_tensors(self) -> dict[str, Any]:
-        """All tensors by name, in the order of `offset_keys`. Of torch, names that are tied in the file get one tensor,
-        as in a model; of numpy, an array each.
+        """All tensors by name, in the order of `offset_keys`. With torch, names that are tied in the file get one
+        tensor, as in a model. With numpy, each gets an array.
 
         Raises:
             LimitError: they take more than `max_decoded_bytes` together.
@@ -110,7 +111,7 @@ class safe_open:
         return all_tensors(held.file, self._framework)
 
     def get_slice(self, name: str) -> SafeSlice:
-        """A tensor of which only the tiles that an index asks for will be read: `f.get_slice("w")[8:16, ::2]`.
+        """A tensor to be indexed. Only the tiles that an index asks for are read: `f.get_slice("w")[8:16, ::2]`.
 
         Raises:
             SparsefmtError: there is no such tensor, or the file is closed.
@@ -126,7 +127,7 @@ class safe_open:
         return held
 
     def _open(self) -> _Held:
-        """What keeps the file open for as long as somebody has it. Another thread may let go of ours meanwhile."""
+        """The object that keeps the file open. A caller holds it, since another thread may drop ours meanwhile."""
         held = self._held
         if held is None:
             raise file_closed(self._filename)
@@ -156,15 +157,15 @@ class SafeSlice:
             key: whatever the framework takes as an index.
 
         Raises:
-            IndexError, ValueError, TypeError: the framework's own, for what it does not take.
+            IndexError, ValueError, TypeError: the framework does not take the index.
             FormatError, ChecksumError: the file is damaged or forged.
 
-        Cost: reads the tiles of the rows that are asked for. None, and lists or arrays in another than the first place,
-        read and hold the whole tensor.
+        Cost: reads the tiles of the rows that are asked for. An index with None, or with lists or arrays in a place
+        other than the first, reads and holds the whole tensor.
         """
         return self._framework.part(self._held.file, self._name, _without_ellipsis(key, len(self.get_shape())))
 
-    # element-wise, as for the tensor; slices are told apart by `is`
+    # element-wise, as for the tensor; `is` compares slices as objects
     def __eq__(self, other: object) -> Any:
         return self[...] == other
 
@@ -175,9 +176,9 @@ class SafeSlice:
 
 
 def _without_ellipsis(key: Any, ndim: int) -> Any:
-    """An index of integers, slices and one ellipsis with that one written out, which shows what rows it asks for.
+    """Replace the ellipsis of an index of integers and slices by slices, to see which rows the index asks for.
 
-    Other indices stay.
+    Other indices stay as they are.
     """
     parts = key if isinstance(key, tuple) else (key,)
     places = [place for place, part in enumerate(parts) if part is Ellipsis]
@@ -190,13 +191,13 @@ def _without_ellipsis(key: Any, ndim: int) -> Any:
 
 
 class _Held:
-    """A file that several objects need, closed when the last of them lets go."""
+    """A file that several objects use. It is closed when the last of them is freed."""
 
     def __init__(self, file: SparseFile) -> None:
         self.file = file
 
     def __del__(self) -> None:
-        # one that could not be unpickled has none
+        # an object that could not be unpickled has no file
         file = self.__dict__.get("file")
         if file is not None:
             file.close()

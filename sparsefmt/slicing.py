@@ -1,4 +1,4 @@
-"""Dense rows out of tiles, and numpy's indexing on top of them: touch only the tiles that are asked for."""
+"""Dense rows of tiles, and numpy's indexing on top of them. Only the tiles that an index asks for are touched."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TileGetter = Callable[[int], Tile]
 
 
 Rows = range | np.ndarray
-"""Numbers of rows: int64 in any order, repeated or not, or a range, of which there may be more than fit in memory."""
+"""Numbers of rows: int64 in any order, repeated or not; or a range, whose numbers may be more than fit in memory."""
 
 
 def dense_rows(
@@ -36,7 +36,7 @@ def dense_rows(
 
     Args:
         wanted: numbers of rows.
-        get_tile: gives the arrays of tile t, checked; called once for each tile that has a wanted row.
+        get_tile: gives the checked arrays of tile t. It is called once for each tile that has a wanted row.
     """
     all_cols = matrix_view(shape)[1]
     out = dense_array(len(wanted), len(range(*cols.indices(all_cols))), dtype)
@@ -60,10 +60,10 @@ def dense_rows(
 
 
 class _Piece(NamedTuple):
-    """What is wanted of one tile.
+    """The part of one tile that is wanted.
 
     Attributes:
-        runs: rows of the tile that follow each other, first and one past the last, and where in the result they go.
+        runs: the first and one past the last of consecutive rows of the tile, and their place in the result.
     """
 
     tile: int
@@ -71,13 +71,13 @@ class _Piece(NamedTuple):
 
 
 def _pieces_of_range(wanted: range, tile_rows: int) -> Iterator[_Piece]:
-    """Those of a range, without an array of its numbers."""
-    # backwards is forwards, from the end of the result
+    """The pieces of a range, without an array of its numbers."""
+    # a descending range is an ascending one that fills the result from its end
     ascending = wanted if wanted.step > 0 else wanted[::-1]
     step = ascending.step
 
     def target_of(first: int, last: int) -> slice:
-        """Places of the wanted rows number `first` to `last` of the ascending ones."""
+        """The places in the result of the ascending rows number `first` to `last`."""
         if ascending is wanted:
             return slice(first, last)
         stop = len(wanted) - 1 - last
@@ -117,7 +117,7 @@ def _pieces_of_array(wanted: np.ndarray, tile_rows: int) -> Iterator[_Piece]:
 
 
 def runs(begin: int, end: int, cols: int) -> Iterator[tuple[int, int]]:
-    """Rows `begin` to `end` in runs of little memory: a tile of a very sparse matrix is too large to be made dense."""
+    """Rows `begin` to `end` in runs that take little memory: a very sparse tile would be too large when dense."""
     height = 4 * auto.tile_rows(end - begin, cols) or 1
     for first in range(begin, end, height):
         yield first, min(first + height, end)
@@ -132,25 +132,25 @@ def dense_array(rows: int, cols: int, dtype: DType) -> np.ndarray:
 
 
 def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[Rows, slice], np.ndarray]) -> np.ndarray:
-    """`dense[key]` for a tensor of `shape` of which only rows can be had.
+    """`dense[key]` for a tensor of `shape` that can only be read by rows.
 
     Args:
-        key: an index as numpy takes it. Its first part chooses rows: an integer, a slice, an ellipsis, or a list or
+        key: an index of numpy. Its first part chooses rows: it is an integer, a slice, an ellipsis, or a list or
             one-dimensional array of integers or booleans.
         get_rows: gives elements (rows, columns) of the matrix view for numbers of rows and a slice of columns.
 
     Raises:
-        IndexError: out of range, too many indices, or a first part of another kind.
+        IndexError: it is out of range, has too many parts, or its first part is of another kind.
     """
     parts = key if isinstance(key, tuple) else (key,)
     if 0 in shape:
-        # there may be more rows than numbers of rows would fit in memory
+        # there may be so many rows that their numbers would not fit in memory
         return np.empty(shape, get_rows(range(0), slice(None)).dtype)[key]
     if not shape:
         return get_rows(range(1), slice(None)).reshape(())[parts]
     first, rest = (parts[0], parts[1:]) if parts else (slice(None), ())
     if first is Ellipsis or first is None or _is_tuple_of_arrays(parts):
-        # these may choose or shift any dimension: numpy sorts them out on the whole
+        # these may choose or shift any dimension, so numpy indexes the whole tensor
         return get_rows(range(shape[0]), slice(None)).reshape(shape)[key]
     rows: Rows
     if isinstance(first, slice):
@@ -181,7 +181,7 @@ def _numbers(chosen: np.ndarray, rows: int) -> np.ndarray:
     chosen = np.atleast_1d(chosen)
     if not chosen.size:
         return np.empty(0, np.int64)
-    # one element that stands for all rows: numpy's own rules, and no memory
+    # one element stands for all rows, so that numpy's own rules apply without taking memory
     np.broadcast_to(np.int8(0), (rows,))[chosen]
     numbers = chosen.astype(np.int64)
     return np.where(numbers < 0, numbers + rows, numbers)

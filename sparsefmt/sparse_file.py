@@ -1,4 +1,4 @@
-"""An open file: tensors on demand."""
+"""SparseFile: an open file, whose tensors are read on demand."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from sparsefmt.tensor import SparseTensor
 from sparsefmt.threads import expect_count, in_order
 
 WORTH_GIVING_BACK = 1 << 25
-"""Bytes from which on, decoded from a file, buffers that have been freed are given back to the system."""
+"""Once this many bytes of a file have been decoded, closing it gives freed buffers back to the system."""
 
 
 class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
-    """An open .sparsefmt file: a mapping of names to tensors, each read when asked for. Safe to use from many threads.
+    """An open .sparsefmt file: a mapping of names to tensors. A tensor is read when it is asked for.
 
-    Made by `sparsefmt.open_file`. Opening reads and checks the index alone. Every chunk is verified (checksum, padding,
-    all invariants of its layout) before anyone sees it. Tensors stay valid after the file is closed.
+    `sparsefmt.open_file` makes it. Opening reads and checks the index alone. Every chunk is verified (checksum,
+    padding, all invariants of its layout) before it is used. Tensors stay valid after the file is closed. Many threads
+    may use one file at once.
 
-    One that was opened by its path can be pickled: not its tensors, but where they are. It is opened again when it is
-    used for the first time, and must be the same file then.
+    A file that was opened by its path can be pickled. The pickle has the path, and not the tensors. The file is opened
+    again when it is used for the first time, and must be the same file then.
     """
 
     def __init__(
@@ -57,10 +58,10 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         self.close()
 
     def close(self) -> None:
-        """Let go of the file, and of the buffers that decoding much of it has left behind.
+        """Close the file, and free the buffers that decoding much of it has left behind.
 
-        Names, metadata, shapes and dtypes are known ever after. Whatever else is asked of it, also by another thread or
-        in the midst of a read, is a SparsefmtError of code "file-closed".
+        Names, metadata, shapes and dtypes stay known. Every other use, also by another thread or during a read, raises
+        a SparsefmtError of code "file-closed".
         """
         with self._opening:
             self._again = None
@@ -106,7 +107,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         return dict(self._reader.index.metadata)
 
     def __getitem__(self, name: str) -> SparseTensor | np.ndarray:
-        """The tensor as it stays: a SparseTensor if it is stored sparse, else a numpy array of its own memory."""
+        """A SparseTensor if the tensor is stored sparse, else a numpy array with its own memory."""
         return self.load(name)
 
     def load(self, name: str, layout: str = "auto") -> SparseTensor | np.ndarray:
@@ -114,13 +115,13 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
 
         Args:
             layout: "auto": as stored, except that a coded `bitmask` becomes `permuted` from 70 % zeros on, where that
-                multiplies faster; "bitmask" or "permuted": that one for all tensors that are stored sparse; "dense": a
+                multiplies faster; "bitmask" or "permuted": this layout for tensors that are stored sparse; "dense": a
                 numpy array.
 
         Raises:
-            KeyError: no such tensor.
+            KeyError: there is no such tensor.
             FormatError, ChecksumError: the file is damaged or forged.
-            LimitError: it takes more than `max_decoded_bytes`, or than there is.
+            LimitError: it takes more than `max_decoded_bytes`, or more than the memory of the machine.
         """
         self._reader.expect_open()
         entry = self._entry(name)
@@ -139,7 +140,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
                 tiles = self._reader.tiles(entry, target, self._threads, taking.take, leave_signs=leave)
                 return self._made(entry, target, tiles, stored_signs)
             except _TooManyBytes:
-                # its rows differ so much that padding takes more than is gained, or than may be: only now is that known
+                # rows differ so much that padding takes more than is gained, or than is allowed: only now is that known
                 taking.give_back()
                 account.give_back(signs)
                 target = entry.layout.name
@@ -151,7 +152,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         return SparseTensor(entry.dtype, entry.shape, layout, entry.tile_rows, tiles, self._reader.budget, signs)
 
     def get_tensor(self, name: str) -> np.ndarray:
-        """One tensor as a dense numpy array, bit for bit. Holds one tile per thread beside the result."""
+        """One tensor as a dense numpy array, bit for bit. Takes the memory of the result and of one tile per thread."""
         self._reader.expect_open()
         entry = self._entry(name)
         self.take(self._reader.decoded_bytes(entry, "dense"), entry.name)
@@ -165,13 +166,13 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
             for begin, end in slicing.runs(0, last - first, entry.cols):
                 bits[first + begin : first + end] = entry.layout.to_dense(tile, entry.dtype, entry.cols, begin, end)
 
-        # what the index says about all tiles together is verified on the way
+        # iterating also verifies what the index says about all tiles together
         for _ in self._reader.each_tile(entry, fill, self._threads):
             pass
         return bits.view(entry.dtype.numpy).reshape(entry.shape)
 
     def _read_dense(self, entry: TensorEntry, bits: np.ndarray) -> None:
-        """Fill `bits` (rows, cols) with a tensor of layout `dense`: decoded where it stays."""
+        """Fill `bits` (rows, cols) with a tensor of layout `dense`, decoded directly into it."""
 
         tiles = entry.tiles
         if tiles == 1:
@@ -186,16 +187,17 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
             pass
 
     def get_slice(self, name: str) -> TensorSlice:
-        """A tensor of which only the tiles that an index asks for will be read: `f.get_slice("w")[8:16]`."""
+        """A tensor to be indexed. Only the tiles that an index asks for are read: `f.get_slice("w")[8:16]`."""
         self._entry(name)
         return TensorSlice(self, name)
 
     def expect_budget(self, layout: str) -> None:
         """Raise LimitError if all tensors together, loaded with this layout, take more than `max_decoded_bytes`.
 
-        Names of one tensor count once. Before anything is read: how much `permuted` is padded is not known yet.
+        Names of one tensor count once. This is called before anything is read, when the padding of `permuted` is not
+        known yet.
 
-        Raises ValueError for another layout, also where there is no tensor.
+        Raises ValueError for an unknown layout, also if there is no tensor.
         """
         auto.expect_name(layout)
         reader = self._reader
@@ -210,19 +212,19 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         return min(self._reader.decoded_bytes(entry, target) for target in layouts)
 
     def count_together(self) -> None:
-        """From now on, let all tensors that are loaded share `max_decoded_bytes`. For the library itself."""
+        """From now on, all loaded tensors count together towards `max_decoded_bytes`. For the library itself."""
         self._account = self._reader.budget.account()
 
     def take(self, nbytes: int, name: str) -> None:
-        """Raise LimitError if so many bytes, about to be allocated for a tensor, are too many. For the library only."""
+        """Raise LimitError if a tensor that is about to be allocated takes too many bytes. For the library itself."""
         self._account_for_now().take(nbytes, name)
 
     def _account_for_now(self) -> Account:
         return self._account or self._reader.budget.account()
 
     def _target(self, entry: TensorEntry, layout: str) -> tuple[str, int | None]:
-        """The layout in which `load(name, layout)` holds a tensor if that takes no more than so many bytes; None for
-        however many."""
+        """The layout of a tensor that `load(name, layout)` gives, if it takes no more than so many bytes; None for any
+        number."""
         if not entry.layout.sparse:
             return "dense", None
         return self._reader.best_layout(entry) if layout == "auto" else (layout, None)
@@ -234,8 +236,8 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
             raise KeyError(f"no tensor {name!r} in this file; it has {len(self)} others") from None
 
     def layout_to_compute(self, entry: TensorEntry) -> str:
-        """The layout in which `load(name, "auto")` holds a tensor that is stored sparse, unless the counts of its rows
-        differ so much that it stays as it is stored. For the library itself."""
+        """The layout of a sparse tensor that `load(name, "auto")` gives. If the counts of its rows differ too much, it
+        stays as it is stored instead. For the library itself."""
         return self._reader.best_layout(entry)[0]
 
     def _rows(self, entry: TensorEntry, wanted: slicing.Rows, cols: slice) -> np.ndarray:
@@ -259,11 +261,11 @@ def _unpickled(again: Again, threads: int | None) -> SparseFile:
 
 
 class _TooManyBytes(Exception):
-    """A tensor takes more bytes in a layout than it would be chosen for, or than there are left."""
+    """A tensor takes more bytes in a layout than make the layout worth choosing, or more than are left."""
 
 
 class _Taking:
-    """Bytes that one tensor takes of an account, at most `most` (None for however many)."""
+    """Bytes that one tensor takes of an account, at most `most` (None for any number)."""
 
     def __init__(self, account: Account, tensor: str, most: int | None) -> None:
         self._account, self._tensor, self._most = account, tensor, most
@@ -283,7 +285,7 @@ class _Taking:
             self._taken += nbytes
 
     def give_back(self) -> None:
-        """Take nothing after all. Threads that are still at it get no more."""
+        """Give everything back. Threads that are still working get no more."""
         with self._lock:
             self._account.give_back(self._taken)
             self._taken, self._most = 0, -1
@@ -317,14 +319,14 @@ class TensorSlice:
         return self._entry.dtype.name
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        """Dense elements, as `get_tensor(name)[key]`, reading only the tiles of the rows that `key` asks for."""
+        """Dense elements, as `get_tensor(name)[key]`. Only the tiles of the rows that `key` asks for are read."""
         return slicing.index(key, self._entry.shape, lambda rows, cols: self._file._rows(self._entry, rows, cols))
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        """What `numpy.asarray` gives: the whole tensor."""
+        """The whole tensor, for `numpy.asarray`."""
         return np.asarray(self[...], dtype)
 
-    # element-wise, as for the tensor; slices are told apart by `is`
+    # element-wise, as for the tensor; `is` compares slices as objects
     def __eq__(self, other: object) -> Any:
         return self[...] == other
 

@@ -39,15 +39,15 @@ _POSITIONS_AT_ONCE = 1 << 20
 class SparseTensor(NDArrayOperatorsMixin):
     """An immutable tensor that stays compressed in memory.
 
-    Made by `from_dense`, `from_scipy` or by loading a file. Its arrays are read-only and have been checked, so that
-    kernels can trust them; where the file stores them raw they are the mapped file itself.
+    `from_dense`, `from_scipy` and loading a file make it. Its arrays are read-only and have been checked, so that
+    kernels can trust them. Arrays that the file stores raw are the mapped file itself.
 
     `w @ x` and `sparsefmt.linear(x, w)` compute on the arrays as they are. `w[rows]` and `todense()` give dense numpy
     arrays, bit for bit what was stored, negative zeros included.
 
-    Other operators and functions of numpy give what they give for `todense()`, as dense arrays: `w == 0`, `abs(w) < 1`,
-    `numpy.mean(w == 0)`, `numpy.count_nonzero(w)`. `w.nnz` and `w.sparsity` cost less. Tensors are told apart by `is`,
-    and hashed by identity.
+    Other operators and functions of numpy give the same dense arrays as for `todense()`: `w == 0`, `abs(w) < 1`,
+    `numpy.mean(w == 0)`, `numpy.count_nonzero(w)`. `w.nnz` and `w.sparsity` cost less. Use `is` to find out whether two
+    tensors are the same object; hashes go by identity.
     """
 
     __slots__ = (
@@ -77,7 +77,7 @@ class SparseTensor(NDArrayOperatorsMixin):
 
         Args:
             budget: of the file they come from.
-            signs: where `negative_zeros` is, of tiles that come without.
+            signs: where `negative_zeros` is, if the tiles do not have it.
         """
         self._signs = signs
         self._budget = budget
@@ -91,14 +91,14 @@ class SparseTensor(NDArrayOperatorsMixin):
 
     @classmethod
     def from_dense(cls, array: Any, layout: str = "auto", *, threads: int | None = None) -> SparseTensor:
-        """Lay out a dense array, or whatever else `sparsefmt.save_file` takes.
+        """Lay out a dense array, or anything else that `sparsefmt.save_file` takes.
 
         Args:
-            array: anything numpy takes, of a dtype the format has, in any byte order and memory order; a tensor of
-                torch. Sparse ones of torch, scipy and pydata are taken too, and only single tiles of them made dense.
-                Not changed.
+            array: anything that numpy takes, of a dtype that the format has, in any byte order and memory order; or a
+                tensor of torch. Sparse tensors of torch, scipy and pydata are taken too, and only single tiles of them
+                are made dense. It is not changed.
             layout: "auto" (see docs/guide.md, "Choosing a layout"), "dense", "bitmask" or "permuted".
-            threads: how many may work; all usable cores by default.
+            threads: the number of threads; by default all usable cores.
 
         Raises:
             UnsupportedError: the format does not have the dtype, or the layout cannot hold dtype or shape.
@@ -113,8 +113,8 @@ class SparseTensor(NDArrayOperatorsMixin):
     ) -> SparseTensor:
         """Lay out a scipy.sparse matrix, or array of any number of dimensions, in any of its formats.
 
-        Entries at one place are summed, as scipy does; explicit zeros are pruned, -0.0 keeps its sign. Only single
-        tiles are made dense.
+        Entries with equal indices are summed, as scipy does. Explicit zeros are pruned, and -0.0 keeps its sign. Only
+        single tiles are made dense.
 
         Raises:
             UnsupportedError: as in `from_dense`.
@@ -150,7 +150,7 @@ class SparseTensor(NDArrayOperatorsMixin):
 
     @property
     def dtype(self) -> np.dtype:
-        """numpy dtype of the elements; bfloat16, fp8 and sub-byte types are those of ml_dtypes."""
+        """numpy dtype of the elements. bfloat16, fp8 and sub-byte types are those of ml_dtypes."""
         return self._dtype.numpy
 
     @property
@@ -180,12 +180,12 @@ class SparseTensor(NDArrayOperatorsMixin):
 
     @property
     def sparsity(self) -> float:
-        """Part of the elements that is zero, 0.0 to 1.0. 0.0 for a tensor without elements."""
+        """Share of the elements that is zero, 0.0 to 1.0. It is 0.0 for a tensor without elements."""
         return 1 - self.nnz / self.size if self.size else 0.0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays in memory (or mapped). Signs of zeros that are left in the file do not count."""
+        """Bytes of all arrays, in memory or mapped. Signs of zeros that stay in the file do not count."""
         return sum(array.nbytes for tile in self._tiles for array in tile.values())
 
     def __repr__(self) -> str:
@@ -204,18 +204,18 @@ class SparseTensor(NDArrayOperatorsMixin):
         """The dense array, bit for bit. O(rows * cols); tiles are unpacked in parallel.
 
         Args:
-            max_decoded_bytes: most bytes that a tensor from a file may take; by default as for the file it was loaded
-                from. Whatever makes dense elements of it keeps to that: `w[rows]`, `numpy.asarray(w)`, `to_scipy()`.
+            max_decoded_bytes: the most bytes that a tensor from a file may take; by default the limit of the file that
+                it was loaded from. `w[rows]`, `numpy.asarray(w)` and `to_scipy()` keep to that limit too.
 
         Raises:
-            LimitError: it takes more than that, or than there is.
+            LimitError: it takes more than that, or more than the memory of the machine.
         """
         if self._budget is not None:
             self._budget.expect(self.size * self.dtype.itemsize, limit=max_decoded_bytes)
         return self._dense_rows(range(matrix_view(self._shape)[0]), slice(None), threads).reshape(self._shape)
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        """What `numpy.asarray(w)` is: `todense()`, cast to `dtype` if one is given. O(rows * cols).
+        """The array of `numpy.asarray(w)`: `todense()`, cast to `dtype` if one is given. O(rows * cols).
 
         Raises:
             ValueError: copy=False. The dense array has to be made.
@@ -225,14 +225,14 @@ class SparseTensor(NDArrayOperatorsMixin):
         dense = self.todense()
         return dense if dtype is None else dense.astype(dtype, copy=False)
 
-    # element-wise `==` is not what dicts and sets need
+    # dicts and sets cannot use an element-wise `==`
     __hash__ = object.__hash__
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **kwargs: Any) -> Any:
-        """What operators and element-wise functions of numpy give, on the dense array. O(rows * cols).
+        """The result of an operator or an element-wise function of numpy, on the dense array. O(rows * cols).
 
         Raises:
-            TypeError: a product of matrices, which would be slow that way; or the result is to be written into a
+            TypeError: it is a product of matrices, which would be slow that way; or the result is to be written into a
                 SparseTensor, which cannot change.
         """
         if ufunc in _PRODUCTS:
@@ -248,7 +248,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         return getattr(ufunc, method)(*dense, **kwargs)
 
     def __bool__(self) -> bool:
-        """As numpy has it: of the only element, or an error."""
+        """The truth of the only element, as in numpy; an error if there are more."""
         if self.size == 1:
             return bool(self.todense().reshape(-1)[0])
         raise ValueError(
@@ -263,7 +263,7 @@ class SparseTensor(NDArrayOperatorsMixin):
             yield from self[begin : begin + at_once]
 
     def __contains__(self, value: object) -> bool:
-        """Whether an element is equal to the value, as numpy has it."""
+        """Whether an element is equal to the value, as in numpy."""
         return value in self.todense()
 
     def __getattr__(self, name: str) -> Any:
@@ -271,18 +271,18 @@ class SparseTensor(NDArrayOperatorsMixin):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        """Dense elements, as `todense()[key]` gives them, unpacking only the rows that `key` asks for.
+        """Dense elements, as `todense()[key]` gives them. Only the rows that `key` asks for are unpacked.
 
-        `key` is anything numpy takes whose first part is an integer, a slice, or integers or booleans in one
-        dimension. A row costs O(cols) to unpack; in `permuted`, a run of rows costs O(rows of its tile) to find.
+        `key` is any index of numpy whose first part is an integer, a slice, or a one-dimensional array of integers or
+        booleans. A row costs O(cols) to unpack; in `permuted`, a run of rows costs O(rows of its tile) to find.
         """
         return slicing.index(key, self._shape, self._rows)
 
     def to_scipy(self) -> scipy.sparse.csr_array:
         """The matrix view as scipy.sparse.csr_array, (rows, cols), columns ascending.
 
-        Types that scipy cannot hold are widened exactly: bfloat16, float16 and fp8 to float32. There are no explicit
-        zeros in it, so that -0.0 becomes 0.0.
+        Types that scipy cannot hold are widened exactly: bfloat16, float16 and fp8 to float32. The matrix has no
+        explicit zeros, so that -0.0 becomes 0.0.
         """
         import scipy.sparse
 
@@ -308,7 +308,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         return scipy.sparse.csr_array((np.concatenate(values), indices, indptr), shape=(rows, cols))
 
     def to_layout(self, layout: str, *, threads: int | None = None) -> SparseTensor:
-        """The same tensor in another layout; itself if it has it already. Never dense between sparse layouts.
+        """The tensor in another layout; itself if it has that layout. It is not made dense between sparse layouts.
 
         Raises:
             UnsupportedError: the layout cannot hold this dtype or shape.
@@ -331,7 +331,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         return SparseTensor(self._dtype, self._shape, layout, self._tile_rows, kept, self._budget, signs)
 
     def __matmul__(self, x: Any) -> np.ndarray:
-        """`w @ x` of the matrix view: x (cols,) gives (rows,), x (cols, n) gives (rows, n).
+        """The product of the matrix view and x: x (cols,) gives (rows,), x (cols, n) gives (rows, n).
 
         Each column of x gives the same bits as it would alone. dtypes, order of additions and errors are those of
         `sparsefmt.linear`.
@@ -350,7 +350,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseTensor:
-        """Itself: it cannot change."""
+        """The tensor itself, since it cannot change."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -367,7 +367,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         return self._operand
 
     def filling(self) -> Filling:
-        """What the sizes of its arrays in any layout follow from, of a sparse one. O(rows). For the library itself."""
+        """How full a sparse tensor is, which gives the sizes of its arrays. O(rows). For the library itself."""
         rows, cols = matrix_view(self._shape)
         padded = sum(padded_nnz(self._layout.counts(tile)) for tile in self._tiles)
         return Filling(self._dtype, rows, cols, self._tile_rows, self.nnz, padded)
@@ -380,7 +380,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         """Arrays of tile `number`, `negative_zeros` among them if there are any. For the library itself.
 
         Raises:
-            ChecksumError, FormatError, OSError: it is to be read from the file, which has been changed in place.
+            ChecksumError, FormatError, OSError: signs are read from the file, and the file has been changed in place.
         """
         tile = self._tiles[number]
         if self._signs is None:
@@ -391,11 +391,11 @@ class SparseTensor(NDArrayOperatorsMixin):
 
     @property
     def signs(self) -> Signs | None:
-        """Where `negative_zeros` is, if not in the tiles. For the library itself."""
+        """Where `negative_zeros` is, if it is not in the tiles. For the library itself."""
         return self._signs
 
     def with_signs(self, signs: Signs | None) -> SparseTensor:
-        """The tensor, whose tiles have no `negative_zeros`, with one that is elsewhere. For the library itself."""
+        """The tensor with `negative_zeros` from elsewhere, where its tiles have none. For the library itself."""
         made = SparseTensor(
             self._dtype, self._shape, self.layout, self._tile_rows, list(self._tiles), self._budget, signs
         )
@@ -414,7 +414,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         return {array: frozen(data) for array, data in tile.items()}
 
     def _expect_budget(self, rows: int) -> None:
-        """Raise LimitError if so many dense rows take more than the file that the tensor comes from may decode to."""
+        """Raise LimitError if so many dense rows take more than the limit of the file that the tensor comes from."""
         if self._budget is not None:
             self._budget.expect(rows * matrix_view(self._shape)[1] * self.dtype.itemsize)
 
@@ -432,7 +432,7 @@ class SparseTensor(NDArrayOperatorsMixin):
 def _unpickle(
     dtype_name: str, shape: tuple[int, ...], layout: str, tile_rows: int, tiles: tuple[Tile, ...]
 ) -> SparseTensor:
-    """Checked arrays in memory that kernels can read past the end of, which pickling does not keep."""
+    """Copy arrays to memory that kernels can read past the end of, which pickling does not keep, and check them."""
     dtype = DTYPES[dtype_name]
     rows, cols = matrix_view(shape)
     restored = []

@@ -1,4 +1,4 @@
-"""From tensors to a file: which layout, which tiles, which names share a tensor."""
+"""TensorWriter: it chooses layouts and tiles for tensors, finds names that share a tensor, and writes a file."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ NegativeZeros = Literal["keep", "drop"]
 
 
 class TensorWriter:
-    """Writes tensors to a sink in one pass; the verbs and `sparsefmt convert` stand on it.
+    """Writes tensors to a sink in one pass. The verbs and `sparsefmt convert` use it.
 
-    Feed it with `add`, tensor by tensor, in the order in which they shall lie in the file, then call `finish`. A tensor
-    is not needed any more once `add` has returned.
+    Call `add` for each tensor, in the order in which they shall be in the file, then `finish`. A tensor is no longer
+    needed once `add` has returned.
 
     Args:
         sink: anything with `write`, at its start.
@@ -58,7 +58,7 @@ class TensorWriter:
         self._threads = threads
 
     def add(self, name: str, value: Rows | SparseTensor | Any) -> TensorEntry:
-        """Write one tensor: a SparseTensor, an array or tensor of another library. Errors name it."""
+        """Write one tensor: a SparseTensor, or an array or tensor of another library. Errors name the tensor."""
         check_name(name)
         try:
             if isinstance(value, SparseTensor) and value.layout != "dense":
@@ -75,12 +75,12 @@ class TensorWriter:
         self._writer.add_alias(name, target)
 
     def finish(self) -> Index:
-        """Write what makes the file whole, and return what is in it."""
+        """Write the end of the file, and return its index."""
         return self._writer.finish()
 
     @property
     def written(self) -> int:
-        """Bytes that went to the sink so far."""
+        """Bytes that the sink has got so far."""
         return self._writer.written
 
     def _add_dense(self, name: str, matrix: Rows) -> TensorEntry:
@@ -103,7 +103,7 @@ class TensorWriter:
         )
 
     def _add_laid_out(self, name: str, tensor: SparseTensor) -> TensorEntry:
-        """Write a tensor that is laid out already: tile by tile, never dense between sparse layouts."""
+        """Write a tensor that is laid out already, tile by tile. It is not made dense between sparse layouts."""
         layout = auto.layout_for(self._layout, self._purpose, tensor.shape, tensor.filling(), is_sparse=True)
         if layout == "dense":
             return self._add_dense(name, rows_of(tensor))
@@ -130,10 +130,10 @@ class TensorWriter:
 
 
 def expect_tensors(tensors: Any, what: str = "array") -> None:
-    """Refuse what is not a mapping of names to tensors, and say what to give instead.
+    """Refuse anything but a mapping of names to tensors, and say what to give instead.
 
     Raises:
-        FormatError: it is none.
+        FormatError: it is not a mapping.
     """
     if not isinstance(tensors, Mapping):
         raise FormatError(
@@ -145,13 +145,13 @@ def expect_tensors(tensors: Any, what: str = "array") -> None:
 def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progress | None = None) -> Index:
     """Write a dict of tensors in its order and finish. Names that share one tensor share its chunks."""
     expect_tensors(tensors)
-    # a lazy mapping makes every value anew: look at them twice only for somebody who watches
+    # a lazy mapping makes every value again, so read them twice only if progress is reported
     total = sum(_dense_nbytes(value) for value in tensors.values()) if progress else 0
     done = 0
     written: dict[object, tuple[weakref.ref[Any], str]] = {}
     for name, value in tensors.items():
         identity = identity_of(value)
-        # an address means something only while what lay there is alive: a lazy mapping may reuse it
+        # an address identifies an object only while that is alive: a lazy mapping may reuse the memory
         first = written.get(identity)
         if first is not None and first[0]() is not None:
             writer.add_alias(name, first[1])
@@ -166,6 +166,6 @@ def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progre
 
 
 def _dense_nbytes(value: Any) -> int:
-    """Bytes of the elements when dense, for what has a shape and a dtype with a size."""
+    """Bytes of the dense elements of a value that has a shape and a dtype with a size; 0 for others."""
     itemsize = getattr(getattr(value, "dtype", None), "itemsize", 0)
     return prod(getattr(value, "shape", ())) * itemsize

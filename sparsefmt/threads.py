@@ -1,9 +1,9 @@
 """The thread pool that loading, saving and products share.
 
-Jitted code and codecs release the GIL, so plain threads are enough; numba's own threading layers are not used, since
-one of them aborts the process on concurrent calls. A worker that asks for parallel work gets it done in place, so that
-pools never nest, and a forked child starts with a fresh pool. Where no thread can be had, because the system has no
-more or the interpreter is about to end, the thread that asks does all the work.
+Jitted code and codecs release the GIL, so plain threads are enough. numba's own threading layers are not used, since
+one of them aborts the process on concurrent calls. A worker that asks for parallel work does that work itself, so that
+pools never nest. A forked child starts with a fresh pool. If no thread can be started, because the system has no more
+or the interpreter is about to end, the calling thread does all the work.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def set_num_threads(threads: int) -> None:
 
 
 def num_threads(threads: int | None = None) -> int:
-    """`threads` if given, else what `set_num_threads` or SPARSEFMT_NUM_THREADS say, else the usable cores."""
+    """`threads` if given, else the number of `set_num_threads` or SPARSEFMT_NUM_THREADS, else the usable cores."""
     if threads is not None:
         return _at_least_one(threads, "threads")
     if _num_threads is not None:
@@ -47,13 +47,13 @@ def num_threads(threads: int | None = None) -> int:
 
 
 def expect_count(threads: int | None) -> None:
-    """Raise ValueError if this is no number of threads; None stands for the default."""
+    """Raise ValueError if this is not a number of threads. None stands for the default."""
     if threads is not None:
         _at_least_one(threads, "threads")
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
-    """Results of `work` for each item, in order; a few items are in flight at once, so results do not pile up."""
+    """Results of `work` for each item, in order. A few items are worked on at once, so that results do not pile up."""
     count = num_threads(threads)
     alone = isinstance(items, Sized) and len(items) <= 1
     if alone or count == 1 or getattr(_worker, "busy", False):
@@ -76,8 +76,8 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int
 def share(work: Callable[[int], None], count: int, threads: int) -> None:
     """Call `work` with 0 to `count - 1`, each once, on this thread and up to `threads - 1` others.
 
-    Whoever is free takes the next number. This thread starts at once and does not wait for others that have not
-    started: a busy pool delays nobody.
+    A thread that is free takes the next number. This thread starts at once, and does not wait for others that have not
+    started, so that a busy pool does not delay it.
     """
     numbers = iter(range(count))
 
@@ -92,7 +92,7 @@ def share(work: Callable[[int], None], count: int, threads: int) -> None:
         return
     pool = _get_pool(threads)
     futures = []
-    with suppress(RuntimeError):  # no thread to be had
+    with suppress(RuntimeError):  # no thread can be started
         for _ in range(helpers):
             futures.append(pool.submit(_marked_take, take))
     try:
@@ -108,7 +108,7 @@ def share(work: Callable[[int], None], count: int, threads: int) -> None:
 def _submit(pool: ThreadPoolExecutor, work: Callable[[Item], Result], item: Item) -> Future[Result]:
     with suppress(RuntimeError):
         return pool.submit(_marked, work, item)
-    # no thread to be had; one that is there already may do the same once more, which does no harm
+    # no thread can be started; a running thread may do the same work once more, which does no harm
     done: Future[Result] = Future()
     done.set_result(_marked(work, item))
     return done

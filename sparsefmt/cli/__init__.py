@@ -1,16 +1,16 @@
-"""The command `sparsefmt`: one file per command here, imported when that command runs.
+"""The command `sparsefmt`. There is one file per command here, which is imported when that command runs.
 
-Exit codes, of every command:
+Exit codes of all commands:
 
     0    success
     1    the data is bad, or differs: a file that is damaged or cannot be stored, a failed verification
     2    wrong usage, or the system refuses: no such file, a file of another format, no permission, disk full,
          destination exists
     130  interrupted with Ctrl-C
-    141  the reader of a pipe has hung up, as in `sparsefmt inspect … | head`; quietly
+    141  the reader of a pipe has hung up, as in `sparsefmt inspect … | head`; nothing is printed then
 
-An error, wrong usage too, is one line on stderr that starts with "sparsefmt: error: ". What was being written is then
-either whole or not there.
+Every error, wrong usage included, is one line on stderr that starts with "sparsefmt: error: ". A file that was being
+written is then either whole or not there.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _OTHER_WORDS = {
     "benchmark": "bench",
     "compile": "warmup",
 }
-"""What people may call a command."""
+"""Other names that people may try for a command."""
 
 _HUNG_UP = 141
-"""As shells report a program that SIGPIPE has ended, which is how others end then."""
+"""The code by which shells report a program that SIGPIPE has ended, which is how other programs end in this case."""
 
 
 def printable(text: str) -> str:
-    """One line without control characters: those that a name or a path may have are spelled out."""
+    """One line without control characters. Those in a name or a path are spelled out."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
@@ -70,7 +70,7 @@ class Failure(click.ClickException):
 
 
 class _Program(click.Group):
-    """A group that imports a command when it is called for, and turns exceptions into exit codes."""
+    """A group that imports a command when it is called, and turns exceptions into exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -88,10 +88,10 @@ class _Program(click.Group):
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """As click's. What is printed has arrived, or the exit code says that it has not."""
+        """Like click's `main`. If output could not be written, the exit code says so."""
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
-            if stream is None:  # closed by whoever started the program
+            if stream is None:  # closed by the program that started this one
                 setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
             elif hasattr(stream, "reconfigure"):
                 # a name that the terminal cannot show must not end the program
@@ -119,7 +119,7 @@ class _Program(click.Group):
 
 @contextmanager
 def _as_exit_codes() -> Iterator[None]:
-    """Turns exceptions into those that click ends the program with."""
+    """Turn exceptions into those by which click ends the program."""
     try:
         yield
     except click.UsageError as error:
@@ -128,7 +128,7 @@ def _as_exit_codes() -> Iterator[None]:
         where = error.ctx.command_path if error.ctx else "sparsefmt"
         raise Failure(f"{error.format_message().rstrip('.')}; see `{where} --help`", error.exit_code) from error
     except SparsefmtError as error:
-        # nothing is wrong with a file of another format: it is the wrong argument
+        # a file of another format may be in order; it is the wrong argument
         raise Failure(_in_file(error, str(error)), 2 if error.code == "file-foreign" else 1) from error
     except OSError as error:
         if error.errno == errno.EPIPE:
@@ -142,8 +142,8 @@ def _as_exit_codes() -> Iterator[None]:
 
 
 def _forget_output() -> None:
-    """Let go of what could not be printed, so that the interpreter does not try again when it ends."""
-    with suppress(OSError, ValueError):  # there is no such file, in tests
+    """Drop the output that could not be printed, so that the interpreter does not try again when it ends."""
+    with suppress(OSError, ValueError):  # in tests, there is no such file
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)

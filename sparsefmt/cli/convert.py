@@ -27,13 +27,13 @@ from sparsefmt.codecs import CODECS
 from sparsefmt.layouts import LAYOUTS
 
 LOOKS_PRUNED = 0.4
-"""Of the elements of a matrix are zero: then somebody expects it to become sparse."""
+"""Share of zeros from which on people expect a matrix to become sparse."""
 
 MOST_NAMED = 3
-"""Tensors that a sentence names; of the others, it has the number."""
+"""The most tensors that a sentence names. It gives the number of the others."""
 
 MOST_ROWS = 40
-"""Rows of the closing table; of more groups, the largest are shown."""
+"""The most rows of the closing table. If there are more groups, the largest are shown."""
 
 
 @click.command(
@@ -113,10 +113,10 @@ def command(
 
 
 def destination_of(source: Checkpoint, given: Path | None, kind: Kind) -> Path:
-    """Where to write to: what was given, if it makes sense, else beside the source, with another suffix.
+    """The destination: the given path, if it makes sense; without one, a path beside the source with another suffix.
 
-    Raises Failure for a name that belongs to something else: a slip of the fingers must not cost the source, and a
-    file must be what its name says.
+    Raises Failure for a name that belongs to something else: a typing error must not cost the source, and a file must
+    be what its name says.
     """
     suffix = f".{kind}"
     if given is None:
@@ -134,7 +134,7 @@ def destination_of(source: Checkpoint, given: Path | None, kind: Kind) -> Path:
 
 
 def _is_same(given: Path, source: Path) -> bool:
-    """Whether two paths are one file, of which writing it will say so."""
+    """Whether two paths are one file. If so, writing raises the error."""
     return given.exists() and os.path.samefile(given, source)
 
 
@@ -199,7 +199,7 @@ def _report(source: Checkpoint, destination: Path, converted: list[ConvertedTens
 
 
 def _is_dense_all_the_same(tensor: ConvertedTensor) -> bool:
-    """Whether it is stored dense though it looks pruned."""
+    """Whether a tensor is stored dense although it looks pruned."""
     entry = tensor.entry
     if entry.layout.sparse or not entry.dtype.prunable or len(entry.shape) < 2:
         return False
@@ -207,7 +207,7 @@ def _is_dense_all_the_same(tensor: ConvertedTensor) -> bool:
 
 
 def _groups(converted: list[ConvertedTensor]) -> list[_Group]:
-    """Tensors whose names differ in numbers only, and that have one dtype and shape, in the order of the file."""
+    """Groups of tensors of one dtype and shape whose names differ in numbers only, in the order of the file."""
     from sparsefmt.cli import output
 
     groups: dict[object, _Group] = {}
@@ -231,7 +231,7 @@ def _rows(groups: list[_Group]) -> list[_Group]:
 
 
 def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTensor]) -> list[str]:
-    """What a user should know and might not expect."""
+    """Sentences on what a user should know and might not expect."""
     from sparsefmt.cli import output
 
     notes = []
@@ -273,7 +273,7 @@ def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTenso
 
 
 def notes_on_folder(source: Checkpoint, destination: Path, before: list[Path], new: Kind) -> list[str]:
-    """What became of files that were in the folder before; `before`: those that belonged to a model."""
+    """Sentences on files that were in the folder before. before: files that belonged to a model."""
     notes = []
     if removed := [path.name for path in before if not os.path.lexists(path)]:
         notes.append(f"Removed, of the model that was there: {', '.join(removed)}")
@@ -283,7 +283,7 @@ def notes_on_folder(source: Checkpoint, destination: Path, before: list[Path], n
 
 
 def _model_notes(source: Checkpoint, destination: Path) -> list[str]:
-    """What was copied beside the weights, and what was not."""
+    """Sentences on the other files of a model: which were copied, and which were not."""
     from sparsefmt.cli import output
 
     model = read_model_folder(source.path, destination) if source.path.is_dir() else None

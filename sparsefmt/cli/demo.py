@@ -1,4 +1,4 @@
-"""`sparsefmt demo`: the whole round on a small model, without a download."""
+"""`sparsefmt demo`: prune, convert, load and multiply a small model, without a download."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ import numpy as np
 from sparsefmt.cli import Failure
 
 WIDTHS = (1024, 4096, 4096, 1024)
-"""Features between the layers: 25 million weights, more than a CPU cache holds."""
+"""Features between the layers. They make 25 million weights, more than a CPU cache holds."""
 
 SPARSITY = 0.8
 BATCHES = (1, 16)
 ROUNDS = 11
 TOLERANCE = 1e-4
-"""Of the largest output. float32 sums of a few thousand terms in another order differ by about a hundredth of that."""
+"""The largest difference, over the largest output. float32 sums of a few thousand terms in another order differ by a
+hundredth of that."""
 
 Weights = dict[str, np.ndarray]
 Forward = Callable[[np.ndarray], np.ndarray]
@@ -62,7 +63,7 @@ def command(ctx: click.Context) -> None:
 
 @contextmanager
 def _room() -> Iterator[None]:
-    """Says what is needed where the folder for temporary files is full or cannot be written to."""
+    """Say what the demo needs, if the folder for temporary files is full or cannot be written to."""
     try:
         yield
     except OSError as error:
@@ -74,7 +75,7 @@ def _room() -> Iterator[None]:
 
 
 def _pruned_weights() -> Weights:
-    """Weights and biases of each layer; of the weights, the smallest are +0.0."""
+    """Weights and biases of each layer. The smallest weights are +0.0."""
     rng = np.random.default_rng(0)
     weights: Weights = {}
     for layer, (cols, rows) in enumerate(pairwise(WIDTHS)):
@@ -88,7 +89,7 @@ def _pruned_weights() -> Weights:
 
 
 def _demonstrate(folder: Path, title: str, weights: Weights, faults: list[str]) -> None:
-    """Files, loading and products for one dtype: prints two tables, adds to `faults`."""
+    """Save, load and multiply in one dtype. Prints two tables, and adds to `faults`."""
     from sparsefmt import load_file
     from sparsefmt.cli import output
 
@@ -121,7 +122,7 @@ def _demonstrate(folder: Path, title: str, weights: Weights, faults: list[str]) 
 
 
 def _write_files(folder: Path, title: str, weights: Weights) -> dict[str, Path]:
-    """Save with the safetensors library, then convert as `sparsefmt convert` does. Labels and paths."""
+    """Save with the safetensors library, then convert as `sparsefmt convert` does. Gives the path for each label."""
     from safetensors.numpy import save
 
     from sparsefmt.checkpoints.conversion import Settings, convert_file
@@ -166,7 +167,7 @@ def _race(title: str, contenders: dict[str, tuple[int, Forward]], faults: list[s
 
 
 def _interleaved_medians(forwards: Sequence[Forward], x: np.ndarray) -> list[float]:
-    """Seconds of each: in turns, so that whatever else the machine does hits all alike."""
+    """Seconds of each. They take turns, so that other work of the machine affects all of them alike."""
     times: list[list[float]] = [[] for _ in forwards]
     for _ in range(ROUNDS):
         for forward, taken in zip(forwards, times, strict=True):
@@ -198,7 +199,7 @@ def _sparse_forward(weights: dict) -> Forward:
 
 
 def _layers(apply: Callable[[int, np.ndarray], np.ndarray]) -> Forward:
-    """The network: layers with ReLU between them."""
+    """The function of the network: its layers, with ReLU between them."""
 
     def forward(x: np.ndarray) -> np.ndarray:
         last = len(WIDTHS) - 2

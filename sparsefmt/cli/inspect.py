@@ -1,4 +1,4 @@
-"""`sparsefmt inspect`: what is in a file, from its index alone."""
+"""`sparsefmt inspect`: the content of a file, from its index alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparsefmt.container.envelope import MAJOR
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 
 JSON_VERSION = 1
-"""Raised when a key of the --json output changes its meaning or goes; new keys do not count."""
+"""Raised when a key of the --json output changes its meaning or is removed. New keys do not count."""
 
 
 @click.command(
@@ -168,7 +168,7 @@ def _print_tables(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> None:
 
 
 def _codecs(entry: TensorEntry) -> str:
-    """The codecs of the arrays, the most frequent first; which array has which is in the JSON."""
+    """The codecs of the arrays, the most frequent first. The JSON says which array has which."""
     return ", ".join(codec for codec, _ in Counter(entry.codecs.values()).most_common())
 
 

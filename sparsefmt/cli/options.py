@@ -43,4 +43,4 @@ max_decoded_bytes = click.option(
 )
 
 PATH: Any = click.Path(path_type=Path)
-"""A path. Whether it is there is for the command to find out, so that all errors look the same."""
+"""A path. The command itself finds out whether it exists, so that all errors look the same."""

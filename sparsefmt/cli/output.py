@@ -1,4 +1,4 @@
-"""What the commands print: tables, sizes, progress. Results go to stdout, progress to stderr."""
+"""Printing for all commands: tables, sizes, progress. Results go to stdout, and progress to stderr."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from sparsefmt.cli import printable
 from sparsefmt.cli.tables import NameTable
 
 WIDTH_OF_PIPES = 160
-"""Columns of what goes to a file or a pipe, unless COLUMNS says otherwise; a table with longer names is wider."""
+"""Columns of output that goes to a file or a pipe, unless COLUMNS is set. A table with longer names is wider."""
 
 WARNING = "yellow"
-"""The style of rows that somebody may want to do something about."""
+"""The style of rows that a user may want to act on."""
 
 
 class _Console(Console):
-    """One that leaves it to the program to end when the reader of a pipe has hung up."""
+    """A console that lets the program end itself when the reader of a pipe has hung up."""
 
     def on_broken_pipe(self) -> None:
         raise  # rich calls it while it handles the BrokenPipeError
 
 
 def console() -> Console:
-    """stdout, as it is at this moment."""
+    """A console for the present stdout."""
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else WIDTH_OF_PIPES
     return _Console(width=width, highlight=False, markup=False, soft_wrap=False)
 
 
 def say(line: str = "") -> None:
-    """A line on stdout, however long; on a terminal, it is broken between words."""
+    """Print a line of any length on stdout. On a terminal, it is broken between words."""
     console().print(printable(line), soft_wrap=not sys.stdout.isatty())
 
 
@@ -46,9 +46,9 @@ def table(*columns: str, left: int = 1) -> NameTable:
 
 
 def add_row(made: NameTable, *cells: str, style: str = "") -> None:
-    """Add texts as they are: a name in brackets is no markup, a control character is shown and not obeyed.
+    """Add texts as they are: a name in brackets is not markup, and a control character is shown and not obeyed.
 
-    The style is seen on terminals with colours; what it tells stands in words beside it.
+    The style shows on terminals with colours. The output says the same in words.
     """
     made.add(*map(printable, cells), style=style)
 
@@ -70,7 +70,7 @@ def size(nbytes: int) -> str:
 
 
 def ratio(before: int, after: int) -> str:
-    """How many times smaller: "2.50x"."""
+    """How many times smaller `after` is: "2.50x"."""
     return f"{before / after:.2f}x" if after else "-"
 
 
@@ -88,7 +88,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def pattern(name: str) -> str:
-    """The name with numbers replaced by *: tensors that play the same part in different layers share it."""
+    """The name with numbers replaced by *. Tensors with the same role in different layers share it."""
     return re.sub(r"\d+", "*", name)
 
 
@@ -96,9 +96,9 @@ def pattern(name: str) -> str:
 def progress_bar(
     what: str, total: int, quiet: bool, *, in_bytes: bool = True, compiling_is_news: bool = True
 ) -> Iterator[Callable[[int], None] | None]:
-    """A bar with bytes or steps and remaining time on stderr, and a function to advance it. None if nobody sees it.
+    """A bar with bytes or steps and remaining time on stderr, and a function to advance it; None if nobody sees it.
 
-    Where a bar is seen, so is it that kernels are being compiled, unless that is what the command is for.
+    Where a bar is seen, a line also says that kernels are being compiled, unless compiling is what the command does.
     """
     if quiet or not sys.stderr.isatty():
         yield None
@@ -113,7 +113,7 @@ def progress_bar(
 
 @contextmanager
 def telling_of_compiling(quiet: bool = False, where: Console | None = None) -> Iterator[None]:
-    """Within the block, say on a terminal that kernels are being compiled, once that has taken a while."""
+    """Within the block, say on a terminal that kernels are being compiled, once compiling has taken a while."""
     if quiet or not sys.stderr.isatty():
         yield
         return

@@ -1,6 +1,6 @@
-"""Tables whose first column has names: they stay whole where there is room, and break at dots where there is not.
+"""Tables whose first column has names. Names stay whole where there is room, and break at dots where there is not.
 
-A terminal too narrow for names and numbers side by side gets each name on a line of its own, above its numbers.
+On a terminal that is too narrow for names and numbers side by side, each name is on a separate line above its numbers.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 LEAST_NAME = 24
-"""Columns of the terminal that names get at least, if they stand beside numbers."""
+"""The least columns of the terminal for names beside numbers."""
 
 MOST_LINES = 2
-"""Into which a name is broken beside numbers; where one would need more, all stand above them."""
+"""The most lines of a name beside numbers. If one name needs more, all names are above their numbers."""
 
 
 class NameTable:
@@ -23,7 +23,7 @@ class NameTable:
 
     Args:
         columns: headings.
-        left: how many of them, from the first on, are texts; the others are numbers.
+        left: how many columns, from the first on, are texts. The others are numbers.
     """
 
     def __init__(self, *columns: str, left: int = 1) -> None:
@@ -33,15 +33,15 @@ class NameTable:
         self._total: tuple[str, ...] = ()
 
     def add(self, *cells: str, style: str = "") -> None:
-        """A row, in a style of rich: "yellow". Fewer cells than columns leave the others empty."""
+        """Add a row, in a style of rich, such as "yellow". Missing cells stay empty."""
         self._rows.append((cells, style))
 
     def add_total(self, *cells: str) -> None:
-        """The last row, set apart."""
+        """Add the last row, which is set apart."""
         self._total = cells
 
     def print(self, console: Console, whole_names: bool = False) -> None:
-        """Print it in the width of the console, or however wide it is, for what is no terminal."""
+        """Print the table in the width of the console, or in its full width if the output is not a terminal."""
         rows = [cells for cells, _ in self._rows] + [self._total]
         widths = [max(cell_len(text) for text in column) for column in zip(*map(self._filled, rows), strict=True)]
         widths = [max(width, cell_len(column)) for width, column in zip(widths, self._columns, strict=True)]
@@ -67,17 +67,17 @@ class NameTable:
         if self._total:
             table.add_section()
             self._add(table, self._total, room, "")
-        if width > console.width:  # of what is no terminal
+        if width > console.width:  # only if it is not a terminal
             console.width = width
         console.print(table)
 
     def _add(self, table: Table, cells: tuple[str, ...], room: int, style: str) -> None:
         name, *others = cells
-        # Text, not str: a name in brackets is no markup
+        # Text, not str: a name in brackets is not markup
         table.add_row(Text(broken(name, room)), *map(Text, others), style=style)
 
     def _print_below(self, console: Console, widths: list[int]) -> None:
-        """Names above their numbers; numbers that do not fit on a line go on in the next."""
+        """Print names above their numbers. Numbers that do not fit on a line continue on the next."""
         indent = " " * 2
         heading, *others = self._columns
         lines = [Text(heading), *self._numbers(others, widths, console.width - 2)]
@@ -103,7 +103,7 @@ class NameTable:
 
 
 def broken(name: str, room: int) -> str:
-    """A name in lines of at most `room` columns, broken behind dots; where a part is too long, behind _ or anywhere."""
+    """A name in lines of at most `room` columns, broken after dots. A long part is broken after _ or anywhere."""
     if cell_len(name) <= room:
         return name
     lines, line = [], ""
@@ -116,7 +116,7 @@ def broken(name: str, room: int) -> str:
 
 
 def _parts(text: str, sign: str, room: int) -> list[str]:
-    """Pieces that are not to be broken, none longer than `room`."""
+    """The pieces between which a name may be broken, none longer than `room`."""
     parts = [part + sign for part in text.split(sign)]
     parts[-1] = parts[-1].removesuffix(sign)
     pieces: list[str] = []

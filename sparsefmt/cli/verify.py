@@ -106,12 +106,12 @@ def command(
 
 @dataclass
 class _Found:
-    """What verifying has found.
+    """The results of verifying.
 
     Attributes:
         tensors, chunks: how many were read.
-        signs: negative zeros of the other model that are 0.0 here, as recorded.
-        faults: a sentence for each thing that is wrong.
+        signs: negative zeros of the other model that are 0.0 here, as the file records.
+        faults: a sentence for each fault.
     """
 
     tensors: int = 0
@@ -121,9 +121,9 @@ class _Found:
 
 
 class _Read(NamedTuple):
-    """A tensor to be read once for each of the names: under its first name, and under tied ones that are compared.
+    """A tensor, and the names for each of which it is read once: its first name, and tied names that are compared.
 
-    One pass compares a tensor with one other; tied names, which are rare, take a pass each.
+    One pass compares a tensor with one other tensor. Tied names are rare, and each takes a pass.
     """
 
     file: SparsefmtFile

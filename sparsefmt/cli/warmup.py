@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import click
 
 DTYPES = ("F32", "BF16", "F16")
-"""Element types whose kernels are compiled unless others are named. Types not of these use the kernels of F32."""
+"""Element types whose kernels are compiled unless others are named. All other types use the kernels of F32."""
 
 TOKENS = (1, 2, 4, 8, 16, 32)
-"""One number of tokens for each kernel: SPARSEFMT_ISA and the processor decide how many there are."""
+"""A number of tokens for each kernel. SPARSEFMT_ISA and the processor decide how many kernels there are."""
 
 
 @click.command(
@@ -54,7 +54,7 @@ def command(dtypes: tuple[str, ...], quiet: bool) -> None:
 
 
 def _steps(dtypes: tuple[str, ...]) -> Iterator[Callable[[], object]]:
-    """Small pieces of work that together compile everything."""
+    """Functions that each do a small piece of work, and together compile everything."""
     import numpy as np
 
     from sparsefmt import SparseTensor, linear, load, save
@@ -85,7 +85,7 @@ def _steps(dtypes: tuple[str, ...]) -> Iterator[Callable[[], object]]:
             linear(some, w, threads=1)  # not finite: another kernel
 
         def coding(dtype: np.dtype = dtype) -> None:
-            # long enough for streams of every kind, rows and columns as different as to have classes
+            # long enough for streams of every kind; rows and columns differ enough to have classes
             rng = np.random.default_rng(0)
             shape = 640, 1024
             sizes = np.exp2(rng.integers(-2, 3, (shape[0], 1)) + rng.integers(-2, 3, shape[1]))

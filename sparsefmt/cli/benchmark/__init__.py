@@ -1,5 +1,5 @@
-"""What `sparsefmt bench` does: products next to dense ones, timed and compared, and what is told of them.
+"""The work of `sparsefmt bench`: products are timed, and compared with dense products.
 
-`libraries.py` makes the dense products, `measuring.py` finds tensors that are alike and takes the times, `reporting.py`
-prints them.
+`libraries.py` makes the dense products, `measuring.py` finds tensors that are alike and measures times, and
+`reporting.py` prints them.
 """

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 Product = Callable[[], Any]
-"""x @ weight.T, of arrays that it knows."""
+"""Computes x @ weight.T for arrays that it holds."""
 
 
 @dataclass(frozen=True)
 class Library:
-    """What dense products are made with.
+    """A library that makes dense products.
 
     Attributes:
-        set_threads: lets it use so many from now on; None if nobody here can.
-        product: from weights to a function of activations to what is to be timed.
-        threads: the numbers of threads to time it on.
+        set_threads: sets its number of threads; None if that is not possible here.
+        product: takes weights, and gives a function that takes activations and gives the product to be timed.
+        threads: the numbers of threads on which it is timed.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Library:
 
 @contextmanager
 def dense_libraries(threads: int) -> Iterator[list[Library]]:
-    """numpy, and torch if it is installed; their own numbers of threads come back at the end.
+    """numpy, and torch if it is installed. Their own numbers of threads are restored at the end.
 
-    Each is timed on one thread too: small products are faster so, and where somebody else takes a core, those whose
-    threads wait for each other may be a hundred times slower, which would flatter us.
+    Each is timed on one thread too, since small products are faster that way. Where another process takes a core,
+    libraries whose threads wait for each other may be a hundred times slower, which would flatter us.
     """
     counts: list[int | None] = [*dict.fromkeys([threads, 1])]
     with ExitStack() as stack:
@@ -48,7 +48,7 @@ def dense_libraries(threads: int) -> Iterator[list[Library]]:
         # before torch comes, whose pools are not numpy's
         libraries = [Library("numpy", np.__version__, set_threads, _numpy_product, counts if set_threads else [None])]
         with suppress(ImportError, OSError):  # OSError: one of its shared libraries does not load
-            # by name, here as below: the package does without, and type checkers need not find it
+            # imported by name, here and below: the package does not need it, and type checkers need not find it
             torch = importlib.import_module("torch")
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             libraries.append(Library("torch", str(torch.__version__), torch.set_num_threads, _torch_product, counts))
@@ -56,12 +56,12 @@ def dense_libraries(threads: int) -> Iterator[list[Library]]:
 
 
 def _set_numpy_threads(stack: ExitStack) -> Callable[[int], None] | None:
-    """A function that sets the threads of numpy's BLAS; None where threadpoolctl is not there, or does not know it."""
+    """A function that sets the threads of numpy's BLAS; None if threadpoolctl is not installed or does not know it."""
     with suppress(ImportError):
         threadpoolctl = importlib.import_module("threadpoolctl")
         pools = threadpoolctl.ThreadpoolController().select(user_api="blas")
         if pools.lib_controllers:
-            stack.enter_context(pools.limit(limits=1))  # to have it undone
+            stack.enter_context(pools.limit(limits=1))  # restored when the stack is closed
 
             def set_threads(threads: int) -> None:
                 for pool in pools.lib_controllers:

@@ -1,4 +1,4 @@
-"""Groups of tensors that are alike, and the products of each: timed in turns with dense ones, and compared."""
+"""Groups of tensors that are alike. The products of each are timed in turns with dense ones, and compared."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
     from sparsefmt.sparse_file import SparseFile
 
 SECONDS = 1.0
-"""For the turns of one tensor and batch size: after these, turns end, unless they are fewer than LEAST_REPEATS."""
+"""Seconds for the turns of one tensor and batch size. Then turns end, unless they are fewer than LEAST_REPEATS."""
 
 LEAST_REPEATS = 3
 
 TOKENS_TO_CHECK = 16
-"""Rows of activations, at least, whose outputs are searched for the largest: a single one may be near 0 by chance."""
+"""The least rows of activations in whose outputs the largest is searched: one row may be near 0 by chance."""
 
 TOLERANCE = 1e-4
-"""Of the largest output. float32 sums of a few thousand terms in another order differ by about a hundredth of that."""
+"""The largest difference, over the largest output. float32 sums of a few thousand terms in another order differ by a
+hundredth of that."""
 
 OURS = "sparsefmt"
 
@@ -41,7 +42,7 @@ _clock = time.perf_counter
 
 
 class Contender(NamedTuple):
-    """Who multiplies: OURS or a library, and on how many threads; None: its own number."""
+    """OURS or a library, and its number of threads; None if it chooses that itself."""
 
     library: str
     threads: int | None
@@ -84,10 +85,10 @@ class Group:
     """Tensors that are alike, of which the first is measured for all.
 
     Attributes:
-        zeros: percent, rounded.
-        file: has the first tensor.
-        path: its name.
-        nbytes: of the first tensor in memory.
+        zeros: percent of zeros, rounded.
+        file: the open file that has the first tensor.
+        path: the path of that file.
+        nbytes: bytes of the first tensor in memory.
         not_finite: whether its dense product has Inf or NaN, which cannot be compared.
         faults: a sentence for each product that was wrong.
     """
@@ -108,7 +109,7 @@ class Group:
 
     @property
     def dense_nbytes(self) -> int:
-        """Of one tensor, in its own dtype."""
+        """Dense bytes of one tensor, in its own dtype."""
         return self.first.dense_nbytes
 
 
@@ -120,9 +121,9 @@ def find_groups(
     max_decoded_bytes: int | None,
     stack: ExitStack,
 ) -> tuple[list[Group], int]:
-    """What is to be measured, in the order of the files, and how many tensors are left out because they are dense.
+    """The groups to be measured, in the order of the files, and how many tensors are left out because they are dense.
 
-    Files are opened again, as users open them: mapped where the checkpoint reads.
+    Files are opened again in the way that users open them: they are mapped, while the checkpoint reads.
     """
     from sparsefmt import open_file
 
@@ -141,7 +142,7 @@ def find_groups(
                 left_out += 1
                 continue
             assert entry.nnz is not None
-            # the layout that loading will choose, so that its rule is in one place and nothing has to be loaded for it
+            # the layout that loading will choose: its rule is in one place, and nothing has to be loaded
             in_memory = file.layout_to_compute(entry) if layout == "auto" else layout
             zeros = round(100 * (1 - entry.nnz / entry.elements))
             key = (entry.shape, entry.dtype, in_memory, zeros)
@@ -165,7 +166,7 @@ def measure(group: Group, batches: list[int], libraries: list[Library], threads:
         tensor = group.file.load(entry.name, group.layout)
     assert isinstance(tensor, SparseTensor)
     group.nbytes = tensor.nbytes
-    # weights may be beyond float32, or not finite: that is no fault of theirs
+    # weights may be too large for float32, or not finite; that is not a fault
     with np.errstate(all="ignore"):
         dense = tensor.todense(threads).astype(np.float32, copy=False).reshape(entry.rows, entry.cols)
         rng = np.random.default_rng(0)
@@ -181,7 +182,7 @@ def measure(group: Group, batches: list[int], libraries: list[Library], threads:
                 return linear(part, tensor, threads=threads)
 
             difference = _difference(ours(), part @ dense.T)  # also compiles, and fills caches
-            # float32 goes no lower than the last term
+            # the last term is the smallest normal number of float32
             if not difference <= TOLERANCE * scale + np.finfo(np.float32).tiny:
                 group.faults.append(
                     f"{group.path}: tensor {entry.name!r}, batch {batch}: the product is not numpy's; it differs by "
@@ -199,7 +200,7 @@ def measure(group: Group, batches: list[int], libraries: list[Library], threads:
 
 
 def _difference(ours: np.ndarray, reference: np.ndarray) -> float:
-    """The largest one, where the reference is finite: which of several overflows comes first is open elsewhere."""
+    """The largest difference where the reference is finite. Elsewhere, any of several overflows may come first."""
     finite = np.isfinite(reference)
     return float(np.abs(ours[finite] - reference[finite].astype(np.float64)).max(initial=0))
 
@@ -207,13 +208,13 @@ def _difference(ours: np.ndarray, reference: np.ndarray) -> float:
 def _interleaved(
     contenders: dict[Contender, tuple[Callable[[], Any], Product]], repeats: int
 ) -> dict[Contender, list[float]]:
-    """Seconds of each: in turns, so that whatever else the machine does hits all alike.
+    """Seconds of each contender. They take turns, so that other work of the machine affects all of them alike.
 
     A turn is two runs, of which the second counts. Threads of BLAS and OpenMP go on spinning for a while after a
-    product, at the cost of whoever comes next: timed at once, numpy after torch is several times slower than alone.
+    product, which slows the next one: numpy, timed right after torch, is several times slower than alone.
 
     Args:
-        contenders: what each does before its turn, and its product.
+        contenders: for each, a function to call before its turn, and its product.
     """
     times: dict[Contender, list[float]] = {who: [] for who in contenders}
     began = _clock()

@@ -1,4 +1,4 @@
-"""What was measured, as tables with notes, or as an object for --json."""
+"""The results, as tables with notes, or as an object for --json."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sparsefmt.cli.benchmark.measuring import Group, quartile_spread
 from sparsefmt.container.entry import TensorEntry
 
 JSON_VERSION = 1
-"""Raised when a key of the --json output changes its meaning or goes; new keys do not count."""
+"""Raised when a key of the --json output changes its meaning or is removed. New keys do not count."""
 
 MOST_ROWS = 40
-"""Rows of a table; of more groups, the largest are shown."""
+"""The most rows of a table. If there are more groups, the largest are shown."""
 
 
 def print_tables(groups: list[Group]) -> None:
-    """Two: what the tensors take in memory, and how long their products take."""
+    """Print two tables: the memory that the tensors take, and the time that their products take."""
     rows = _rows(groups)
     total = _Row("total", [member for row in rows for member in row.members])
     memory = output.table("in memory", "shape", "dtype", "layout", "n", "zeros", "dense", "bytes", "ratio", left=4)
@@ -59,7 +59,7 @@ def _rows(groups: list[Group]) -> list[_Row]:
 
 @dataclass
 class _Row:
-    """Tensors of one row of the tables, each with the group whose numbers are its own."""
+    """Tensors of one row of the tables, each with its group, whose numbers hold for it."""
 
     label: str
     members: list[tuple[TensorEntry, Group]] = field(default_factory=list)
@@ -73,7 +73,7 @@ class _Row:
         return sum(entry.dense_nbytes for entry, _ in self.members)
 
     def products(self) -> list[tuple[int, float, float, float]]:
-        """By batch size: it, seconds of all products, ours and dense, and the largest spread of ours."""
+        """For each batch size: it, seconds of all products, ours and dense, and the largest spread of ours."""
         columns = zip(*(group.timings for _, group in self.members), strict=True)
         return [
             (
@@ -86,7 +86,7 @@ class _Row:
         ]
 
     def slower_than_dense(self) -> bool:
-        """With any of the batch sizes."""
+        """Whether it is slower with any of the batch sizes."""
         return any(ours > dense for _, ours, dense, _ in self.products())
 
     def _layout(self) -> str:
@@ -129,7 +129,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def notes(groups: list[Group], libraries: list[Library], threads: int, given: bool) -> Iterator[str]:
-    """What the columns mean, and what a user might not expect."""
+    """Sentences that explain the columns, and that tell a user what he might not expect."""
     repeats = [len(timing.ours) for group in groups for timing in group.timings]
     times = f"{min(repeats)}" if min(repeats) == max(repeats) else f"{min(repeats)} to {max(repeats)}"
     yield (
@@ -174,7 +174,7 @@ def _on(library: Library) -> str:
 
 
 def notes_on_left_out(path: Path, count: int, measured: bool) -> Iterator[str]:
-    """Which tensors the tables do not have, if any."""
+    """A sentence on the tensors that the tables do not have, if there are any."""
     tensors = output.plural(count, "tensor")
     if measured and count:
         yield f"Left out: {tensors} stored dense, which a dense product multiplies just as well."
@@ -185,7 +185,7 @@ def notes_on_left_out(path: Path, count: int, measured: bool) -> Iterator[str]:
 def as_object(
     path: Path, groups: list[Group], libraries: list[Library], threads: int, left_out: int, faults: list[str]
 ) -> dict[str, Any]:
-    """What --json prints, as the help of the command describes it."""
+    """The object that --json prints. The help of the command describes it."""
     everything = _Row("total", [(entry, group) for group in groups for entry in group.entries])
     return {
         "json_version": JSON_VERSION,
