@@ -1,4 +1,4 @@
-"""A file that is to be opened again elsewhere: what goes into a pickle in place of an open file."""
+"""Again: stands for an open file in a pickle, and opens the file again in another process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparsefmt.errors import FormatError
 
 
 class Again(NamedTuple):
-    """What it takes to open a file again, and to know it.
+    """All that is needed to open a file again, and to recognise it.
 
     Attributes:
         path: absolute, as another process may have another working directory.
@@ -27,10 +27,10 @@ class Again(NamedTuple):
 
     @classmethod
     def of(cls, reader: Reader, max_decoded_bytes: int | None) -> Again:
-        """The same file as is open.
+        """What to pickle for a file that is open.
 
         Raises:
-            TypeError: it has no path.
+            TypeError: the file has no path.
             SparsefmtError: it is closed.
         """
         place = reader.place
@@ -42,10 +42,10 @@ class Again(NamedTuple):
         return cls(*place, max_decoded_bytes, reader.size, reader.index_checksum)
 
     def open(self) -> Reader:
-        """The file, opened.
+        """Open the file.
 
         Raises:
-            FormatError: it is another than was pickled.
+            FormatError: it is not the file that was pickled.
             as `sparsefmt.open_file`.
         """
         source = source_of(self.path, self.backend)  # type: ignore[arg-type]

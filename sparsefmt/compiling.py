@@ -1,7 +1,7 @@
-"""Says that kernels are being compiled, in the seconds of a first use in which nothing seems to happen.
+"""Says that kernels are being compiled, since nothing seems to happen in the seconds of a first use.
 
-Machine code is kept on disk, so that this happens once for a processor and a version of this package. Imports no numba:
-`jit.py` reports to this file.
+Machine code is kept on disk, so that this happens once for a processor and a version of this package. This file does not
+import numba; `jit.py` reports to it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 PATIENCE = 2.0
-"""Seconds of compiling after which it is told, once in a process."""
+"""Seconds of compiling after which the message is given, once in a process."""
 
 MESSAGE = "compiling kernels for this processor, once; `sparsefmt warmup` does it ahead of time"
 
@@ -23,12 +23,12 @@ _log = logging.getLogger("sparsefmt")
 
 
 class Watch:
-    """Adds up the time that is spent compiling, and tells of it when patience is at its end.
+    """Adds up the time that is spent compiling, and gives the message when it is long.
 
     Compiling is reported by one thread at a time (numba has a lock), and may nest.
 
     Args:
-        tell: called with a sentence, once, from a thread of its own.
+        tell: called once with a sentence, from a separate thread.
     """
 
     def __init__(self, tell: Tell) -> None:
@@ -40,7 +40,7 @@ class Watch:
         self._told = False
 
     def started(self) -> None:
-        """A function is being compiled from now on."""
+        """Note that a function begins to be compiled."""
         self._depth += 1
         if self._depth > 1 or self._told:
             return
@@ -51,7 +51,7 @@ class Watch:
             self._timer.start()
 
     def ended(self) -> None:
-        """The function that was started last is compiled."""
+        """Note that the function that was started last is compiled."""
         self._depth -= 1
         if self._depth == 0 and self._timer is not None:
             self._timer.cancel()
@@ -65,12 +65,12 @@ class Watch:
 
 
 watch = Watch(_log.info)
-"""That of this process. In a program, the logger "sparsefmt" is told, at level info."""
+"""The watch of this process. In a program, the message goes to the logger "sparsefmt", at level info."""
 
 
 @contextmanager
 def told_by(tell: Tell) -> Iterator[None]:
-    """Have `tell` say it, within the block, in place of the logger."""
+    """Within the block, give the message to `tell` in place of the logger."""
     before, watch.tell = watch.tell, tell
     try:
         yield

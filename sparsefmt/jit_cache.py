@@ -6,7 +6,7 @@ the package is uninstalled, and Python would take the remaining folders for a pa
 numba notices when the file of a function is edited. An intrinsic, a jitted function or a constant of another file is
 compiled into the function too. Therefore the name of its code contains a digest of its file, of
 all files of this package that it imports from, and of the instruction set. Two versions of the package, or two
-instruction sets, have names of their own and can use one folder at the same time.
+instruction sets, have different names, and can use one folder at the same time.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ class SafeSlice:
         return self._held.file.get_slice(self._name).get_dtype()
 
     def __getitem__(self, key: Any) -> Any:
-        """`get_tensor(name)[key]`, contiguous and of its own memory.
+        """`get_tensor(name)[key]`, contiguous and with its own memory.
 
         Args:
             key: whatever the framework takes as an index.

@@ -1,4 +1,4 @@
-"""What the signs of pruned zeros cost in a file, and when that is worth a word."""
+"""How much of a file the signs of pruned zeros take, and when the user should be told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from sparsefmt.container.index import Index
 
 _WORTH_A_WORD = 1 / 3
-"""Share of a file from which on whoever saves should know that it can be left out. At 99.9 % zeros it is 96 %."""
+"""Share of a file from which on a user who saves is told that signs can be left out. At 99.9 % zeros it is 96 %."""
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -30,7 +30,7 @@ def note(signs: int, written: int, remedy: str) -> str | None:
 
 
 def warn(index: Index, written: int) -> None:
-    """Warn whoever called this library, once for a file, if its signs are a large part of it."""
+    """Warn the caller of this library, once for a file, if signs are a large part of the file."""
     signs = sum(map(index.sign_nbytes, index.tensors.values()))
     text = note(signs, written, 'negative_zeros="drop"')
     if text is not None:
@@ -38,7 +38,7 @@ def warn(index: Index, written: int) -> None:
 
 
 def _levels_to_caller() -> int:
-    """The stack level, as the function that calls this one gives it, of the first frame outside of this package."""
+    """The stack level of the first frame outside of this package, counted from the function that calls this one."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
         level, frame = level + 1, frame.f_back

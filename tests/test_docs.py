@@ -204,6 +204,8 @@ def test_named_files_are_there(document):
     pattern = rf"(?<![\w./-])([\w.*-]+/[\w./*-]*\.(?:{'|'.join(SUFFIXES)}))(?![\w/])"
     named = {path for part in code for path in re.findall(pattern, part)}
     named |= {part for part in code if re.fullmatch(r"([\w.-]+/)+", part)}
+    modules = {name for part in code for name in re.findall(r"python -m (tools\.[\w.]*\w)", part)}
+    named |= {f"{name.replace('.', '/')}.py" for name in modules}
     folders = (ROOT, ROOT / "sparsefmt", (ROOT / document).parent)
     for path in {path.replace("NAME", "*") for path in named}:
         assert any(found for folder in folders for found in folder.glob(path)), f"{document}: {path}"

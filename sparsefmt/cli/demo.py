@@ -140,7 +140,7 @@ def _write_files(folder: Path, title: str, weights: Weights) -> dict[str, Path]:
 
 
 def _race(title: str, contenders: dict[str, tuple[int, Forward]], faults: list[str]) -> None:
-    """Time forward passes and print them beside the bytes in memory."""
+    """Time forward passes, and print times and bytes in memory."""
     from sparsefmt.cli import output
 
     headings = [heading for batch in BATCHES for heading in (f"batch {batch}", "vs numpy")]

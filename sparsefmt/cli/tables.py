@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 LEAST_NAME = 24
-"""The least columns of the terminal for names beside numbers."""
+"""The fewest columns of the terminal for names beside numbers."""
 
 MOST_LINES = 2
 """The most lines of a name beside numbers. If one name needs more, all names are above their numbers."""

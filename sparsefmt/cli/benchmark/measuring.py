@@ -30,7 +30,7 @@ SECONDS = 1.0
 LEAST_REPEATS = 3
 
 TOKENS_TO_CHECK = 16
-"""The least rows of activations in whose outputs the largest is searched: one row may be near 0 by chance."""
+"""The fewest rows of activations in whose outputs the largest is searched: one row may be near 0 by chance."""
 
 TOLERANCE = 1e-4
 """The largest difference, over the largest output. float32 sums of a few thousand terms in another order differ by a
