@@ -1,7 +1,7 @@
 """Says that kernels are being compiled, since nothing seems to happen in the seconds of a first use.
 
-Machine code is kept on disk, so that this happens once for a processor and a version of this package. This file does not
-import numba; `jit.py` reports to it.
+Machine code is kept on disk, so that this happens once for a processor and a version of this package. This file does
+not import numba; `jit.py` reports to it.
 """
 
 from __future__ import annotations
