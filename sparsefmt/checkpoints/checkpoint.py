@@ -247,7 +247,7 @@ def _weights_of_torch(files: list[Path]) -> list[Path]:
 
 
 def read_index(path: Path) -> CheckpointIndex:
-    """Read an index file. Raises FormatError if it is none, or names a file that is not beside it."""
+    """Read an index file. Raises FormatError if it is not an index, or names a file that is not beside it."""
 
     def invalid(message: str) -> FormatError:
         return FormatError("checkpoint-index", f"{path}: {message}")

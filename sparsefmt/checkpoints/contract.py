@@ -54,7 +54,7 @@ def expect_regular_file(path: str | os.PathLike[str]) -> None:
     """Refuse a folder, a pipe or a device: opening some of them would wait forever.
 
     Raises:
-        OSError: it is none, or there is nothing of that name.
+        OSError: it is not a regular file, or does not exist.
     """
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", os.fspath(path))

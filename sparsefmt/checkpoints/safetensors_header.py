@@ -15,7 +15,7 @@ from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError
 
 METADATA = "__metadata__"
-"""The one key of the header that is no tensor."""
+"""The one key of the header that is not a tensor."""
 
 MAX_HEADER_BYTES = 100_000_000
 """What the safetensors library reads at most."""

@@ -52,11 +52,11 @@ class Source(ABC):
         """Whether it was closed. Another thread may close it right after."""
 
     def forget(self, offset: int, size: int) -> None:  # noqa: B027 (most have nothing to do)
-        """Say that these bytes were read for the last time for now. They stay readable."""
+        """Hint that these bytes will not be read again soon. They stay readable."""
 
     def another(self) -> Source | None:
-        """The same bytes, to be closed by themselves; None if this one is closed, or keeping them would cost more than
-        it saves: of what is in memory already, and on Windows, where nobody could replace the file."""
+        """A source of the same bytes that is closed separately. None if this one is closed, or if keeping the bytes
+        would cost more than it saves: for bytes in memory, and on Windows, where nobody could replace the file."""
         return None
 
     @abstractmethod
@@ -306,8 +306,8 @@ class _OpenFile:
     Args:
         descriptor: of the file if it is open already; it is ours from then on.
 
-    Who closed it while another thread reads would give its descriptor free for the next file that is opened, which that
-    thread would read then.
+    If another thread closed the descriptor during a read, its number could be reused by another file, and the read
+    would go there.
 
     Raises:
         OSError: it cannot be opened, or is not a regular file: to open a pipe would wait for its other end.

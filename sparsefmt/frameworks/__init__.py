@@ -16,7 +16,7 @@ def framework_of(name: str, device: Any) -> Framework:
 
     Raises:
         UnsupportedError: a framework that this library has no tensors for, or a device that numpy does not have.
-        RuntimeError, TypeError: torch's own, for what is no device.
+        RuntimeError, TypeError: torch raises them for a text that is not a device.
     """
     if name in _NUMPY:
         from sparsefmt.frameworks.host import NumpyFramework

@@ -49,11 +49,11 @@ class TorchFramework(Framework):
     """PyTorch.
 
     Args:
-        device: whatever torch takes for one; None is the CPU. torch's default device has no say.
+        device: any device of torch; None is the CPU. torch's default device is not used.
 
     Raises:
-        RuntimeError, TypeError: torch's own, for what is no device. One that is not there is noticed when the first
-            tensor is asked for, before anything is read.
+        RuntimeError, TypeError: torch raises them for a text that is not a device. A device that the machine does not
+            have is noticed when the first tensor is asked for, before anything is read.
     """
 
     ties = True

@@ -72,7 +72,7 @@ class Permuted(Layout):
         if fault == jitted.OK:
             return
         code, text = {
-            jitted.PERMUTATION: ("row-permutation", "the row permutation is none, or ties are not in row order"),
+            jitted.PERMUTATION: ("row-permutation", "row_permutation is not valid, or equal counts are out of order"),
             jitted.ROW_COUNTS: ("row-counts", "a row count is over the columns, or counts ascend"),
             jitted.SLICE_OFFSETS: ("slice-offsets", "slice offsets disagree with the row counts"),
             jitted.COLUMN_RANGE: ("column-range", f"a column is not below {cols:,}"),

@@ -169,7 +169,7 @@ class SparseLinear(torch.nn.Module):
             bias: (out_features,); a Parameter is taken as it is.
 
         Raises:
-            ValueError: a weight that is no matrix, or a bias of another shape.
+            ValueError: the weight is not a matrix, or the bias has another shape.
             UnsupportedError: a dtype that has no product here.
         """
         if weight.ndim != 2:
@@ -414,7 +414,7 @@ def dense_weight(linear: torch.nn.Module) -> tuple[torch.Tensor, bool]:
     """The weight (out_features, in_features) of a layer that can become a SparseLinear, and whether it is transposed.
 
     Raises:
-        TypeError: it is none.
+        TypeError: the layer is neither a torch.nn.Linear nor a Conv1D.
     """
     swapped = is_conv1d(linear)
     if not swapped and not isinstance(linear, torch.nn.Linear):

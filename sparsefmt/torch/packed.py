@@ -157,7 +157,7 @@ def _read_header(table: torch.Tensor) -> tuple[_Header, list[int]]:
     """What is true for all tiles, and the numbers of the tiles. Raises FormatError."""
     numbers = table.tolist()
     if len(numbers) < _HEADER or numbers[0] != VERSION:
-        raise FormatError("weight-table", "the table is none, or one of another version of the library")
+        raise FormatError("weight-table", "this is not a weight table, or another version of the library wrote it")
     _, dtype, rows, cols, layout, tile_rows = numbers[:_HEADER]
     if dtype not in range(len(_DTYPES)) or layout not in range(len(_LAYOUTS)):
         raise FormatError("weight-table", f"the table has dtype {dtype} and layout {layout}, which are not known")

@@ -34,7 +34,7 @@ _INSPECTIONS = _words(
     sum mean std var norm min max amin amax numpy tolist contains bool float int
     """
 )
-"""Operations that people look at weights with. Being slow there is no news."""
+"""Operations by which people look at weights. They need no warning that they are slow."""
 
 _WITHOUT_ELEMENTS = _words(
     """
