@@ -4,7 +4,7 @@
     python -m tools.bench.convert --checkpoint FOLDER --codec raw
 
 The commands run as processes of their own and the system says what they used, so that nothing here counts. Exit code 1
-if memory or inspect are over the bounds that the README promises.
+if memory or inspect are over their bounds.
 """
 
 import json
