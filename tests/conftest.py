@@ -1,11 +1,39 @@
-"""Before anything is imported: no test asks a server for a model."""
+"""Before anything is imported: no test asks a server for a model. With `-n`, which process runs which file."""
+
+from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SLOW_FILES = ["kernels", "spec_reader", "api", "c_reader", "real_weights", "conformance", "concurrency", "simd"]
+"""Those that take longest, which come first, so that in the end no process is left with one of them alone."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, and no other `--dist`, each file is run by one process.
+
+    What a module has made once is then made once, and a kernel that two files need is mostly in the cache of compiled
+    code by the time that the second one needs it.
+    """
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # by the number of tests
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a process of several, the slow files first."""
+    if hasattr(config, "workerinput"):
+        ranks = {f"test_{name}.py": rank for rank, name in enumerate(SLOW_FILES)}
+        items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.fixture(scope="module")

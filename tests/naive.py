@@ -114,21 +114,22 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def product(array: np.ndarray, layout: str, x: np.ndarray, accumulator: type) -> np.ndarray:
-    """W x in the order of additions of SPEC.md, section 6, for one vector x."""
+    """W x in the order of additions of SPEC.md, section 6, for one vector x, or for each row of a matrix x."""
     weights = (array.reshape(array.shape[0], -1)).astype(accumulator)
     activations = x.astype(accumulator)
     keep = np.ones(weights.shape, bool) if layout == "dense" else stored(array)
     rows, cols = weights.shape
     stride = 1 if layout == "permuted" else 16
-    sums = np.zeros((rows, stride), accumulator)
+    sums = np.zeros((stride, *x.shape[:-1], rows), accumulator)
     for col in range(cols):
-        column = fma(weights[:, col], np.broadcast_to(activations[col], rows), sums[:, col % stride])
-        sums[:, col % stride] = np.where(keep[:, col], column, sums[:, col % stride])
+        before = sums[col % stride]
+        column = fma(weights[:, col], np.broadcast_to(activations[..., col, None], before.shape), before)
+        sums[col % stride] = np.where(keep[:, col], column, before)
     with np.errstate(all="ignore"):
-        while sums.shape[1] > 1:
-            half = sums.shape[1] // 2
-            sums = sums[:, :half] + sums[:, half:]
-        return sums[:, 0] + accumulator(0)
+        while len(sums) > 1:
+            half = len(sums) // 2
+            sums = sums[:half] + sums[half:]
+        return sums[0] + accumulator(0)
 
 
 def rans_symbols(stream: bytes, count: int, tables: list[list[int]], precision: int, contexts: list[int]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from functools import cache
 
 import msgpack
 import numpy as np
@@ -14,6 +15,7 @@ from sparsefmt.container import envelope
 from sparsefmt.tensor_writer import TensorWriter
 
 
+@cache
 def small_file(codec: str = "raw") -> bytes:
     rng = np.random.default_rng(3)
     tensors = {

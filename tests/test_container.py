@@ -204,8 +204,8 @@ def test_unknown_keys_are_ignored_in_a_newer_minor_version():
     assert code_of(join(head, msgpack.packb(content))) == "index-key"
 
 
-def patched(offset: int, data: bytes, whole: bytes | None = None) -> bytes:
-    whole = whole or small_file()
+def patched(offset: int, data: bytes) -> bytes:
+    whole = small_file()
     offset %= len(whole)
     return whole[:offset] + data + whole[offset + len(data) :]
 
@@ -218,25 +218,26 @@ def patched(offset: int, data: bytes, whole: bytes | None = None) -> bytes:
         (envelope.encode_preamble(), "file-too-short", FormatError),
         (envelope.encode_preamble() + bytes(79), "file-too-short", FormatError),
         (envelope.encode_preamble() + bytes(80), "trailer-missing", FormatError),
-        (patched(8, b"\x02\x00"), "version-unsupported", UnsupportedError),
-        (patched(8, b"\x00\x00"), "version-unsupported", UnsupportedError),
-        (patched(12, b"\x01"), "feature-unsupported", UnsupportedError),
-        (patched(10, b"\x01"), "index-checksum", ChecksumError),
-        (patched(20, b"\x01"), "padding-not-zero", FormatError),
-        (patched(64 + 20, b"\x01"), "padding-not-zero", FormatError),
-        (patched(64, b"\xff"), "chunk-checksum", ChecksumError),
-        (patched(-1, b"\x00"), "trailer-missing", FormatError),
-        (patched(-32, struct.pack("<Q", 0)), "index-out-of-bounds", FormatError),
-        (patched(-32, struct.pack("<Q", 65)), "index-out-of-bounds", FormatError),
-        (patched(-32, struct.pack("<Q", (1 << 64) - 64)), "index-out-of-bounds", FormatError),
-        (patched(-24, struct.pack("<Q", 3)), "index-out-of-bounds", FormatError),
-        (patched(-24, struct.pack("<Q", limits.MAX_INDEX_BYTES + 1)), "index-size", LimitError),
-        (patched(-16, bytes(8)), "index-checksum", ChecksumError),
-        (patched(-40, b"\x99"), "index-checksum", ChecksumError),
+        ((8, b"\x02\x00"), "version-unsupported", UnsupportedError),
+        ((8, b"\x00\x00"), "version-unsupported", UnsupportedError),
+        ((12, b"\x01"), "feature-unsupported", UnsupportedError),
+        ((10, b"\x01"), "index-checksum", ChecksumError),
+        ((20, b"\x01"), "padding-not-zero", FormatError),
+        ((64 + 20, b"\x01"), "padding-not-zero", FormatError),
+        ((64, b"\xff"), "chunk-checksum", ChecksumError),
+        ((-1, b"\x00"), "trailer-missing", FormatError),
+        ((-32, struct.pack("<Q", 0)), "index-out-of-bounds", FormatError),
+        ((-32, struct.pack("<Q", 65)), "index-out-of-bounds", FormatError),
+        ((-32, struct.pack("<Q", (1 << 64) - 64)), "index-out-of-bounds", FormatError),
+        ((-24, struct.pack("<Q", 3)), "index-out-of-bounds", FormatError),
+        ((-24, struct.pack("<Q", limits.MAX_INDEX_BYTES + 1)), "index-size", LimitError),
+        ((-16, bytes(8)), "index-checksum", ChecksumError),
+        ((-40, b"\x99"), "index-checksum", ChecksumError),
     ],
 )
 def test_envelope_fault(data, code, kind):
-    assert code_of(data, kind) == code
+    """data: all bytes, or the place and the bytes of what is changed in a small file."""
+    assert code_of(data if isinstance(data, bytes) else patched(*data), kind) == code
 
 
 @pytest.mark.parametrize("start", [16, 64 + 20])

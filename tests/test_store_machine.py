@@ -386,7 +386,7 @@ class Store(RuleBasedStateMachine):
         layout = held.tensor.layout if isinstance(held.tensor, SparseTensor) else "dense"
         x = np.random.default_rng(number).standard_normal((2, expected[0].size)).astype(summed)
         with np.errstate(all="ignore"):
-            products = np.stack([naive.product(expected, layout, row, summed) for row in x])
+            products = naive.product(expected, layout, x, summed)
         if transposed and isinstance(held.tensor, SparseTensor):
             found = np.ascontiguousarray((held.tensor @ x.T).T)
         else:

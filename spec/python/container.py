@@ -152,7 +152,7 @@ def decode_canonical(index: bytes) -> Any:
 
     def sorted_map(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
-        require(all(type(key) is str for key in keys), "index-malformed", "map key other than str")
+        require({str}.issuperset(map(type, keys)), "index-malformed", "map key other than str")
         # sorted by code points is sorted by UTF-8 bytes
         require(keys == sorted(set(keys)), "index-not-canonical", "map keys not ascending")
         return dict(pairs)
@@ -173,9 +173,9 @@ def decode_canonical(index: bytes) -> Any:
 
 
 def check_value(value: Any, level: int) -> None:
-    known = type(value) in (dict, list, str, bytes) or (type(value) is int and value >= 0)
-    require(known, "index-type", f"msgpack type of {value!r:.80}")
-    if isinstance(value, dict | list):
+    if type(value) not in (dict, list, str, bytes, int) or (type(value) is int and value < 0):
+        raise Fault("index-type", f"msgpack type of {value!r:.80}")
+    if type(value) in (dict, list):
         require(level <= faults.MAX_INDEX_DEPTH, "index-malformed", f"{level} levels of maps and arrays")
         fits = isinstance(value, dict) or len(value) <= faults.MAX_INDEX_ARRAY
         require(fits, "index-malformed", f"array of {len(value)} elements")
@@ -191,8 +191,8 @@ def check_keys(fields: Any, always: set[str], sometimes: set[str], minor: int, w
 
 
 def typed(value: Any, kind: type, what: str) -> Any:
-    fits = not isinstance(value, int) or value < 2**63
-    require(fits and type(value) is kind, "index-type", f"{what}: {value!r:.80} is no {kind.__name__}, or too large")
+    if type(value) is not kind or (kind is int and value >= 2**63):
+        raise Fault("index-type", f"{what}: {value!r:.80} is no {kind.__name__}, or too large")
     return value
 
 

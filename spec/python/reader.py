@@ -60,13 +60,7 @@ def metadata(data: bytes) -> dict[str, str]:
 def multiply(data: bytes, name: str, x: np.ndarray) -> np.ndarray:
     """y = W x for the tensor of that name, in its stored layout, and one vector x; of the type A of section 6."""
     container = open_container(data)
-    entry = container.names[name]
-    if x.shape != (entry.cols,):
-        raise ValueError(f"no product of {list(entry.shape)} and {list(x.shape)}")
-    x = x.astype(products.type_of_sums(entry.dtype, x.dtype))
-    tiles = read_tiles(container, entry)
-    y = [products.multiply_tile(entry.layout, entry.dtype, tile, x) for tile in tiles]
-    return np.concatenate(y) if y else np.zeros(entry.rows, x.dtype)
+    return multiply_tensor(container, container.names[name], x)
 
 
 # ----------------------------------------------------------------------------------------------------------- A tensor
@@ -75,6 +69,15 @@ def multiply(data: bytes, name: str, x: np.ndarray) -> np.ndarray:
 def read_tensor(container: Container, entry: Entry) -> Tensor:
     dense = b"".join(dense_bytes(entry.dtype, tile) for tile in read_tiles(container, entry))
     return Tensor(entry.dtype.name, entry.shape, entry.layout, dense)
+
+
+def multiply_tensor(container: Container, entry: Entry, x: np.ndarray) -> np.ndarray:
+    if x.shape != (entry.cols,):
+        raise ValueError(f"no product of {list(entry.shape)} and {list(x.shape)}")
+    x = x.astype(products.type_of_sums(entry.dtype, x.dtype))
+    tiles = read_tiles(container, entry)
+    y = [products.multiply_tile(entry.layout, entry.dtype, tile, x) for tile in tiles]
+    return np.concatenate(y) if y else np.zeros(entry.rows, x.dtype)
 
 
 def read_tiles(container: Container, entry: Entry) -> Iterator[Tile]:

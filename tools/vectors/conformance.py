@@ -64,34 +64,43 @@ class Reader(ABC):
 
 
 class Library(Reader):
-    """sparsefmt itself."""
+    """sparsefmt itself. A file stays open until another one is asked for."""
+
+    def __init__(self) -> None:
+        self._path = Path()
+        self._file: sparsefmt.SparseFile | None = None
 
     def describe(self, path: Path) -> dict[str, Described]:
-        with self._open(path) as file:
-            entries = {name: file.reader.index.entry(name) for name in file}
+        file = self._open(path)
+        entries = {name: file.reader.index.entry(name) for name in file}
         return {name: Described(entry.dtype.name, entry.shape, entry.layout.name) for name, entry in entries.items()}
 
     def dense(self, path: Path, name: str) -> bytes:
+        file = self._open(path)
         try:
-            with self._open(path) as file:
-                return dense_bytes(file.get_tensor(name))
+            return dense_bytes(file.get_tensor(name))
         except sparsefmt.SparsefmtError as error:
             raise Refused(error.code) from None
 
     def product(self, path: Path, name: str, x: np.ndarray) -> bytes:
-        with self._open(path) as file:
-            entry = file.reader.index.entry(name)
-            weight = file.load(name, entry.layout.name)
+        file = self._open(path)
+        entry = file.reader.index.entry(name)
+        weight = file.load(name, entry.layout.name)
         if not isinstance(weight, sparsefmt.SparseTensor):
             weight = weight.reshape(entry.rows, entry.cols)
         with np.errstate(all="ignore"):
             return sparsefmt.linear(x, weight).tobytes()
 
     def _open(self, path: Path) -> sparsefmt.SparseFile:
-        try:
-            return sparsefmt.open_file(path)
-        except sparsefmt.SparsefmtError as error:
-            raise Refused(error.code) from None
+        if self._file is None or path != self._path:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            try:
+                self._path, self._file = path, sparsefmt.open_file(path)
+            except sparsefmt.SparsefmtError as error:
+                raise Refused(error.code) from None
+        return self._file
 
 
 class Numpy(Reader):
@@ -99,7 +108,9 @@ class Numpy(Reader):
 
     def __init__(self) -> None:
         self._module = spec_reader()
-        self._path, self._data, self._tensors = Path(), b"", {}
+        self._path = Path()
+        self._container: Any = None
+        self._tensors: dict[str, Any] = {}
 
     def describe(self, path: Path) -> dict[str, Described]:
         self._read(path)
@@ -111,17 +122,17 @@ class Numpy(Reader):
 
     def product(self, path: Path, name: str, x: np.ndarray) -> bytes:
         self._read(path)
-        return self._module.multiply(self._data, name, x).tobytes()
+        return self._module.multiply_tensor(self._container, self._container.names[name], x).tobytes()
 
     def _read(self, path: Path) -> None:
         if path == self._path:
             return
         data = path.read_bytes()
         try:
-            self._tensors = self._module.read(data)
+            self._tensors, self._container = self._module.read(data), self._module.open_container(data)
         except self._module.Fault as fault:
             raise Refused(fault.code) from None
-        self._path, self._data = path, data
+        self._path = path
 
 
 class Program(Reader):

@@ -6,6 +6,7 @@ A change is a function of a TakenApart. It changes that in place, or returns the
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -28,16 +29,18 @@ class Fault(NamedTuple):
         code: that a reader must give; "ok" if there is no fault.
         base: name of the file in BASES.
         name: what is wrong with it.
+        slow: whether it takes seconds to make the file, which is large then.
     """
 
     code: str
     base: str
     name: str
     change: Change
+    slow: bool = False
 
     def file(self) -> bytes:
         """The file with the fault."""
-        parts = TakenApart(BASES[self.base])
+        parts = TakenApart(base(self.base))
         other = self.change(parts)
         return other if isinstance(other, bytes) else bytes(parts)
 
@@ -52,32 +55,45 @@ def weight(negative: bool = True) -> np.ndarray:
     return w
 
 
-def bases() -> dict[str, bytes]:
+def saved(layout: str, codec: str, **tensors: np.ndarray) -> Callable[[], bytes]:
+    return lambda: sparsefmt.save(tensors, layout=layout, codec=codec)
+
+
+def bases() -> dict[str, Callable[[], bytes]]:
     w, vector = weight(), np.arange(1, 71, dtype=np.float32)
     big = np.zeros((64, 4096), np.float32)
     big[::3, ::5] = 1.25
     files = {
-        f"{layout} {codec}": sparsefmt.save({"w": w, "v": vector}, {"a": "b"}, layout=layout, codec=codec)
+        f"{layout} {codec}": partial(sparsefmt.save, {"w": w, "v": vector}, {"a": "b"}, layout=layout, codec=codec)
         for layout in LAYOUTS
         for codec in CODECS
     }
-    files |= {f"positive {layout}": sparsefmt.save({"w": abs(w)}, layout=layout, codec="raw") for layout in LAYOUTS[1:]}
-    files |= {f"big {layout}": sparsefmt.save({"w": big}, layout=layout, codec="zstd") for layout in LAYOUTS}
-    files["integers"] = sparsefmt.save({"w": (w * 10).astype(np.int8)}, layout="bitmask", codec="raw")
-    files["bool"] = sparsefmt.save({"w": w > 0}, codec="raw")
-    files["packed"] = sparsefmt.save({"w": w[:19, :3].astype(ml_dtypes.float4_e2m1fn)}, codec="raw")
-    files["empty"] = sparsefmt.save({"w": w[:, :0], "v": vector}, codec="raw")
-    files["full"] = sparsefmt.save({"w": np.ones((8, 8), np.float32)}, layout="bitmask", codec="raw")
+    files |= {f"positive {layout}": saved(layout, "raw", w=abs(w)) for layout in LAYOUTS[1:]}
+    files |= {f"big {layout}": saved(layout, "zstd", w=big) for layout in LAYOUTS}
+    files["integers"] = saved("bitmask", "raw", w=(w * 10).astype(np.int8))
+    files["bool"] = saved("auto", "raw", w=w > 0)
+    files["packed"] = saved("auto", "raw", w=w[:19, :3].astype(ml_dtypes.float4_e2m1fn))
+    files["empty"] = saved("auto", "raw", w=w[:, :0], v=vector)
+    files["full"] = saved("bitmask", "raw", w=np.ones((8, 8), np.float32))
     return files
 
 
 BASES = bases()
+"""What makes each file to begin with. Saving compiles, and so it waits until the file is wanted."""
+
+
+@cache
+def base(name: str) -> bytes:
+    """A file to begin with."""
+    return BASES[name]()
+
+
 FAULTS: list[Fault] = []
 
 
-def faults(code: str, base: str, changes: dict[str, Change]) -> None:
+def faults(code: str, base: str, changes: dict[str, Change], slow: bool = False) -> None:
     """Each change gives a file this fault and no other; `ok` none."""
-    FAULTS.extend(Fault(code, base, name, change) for name, change in changes.items())
+    FAULTS.extend(Fault(code, base, name, change, slow) for name, change in changes.items())
 
 
 def fields(name: str = "w", minor: int = 0, **values):

@@ -6,7 +6,6 @@ import msgpack
 import numpy as np
 
 from tools.vectors.faults.changes import (
-    BASES,
     array,
     arrays,
     entry_named,
@@ -25,6 +24,9 @@ from tools.vectors.faults.changes import (
 from tools.vectors.faults.taken_apart import Encoded, TakenApart, canonical
 
 ALIAS = {"alias_of": "w"}
+KEYS = ("arrays", "dtype", "first_chunk", "layout", "nnz", "shape", "tile_rows")
+"""Of an entry of `bitmask raw`."""
+
 faults(
     "ok",
     "bitmask raw",
@@ -184,7 +186,7 @@ faults(
     "index-key",
     "bitmask raw",
     {
-        **{f"no {key}": fields(**{key: ...}) for key in TakenApart(BASES["bitmask raw"]).entry()},
+        **{f"no {key}": fields(**{key: ...}) for key in KEYS},
         **{f"no {key} in the index": raw_index(**{key: ...}) for key in ("chunks", "metadata", "tensors")},
         "unknown": top(later=1),
         "unknown in the entry": fields(later=1),
@@ -200,6 +202,7 @@ faults(
     "ok",
     "bitmask raw",
     {"many short metadata": lambda file: top(metadata={f"{n:x}": "" for n in range(2**20 + 1)})(file)},
+    slow=True,
 )
 
 
@@ -212,7 +215,7 @@ def too_many_tensors(file: TakenApart) -> None:
     file.index["tensors"] = Encoded(msgpack.Packer().pack_map_header(len(entries)) + b"".join(entries))
 
 
-faults("tensor-count", "full", {"too many": too_many_tensors})
+faults("tensor-count", "full", {"too many": too_many_tensors}, slow=True)
 faults("name-invalid", "bitmask raw", {"empty": entry_named("", ALIAS), "NUL": entry_named("a\0b", ALIAS)})
 faults("name-length", "bitmask raw", {"1025 bytes": entry_named("é" * 512 + "a", ALIAS)})
 faults(

@@ -6,9 +6,8 @@ import struct
 
 import numpy as np
 
-import sparsefmt
 from tools.vectors.faults import rans_files
-from tools.vectors.faults.changes import BASES, array, arrays, both, changed, faults, fields, item
+from tools.vectors.faults.changes import BASES, array, arrays, both, changed, faults, fields, item, saved
 from tools.vectors.faults.taken_apart import TakenApart
 
 
@@ -100,10 +99,10 @@ def positions(rows=(0, 1, 0, 0, 1), groups=((0, 1),), nnz=2, model=None, value=l
     return change
 
 
-BASES["u16"] = sparsefmt.save({"w": np.arange(100, dtype=np.uint16)}, codec="raw")
-BASES["u64"] = sparsefmt.save({"w": np.arange(100, dtype=np.uint64)}, codec="raw")
-BASES["5 x 70"] = sparsefmt.save({"w": np.zeros((5, 70), np.uint8)}, layout="bitmask", codec="raw")
-BASES["wide"] = sparsefmt.save({"w": np.zeros((1, 2**20 + 1), np.uint8)}, layout="bitmask", codec="raw")
+BASES["u16"] = saved("auto", "raw", w=np.arange(100, dtype=np.uint16))
+BASES["u64"] = saved("auto", "raw", w=np.arange(100, dtype=np.uint64))
+BASES["5 x 70"] = saved("bitmask", "raw", w=np.zeros((5, 70), np.uint8))
+BASES["wide"] = saved("bitmask", "raw", w=np.zeros((1, 2**20 + 1), np.uint8))
 faults(
     "ok",
     "u16",
@@ -154,9 +153,9 @@ faults(
     "wide",
     {"columns": coded("mask", 131080, bytes(1000), bits_of(CLASSES_OF_COLUMNS, bytes(2**18)))},
 )
-BASES["permuted u16"] = sparsefmt.save({"w": np.ones((10, 10), np.uint16)}, layout="permuted", codec="raw")
-BASES["bitmask u16"] = sparsefmt.save({"w": np.ones((10, 10), np.uint16)}, layout="bitmask", codec="raw")
-BASES["wide u16"] = sparsefmt.save({"w": np.ones((1, 2**20 + 1), np.uint16)}, layout="dense", codec="raw")
+BASES["permuted u16"] = saved("permuted", "raw", w=np.ones((10, 10), np.uint16))
+BASES["bitmask u16"] = saved("bitmask", "raw", w=np.ones((10, 10), np.uint16))
+BASES["wide u16"] = saved("dense", "raw", w=np.ones((1, 2**20 + 1), np.uint16))
 ROW_CLASSES = HEAD[:12] + "10000" + "00000" + "0" + TWO_BINS + NUMBER_OF_128 + TWO_ROW_SYMBOLS
 COLUMN_CLASSES = HEAD[:12] + "00000" + "10000" + "0" + TWO_BINS + NUMBER_OF_128 + TWO_ROW_SYMBOLS
 
