@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,14 +141,16 @@ def test_killed_at_any_step_it_is_the_old_model_or_the_new_one(
 ) -> None:
     # stale files of an earlier time, which nobody looks at
     stale = {"dense": ("sparse", "dense"), "sparse": ("dense", "sparse")}[before]
+    there = tmp_path / "there"
+    models[before][0].save_pretrained(there, max_shard_size=SIZES[first])
+    models[stale[0]][0].save_pretrained(tmp_path / "stale", max_shard_size=SIZES[second])
+    for name in weights_in(tmp_path / "stale"):
+        (there / name).write_bytes((tmp_path / "stale" / name).read_bytes())
+    assert is_model(there, models["dense"][0])
     found, step = [], 0
     while True:
         folder = tmp_path / str(step)
-        models[before][0].save_pretrained(folder, max_shard_size=SIZES[first])
-        models[stale[0]][0].save_pretrained(tmp_path / "stale", max_shard_size=SIZES[second])
-        for name in weights_in(tmp_path / "stale"):
-            (folder / name).write_bytes((tmp_path / "stale" / name).read_bytes())
-        assert is_model(folder, models["dense"][0])
+        shutil.copytree(there, folder)
         kill(step)
         try:
             models[after][1].save_pretrained(folder, max_shard_size=SIZES[second])
