@@ -128,7 +128,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         auto.expect_name(layout)
         target, most = self._target(entry, layout)
         if target == "dense":
-            return self.get_tensor(name)
+            return self._dense(entry)
         account = self._account_for_now()
         stored_signs = self._reader.signs(entry)
         leave = stored_signs is not None
@@ -154,7 +154,9 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
     def get_tensor(self, name: str) -> np.ndarray:
         """One tensor as a dense numpy array, bit for bit. Takes the memory of the result and of one tile per thread."""
         self._reader.expect_open()
-        entry = self._entry(name)
+        return self._dense(self._entry(name))
+
+    def _dense(self, entry: TensorEntry) -> np.ndarray:
         self.take(self._reader.decoded_bytes(entry, "dense"), entry.name)
         bits = slicing.dense_array(entry.rows, entry.cols, entry.dtype)
         if not entry.layout.sparse and not entry.dtype.packed:
@@ -206,6 +208,8 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
 
     def _least_bytes(self, entry: TensorEntry, layout: str) -> int:
         """Bytes that `load(name, layout)` takes at least."""
+        if not entry.layout.sparse:
+            return self._reader.decoded_bytes(entry, "dense")
         target = self._target(entry, layout)[0]
         # with "auto", a tensor may stay as it is stored
         layouts = {target, entry.layout.name} if layout == "auto" else {target}

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from math import prod
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -70,7 +69,7 @@ class TensorEntry:
 
     @property
     def elements(self) -> int:
-        return prod(self.shape)
+        return self.rows * self.cols
 
     @property
     def dense_nbytes(self) -> int:

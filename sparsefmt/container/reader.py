@@ -184,12 +184,12 @@ class Reader:
         To the byte, except that it is the least for a sparse layout that is not the stored one: how much `permuted` is
         padded shows only when the tiles are converted.
         """
-        if layout == entry.layout.name != "dense":
+        if layout == "dense":
+            return entry.elements * entry.dtype.numpy.itemsize
+        if layout == entry.layout.name:
             chunks = self._chunks(entry, range(entry.tiles))
             # what is not all raw is moved to lie together
             return _coded_bytes(chunks) if self.is_raw(entry) else sum(chunks["raw"].tolist())
-        if layout == "dense":
-            return entry.elements * entry.dtype.numpy.itemsize
         return self.filling(entry).nbytes(layout) + self.sign_bytes(entry)
 
     def sign_bytes(self, entry: TensorEntry) -> int:
