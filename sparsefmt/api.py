@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from sparsefmt import signs
-from sparsefmt.container.file_objects import destination, naming
+from sparsefmt.container.file_objects import destination
 from sparsefmt.container.sources import Backend, source_of, source_of_content
+from sparsefmt.errors import in_file
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.tensor_writer import NegativeZeros, Progress, TensorWriter, expect_tensors, write_all
@@ -124,7 +125,7 @@ def load_file(
         OSError: it cannot be read.
     """
     with (
-        naming(path),
+        in_file(path),
         open_file(path, backend=backend, threads=threads, max_decoded_bytes=max_decoded_bytes) as file,
     ):
         return _load_all(file, layout)
@@ -172,7 +173,7 @@ def open_file(
         >>> with sparsefmt.open_file("model.sparsefmt") as f:
         ...     rows = f.get_slice("weight")[8:16]
     """
-    with naming(path):
+    with in_file(path):
         source = source_of(path, backend)
         try:
             return SparseFile(source, threads=threads, max_decoded_bytes=max_decoded_bytes)

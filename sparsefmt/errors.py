@@ -8,6 +8,11 @@ from SPEC.md, so that programs and other implementations can compare faults with
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 
 class SparsefmtError(ValueError):
     """Base of all errors of this library.
@@ -16,20 +21,24 @@ class SparsefmtError(ValueError):
         code: short stable name of the fault, for example ``"chunk-overlap"``.
         tensor: name of the tensor at fault, or None.
         offset: byte offset in the file where the fault lies, or None.
+        path: the file at fault, or None: of bytes, of file objects, and where no file is involved.
     """
 
-    def __init__(self, code: str, message: str, *, tensor: str | None = None, offset: int | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, *, tensor: str | None = None, offset: int | None = None, path: str | None = None
+    ) -> None:
         super().__init__(code, message, tensor, offset)
         self.code = code
         self.message = message
         self.tensor = tensor
         self.offset = offset
+        self.path = path
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.code, self.message, self.tensor, self.offset))
+        return (_rebuild, (type(self), self.code, self.message, self.tensor, self.offset, self.path))
 
     def __str__(self) -> str:
-        where = ""
+        where = f"{self.path}: " if self.path is not None and self.path not in self.message else ""
         if self.tensor is not None:
             where += f"tensor {self.tensor!r}: "
         text = f"{where}{self.message} [{self.code}]"
@@ -37,18 +46,37 @@ class SparsefmtError(ValueError):
             text += f" (at byte {self.offset:,})"
         return text
 
-    def within(self, tensor: str) -> SparsefmtError:
-        """The same error with the name of the tensor that it is about."""
-        return type(self)(self.code, self.message, tensor=self.tensor or tensor, offset=self.offset)
+    def within(self, tensor: str, path: str | None = None) -> SparsefmtError:
+        """The same error with the name of the tensor that it is about, and with its file."""
+        return type(self)(
+            self.code, self.message, tensor=self.tensor or tensor, offset=self.offset, path=self.path or path
+        )
 
 
-def file_closed(what: str = "the file") -> SparsefmtError:
+@contextmanager
+def in_file(place: Any) -> Iterator[None]:
+    """Let the errors of a block say to which file they belong, unless they do already.
+
+    Args:
+        place: the path. Anything else, such as a file object, has none, and is not named.
+    """
+    try:
+        yield
+    except SparsefmtError as error:
+        if error.path is None and isinstance(place, (str, bytes, os.PathLike)):
+            error.path = os.fsdecode(place)
+        raise
+
+
+def file_closed(path: str | None = None) -> SparsefmtError:
     """The error for every use of a closed file, also if another thread closes it during a read."""
-    return SparsefmtError("file-closed", f"{what} is closed")
+    return SparsefmtError("file-closed", "the file is closed", path=path)
 
 
-def _rebuild(kind: type[SparsefmtError], code: str, message: str, tensor: str | None, offset: int | None) -> object:
-    return kind(code, message, tensor=tensor, offset=offset)
+def _rebuild(
+    kind: type[SparsefmtError], code: str, message: str, tensor: str | None, offset: int | None, path: str | None
+) -> object:
+    return kind(code, message, tensor=tensor, offset=offset, path=path)
 
 
 class FormatError(SparsefmtError):

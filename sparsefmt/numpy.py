@@ -15,8 +15,8 @@ from typing import BinaryIO
 import numpy as np
 
 from sparsefmt import api
-from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend, source_of_content
+from sparsefmt.errors import in_file
 from sparsefmt.frameworks.contract import Converted, all_tensors
 from sparsefmt.frameworks.host import NumpyFramework
 from sparsefmt.sparse_file import SparseFile
@@ -107,7 +107,7 @@ def load_file(
         >>> weight = load_file("model.sparsefmt")["weight"]
     """
     with (
-        file_objects.naming(filename),
+        in_file(filename),
         api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file,
     ):
         return all_tensors(file, NumpyFramework())

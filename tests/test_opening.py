@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import inspect
 import mmap
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def reading() -> Iterator[tuple[str, Callable]]:
     for module in (sparsefmt, sparsefmt.numpy, sparsefmt.torch):
         for name in module.__all__:
             value = getattr(module, name)
-            if callable(value) and not name.startswith("save"):
+            if callable(value) and not name.startswith("save") and not name.endswith("Error"):
                 parameters = inspect.signature(value).parameters
                 if parameters.keys() & {"path", "filename", "data", "file"}:
                     yield f"{module.__name__}.{name}", value
@@ -112,12 +113,12 @@ def test_errors_have_the_path_as_a_note(path, tmp_path, name):
     damaged.write_bytes(content[:-1])
     with pytest.raises(SparsefmtError) as caught:
         READING[name](FUNCTIONS[name], damaged)
-    assert caught.value.__notes__ == [str(damaged)]
+    assert caught.value.path == str(damaged)
     damaged.write_bytes(content)
     if name not in ("sparsefmt.open_file", "sparsefmt.safe_open"):
         with pytest.raises(ChecksumError) as caught:
             READING[name](FUNCTIONS[name], damaged)
-        assert caught.value.__notes__ == [str(damaged)]
+        assert caught.value.path == str(damaged)
 
 
 @pytest.mark.parametrize("name", OF_FILES)
@@ -207,3 +208,32 @@ def test_checkpoints_of_torch_where_nothing_can_be_mapped(tmp_path, monkeypatch)
         torch.load(source, weights_only=True, mmap=True)
     assert run_command("convert", source, tmp_path / "model.sparsefmt").exit_code == 0
     check_tensors(sparsefmt.numpy.load_file(tmp_path / "model.sparsefmt"))
+
+
+def test_errors_know_the_file_and_the_tensor(tmp_path: Path) -> None:
+    """Whenever the fault is found: on opening, on reading a tensor, when memory runs out, or after closing."""
+    path = tmp_path / "model.sparsefmt"
+    sparsefmt.save_file({"w": np.eye(64, dtype=np.float32)}, path, codec="raw", layout="bitmask")
+    file = sparsefmt.open_file(path)
+    with sparsefmt.open_file(path, max_decoded_bytes=1) as limited, pytest.raises(sparsefmt.LimitError) as beyond:
+        limited.load("w", layout="dense")
+    file.close()
+    with pytest.raises(sparsefmt.SparsefmtError) as closed:
+        file["w"]
+    data = bytearray(path.read_bytes())
+    data[64] ^= 1
+    path.write_bytes(data)
+    with sparsefmt.open_file(path) as damaged, pytest.raises(sparsefmt.ChecksumError) as changed:
+        damaged["w"]
+    path.write_bytes(data[:-1])
+    with pytest.raises(sparsefmt.FormatError) as short:
+        sparsefmt.open_file(path)
+    for raised, tensor in ((beyond, "w"), (closed, None), (changed, "w"), (short, None)):
+        error = raised.value
+        assert (error.path, error.tensor) == (str(path), tensor)
+        assert str(error).startswith(f"{path}: ")
+        again = pickle.loads(pickle.dumps(error))
+        assert (again.path, str(again)) == (error.path, str(error))
+    with pytest.raises(sparsefmt.FormatError) as of_bytes:
+        sparsefmt.load(bytes(data[:-1]))
+    assert of_bytes.value.path is None

@@ -26,13 +26,13 @@ from typing import Any, Literal
 
 from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints import foreign
-from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file, naming
+from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file
 from sparsefmt.checkpoints.folding import Group, foldable, folded_files
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.checkpoints.safetensors_header import dict_of_distinct_keys
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.staging import is_unfinished
-from sparsefmt.errors import FormatError
+from sparsefmt.errors import FormatError, in_file
 
 Kind = Literal["safetensors", "sparsefmt", "torch"]
 
@@ -105,7 +105,7 @@ class Checkpoint:
         with ExitStack() as stack:
             self.files: list[TensorFile] = []
             for file_path in paths:
-                with naming(file_path):
+                with in_file(file_path):
                     self.files.append(stack.enter_context(_open(file_path, self.kind, max_decoded_bytes)))
             self.holder = _holders(self.files)
             self.folded: list[Group] = []

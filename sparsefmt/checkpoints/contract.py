@@ -11,7 +11,6 @@ from types import MappingProxyType, TracebackType
 from typing import Self
 
 from sparsefmt.adapters import Rows
-from sparsefmt.container import file_objects
 
 
 class TensorFile(ABC):
@@ -60,6 +59,3 @@ def expect_regular_file(path: str | os.PathLike[str]) -> None:
         raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", os.fspath(path))
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
-
-
-naming = file_objects.naming

@@ -23,12 +23,13 @@ import numpy as np
 from sparsefmt.adapters import Rows, Survey
 from sparsefmt.checkpoints import cards, huggingface
 from sparsefmt.checkpoints.checkpoint import Checkpoint, Kind, index_name, saved_weights
-from sparsefmt.checkpoints.contract import TensorFile, naming
+from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.safetensors_file import write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.container.atomic import replacing
 from sparsefmt.container.entry import TensorEntry
+from sparsefmt.errors import in_file
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.tensor_writer import NegativeZeros, TensorWriter
 
@@ -194,7 +195,7 @@ def _write_checkpoint(
     targets = targets_of(source, destination, new)
     if not source.is_folder:
         _expect_free(destination, source.files[0].path, overwrite)
-        with naming(source.path):
+        with in_file(source.path):
             write(source.files[0], destination)
         return
     model = huggingface.read_model_folder(source.path, destination) if source.path.is_dir() else None
@@ -211,7 +212,7 @@ def _write_checkpoint(
         weight_map: dict[str, str] = {}
         for file in source.files:
             target = targets[file.path]
-            with naming(file.path), folder.writing(target) as path:
+            with in_file(file.path), folder.writing(target) as path:
                 weight_map.update(dict.fromkeys(write(file, path), target.name))
         indexes = []
         # where readers would take others for a part of the model, an index says that they are not

@@ -129,7 +129,7 @@ def _as_exit_codes() -> Iterator[None]:
         raise Failure(f"{error.format_message().rstrip('.')}; see `{where} --help`", error.exit_code) from error
     except SparsefmtError as error:
         # a file of another format may be in order; it is the wrong argument
-        raise Failure(_in_file(error, str(error)), 2 if error.code == "file-foreign" else 1) from error
+        raise Failure(str(error), 2 if error.code == "file-foreign" else 1) from error
     except OSError as error:
         if error.errno == errno.EPIPE:
             _forget_output()
@@ -157,11 +157,6 @@ def _not_a_command(word: str) -> str:
     close = difflib.get_close_matches(word.lower(), [*_COMMANDS, *_OTHER_WORDS], 1)
     hint = f"did you mean {_OTHER_WORDS.get(close[0], close[0])!r}?" if close else f"there are {', '.join(_COMMANDS)}"
     return f"no such command {word!r}; {hint}"
-
-
-def _in_file(error: BaseException, message: str) -> str:
-    """The message after the name of the file that a note (see `checkpoints.contract.naming`) gives."""
-    return ": ".join([*getattr(error, "__notes__", []), message])
 
 
 def _describe(error: OSError) -> str:

@@ -30,12 +30,17 @@ class Budget:
         limit: bytes.
     """
 
-    def __init__(self, file_bytes: int, limit: int | None = None) -> None:
-        """limit: None for FLOOR, or RATIO times the size of the file if that is more."""
+    def __init__(self, file_bytes: int, limit: int | None = None, path: str | None = None) -> None:
+        """
+        Args:
+            limit: None for FLOOR, or RATIO times the size of the file if that is more.
+            path: of the file, for errors.
+        """
         if limit is not None and not (isinstance(limit, Real) and limit >= 0):
             raise ValueError(f"{_ARGUMENT} must be a number of bytes, 0 or more, not {limit!r}")
         self.limit = max(FLOOR, RATIO * file_bytes) if limit is None else limit
         self._file_bytes = file_bytes
+        self._path = path
 
     def expect(self, nbytes: int, tensor: str | None = None, *, limit: int | None = None) -> None:
         """Raise LimitError if these bytes, of one tensor or of several, are too many. limit: in place of the usual."""
@@ -46,6 +51,7 @@ class Budget:
                 f"this file of {self._file_bytes:,} bytes would take {nbytes:,} in memory, over the limit of"
                 f" {limit:,}: raise {_ARGUMENT} if you trust it",
                 tensor=tensor,
+                path=self._path,
             )
 
     def account(self) -> Account:

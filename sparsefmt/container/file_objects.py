@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from sparsefmt.container import envelope
 from sparsefmt.container.atomic import kind_of, replacing
-from sparsefmt.errors import SparsefmtError, UnsupportedError, file_closed
+from sparsefmt.errors import UnsupportedError, file_closed
 
 Path = str | os.PathLike[str]
 
@@ -26,18 +26,6 @@ def name_of(place: Any) -> str:
     """What to call a path or a file object in a message."""
     name = os.fspath(place) if is_path(place) else getattr(place, "name", None)
     return repr(name) if isinstance(name, (str, bytes)) else f"the {type(place).__name__}"
-
-
-@contextmanager
-def naming(place: Any) -> Iterator[None]:
-    """Let errors of the library say to which file they belong: they get its path as a note (PEP 678)."""
-    try:
-        yield
-    except SparsefmtError as error:
-        path = os.fsdecode(place) if is_path(place) else None
-        if path is not None and not getattr(error, "__notes__", None) and path not in error.message:
-            error.add_note(path)
-        raise
 
 
 def expect_readable(file: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -30,6 +29,7 @@ class Reader:
     """A file whose index has been read and checked. Safe to use from many threads.
 
     Attributes:
+        path: as it was given, for errors; None of bytes and of file objects.
         index: its content.
         minor: its minor format version.
         size: bytes in the file.
@@ -42,7 +42,8 @@ class Reader:
         self._source = source
         self.size = source.size
         self.decoded = 0
-        self.budget = Budget(self.size, max_decoded_bytes)
+        self.path = source.path
+        self.budget = Budget(self.size, max_decoded_bytes, self.path)
         head = source.read(0, min(sniff.HEAD_SIZE, self.size)).tobytes()
         self.minor = envelope.decode_preamble(head)
         if self.size < envelope.MIN_FILE_SIZE:
@@ -79,7 +80,7 @@ class Reader:
     def expect_open(self) -> None:
         """Raise SparsefmtError (file-closed) if the file is closed, for what might need no byte of it."""
         if self._source.closed:
-            raise file_closed()
+            raise file_closed(self.path)
 
     def close(self) -> None:
         """Let go of the file. Arrays already read stay valid."""
@@ -102,7 +103,7 @@ class Reader:
                 tile[array] = self._array(entry, number, array, tile, place)
             layouts.check(entry.layout, tile, entry.dtype, end - begin, entry.cols)
         except SparsefmtError as error:
-            raise error.within(entry.name) from None
+            raise error.within(entry.name, self.path) from None
         return tile
 
     def each_tile(
@@ -243,7 +244,7 @@ class Reader:
                 self.decoded += flat.nbytes
             layouts.check(entry.layout, {"values": flat}, entry.dtype, out.shape[0], entry.cols)
         except SparsefmtError as error:
-            raise error.within(entry.name) from None
+            raise error.within(entry.name, self.path) from None
 
     def signs(self, entry: TensorEntry) -> Signs | None:
         """The signs of a tensor's zeros, to be read later; None if they have to be kept with the tensor."""
@@ -260,8 +261,7 @@ class Reader:
         def read(number: int) -> np.ndarray:
             return _read_array(source, records.item(number), entry, number, NEGATIVE_ZEROS, {}, None)
 
-        place = self._source.place
-        return StoredSigns(entry.name, entry.tiles, "the file" if place is None else os.fsdecode(place[0]), read)
+        return StoredSigns(entry.name, entry.tiles, self.path, read)
 
     def _array(self, entry: TensorEntry, number: int, array: str, before: Tile, arena: Arena | None) -> np.ndarray:
         record = self.index.chunks.item(self.index.chunk_number(entry, number, array))

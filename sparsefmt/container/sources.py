@@ -35,10 +35,12 @@ class Source(ABC):
     Attributes:
         size: bytes in the file.
         place: absolute path and backend of what was opened by its path; None of bytes and of file objects.
+        path: that path as it was given, for errors.
     """
 
     size: int
     place: tuple[str | bytes, Backend] | None = None
+    path: str | None = None
 
     @abstractmethod
     def read(self, offset: int, size: int) -> np.ndarray:
@@ -250,6 +252,7 @@ def source_of(place: str | os.PathLike[str] | BinaryIO, backend: Backend = "mmap
         file_objects.expect_no_content(place)
         source = _source_of_path(place, backend)  # type: ignore[arg-type]
         source.place = os.path.abspath(place), backend  # type: ignore[arg-type]
+        source.path = os.fsdecode(place)  # type: ignore[arg-type]
         return source
     file_objects.expect_readable(place)
     file: Any = place

@@ -48,13 +48,13 @@ class StoredSigns(Signs):
     Args:
         name: of the tensor, for errors.
         count: number of tiles.
-        where: the path of the file, for errors.
+        path: of the file, for errors.
         read: reads and verifies the array of a tile.
     """
 
-    def __init__(self, name: str, count: int, where: str, read: Callable[[int], np.ndarray]) -> None:
+    def __init__(self, name: str, count: int, path: str | None, read: Callable[[int], np.ndarray]) -> None:
         self._name = name
-        self._where = where
+        self._path = path
         self._count = count
         self._read = read
 
@@ -67,10 +67,8 @@ class StoredSigns(Signs):
         try:
             return self._read(number)
         except SparsefmtError as error:
-            named = error.within(self._name)
-            named.add_note(
-                f"{self._where}: signs of zeros are read when they are asked for: was the file changed in place?"
-            )
+            named = error.within(self._name, self._path)
+            named.add_note("signs of zeros are read when they are asked for: was the file changed in place?")
             raise named from None
 
     def __reduce__(self) -> tuple[Any, ...]:

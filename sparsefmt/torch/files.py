@@ -24,7 +24,7 @@ from sparsefmt.adapters.torch import check_kind, is_strided
 from sparsefmt.checkpoints.masks import expect_one_shape, masked_pairs
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend, source_of_content
-from sparsefmt.errors import FormatError, UnsupportedError
+from sparsefmt.errors import FormatError, UnsupportedError, in_file
 from sparsefmt.frameworks.contract import Converted, all_tensors
 from sparsefmt.frameworks.pytorch import TorchFramework, naming, rows_of
 from sparsefmt.sparse_file import SparseFile
@@ -136,7 +136,7 @@ def load_file(
         >>> weight = load_file("model.sparsefmt", device="cpu")["weight"]
     """
     with (
-        file_objects.naming(filename),
+        in_file(filename),
         api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file,
     ):
         return all_tensors(file, TorchFramework(device))
@@ -228,7 +228,7 @@ def load_model(
     Cost: the dense tensors beside the model.
     """
     with (
-        file_objects.naming(filename),
+        in_file(filename),
         api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file,
     ):
         state = all_tensors(file, TorchFramework(device))

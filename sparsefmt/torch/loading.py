@@ -12,10 +12,10 @@ import torch
 
 from sparsefmt.api import open_file
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.contract import naming
 from sparsefmt.container import file_objects
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.sources import Backend
+from sparsefmt.errors import in_file
 from sparsefmt.frameworks.pytorch import TorchFramework, rows_of
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
@@ -182,7 +182,7 @@ def _open(
         paths = [file.path for file in checkpoint.files]
     stored = {}
     for file_path in paths:
-        with naming(file_path):
+        with in_file(file_path):
             file = stack.enter_context(
                 open_file(file_path, backend=backend, threads=threads, max_decoded_bytes=max_decoded_bytes)
             )
@@ -309,7 +309,7 @@ def _load_dense(plan: _Plan) -> None:
     """Fill what is dense in any case. Empties the list, which would keep modules alive that are replaced later."""
     while plan.dense:
         tensor, holders = plan.dense.pop()
-        with naming(tensor.path):
+        with in_file(tensor.path):
             _fill(holders, TorchFramework().tensor(tensor.file, tensor.name))
 
 
@@ -335,7 +335,7 @@ def _load_weight(
     """Load the weight of the linear layers that share it. loaded: layers by what they have from the files."""
     weight = None
     if any((*stored.identity, _is_transposed(holder.module)) not in loaded for holder in holders):
-        with naming(stored.path):
+        with in_file(stored.path):
             weight = _read(stored, holders, choice)
     if isinstance(weight, _Dense):
         _fill(holders, weight.tensor)

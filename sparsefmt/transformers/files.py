@@ -12,9 +12,8 @@ from transformers.utils.hub import cached_file
 
 from sparsefmt.api import open_file
 from sparsefmt.checkpoints.checkpoint import Checkpoint, read_index
-from sparsefmt.checkpoints.contract import naming
 from sparsefmt.container import budget
-from sparsefmt.errors import FormatError, UnsupportedError
+from sparsefmt.errors import FormatError, UnsupportedError, in_file
 from sparsefmt.frameworks.pytorch import TORCH_DTYPES, TorchFramework
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
@@ -135,7 +134,7 @@ def state_dict(path: str, map_location: Any = "cpu") -> dict[str, Any]:
         map_location: "meta" for tensors without data.
     """
     config = path.config if isinstance(path, CompressedFile) else SparsefmtConfig()
-    with naming(path):
+    with in_file(path):
         file = open_file(path, backend=config.backend, max_decoded_bytes=config.max_decoded_bytes)
     file.count_together()
     slices = {name: StoredTensor(file, path, name) for name in file}
@@ -168,7 +167,7 @@ class StoredTensor:
         return torch.empty(self.get_shape(), dtype=TORCH_DTYPES[name], device="meta")
 
     def __getitem__(self, key: Any) -> torch.Tensor:
-        with naming(self._path), budget.calling_it(ARGUMENT):
+        with in_file(self._path), budget.calling_it(ARGUMENT):
             if key is not Ellipsis:
                 return TorchFramework().part(self._file, self._name, key)
             if isinstance(self._path, CompressedFile) and len(self.get_shape()) == 2:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.contract import naming
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.cli import Failure
 from sparsefmt.cli.benchmark.libraries import Library, Product
 from sparsefmt.container.entry import TensorEntry
+from sparsefmt.errors import in_file
 
 if TYPE_CHECKING:
     from sparsefmt.sparse_file import SparseFile
@@ -133,7 +133,7 @@ def find_groups(
         assert isinstance(part, SparsefmtFile)
         index = part.reader.index
         wanted = {index.aliases.get(name, name) for name in index.names if _matches(name, patterns)}
-        with naming(part.path):
+        with in_file(part.path):
             file = stack.enter_context(open_file(part.path, threads=threads, max_decoded_bytes=max_decoded_bytes))
         for entry in index.tensors.values():
             if entry.name not in wanted:
@@ -162,7 +162,7 @@ def measure(group: Group, batches: list[int], libraries: list[Library], threads:
     from sparsefmt import SparseTensor, linear
 
     entry = group.first
-    with naming(group.path):
+    with in_file(group.path):
         tensor = group.file.load(entry.name, group.layout)
     assert isinstance(tensor, SparseTensor)
     group.nbytes = tensor.nbytes
