@@ -497,3 +497,14 @@ def test_help_loads_no_numba() -> None:
         heavy = ("numba", "llvmlite", "torch", "scipy", "threadpoolctl")
         assert not {name for name in imported if name.split(".")[0] in heavy}
         assert not {name for name in imported if name.startswith(("sparsefmt.kernels", "sparsefmt.layouts.jitted"))}
+
+
+def test_the_layout_is_the_one_in_memory(tmp_path: Path) -> None:
+    """Where few rows are full, loading finds that `permuted` would be padded too much. The index does not tell that."""
+    weight = np.zeros((64, 4096), np.float32)
+    weight[::16] = 1.5
+    sparsefmt.save_file({"w": weight}, tmp_path / "w.sparsefmt", layout="bitmask", codec="zstd")
+    with sparsefmt.open_file(tmp_path / "w.sparsefmt") as file:
+        assert file.layout_to_compute(file.reader.index.tensors["w"]) != file["w"].layout
+        (found,) = as_json(tmp_path / "w.sparsefmt", "--batch", "1")["groups"]
+        assert found["layout"] == file["w"].layout

@@ -14,6 +14,7 @@ from safetensors_files import ONE, SHARDS, TWO, craft_tensors, read_back, save_s
 
 from sparsefmt.checkpoints import cards, huggingface
 from sparsefmt.checkpoints.checkpoint import Checkpoint
+from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.cli import output
 
 CONFIG: dict[str, Any] = {
@@ -453,3 +454,13 @@ def test_killed_conversion_to_a_new_folder_says_so(tmp_path: Path) -> None:
     # what it has left is no reason to refuse
     succeed("convert", source, tmp_path / "out")
     assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
+def test_an_interrupt_while_a_folder_is_begun_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparsefmt.checkpoints.staging.fcntl.flock", interrupted)
+    with pytest.raises(KeyboardInterrupt), StagedFolder(tmp_path / "new", None, False):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -150,6 +150,14 @@ class StagedFolder:
         os.replace(self._aside(file), file)
 
     def __enter__(self) -> StagedFolder:
+        try:
+            self._begin()
+        except BaseException as error:  # an interrupt may come between any two steps
+            self.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def _begin(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._inner.mkdir()
@@ -160,7 +168,6 @@ class StagedFolder:
             self._lock = os.open(self._inner, os.O_RDONLY)
             with suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

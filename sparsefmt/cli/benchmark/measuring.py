@@ -85,6 +85,8 @@ class Group:
     """Tensors that are alike, of which the first is measured for all.
 
     Attributes:
+        layout: the one in memory. Where it is chosen, that of the first tensor, once it has been loaded.
+        asked: the layout that is asked for, perhaps "auto".
         zeros: percent of zeros, rounded.
         file: the open file that has the first tensor.
         path: the path of that file.
@@ -94,6 +96,7 @@ class Group:
     """
 
     layout: str
+    asked: str
     zeros: int
     file: SparseFile
     path: Path
@@ -142,11 +145,11 @@ def find_groups(
                 left_out += 1
                 continue
             assert entry.nnz is not None
-            # the layout that loading will choose: its rule is in one place, and nothing has to be loaded
+            # the layout that loading will choose, as far as the index tells
             in_memory = file.layout_to_compute(entry) if layout == "auto" else layout
             zeros = round(100 * (1 - entry.nnz / entry.elements))
             key = (entry.shape, entry.dtype, in_memory, zeros)
-            groups.setdefault(key, Group(in_memory, zeros, file, part.path)).entries.append(entry)
+            groups.setdefault(key, Group(in_memory, layout, zeros, file, part.path)).entries.append(entry)
     if patterns and not groups and not left_out:
         raise Failure(f"{checkpoint.path}: it has no tensor of a name like {' or '.join(map(repr, patterns))}", 2)
     return list(groups.values()), left_out
@@ -163,8 +166,9 @@ def measure(group: Group, batches: list[int], libraries: list[Library], threads:
 
     entry = group.first
     with in_file(group.path):
-        tensor = group.file.load(entry.name, group.layout)
+        tensor = group.file.load(entry.name, group.asked)
     assert isinstance(tensor, SparseTensor)
+    group.layout = tensor.layout
     group.nbytes = tensor.nbytes
     # weights may be too large for float32, or not finite; that is not a fault
     with np.errstate(all="ignore"):
