@@ -6,18 +6,19 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 
 import numpy as np
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from click.testing import Result as CliResult
 from hypothesis import strategies as st
 
 import sparsefmt
 from sparsefmt import layouts
 from sparsefmt.cli import main
-from sparsefmt.codecs.contract import Codec, Place
+from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Each, Result
 from sparsefmt.dtypes import DTYPES, DType, as_bits
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
@@ -114,17 +115,26 @@ def check_layout_round_trip(array: np.ndarray, dtype: DType, layout: str) -> Non
             assert same_bits(converted[name], direct[name]), name
 
 
-def check_codec_round_trip(codec: Codec, raw: np.ndarray, place: Place) -> None:
+def each_of(*chunks: Chunk) -> Each:
+    """What `Codec.fit` is given, for an array of these chunks."""
+
+    def each(work: Callable[[Chunk], Result]) -> Iterator[Result]:
+        return iter([work(chunk) for chunk in chunks])
+
+    return each
+
+
+def check_codec_round_trip(codec: Codec, raw: np.ndarray, info: ArrayInfo) -> None:
     """One tile: encoding changes neither input nor bits, and decoding fills exactly what it is given."""
     before = raw.copy()
-    model = codec.fit(place, lambda work: iter([work(raw, {}, range(place.rows))]))
-    encoded = np.frombuffer(codec.encode(raw, place, model, {}), np.uint8)
+    coder = codec.coder(codec.fit(info, each_of(Chunk(raw, range(info.rows), None))), info)
+    encoded = np.frombuffer(coder.encode(raw, None), np.uint8)
     assert np.array_equal(raw, before)
     out = np.full(raw.size, 0xAA, np.uint8)
     if codec.name == "raw":
         out[:] = encoded  # a chunk as long as the raw bytes is used as it is
     else:
-        codec.decode(encoded, place, model, {}, out)
+        coder.decode(encoded, None, out)
     assert np.array_equal(out, raw)
 
 
@@ -140,7 +150,7 @@ def check_file_round_trip(tensors: dict[str, np.ndarray], layout: str = "auto", 
     return data
 
 
-def run_command(*arguments: object) -> Result:
+def run_command(*arguments: object) -> CliResult:
     """What `sparsefmt` does with these arguments. Any exception but an exit is a failure."""
     result = CliRunner(env={"COLUMNS": "200"}).invoke(main, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsefmt.codecs import CODECS
-from sparsefmt.codecs.contract import Place
+from sparsefmt.codecs.contract import ArrayInfo
 from sparsefmt.errors import FormatError
 
 
@@ -23,18 +23,18 @@ def test_round_trip(name, data, repeat, width):
     raw = np.frombuffer(data * repeat, np.uint8)
     raw = raw[: raw.size // width * width]
     if raw.size or name != "rans":  # a chunk without bytes is never coded
-        check_codec_round_trip(CODECS[name], raw, Place("values", width, 1, raw.size // width))
+        check_codec_round_trip(CODECS[name], raw, ArrayInfo(width, 1, raw.size // width))
 
 
 def test_zstd_stores_byte_planes():
     raw = np.arange(600, dtype=np.uint32).view(np.uint8)
-    planes = zstandard.decompress(CODECS["zstd"].encode(raw, Place("values", 4, 1, 600), b"", {}))
+    planes = zstandard.decompress(CODECS["zstd"].coder(b"", ArrayInfo(4, 1, 600)).encode(raw, None))
     assert planes == b"".join(raw[byte::4].tobytes() for byte in range(4))
 
 
 def decode(stored: bytes, size: int) -> np.ndarray:
     out = np.zeros(size, np.uint8)
-    CODECS["zstd"].decode(np.frombuffer(stored, np.uint8), Place("values", 1, 1, size), b"", {}, out)
+    CODECS["zstd"].coder(b"", ArrayInfo(1, 1, size)).decode(np.frombuffer(stored, np.uint8), None, out)
     return out
 
 

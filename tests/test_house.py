@@ -27,7 +27,7 @@ STOREYS = [
     {"kernels"},
     {"layouts", "codecs"},
     {"shapes"},
-    {"threads", "dtypes", "bits_of_words", "jit", "jit_cache", "isa", "compiling"},
+    {"threads", "dtypes", "positions", "bits_of_words", "jit", "jit_cache", "isa", "compiling"},
     {"errors", "limits"},
 ]
 """From the roof to the ground. A module may import from its own storey and from those below."""

@@ -11,32 +11,35 @@ from pathlib import Path
 import naive
 import numpy as np
 import pytest
-from helpers import check_file_round_trip, pruned, random_bits
+from helpers import check_file_round_trip, each_of, pruned, random_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparsefmt
 from sparsefmt import isa
 from sparsefmt.codecs import CODECS
-from sparsefmt.codecs.contract import Place
-from sparsefmt.codecs.rans import elements, positions
+from sparsefmt.codecs.contract import ArrayInfo, Chunk, Coder
 from sparsefmt.codecs.rans import frequencies as freq
 from sparsefmt.codecs.rans.bitstring import BitReader, BitWriter
+from sparsefmt.codecs.rans.elements import ElementCoder
 from sparsefmt.codecs.rans.jitted import models
 from sparsefmt.codecs.rans.streams import Tables
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError
+from sparsefmt.positions import Positions
 
 RANS = CODECS["rans"]
 
 
-def each_of(*tiles: np.ndarray) -> Callable[[Callable], Iterator]:
-    """Tiles of arrays that are no matrix."""
-    return lambda work: iter([work(tile, NOWHERE, range(1)) for tile in tiles])
+def model_of(*tiles: np.ndarray) -> bytes:
+    """The model of elements that have no rows and columns."""
+    chunks = [Chunk(tile.view(np.uint8), range(1), None) for tile in tiles]
+    return RANS.fit(ArrayInfo(tiles[0].itemsize, 1, 1), each_of(*chunks))
 
 
-NOWHERE = {"": np.empty(0, np.uint8)}
-"""Arrays before one whose elements have no rows and columns."""
+def coder_of(model: bytes, width: int) -> Coder:
+    """The coder of such elements."""
+    return RANS.coder(model, ArrayInfo(width, 1, 1))
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
@@ -204,19 +207,20 @@ class TestElements:
         if kind == "normal" and width < 8:
             values >>= np.uint64(64 - 8 * width)
         tiles = [frozen(part) for part in np.array_split(values.astype(f"u{width}"), 3)]
-        model = elements.fit(each_of(*tiles), 8 * width, 1, 1)
+        model = model_of(*tiles)
         assert len(model) < 40 + count * width * 2
-        coder = elements.Coder(model, 8 * width, 1)
+        coder = coder_of(model, width)
         for tile in tiles:
             out = np.empty_like(tile)
             if tile.size:
-                coder.decode(np.frombuffer(coder.encode(tile, NOWHERE, 1), np.uint8), NOWHERE, 1, out)
+                stored = coder.encode(tile.view(np.uint8), None)
+                coder.decode(np.frombuffer(stored, np.uint8), None, out.view(np.uint8))
             assert np.array_equal(out, tile)
 
     def size(self, array: np.ndarray) -> int:
         array = frozen(array)
-        model = elements.fit(each_of(array), 8 * array.itemsize, 1, 1)
-        return len(model) + len(elements.Coder(model, 8 * array.itemsize, 1).encode(array, NOWHERE, 1))
+        model = model_of(array)
+        return len(model) + len(coder_of(model, array.itemsize).encode(array.view(np.uint8), None))
 
     def entropy(self, array: np.ndarray) -> float:
         return freq.entropy_bits(np.unique(array, return_counts=True)[1]) / 8
@@ -246,9 +250,9 @@ class TestElements:
         assert self.size(np.arange(100_000, dtype=np.int64).view(np.uint64)) < 300
 
     def test_what_the_model_never_saw(self):
-        model = elements.fit(each_of(frozen(np.full(100, 5, np.uint16))), 16, 1, 1)
+        model = model_of(np.full(100, 5, np.uint16))
         with pytest.raises(FormatError, match="changed"):
-            elements.Coder(model, 16, 1).encode(frozen(np.full(100, 6, np.uint16)), NOWHERE, 1)
+            coder_of(model, 2).encode(np.full(100, 6, np.uint16).view(np.uint8), None)
 
 
 def mask_of(kept: np.ndarray) -> np.ndarray:
@@ -259,17 +263,22 @@ def mask_of(kept: np.ndarray) -> np.ndarray:
     return frozen(np.packbits(padded, axis=1, bitorder="little").view(np.uint64).reshape(rows, -1))
 
 
+def mask_bytes(kept: np.ndarray) -> np.ndarray:
+    return mask_of(kept).view(np.uint8).ravel()
+
+
 def coded_mask(kept: np.ndarray, tile_rows: int) -> int:
     """Bytes of the model and of all tiles, each of which comes back."""
     rows = [range(begin, min(begin + tile_rows, len(kept))) for begin in range(0, len(kept), tile_rows)]
-    tiles = [(mask_of(kept[part.start : part.stop]), part) for part in rows]
-    model = positions.fit(lambda work: iter([work(*tile) for tile in tiles]), *kept.shape)
-    coder, size = positions.Coder(model, kept.shape[1]), len(model)
-    for tile, _ in tiles:
-        coded = coder.encode(tile)
-        out = np.full_like(tile, 0xAA)
-        coder.decode(np.frombuffer(coded, np.uint8), out)
-        assert np.array_equal(out, tile)
+    tiles = [Chunk(mask_bytes(kept[part.start : part.stop]), part, None) for part in rows]
+    info = ArrayInfo(1, *kept.shape, is_mask=True)
+    model = RANS.fit(info, each_of(*tiles))
+    coder, size = RANS.coder(model, info), len(model)
+    for tile in tiles:
+        coded = coder.encode(tile.raw, None)
+        out = np.full_like(tile.raw, 0xAA)
+        coder.decode(np.frombuffer(coded, np.uint8), None, out)
+        assert np.array_equal(out, tile.raw)
         size += len(coded)
     return size
 
@@ -331,9 +340,10 @@ class TestPositions:
         assert coded_mask(kept, 128) < 1.05 * entropy(chosen) + 200
 
     def test_what_the_model_never_saw(self):
-        model = positions.fit(lambda work: iter([work(mask_of(np.zeros((50, 80), bool)), range(50))]), 50, 80)
+        info = ArrayInfo(1, 50, 80, is_mask=True)
+        model = RANS.fit(info, each_of(Chunk(mask_bytes(np.zeros((50, 80), bool)), range(50), None)))
         with pytest.raises(FormatError, match="changed"):
-            positions.Coder(model, 80).encode(mask_of(np.ones((50, 80), bool)))
+            RANS.coder(model, info).encode(mask_bytes(np.ones((50, 80), bool)), None)
 
 
 def outcome(decode: Callable[[], np.ndarray]) -> str:
@@ -359,39 +369,41 @@ def changed_bytes(data: bytes) -> Iterator[bytes]:
 class TestDamage:
     """No checksum guards what is given to a codec here."""
 
-    def places(self) -> Iterator[tuple[Place, np.ndarray, dict[str, np.ndarray]]]:
-        """What to code, and the arrays before it."""
+    def arrays(self) -> Iterator[tuple[ArrayInfo, np.ndarray, Positions | None]]:
+        """What to code."""
         rng = np.random.default_rng(1)
         share = rng.random((40, 1)) * rng.random(90)
         kept = rng.random((40, 90)) < share
         kept[8:16] = kept[7]
-        yield Place("mask", 1, 40, 90), mask_of(kept).view(np.uint8).ravel(), {}
-        yield Place("mask", 1, 40, 90), mask_of(np.argsort(rng.random((40, 90)), 1) < 30).view(np.uint8).ravel(), {}
+        yield ArrayInfo(1, 40, 90, is_mask=True), mask_bytes(kept), None
+        yield ArrayInfo(1, 40, 90, is_mask=True), mask_bytes(np.argsort(rng.random((40, 90)), 1) < 30), None
         # of rows and columns that differ in size
         sizes = np.exp2(rng.integers(0, 12, (40, 1)) + rng.integers(0, 12, 90)) * rng.standard_normal((40, 90))
         sizes = (sizes.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
         kept = rng.random((40, 90)) < 0.7
-        yield Place("values", 2, 40, 90), frozen(sizes).view(np.uint8).ravel(), {}
-        mask = mask_of(kept).view(np.uint8).ravel()
-        yield Place("values", 2, 40, 90), frozen(sizes[kept]).view(np.uint8), {"mask": mask}
+        yield ArrayInfo(2, 40, 90), frozen(sizes).view(np.uint8).ravel(), Positions(40, 90, None)
+        yield ArrayInfo(2, 40, 90), frozen(sizes[kept]).view(np.uint8), Positions(40, 90, mask_of(kept))
         for width in (1, 2, 4, 8):
             values = rng.standard_normal(1200).view(np.uint64) >> np.uint64(64 - 8 * width)
-            yield Place("values", width, 30, 40), frozen(values.astype(f"u{width}")).view(np.uint8), {}
-        yield Place("values", 8, 1, 300), frozen(np.arange(300, dtype=np.uint64)).view(np.uint8), {}
+            yield ArrayInfo(width, 30, 40), frozen(values.astype(f"u{width}")).view(np.uint8), Positions(30, 40, None)
+        yield ArrayInfo(8, 1, 300), frozen(np.arange(300, dtype=np.uint64)).view(np.uint8), Positions(1, 300, None)
 
     def test_any_changed_byte_is_refused_or_decodes_within_its_size(self):
         seen, unnoticed_in_masks = {"rans-stream": 0, "rans-model": 0, "decoded": 0}, 0
-        for place, raw, before in self.places():
-            tile = raw, before, range(place.rows)
-            model = RANS.fit(place, lambda work, tile=tile: iter([work(*tile)]))
-            stored = RANS.encode(raw, place, model, before)
+        for info, raw, positions in self.arrays():
+            model = RANS.fit(info, each_of(Chunk(raw, range(info.rows), positions)))
+            stored = RANS.coder(model, info).encode(raw, positions)
             guarded = np.full(raw.size + 128, 0xEE, np.uint8)
             out = guarded[64:-64]
 
             def decode(
-                stored: bytes, model: bytes, place: Place = place, before: dict = before, out: np.ndarray = out
+                stored: bytes,
+                model: bytes,
+                info: ArrayInfo = info,
+                positions: Positions | None = positions,
+                out: np.ndarray = out,
             ) -> np.ndarray:
-                RANS.decode(np.frombuffer(stored, np.uint8), place, model, before, out)
+                RANS.coder(model, info).decode(np.frombuffer(stored, np.uint8), positions, out)
                 return out
 
             assert np.array_equal(decode(stored, model), raw)
@@ -401,7 +413,7 @@ class TestDamage:
                 seen[outcome(lambda damaged=damaged, stored=stored: decode(stored, damaged))] += 1
             assert (guarded[:64] == 0xEE).all()
             assert (guarded[-64:] == 0xEE).all()
-            if place.array == "mask":
+            if info.is_mask:
                 unnoticed_in_masks = seen["decoded"]
         assert all(seen.values())
         # a stream ends in known states: hardly a change goes unnoticed, but offsets in bins can be any
@@ -411,8 +423,12 @@ class TestDamage:
     @given(st.binary(max_size=200), st.binary(max_size=60), st.sampled_from([1, 2, 4, 8]))
     def test_any_bytes(self, stored, model, width):
         data, out = np.frombuffer(stored, np.uint8), np.empty(64 * 100, np.uint8)
-        for place in (Place("values", width, 1, out.size // width), Place("mask", 1, 400, 100)):
-            found = outcome(lambda place=place: RANS.decode(data, place, model, {}, out))
+        cols = out.size // width
+        for info, positions in (
+            (ArrayInfo(width, 1, cols), Positions(1, cols, None)),
+            (ArrayInfo(1, 400, 100, is_mask=True), None),
+        ):
+            found = outcome(lambda info=info, positions=positions: RANS.coder(model, info).decode(data, positions, out))
             assert found in ("rans-stream", "rans-model", "decoded")
 
 
@@ -430,16 +446,14 @@ class TestFiles:
         index = sparsefmt.container.reader.Reader(sparsefmt.container.sources.Memory(data)).index
         entry = index.tensors["w"]
         assert entry.tiles > 1
-        coder = elements.Coder(entry.models["values"], array.itemsize * 8, 330)
+        coder = ElementCoder(entry.models["values"], ArrayInfo(array.itemsize, 5000, 330))
         assert coder.model.classes.rows > 1
         assert coder.model.classes.columns is not None
         # what it would take without classes
         bits = array.view(f"u{array.itemsize}").ravel()
-        plain = elements.fit(
-            each_of(frozen(bits[bits != 0] if layout == "bitmask" else bits)), 8 * array.itemsize, 1, 1
-        )
+        plain = model_of(bits[bits != 0] if layout == "bitmask" else bits)
         kept = frozen(bits[(bits != 0) & (bits != DTYPES[dtype].negative_zero)] if layout == "bitmask" else bits)
-        size = len(elements.Coder(plain, 8 * array.itemsize, 1).encode(kept, NOWHERE, 1))
+        size = len(coder_of(plain, array.itemsize).encode(kept.view(np.uint8), None))
         stored = sum(int(index.chunk(entry, tile, "values")["stored"]) for tile in range(entry.tiles))
         assert stored < 0.995 * size
 

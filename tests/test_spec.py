@@ -6,11 +6,11 @@ import re
 
 import numpy as np
 import pytest
-from helpers import CODECS, PRUNABLE, ROOT, pruned, random_bits
+from helpers import CODECS, PRUNABLE, ROOT, each_of, pruned, random_bits
 
 import sparsefmt
 from sparsefmt import codecs, limits
-from sparsefmt.codecs.rans import elements
+from sparsefmt.codecs.contract import ArrayInfo, Chunk
 from sparsefmt.container import chunks, entry, envelope, index
 from sparsefmt.dtypes import DTYPES, as_bits, pack
 from sparsefmt.layouts import LAYOUTS
@@ -260,9 +260,9 @@ def test_the_example_of_rans():
     """The bytes of 5.3.8 are what the library makes of the elements there, and what it reads."""
     block = SPEC.split("<!-- rans example begins -->")[1].split("<!-- rans example ends -->")[0]
     lines = {line.split()[0]: bytes.fromhex(" ".join(line.split()[1:])) for line in block.splitlines() if " " in line}
-    values, nowhere = np.frombuffer(lines["elements"], np.uint8), {"": np.empty(0, np.uint8)}
-    assert elements.fit(lambda work: iter([work(values, nowhere, range(1))]), 8, 1, 1) == lines["model"]
-    coder, out = elements.Coder(lines["model"], 8, 1), np.empty(values.size, np.uint8)
-    assert coder.encode(values, nowhere, 1) == lines["chunk"]
-    coder.decode(np.frombuffer(lines["chunk"], np.uint8), nowhere, 1, out)
+    values, info, rans = np.frombuffer(lines["elements"], np.uint8), ArrayInfo(1, 1, 30), codecs.CODECS["rans"]
+    assert rans.fit(info, each_of(Chunk(values, range(1), None))) == lines["model"]
+    coder, out = rans.coder(lines["model"], info), np.empty(values.size, np.uint8)
+    assert coder.encode(values, None) == lines["chunk"]
+    coder.decode(np.frombuffer(lines["chunk"], np.uint8), None, out)
     assert np.array_equal(out, values)

@@ -9,10 +9,10 @@ A codec turns the bytes of one array of one tile, a chunk, into fewer bytes and 
    size" is how a reader tells. `decode` is never called for such a chunk. That is the container's business, not the
    codec's.
 4. A codec may look at all chunks of an array before any is encoded, and make a model of them. The model is kept in the
-   index, and given to `encode` and `decode`: bytes from a file, as little to be trusted as chunks are.
-5. A codec knows an array's name and the width of its elements, the size of the tile, and the tile's arrays that come
-   before by name. It may derive an array from these, and then stores no byte of it. It knows nothing else of layouts.
-6. Both directions are safe to call from many threads at once and release the GIL where the work is.
+   index: bytes from a file, as little to be trusted as chunks are. `coder` makes it ready, once for all chunks of the
+   array, and the caller keeps what it gets.
+5. A codec knows what `ArrayInfo` and `Positions` say of an array, and nothing else of layouts.
+6. All methods are safe to call from many threads at once and release the GIL where the work is.
 
 Adding a codec is a file beside `zstd.py`, its entry in `__init__.py`, and SPEC.md.
 """
@@ -20,32 +20,69 @@ Adding a codec is a file beside `zstd.py`, its entry in `__init__.py`, and SPEC.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from sparsefmt.positions import Positions
 
-class Place(NamedTuple):
-    """Whose bytes they are.
+Result = TypeVar("Result")
+
+
+class ArrayInfo(NamedTuple):
+    """What is the same for all chunks of an array.
 
     Attributes:
-        array: its name.
         width: bytes of each element.
-        rows, cols: of the tile.
+        rows, cols: of the whole tensor.
+        is_mask: whether it has a bit for each position: (rows, words) uint64, column c in bit c % 64 of word c // 64.
     """
 
-    array: str
     width: int
     rows: int
     cols: int
+    is_mask: bool = False
 
 
-Before = Mapping[str, np.ndarray]
-"""The arrays of a tile that come before another by name."""
+class Chunk(NamedTuple):
+    """The array of one tile.
 
-Each = Callable[[Callable[[np.ndarray, Before, range], object]], Iterator]
-"""each(work): work(data, arrays before, rows) for every tile, in order, perhaps in parallel."""
+    Attributes:
+        raw: its bytes, uint8.
+        rows: which rows of the tensor the tile has.
+        positions: where its elements stand; None if they are not those of positions of the matrix.
+    """
+
+    raw: np.ndarray
+    rows: range
+    positions: Positions | None
+
+
+class Each(Protocol):
+    """each(work): the results of work(chunk) for all chunks of an array, in order, done in parallel perhaps."""
+
+    def __call__(self, work: Callable[[Chunk], Result], /) -> Iterator[Result]: ...
+
+
+class Coder(ABC):
+    """A codec and the model of an array, ready for its chunks. Never changes, and is safe to share between threads."""
+
+    @abstractmethod
+    def encode(self, raw: np.ndarray, positions: Positions | None) -> bytes | memoryview:
+        """Code uint8 array `raw`. Raises FormatError if the model was made of something else.
+
+        positions: as in `Chunk`.
+        """
+
+    def decode(self, stored: np.ndarray, positions: Positions | None, out: np.ndarray) -> None:
+        """Decode uint8 array `stored` into uint8 array `out`, whose size is the raw size. Raises FormatError.
+
+        Not called for chunks as long as the raw bytes, which they are then, whatever the codec; so `raw` has none.
+
+        positions: as in `Chunk`.
+        """
+        raise NotImplementedError
 
 
 class Codec(ABC):
@@ -54,30 +91,24 @@ class Codec(ABC):
     Attributes:
         name: name in files and in the API.
         max_ratio: most bytes that one stored byte can decode to; a chunk that claims more is refused unallocated.
-        has_models: whether arrays that are not derived have a model.
+        has_models: whether arrays have a model. Only these codecs are told positions.
+        leaves_out_derived: whether arrays that follow from others of their tile take no byte, and have no model. The
+            codec never sees them: layouts derive them.
     """
 
     name: str
     max_ratio: int
     has_models = False
+    leaves_out_derived = False
 
-    def derives(self, array: str) -> bool:
-        """Whether this array is derived from others of its tile: 0 bytes, if it is not raw."""
-        return False
-
-    def fit(self, place: Place, each: Each) -> bytes:
-        """The model of an array: `each` gives the uint8 array of every tile, `place` has the rows of all of them."""
+    def fit(self, info: ArrayInfo, each: Each) -> bytes:
+        """The model of an array; b"" if the codec has none, or if all chunks are empty."""
         return b""
 
     @abstractmethod
-    def encode(self, raw: np.ndarray, place: Place, model: bytes, before: Before) -> bytes | memoryview:
-        """Code uint8 array `raw`. before: the arrays of the tile that come before this one by name."""
+    def coder(self, model: bytes, info: ArrayInfo) -> Coder:
+        """What encodes and decodes the chunks of an array. Raises FormatError if the model cannot be.
 
-    def decode(self, stored: np.ndarray, place: Place, model: bytes, before: Before, out: np.ndarray) -> None:
-        """Decode uint8 array `stored` into uint8 array `out`, whose size is the raw size. Raises FormatError.
-
-        Not called for chunks as long as the raw bytes, which they are then, whatever the codec; so `raw` has none.
-
-        before: the arrays of the tile that come before this one by name, decoded, their layout not yet checked.
+        Reading a model takes milliseconds: the caller keeps the coder for the chunks to come. Of codecs that have no
+        models, it costs nothing.
         """
-        raise NotImplementedError

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsefmt.codecs.contract import Before, Codec, Place
+from sparsefmt.codecs.contract import ArrayInfo, Codec, Coder
+from sparsefmt.positions import Positions
 
 
 class Raw(Codec):
     name = "raw"
     max_ratio = 1
 
-    def encode(self, raw: np.ndarray, place: Place, model: bytes, before: Before) -> memoryview:
+    def coder(self, model: bytes, info: ArrayInfo) -> Coder:
+        return _RawCoder()
+
+
+class _RawCoder(Coder):
+    def encode(self, raw: np.ndarray, positions: Positions | None) -> memoryview:
         return memoryview(raw)

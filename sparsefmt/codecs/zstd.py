@@ -12,9 +12,10 @@ import threading
 import numpy as np
 import zstandard
 
-from sparsefmt.codecs.contract import Before, Codec, Place
+from sparsefmt.codecs.contract import ArrayInfo, Codec, Coder
 from sparsefmt.errors import FormatError
 from sparsefmt.limits import MAX_ZSTD_RATIO
+from sparsefmt.positions import Positions
 
 LEVEL = 3
 """Level 19 makes values and masks of pruned weights 0 to 10 % smaller, at a thirtieth of the speed or less
@@ -40,11 +41,19 @@ class Zstd(Codec):
     name = "zstd"
     max_ratio = MAX_ZSTD_RATIO
 
-    def encode(self, raw: np.ndarray, place: Place, model: bytes, before: Before) -> bytes:
-        planes = raw if place.width == 1 else np.ascontiguousarray(raw.reshape(-1, place.width).T)
+    def coder(self, model: bytes, info: ArrayInfo) -> Coder:
+        return _ZstdCoder(info.width)
+
+
+class _ZstdCoder(Coder):
+    def __init__(self, width: int) -> None:
+        self._width = width
+
+    def encode(self, raw: np.ndarray, positions: Positions | None) -> bytes:
+        planes = raw if self._width == 1 else np.ascontiguousarray(raw.reshape(-1, self._width).T)
         return _contexts.compressor.compress(planes.data)
 
-    def decode(self, stored: np.ndarray, place: Place, model: bytes, before: Before, out: np.ndarray) -> None:
+    def decode(self, stored: np.ndarray, positions: Positions | None, out: np.ndarray) -> None:
         try:
             frame = zstandard.get_frame_parameters(stored.data)
             if bytes(stored[:4]) != zstandard.FRAME_HEADER or frame.dict_id:
@@ -57,6 +66,6 @@ class Zstd(Codec):
         except zstandard.ZstdError as error:
             raise FormatError("zstd-corrupt", f"a zstd frame does not decode: {error}") from None
         # a view per plane: the assignment casts nothing and copies once
-        elements = out.reshape(-1, place.width)
-        for byte, plane in enumerate(np.frombuffer(planes, np.uint8).reshape(place.width, -1)):
+        elements = out.reshape(-1, self._width)
+        for byte, plane in enumerate(np.frombuffer(planes, np.uint8).reshape(self._width, -1)):
             elements[:, byte] = plane

@@ -87,8 +87,9 @@ def check_owners(entries: Iterable[TensorEntry], chunks: np.ndarray) -> None:
 
 def _ratios(entry: TensorEntry) -> tuple[int, ...]:
     """Of its arrays: how many bytes one stored byte can decode to."""
-    codecs = {array: CODECS[codec] for array, codec in entry.codecs.items()}
-    return tuple(_DERIVED if codec.derives(array) else codec.max_ratio for array, codec in codecs.items())
+    return tuple(
+        _DERIVED if entry.is_left_out(array) else CODECS[codec].max_ratio for array, codec in entry.codecs.items()
+    )
 
 
 def _check_ratios(owners: list[TensorEntry], chunks: np.ndarray, ratios: np.ndarray) -> None:

@@ -89,6 +89,10 @@ class TensorEntry:
         """First row of `tile`, and the row after its last."""
         return tile * self.tile_rows, min(self.rows, (tile + 1) * self.tile_rows)
 
+    def is_left_out(self, array: str) -> bool:
+        """Whether an array that is coded takes no byte, since it follows from others."""
+        return _is_left_out(self.layout, array, self.codecs[array])
+
     def to_object(self) -> dict[str, Any]:
         """The entry as it stands in the index, keys sorted."""
         entry: dict[str, Any] = {
@@ -186,8 +190,12 @@ def _kind(layout_name: str, dtype_name: str, items: tuple[tuple[str, str], ...])
     for array, codec in items:
         if codec not in CODECS:
             raise UnsupportedError("codec-unknown", f"codec {codec!r} of array {array!r} is not known to this version")
-    modelled = [array for array, codec in items if CODECS[codec].has_models and not CODECS[codec].derives(array)]
+    modelled = [array for array, codec in items if CODECS[codec].has_models and not _is_left_out(layout, array, codec)]
     return _Kind(dtype, MappingProxyType(arrays), modelled)
+
+
+def _is_left_out(layout: Layout, array: str, codec: str) -> bool:
+    return array in layout.derived and CODECS[codec].leaves_out_derived
 
 
 def _decode_dropped(dropped: Any) -> int:

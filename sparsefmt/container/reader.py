@@ -8,19 +8,18 @@ from typing import TypeVar
 import numpy as np
 
 from sparsefmt import layouts, threads
-from sparsefmt.codecs import CODECS
-from sparsefmt.codecs.contract import Place
 from sparsefmt.container import envelope, index, sniff
+from sparsefmt.container.array_reader import ArrayReader, Record, expect_zeros
 from sparsefmt.container.budget import Budget
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.index import Index
 from sparsefmt.container.sources import Backend, Source
 from sparsefmt.container.stored_signs import WORTH_LEAVING, Signs, StoredSigns
-from sparsefmt.errors import ChecksumError, FormatError, SparsefmtError, file_closed
+from sparsefmt.errors import FormatError, SparsefmtError, file_closed
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.layouts.convert import convert
-from sparsefmt.layouts.memory import Arena, empty, frozen
+from sparsefmt.layouts.memory import Arena, frozen
 
 Result = TypeVar("Result")
 
@@ -39,7 +38,7 @@ class Reader:
     """
 
     def __init__(self, source: Source, max_decoded_bytes: int | None = None) -> None:
-        self._source = source
+        self._source, self._arrays = source, ArrayReader(source)
         self.size = source.size
         self.decoded = 0
         self.path = source.path
@@ -60,7 +59,7 @@ class Reader:
         trailer = envelope.decode_trailer(end, self.size)
         encoded = source.read(trailer.index_offset, trailer.index_size).tobytes()
         trailer.check_index(head[: envelope.PREAMBLE_SIZE], encoded)
-        _expect_zeros(source.read(envelope.PREAMBLE_SIZE, envelope.ALIGNMENT - envelope.PREAMBLE_SIZE), 16)
+        expect_zeros(source.read(envelope.PREAMBLE_SIZE, envelope.ALIGNMENT - envelope.PREAMBLE_SIZE), 16)
         self.index: Index = index.decode(encoded, trailer.index_offset, self.minor)
         self.index_offset, self.index_size = trailer.index_offset, trailer.index_size
         self.index_checksum = trailer.index_checksum
@@ -84,6 +83,7 @@ class Reader:
 
     def close(self) -> None:
         """Let go of the file. Arrays already read stay valid."""
+        self._arrays.forget_coders()
         self._source.close()
 
     def tile(self, entry: TensorEntry, number: int, arena: Arena | None = None, *, leave_signs: bool = False) -> Tile:
@@ -236,12 +236,8 @@ class Reader:
         record = self.index.chunks.item(self.index.chunk_number(entry, number, "values"))
         flat = out.reshape(-1)
         try:
-            stored = _stored(self._source, record, "values")
-            if stored.size == flat.nbytes:
-                flat.view(np.uint8)[:] = stored
-            else:
-                _decode(self._source, record, entry, number, "values", stored, {}, flat)
-                self.decoded += flat.nbytes
+            self._arrays.read_dense(record, entry, number, flat)
+            self.decoded += _decoded_size(record)
             layouts.check(entry.layout, {"values": flat}, entry.dtype, out.shape[0], entry.cols)
         except SparsefmtError as error:
             raise error.within(entry.name, self.path) from None
@@ -258,82 +254,28 @@ class Reader:
         if source is None:
             return None
 
+        # these stay as long as the tensor, and one coder with them
+        reader = ArrayReader(source, most_coders=1)
+
         def read(number: int) -> np.ndarray:
-            return _read_array(source, records.item(number), entry, number, NEGATIVE_ZEROS, {}, None)
+            return reader.read(records.item(number), entry, number, NEGATIVE_ZEROS, {}, None)
 
         return StoredSigns(entry.name, entry.tiles, self.path, read)
 
     def _array(self, entry: TensorEntry, number: int, array: str, before: Tile, arena: Arena | None) -> np.ndarray:
         record = self.index.chunks.item(self.index.chunk_number(entry, number, array))
-        found = _read_array(self._source, record, entry, number, array, before, arena)
-        _, stored_size, raw_size, _ = record
-        self.decoded += raw_size if stored_size < raw_size else 0
+        found = self._arrays.read(record, entry, number, array, before, arena)
+        self.decoded += _decoded_size(record)
         return found
+
+
+def _decoded_size(record: Record) -> int:
+    """Bytes that a chunk decodes to; 0 if it is stored raw."""
+    _, stored, raw, _ = record
+    return raw if stored < raw else 0
 
 
 def _coded_bytes(chunks: np.ndarray) -> int:
     """Bytes that those chunks decode to that are coded."""
     # as Python's integers, which do not overflow
     return sum(chunks["raw"][chunks["stored"] < chunks["raw"]].tolist())
-
-
-_Record = tuple[int, int, int, int]
-"""A record of the chunk table: offset, stored size, raw size, checksum. Four times as fast as numpy's records."""
-
-
-def _read_array(
-    source: Source,
-    record: _Record,
-    entry: TensorEntry,
-    number: int,
-    array: str,
-    before: Tile,
-    arena: Arena | None,
-) -> np.ndarray:
-    """One decoded array of one tile, its layout not yet checked. `before`: those that come before it."""
-    stored, raw_size = _stored(source, record, array), record[2]
-    dtype = entry.layout.array_dtype(array, entry.dtype, entry.cols)
-    if stored.size == raw_size:
-        return arena.moved(stored.view(dtype)) if arena is not None else frozen(stored.view(dtype))
-    decoded = (empty if arena is None else arena.empty)(raw_size // dtype.itemsize, dtype)
-    _decode(source, record, entry, number, array, stored, before, decoded)
-    return frozen(decoded)
-
-
-def _stored(source: Source, record: _Record, array: str) -> np.ndarray:
-    """The bytes of a chunk, its checksum and padding verified."""
-    offset, size, _, checksum = record
-    padded = source.read(offset, envelope.aligned(size))
-    stored = padded[:size]
-    if envelope.checksum(stored.data) != checksum:
-        raise ChecksumError("chunk-checksum", f"array {array!r} is damaged: its checksum does not match", offset=offset)
-    if padded.size > size:
-        _expect_zeros(padded[size:], offset + size)
-    return stored
-
-
-def _decode(
-    source: Source,
-    record: _Record,
-    entry: TensorEntry,
-    number: int,
-    array: str,
-    stored: np.ndarray,
-    before: Tile,
-    out: np.ndarray,
-) -> None:
-    """Decode a chunk into flat `out`."""
-    begin, end = entry.tile_range(number)
-    place = Place(array, out.itemsize, end - begin, entry.cols)
-    try:
-        codec = CODECS[entry.codecs[array]]
-        codec.decode(stored, place, entry.models.get(array, b""), before, out.view(np.uint8))
-    except FormatError as error:
-        raise FormatError(error.code, f"array {array!r}: {error.message}", offset=record[0]) from None
-    source.forget(record[0], stored.size)
-
-
-def _expect_zeros(padding: np.ndarray, offset: int) -> None:
-    # a check of every array: this is faster than .any()
-    if padding.tobytes().strip(b"\0"):
-        raise FormatError("padding-not-zero", "padding is not zero", offset=offset + int(np.flatnonzero(padding)[0]))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import io
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from itertools import chain
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from sparsefmt import threads
 from sparsefmt.codecs import CODECS
-from sparsefmt.codecs.contract import Before, Codec, Each, Place
+from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Coder, Each, Result
 from sparsefmt.container import envelope
 from sparsefmt.container.chunks import CHUNK_RECORD
 from sparsefmt.container.entry import TensorEntry
@@ -21,7 +22,7 @@ from sparsefmt.container.names import check_metadata, check_name
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError, LimitError
 from sparsefmt.layouts import LAYOUTS
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Layout, Tile
 from sparsefmt.limits import MAX_CHUNK_BYTES, MAX_INDEX_BYTES, MAX_TENSORS
 from sparsefmt.shapes import check_shape, matrix_view
 
@@ -120,19 +121,14 @@ class Writer:
 
         several = self._codec == "auto" or CODECS[self._codec].has_models
         source = _Tiles(complete, tiles, self._threads, KEPT_BYTES if several else 0)
-        places = {
-            array: Place(array, LAYOUTS[layout].array_dtype(array, dtype, cols).itemsize, rows, cols)
-            for array in arrays
-        }
-        chooser = _CodecChooser(self._codec, places, tile_rows, source)
+        chooser = _CodecChooser(self._codec, _Tiling(LAYOUTS[layout], dtype, rows, cols, tile_rows), source)
         first_chunk = len(self._records)
 
         def encode(number: int) -> tuple[int, bool, list[tuple[bytes | memoryview, int]]]:
             tile = source.get(number)
             tile_nnz = LAYOUTS[layout].nnz(tile) if LAYOUTS[layout].sparse else 0
             has_negative_zeros = NEGATIVE_ZEROS in tile and bool(tile[NEGATIVE_ZEROS].any())
-            height = min(tile_rows, rows - number * tile_rows)
-            chunks = [(chooser.encode(array, tile, height), tile[array].nbytes) for array in arrays]
+            chunks = [(chooser.encode(array, tile, number), tile[array].nbytes) for array in arrays]
             return tile_nnz, has_negative_zeros, chunks
 
         # the first tile by itself: it decides the codecs, whatever the number of threads
@@ -269,72 +265,99 @@ class _Tiles:
             self._kept[number] = tile
         return tile
 
-    def each(self, array: str, tile_rows: int, rows: int) -> Each:
-        """All tiles' bytes of an array, for `Codec.fit`."""
+    def each(self, work: Callable[[Tile, int], Result]) -> Iterator[Result]:
+        """Results of work(tile, number) for all tiles, in order, done in parallel."""
+        return threads.in_order(lambda number: work(self.get(number), number), range(self._count), self._threads)
 
-        def each(work: Callable[[np.ndarray, Before, range], object]) -> Iterator:
-            def visit(number: int) -> object:
-                tile, begin = self.get(number), number * tile_rows
-                return work(_bytes(tile[array]), _before(tile, array), range(begin, min(begin + tile_rows, rows)))
 
-            return threads.in_order(visit, range(self._count), self._threads)
+class _Tiling(NamedTuple):
+    """How a tensor lies in tiles."""
 
-        return each
+    layout: Layout
+    dtype: DType
+    rows: int
+    cols: int
+    tile_rows: int
+
+    def info(self, array: str) -> ArrayInfo:
+        """What the codec of an array is told of it."""
+        width = self.layout.array_dtype(array, self.dtype, self.cols).itemsize
+        return ArrayInfo(width, self.rows, self.cols, array == self.layout.mask)
+
+    def chunk(self, array: str, tile: Tile, number: int) -> Chunk:
+        """An array of a tile, as a codec sees it."""
+        begin = number * self.tile_rows
+        rows = range(begin, min(begin + self.tile_rows, self.rows))
+        positions = self.layout.positions(array, tile, self.dtype, len(rows), self.cols)
+        return Chunk(tile[array].view(np.uint8), rows, positions)
+
+
+class _Coding:
+    """How an array of a tensor is coded.
+
+    Args:
+        each: all its chunks, for codecs with models.
+        left_out: whether it is not coded at all, since it follows from others.
+    """
+
+    def __init__(self, codec: Codec, info: ArrayInfo, each: Each, left_out: bool) -> None:
+        self.codec, self.left_out = codec, left_out
+        self.model = b"" if left_out else codec.fit(info, each)
+        self._info = info
+
+    @cached_property
+    def _coder(self) -> Coder:
+        return self.codec.coder(self.model, self._info)
+
+    def encode(self, chunk: Chunk) -> bytes | memoryview:
+        if self.left_out or (self.codec.has_models and not chunk.raw.size):
+            return b""  # of nothing but empty chunks, there is no model
+        return self._coder.encode(chunk.raw, chunk.positions)
 
 
 class _CodecChooser:
     """Encodes the arrays of one tensor; with "auto", by the codec that did best on the first tile."""
 
-    def __init__(self, codec: str, places: Mapping[str, Place], tile_rows: int, source: _Tiles) -> None:
-        self._codec, self._places, self._tile_rows, self._source = codec, places, tile_rows, source
-        self._chosen: dict[str, tuple[Codec, bytes]] = {}
+    def __init__(self, codec: str, tiling: _Tiling, source: _Tiles) -> None:
+        self._codec, self._tiling, self._source = codec, tiling, source
+        self._chosen: dict[str, _Coding] = {}
 
     def chosen(self, array: str) -> str:
-        return self._chosen[array][0].name
+        return self._chosen[array].codec.name
 
     def has_model(self, array: str) -> bool:
-        codec, _ = self._chosen[array]
-        return codec.has_models and not codec.derives(array)
+        return self._chosen[array].codec.has_models and not self._chosen[array].left_out
 
     def model(self, array: str) -> bytes:
-        return self._chosen[array][1]
+        return self._chosen[array].model
 
-    def encode(self, array: str, tile: Tile, height: int) -> bytes | memoryview:
+    def encode(self, array: str, tile: Tile, number: int) -> bytes | memoryview:
         """The smallest coding of an array: its raw bytes if coding does not make them smaller."""
-        raw, place, before = _bytes(tile[array]), self._places[array]._replace(rows=height), _before(tile, array)
-        if array in self._chosen:
-            codec, model = self._chosen[array]
-            encoded = codec.encode(raw, place, model, before)
-        else:
-            encoded = self._choose(array, raw, place, before)
-        size, (codec, _) = memoryview(encoded).nbytes, self._chosen[array]
+        chunk = self._tiling.chunk(array, tile, number)
+        encoded = self._chosen[array].encode(chunk) if array in self._chosen else self._choose(array, chunk)
+        size, raw_size, coding = memoryview(encoded).nbytes, chunk.raw.nbytes, self._chosen[array]
         # what readers would refuse as impossible is not written
-        fits = size < raw.nbytes and (raw.nbytes <= size * codec.max_ratio or codec.derives(array))
-        return encoded if fits else memoryview(raw)
+        fits = size < raw_size and (raw_size <= size * coding.codec.max_ratio or coding.left_out)
+        return encoded if fits else memoryview(chunk.raw)
 
-    def _choose(self, array: str, raw: np.ndarray, place: Place, before: Tile) -> bytes | memoryview:
-        tried = []
-        for codec in self._candidates(array):
-            model = codec.fit(self._places[array], self._source.each(array, self._tile_rows, self._places[array].rows))
-            encoded = codec.encode(raw, place, model, before)
-            share = len(model) * place.rows / max(self._places[array].rows, 1)
-            tried.append((memoryview(encoded).nbytes + share, codec, model, encoded))
-        _, codec, model, encoded = min(tried, key=lambda candidate: candidate[0])
-        self._chosen[array] = codec, model
+    def _choose(self, array: str, chunk: Chunk) -> bytes | memoryview:
+        tried, tiling = [], self._tiling
+        info = tiling.info(array)
+
+        def each(work: Callable[[Chunk], Result]) -> Iterator[Result]:
+            return self._source.each(lambda tile, number: work(tiling.chunk(array, tile, number)))
+
+        for codec in self._candidates(info):
+            left_out = codec.leaves_out_derived and array in tiling.layout.derived
+            coding = _Coding(codec, info, each, left_out)
+            encoded = coding.encode(chunk)
+            share = len(coding.model) * len(chunk.rows) / max(info.rows, 1)
+            tried.append((memoryview(encoded).nbytes + share, coding, encoded))
+        _, self._chosen[array], encoded = min(tried, key=lambda candidate: candidate[0])
         return encoded
 
-    def _candidates(self, array: str) -> list[Codec]:
+    def _candidates(self, info: ArrayInfo) -> list[Codec]:
         if self._codec == "auto":
-            place = self._places[array]
-            small = place.rows * place.cols * place.width < WORTH_A_MODEL
+            small = info.rows * info.cols * info.width < WORTH_A_MODEL
             return [codec for codec in CODECS.values() if codec.name != "raw" and not (codec.has_models and small)]
         return [CODECS[self._codec]]
-
-
-def _bytes(data: np.ndarray) -> np.ndarray:
-    return data.view(np.uint8)
-
-
-def _before(tile: Tile, array: str) -> Tile:
-    """The arrays that a reader has when it decodes this one."""
-    return {name: data for name, data in tile.items() if name < array}

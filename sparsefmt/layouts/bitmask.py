@@ -18,6 +18,7 @@ from sparsefmt.errors import FormatError
 from sparsefmt.layouts import negative_zeros
 from sparsefmt.layouts.contract import Layout, Tile, expect_at_most, expect_size
 from sparsefmt.layouts.memory import Allocate, frozen, zeros
+from sparsefmt.positions import Positions
 
 U8, U32 = np.dtype("<u1"), np.dtype("<u4")
 
@@ -36,10 +37,20 @@ class Bitmask(Layout):
     name = "bitmask"
     arrays = ("mask", "row_offsets", "values")
     sparse = True
+    mask = "mask"
+    derived = frozenset({"row_offsets"})
 
     def array_dtype(self, array: str, dtype: DType, cols: int) -> np.dtype:
         types = {"row_offsets": U32, "values": dtype.bits_dtype}
         return types.get(array, U8)
+
+    def positions(self, array: str, tile: Tile, dtype: DType, rows: int, cols: int) -> Positions | None:
+        return Positions(rows, cols, mask_words(tile, rows)) if array == "values" else None
+
+    def derive(self, array: str, tile: Tile, out: np.ndarray) -> None:
+        from sparsefmt.layouts.jitted import bitmask as jitted
+
+        jitted.row_offsets(mask_words(tile, out.size - 1), out)
 
     def check_sizes(self, sizes: Mapping[str, int], dtype: DType, rows: int, cols: int) -> None:
         width = dtype.bits_dtype.itemsize

@@ -10,7 +10,9 @@ The rules every layout keeps:
    `negative_zeros` beside the layout's own (see `negative_zeros.py`), the same for every sparse layout.
 3. `check_sizes` runs before anything is allocated and imports no numba; `check` runs before a kernel sees arrays from
    a file. Both raise FormatError.
-4. Arrays are flat, little-endian, aligned, followed by 64 readable bytes (`memory.py`), and read-only once checked.
+4. An array that says where the elements of another stand, or from which another follows, comes before it by name: that
+   is the order in which arrays are decoded.
+5. Arrays are flat, little-endian, aligned, followed by 64 readable bytes (`memory.py`), and read-only once checked.
 
 Adding a layout is a file beside `bitmask.py`, its entry in `__init__.py`, its kernel in `kernels/`, and SPEC.md.
 """
@@ -24,6 +26,7 @@ import numpy as np
 
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
+from sparsefmt.positions import Positions
 
 NEGATIVE_ZEROS = "negative_zeros"
 """Name of the one optional array: a bit per pruned position, in row-major order, set where it was -0.0."""
@@ -39,15 +42,30 @@ class Layout(ABC):
         name: name in files and in the API.
         arrays: names of the arrays that are always there, sorted.
         sparse: whether zeros are left out.
+        mask: the array with a bit for each position: rows of whole words of 64 columns, the first in the lowest bit.
+        derived: arrays that follow from others, which codecs may leave out.
     """
 
     name: str
     arrays: tuple[str, ...]
     sparse: bool
+    mask: str | None = None
+    derived: frozenset[str] = frozenset()
 
     @abstractmethod
     def array_dtype(self, array: str, dtype: DType, cols: int) -> np.dtype:
         """The type of the elements of `array`."""
+
+    def positions(self, array: str, tile: Tile, dtype: DType, rows: int, cols: int) -> Positions | None:
+        """Where the elements of `array` stand; None if they are not those of positions of the matrix.
+
+        tile: at least the arrays that come before this one by name, of the right sizes, not yet checked.
+        """
+        return None
+
+    def derive(self, array: str, tile: Tile, out: np.ndarray) -> None:
+        """Fill flat `out` with one of the arrays that are `derived`. tile: as in `positions`."""
+        raise NotImplementedError
 
     @abstractmethod
     def check_sizes(self, sizes: Mapping[str, int], dtype: DType, rows: int, cols: int) -> None:

@@ -15,6 +15,7 @@ from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts.contract import Layout, Tile, expect_size
 from sparsefmt.layouts.memory import padded_copy
+from sparsefmt.positions import Positions
 
 
 class Dense(Layout):
@@ -24,6 +25,9 @@ class Dense(Layout):
 
     def array_dtype(self, array: str, dtype: DType, cols: int) -> np.dtype:
         return dtype.bits_dtype
+
+    def positions(self, array: str, tile: Tile, dtype: DType, rows: int, cols: int) -> Positions | None:
+        return None if dtype.packed else Positions(rows, cols, None)
 
     def check_sizes(self, sizes: Mapping[str, int], dtype: DType, rows: int, cols: int) -> None:
         expect_size(sizes, "values", dtype.nbytes(rows * cols))

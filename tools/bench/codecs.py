@@ -21,7 +21,7 @@ from rich.table import Table
 
 from sparsefmt import SparseTensor
 from sparsefmt.codecs import zstd
-from sparsefmt.codecs.contract import Place
+from sparsefmt.codecs.contract import ArrayInfo
 
 LEVELS = (1, 3, 9, 19)
 SPARSITIES = (0.5, 0.8, 0.9)
@@ -41,11 +41,11 @@ def weights(path: str | None) -> list[np.ndarray]:
 def measure(raw: np.ndarray, width: int, level: int) -> tuple[int, float, float]:
     """(stored bytes, seconds to encode, seconds to decode) of one array with byte planes of `width`."""
     zstd.LEVEL = level
-    codec, out, place = zstd.Zstd(), np.empty_like(raw), Place("values", width, 1, raw.size // width)
+    coder, out = zstd.Zstd().coder(b"", ArrayInfo(width, 1, raw.size // width)), np.empty_like(raw)
     start = time.perf_counter()
-    stored = codec.encode(raw, place, b"", {})
+    stored = coder.encode(raw, None)
     encoded = time.perf_counter()
-    codec.decode(np.frombuffer(stored, np.uint8), place, b"", {}, out)
+    coder.decode(np.frombuffer(stored, np.uint8), None, out)
     return len(stored), encoded - start, time.perf_counter() - encoded
 
 

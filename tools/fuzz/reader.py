@@ -86,8 +86,8 @@ PASSES = {
     ),
     "sparsefmt.codecs.rans.jitted.rans": ("decode_stream",),
     "sparsefmt.codecs.rans.jitted.elements": ("join", "contexts_of"),
-    "sparsefmt.codecs.rans.jitted.masks": ("contexts", "reorder", "restore", "row_offsets"),
-    "sparsefmt.layouts.jitted.bitmask": ("check",),
+    "sparsefmt.codecs.rans.jitted.masks": ("contexts", "reorder", "restore"),
+    "sparsefmt.layouts.jitted.bitmask": ("check", "row_offsets"),
     "sparsefmt.layouts.jitted.permuted": ("check",),
 }
 """Passes that decode and check, which --interpreted interprets."""

@@ -43,6 +43,17 @@ def pack(bits: np.ndarray, negative_zero: int, row_offsets: np.ndarray, mask: np
 
 
 @jit
+def row_offsets(mask: np.ndarray, offsets: np.ndarray) -> None:
+    """Fill `offsets` (rows + 1,) with how many positions are kept before each row, and in all."""
+    kept = 0
+    for row in range(mask.shape[0]):
+        offsets[row] = kept
+        for word in range(mask.shape[1]):
+            kept += popcount(mask[row, word])
+    offsets[mask.shape[0]] = kept
+
+
+@jit
 def unpack(
     mask: np.ndarray, row_offsets: np.ndarray, values: np.ndarray, begin: int, end: int, bits: np.ndarray
 ) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsefmt.bits_of_words import popcount
 from sparsefmt.jit import jit
 
 NIBBLE, NIBBLE_BITS = np.uint64(15), np.uint64(4)
@@ -144,17 +143,6 @@ def histogram(groups, contexts, counts):
     for row in range(contexts.shape[0]):
         for group in range(contexts.shape[1]):
             counts[contexts[row, group], groups[row, group]] += 1
-
-
-@jit
-def row_offsets(mask, offsets):
-    """Fill `offsets` (rows + 1,) with how many positions are kept before each row, and in all."""
-    kept = 0
-    for row in range(mask.shape[0]):
-        offsets[row] = kept
-        for word in range(mask.shape[1]):
-            kept += popcount(mask[row, word])
-    offsets[mask.shape[0]] = kept
 
 
 @jit

@@ -1,0 +1,113 @@
+"""A chunk of elements."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+
+from sparsefmt.codecs.contract import ArrayInfo, Coder
+from sparsefmt.codecs.rans.classes import CLASS_PRECISION, pack_row_symbols, unpack_row_symbols
+from sparsefmt.codecs.rans.elements.coordinates import coordinates
+from sparsefmt.codecs.rans.elements.lags import differences, undo_differences
+from sparsefmt.codecs.rans.elements.model import read_model
+from sparsefmt.codecs.rans.elements.splitting import Splitter, elements_of
+from sparsefmt.codecs.rans.streams import Tables
+from sparsefmt.errors import FormatError
+from sparsefmt.positions import Positions
+
+_HEADER = struct.Struct("<Q")
+
+
+class ElementCoder(Coder):
+    """A model of elements made ready. Raises FormatError (rans-model) if it cannot be."""
+
+    def __init__(self, model: bytes, info: ArrayInfo) -> None:
+        self.model = read_model(model, 8 * info.width, info.cols)
+        classes = self.model.classes
+        self._width, self._cols = info.width, info.cols
+        self._splitter = Splitter(self.model.keys, self.model.lows, self.model.widths)
+        self._tables = Tables(self.model.tables, self.model.precision)
+        self._row_tables = Tables(classes.row_frequencies, CLASS_PRECISION)
+        self._has_classes = classes.rows > 1 or classes.columns is not None
+        # masks have whole words of columns
+        self._column_classes = np.zeros(-(-info.cols // 64) * 64 if self._has_classes else 0, np.uint8)
+        if classes.columns is not None:
+            self._column_classes[: info.cols] = classes.columns
+        # for each class of rows, the table of each column
+        row_classes = classes.rows if self._has_classes else 0
+        self._tables_by_class = np.empty((row_classes, self._column_classes.size), np.uint8)
+        for row_class, tables in enumerate(self._tables_by_class):
+            np.take(classes.table_of[row_class:], self._column_classes, out=tables, mode="clip")
+
+    def encode(self, raw: np.ndarray, positions: Positions | None) -> bytes:
+        elements = elements_of(raw, self._width)
+        if not elements.size:
+            return b""
+        symbols, offsets, offset_bits = self._splitter.split(differences(elements, self.model.lag))
+        coded = _HEADER.pack(offset_bits) + offsets[: -(-offset_bits // 64)].tobytes()
+        if not self._has_classes:
+            return coded + self._tables.pack(symbols)
+        assert positions is not None
+        row_classes = self._best_row_classes(symbols, positions)
+        coded += pack_row_symbols(self._row_tables, row_classes)
+        return coded + self._tables.pack(symbols, self._contexts(row_classes, positions))
+
+    def decode(self, stored: np.ndarray, positions: Positions | None, out: np.ndarray) -> None:
+        from sparsefmt.codecs.rans.jitted import elements as jitted
+
+        if stored.size < _HEADER.size:
+            raise FormatError("rans-stream", "a chunk ends too early")
+        (offset_bits,) = _HEADER.unpack(stored[: _HEADER.size].tobytes())
+        offset_words = -(-offset_bits // 64)
+        begin = _HEADER.size + 8 * offset_words
+        if begin > stored.size:
+            raise FormatError("rans-stream", "a chunk ends too early")
+        offsets = np.zeros(offset_words + jitted.PADDING, np.uint64)
+        offsets[:offset_words].view(np.uint8)[:] = stored[_HEADER.size : begin]
+        if offset_bits % 64 and int(offsets[offset_words - 1]) >> offset_bits % 64:
+            raise FormatError("rans-stream", "unused bits of a chunk are not zero")
+        elements, contexts, stream = out.view(f"u{self._width}"), None, stored[begin:]
+        if self._has_classes:
+            if positions is None:
+                raise FormatError("rans-model", "a model has classes for an array that has no rows and columns")
+            row_classes, stream = unpack_row_symbols(self._row_tables, stream, positions.rows)
+            contexts = self._contexts(row_classes, positions)
+            if contexts.size != elements.size:
+                raise FormatError("row-offsets", f"a mask has {contexts.size:,} positions for {elements.size:,} values")
+        symbols = self._tables.unpack(stream, elements.size, contexts)
+        self._splitter.join(symbols, offsets, offset_bits, elements)
+        if self.model.lag:
+            undo_differences(elements, self.model.lag)
+
+    def _best_row_classes(self, symbols: np.ndarray, positions: Positions) -> np.ndarray:
+        """The class of each row that makes it shortest: uint8 (rows,)."""
+        from sparsefmt.codecs.rans.jitted import elements as jitted
+
+        where, classes = coordinates(positions, symbols.size), self.model.classes
+        assert where is not None
+        with np.errstate(divide="ignore"):
+            lengths = (self.model.precision - np.log2(self.model.tables)).astype(np.float32)
+            row_lengths = (CLASS_PRECISION - np.log2(classes.row_frequencies)).astype(np.float32)
+        row_classes = np.zeros(where.counts.size, np.uint8)
+        lengths = np.ascontiguousarray(lengths[classes.table_of])
+        fits = jitted.choose(
+            symbols, where.counts, where.columns, self._column_classes, lengths, row_lengths, row_classes
+        )
+        if not fits:
+            raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
+        return row_classes
+
+    def _contexts(self, row_classes: np.ndarray, positions: Positions) -> np.ndarray:
+        """The table of each element of a tile."""
+        from sparsefmt.codecs.rans.jitted import elements as jitted
+        from sparsefmt.isa import ISA
+
+        mask = positions.mask
+        if mask is None:
+            return self._tables_by_class[row_classes, : self._cols].ravel()
+        # a word's contexts are written with 64 bytes, and the next ones over the rest
+        contexts = np.empty(int(np.bitwise_count(mask).sum(dtype=np.int64)) + 64, np.uint8)
+        fill = jitted.contexts_of_wide if ISA == "avx512" else jitted.contexts_of
+        fill(mask, row_classes, self._tables_by_class, contexts)
+        return contexts[:-64]

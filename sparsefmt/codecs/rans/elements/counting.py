@@ -1,0 +1,73 @@
+"""How often numbers occur in all tiles of a tensor, in little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+MAX_DISTINCT = 1 << 12
+"""Distinct keys up to which all bits of them are counted."""
+
+AT_ONCE = 1 << 18
+"""Numbers for which there are temporaries of eight bytes each at a time."""
+
+_FEW = 1 << 13
+"""Numbers of 16 bits below which it is faster to sort them than to count into a table of all that there could be."""
+
+
+def parts_of(numbers: np.ndarray) -> Iterator[np.ndarray]:
+    """Runs of them, AT_ONCE at most."""
+    return (numbers[begin : begin + AT_ONCE] for begin in range(0, numbers.size, AT_ONCE))
+
+
+def counted(numbers: Iterator[np.ndarray], size: int, bound: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct numbers, ascending, and how often each occurs. numbers: parts of `size` numbers below `bound`."""
+    if size < _FEW:
+        return np.unique(np.concatenate([np.empty(0, np.uint16), *numbers]), return_counts=True)
+    counts = np.zeros(bound, np.int64)
+    for part in numbers:
+        counts += np.bincount(part, minlength=bound)
+    used = np.flatnonzero(counts)
+    return used, counts[used]
+
+
+class Total:
+    """How often numbers below `bound` occur, from those of each tile."""
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._one: tuple[np.ndarray, np.ndarray] | None = None
+        self._all: np.ndarray | None = None
+
+    def add(self, used: np.ndarray, counts: np.ndarray) -> None:
+        """Add what `counted` found in a tile."""
+        if self._one is None and self._all is None:
+            self._one = used, counts
+            return
+        if self._all is None:
+            assert self._one is not None
+            self._all = np.zeros(self._bound, np.int64)
+            self._all[self._one[0]] = self._one[1]
+            self._one = None
+        self._all[used] += counts
+
+    def used(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct numbers, ascending, and how often each occurs, int64."""
+        if self._all is not None:
+            used = np.flatnonzero(self._all)
+            return used, self._all[used]
+        return self._one or (np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def united(parts: Iterable[tuple[np.ndarray, np.ndarray] | None]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Distinct keys and their counts from those of parts; None if there are over MAX_DISTINCT, or a part is None."""
+    found, counts = np.empty(0, np.uint64), np.empty(0, np.int64)
+    for part in parts:
+        if part is None:
+            return None
+        found, inverse = np.unique(np.concatenate([found, part[0].astype(np.uint64)]), return_inverse=True)
+        if found.size > MAX_DISTINCT:
+            return None
+        counts = np.bincount(inverse, np.concatenate([counts, part[1]]), found.size).astype(np.int64)
+    return found, counts

@@ -1,0 +1,27 @@
+"""Elements as differences to those before them, which makes what ascends short: column numbers do."""
+
+from __future__ import annotations
+
+import numpy as np
+
+LAGS = (0, 1, 8)
+"""How far back an element may refer: 8 for what lies in slices of eight rows. 0: elements as they are."""
+
+
+def differences(elements: np.ndarray, lag: int) -> np.ndarray:
+    """What is coded instead of the elements, read-only."""
+    if not lag:
+        return elements
+    out = elements.copy()
+    out[lag:] -= elements[:-lag]
+    out.flags.writeable = False
+    return out
+
+
+def undo_differences(elements: np.ndarray, lag: int) -> None:
+    """Undo `differences` in place. lag: not 0."""
+    whole = elements.size // lag * lag
+    by_lag = elements[:whole].reshape(-1, lag)
+    np.cumsum(by_lag, axis=0, dtype=elements.dtype, out=by_lag)
+    if whole:
+        elements[whole:] += by_lag[-1, : elements.size - whole]

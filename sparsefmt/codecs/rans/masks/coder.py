@@ -1,0 +1,68 @@
+"""A chunk of a mask."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsefmt.codecs.contract import ArrayInfo, Coder
+from sparsefmt.codecs.rans.classes import CLASS_PRECISION, pack_row_symbols, unpack_row_symbols
+from sparsefmt.codecs.rans.masks.groups import ColumnOrder, mask_of
+from sparsefmt.codecs.rans.masks.model import read_model
+from sparsefmt.codecs.rans.streams import Tables
+from sparsefmt.errors import FormatError
+from sparsefmt.positions import Positions
+
+
+class MaskCoder(Coder):
+    """A model of masks made ready. Raises FormatError (rans-model) if it cannot be."""
+
+    def __init__(self, model: bytes, info: ArrayInfo) -> None:
+        self.model = read_model(model, info.cols)
+        classes = self.model.classes
+        self._cols, self._order = info.cols, ColumnOrder(classes.columns, info.cols)
+        self._tables = Tables(self.model.tables, self.model.precision)
+        self._row_tables = Tables(classes.row_frequencies, CLASS_PRECISION)
+        self._copy, self._table_of = -1, classes.table_of
+        if self.model.copies:
+            # their table comes last
+            self._copy, self._table_of = classes.rows, np.append(classes.table_of, np.uint8(classes.tables))
+
+    def encode(self, raw: np.ndarray, positions: Positions | None) -> bytes:
+        from sparsefmt.codecs.rans.jitted import masks as jitted
+
+        mask = mask_of(raw, self._cols)
+        rows, group_classes = mask.shape[0], self._order.group_classes
+        with np.errstate(divide="ignore"):
+            lengths = (self.model.precision - np.log2(self.model.tables)).astype(np.float32)
+            row_lengths = (CLASS_PRECISION - np.log2(self.model.classes.row_frequencies)).astype(np.float32)
+        plain = self._order.groups(mask, None)
+        copied = plain if self._copy < 0 else self._order.groups(mask, np.arange(rows) > 0)
+        symbols = np.zeros(rows, np.uint8)
+        fits = jitted.choose(plain, copied, group_classes, self._table_of, self._copy, lengths, row_lengths, symbols)
+        if not fits:
+            raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
+        coded = plain if self._copy < 0 else np.where((symbols == self._copy)[:, None], copied, plain)
+        coded = np.ascontiguousarray(coded[:, : group_classes.size])
+        stream = self._tables.pack(coded.ravel(), self._contexts(symbols).ravel())
+        return pack_row_symbols(self._row_tables, symbols) + stream
+
+    def decode(self, stored: np.ndarray, positions: Positions | None, out: np.ndarray) -> None:
+        # bits beyond the columns are left to the layout's check
+        mask = out.view(np.uint64).reshape(-1, -(-self._cols // 64))
+        rows = mask.shape[0]
+        symbols, stream = unpack_row_symbols(self._row_tables, stored, rows)
+        if rows and symbols[0] == self._copy:
+            raise FormatError("rans-stream", "the first row of a tile is to be like the one above")
+        contexts = self._contexts(symbols)
+        coded = self._tables.unpack(stream, contexts.size, contexts.ravel())
+        copies = symbols == self._copy if self._copy >= 0 else None
+        self._order.restore(mask, coded.reshape(contexts.shape), copies)
+
+    def _contexts(self, symbols: np.ndarray) -> np.ndarray:
+        """The table of each group of a tile whose rows have these symbols: uint8 (rows, groups)."""
+        from sparsefmt.codecs.rans.jitted import masks as jitted
+
+        group_classes = self._order.group_classes
+        contexts = np.empty((symbols.size, group_classes.size), np.uint8)
+        jitted.contexts(symbols, group_classes, self._table_of, self._copy, contexts)
+        return contexts

@@ -1,0 +1,116 @@
+"""The model for the masks of a tensor: classes of rows and columns by how many positions they keep, and copies."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsefmt.codecs.contract import ArrayInfo, Chunk, Each
+from sparsefmt.codecs.rans.class_search import assign_classes, classes_between
+from sparsefmt.codecs.rans.classes import MAX_CLASSIFIED_COLS
+from sparsefmt.codecs.rans.masks.candidate import Candidate
+from sparsefmt.codecs.rans.masks.groups import mask_of
+from sparsefmt.codecs.rans.masks.model import write_model
+from sparsefmt.codecs.rans.streams import read_only
+
+_STEPS = ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))
+"""How far classes of rows and of columns are apart, of what is tried: in log2 of the odds that a position is kept. 0
+for no classes."""
+
+
+def fit(info: ArrayInfo, each: Each) -> bytes:
+    """The model for the masks of all tiles of a tensor.
+
+    Beside the tiles, it takes up to 16 bytes for each row, and for each column if they get classes.
+    """
+    candidates = _candidates(info, each)
+
+    def count(chunk: Chunk) -> list[np.ndarray]:
+        mask = mask_of(chunk.raw, info.cols)
+        return [candidate.histogram(mask, chunk.rows) for candidate in candidates]
+
+    for histograms in each(count):
+        for candidate, histogram in zip(candidates, histograms, strict=True):
+            candidate.counts += histogram
+    return write_model(min(candidates, key=lambda candidate: candidate.bits()).model())
+
+
+def _candidates(info: ArrayInfo, each: Each) -> list[Candidate]:
+    """The classes that are tried: those of _STEPS, each once."""
+    from sparsefmt.codecs.rans.jitted import masks as jitted
+
+    rows, cols, with_columns = info.rows, info.cols, info.cols <= MAX_CLASSIFIED_COLS
+    # a row has less than 2^32 columns
+    row_counts, copies = np.empty(rows, np.uint32), np.empty(rows, np.bool_)
+    column_counts = np.zeros(cols if with_columns else 0, np.int64)
+
+    def look(chunk: Chunk) -> np.ndarray:
+        mask, some = mask_of(chunk.raw, cols), chunk.rows
+        copied = _copied_rows(mask)
+        copies[some.start : some.stop] = copied
+        row_counts[some.start : some.stop] = np.bitwise_count(mask).sum(1, dtype=np.int64)
+        counts = np.zeros(column_counts.size, np.uint32)
+        if with_columns:
+            jitted.column_counts(read_only(np.ascontiguousarray(mask[~copied])), counts)
+        return counts
+
+    for counts in each(look):
+        column_counts += counts
+    plain_rows = rows - int(np.count_nonzero(copies))
+    row_steps, column_steps = map(set, zip(*_STEPS, strict=True))
+    by_row_step: dict[float, np.ndarray] = {}
+    for step in sorted(row_steps):
+        row_classes = np.zeros(rows, np.uint8)
+        row_classes[~copies] = _classes(row_counts[~copies], cols, step)
+        _unless_known(by_row_step, step, row_classes)
+    by_column_step: dict[float, np.ndarray] = {}
+    for step in sorted(column_steps) if with_columns else [0]:
+        _unless_known(by_column_step, step, _classes(column_counts, plain_rows, step))
+    candidates: dict[tuple[int, int], Candidate] = {}
+    for row_step, column_step in _STEPS:
+        if column_step in by_column_step:
+            row_classes, column_classes = by_row_step[row_step], by_column_step[column_step]
+            several = column_classes if column_classes.any() else None
+            both = id(row_classes), id(column_classes)
+            if both not in candidates:
+                candidates[both] = Candidate(row_classes, several, cols, copies)
+    return list(candidates.values())
+
+
+def _copied_rows(mask: np.ndarray) -> np.ndarray:
+    """Which rows differ from the row above in so few places that this is shorter to write down. bool (rows,)."""
+    rows = np.bitwise_count(mask).sum(1, dtype=np.int64)
+    differing = np.zeros(rows.size, np.int64)
+    differing[1:] = np.bitwise_count(mask[1:] ^ mask[:-1]).sum(1, dtype=np.int64)
+    positions = 64 * mask.shape[1]
+    return (np.arange(rows.size) > 0) & (4 * differing < np.minimum(rows, positions - rows))
+
+
+def _odds(kept: float, total: float) -> float:
+    """log2 of the odds that a position is kept."""
+    share = (kept + 0.5) / (total + 1)
+    return float(np.log2(share / (1 - share)))
+
+
+def _classes(counts: np.ndarray, total: int, step: float) -> np.ndarray:
+    """A class for each row (or column) of which `counts` of `total` positions are kept: uint8 (rows,), from 0 on.
+
+    Classes are `step` apart, in log2 of the odds that a position is kept.
+    """
+    if not step or not counts.size or not total:
+        return np.zeros(counts.size, np.uint8)
+    base = _odds(float(counts.sum(dtype=np.int64)), float(total) * counts.size)
+    least, most = ((_odds(float(kept), total) - base) / step for kept in (counts.min(), counts.max()))
+    numbers = classes_between(least, most)
+    share = 1 / (1 + np.exp2(-(base + step * numbers)))
+    kept_bits, left_bits = np.log2(share), np.log2(1 - share)
+
+    def costs(some: slice) -> np.ndarray:
+        kept = counts[some, None].astype(np.int64)
+        return -kept * kept_bits - (total - kept) * left_bits
+
+    return assign_classes(costs, counts.size, numbers.size)
+
+
+def _unless_known(by_step: dict[float, np.ndarray], step: float, classes: np.ndarray) -> None:
+    """Add the classes of a step: the array of another step if that has the same."""
+    by_step[step] = next((known for known in by_step.values() if np.array_equal(known, classes)), classes)
