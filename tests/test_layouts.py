@@ -59,6 +59,35 @@ def test_arrays_are_those_of_the_spec(array):
             assert np.array_equal(tile[name], data), name
 
 
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_what_codecs_are_told_follows_from_arrays_that_come_before(layout):
+    """Positions are those of the elements of an array, and arrays that are derived are what the layout makes."""
+    rows, cols, dtype = 13, 70, DTYPES["BF16"]
+    array = pruned(np.random.default_rng(5), (rows, cols), dtype, 0.6, negative_zeros=True)
+    bits = as_bits(array, dtype)
+    tile = layouts.from_dense(layout, bits, dtype)
+    assert layout.mask is None or layout.mask in layout.arrays
+    for name in tile:
+        before = {other: data for other, data in tile.items() if other < name}
+        positions = layout.positions(name, before, dtype, rows, cols)
+        if positions is not None:
+            assert (positions.rows, positions.cols) == (rows, cols)
+            kept = np.ones((rows, cols), bool)
+            if positions.mask is not None:
+                kept = np.unpackbits(positions.mask.view(np.uint8), axis=1, bitorder="little")[:, :cols] == 1
+            assert np.array_equal(tile[name], bits[kept])
+        if name in layout.derived:
+            derived = np.full_like(tile[name], 7)
+            layout.derive(name, before, derived)
+            assert np.array_equal(derived, tile[name])
+    told = {name for name in tile if layout.positions(name, tile, dtype, rows, cols) is not None}
+    assert told == (set() if layout.name == "permuted" else {"values"})
+
+
+def test_packed_elements_have_no_positions():
+    assert LAYOUTS["dense"].positions("values", {}, DTYPES["F4"], 1, 1) is None
+
+
 def test_one_nonzero_anywhere():
     for position in range(9 * 17):
         array = np.zeros((9, 17), np.float32)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 import io
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from sparsefmt import threads
 from sparsefmt.codecs import CODECS
-from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Coder, Each, Result
+from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Each, Result
 from sparsefmt.container import envelope
 from sparsefmt.container.chunks import CHUNK_RECORD
 from sparsefmt.container.entry import TensorEntry
@@ -24,6 +23,7 @@ from sparsefmt.errors import FormatError, LimitError
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Layout, Tile
 from sparsefmt.limits import MAX_CHUNK_BYTES, MAX_INDEX_BYTES, MAX_TENSORS
+from sparsefmt.positions import Positions
 from sparsefmt.shapes import check_shape, matrix_view
 
 WORTH_A_MODEL = 1 << 12
@@ -121,7 +121,7 @@ class Writer:
 
         several = self._codec == "auto" or CODECS[self._codec].has_models
         source = _Tiles(complete, tiles, self._threads, KEPT_BYTES if several else 0)
-        chooser = _CodecChooser(self._codec, _Tiling(LAYOUTS[layout], dtype, rows, cols, tile_rows), source)
+        chooser = _CodecChooser(self._codec, LAYOUTS[layout], dtype, rows, cols, tile_rows, source)
         first_chunk = len(self._records)
 
         def encode(number: int) -> tuple[int, bool, list[tuple[bytes | memoryview, int]]]:
@@ -270,28 +270,6 @@ class _Tiles:
         return threads.in_order(lambda number: work(self.get(number), number), range(self._count), self._threads)
 
 
-class _Tiling(NamedTuple):
-    """How a tensor lies in tiles."""
-
-    layout: Layout
-    dtype: DType
-    rows: int
-    cols: int
-    tile_rows: int
-
-    def info(self, array: str) -> ArrayInfo:
-        """What the codec of an array is told of it."""
-        width = self.layout.array_dtype(array, self.dtype, self.cols).itemsize
-        return ArrayInfo(width, self.rows, self.cols, array == self.layout.mask)
-
-    def chunk(self, array: str, tile: Tile, number: int) -> Chunk:
-        """An array of a tile, as a codec sees it."""
-        begin = number * self.tile_rows
-        rows = range(begin, min(begin + self.tile_rows, self.rows))
-        positions = self.layout.positions(array, tile, self.dtype, len(rows), self.cols)
-        return Chunk(tile[array].view(np.uint8), rows, positions)
-
-
 class _Coding:
     """How an array of a tensor is coded.
 
@@ -303,23 +281,22 @@ class _Coding:
     def __init__(self, codec: Codec, info: ArrayInfo, each: Each, left_out: bool) -> None:
         self.codec, self.left_out = codec, left_out
         self.model = b"" if left_out else codec.fit(info, each)
-        self._info = info
+        # of nothing but empty chunks, there is no model
+        nothing = left_out or (codec.has_models and not self.model)
+        self._coder = None if nothing else codec.coder(self.model, info)
 
-    @cached_property
-    def _coder(self) -> Coder:
-        return self.codec.coder(self.model, self._info)
-
-    def encode(self, chunk: Chunk) -> bytes | memoryview:
-        if self.left_out or (self.codec.has_models and not chunk.raw.size):
-            return b""  # of nothing but empty chunks, there is no model
-        return self._coder.encode(chunk.raw, chunk.positions)
+    def encode(self, raw: np.ndarray, positions: Positions | None) -> bytes | memoryview:
+        return b"" if self._coder is None else self._coder.encode(raw, positions)
 
 
 class _CodecChooser:
     """Encodes the arrays of one tensor; with "auto", by the codec that did best on the first tile."""
 
-    def __init__(self, codec: str, tiling: _Tiling, source: _Tiles) -> None:
-        self._codec, self._tiling, self._source = codec, tiling, source
+    def __init__(
+        self, codec: str, layout: Layout, dtype: DType, rows: int, cols: int, tile_rows: int, source: _Tiles
+    ) -> None:
+        self._codec, self._layout, self._dtype, self._source = codec, layout, dtype, source
+        self._rows, self._cols, self._tile_rows = rows, cols, tile_rows
         self._chosen: dict[str, _Coding] = {}
 
     def chosen(self, array: str) -> str:
@@ -333,28 +310,48 @@ class _CodecChooser:
 
     def encode(self, array: str, tile: Tile, number: int) -> bytes | memoryview:
         """The smallest coding of an array: its raw bytes if coding does not make them smaller."""
-        chunk = self._tiling.chunk(array, tile, number)
-        encoded = self._chosen[array].encode(chunk) if array in self._chosen else self._choose(array, chunk)
-        size, raw_size, coding = memoryview(encoded).nbytes, chunk.raw.nbytes, self._chosen[array]
+        raw, coding = tile[array].view(np.uint8), self._chosen.get(array)
+        if coding is None:
+            coding, encoded = self._choose(array, tile, number)
+        else:
+            encoded = self._encode(coding, array, tile, number)
+        size = memoryview(encoded).nbytes
         # what readers would refuse as impossible is not written
-        fits = size < raw_size and (raw_size <= size * coding.codec.max_ratio or coding.left_out)
-        return encoded if fits else memoryview(chunk.raw)
+        fits = size < raw.nbytes and (raw.nbytes <= size * coding.codec.max_ratio or coding.left_out)
+        return encoded if fits else memoryview(raw)
 
-    def _choose(self, array: str, chunk: Chunk) -> bytes | memoryview:
-        tried, tiling = [], self._tiling
-        info = tiling.info(array)
+    def _choose(self, array: str, tile: Tile, number: int) -> tuple[_Coding, bytes | memoryview]:
+        layout, tried = self._layout, []
+        width = layout.array_dtype(array, self._dtype, self._cols).itemsize
+        info = ArrayInfo(width, self._rows, self._cols, array == layout.mask)
 
         def each(work: Callable[[Chunk], Result]) -> Iterator[Result]:
-            return self._source.each(lambda tile, number: work(tiling.chunk(array, tile, number)))
+            return self._source.each(lambda tile, number: work(self._chunk(array, tile, number)))
 
         for codec in self._candidates(info):
-            left_out = codec.leaves_out_derived and array in tiling.layout.derived
-            coding = _Coding(codec, info, each, left_out)
-            encoded = coding.encode(chunk)
-            share = len(coding.model) * len(chunk.rows) / max(info.rows, 1)
+            coding = _Coding(codec, info, each, codec.leaves_out_derived and array in layout.derived)
+            encoded = self._encode(coding, array, tile, number)
+            share = len(coding.model) * len(self._rows_of(number)) / max(self._rows, 1)
             tried.append((memoryview(encoded).nbytes + share, coding, encoded))
-        _, self._chosen[array], encoded = min(tried, key=lambda candidate: candidate[0])
-        return encoded
+        _, coding, encoded = min(tried, key=lambda candidate: candidate[0])
+        self._chosen[array] = coding
+        return coding, encoded
+
+    def _encode(self, coding: _Coding, array: str, tile: Tile, number: int) -> bytes | memoryview:
+        if not coding.codec.has_models:
+            return coding.encode(tile[array].view(np.uint8), None)
+        chunk = self._chunk(array, tile, number)
+        return coding.encode(chunk.raw, chunk.positions)
+
+    def _chunk(self, array: str, tile: Tile, number: int) -> Chunk:
+        """An array of a tile, as codecs with models see it."""
+        rows = self._rows_of(number)
+        positions = self._layout.positions(array, tile, self._dtype, len(rows), self._cols)
+        return Chunk(tile[array].view(np.uint8), rows, positions)
+
+    def _rows_of(self, number: int) -> range:
+        begin = number * self._tile_rows
+        return range(begin, min(begin + self._tile_rows, self._rows))
 
     def _candidates(self, info: ArrayInfo) -> list[Codec]:
         if self._codec == "auto":
