@@ -27,7 +27,7 @@ _STEPS = ((0.5, 0), (0, 0.5), (0.5, 0.5), (0.25, 0.25))
 
 def with_classes(plain: Model, bins: Bins, info: ArrayInfo, each: Each) -> Model | None:
     """The model with classes of rows and columns, if that makes the elements shorter; it has no lag."""
-    if info.cols > MAX_CLASSIFIED_COLS:
+    if info.cols > MAX_CLASSIFIED_COLS or info.cols == 1:  # a class for each element takes more bits than it saves
         return None
     measured = _measured(plain.keys, info, each)
     if measured is None:
