@@ -21,8 +21,8 @@ import sparsefmt
 import sparsefmt.torch
 from sparsefmt import FormatError, SparseTensor, UnsupportedError
 from sparsefmt.adapters import rows_of
+from sparsefmt.adapters.torch import TORCH_DTYPES
 from sparsefmt.dtypes import DTYPES
-from sparsefmt.frameworks.pytorch import TORCH_DTYPES
 from sparsefmt.torch import SharedTensorsError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse", "ignore:The PyTorch API of")
