@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from sparsefmt import signs
+from sparsefmt.adapters.mistakes import expect_tensors
 from sparsefmt.container.file_objects import destination
 from sparsefmt.container.sources import Backend, source_of, source_of_content
 from sparsefmt.errors import in_file
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.tensor_writer import NegativeZeros, Progress, TensorWriter, expect_tensors, write_all
+from sparsefmt.tensor_writer import NegativeZeros, Progress, TensorWriter, write_all
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

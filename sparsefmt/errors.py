@@ -68,6 +68,18 @@ def in_file(place: Any) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def in_tensor(name: str) -> Iterator[None]:
+    """Let the errors of a block say to which tensor they belong: those of this library, unless they do already, and
+    NotImplementedError, which torch raises for a tensor without data."""
+    try:
+        yield
+    except SparsefmtError as error:
+        raise error.within(name) from None
+    except NotImplementedError as error:
+        raise NotImplementedError(f"tensor {name!r}: {error}") from None
+
+
 def file_closed(path: str | None = None) -> SparsefmtError:
     """The error for every use of a closed file, also if another thread closes it during a read."""
     return SparsefmtError("file-closed", "the file is closed", path=path)

@@ -15,12 +15,11 @@ from typing import BinaryIO
 import numpy as np
 
 from sparsefmt import api
+from sparsefmt.adapters import numpy as adapter
 from sparsefmt.container.sources import Backend, source_of_content
 from sparsefmt.errors import in_file
-from sparsefmt.frameworks.contract import Converted, all_tensors
-from sparsefmt.frameworks.host import NumpyFramework
-from sparsefmt.sparse_file import SparseFile
-from sparsefmt.tensor_writer import NegativeZeros
+from sparsefmt.sparse_file import SparseFile, all_tensors
+from sparsefmt.tensor_writer import Converted, NegativeZeros
 
 __all__ = ["load", "load_file", "save", "save_file"]
 
@@ -77,7 +76,7 @@ def save_file(
 def load(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> dict[str, np.ndarray]:
     """Load all tensors from the bytes of a file; in all else like `load_file`."""
     with SparseFile(source_of_content(data), max_decoded_bytes=max_decoded_bytes) as file:
-        return all_tensors(file, NumpyFramework())
+        return all_tensors(file, adapter)
 
 
 def load_file(
@@ -110,8 +109,8 @@ def load_file(
         in_file(filename),
         api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file,
     ):
-        return all_tensors(file, NumpyFramework())
+        return all_tensors(file, adapter)
 
 
-def _as_it_is(name: str, array: np.ndarray) -> np.ndarray:
+def _as_it_is(array: np.ndarray) -> np.ndarray:
     return array

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
+from sparsefmt.adapters import Adapter, adapter_of
 from sparsefmt.api import open_file
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend
 from sparsefmt.errors import SparsefmtError, file_closed
-from sparsefmt.frameworks import framework_of
-from sparsefmt.frameworks.contract import Framework, all_tensors, offset_keys
-from sparsefmt.sparse_file import SparseFile
+from sparsefmt.file_tensor import FileTensor
+from sparsefmt.sparse_file import SparseFile, all_tensors
 
 
 class safe_open:
@@ -59,7 +59,7 @@ class safe_open:
         max_decoded_bytes: int | None = None,
     ) -> None:
         self._filename = file_objects.name_of(filename)
-        self._framework = framework_of(framework, device)
+        self._wanted = _Wanted(framework, adapter_of(framework).device_of(device))
         self._held: _Held | None = _Held(open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes))
 
     def __enter__(self) -> safe_open:
@@ -79,7 +79,7 @@ class safe_open:
     def offset_keys(self) -> list[str]:
         """Names of all tensors in the order of the file, which is the fastest order to read them in."""
         held = self._open()
-        return offset_keys(held.file)
+        return held.file.reader.index.offset_keys()
 
     def metadata(self) -> dict[str, str] | None:
         """The texts that were saved with the tensors; None if there are none."""
@@ -97,7 +97,7 @@ class safe_open:
         Cost: the memory of the tensor, and of one tile per thread.
         """
         held = self._containing(name)
-        return self._framework.tensor(held.file, name)
+        return self._wanted.adapter.tensor_of(held.file.tensor(name), self._wanted.device)
 
     def get_tensors(self) -> dict[str, Any]:
         """All tensors by name, in the order of `offset_keys`. With torch, names that are tied in the file get one
@@ -108,7 +108,7 @@ class safe_open:
             as `get_tensor`.
         """
         held = self._open()
-        return all_tensors(held.file, self._framework)
+        return all_tensors(held.file, self._wanted.adapter, self._wanted.device)
 
     def get_slice(self, name: str) -> SafeSlice:
         """A tensor to be indexed. Only the tiles that an index asks for are read: `f.get_slice("w")[8:16, ::2]`.
@@ -116,7 +116,7 @@ class safe_open:
         Raises:
             SparsefmtError: there is no such tensor, or the file is closed.
         """
-        return SafeSlice(self._containing(name), name, self._framework)
+        return SafeSlice(self._containing(name), name, self._wanted)
 
     def _containing(self, name: str) -> _Held:
         held = self._open()
@@ -137,18 +137,18 @@ class safe_open:
 class SafeSlice:
     """A tensor in an open file, to be indexed like a tensor of the framework. It keeps the file open."""
 
-    def __init__(self, held: _Held, name: str, framework: Framework) -> None:
+    def __init__(self, held: _Held, name: str, wanted: _Wanted) -> None:
         self._held = held
         self._name = name
-        self._framework = framework
+        self._wanted = wanted
 
     def get_shape(self) -> list[int]:
         """Shape of the tensor, as `get_tensor` gives it."""
-        return list(self._framework.shape(self._held.file, self._name))
+        return list(self._wanted.adapter.shape_of(self._stored))
 
     def get_dtype(self) -> str:
         """Name of the dtype, as in safetensors: "F32", "BF16" …"""
-        return self._held.file.get_slice(self._name).get_dtype()
+        return self._stored.dtype.name
 
     def __getitem__(self, key: Any) -> Any:
         """`get_tensor(name)[key]`, contiguous and with its own memory.
@@ -163,7 +163,12 @@ class SafeSlice:
         Cost: reads the tiles of the rows that are asked for. An index with None, or with lists or arrays in a place
         other than the first, reads and holds the whole tensor.
         """
-        return self._framework.part(self._held.file, self._name, _without_ellipsis(key, len(self.get_shape())))
+        key = _without_ellipsis(key, len(self.get_shape()))
+        return self._wanted.adapter.part_of(self._stored, key, self._wanted.device)
+
+    @property
+    def _stored(self) -> FileTensor:
+        return self._held.file.tensor(self._name)
 
     # element-wise, as for the tensor; `is` compares slices as objects
     def __eq__(self, other: object) -> Any:
@@ -188,6 +193,22 @@ def _without_ellipsis(key: Any, ndim: int) -> Any:
         return key
     (place,) = places
     return (*parts[:place], *[slice(None)] * (ndim - len(others)), *parts[place + 1 :])
+
+
+class _Wanted(NamedTuple):
+    """The framework and the device that were asked for. It can be pickled; an adapter is a module, and cannot.
+
+    Attributes:
+        framework: as safetensors calls it.
+        device: as the adapter has it.
+    """
+
+    framework: str
+    device: Any
+
+    @property
+    def adapter(self) -> Adapter:
+        return adapter_of(self.framework)
 
 
 class _Held:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsefmt import slicing
+from sparsefmt.adapters.contract import Adapter
 from sparsefmt.again import Again
 from sparsefmt.container.budget import Account
 from sparsefmt.container.entry import TensorEntry
@@ -17,11 +17,12 @@ from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import Source
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.errors import LimitError, file_closed
+from sparsefmt.file_tensor import FileTensor
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.threads import expect_count, in_order
+from sparsefmt.threads import expect_count
 
 WORTH_GIVING_BACK = 1 << 25
 """Once this many bytes of a file have been decoded, closing it gives freed buffers back to the system."""
@@ -128,7 +129,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         auto.expect_name(layout)
         target, most = self._target(entry, layout)
         if target == "dense":
-            return self._dense(entry)
+            return self._tensor(entry, name).whole()
         account = self._account_for_now()
         stored_signs = self._reader.signs(entry)
         leave = stored_signs is not None
@@ -154,39 +155,18 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
     def get_tensor(self, name: str) -> np.ndarray:
         """One tensor as a dense numpy array, bit for bit. Takes the memory of the result and of one tile per thread."""
         self._reader.expect_open()
-        return self._dense(self._entry(name))
+        return self.tensor(name).whole()
 
-    def _dense(self, entry: TensorEntry) -> np.ndarray:
-        self.take(self._reader.decoded_bytes(entry, "dense"), entry.name)
-        bits = slicing.dense_array(entry.rows, entry.cols, entry.dtype)
-        if not entry.layout.sparse and not entry.dtype.packed:
-            self._read_dense(entry, bits)
-            return bits.view(entry.dtype.numpy).reshape(entry.shape)
+    def tensor(self, name: str) -> FileTensor:
+        """A tensor, to be made dense as a whole or in part. For the library itself.
 
-        def fill(tile: Tile, number: int) -> None:
-            first, last = entry.tile_range(number)
-            for begin, end in slicing.runs(0, last - first, entry.cols):
-                bits[first + begin : first + end] = entry.layout.to_dense(tile, entry.dtype, entry.cols, begin, end)
+        Raises:
+            KeyError: there is no such tensor.
+        """
+        return self._tensor(self._entry(name), name)
 
-        # iterating also verifies what the index says about all tiles together
-        for _ in self._reader.each_tile(entry, fill, self._threads):
-            pass
-        return bits.view(entry.dtype.numpy).reshape(entry.shape)
-
-    def _read_dense(self, entry: TensorEntry, bits: np.ndarray) -> None:
-        """Fill `bits` (rows, cols) with a tensor of layout `dense`, decoded directly into it."""
-
-        tiles = entry.tiles
-        if tiles == 1:
-            self._reader.read_dense(entry, 0, bits)
-            return
-
-        def read(number: int) -> None:
-            begin, end = entry.tile_range(number)
-            self._reader.read_dense(entry, number, bits[begin:end])
-
-        for _ in in_order(read, range(tiles), self._threads):
-            pass
+    def _tensor(self, entry: TensorEntry, name: str) -> FileTensor:
+        return FileTensor(self._reader, entry, name, account=self._account, threads=self._threads)
 
     def get_slice(self, name: str) -> TensorSlice:
         """A tensor to be indexed. Only the tiles that an index asks for are read: `f.get_slice("w")[8:16]`."""
@@ -219,10 +199,6 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         """From now on, all loaded tensors count together towards `max_decoded_bytes`. For the library itself."""
         self._account = self._reader.budget.account()
 
-    def take(self, nbytes: int, name: str) -> None:
-        """Raise LimitError if a tensor that is about to be allocated takes too many bytes. For the library itself."""
-        self._account_for_now().take(nbytes, name)
-
     def _account_for_now(self) -> Account:
         return self._account or self._reader.budget.account()
 
@@ -244,20 +220,26 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         stays as it is stored instead. For the library itself."""
         return self._reader.best_layout(entry)[0]
 
-    def _rows(self, entry: TensorEntry, wanted: slicing.Rows, cols: slice) -> np.ndarray:
-        self._reader.expect_open()
-        # whole rows are unpacked, and then cut
-        self._reader.budget.expect(len(wanted) * entry.cols * entry.dtype.numpy.itemsize, entry.name)
-        return slicing.dense_rows(
-            wanted,
-            cols,
-            entry.dtype,
-            entry.shape,
-            entry.layout,
-            entry.tile_rows,
-            lambda number: self._reader.tile(entry, number),
-            self._threads,
-        )
+
+def all_tensors(file: SparseFile, adapter: Adapter, device: Any = "cpu") -> dict[str, Any]:
+    """Every tensor as one of a library, in the order of `Index.offset_keys`. Names that are tied in the file are one
+    tensor, or one each, as the adapter has it.
+
+    Raises:
+        LimitError: all of them together take more than `max_decoded_bytes`. Nothing has been read then.
+        as `adapter.tensor_of`.
+    """
+    index, device = file.reader.index, adapter.device_of(device)
+    aliases = index.aliases if adapter.SHARES_TIED else {}
+    file.reader.budget.expect(sum(adapter.nbytes_of(file.tensor(name)) for name in file if name not in aliases))
+    made: dict[str, Any] = {}
+    tensors = {}
+    for name in index.offset_keys():
+        target = aliases.get(name, name)
+        if target not in made:
+            made[target] = adapter.tensor_of(file.tensor(target), device)
+        tensors[name] = made[target]
+    return tensors
 
 
 def _unpickled(again: Again, threads: int | None) -> SparseFile:
@@ -324,7 +306,7 @@ class TensorSlice:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """Dense elements, as `get_tensor(name)[key]`. Only the tiles of the rows that `key` asks for are read."""
-        return slicing.index(key, self._entry.shape, lambda rows, cols: self._file._rows(self._entry, rows, cols))
+        return self._file.tensor(self._name)[key]
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """The whole tensor, for `numpy.asarray`."""

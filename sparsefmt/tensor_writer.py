@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Any, Literal
 
 import numpy as np
 
-from sparsefmt.adapters import Rows, Survey, identity_of, mistakes, rows_of
+from sparsefmt.adapters import Rows, Survey, identity_of, rows_of
+from sparsefmt.adapters.mistakes import expect_tensors
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.index import Index
 from sparsefmt.container.names import check_name
 from sparsefmt.container.writer import Sink, Writer
-from sparsefmt.errors import FormatError, SparsefmtError
+from sparsefmt.errors import in_tensor
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.tensor import SparseTensor
@@ -60,15 +61,10 @@ class TensorWriter:
     def add(self, name: str, value: Rows | SparseTensor | Any) -> TensorEntry:
         """Write one tensor: a SparseTensor, or an array or tensor of another library. Errors name the tensor."""
         check_name(name)
-        try:
+        with in_tensor(name):
             if isinstance(value, SparseTensor) and value.layout != "dense":
                 return self._add_laid_out(name, value)
             return self._add_dense(name, rows_of(value))
-        except SparsefmtError as error:
-            raise error.within(name) from None
-        except NotImplementedError as error:
-            # torch's, for a tensor without data
-            raise NotImplementedError(f"tensor {name!r}: {error}") from None
 
     def add_alias(self, name: str, target: str) -> None:
         """Give the tensor written as `target` a second name."""
@@ -129,17 +125,29 @@ class TensorWriter:
         )
 
 
-def expect_tensors(tensors: Any, what: str = "array") -> None:
-    """Refuse anything but a mapping of names to tensors, and say what to give instead.
+class Converted(Mapping[str, Any]):
+    """A mapping in order of names, so that a file does not depend on the order of a dict; values are made on demand.
 
-    Raises:
-        FormatError: it is not a mapping.
+    Args:
+        convert: called with a tensor each time it is asked for. Its errors name the tensor.
     """
-    if not isinstance(tensors, Mapping):
-        raise FormatError(
-            "tensors-invalid",
-            f"tensors must be a dict of name to {what}, not {type(tensors).__name__}{mistakes.remedy_for_all(tensors)}",
-        )
+
+    def __init__(self, tensors: Mapping[str, Any], convert: Callable[[Any], Any]) -> None:
+        expect_tensors(tensors, "tensor")
+        self._tensors = tensors
+        self._convert = convert
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._tensors[name]
+        with in_tensor(name):
+            return self._convert(value)
+
+    def __iter__(self) -> Iterator[str]:
+        # names that are no text have no order; writing them says what is wrong with them
+        return iter(sorted(self._tensors, key=str))
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progress | None = None) -> Index:

@@ -18,8 +18,8 @@ from torch_helpers import raw, same, same_state
 
 import sparsefmt.torch
 from sparsefmt import FormatError, SparsefmtError, UnsupportedError
+from sparsefmt.adapters.torch import TORCH_DTYPES
 from sparsefmt.dtypes import DTYPES, as_bits
-from sparsefmt.frameworks.pytorch import TORCH_DTYPES
 from sparsefmt.torch import SharedTensorsError
 
 twin = sparsefmt.torch
@@ -128,7 +128,7 @@ class TestPairs:
                 f.get_slice("w")[:, 5]
 
     def test_several_tiles_and_pieces(self, monkeypatch):
-        monkeypatch.setattr(sparsefmt.frameworks.pytorch, "_PAIRS_AT_ONCE", 1000)
+        monkeypatch.setattr("sparsefmt.adapters.torch_indexing._PAIRS_AT_ONCE", 1000)
         tensor = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (701, 33), np.uint8))
         tensor = tensor.view(torch.float4_e2m1fn_x2)
         assert same(twin.load(twin.save({"w": tensor}))["w"], tensor)

@@ -1,24 +1,33 @@
-"""Adapters: the tensors of each library, brought to one form. A file for each library, and the choice among them."""
+"""Adapters: the border to the libraries whose tensors people have. A file for each library, and the choice among them.
+
+Each turns tensors of its library into `Rows`, which all that is stored is made of. Those of numpy and torch also turn
+what is in an open file, a `FileTensor`, into tensors. A library is imported when it is asked for.
+"""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-import numpy as np
-
-from sparsefmt.adapters.contract import Rows, Survey
+from sparsefmt.adapters import numpy
+from sparsefmt.adapters.contract import Adapter, Rows, Survey
 from sparsefmt.adapters.numpy import ArrayRows, BytesRows
+from sparsefmt.errors import UnsupportedError
 
 __all__ = [
+    "Adapter",
     "ArrayRows",
     "BytesRows",
     "Rows",
     "Survey",
+    "adapter_of",
     "identity_of",
     "is_scipy_sparse",
     "rows_of",
 ]
+
+_NUMPY = ("np", "numpy")
+_TORCH = ("pt", "torch", "pytorch")
 
 
 def rows_of(value: Any) -> Rows:
@@ -42,7 +51,7 @@ def rows_of(value: Any) -> Rows:
         from sparsefmt.adapters import pydata
 
         return pydata.rows_of(value)
-    return ArrayRows(value)
+    return numpy.rows_of(value)
 
 
 def identity_of(value: Any) -> object:
@@ -50,13 +59,27 @@ def identity_of(value: Any) -> object:
 
     It means something as long as both are alive. Arrays without elements have no memory to compare.
     """
-    if isinstance(value, np.ndarray) and value.size:
-        return value.ctypes.data, value.dtype, value.shape, value.strides
     if _is_torch_tensor(value):
         from sparsefmt.adapters import torch
 
         return torch.identity_of(value)
-    return id(value)
+    return numpy.identity_of(value)
+
+
+def adapter_of(framework: str) -> Adapter:
+    """The adapter of the library that safetensors knows by a name: "np" or "numpy"; "pt", "torch" or "pytorch".
+
+    Raises:
+        UnsupportedError: there is no way from a file to tensors of this library.
+    """
+    if framework in _NUMPY:
+        return numpy
+    if framework in _TORCH:
+        from sparsefmt.adapters import torch
+
+        return torch
+    known = ", ".join(map(repr, _NUMPY + _TORCH))
+    raise UnsupportedError("framework-unknown", f"framework must be one of {known}, not {framework!r}")
 
 
 def is_scipy_sparse(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What an adapter makes of a tensor: the rows of its matrix view, a run of them at a time.
+"""What an adapter makes of a tensor: the rows of its matrix view, a run of them at a time. And what an adapter is.
 
 Rows are given as bits: C-contiguous, little-endian unsigned integers, in memory of no more than those rows, so that a
 tensor in odd memory or byte order costs a tile and not a second tensor.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from sparsefmt import layouts
 from sparsefmt.dtypes import DType
+from sparsefmt.file_tensor import FileTensor
 from sparsefmt.layouts import LAYOUTS, auto
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.entries import Entries, from_entries
@@ -157,3 +158,41 @@ class Rows(ABC):
 def _without(bits: np.ndarray, dropped: int) -> np.ndarray:
     """Bits with 0 in place of `dropped`."""
     return np.where(bits == bits.dtype.type(dropped), bits.dtype.type(0), bits) if dropped else bits
+
+
+class Adapter(Protocol):
+    """A module of this folder for a library whose tensors are also made from files: they go both ways.
+
+    Of other libraries, a module has `rows_of` alone. The functions stand in this order in each.
+
+    What is made of a tensor in a file has memory of its own, is contiguous, and has the bits that were stored. Before
+    memory is taken, the `FileTensor` is asked, which keeps to the budget of its file. Only the tiles that are asked for
+    are read, and beside the result no more than a few of them are held.
+
+    Attributes:
+        SHARES_TIED: whether names that are tied in a file get one tensor, where such tensors are shared in memory, as
+            those of a model are. Else each name gets memory of its own, and all of it is counted.
+    """
+
+    SHARES_TIED: bool
+
+    def rows_of(self, tensor: Any, /) -> Rows:
+        """A tensor as it is to be stored."""
+
+    def identity_of(self, tensor: Any, /) -> object:
+        """Equal for two that are one object, or the same elements of the same memory."""
+
+    def device_of(self, device: Any) -> Any:
+        """The device that the library knows by that name. Raises what the library raises for what is none."""
+
+    def shape_of(self, stored: FileTensor) -> tuple[int, ...]:
+        """The shape that `tensor_of` gives."""
+
+    def nbytes_of(self, stored: FileTensor) -> int:
+        """Bytes that `tensor_of` allocates for the result."""
+
+    def tensor_of(self, stored: FileTensor, device: Any = "cpu") -> Any:
+        """A tensor in a file as one of the library, on a device."""
+
+    def part_of(self, stored: FileTensor, key: Any, device: Any = "cpu") -> Any:
+        """`tensor_of(stored, device)[key]`, indexed as the library does it, reading only the tiles that it takes."""

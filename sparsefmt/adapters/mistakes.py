@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from sparsefmt.errors import FormatError
+
 
 def is_module(value: Any) -> bool:
     """Whether `value` is a model of torch, without importing torch."""
@@ -16,7 +18,20 @@ def is_module(value: Any) -> bool:
     return kind is not None and isinstance(value, kind)
 
 
-def remedy_for_all(tensors: Any) -> str:
+def expect_tensors(tensors: Any, what: str = "array") -> None:
+    """Refuse anything but a mapping of names to tensors, and say what to give instead.
+
+    Raises:
+        FormatError: it is not a mapping.
+    """
+    if not isinstance(tensors, Mapping):
+        raise FormatError(
+            "tensors-invalid",
+            f"tensors must be a dict of name to {what}, not {type(tensors).__name__}{_remedy_for_all(tensors)}",
+        )
+
+
+def _remedy_for_all(tensors: Any) -> str:
     """What to give instead of this, which should be a dict of tensors: words that follow what it is."""
     if is_module(tensors):
         return ": give model.state_dict(), or use sparsefmt.torch.save_model"

@@ -1,4 +1,4 @@
-"""Dense tensors: numpy arrays, and tensors as they lie in a file."""
+"""numpy arrays, those of ml_dtypes among them: bfloat16, fp8 and sub-byte types. And bytes that stand for an array."""
 
 from __future__ import annotations
 
@@ -11,6 +11,70 @@ from sparsefmt.adapters import mistakes
 from sparsefmt.adapters.contract import Rows
 from sparsefmt.dtypes import DType, as_bits, dtype_of, unpack
 from sparsefmt.errors import FormatError, UnsupportedError
+from sparsefmt.file_tensor import FileTensor
+
+SHARES_TIED = False
+
+
+def rows_of(array: Any) -> Rows:
+    """An array, or whatever numpy makes one of, as it is to be stored.
+
+    Raises:
+        UnsupportedError: the format does not have the dtype, or numpy makes no array of it.
+        FormatError: it is no array, such as a dict or a text.
+    """
+    return ArrayRows(array)
+
+
+def identity_of(array: Any) -> object:
+    """Equal for two that are one object, or the same elements of the same memory."""
+    if isinstance(array, np.ndarray) and array.size:
+        return array.ctypes.data, array.dtype, array.shape, array.strides
+    return id(array)
+
+
+def device_of(device: Any) -> str:
+    """The CPU.
+
+    Raises:
+        UnsupportedError: it is another device.
+    """
+    # a torch.device says its name
+    if device is not None and str(device) != "cpu":
+        raise UnsupportedError("device-unsupported", f"numpy has no device {device!r}, only 'cpu'")
+    return "cpu"
+
+
+def shape_of(stored: FileTensor) -> tuple[int, ...]:
+    """The shape that `tensor_of` gives."""
+    return stored.shape
+
+
+def nbytes_of(stored: FileTensor) -> int:
+    """Bytes that `tensor_of` allocates for the result. Sub-byte types take a byte for each element."""
+    return stored.nbytes
+
+
+def tensor_of(stored: FileTensor, device: Any = "cpu") -> np.ndarray:
+    """A tensor in a file as an array.
+
+    Raises:
+        as `FileTensor.whole`.
+    """
+    return stored.whole()
+
+
+def part_of(stored: FileTensor, key: Any, device: Any = "cpu") -> np.ndarray:
+    """`tensor_of(stored)[key]`, indexed as numpy does it.
+
+    Raises:
+        IndexError: out of range, or another kind of index than `slicing.index` takes.
+        as `FileTensor.whole`.
+    """
+    # an index of single elements gives scalars
+    part = np.asarray(stored[key])
+    whole = part.base is None or getattr(part.base, "nbytes", -1) == part.nbytes
+    return part if whole and part.flags.c_contiguous else part.copy()
 
 
 class ArrayRows(Rows):

@@ -13,7 +13,7 @@ from sparsefmt.dtypes import as_bits, dtype_of
 
 
 def rows_of(array: Any) -> Rows:
-    """An array of any number of dimensions and with any fill value: to the bit what its `todense` gives.
+    """An array with any fill value as it is to be stored: to the bit what its `todense` gives.
 
     Raises:
         UnsupportedError: the format does not have the dtype.

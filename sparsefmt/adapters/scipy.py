@@ -13,7 +13,9 @@ from sparsefmt.layouts.entries import Entries
 
 
 def rows_of(matrix: Any) -> Rows:
-    """A matrix, or an array of any number of dimensions. Entries at one place are summed in their order.
+    """A matrix, or an array of any number of dimensions, as it is to be stored.
+
+    Entries at one place are summed in their order.
 
     Raises:
         UnsupportedError: the format does not have the dtype.

@@ -5,14 +5,21 @@ Elements are moved as integers of the same width, so that NaN payloads survive.
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 import torch
 
 from sparsefmt.adapters.blocks import BlocksRows, as_blocks, expanded, flat_places
 from sparsefmt.adapters.contract import Rows
 from sparsefmt.adapters.numpy import BytesRows
+from sparsefmt.adapters.torch_indexing import carried, indexed, pairs
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import UnsupportedError
+from sparsefmt.file_tensor import FileTensor
+
+SHARES_TIED = True
 
 _NAMES = {
     "BOOL": "bool",
@@ -53,6 +60,96 @@ _CUTLASS_ROWS = 32
 """Rows within which CUTLASS permutes the metadata of 2:4 tensors."""
 
 
+def rows_of(tensor: torch.Tensor) -> Rows:
+    """A tensor on any device as it is to be stored.
+
+    Strided tensors are copied only where they lie elsewhere or in another order. Conjugated and negated views, whose
+    memory holds something else than their elements, give their elements. Sparse tensors are made dense a run of rows at
+    a time: stored elements keep their bits, and those of a COO tensor at one place are summed as torch does.
+
+    Raises:
+        UnsupportedError: the format does not have the dtype, or not with this shape, or a kind of tensor whose elements
+            cannot be had.
+        FormatError: a sparse tensor with indices outside it, which torch does not look for.
+        NotImplementedError: a tensor without data, of device "meta".
+    """
+    check_kind(tensor)
+    dtype = dtype_of(tensor)
+    if _is_semi_structured(tensor):
+        return SemiStructuredRows(dtype, tensor)
+    tensor = tensor.detach()
+    if tensor.layout == torch.strided:
+        return _strided(dtype, tensor)
+    return _coo(dtype, tensor) if tensor.layout == torch.sparse_coo else _compressed(dtype, tensor)
+
+
+def identity_of(tensor: torch.Tensor) -> object:
+    """Equal for two that are one object, or the same elements of the same memory."""
+    if not is_strided(tensor) or not tensor.numel() or tensor.device.type == "meta":
+        return id(tensor)
+    views = tensor.is_conj(), tensor.is_neg()
+    return str(tensor.device), tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), views
+
+
+def device_of(device: Any) -> torch.device:
+    """Any device of torch; None is the CPU. torch's default device is not used.
+
+    A device that the machine does not have is noticed when the first tensor is asked for, before anything is read.
+
+    Raises:
+        RuntimeError, TypeError: torch raises them for a text that is not a device.
+    """
+    return torch.device("cpu" if device is None else device)
+
+
+def shape_of(stored: FileTensor) -> tuple[int, ...]:
+    """The shape that `tensor_of` gives: of F4, an element of torch is a pair.
+
+    Raises:
+        UnsupportedError: F4 that is not made of pairs.
+    """
+    shape = stored.shape
+    if stored.dtype.name != "F4":
+        return shape
+    if not shape or shape[-1] % 2:
+        raise UnsupportedError("shape-odd", f"torch holds F4 in pairs, which {list(shape)} has not", tensor=stored.name)
+    return (*shape[:-1], shape[-1] // 2)
+
+
+def nbytes_of(stored: FileTensor) -> int:
+    """Bytes that `tensor_of` allocates for the result. F4 takes half a byte for each element."""
+    dtype = stored.dtype
+    return dtype.nbytes(stored.rows * stored.cols) if dtype.packed else stored.nbytes
+
+
+def tensor_of(stored: FileTensor, device: Any = "cpu") -> torch.Tensor:
+    """A tensor in a file as a strided one, on whatever torch takes for a device.
+
+    Raises:
+        UnsupportedError: torch does not have the dtype, or not with this shape.
+        RuntimeError, AssertionError: torch raises them for a device that the machine does not have.
+        as `FileTensor.whole`.
+    """
+    wanted, place = torch_dtype_of(stored), _device_that_is_there(device)
+    shape = shape_of(stored)
+    bits = pairs(stored, range(shape[0])) if stored.dtype.packed else carried(stored.whole(), stored.dtype)
+    return _as(wanted, bits, shape).to(place)
+
+
+def part_of(stored: FileTensor, key: Any, device: Any = "cpu") -> torch.Tensor:
+    """`tensor_of(stored)[key]`, indexed as torch does it.
+
+    Raises:
+        IndexError, TypeError: torch raises them for an index that it does not take.
+        as `tensor_of`.
+    """
+    wanted, place = torch_dtype_of(stored), _device_that_is_there(device)
+    bits = indexed(stored, shape_of(stored), key)
+    if bits.untyped_storage().nbytes() != bits.numel() * bits.element_size():
+        bits = bits.clone(memory_format=torch.contiguous_format)
+    return _as(wanted, bits.contiguous(), tuple(bits.shape)).to(place)
+
+
 def dtype_of(tensor: torch.Tensor) -> DType:
     """The dtype of the format for a tensor. Raises UnsupportedError if there is none."""
     found = _BY_TORCH.get(tensor.dtype)
@@ -87,35 +184,19 @@ def check_kind(tensor: torch.Tensor) -> None:
         _check_sparse(tensor)
 
 
-def rows_of(tensor: torch.Tensor) -> Rows:
-    """A tensor on any device as it is to be stored.
-
-    Strided tensors are copied only where they lie elsewhere or in another order. Conjugated and negated views, whose
-    memory holds something else than their elements, give their elements. Sparse tensors are made dense a run of rows at
-    a time: stored elements keep their bits, and those of a COO tensor at one place are summed as torch does.
-
-    Raises:
-        UnsupportedError: the format does not have the dtype, or not with this shape, or a kind of tensor whose elements
-            cannot be had.
-        FormatError: a sparse tensor with indices outside it, which torch does not look for.
-        NotImplementedError: a tensor without data, of device "meta".
-    """
-    check_kind(tensor)
-    dtype = dtype_of(tensor)
-    if _is_semi_structured(tensor):
-        return SemiStructuredRows(dtype, tensor)
-    tensor = tensor.detach()
-    if tensor.layout == torch.strided:
-        return _strided(dtype, tensor)
-    return _coo(dtype, tensor) if tensor.layout == torch.sparse_coo else _compressed(dtype, tensor)
+def torch_dtype_of(stored: FileTensor) -> torch.dtype:
+    """torch's dtype for a tensor in a file. Raises UnsupportedError, naming the tensor, if torch has none."""
+    found = TORCH_DTYPES.get(stored.dtype.name)
+    if found is None:
+        raise UnsupportedError(
+            "dtype-unsupported", f"torch {torch.__version__} has no dtype for {stored.dtype.name}", tensor=stored.name
+        )
+    return found
 
 
-def identity_of(tensor: torch.Tensor) -> object:
-    """Equal for two that are one object, or the same elements of the same memory."""
-    if not is_strided(tensor) or not tensor.numel() or tensor.device.type == "meta":
-        return id(tensor)
-    views = tensor.is_conj(), tensor.is_neg()
-    return str(tensor.device), tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), views
+def as_torch(array: np.ndarray, dtype: DType) -> torch.Tensor:
+    """An array of a dtype of whole bytes, or of its bits, as torch has it: the same memory, which must be writable."""
+    return carried(array, dtype).view(TORCH_DTYPES[dtype.name])
 
 
 class SemiStructuredRows(Rows):
@@ -137,6 +218,27 @@ class SemiStructuredRows(Rows):
         meta = self._meta[:, first:last].reshape(last - first, -1)
         rows = conversions.sparse_semi_structured_to_dense_cutlass(self._packed[first:last], meta).numpy()
         return rows.view(self.dtype.bits_dtype)[begin - first : end - first]
+
+
+@cache
+def _expect_there(device: torch.device) -> None:
+    """Raise torch's own error if there is no such device."""
+    torch.empty(1, device="cpu").to(device)
+
+
+def _device_that_is_there(device: Any) -> torch.device:
+    found = device_of(device)
+    if found.type != "cpu":
+        _expect_there(found)
+    return found
+
+
+def _as(wanted: torch.dtype, bits: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Elements of a dtype, made of their bits."""
+    if not bits.numel():
+        return torch.empty(shape, dtype=wanted, device="cpu")
+    # a view changes the dtype of what has a dimension
+    return bits.reshape(-1).view(wanted).reshape(shape)
 
 
 def _strided(dtype: DType, tensor: torch.Tensor) -> BytesRows:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsefmt import slicing
 from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import ReadFile
+from sparsefmt.file_tensor import FileTensor
 from sparsefmt.layouts.contract import Tile
 
 
@@ -55,22 +55,12 @@ class EntryRows(Rows):
         super().__init__(entry.dtype, entry.shape)
         self._reader = reader
         self._entry = entry
+        self._tensor = FileTensor(reader, entry, entry.name, threads=1)
         self._last: tuple[int, Tile] | None = None
 
     def bits(self, begin: int, end: int) -> np.ndarray:
-        entry = self._entry
-        self._reader.budget.expect((end - begin) * entry.cols * entry.dtype.numpy.itemsize, entry.name)
-        rows = slicing.dense_rows(
-            range(begin, end),
-            slice(None),
-            entry.dtype,
-            entry.shape,
-            entry.layout,
-            entry.tile_rows,
-            self._tile,
-            threads=1,
-        )
-        return rows.view(entry.dtype.bits_dtype)
+        rows = self._tensor.some_rows(range(begin, end), get_tile=self._tile)
+        return rows.view(self.dtype.bits_dtype)
 
     def tile_rows(self, layout: str, entries: int | None = None) -> int:
         # the tiles of the file, so that none is decoded twice, but for those that are too large to be made dense

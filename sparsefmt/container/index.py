@@ -55,6 +55,16 @@ class Index:
         """The entry of a tensor or of what it is an alias of. Raises KeyError."""
         return self.tensors[self.aliases.get(name, name)]
 
+    def offset_keys(self) -> list[str]:
+        """All names, in the order in which their tensors lie in the file: tied names one after the other, and first the
+        empty tensors, which lie nowhere."""
+
+        def place(name: str) -> tuple[int, str]:
+            entry = self.entry(name)
+            return (entry.first_chunk if entry.tiles else -1), name
+
+        return sorted(self.names, key=place)
+
     def chunk(self, entry: TensorEntry, tile: int, array: str) -> np.void:
         """The chunk record of one array of one tile."""
         return self.chunks[self.chunk_number(entry, tile, array)]

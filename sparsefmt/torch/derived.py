@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from sparsefmt.adapters import Rows, Survey
-from sparsefmt.dtypes import DTYPES, DType, as_bits
-from sparsefmt.frameworks.pytorch import TORCH_DTYPES
+from sparsefmt.adapters.torch import TORCH_DTYPES, as_torch
+from sparsefmt.dtypes import DTYPES, as_bits
 from sparsefmt.tensor import SparseTensor
 
 _POSITIONS_AT_ONCE = 1 << 22
@@ -33,12 +33,6 @@ def transposed(weight: SparseTensor, layout: str) -> SparseTensor:
 def torch_dtype_of(weight: SparseTensor) -> torch.dtype:
     """torch's name for the dtype of a tensor."""
     return TORCH_DTYPES[weight.operand().dtype.name]
-
-
-def as_torch(array: np.ndarray, dtype: DType) -> torch.Tensor:
-    """An array of a dtype of whole bytes, or of its bits, as torch has it: the same memory, which must be writable."""
-    bits = as_bits(array, dtype)
-    return torch.from_numpy(bits.view(f"i{bits.itemsize}")).view(TORCH_DTYPES[dtype.name])
 
 
 class _Cast(Rows):

@@ -20,16 +20,15 @@ import torch
 
 from sparsefmt import api
 from sparsefmt.adapters import Rows, identity_of, mistakes
+from sparsefmt.adapters import torch as adapter
 from sparsefmt.adapters.torch import check_kind, is_strided
 from sparsefmt.checkpoints.masks import expect_one_shape, masked_pairs
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend, source_of_content
-from sparsefmt.errors import FormatError, UnsupportedError, in_file
-from sparsefmt.frameworks.contract import Converted, all_tensors
-from sparsefmt.frameworks.pytorch import TorchFramework, naming, rows_of
-from sparsefmt.sparse_file import SparseFile
+from sparsefmt.errors import FormatError, UnsupportedError, in_file, in_tensor
+from sparsefmt.sparse_file import SparseFile, all_tensors
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.tensor_writer import NegativeZeros
+from sparsefmt.tensor_writer import Converted, NegativeZeros
 from sparsefmt.torch import sharing
 from sparsefmt.torch.models import layers_by_memory, tensors_of
 from sparsefmt.torch.sharing import SharedTensorsError
@@ -98,7 +97,7 @@ def save_file(
 def load(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> dict[str, torch.Tensor]:
     """Load all tensors from the bytes of a file, on the CPU; otherwise like `load_file`."""
     with SparseFile(source_of_content(data), max_decoded_bytes=max_decoded_bytes) as file:
-        return all_tensors(file, TorchFramework())
+        return all_tensors(file, adapter)
 
 
 def load_file(
@@ -139,7 +138,7 @@ def load_file(
         in_file(filename),
         api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file,
     ):
-        return all_tensors(file, TorchFramework(device))
+        return all_tensors(file, adapter, device)
 
 
 def save_model(
@@ -231,7 +230,7 @@ def load_model(
         in_file(filename),
         api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file,
     ):
-        state = all_tensors(file, TorchFramework(device))
+        state = all_tensors(file, adapter, device)
         stored_as = {name: file.reader.index.aliases.get(name, name) for name in state}
     shared = sharing.remove_duplicate_names(_strided(model.state_dict()), preferred_names=state)
     sparse = layers_by_memory(model)
@@ -272,13 +271,10 @@ class _Pruned(NamedTuple):
         return (self.mask.to(dtype=self.original.dtype) * self.original).detach()
 
 
-def _rows_of(name: str, value: torch.Tensor | SparseTensor | _Pruned) -> Rows | SparseTensor:
+def _rows_of(value: torch.Tensor | SparseTensor | _Pruned) -> Rows | SparseTensor:
     if isinstance(value, SparseTensor):
         return value
-    if isinstance(value, _Pruned):
-        with naming(name):
-            value = value.product()
-    return rows_of(name, value)
+    return adapter.rows_of(value.product() if isinstance(value, _Pruned) else value)
 
 
 def _folded(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -337,10 +333,10 @@ def _check_kinds(tensors: Mapping[str, Any]) -> None:
                 raise FormatError(
                     "tensors-invalid", _refusal(tensor), tensor=name if isinstance(name, str) else repr(name)
                 )
-            with naming(name):
+            with in_tensor(name):
                 check_kind(tensor)
         if isinstance(value, _Pruned):
-            with naming(name):
+            with in_tensor(name):
                 expect_one_shape(tuple(value.original.shape), tuple(value.mask.shape))
 
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from sparsefmt.adapters.torch import rows_of
 from sparsefmt.container.stored_signs import Signs
-from sparsefmt.errors import SparsefmtError
-from sparsefmt.frameworks.pytorch import rows_of
+from sparsefmt.errors import SparsefmtError, in_tensor
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
 from sparsefmt.tensor import SparseTensor
@@ -155,7 +155,9 @@ class SparseLinear(torch.nn.Module):
         Cost: two reads of the weight and one write of the result; a dense copy for Conv1D and for a pruned module.
         """
         weight, made_of_transposed = dense_weight(linear)
-        tensor = SparseTensor.from_dense(rows_of("weight", weight), layout)
+        with in_tensor("weight"):
+            matrix = rows_of(weight)
+        tensor = SparseTensor.from_dense(matrix, layout)
         made = cls.from_tensor(tensor, _effective(linear, "bias"))
         made.transposed = made_of_transposed
         made.weight_requires_grad = parameter_of_weight(linear).requires_grad
@@ -230,7 +232,9 @@ class SparseLinear(torch.nn.Module):
         Raises:
             ValueError: another shape.
         """
-        matrix = rows_of("weight", weight.to("cpu", self._dtype))
+        weight = weight.to("cpu", self._dtype)
+        with in_tensor("weight"):
+            matrix = rows_of(weight)
         layout = auto.for_computing(matrix.filling(matrix.survey()))
         if layout != "dense" and self.has_weight:
             layout = self.sparse_tensor().layout
@@ -383,7 +387,9 @@ class SparseLinear(torch.nn.Module):
             return
         weight = weight.t() if self.transposed else weight
         weight = weight if assign else weight.to(self._dtype)
-        self.set_weight(SparseTensor.from_dense(rows_of("weight", weight), "auto"))
+        with in_tensor("weight"):
+            matrix = rows_of(weight)
+        self.set_weight(SparseTensor.from_dense(matrix, "auto"))
 
     def _load_packed(self, weights: Packed, signs: torch.Tensor | None, assign: bool) -> None:
         if not weights.table.numel():

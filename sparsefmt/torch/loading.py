@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import torch
 
+from sparsefmt.adapters import torch as adapter
 from sparsefmt.api import open_file
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.container import file_objects
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.sources import Backend
-from sparsefmt.errors import in_file
-from sparsefmt.frameworks.pytorch import TorchFramework, rows_of
+from sparsefmt.errors import in_file, in_tensor
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.choice import MIN_SPARSITY, Choice, why_dense
@@ -143,7 +143,10 @@ class _Stored(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return TorchFramework().shape(self.file, self.name)
+        return adapter.shape_of(self.file.tensor(self.name))
+
+    def dense(self) -> torch.Tensor:
+        return adapter.tensor_of(self.file.tensor(self.name))
 
 
 @dataclass
@@ -310,7 +313,7 @@ def _load_dense(plan: _Plan) -> None:
     while plan.dense:
         tensor, holders = plan.dense.pop()
         with in_file(tensor.path):
-            _fill(holders, TorchFramework().tensor(tensor.file, tensor.name))
+            _fill(holders, tensor.dense())
 
 
 def _load_weights(model: torch.nn.Module, plan: _Plan, choice: Choice) -> None:
@@ -381,11 +384,12 @@ def _read(stored: _Stored, holders: list[Holder], choice: Choice) -> SparseTenso
             weight = stored.file.load(stored.name, choice.layout)
             assert isinstance(weight, SparseTensor)
             return weight
-        return _Dense(TorchFramework().tensor(stored.file, stored.name), reason)
-    tensor = TorchFramework().tensor(stored.file, stored.name)
+        return _Dense(stored.dense(), reason)
+    tensor = stored.dense()
     if not filled and not tensor.is_floating_point():
         return _Dense(tensor, f"its weight has dtype {tensor.dtype}")
-    matrix = rows_of(stored.name, tensor)
+    with in_tensor(stored.name):
+        matrix = adapter.rows_of(tensor)
     if not filled:
         reason = choice.why_not_worth(matrix.filling(matrix.survey()), trainable=trainable)
         if reason is not None:

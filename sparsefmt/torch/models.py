@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from sparsefmt.frameworks.pytorch import rows_of
+from sparsefmt.adapters.torch import rows_of
+from sparsefmt.errors import in_tensor
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.choice import MIN_SIZE, MIN_SPARSITY, Choice
@@ -345,7 +346,8 @@ def _compress(
 
 def _why_not_worth(module: torch.nn.Module, choice: Choice) -> str | None:
     weight, _ = dense_weight(module)
-    matrix = rows_of("weight", weight)
+    with in_tensor("weight"):
+        matrix = rows_of(weight)
     trainable = parameter_of_weight(module).requires_grad
     return choice.why_not_worth(matrix.filling(matrix.survey()), trainable=trainable)
 

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from sparsefmt.adapters.torch import as_torch
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.threads import num_threads
-from sparsefmt.torch.derived import as_torch
 from sparsefmt.torch.registry import known
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

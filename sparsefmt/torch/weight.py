@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten, tree_map
 
+from sparsefmt.adapters.torch import as_torch
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.torch.derived import as_torch
 from sparsefmt.torch.operator import dense_op, linear_op
 
 if TYPE_CHECKING:

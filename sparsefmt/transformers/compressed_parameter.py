@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
+from sparsefmt.adapters.torch import as_torch
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.torch.derived import as_torch, cast, torch_dtype_of
+from sparsefmt.torch.derived import cast, torch_dtype_of
 
 _aten = torch.ops.aten
 _SAME = (_aten.detach.default, _aten.alias.default, _aten.clone.default)

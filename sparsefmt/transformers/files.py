@@ -10,11 +10,12 @@ import torch
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from sparsefmt.adapters import torch as adapter
 from sparsefmt.api import open_file
 from sparsefmt.checkpoints.checkpoint import Checkpoint, read_index
 from sparsefmt.container import budget
-from sparsefmt.errors import FormatError, UnsupportedError, in_file
-from sparsefmt.frameworks.pytorch import TORCH_DTYPES, TorchFramework
+from sparsefmt.errors import FormatError, in_file
+from sparsefmt.file_tensor import FileTensor
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.transformers.compressed_parameter import StandIn
@@ -151,27 +152,26 @@ class StoredTensor:
         self._path = path
         self._name = name
 
+    @property
+    def _tensor(self) -> FileTensor:
+        return self._file.tensor(self._name)
+
     def get_shape(self) -> list[int]:
-        return list(TorchFramework().shape(self._file, self._name))
+        return list(adapter.shape_of(self._tensor))
 
     def get_dtype(self) -> str:
-        return self._file.get_slice(self._name).get_dtype()
+        return self._tensor.dtype.name
 
     def without_data(self) -> torch.Tensor:
         """The same on device "meta"."""
-        name = self.get_dtype()
-        if name not in TORCH_DTYPES:
-            raise UnsupportedError(
-                "dtype-unsupported", f"torch {torch.__version__} has no dtype for {name}", tensor=self._name
-            )
-        return torch.empty(self.get_shape(), dtype=TORCH_DTYPES[name], device="meta")
+        return torch.empty(self.get_shape(), dtype=adapter.torch_dtype_of(self._tensor), device="meta")
 
     def __getitem__(self, key: Any) -> torch.Tensor:
         with in_file(self._path), budget.calling_it(ARGUMENT):
             if key is not Ellipsis:
-                return TorchFramework().part(self._file, self._name, key)
+                return adapter.part_of(self._tensor, key)
             if isinstance(self._path, CompressedFile) and len(self.get_shape()) == 2:
                 tensor = self._file.load(self._name, self._path.config.layout)
                 if isinstance(tensor, SparseTensor):
                     return StandIn(tensor)
-            return TorchFramework().tensor(self._file, self._name)
+            return adapter.tensor_of(self._tensor)

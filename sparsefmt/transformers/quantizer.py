@@ -10,9 +10,10 @@ from transformers.quantizers import HfQuantizer, register_quantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils import logging
 
+from sparsefmt.adapters.torch import TORCH_DTYPES, rows_of
 from sparsefmt.checkpoints.huggingface import METHOD
 from sparsefmt.container import budget
-from sparsefmt.frameworks.pytorch import TORCH_DTYPES, rows_of
+from sparsefmt.errors import in_tensor
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.choice import Choice
@@ -158,7 +159,8 @@ class Compress(ConversionOps):
             return tensor
         if not tensor.is_floating_point() or not tensor.numel():
             return tensor
-        matrix = rows_of(name, tensor)
+        with in_tensor(name):
+            matrix = rows_of(tensor)
         if self._choice.why_not_worth(matrix.filling(matrix.survey()), trainable=False) is not None:
             return tensor
         self._files.compressed(tensor)

@@ -16,14 +16,13 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import logging
 
 from sparsefmt import signs
+from sparsefmt.adapters.torch import rows_of
 from sparsefmt.checkpoints import cards
 from sparsefmt.checkpoints.huggingface import SENTENCE_TRANSFORMERS
 from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.container.atomic import replacing
-from sparsefmt.frameworks.contract import Converted
-from sparsefmt.frameworks.pytorch import rows_of
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.tensor_writer import NegativeZeros, TensorWriter, write_all
+from sparsefmt.tensor_writer import Converted, NegativeZeros, TensorWriter, write_all
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.models import tensors_of
 from sparsefmt.transformers import placing
@@ -192,5 +191,5 @@ def _nbytes(tensor: torch.Tensor) -> int:
     return tensor.compressed.nbytes if isinstance(tensor, StandIn) else tensor.numel() * tensor.element_size()
 
 
-def _stored(name: str, tensor: torch.Tensor) -> Any:
-    return tensor.compressed if isinstance(tensor, StandIn) else rows_of(name, tensor)
+def _stored(tensor: torch.Tensor) -> Any:
+    return tensor.compressed if isinstance(tensor, StandIn) else rows_of(tensor)
