@@ -29,6 +29,8 @@ class FileTensor:
         rows, cols: of its matrix view.
     """
 
+    __slots__ = ("_account", "_entry", "_reader", "_threads", "name")
+
     def __init__(
         self,
         reader: Reader,

@@ -231,13 +231,14 @@ def all_tensors(file: SparseFile, adapter: Adapter, device: Any = "cpu") -> dict
     """
     index, device = file.reader.index, adapter.device_of(device)
     aliases = index.aliases if adapter.SHARES_TIED else {}
-    file.reader.budget.expect(sum(adapter.nbytes_of(file.tensor(name)) for name in file if name not in aliases))
+    stored = {name: file.tensor(name) for name in file if name not in aliases}
+    file.reader.budget.expect(sum(map(adapter.nbytes_of, stored.values())))
     made: dict[str, Any] = {}
     tensors = {}
     for name in index.offset_keys():
         target = aliases.get(name, name)
         if target not in made:
-            made[target] = adapter.tensor_of(file.tensor(target), device)
+            made[target] = adapter.tensor_of(stored[target], device)
         tensors[name] = made[target]
     return tensors
 
