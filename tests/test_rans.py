@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,10 @@ from sparsefmt.codecs import CODECS
 from sparsefmt.codecs.contract import ArrayInfo, Chunk, Coder
 from sparsefmt.codecs.rans import frequencies as freq
 from sparsefmt.codecs.rans.bitstring import BitReader, BitWriter
+from sparsefmt.codecs.rans.classes import Classes
 from sparsefmt.codecs.rans.elements import ElementCoder
+from sparsefmt.codecs.rans.elements.bins import Keys
+from sparsefmt.codecs.rans.elements.model import Model, write_model
 from sparsefmt.codecs.rans.jitted import models
 from sparsefmt.codecs.rans.streams import Tables
 from sparsefmt.dtypes import DTYPES
@@ -253,6 +257,30 @@ class TestElements:
         model = model_of(np.full(100, 5, np.uint16))
         with pytest.raises(FormatError, match="changed"):
             coder_of(model, 2).encode(np.full(100, 6, np.uint16).view(np.uint8), None)
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_classes_of_rows_alone_take_no_memory_for_each_column(self, masked):
+        """A file may claim 32 of them for a matrix of any width."""
+        cols, classes = 1 << 20, Classes(32, np.arange(32, dtype=np.uint8) // 31, np.full(32, 1 << 7), None)
+        keys, tables = Keys(8, 0, False), np.array([[1 << 10, 1 << 10], [1, (1 << 11) - 1]])
+        model = write_model(
+            Model(keys, 0, np.array([0, 128], np.uint64), np.array([7, 7]), 11, classes, tables),
+        )
+        elements, mask = np.random.default_rng(5).integers(0, 256, 2 * cols, np.uint8), None
+        if masked:
+            mask = frozen(np.full((2, cols // 64), 0x0FFFFFFFFFFFFFF0, np.uint64))
+            elements = elements[: 2 * cols * 7 // 8]
+        positions, info, out = Positions(2, cols, mask), ArrayInfo(1, 2, cols), np.empty_like(elements)
+        stored = np.frombuffer(RANS.coder(model, info).encode(elements, positions), np.uint8)
+        RANS.coder(model, info).decode(stored, positions, out)  # compiled
+        tracemalloc.start()
+        try:
+            RANS.coder(model, info).decode(stored, positions, out)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert np.array_equal(out, elements)
+        assert peak < 8 * elements.nbytes
 
 
 def mask_of(kept: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import cached_property
 
 import numpy as np
 
@@ -30,15 +31,6 @@ class ElementCoder(Coder):
         self._tables = Tables(self.model.tables, self.model.precision)
         self._row_tables = Tables(classes.row_frequencies, CLASS_PRECISION)
         self._has_classes = classes.rows > 1 or classes.columns is not None
-        # masks have whole words of columns
-        self._column_classes = np.zeros(-(-info.cols // 64) * 64 if self._has_classes else 0, np.uint8)
-        if classes.columns is not None:
-            self._column_classes[: info.cols] = classes.columns
-        # for each class of rows, the table of each column
-        row_classes = classes.rows if self._has_classes else 0
-        self._tables_by_class = np.empty((row_classes, self._column_classes.size), np.uint8)
-        for row_class, tables in enumerate(self._tables_by_class):
-            np.take(classes.table_of[row_class:], self._column_classes, out=tables, mode="clip")
 
     def encode(self, raw: np.ndarray, positions: Positions | None) -> bytes:
         elements = elements_of(raw, self._width)
@@ -98,12 +90,33 @@ class ElementCoder(Coder):
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
         return row_classes
 
+    @cached_property
+    def _column_classes(self) -> np.ndarray:
+        """The class of each column of whole words, as masks have them: uint8."""
+        found, columns = np.zeros(-(-self._cols // 64) * 64, np.uint8), self.model.classes.columns
+        if columns is not None:
+            found[: self._cols] = columns
+        return found
+
+    @cached_property
+    def _tables_by_class(self) -> np.ndarray:
+        """For each class of rows, the table of each column: uint8 (classes of rows, columns of whole words)."""
+        classes = self.model.classes
+        found = np.empty((classes.rows, self._column_classes.size), np.uint8)
+        for row_class, tables in enumerate(found):
+            np.take(classes.table_of[row_class:], self._column_classes, out=tables, mode="clip")
+        return found
+
     def _contexts(self, row_classes: np.ndarray, positions: Positions) -> np.ndarray:
         """The table of each element of a tile."""
         from sparsefmt.codecs.rans.jitted import elements as jitted
         from sparsefmt.isa import ISA
 
-        mask = positions.mask
+        mask, classes = positions.mask, self.model.classes
+        if classes.columns is None:
+            # there may be any number of columns then: no table of them
+            counts = self._cols if mask is None else np.bitwise_count(mask).sum(1, dtype=np.int64)
+            return np.repeat(classes.table_of[row_classes], counts)
         if mask is None:
             return self._tables_by_class[row_classes, : self._cols].ravel()
         # a word's contexts are written with 64 bytes, and the next ones over the rest
