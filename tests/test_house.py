@@ -75,6 +75,24 @@ def test_layouts_and_codecs_do_not_know_each_other():
             assert not any(name.split(".")[0] == other for name in imported_modules(source)), source
 
 
+def functions(source: Path, within: str | None = None) -> list[str]:
+    """Names of the public functions of a file, or of the methods of one of its classes, in order."""
+    body = ast.parse(source.read_text()).body
+    if within is not None:
+        (body,) = [node.body for node in body if isinstance(node, ast.ClassDef) and node.name == within]
+    return [node.name for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+
+
+def test_who_knows_one_adapter_knows_all():
+    folder = PACKAGE / "adapters"
+    both_ways = functions(folder / "contract.py", "Adapter")
+    assert {"rows_of", "tensor_of", "part_of"} <= set(both_ways)
+    for library in ("numpy", "torch"):
+        assert functions(folder / f"{library}.py")[: len(both_ways)] == both_ways
+    for library in ("scipy", "pydata"):
+        assert functions(folder / f"{library}.py") == ["rows_of"]
+
+
 def test_jitted_code_stands_in_rooms_of_its_own():
     jitted = [source for source in PACKAGE.rglob("*.py") if "@jit" in source.read_text()]
     assert {source.parent.relative_to(PACKAGE).as_posix() for source in jitted} == {
