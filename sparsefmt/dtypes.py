@@ -83,6 +83,9 @@ DTYPES: dict[str, DType] = {
     )
 }
 
+SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+"""The two dtypes in which products are summed."""
+
 SUMMED_IN_DOUBLE = ("F64", "I32", "U32", "I64", "U64")
 """dtypes of weights whose products are summed in float64, whatever x is (SPEC.md, "Products")."""
 

@@ -2,7 +2,7 @@
 
 Nothing is run, so the processor need not be the one of this machine; it only has to be of the same family.
 
-    NUMBA_CPU_NAME=znver3 NUMBA_CPU_FEATURES=+avx2,… python tests/machine_code.py of_many/F32 of_one/F32
+    NUMBA_CPU_NAME=znver3 NUMBA_CPU_FEATURES=+avx2,… python tests/machine_code.py many_tokens/F32 permuted_one_token/F32
 """
 
 from __future__ import annotations
@@ -25,30 +25,42 @@ SCRATCH = np.zeros(8192)
 KINDS = {"F32": simd.F32, "BF16": simd.BF16, "F16": simd.F16}
 
 
-def of_few(kind: int) -> tuple[Any, ...]:
+def few_tokens(kind: int) -> tuple[Any, ...]:
     x = np.zeros((1, 128), np.float32)
-    return bitmask_and_dense.of_few(True, kind, 1), TABLE, PIECES, 0, 0, x, 64, 0, np.zeros(128, np.float32), FLOATS
+    return (
+        bitmask_and_dense.few_tokens_kernel(True, kind, 1),
+        TABLE,
+        PIECES,
+        0,
+        0,
+        x,
+        64,
+        0,
+        np.zeros(128, np.float32),
+        FLOATS,
+    )
 
 
-def of_many(kind: int) -> tuple[Any, ...]:
-    return bitmask_and_dense.of_many(True, kind), TABLE, PIECES, 0, 0, FLAT, 64, 64, 0, SCRATCH, FLOATS
+def many_tokens(kind: int) -> tuple[Any, ...]:
+    return bitmask_and_dense.many_tokens_kernel(True, kind), TABLE, PIECES, 0, 0, FLAT, 64, 64, 0, SCRATCH, FLOATS
 
 
-def permuted_of_one(kind: int) -> tuple[Any, ...]:
-    return permuted.of_one(kind, False), TABLE, PIECES, 0, 0, FLOATS, FLOATS
+def permuted_one_token(kind: int) -> tuple[Any, ...]:
+    return permuted.one_token_kernel(kind, False), TABLE, PIECES, 0, 0, FLOATS, FLOATS
 
 
-def permuted_of_one_wide(kind: int) -> tuple[Any, ...]:
-    return permuted.of_one(kind, True), TABLE, PIECES, 0, 0, FLOATS, FLOATS
+def permuted_one_token_wide(kind: int) -> tuple[Any, ...]:
+    return permuted.one_token_kernel(kind, True), TABLE, PIECES, 0, 0, FLOATS, FLOATS
 
 
-def permuted_of_many(kind: int) -> tuple[Any, ...]:
-    kernel = permuted.of_many(kind, False, *permuted.token_shapes(kind)[0])
+def permuted_many_tokens(kind: int) -> tuple[Any, ...]:
+    kernel = permuted.many_tokens_kernel(kind, False, *permuted.token_shapes(kind)[0])
     return kernel, TABLE, PIECES, 0, 0, FLAT, 64, 8, 1, FLAT
 
 
 KERNELS: dict[str, Callable[[int], tuple[Any, ...]]] = {
-    made.__name__: made for made in (of_few, of_many, permuted_of_one, permuted_of_one_wide, permuted_of_many)
+    made.__name__: made
+    for made in (few_tokens, many_tokens, permuted_one_token, permuted_one_token_wide, permuted_many_tokens)
 }
 
 

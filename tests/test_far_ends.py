@@ -155,22 +155,22 @@ def test_the_widest_row(layout):
     w = tensor(layout, (1, cols), 1, places)
     assert w[:, cols - 2 :].tolist() == [[0.0, 0.5]]
     assert w[:, (1 << 30) - 1 : (1 << 30) + 3].tolist() == [[0.0, 0.0, -3.0, 0.0]]
-    # the kernel would look through all of x for Inf and NaN: it is shown the beginning only, and reads what it needs
+    # a product would look through all of x for Inf and NaN; the kernels read what they need
     if layout == "permuted":
         x = untouched(cols, "<f4")
         for weight, (_, col, value) in zip((1.0, 10.0, 100.0, 1000.0), places, strict=True):
             x[col] = weight / value
         operand, y = w.operand(), np.empty((1, 1), np.float32)
         pieces = np.array([[0, 0, 1]])
-        assert permuted.of_one(F32, True)(operand.table, pieces, 0, 1, x[None, :64], y) is not False
+        permuted.one_token_kernel(F32, True)(operand.table, pieces, 0, 1, x[None, :64], y)
         assert y.tolist() == [[1111.0]]
-        permuted.of_any_x(F32, True)(operand.table, pieces, 0, 1, x[None], np.empty(1, np.float32), y)
+        permuted.skipping_kernel(F32, True)(operand.table, pieces, 0, 1, x[None], np.empty(1, np.float32), y)
         assert y.tolist() == [[1111.0]]
 
 
 def only(w: SparseTensor, begin: int, end: int) -> SparseTensor:
     """Products do some rows (in `permuted`, slices) of the first tile and leave all others as they are."""
-    w.operand()._work[1] = 1, Work(np.array([[0, begin, end]], np.int64), (0, 1))
+    w.operand()._work[1] = Work(1, np.array([[0, begin, end]], np.int64), (0, 1))
     return w
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import sparsefmt
 from sparsefmt import SparseTensor, UnsupportedError, isa, linear
 from sparsefmt.dtypes import DTYPES
-from sparsefmt.kernels import multiply, permuted, simd
+from sparsefmt.kernels import multiply, permuted, plans, simd
 from sparsefmt.kernels.operand import cut
 from sparsefmt.layouts import LAYOUTS
 
@@ -184,7 +184,7 @@ def test_every_batch_size_gives_the_same_bits(layout, dtype, special):
 @pytest.mark.parametrize("layout", ["bitmask", "dense"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: np.dtype(dtype).name)
 def test_sums_carried_from_block_to_block_of_columns(layout, dtype, monkeypatch):
-    monkeypatch.setattr(multiply, "BLOCK_BYTES", 64 * 12 * 4)
+    monkeypatch.setattr(plans.bitmask_and_dense, "BLOCK_BYTES", 64 * 12 * 4)
     rng = np.random.default_rng(8)
     array = weights(rng, (83, 333), dtype, 0.6)
     w = SparseTensor.from_dense(array, layout)
@@ -194,7 +194,7 @@ def test_sums_carried_from_block_to_block_of_columns(layout, dtype, monkeypatch)
 
 
 def test_many_tokens_are_packed_in_parts(monkeypatch):
-    monkeypatch.setattr(multiply, "MAX_PACKED_TOKENS", 64)
+    monkeypatch.setattr(plans.permuted, "MAX_PACKED_TOKENS", 64)
     rng = np.random.default_rng(8)
     array = weights(rng, (20, 50), np.float32, 0.6)
     x = rng.standard_normal((200, 50)).astype(np.float32)
@@ -206,11 +206,11 @@ def test_many_tokens_are_packed_in_parts(monkeypatch):
 def test_blocks_of_tokens_hold_each_once(kind):
     for tokens in [*range(1, 140), 1000, 1023, 1024, 1025, 5000]:
         first = 0
-        for begin, taken, shape in multiply._token_blocks(tokens, kind):
-            assert begin == first
-            assert taken > 0
-            assert shape in permuted.token_shapes(kind)
-            first += taken
+        for group in plans.permuted.token_groups(tokens, kind):
+            assert group.first == first
+            assert group.tokens > 0
+            assert (group.lanes, group.vectors) in permuted.token_shapes(kind)
+            first += group.tokens
         assert first == tokens
 
 

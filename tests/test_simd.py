@@ -25,7 +25,7 @@ PROCESSORS = {"haswell": AVX2, "alderlake": AVX2, "znver3": AVX2, "icelake-serve
 that it compiles for. Therefore kernels are compiled for these, and not for the one that the tests happen to run on."""
 
 KINDS = ["F32", "BF16", "F16"]
-KERNELS = ["of_few", "of_many", "permuted_of_one", "permuted_of_one_wide", "permuted_of_many"]
+KERNELS = ["few_tokens", "many_tokens", "permuted_one_token", "permuted_one_token_wide", "permuted_many_tokens"]
 LOOKED_INTO = ["znver3", "icelake-server"]
 """Processors for which all kernels of all kinds are compiled; for the others, one."""
 
@@ -38,7 +38,7 @@ needs_x86 = pytest.mark.skipif(
 def compiled(processor: str) -> dict[str, Any]:
     """Loops of kernels as tests/machine_code.py finds them, and the instruction set that was chosen."""
     everything = [f"{kernel}/{kind}" for kernel in KERNELS for kind in KINDS]
-    kernels = everything if processor in LOOKED_INTO else ["of_many/F32"]
+    kernels = everything if processor in LOOKED_INTO else ["many_tokens/F32"]
     target = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": PROCESSORS[processor]}
     environment = {name: value for name, value in os.environ.items() if name != isa.ENVIRONMENT_VARIABLE}
     done = subprocess.run(
@@ -67,7 +67,7 @@ class TestInstructions:
             "avx512": {"F32": "v(p?)expand(ps|d)", "BF16": "vpexpandw", "F16": "vpexpandw"},
             "avx2": {"F32": "vpermps", "BF16": "vpshufb", "F16": "vpshufb"},
         }[code["isa"]][kind]
-        loops = code[f"of_few/{kind}"]
+        loops = code[f"few_tokens/{kind}"]
         (hot,) = [block for block in loops if any(re.match(expected, line) for line in block)]
         shuffles = [line for line in hot if re.match(expected, line)]
         # 64 columns of two rows, 16 or 8 at a time
@@ -76,7 +76,7 @@ class TestInstructions:
             assert not any("(" in line for line in shuffles), "load and expansion in one are slow on some processors"
 
     def test_permuted_inserts_scalars(self, code):
-        longest = max(code["permuted_of_one/F32"], key=len)
+        longest = max(code["permuted_one_token/F32"], key=len)
         # two slices, four slots: of eight loads each, six or seven are inserts from memory
         assert sum(line.startswith("vinsertps") and "(" in line for line in longest) == 2 * 4 * 6
 
@@ -100,7 +100,7 @@ def test_sums_stay_in_registers(processor):
     one of eight where it unrolls the loop twice. What is asserted is that it does not get worse.
     """
     code = compiled(processor)
-    hot = [(block, sum("fmadd" in line for line in block)) for block in code["of_many/F32"]]
+    hot = [(block, sum("fmadd" in line for line in block)) for block in code["many_tokens/F32"]]
     blocks = [(block, products) for block, products in hot if products % (code["rows"] * 4) == 0]
     assert blocks, [products for _, products in hot]
     for block, products in blocks:

@@ -1,8 +1,9 @@
 """Products with layouts `bitmask` and `dense`: sixteen partial sums per row, by column modulo 16, and a tree.
 
-For a few tokens, values are expanded to their columns in registers and multiplied at once (`of_few`). For more, the
-values of a few rows are expanded into a scratch that stays in cache, once for all tokens, and a block of rows times
-tokens is held in registers (`of_many`). All add in the same order, so the bits of a result do not depend on which ran.
+`few_tokens_kernel` expands values to their columns in registers and multiplies them at once. `many_tokens_kernel`
+expands the values of a few rows into a scratch that stays in cache, once for all tokens, and holds a block of rows
+times tokens in registers. Both multiply pruned positions by zero, which changes no bit as long as x is finite; for
+other x there is `skipping_kernel`. All add in the same order, so the bits of a result do not depend on which ran.
 
 Kernels see arrays of checked tiles only, release the GIL, and are made by functions that choose what is constant in
 them. They do the rows `pieces[lo:hi]` of `operand.Work`.
@@ -43,14 +44,12 @@ from sparsefmt.kernels.simd import (
 
 WORD = expand.WORD
 
-FEW = 8
-"""Tokens up to which `of_few` is used where values can be expanded in registers."""
-
 ROWS, TOKENS = (6 if VECTOR_BYTES == 64 else 3), 4
-"""Block of sums that `of_many` holds in registers: with its operands just what 32 or 16 registers hold."""
+"""Block of sums that `many_tokens_kernel` holds in registers: with its operands just what 32 or 16 registers hold."""
 
 PANEL = 6 * ROWS
-"""Rows whose sums `of_many` carries from one block of columns to the next; they stay in the second-level cache."""
+"""Rows whose sums `many_tokens_kernel` carries from one block of columns to the next. They stay in the second-level
+cache."""
 
 AHEAD = 2048
 """Bytes by which values are asked for before they are needed, since a row of them is over soon."""
@@ -60,12 +59,11 @@ PADDING = 16
 
 
 @cache
-def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., Any]:
-    """Kernel for at most `tokens` tokens of layout `bitmask` (`masked`) or `dense`.
+def few_tokens_kernel(masked: bool, kind: int, tokens: int) -> Callable[..., Any]:
+    """Kernel for at most `tokens` tokens and layout `bitmask` (`masked`), with finite x, or `dense`.
 
     product(table, pieces, lo, hi, x, cols, tables, scratch, y) fills y (that many tokens or fewer, rows). x is (tokens,
     columns rounded up to 64 with zeros, and perhaps more); tables is `expand.tables(kind)`; scratch is 128 elements.
-    Returns False, with nothing done, if x has Inf or NaN and pruned positions are to be skipped: see `of_any_x`.
     """
     width, summed = WIDTH[kind], summed_kind(kind)
     size = WIDTH[summed]
@@ -80,11 +78,6 @@ def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., Any]:
             x_begin, x_stride = np.int64(x.ctypes.data), np.int64(x.shape[1] * size)
             y_begin, y_stride, y_count = np.int64(y.ctypes.data), np.int64(y.shape[1] * size), np.int64(y.shape[0])
             words = (cols + WORD - 1) // WORD
-            poison, zero = zeros(kind, sixteen, tokens), zeros(kind, sixteen, tokens)
-            for at in range(x_begin, x_begin + words * step, part_bytes):
-                poison = fma(load(at, x_stride, summed, sixteen, tokens), zero, poison)
-            if tree_sum(poison) != 0:
-                return False
             for piece in range(lo, hi):
                 tile, begin, end = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2]
                 values, mask, offsets = table[tile, VALUES], table[tile, MASK], table[tile, ROW_OFFSETS]
@@ -111,7 +104,6 @@ def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., Any]:
                         x_at += step
                     store_tree_sums(y_tile + row0 * size, y_stride, y_count, sums0)
                     store_tree_sums(y_tile + row1 * size, y_stride, y_count, sums1)
-            return True
 
     else:
 
@@ -145,13 +137,12 @@ def of_few(masked: bool, kind: int, tokens: int) -> Callable[..., Any]:
                         sums1 = fma_columns(tail1, summed, parts, x_at, x_stride, sums1)
                     store_tree_sums(y_tile + row0 * size, y_stride, y_count, sums0)
                     store_tree_sums(y_tile + row1 * size, y_stride, y_count, sums1)
-            return True
 
     return product
 
 
 def scratch_bytes(kind: int, tokens: int, block: int) -> int:
-    """Size of the scratch of `of_many`: expanded weights, sums carried between blocks, where rows go on."""
+    """Size of the scratch of `many_tokens_kernel`: expanded weights, sums carried between blocks, where rows go on."""
     size = WIDTH[summed_kind(kind)]
     return ROWS * (block + PADDING) * size + PANEL * (-(-tokens // TOKENS) * TOKENS * 16 * size + 8)
 
@@ -202,8 +193,8 @@ def _choose_fill_row(masked, vectorised, kind, tables, values, mask, word, words
 
 
 @cache
-def of_many(masked: bool, kind: int) -> Callable[..., Any]:
-    """Kernel for any number of tokens of layout `bitmask` (`masked`), with finite x, or `dense`.
+def many_tokens_kernel(masked: bool, kind: int) -> Callable[..., Any]:
+    """Kernel for any number of tokens and layout `bitmask` (`masked`), with finite x, or `dense`.
 
     product(table, pieces, lo, hi, x, cols, block, tables, scratch, y) fills y (tokens, rows). x is as
     `activations.in_columns` makes it for blocks of `block` columns, a multiple of 64; scratch is `scratch_bytes`.
@@ -278,8 +269,8 @@ def of_many(masked: bool, kind: int) -> Callable[..., Any]:
 
 
 @cache
-def of_any_x(kind: int) -> Callable[..., Any]:
-    """Slow kernel of layout `bitmask` that skips pruned positions, for x with Inf or NaN.
+def skipping_kernel(kind: int) -> Callable[..., Any]:
+    """Slow kernel for layout `bitmask` that skips pruned positions, for x with Inf or NaN.
 
     product(table, pieces, lo, hi, x, cols, scratch, y): x (tokens, at least cols), scratch 17 elements.
     """

@@ -10,6 +10,8 @@ Vectors of values are read whole, up to 64 bytes from the first of them on: ever
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -77,6 +79,7 @@ def in_registers(kind: int) -> bool:
     return ISA != "portable" and kind != F64
 
 
+@cache
 def tables(kind: int) -> int:
     """What `expand_word` and `fma_word` take as `tables`: the address of a table where one is used.
 

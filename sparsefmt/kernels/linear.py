@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from sparsefmt.dtypes import SUMMED_IN_DOUBLE, DType
-from sparsefmt.kernels.multiply import DOUBLE, SINGLE, multiply
+from sparsefmt.dtypes import DOUBLE, SINGLE, SUMMED_IN_DOUBLE, DType
+from sparsefmt.kernels.multiply import multiply
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.kernels.widening import expect_product
 from sparsefmt.threads import num_threads
@@ -36,20 +37,17 @@ def linear(
         threads = num_threads(threads)
 
     if x.ndim != 2:
-        x = x.reshape(_product(shape[:-1]), w.cols)
-    direct = out is not None and result_dtype == accumulator
-    y = out.reshape(x.shape[0], w.rows) if direct and out is not None else np.empty((x.shape[0], w.rows), accumulator)
+        x = x.reshape(math.prod(shape[:-1]), w.cols)
+    rounded = result_dtype != accumulator
+    y = np.empty((x.shape[0], w.rows), accumulator) if out is None or rounded else out.reshape(x.shape[0], w.rows)
     multiply(x, w, y, threads)
     if bias is not None:
         y += bias.astype(accumulator, copy=False)
-    if direct and out is not None:
-        return out
-    result = y.reshape(shape)
-    if result_dtype != accumulator:
-        result = result.astype(result_dtype)
     if out is None:
-        return result
-    out[...] = result
+        result = y.reshape(shape)
+        return result.astype(result_dtype) if rounded else result
+    if rounded:
+        out[...] = y.reshape(shape)
     return out
 
 
@@ -80,13 +78,6 @@ def product_dtypes(weights: DType, x: np.dtype) -> tuple[np.dtype, np.dtype]:
 
 def _extended_floats() -> tuple[str, ...]:
     return ("bfloat16", *(name for name in dir(ml_dtypes) if name.startswith("float")))
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    count = 1
-    for size in sizes:
-        count *= size
-    return count
 
 
 def _check_out(

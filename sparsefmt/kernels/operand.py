@@ -9,27 +9,32 @@ import numpy as np
 from sparsefmt.dtypes import DType
 from sparsefmt.layouts.contract import Tile
 
-FIRST_ROW, HEIGHT, VALUES = 0, 1, 2
+FIRST_ROW, HEIGHT = 0, 1
+"""Where kernels find numbers of a tile in its line of `Operand.table`: its first row, and how many rows it has."""
+
+VALUES = 2
 MASK, ROW_OFFSETS = 3, 4
 COLUMNS, ROW_PERMUTATION, SLICE_OFFSETS, ROW_COUNTS = 3, 4, 5, 6
-"""Columns of the table that kernels get. A line for each tile: its first row, its rows, addresses of its arrays."""
+"""Where they find the addresses of its arrays: `values` of every layout, then those of `bitmask`, or of `permuted`."""
 
 _ARRAYS = {
     "dense": ("values",),
     "bitmask": ("values", "mask", "row_offsets"),
     "permuted": ("values", "columns", "row_permutation", "slice_offsets", "row_counts"),
 }
-"""The arrays in the order of the table, by layout."""
+"""By layout, the arrays whose addresses are in the table, in that order, behind FIRST_ROW and HEIGHT."""
 
 
 class Work(NamedTuple):
-    """The rows of an operand, cut up.
+    """The rows of an operand, cut up for threads.
 
     Attributes:
+        multiply_adds: about how many all rows take for one token.
         pieces: int64 (pieces, 3): tile, first row (in `permuted`, slice) of it, one past the last.
         units: bounds in `pieces`: unit u is pieces[units[u]:units[u + 1]], about as much work as any other.
     """
 
+    multiply_adds: int
     pieces: np.ndarray
     units: tuple[int, ...]
 
@@ -39,7 +44,7 @@ class Operand:
 
     Attributes:
         tiles: arrays of rows [t * tile_rows, (t + 1) * tile_rows) each. Kept, so that `table` stays valid.
-        table: int64 (tiles, columns): see FIRST_ROW and those that follow it.
+        table: int64 (tiles, columns). A line for each tile: see FIRST_ROW and VALUES.
     """
 
     __slots__ = ("_work", "cols", "dtype", "layout", "rows", "table", "tile_rows", "tiles")
@@ -56,19 +61,18 @@ class Operand:
             ],
             np.int64,
         ).reshape(len(tiles), 2 + len(_ARRAYS[layout]))
-        self._work: dict[int, tuple[int, Work]] = {}
+        self._work: dict[int, Work] = {}
 
     def height(self, number: int) -> int:
         """Rows of tile `number`."""
         return min(self.tile_rows, self.rows - number * self.tile_rows)
 
-    def work(self, unit_count: int) -> tuple[int, Work]:
-        """Multiply-adds for one token, about, and the rows cut into `unit_count` units at most. Remembered."""
+    def work(self, unit_count: int) -> Work:
+        """The rows cut into `unit_count` units at most. Remembered."""
         found = self._work.get(unit_count)
         if found is None:
             ends = [self._work_of_tile(number) for number in range(len(self.tiles))]
-            total = sum(int(tile_ends[-1]) for tile_ends in ends)
-            found = self._work[unit_count] = total, cut(ends, unit_count)
+            found = self._work[unit_count] = cut(ends, unit_count)
         return found
 
     def _work_of_tile(self, number: int) -> np.ndarray:
@@ -86,7 +90,8 @@ class Operand:
 
 def cut(ends: list[np.ndarray], unit_count: int) -> Work:
     """Units of about equal work, `unit_count` at most, given the work up to each row (or slice) of each tile."""
-    share = -(-sum(int(tile_ends[-1]) for tile_ends in ends) // unit_count)
+    total = sum(int(tile_ends[-1]) for tile_ends in ends)
+    share = -(-total // unit_count)
     pieces, units, filled = [], [0], 0
     for number, tile_ends in enumerate(ends):
         begin, done = 0, 0
@@ -100,4 +105,4 @@ def cut(ends: list[np.ndarray], unit_count: int) -> Work:
                 filled = 0
     if filled:
         units.append(len(pieces))
-    return Work(np.array(pieces, np.int64).reshape(-1, 3), tuple(units))
+    return Work(total, np.array(pieces, np.int64).reshape(-1, 3), tuple(units))

@@ -1,11 +1,11 @@
 """Product with layout `permuted`: one chain of fused multiply-adds per row, in ascending column order.
 
-For one token the eight rows of a slice are the lanes of a vector (`of_one`); for more, the tokens are (`of_many`). Both
-add in the same order, so the bits of a result do not depend on which was used.
+The lanes of a vector are the eight rows of a slice in `one_token_kernel`, and tokens in `many_tokens_kernel`. Both add
+in the same order, so the bits of a result do not depend on which was used.
 
 Lanes that are padding multiply column 0 by zero, which changes no bit as long as x is finite; for other x there is
-`of_any_x`. Kernels see arrays of checked tiles only, release the GIL, and are made by functions that choose what is
-constant in them. They do the slices `pieces[lo:hi]` of `operand.Work`.
+`skipping_kernel`. Kernels see arrays of checked tiles only, release the GIL, and are made by functions that choose what
+is constant in them. They do the slices `pieces[lo:hi]` of `operand.Work`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from sparsefmt.kernels.simd import (
     scatter,
     store_rows,
     summed_kind,
-    tree_sum,
     zeros,
 )
 
@@ -49,26 +48,26 @@ ROWS = 8
 """Rows of a slice."""
 
 AHEAD = 4096
-"""Bytes of values that `of_one` asks for in advance, so that waiting for memory goes on while it adds. They go to the
-second level: in the first, they would drive out the activations."""
+"""Bytes of values that `one_token_kernel` asks for in advance, so that waiting for memory goes on while it adds. They
+go to the second level: in the first, they would drive out the activations."""
 
 
-def token_shapes(kind: int) -> list[tuple[int, int]]:
-    """(lanes, vectors) in which `of_many` can take tokens, most tokens first."""
+@cache
+def token_shapes(kind: int) -> tuple[tuple[int, int], ...]:
+    """(lanes, vectors) in which `many_tokens_kernel` can take tokens, most tokens first."""
     lanes = VECTOR_BYTES // WIDTH[summed_kind(kind)]
     shapes = [(lanes, 2)] if VECTOR_BYTES == 64 else []
     while lanes >= 4:
         shapes.append((lanes, 1))
         lanes //= 2
-    return shapes
+    return tuple(shapes)
 
 
 @cache
-def of_one(kind: int, wide: bool) -> Callable[..., Any]:
-    """Kernel for one token at a time.
+def one_token_kernel(kind: int, wide: bool) -> Callable[..., Any]:
+    """Kernel for one token at a time, x being finite.
 
     product(table, pieces, lo, hi, x, y) fills y (tokens, rows) from x (tokens, at least cols). `wide`: columns are u32.
-    Returns False, with nothing done, if x is not finite.
     """
     wide, width, col_width, summed = int(wide), WIDTH[kind], 4 if wide else 2, summed_kind(kind)
     size, eight, four, two, one = WIDTH[summed], 8, 4, 2, 1
@@ -78,16 +77,6 @@ def of_one(kind: int, wide: bool) -> Callable[..., Any]:
     @jit
     def product(table, pieces, lo, hi, x, y):
         x_begin, y_begin = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
-        poison, zero = zeros(kind, eight, one), zeros(kind, eight, one)
-        whole = x.size // eight * eight
-        for at in range(x_begin, x_begin + whole * size, eight * size):
-            poison = fma(load(at, size, summed, eight, one), zero, poison)
-        finite = tree_sum(poison) == 0
-        for index in range(whole, x.size):
-            value = x[index // x.shape[1], index % x.shape[1]]
-            finite &= value - value == 0
-        if not finite:
-            return False
         for token in range(x.shape[0]):
             x_at = x_begin + token * x.shape[1] * size
             for piece in range(lo, hi):
@@ -124,13 +113,12 @@ def of_one(kind: int, wide: bool) -> Callable[..., Any]:
                         values0, columns0 = values0 + slot, columns0 + col_slot
                     scatter(y_tile, positions + 2 * ROWS * slice0, rows - ROWS * slice0, sums0)
                     scatter(y_tile, positions + 2 * ROWS * slice1, rows - ROWS * slice1, sums1)
-        return True
 
     return product
 
 
 @cache
-def of_many(kind: int, wide: bool, lanes: int, count: int) -> Callable[..., Any]:
+def many_tokens_kernel(kind: int, wide: bool, lanes: int, count: int) -> Callable[..., Any]:
     """Kernel for blocks of `lanes * count` tokens, x being finite.
 
     product(table, pieces, lo, hi, x, cols, rows, blocks, y): x is as `activations.in_tokens` makes it, and y as
@@ -170,7 +158,7 @@ def of_many(kind: int, wide: bool, lanes: int, count: int) -> Callable[..., Any]
 
 
 @cache
-def of_any_x(kind: int, wide: bool) -> Callable[..., Any]:
+def skipping_kernel(kind: int, wide: bool) -> Callable[..., Any]:
     """Slow kernel that skips pruned positions and padding, for x with Inf or NaN.
 
     product(table, pieces, lo, hi, x, scratch, y): x (tokens, at least cols), scratch 1 element, y (tokens, rows).

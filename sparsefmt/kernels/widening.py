@@ -6,6 +6,8 @@ import numpy as np
 
 from sparsefmt.dtypes import DType, unpack
 from sparsefmt.errors import UnsupportedError
+from sparsefmt.kernels.operand import VALUES, Operand
+from sparsefmt.kernels.plans.contract import Plan
 from sparsefmt.layouts.memory import empty
 
 
@@ -26,3 +28,16 @@ def widened_values(values: np.ndarray, dtype: DType, positions: int, accumulator
     converted = empty(values.size, accumulator)
     converted[:] = values.view(dtype.numpy)
     return converted
+
+
+def widened(plan: Plan, w: Operand, accumulator: np.dtype) -> Plan:
+    """A plan that runs another one on one tile after the other, whose values it first widens in memory. Slower."""
+
+    def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
+        for tile, begin, end in pieces[lo:hi].tolist():
+            values = widened_values(w.tiles[tile]["values"], w.dtype, w.height(tile) * w.cols, accumulator)
+            line = table[tile : tile + 1].copy()
+            line[0, VALUES] = values.ctypes.data
+            plan.run(line, np.array([[0, begin, end]], np.int64), 0, 1)
+
+    return Plan(plan.tokens, run, plan.finish)

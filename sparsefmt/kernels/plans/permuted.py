@@ -1,0 +1,98 @@
+"""Plans for layout `permuted`: one token as it is, more of them packed side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from sparsefmt.kernels import activations, permuted
+from sparsefmt.kernels.operand import Operand
+from sparsefmt.kernels.plans.contract import Plan, contiguous
+from sparsefmt.kernels.scratch import scratch
+from sparsefmt.kernels.simd import summed_kind
+from sparsefmt.layouts.permuted import MAX_U16_COLS
+
+MAX_PACKED_TOKENS = 1024
+"""Tokens that are packed at once."""
+
+
+def plans(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Iterable[Plan]:
+    """See `PLANS`."""
+    if x.shape[0] == 1:
+        return (_one_token(contiguous(x), w, y, kind),)
+    flags = x.flags
+    if not (flags.c_contiguous or flags.f_contiguous) or not flags.aligned or not flags.writeable:
+        x = np.array(x, order="K")
+    return (_many_tokens(x, group, w, y, kind) for group in token_groups(x.shape[0], kind))
+
+
+def _one_token(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
+    finite = activations.all_finite(x)
+    if not finite:
+        return _any_activations(x, w, y, kind)
+    kernel = permuted.one_token_kernel(kind, w.cols > MAX_U16_COLS)
+
+    def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
+        kernel(table, pieces, lo, hi, x, y)
+
+    return Plan(1, run)
+
+
+class TokenGroup(NamedTuple):
+    """Tokens `first` to `first + tokens`, packed in blocks of `vectors` vectors of `lanes` tokens."""
+
+    first: int
+    tokens: int
+    lanes: int
+    vectors: int
+
+
+def token_groups(tokens: int, kind: int) -> Iterator[TokenGroup]:
+    """All tokens: in the widest blocks as long as these are filled by more than half, then in narrower ones."""
+    first, shapes = 0, permuted.token_shapes(kind)
+    for lanes, vectors in shapes:
+        width, narrowest = lanes * vectors, (lanes, vectors) == shapes[-1]
+        while tokens - first > width // 2 or (first < tokens and narrowest):
+            left = tokens - first
+            taken = left if left % width > width // 2 or narrowest else left // width * width
+            taken = min(taken, MAX_PACKED_TOKENS)
+            yield TokenGroup(first, taken, lanes, vectors)
+            first += taken
+
+
+def _many_tokens(x: np.ndarray, group: TokenGroup, w: Operand, y: np.ndarray, kind: int) -> Plan:
+    """For a group of the tokens of x. Both x and y are C- or F-contiguous."""
+    first, tokens, lanes, vectors = group
+    summed, blocks = summed_kind(kind), -(-tokens // (lanes * vectors))
+    packed = scratch("activations", blocks * lanes * vectors * w.cols, y.dtype)
+    across = not x.flags.c_contiguous
+    finite = activations.in_tokens(summed, lanes, vectors, across)(x.T if across else x, first, tokens, packed)
+    if not finite:
+        return _any_activations(x[first : first + tokens], w, y[first : first + tokens], kind)
+    kernel = permuted.many_tokens_kernel(kind, w.cols > MAX_U16_COLS, lanes, vectors)
+    sums = scratch("sums", blocks * lanes * vectors * w.rows, y.dtype)
+
+    def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
+        kernel(table, pieces, lo, hi, packed, w.cols, w.rows, blocks, sums)
+
+    def finish() -> None:
+        across = not y.flags.c_contiguous
+        activations.from_tokens(summed, lanes, vectors, across)(sums, y.T if across else y, first, tokens)
+
+    return Plan(tokens, run, finish)
+
+
+def _any_activations(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
+    """For x with Inf or NaN: slow."""
+    kernel = permuted.skipping_kernel(kind, w.cols > MAX_U16_COLS)
+    x, result = contiguous(x), np.empty(y.shape, y.dtype)
+
+    def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
+        kernel(table, pieces, lo, hi, x, np.empty(1, y.dtype), result)
+
+    def finish() -> None:
+        y[...] = result
+
+    return Plan(x.shape[0], run, finish)
