@@ -136,10 +136,7 @@ class FileTensor:
         return slicing.dense_rows(
             wanted,
             cols,
-            entry.dtype,
-            entry.shape,
-            entry.layout,
-            entry.tile_rows,
+            entry,
             get_tile or (lambda number: self._reader.tile(entry, number)),
             self._threads,
         )

@@ -11,8 +11,8 @@ import numpy as np
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import LimitError
 from sparsefmt.layouts import auto
-from sparsefmt.layouts.contract import Layout, Tile
-from sparsefmt.shapes import matrix_view
+from sparsefmt.layouts.contract import Tile
+from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.threads import in_order
 
 TileGetter = Callable[[int], Tile]
@@ -25,10 +25,7 @@ Rows = range | np.ndarray
 def dense_rows(
     wanted: Rows,
     cols: slice,
-    dtype: DType,
-    shape: tuple[int, ...],
-    layout: Layout,
-    tile_rows: int,
+    tiling: Tiling,
     get_tile: TileGetter,
     threads: int | None = None,
 ) -> np.ndarray:
@@ -38,7 +35,7 @@ def dense_rows(
         wanted: numbers of rows.
         get_tile: gives the checked arrays of tile t. It is called once for each tile that has a wanted row.
     """
-    all_cols = matrix_view(shape)[1]
+    dtype, tile_rows, all_cols = tiling.dtype, tiling.tile_rows, tiling.cols
     out = dense_array(len(wanted), len(range(*cols.indices(all_cols))), dtype)
     if not out.size:
         return out.view(dtype.numpy)
@@ -48,7 +45,7 @@ def dense_rows(
         tile = get_tile(piece.tile)
         for begin, end, target in piece.runs:
             for first, last in runs(begin, end, all_cols):
-                bits = layout.to_dense(tile, dtype, all_cols, first, last)[:, cols]
+                bits = tiling.layout.to_dense(tile, dtype, all_cols, first, last)[:, cols]
                 if isinstance(target, slice):
                     out[target][first - begin : last - begin] = bits
                 else:

@@ -18,9 +18,10 @@ from sparsefmt.container.sources import Source
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.errors import LimitError, file_closed
 from sparsefmt.file_tensor import FileTensor
-from sparsefmt.layouts import auto
+from sparsefmt.layouts import LAYOUTS, auto
 from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import give_back
+from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.threads import expect_count
 
@@ -150,7 +151,8 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         return self._made(entry, target, tiles, stored_signs)
 
     def _made(self, entry: TensorEntry, layout: str, tiles: list[Tile], signs: Signs | None) -> SparseTensor:
-        return SparseTensor(entry.dtype, entry.shape, layout, entry.tile_rows, tiles, self._reader.budget, signs)
+        tiling = Tiling(entry.dtype, entry.shape, LAYOUTS[layout], entry.tile_rows)
+        return SparseTensor(tiling, tiles, self._reader.budget, signs)
 
     def get_tensor(self, name: str) -> np.ndarray:
         """One tensor as a dense numpy array, bit for bit. Takes the memory of the result and of one tile per thread."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from sparsefmt import layouts, slicing
 from sparsefmt.adapters import Rows, is_scipy_sparse, rows_of
 from sparsefmt.container.budget import Budget
 from sparsefmt.container.stored_signs import Signs
-from sparsefmt.dtypes import DTYPES, DType
+from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.layouts import LAYOUTS, negative_zeros
 from sparsefmt.layouts.auto import Filling, layout_for
@@ -21,7 +21,7 @@ from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.layouts.entries import to_entries
 from sparsefmt.layouts.memory import Arena, frozen, padded_copy
 from sparsefmt.layouts.permuted import padded_nnz
-from sparsefmt.shapes import matrix_view
+from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.threads import in_order
 
 if TYPE_CHECKING:
@@ -53,25 +53,15 @@ class SparseTensor(NDArrayOperatorsMixin):
     __slots__ = (
         "__weakref__",
         "_budget",
-        "_dtype",
-        "_layout",
         "_nnz",
         "_operand",
-        "_shape",
         "_signs",
-        "_tile_rows",
         "_tiles",
+        "_tiling",
     )
 
     def __init__(
-        self,
-        dtype: DType,
-        shape: tuple[int, ...],
-        layout: str,
-        tile_rows: int,
-        tiles: list[Tile],
-        budget: Budget | None = None,
-        signs: Signs | None = None,
+        self, tiling: Tiling, tiles: Sequence[Tile], budget: Budget | None = None, signs: Signs | None = None
     ) -> None:
         """For the library itself: trusts that the tiles are checked and frozen.
 
@@ -81,10 +71,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         """
         self._signs = signs
         self._budget = budget
-        self._dtype = dtype
-        self._shape = shape
-        self._layout = LAYOUTS[layout]
-        self._tile_rows = tile_rows
+        self._tiling = tiling
         self._tiles = tuple(tiles)
         self._nnz: int | None = None
         self._operand: Operand | None = None
@@ -135,45 +122,44 @@ class SparseTensor(NDArrayOperatorsMixin):
                 "layout-invalid",
                 f"layout {wanted!r} cannot hold {matrix.dtype.name} tensors of shape {list(matrix.shape)}: use 'dense'",
             )
-        height = matrix.tile_rows(layout, survey.nnz + survey.negative_zeros)
-        tiles = in_order(matrix.tile_maker(layout, height), range(-(-matrix.rows // height) if height else 0), threads)
-        nbytes = replace(filling, tile_rows=height).nbytes(layout) if height else 0
+        tiling = matrix.tiling(layout, survey.nnz + survey.negative_zeros)
+        tiles = in_order(matrix.tile_maker(tiling), range(tiling.tiles), threads)
+        nbytes = replace(filling, tile_rows=tiling.tile_rows).nbytes(layout) if tiling.tiles else 0
         if budget is not None:
             budget.expect(nbytes)
         arena = Arena(nbytes)
-        return cls(matrix.dtype, matrix.shape, layout, height, [arena.keep(tile) for tile in tiles], budget)
+        return cls(tiling, [arena.keep(tile) for tile in tiles], budget)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the dense tensor."""
-        return self._shape
+        return self._tiling.shape
 
     @property
     def dtype(self) -> np.dtype:
         """numpy dtype of the elements. bfloat16, fp8 and sub-byte types are those of ml_dtypes."""
-        return self._dtype.numpy
+        return self._tiling.dtype.numpy
 
     @property
     def ndim(self) -> int:
-        return len(self._shape)
+        return len(self._tiling.shape)
 
     @property
     def size(self) -> int:
         """Elements of the dense tensor."""
-        rows, cols = matrix_view(self._shape)
-        return rows * cols
+        return self._tiling.elements
 
     @property
     def layout(self) -> str:
         """ "dense", "bitmask" or "permuted"."""
-        return self._layout.name
+        return self._tiling.layout.name
 
     @property
     def nnz(self) -> int:
         """Elements that are neither 0 nor -0.0. O(tiles) for sparse layouts, one read of the values for `dense`."""
         if self._nnz is None:
-            if self._layout.sparse:
-                self._nnz = sum(self._layout.nnz(tile) for tile in self._tiles)
+            if self._tiling.layout.sparse:
+                self._nnz = sum(self._tiling.layout.nnz(tile) for tile in self._tiles)
             else:
                 self._nnz = int(np.count_nonzero(self.todense()))
         return self._nnz
@@ -189,16 +175,16 @@ class SparseTensor(NDArrayOperatorsMixin):
         return sum(array.nbytes for tile in self._tiles for array in tile.values())
 
     def __repr__(self) -> str:
-        dense = self._dtype.nbytes(self.size)
+        dense = self._tiling.dtype.nbytes(self.size)
         return (
             f"SparseTensor(shape={self.shape}, dtype={self.dtype}, layout={self.layout!r}, "
             f"sparsity={self.sparsity:.3f}, nbytes={self.nbytes:,} of {dense:,})"
         )
 
     def __len__(self) -> int:
-        if not self._shape:
+        if not self._tiling.shape:
             raise TypeError("len() of a 0-d tensor")
-        return self._shape[0]
+        return self._tiling.shape[0]
 
     def todense(self, threads: int | None = None, *, max_decoded_bytes: int | None = None) -> np.ndarray:
         """The dense array, bit for bit. O(rows * cols); tiles are unpacked in parallel.
@@ -212,7 +198,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         """
         if self._budget is not None:
             self._budget.expect(self.size * self.dtype.itemsize, limit=max_decoded_bytes)
-        return self._dense_rows(range(matrix_view(self._shape)[0]), slice(None), threads).reshape(self._shape)
+        return self._dense_rows(range(self._tiling.rows), slice(None), threads).reshape(self._tiling.shape)
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """The array of `numpy.asarray(w)`: `todense()`, cast to `dtype` if one is given. O(rows * cols).
@@ -276,7 +262,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         `key` is any index of numpy whose first part is an integer, a slice, or a one-dimensional array of integers or
         booleans. A row costs O(cols) to unpack; in `permuted`, a run of rows costs O(rows of its tile) to find.
         """
-        return slicing.index(key, self._shape, self._rows)
+        return slicing.index(key, self._tiling.shape, self._rows)
 
     def to_scipy(self) -> scipy.sparse.csr_array:
         """The matrix view as scipy.sparse.csr_array, (rows, cols), columns ascending.
@@ -286,10 +272,10 @@ class SparseTensor(NDArrayOperatorsMixin):
         """
         import scipy.sparse
 
-        rows, cols = matrix_view(self._shape)
+        rows, cols = self._tiling.rows, self._tiling.cols
         widen = self.dtype.kind not in "biufc" or self.dtype == np.float16
         dtype = np.dtype(np.float32) if widen else self.dtype
-        if not self._layout.sparse:
+        if not self._tiling.layout.sparse:
             return scipy.sparse.csr_array(self.todense().reshape(rows, cols).astype(dtype))
         if self._budget is not None:
             self._budget.expect(self.nnz * (dtype.itemsize + 8) + 8 * rows)
@@ -297,7 +283,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         columns: list[np.ndarray] = []
         values: list[np.ndarray] = []
         for number, tile in enumerate(self._tiles):
-            height = self._height(number)
+            height = self._tiling.height(number)
             entries = to_entries(self.layout, tile, height)
             counts.append(np.bincount(entries.rows, minlength=height))
             columns.append(entries.columns.astype(np.int32) if cols < 1 << 31 else entries.columns)
@@ -315,7 +301,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         """
         if layout == self.layout:
             return self
-        if not self._layout.sparse or layout not in LAYOUTS:
+        if not self._tiling.layout.sparse or layout not in LAYOUTS:
             return SparseTensor._from_rows(rows_of(self.todense(threads)), layout, threads, self._budget)
         signs = self._signs if LAYOUTS[layout].sparse else None
 
@@ -328,7 +314,7 @@ class SparseTensor(NDArrayOperatorsMixin):
             self._budget.expect(nbytes)
         arena = Arena(nbytes)
         kept = [arena.keep(tile) for tile in tiles]
-        return SparseTensor(self._dtype, self._shape, layout, self._tile_rows, kept, self._budget, signs)
+        return SparseTensor(self._tiling.within(LAYOUTS[layout]), kept, self._budget, signs)
 
     def __matmul__(self, x: Any) -> np.ndarray:
         """The product of the matrix view and x: x (cols,) gives (rows,), x (cols, n) gives (rows, n).
@@ -341,7 +327,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         x = np.asarray(x)
         if x.ndim == 1:
             return linear(x, self.operand())
-        cols = matrix_view(self._shape)[1]
+        cols = self._tiling.cols
         if x.ndim != 2 or x.shape[0] != cols:
             raise ValueError(f"w @ x takes x of shape ({cols},) or ({cols}, n), not {x.shape}")
         return matmul(self.operand(), x)
@@ -355,26 +341,26 @@ class SparseTensor(NDArrayOperatorsMixin):
 
     def __reduce__(self) -> tuple[Any, ...]:
         tiles = self._tiles if self._signs is None else tuple(map(self.tile, range(len(self._tiles))))
-        return _unpickle, (self._dtype.name, self._shape, self.layout, self._tile_rows, tiles)
+        return _unpickle, (self._tiling.dtype.name, self._tiling.shape, self.layout, self._tiling.tile_rows, tiles)
 
     def operand(self) -> Operand:
         """The tensor as kernels take it; made once. For the library itself."""
         if self._operand is None:
             from sparsefmt.kernels.operand import Operand
 
-            rows, cols = matrix_view(self._shape)
-            self._operand = Operand(self._dtype, rows, cols, self._layout.name, self._tile_rows, self._tiles)
+            self._operand = Operand(self._tiling, self._tiles)
         return self._operand
 
     def filling(self) -> Filling:
         """How full a sparse tensor is, which gives the sizes of its arrays. O(rows). For the library itself."""
-        rows, cols = matrix_view(self._shape)
-        padded = sum(padded_nnz(self._layout.counts(tile)) for tile in self._tiles)
-        return Filling(self._dtype, rows, cols, self._tile_rows, self.nnz, padded)
+        tiling = self._tiling
+        padded = sum(padded_nnz(tiling.layout.counts(tile)) for tile in self._tiles)
+        return Filling(tiling.dtype, tiling.rows, tiling.cols, tiling.tile_rows, self.nnz, padded)
 
-    def _height(self, number: int) -> int:
-        """Rows of tile `number`."""
-        return min(self._tile_rows, matrix_view(self._shape)[0] - number * self._tile_rows)
+    @property
+    def tiling(self) -> Tiling:
+        """How it is cut into tiles. For the library itself."""
+        return self._tiling
 
     def tile(self, number: int) -> Tile:
         """Arrays of tile `number`, `negative_zeros` among them if there are any. For the library itself.
@@ -386,7 +372,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         if self._signs is None:
             return tile
         signs = self._signs.tile(number)
-        negative_zeros.check(signs, self._height(number) * matrix_view(self._shape)[1] - self._layout.nnz(tile))
+        negative_zeros.check(signs, self._tiling.positions(number) - self._tiling.layout.nnz(tile))
         return {**tile, NEGATIVE_ZEROS: signs}
 
     @property
@@ -396,9 +382,7 @@ class SparseTensor(NDArrayOperatorsMixin):
 
     def with_signs(self, signs: Signs | None) -> SparseTensor:
         """The tensor with `negative_zeros` from elsewhere, where its tiles have none. For the library itself."""
-        made = SparseTensor(
-            self._dtype, self._shape, self.layout, self._tile_rows, list(self._tiles), self._budget, signs
-        )
+        made = SparseTensor(self._tiling, self._tiles, self._budget, signs)
         made._operand = self._operand
         return made
 
@@ -409,14 +393,14 @@ class SparseTensor(NDArrayOperatorsMixin):
     def _converted(self, tile: Tile, number: int, layout: str) -> Tile:
         from sparsefmt.layouts.convert import convert
 
-        cols = matrix_view(self._shape)[1]
-        tile = convert(tile, self.layout, layout, self._dtype, self._height(number), cols)
+        cols = self._tiling.cols
+        tile = convert(tile, self.layout, layout, self._tiling.dtype, self._tiling.height(number), cols)
         return {array: frozen(data) for array, data in tile.items()}
 
     def _expect_budget(self, rows: int) -> None:
         """Raise LimitError if so many dense rows take more than the limit of the file that the tensor comes from."""
         if self._budget is not None:
-            self._budget.expect(rows * matrix_view(self._shape)[1] * self.dtype.itemsize)
+            self._budget.expect(rows * self._tiling.cols * self.dtype.itemsize)
 
     def _rows(self, wanted: slicing.Rows, cols: slice) -> np.ndarray:
         """Elements of the matrix view: whole rows, cut to `cols`."""
@@ -424,22 +408,18 @@ class SparseTensor(NDArrayOperatorsMixin):
         return self._dense_rows(wanted, cols)
 
     def _dense_rows(self, wanted: slicing.Rows, cols: slice, threads: int | None = None) -> np.ndarray:
-        return slicing.dense_rows(
-            wanted, cols, self._dtype, self._shape, self._layout, self._tile_rows, self.tile, threads
-        )
+        return slicing.dense_rows(wanted, cols, self._tiling, self.tile, threads)
 
 
 def _unpickle(
     dtype_name: str, shape: tuple[int, ...], layout: str, tile_rows: int, tiles: tuple[Tile, ...]
 ) -> SparseTensor:
     """Copy arrays to memory that kernels can read past the end of, which pickling does not keep, and check them."""
-    dtype = DTYPES[dtype_name]
-    rows, cols = matrix_view(shape)
-    restored = []
+    tiling, restored = Tiling(DTYPES[dtype_name], shape, LAYOUTS[layout], tile_rows), []
     for number, tile in enumerate(tiles):
         own = {array: padded_copy(data) for array, data in tile.items()}
-        height = min(tile_rows, rows - number * tile_rows)
-        LAYOUTS[layout].check_sizes({array: data.nbytes for array, data in own.items()}, dtype, height, cols)
-        layouts.check(LAYOUTS[layout], own, dtype, height, cols)
+        sizes = {array: data.nbytes for array, data in own.items()}
+        tiling.layout.check_sizes(sizes, tiling.dtype, tiling.height(number), tiling.cols)
+        layouts.check(tiling.layout, own, tiling.dtype, tiling.height(number), tiling.cols)
         restored.append({array: frozen(data) for array, data in own.items()})
-    return SparseTensor(dtype, shape, layout, tile_rows, restored)
+    return SparseTensor(tiling, restored)

@@ -12,11 +12,12 @@ import numpy as np
 from sparsefmt.adapters import Rows, Survey, identity_of, rows_of
 from sparsefmt.adapters.mistakes import expect_tensors
 from sparsefmt.container.entry import TensorEntry
+from sparsefmt.container.in_progress import Contents
 from sparsefmt.container.index import Index
 from sparsefmt.container.names import check_name
 from sparsefmt.container.writer import Sink, Writer
 from sparsefmt.errors import in_tensor
-from sparsefmt.layouts import auto
+from sparsefmt.layouts import LAYOUTS, auto
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.tensor import SparseTensor
 
@@ -85,26 +86,22 @@ class TensorWriter:
             survey = matrix.survey(self._threads)
         nnz, negatives = survey.nnz, survey.negative_zeros
         layout = auto.layout_for(self._layout, self._purpose, matrix.shape, matrix.filling(survey))
-        height = matrix.tile_rows(layout, nnz if self._drop else nnz + negatives)
-        return self._writer.add(
-            name,
-            matrix.dtype,
-            matrix.shape,
-            layout,
-            height,
-            matrix.tile_maker(layout, height, self._drop),
-            nnz=None if layout == "dense" else nnz,
-            negative_zeros=layout != "dense" and negatives > 0 and not self._drop,
+        tiling = matrix.tiling(layout, nnz if self._drop else nnz + negatives)
+        contents = Contents(
+            matrix.tile_maker(tiling, self._drop),
+            nnz=nnz if tiling.layout.sparse else None,
+            negative_zeros=tiling.layout.sparse and negatives > 0 and not self._drop,
             negative_zeros_dropped=negatives if self._drop else 0,
         )
+        return self._writer.add(name, tiling, contents)
 
     def _add_laid_out(self, name: str, tensor: SparseTensor) -> TensorEntry:
         """Write a tensor that is laid out already, tile by tile. It is not made dense between sparse layouts."""
         layout = auto.layout_for(self._layout, self._purpose, tensor.shape, tensor.filling(), is_sparse=True)
         if layout == "dense":
             return self._add_dense(name, rows_of(tensor))
-        operand = tensor.operand()
-        signs = (tensor.tile(number).get(NEGATIVE_ZEROS) for number in range(len(operand.tiles)))
+        tiling = tensor.tiling.within(LAYOUTS[layout])
+        signs = (tensor.tile(number).get(NEGATIVE_ZEROS) for number in range(tiling.tiles))
         negatives = sum(int(np.bitwise_count(array).sum()) for array in signs if array is not None)
         keep = negatives > 0 and not self._drop
 
@@ -112,17 +109,9 @@ class TensorWriter:
             tile = tensor.converted(number, layout)
             return tile if keep else {array: data for array, data in tile.items() if array != NEGATIVE_ZEROS}
 
-        return self._writer.add(
-            name,
-            operand.dtype,
-            tensor.shape,
-            layout,
-            operand.tile_rows,
-            make_tile,
-            nnz=tensor.nnz,
-            negative_zeros=keep,
-            negative_zeros_dropped=negatives if self._drop else 0,
-        )
+        dropped = negatives if self._drop else 0
+        contents = Contents(make_tile, nnz=tensor.nnz, negative_zeros=keep, negative_zeros_dropped=dropped)
+        return self._writer.add(name, tiling, contents)
 
 
 class Converted(Mapping[str, Any]):

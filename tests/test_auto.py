@@ -102,7 +102,7 @@ def test_sizes_are_exact(seed: int, rows: int, cols: int, dtype: DType):
     for layout in ("dense", *SPARSE):
         tensor = sparsefmt.SparseTensor.from_dense(array, layout)
         # tiles of `permuted` are higher where hardly an element is there
-        expected = replace(filling, tile_rows=tensor.operand().tile_rows)
+        expected = replace(filling, tile_rows=tensor.tiling.tile_rows)
         assert expected.nbytes(layout) == layout_nbytes(tensor)
         if layout == "permuted":
             assert tensor.filling() == filling == expected

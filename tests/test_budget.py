@@ -24,11 +24,13 @@ from sparsefmt import layouts
 from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.container import budget
+from sparsefmt.container.in_progress import Contents
 from sparsefmt.container.sources import Memory
 from sparsefmt.container.writer import Writer
 from sparsefmt.dtypes import DTYPES, DType, as_bits
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
+from sparsefmt.layouts.tiling import Tiling
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +275,8 @@ class TestPairs:
         with path.open("wb") as file:
             writer = Writer(file, codec="rans")
             zeros = Zeros(DTYPES["F4"], (1 << 7, 1 << 20))
-            writer.add("w", zeros.dtype, zeros.shape, "dense", 8, zeros.tile_maker("dense", 8))
+            tiling = Tiling(zeros.dtype, zeros.shape, LAYOUTS["dense"], 8)
+            writer.add("w", tiling, Contents(zeros.tile_maker(tiling)))
             writer.finish()
         assert path.stat().st_size < 1 << 15
         for key in (slice(None), ..., (slice(None), 5)):
@@ -370,7 +373,8 @@ def in_tiles(array: np.ndarray, dtype: DType, layout: str, tile_rows: int) -> by
     writer = Writer(buffer, codec="zstd")
     nnz = sum(LAYOUTS[layout].nnz(tile) for tile in tiles)
     signs = any(NEGATIVE_ZEROS in tile for tile in tiles)
-    writer.add("w", dtype, array.shape, layout, tile_rows, tiles.__getitem__, nnz=nnz, negative_zeros=signs)
+    tiling = Tiling(dtype, array.shape, LAYOUTS[layout], tile_rows)
+    writer.add("w", tiling, Contents(tiles.__getitem__, nnz=nnz, negative_zeros=signs))
     writer.finish()
     return buffer.getvalue()
 

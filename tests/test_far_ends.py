@@ -18,6 +18,7 @@ from naive import fma32
 
 import sparsefmt
 from sparsefmt import SparseTensor
+from sparsefmt.container.in_progress import Contents
 from sparsefmt.container.writer import Writer
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.kernels import permuted
@@ -26,6 +27,7 @@ from sparsefmt.kernels.simd import F32
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.bitmask import mask_stride
 from sparsefmt.layouts.memory import OVERREAD, frozen
+from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.limits import MAX_SPARSE_TILE_POSITIONS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory that is never written to may cost something")
@@ -88,7 +90,7 @@ def tensor(layout: str, shape: tuple[int, int], tile_rows: int, places: list[tup
         LAYOUTS[layout].check_sizes({name: data.nbytes for name, data in tile.items()}, DTYPES["F32"], height, cols)
         LAYOUTS[layout].check(tile, DTYPES["F32"], height, cols)
         tiles.append(tile)
-    return SparseTensor(DTYPES["F32"], shape, layout, tile_rows, tiles)
+    return SparseTensor(Tiling(DTYPES["F32"], shape, LAYOUTS[layout], tile_rows), tiles)
 
 
 ROWS = COLS = 1 << 16
@@ -176,7 +178,8 @@ def only(w: SparseTensor, begin: int, end: int) -> SparseTensor:
 
 def frozen_tensor(layout: str, shape: tuple[int, int], tile: Tile) -> SparseTensor:
     """Of one tile, of which no more is right than what is looked at."""
-    return SparseTensor(DTYPES["F32"], shape, layout, shape[0], [{name: frozen(data) for name, data in tile.items()}])
+    tiling = Tiling(DTYPES["F32"], shape, LAYOUTS[layout], shape[0])
+    return SparseTensor(tiling, [{name: frozen(data) for name, data in tile.items()}])
 
 
 COUNTS = [3, 3, 2, 2, 2, 1, 1, 0]
@@ -249,15 +252,7 @@ def test_through_a_file(codec, tmp_path: Path):
     path = tmp_path / "far.sparsefmt"
     with open(path, "wb") as sink:
         writer = Writer(sink, codec=codec)
-        writer.add(
-            "w",
-            DTYPES["F32"],
-            (ROWS, COLS),
-            "permuted",
-            TILE_ROWS,
-            lambda number: dict(made.tiles[number]),
-            nnz=len(FAR),
-        )
+        writer.add("w", made.tiling, Contents(lambda number: dict(made.tiles[number]), nnz=len(FAR)))
         writer.finish()
     assert path.stat().st_size < 1 << 20
     x = np.random.default_rng(0).standard_normal(COLS).astype(np.float32)

@@ -18,7 +18,7 @@ from outcomes import outcome_of_reader
 import sparsefmt
 from sparsefmt import FormatError, SparsefmtError, SparseTensor, limits
 from sparsefmt.adapters import ArrayRows
-from sparsefmt.container import writer
+from sparsefmt.container import in_progress, writer
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.tensor_writer import TensorWriter, write_all
 
@@ -150,7 +150,7 @@ def test_limits_of_a_file(folder, monkeypatch):
     assert saved(tensors, {}, folder) is not None
     assert saved({**tensors, "d": np.ones(5)}, {}, folder) is None
     assert saved({**tensors, "tied": tensors["a"]}, {}, folder) is None
-    monkeypatch.setattr(writer, "MAX_CHUNK_BYTES", 32)
+    monkeypatch.setattr(in_progress, "MAX_CHUNK_BYTES", 32)
     assert saved(tensors, {}, folder) is not None
     assert saved({**tensors, "c": np.ones((1, 5))}, {}, folder) is None
     monkeypatch.setattr(writer, "MAX_INDEX_BYTES", 200)

@@ -16,10 +16,11 @@ from sparsefmt import layouts
 from sparsefmt.dtypes import DType
 from sparsefmt.file_tensor import FileTensor
 from sparsefmt.layouts import LAYOUTS, auto
-from sparsefmt.layouts.contract import Tile
+from sparsefmt.layouts.contract import Layout, Tile
 from sparsefmt.layouts.entries import Entries, from_entries
 from sparsefmt.layouts.memory import frozen
 from sparsefmt.layouts.permuted import padded_nnz
+from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.shapes import check_shape, matrix_view
 from sparsefmt.threads import in_order
 
@@ -125,33 +126,38 @@ class Rows(ABC):
         # tiles of packed elements start at whole bytes
         return min(self.rows, -(-height // 8) * 8) if self.dtype.packed else height
 
-    def tile_maker(self, layout: str, tile_rows: int, drop_negative_zeros: bool = False) -> Callable[[int], Tile]:
-        """A function that lays out tile number t in `layout`, tile_rows being what `tile_rows` gave for it."""
+    def tiling(self, layout: str, entries: int | None = None) -> Tiling:
+        """How to cut it into tiles of `layout`. entries: as in `tile_rows`."""
+        return Tiling(self.dtype, self.shape, LAYOUTS[layout], self.tile_rows(layout, entries))
+
+    def tile_maker(self, tiling: Tiling, drop_negative_zeros: bool = False) -> Callable[[int], Tile]:
+        """A function that lays out tile number t."""
+        layout = tiling.layout
         # a tile that is higher than usual has few entries, and would be large if it were made dense
-        by_entries = LAYOUTS[layout].sparse and (self.is_sparse or tile_rows > self.tile_rows(layout))
+        by_entries = layout.sparse and (self.is_sparse or tiling.tile_rows > self.tile_rows(layout.name))
         dropped = self.dtype.negative_zero if drop_negative_zeros else 0
 
         def make_tile(number: int) -> Tile:
-            begin, end = number * tile_rows, min(self.rows, (number + 1) * tile_rows)
+            begin, end = tiling.tile_range(number)
             make = self._tile_of_entries if by_entries else self._tile_of_bits
             return {array: frozen(data) for array, data in make(layout, begin, end, dropped).items()}
 
         return make_tile
 
-    def _tile_of_entries(self, layout: str, begin: int, end: int, dropped: int) -> Tile:
+    def _tile_of_entries(self, layout: Layout, begin: int, end: int, dropped: int) -> Tile:
         entries = self.entries(begin, end)
         # a copy: the caller may be writing to it meanwhile
         values = _without(np.array(entries.values), dropped)
-        return from_entries(layout, entries._replace(values=values), self.dtype, end - begin, self.cols)
+        return from_entries(layout.name, entries._replace(values=values), self.dtype, end - begin, self.cols)
 
-    def _tile_of_bits(self, layout: str, begin: int, end: int, dropped: int) -> Tile:
+    def _tile_of_bits(self, layout: Layout, begin: int, end: int, dropped: int) -> Tile:
         bits = _without(self.bits(begin, end), dropped)
-        if LAYOUTS[layout].sparse:
+        if layout.sparse:
             # counted, then packed: the caller may be writing to it meanwhile, and packing trusts the counts
-            return layouts.from_dense(LAYOUTS[layout], np.array(bits), self.dtype)
-        tile = layouts.from_dense(LAYOUTS[layout], bits, self.dtype)
+            return layouts.from_dense(layout, np.array(bits), self.dtype)
+        tile = layouts.from_dense(layout, bits, self.dtype)
         # a BOOL can hold other bits than 0 and 1; sparse layouts are right by construction
-        layouts.check(LAYOUTS[layout], tile, self.dtype, end - begin, self.cols)
+        layouts.check(layout, tile, self.dtype, end - begin, self.cols)
         return tile
 
 

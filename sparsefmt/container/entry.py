@@ -24,13 +24,14 @@ from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import FormatError, LimitError, UnsupportedError
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Layout
+from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.limits import (
     MAX_MODEL_BYTES,
     MAX_SPARSE_COLS,
     MAX_SPARSE_TILE_POSITIONS,
     MAX_SPARSE_TILE_ROWS,
 )
-from sparsefmt.shapes import check_shape, matrix_view
+from sparsefmt.shapes import check_shape
 
 _REQUIRED_KEYS = ("arrays", "dtype", "first_chunk", "layout", "shape", "tile_rows")
 _SPARSE_REQUIRED_KEYS = tuple(sorted((*_REQUIRED_KEYS, "nnz")))
@@ -38,56 +39,27 @@ _OPTIONAL_KEYS = ("models", "negative_zeros_dropped")
 
 
 @dataclass(slots=True)
-class TensorEntry:
-    """One tensor of the index. Not frozen, since that takes twice as long to make; nobody changes one.
+class TensorEntry(Tiling):
+    """One tensor of the index: its tiling, and where in the file its tiles are.
 
     Attributes:
         codecs: codec name of each array, in order of array names.
-        tile_rows: rows in every tile but the last, which may have fewer. 0 if the tensor has no elements.
         first_chunk: number of its first record in the chunk table; 0 if it has no tiles.
         nnz: values stored, or None in layout `dense`.
         negative_zeros_dropped: how many -0.0 were turned into +0.0 when the file was written.
         models: what the codec of an array has to know, for the arrays whose codecs have models.
-        rows, cols: of its matrix view.
     """
 
     name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    layout: Layout
     codecs: Mapping[str, str]
-    tile_rows: int
     first_chunk: int
     nnz: int | None = None
     negative_zeros_dropped: int = 0
     models: dict[str, bytes] = field(default_factory=dict)
-    rows: int = field(init=False)
-    cols: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rows, self.cols = matrix_view(self.shape)
-
-    @property
-    def elements(self) -> int:
-        return self.rows * self.cols
-
-    @property
-    def dense_nbytes(self) -> int:
-        """Bytes of the dense tensor, sub-byte types packed."""
-        return self.dtype.nbytes(self.elements)
-
-    @property
-    def tiles(self) -> int:
-        # tile_rows is 0 exactly where there are no elements
-        return -(-self.rows // self.tile_rows) if self.tile_rows else 0
 
     @property
     def chunk_count(self) -> int:
         return self.tiles * len(self.codecs)
-
-    def tile_range(self, tile: int) -> tuple[int, int]:
-        """First row of `tile`, and the row after its last."""
-        return tile * self.tile_rows, min(self.rows, (tile + 1) * self.tile_rows)
 
     def is_left_out(self, array: str) -> bool:
         """Whether an array that is coded takes no byte, since it follows from others."""
@@ -141,7 +113,7 @@ def decode_entry(name: str, entry: dict[str, Any], strict: bool) -> TensorEntry:
     if kind.modelled or "models" in entry:
         models = _decode_models(entry.get("models", {}), kind.modelled)
     decoded = TensorEntry(
-        name, kind.dtype, shape, layout, kind.codecs, entry["tile_rows"], entry["first_chunk"], nnz, dropped, models
+        kind.dtype, shape, layout, entry["tile_rows"], name, kind.codecs, entry["first_chunk"], nnz, dropped, models
     )
     _check_tiles(decoded)
     if layout.sparse:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsefmt.dtypes import DType
 from sparsefmt.layouts.contract import Tile
+from sparsefmt.layouts.tiling import Tiling
 
 FIRST_ROW, HEIGHT = 0, 1
 """Where kernels find numbers of a tile in its line of `Operand.table`: its first row, and how many rows it has."""
@@ -43,29 +43,30 @@ class Operand:
     """A matrix in one of the layouts, its arrays checked and read-only. Immutable, but for what it remembers.
 
     Attributes:
-        tiles: arrays of rows [t * tile_rows, (t + 1) * tile_rows) each. Kept, so that `table` stays valid.
+        tiling: how it is cut into tiles.
+        tiles: the arrays of each. Kept, so that `table` stays valid.
         table: int64 (tiles, columns). A line for each tile: see FIRST_ROW and VALUES.
     """
 
-    __slots__ = ("_work", "cols", "dtype", "layout", "rows", "table", "tile_rows", "tiles")
+    __slots__ = ("_work", "cols", "dtype", "layout", "rows", "table", "tiles", "tiling")
 
-    def __init__(
-        self, dtype: DType, rows: int, cols: int, layout: str, tile_rows: int, tiles: tuple[Tile, ...]
-    ) -> None:
-        self.dtype, self.rows, self.cols, self.layout = dtype, rows, cols, layout
-        self.tile_rows, self.tiles = tile_rows, tiles
+    def __init__(self, tiling: Tiling, tiles: tuple[Tile, ...]) -> None:
+        self.tiling, self.tiles = tiling, tiles
+        # looked at by every product
+        self.dtype, self.rows, self.cols, self.layout = tiling.dtype, tiling.rows, tiling.cols, tiling.layout.name
+        names = _ARRAYS[self.layout]
         self.table = np.array(
             [
-                [number * tile_rows, self.height(number), *(tile[name].ctypes.data for name in _ARRAYS[layout])]
+                [number * tiling.tile_rows, self.height(number), *(tile[name].ctypes.data for name in names)]
                 for number, tile in enumerate(tiles)
             ],
             np.int64,
-        ).reshape(len(tiles), 2 + len(_ARRAYS[layout]))
+        ).reshape(len(tiles), 2 + len(names))
         self._work: dict[int, Work] = {}
 
     def height(self, number: int) -> int:
         """Rows of tile `number`."""
-        return min(self.tile_rows, self.rows - number * self.tile_rows)
+        return self.tiling.height(number)
 
     def work(self, unit_count: int) -> Work:
         """The rows cut into `unit_count` units at most. Remembered."""

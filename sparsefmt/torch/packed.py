@@ -18,11 +18,12 @@ import torch
 
 from sparsefmt import layouts
 from sparsefmt.container.stored_signs import HeldSigns, Signs
-from sparsefmt.dtypes import DTYPES, DType
+from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError, UnsupportedError
 from sparsefmt.layouts import LAYOUTS, auto, negative_zeros
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Layout, Tile
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
 from sparsefmt.layouts.memory import ALIGNMENT, OVERREAD, frozen, padded_copy
+from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.limits import MAX_SPARSE_TILE_POSITIONS, MAX_SPARSE_TILE_ROWS, MAX_TENSOR_BITS
 from sparsefmt.tensor import SparseTensor
 
@@ -56,7 +57,7 @@ def pack(weight: SparseTensor) -> Packed:
     if operand.dtype.name not in _DTYPES:
         raise UnsupportedError("dtype-product", f"weights of dtype {operand.dtype.name} cannot be multiplied")
     numbers = [VERSION, _DTYPES.index(operand.dtype.name), operand.rows, operand.cols]
-    numbers += [_LAYOUTS.index(operand.layout), operand.tile_rows]
+    numbers += [_LAYOUTS.index(operand.layout), operand.tiling.tile_rows]
     # weights that are set in inference mode shall serve outside of it as well
     with torch.inference_mode(False):
         arrays, places = _together(operand.tiles) or _copied(operand.tiles)
@@ -76,14 +77,14 @@ def unpack(memory: np.ndarray, table: torch.Tensor, *, check: bool) -> SparseTen
     Raises:
         FormatError: the two are no packed matrix.
     """
-    header, numbers = _read_header(table)
-    layout, dtype = header.layout, header.dtype
+    tiling, numbers = _read_table(table)
+    layout, dtype = tiling.layout, tiling.dtype
     names = _names(layout.name)
     if check:
-        _check_header(header, len(numbers))
+        _check_tiling(tiling, len(numbers))
     tiles: list[Tile] = []
-    for number in range(header.tile_count):
-        height = min(header.tile_rows, header.rows - number * header.tile_rows)
+    for number in range(tiling.tiles):
+        height = tiling.height(number)
         begins, sizes = (numbers[2 * len(names) * number + part :: 2] for part in (0, 1))
         places = {
             name: (begin, nbytes)
@@ -92,15 +93,15 @@ def unpack(memory: np.ndarray, table: torch.Tensor, *, check: bool) -> SparseTen
         }
         if check:
             _check_places(places, number, memory.size)
-            layout.check_sizes({name: nbytes for name, (_, nbytes) in places.items()}, dtype, height, header.cols)
+            layout.check_sizes({name: nbytes for name, (_, nbytes) in places.items()}, dtype, height, tiling.cols)
         tile = {
-            name: frozen(memory[begin : begin + nbytes].view(layout.array_dtype(name, dtype, header.cols)))
+            name: frozen(memory[begin : begin + nbytes].view(layout.array_dtype(name, dtype, tiling.cols)))
             for name, (begin, nbytes) in places.items()
         }
         if check:
-            layouts.check(layout, tile, dtype, height, header.cols)
+            layouts.check(layout, tile, dtype, height, tiling.cols)
         tiles.append(tile)
-    return SparseTensor(dtype, (header.rows, header.cols), layout.name, header.tile_rows, tiles)
+    return SparseTensor(tiling, tiles)
 
 
 def signs_of(tensor: SparseTensor, signs: torch.Tensor) -> Signs:
@@ -111,10 +112,8 @@ def signs_of(tensor: SparseTensor, signs: torch.Tensor) -> Signs:
     """
     memory = np.array(signs.detach().cpu().numpy())
     tiles, begin = [], 0
-    _, cols = tensor.shape
     for number, tile in enumerate(tensor.operand().tiles):
-        height = min(tensor.operand().tile_rows, tensor.shape[0] - number * tensor.operand().tile_rows)
-        pruned = height * cols - LAYOUTS[tensor.layout].nnz(tile)
+        pruned = tensor.tiling.positions(number) - tensor.tiling.layout.nnz(tile)
         size = (pruned + 7) // 8
         tiles.append(frozen(memory[begin : begin + size]))
         negative_zeros.check(tiles[-1], pruned)
@@ -141,19 +140,7 @@ def _names(layout: str) -> tuple[str, ...]:
     return (*LAYOUTS[layout].arrays, NEGATIVE_ZEROS)
 
 
-class _Header(NamedTuple):
-    dtype: DType
-    rows: int
-    cols: int
-    layout: Layout
-    tile_rows: int
-
-    @property
-    def tile_count(self) -> int:
-        return -(-self.rows // self.tile_rows) if self.tile_rows > 0 else 0
-
-
-def _read_header(table: torch.Tensor) -> tuple[_Header, list[int]]:
+def _read_table(table: torch.Tensor) -> tuple[Tiling, list[int]]:
     """What is true for all tiles, and the numbers of the tiles. Raises FormatError."""
     numbers = table.tolist()
     if len(numbers) < _HEADER or numbers[0] != VERSION:
@@ -161,24 +148,24 @@ def _read_header(table: torch.Tensor) -> tuple[_Header, list[int]]:
     _, dtype, rows, cols, layout, tile_rows = numbers[:_HEADER]
     if dtype not in range(len(_DTYPES)) or layout not in range(len(_LAYOUTS)):
         raise FormatError("weight-table", f"the table has dtype {dtype} and layout {layout}, which are not known")
-    header = _Header(DTYPES[_DTYPES[dtype]], rows, cols, LAYOUTS[_LAYOUTS[layout]], tile_rows)
-    return header, numbers[_HEADER:]
+    tiling = Tiling(DTYPES[_DTYPES[dtype]], (rows, cols), LAYOUTS[_LAYOUTS[layout]], tile_rows)
+    return tiling, numbers[_HEADER:]
 
 
-def _check_header(header: _Header, number_count: int) -> None:
+def _check_tiling(tiling: Tiling, number_count: int) -> None:
     """Refuse what no tensor of the format can have: it must not come to kernels that rely on it."""
-    rows, cols, tile_rows = header.rows, header.cols, header.tile_rows
-    fits = rows >= 0 and cols >= 0 and max(rows, 1) * max(cols, 1) * header.dtype.bits <= MAX_TENSOR_BITS
+    rows, cols, tile_rows = tiling.rows, tiling.cols, tiling.tile_rows
+    fits = rows >= 0 and cols >= 0 and max(rows, 1) * max(cols, 1) * tiling.dtype.bits <= MAX_TENSOR_BITS
     # without elements, there are no tiles
     fits &= 1 <= tile_rows <= rows if rows and cols else tile_rows == 0
-    if fits and header.layout.sparse:
-        fits = auto.can_be_sparse(header.dtype, (rows, cols), cols)
+    if fits and tiling.layout.sparse:
+        fits = auto.can_be_sparse(tiling.dtype, (rows, cols), cols)
         fits &= tile_rows <= MAX_SPARSE_TILE_ROWS and tile_rows * cols <= MAX_SPARSE_TILE_POSITIONS
-    if not fits or number_count != 2 * len(_names(header.layout.name)) * header.tile_count:
+    if not fits or number_count != 2 * len(_names(tiling.layout.name)) * tiling.tiles:
         raise FormatError(
             "weight-table",
             f"the table does not fit {rows} rows and {cols} columns, with {tile_rows} rows in a tile, in layout"
-            f" {header.layout.name!r}",
+            f" {tiling.layout.name!r}",
         )
 
 

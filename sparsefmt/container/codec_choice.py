@@ -1,0 +1,134 @@
+"""Which codec each array of a tensor gets while it is written. With "auto": what does best on the first tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from sparsefmt import threads
+from sparsefmt.codecs import CODECS
+from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Each, Result
+from sparsefmt.layouts.contract import Tile
+from sparsefmt.layouts.tiling import Tiling
+from sparsefmt.positions import Positions
+
+WORTH_A_MODEL = 1 << 12
+"""Bytes of a dense tensor below which "auto" makes no model for it: that takes longer than all else together
+(`tools/bench/small.py`, also with `--codec rans`)."""
+
+KEPT_BYTES = 1 << 24
+"""Tiles of a tensor, 16 MiB in all, that are kept while it is written, since some codecs look several times; the others
+are made anew."""
+
+
+class Tiles:
+    """The tiles of one tensor. Codecs with models look at them several times: a part of them is kept.
+
+    Args:
+        make: gives tile number t. Called from several threads.
+        room: bytes of tiles to keep.
+    """
+
+    def __init__(self, make: Callable[[int], Tile], count: int, thread_count: int | None, room: int) -> None:
+        self._make, self._count, self._threads = make, count, thread_count
+        self._kept: dict[int, Tile] = {}
+        self._room = room
+
+    def get(self, number: int) -> Tile:
+        """Tile `number`. Called from several threads, for tiles of their own."""
+        if number in self._kept:
+            return self._kept[number]
+        tile = self._make(number)
+        nbytes = sum(data.nbytes for data in tile.values())
+        if nbytes <= self._room:
+            self._room -= nbytes
+            self._kept[number] = tile
+        return tile
+
+    def each(self, work: Callable[[Tile, int], Result]) -> Iterator[Result]:
+        """Results of work(tile, number) for all tiles, in order, done in parallel."""
+        return threads.in_order(lambda number: work(self.get(number), number), range(self._count), self._threads)
+
+
+class _Coding:
+    """How an array of a tensor is coded.
+
+    Args:
+        each: all its chunks, for codecs with models.
+        left_out: whether it is not coded at all, since it follows from others.
+    """
+
+    def __init__(self, codec: Codec, info: ArrayInfo, each: Each, left_out: bool) -> None:
+        self.codec, self.left_out = codec, left_out
+        self.model = b"" if left_out else codec.fit(info, each)
+        # of nothing but empty chunks, there is no model
+        nothing = left_out or (codec.has_models and not self.model)
+        self._coder = None if nothing else codec.coder(self.model, info)
+
+    def encode(self, raw: np.ndarray, positions: Positions | None) -> bytes | memoryview:
+        return b"" if self._coder is None else self._coder.encode(raw, positions)
+
+
+class CodecChooser:
+    """Encodes the arrays of one tensor; with "auto", by the codec that did best on the first tile."""
+
+    def __init__(self, codec: str, tiling: Tiling, tiles: Tiles) -> None:
+        self._codec, self._tiling, self._tiles = codec, tiling, tiles
+        self._chosen: dict[str, _Coding] = {}
+
+    def chosen(self, array: str) -> str:
+        return self._chosen[array].codec.name
+
+    def has_model(self, array: str) -> bool:
+        return self._chosen[array].codec.has_models and not self._chosen[array].left_out
+
+    def model(self, array: str) -> bytes:
+        return self._chosen[array].model
+
+    def encode(self, array: str, tile: Tile, number: int) -> bytes | memoryview:
+        """The smallest coding of an array: its raw bytes if coding does not make them smaller."""
+        raw, coding = tile[array].view(np.uint8), self._chosen.get(array)
+        if coding is None:
+            coding, encoded = self._choose(array, tile, number)
+        else:
+            encoded = self._encode(coding, array, tile, number)
+        size = memoryview(encoded).nbytes
+        # what readers would refuse as impossible is not written
+        fits = size < raw.nbytes and (raw.nbytes <= size * coding.codec.max_ratio or coding.left_out)
+        return encoded if fits else memoryview(raw)
+
+    def _choose(self, array: str, tile: Tile, number: int) -> tuple[_Coding, bytes | memoryview]:
+        tiling, layout, tried = self._tiling, self._tiling.layout, []
+        width = layout.array_dtype(array, tiling.dtype, tiling.cols).itemsize
+        info = ArrayInfo(width, tiling.rows, tiling.cols, array == layout.mask)
+
+        def each(work: Callable[[Chunk], Result]) -> Iterator[Result]:
+            return self._tiles.each(lambda tile, number: work(self._chunk(array, tile, number)))
+
+        for codec in self._candidates(info):
+            coding = _Coding(codec, info, each, codec.leaves_out_derived and array in layout.derived)
+            encoded = self._encode(coding, array, tile, number)
+            share = len(coding.model) * tiling.height(number) / max(tiling.rows, 1)
+            tried.append((memoryview(encoded).nbytes + share, coding, encoded))
+        _, coding, encoded = min(tried, key=lambda candidate: candidate[0])
+        self._chosen[array] = coding
+        return coding, encoded
+
+    def _encode(self, coding: _Coding, array: str, tile: Tile, number: int) -> bytes | memoryview:
+        if not coding.codec.has_models:
+            return coding.encode(tile[array].view(np.uint8), None)
+        chunk = self._chunk(array, tile, number)
+        return coding.encode(chunk.raw, chunk.positions)
+
+    def _chunk(self, array: str, tile: Tile, number: int) -> Chunk:
+        """An array of a tile, as codecs with models see it."""
+        tiling, rows = self._tiling, range(*self._tiling.tile_range(number))
+        positions = tiling.layout.positions(array, tile, tiling.dtype, len(rows), tiling.cols)
+        return Chunk(tile[array].view(np.uint8), rows, positions)
+
+    def _candidates(self, info: ArrayInfo) -> list[Codec]:
+        if self._codec == "auto":
+            small = info.rows * info.cols * info.width < WORTH_A_MODEL
+            return [codec for codec in CODECS.values() if codec.name != "raw" and not (codec.has_models and small)]
+        return [CODECS[self._codec]]

@@ -1,0 +1,128 @@
+"""A tensor while it is written: its tiles encoded one after the other, and its entry once all of them are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+
+from sparsefmt import threads
+from sparsefmt.codecs import CODECS
+from sparsefmt.container.codec_choice import KEPT_BYTES, CodecChooser, Tiles
+from sparsefmt.container.entry import TensorEntry
+from sparsefmt.errors import FormatError, LimitError
+from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
+from sparsefmt.layouts.tiling import Tiling
+from sparsefmt.limits import MAX_CHUNK_BYTES
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a tensor has, besides its tiling.
+
+    Attributes:
+        make_tile: gives the arrays of tile number t; called from several threads, about in order, and several times for
+            each: codecs with models look at all tiles before the first is written.
+        nnz: values stored, for sparse layouts.
+        negative_zeros: whether any tile has that array; tiles without it are written as having none set.
+        negative_zeros_dropped: how many signs of zero the caller cleared.
+    """
+
+    make_tile: Callable[[int], Tile]
+    nnz: int | None = None
+    negative_zeros: bool = False
+    negative_zeros_dropped: int = 0
+
+
+class EncodedChunk(NamedTuple):
+    """An array of a tile as it goes to the file.
+
+    Attributes:
+        stored: what is written; as many bytes as `raw_size` if they are the raw ones.
+        raw_size: bytes of the array.
+    """
+
+    stored: bytes | memoryview
+    raw_size: int
+
+
+class TensorInProgress:
+    """One tensor. First all of its tiles are encoded, in order, then its entry can be had.
+
+    Args:
+        codec: "auto", or the name of the codec for all arrays.
+    """
+
+    def __init__(self, name: str, tiling: Tiling, contents: Contents, codec: str, thread_count: int | None) -> None:
+        self._name, self._tiling, self._contents, self._threads = name, tiling, contents, thread_count
+        optional = [NEGATIVE_ZEROS] if contents.negative_zeros else []
+        self._arrays = sorted([*tiling.layout.arrays, *optional])
+        several = codec == "auto" or CODECS[codec].has_models
+        self._tiles = Tiles(self._completed, tiling.tiles, thread_count, KEPT_BYTES if several else 0)
+        self._chooser = CodecChooser(codec, tiling, self._tiles)
+        self._coded: set[str] = set()
+        self._nnz, self._has_negative_zeros = 0, False
+
+    def encoded_tiles(self) -> Iterator[list[EncodedChunk]]:
+        """The chunks of each tile, in order of its arrays' names. Encoded in parallel, a few tiles at a time."""
+        # the first tile by itself: it decides the codecs, whatever the number of threads
+        first = map(self._encoded, range(min(self._tiling.tiles, 1)))
+        rest = threads.in_order(self._encoded, range(1, self._tiling.tiles), self._threads)
+        for tile_nnz, has_negative_zeros, chunks in chain(first, rest):
+            self._nnz += tile_nnz
+            self._has_negative_zeros |= has_negative_zeros
+            for array, chunk in zip(self._arrays, chunks, strict=True):
+                if chunk.raw_size > MAX_CHUNK_BYTES:
+                    raise LimitError(
+                        "chunk-limit",
+                        f"a tile takes {chunk.raw_size:,} bytes, over {MAX_CHUNK_BYTES:,}",
+                        tensor=self._name,
+                    )
+                if memoryview(chunk.stored).nbytes < chunk.raw_size:
+                    self._coded.add(array)
+            yield chunks
+
+    def finished(self, first_chunk: int) -> TensorEntry:
+        """The entry, once all tiles are written.
+
+        Args:
+            first_chunk: number of its first chunk in the file.
+
+        Raises:
+            FormatError: the tiles were not those that the contents promised.
+        """
+        tiling, contents, chooser = self._tiling, self._contents, self._chooser
+        if (self._nnz, self._has_negative_zeros) != (contents.nnz or 0, contents.negative_zeros):
+            raise FormatError("tensor-changed", "it changed while it was saved: save a copy", tensor=self._name)
+        modelled = [array for array in self._arrays if array in self._coded and chooser.has_model(array)]
+        return TensorEntry(
+            tiling.dtype,
+            tiling.shape,
+            tiling.layout,
+            tiling.tile_rows,
+            self._name,
+            {array: chooser.chosen(array) if array in self._coded else "raw" for array in self._arrays},
+            first_chunk if tiling.tiles else 0,
+            contents.nnz,
+            contents.negative_zeros_dropped,
+            {array: chooser.model(array) for array in modelled},
+        )
+
+    def _completed(self, number: int) -> Tile:
+        """A tile with all arrays that it is to have in the file."""
+        tile = self._contents.make_tile(number)
+        if self._contents.negative_zeros and NEGATIVE_ZEROS not in tile:
+            pruned = self._tiling.positions(number) - self._tiling.layout.nnz(tile)
+            tile = {**tile, NEGATIVE_ZEROS: np.zeros((pruned + 7) // 8, np.uint8)}
+        return tile
+
+    def _encoded(self, number: int) -> tuple[int, bool, list[EncodedChunk]]:
+        """Values stored in a tile, whether it has a -0.0, and its chunks."""
+        tile, layout = self._tiles.get(number), self._tiling.layout
+        nnz = layout.nnz(tile) if layout.sparse else 0
+        has_negative_zeros = NEGATIVE_ZEROS in tile and bool(tile[NEGATIVE_ZEROS].any())
+        chunks = [EncodedChunk(self._chooser.encode(array, tile, number), tile[array].nbytes) for array in self._arrays]
+        return nnz, has_negative_zeros, chunks

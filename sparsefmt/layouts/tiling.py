@@ -1,0 +1,62 @@
+"""How a tensor is cut into tiles: its matrix view, its layout, and the height of a tile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from sparsefmt.dtypes import DType
+from sparsefmt.layouts.contract import Layout
+from sparsefmt.shapes import matrix_view
+
+
+@dataclass(slots=True)
+class Tiling:
+    """A tensor's dtype and shape, and how it is laid out. Not frozen, since that takes twice as long to make; nobody
+    changes one.
+
+    Attributes:
+        layout: of every tile.
+        tile_rows: rows in every tile but the last, which may have fewer. 0 if the tensor has no elements.
+        rows, cols: of its matrix view.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    layout: Layout
+    tile_rows: int
+    rows: int = field(init=False)
+    cols: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows, self.cols = matrix_view(self.shape)
+
+    @property
+    def elements(self) -> int:
+        return self.rows * self.cols
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the dense tensor, sub-byte types packed."""
+        return self.dtype.nbytes(self.elements)
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles."""
+        # tile_rows is 0 exactly where there are no elements
+        return -(-self.rows // self.tile_rows) if self.tile_rows else 0
+
+    def tile_range(self, number: int) -> tuple[int, int]:
+        """First row of tile `number`, and the row after its last."""
+        return number * self.tile_rows, min(self.rows, (number + 1) * self.tile_rows)
+
+    def height(self, number: int) -> int:
+        """Rows of tile `number`."""
+        return min(self.tile_rows, self.rows - number * self.tile_rows)
+
+    def positions(self, number: int) -> int:
+        """Positions of tile `number`, pruned or not."""
+        return self.height(number) * self.cols
+
+    def within(self, layout: Layout) -> Tiling:
+        """The same tiles in another layout."""
+        return replace(self, layout=layout)
