@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited as Linux does it")
 
@@ -71,7 +71,7 @@ for shape, amount, codec in cases:
 
 def check(kind: str, cases: list[tuple[tuple[int, ...], float, str]]) -> None:
     command = [sys.executable, "-c", PROGRAM, kind, json.dumps(cases)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert len(lines) == len(cases)

@@ -16,7 +16,7 @@ end, one save of each kind is left to finish, after which no leftover may be the
 Where a kill has hit is told from what it has left: no leftover or an empty one, a part of the file, all of it, the new
 file under its name.
 
-What a power cut does cannot be tried this way; see the order of system calls in tests/test_durability.py.
+What a power cut does cannot be tried this way; see the order of system calls in tests/container/test_atomic.py.
 
 Exit status: 0 if all is as it should be; 1 if not. Not for Windows.
 """

@@ -713,7 +713,7 @@ class TestOrderOfSystemCalls:
 
     @pytest.fixture(autouse=True)
     def needs_strace(self):
-        """Without it, tests/test_save.py looks at the calls that Python makes."""
+        """Without it, tests/container/test_save.py looks at the calls that Python makes."""
         if not shutil.which("strace") or subprocess.run(["strace", "-o", os.devnull, "true"]).returncode:
             pytest.skip("no strace here, or no permission to use it")
 

@@ -4,12 +4,12 @@ import copy
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 import zstandard
+from helpers import ROOT
 from outcomes import BITS, DTYPES, dtype_name, outcome_of_library, outcome_of_reader, packed, reader
 
 import sparsefmt
@@ -19,7 +19,7 @@ from tools.vectors.faults.rans import coded
 
 pytestmark = pytest.mark.slow
 
-SPEC = Path(__file__).parents[1] / "spec"
+SPEC = ROOT / "spec"
 
 
 ALWAYS_DENSE = {"BOOL", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "C64"}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from click.testing import CliRunner
-from helpers import fail, run_command, succeed
+from helpers import ROOT, fail, run_command, succeed
 from safetensors_files import ONE, SHARDS, TWO, craft_tensors, patterns, read_back, save_shards, sparse_array
 
 import sparsefmt
@@ -318,7 +318,7 @@ def test_inspect_loads_no_numba(converted: Path) -> None:
 
 
 def test_strict_accepts_what_is_in_its_only_form() -> None:
-    good = Path(__file__).parent.parent / "spec" / "vectors" / "good"
+    good = ROOT / "spec" / "vectors" / "good"
     for path in sorted(good.glob("*.sparsefmt")):
         assert run_command("verify", path, "--strict", "--quiet").exit_code == 0, path
     newer = good / "odd" / "unknown-keys-of-a-greater-minor-version-bitmask-raw.sparsefmt"
