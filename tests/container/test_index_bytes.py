@@ -12,6 +12,7 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -299,7 +300,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident)
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and sizes of memory are those of Linux")
 def test_lies_take_no_memory():
     """In 256 MiB of addresses, with a budget of 64 MiB: nothing runs out of memory, and little of it is touched."""
-    command = [sys.executable, "-c", HOSTILE, str(ROOT / "tests"), str(ROOT)]
+    command = [sys.executable, "-c", HOSTILE, str(Path(__file__).parent), str(ROOT / "tests"), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *lines, resident = done.stdout.splitlines()

@@ -29,7 +29,7 @@ from rich.table import Table
 import sparsefmt
 from sparsefmt import layouts
 from sparsefmt.codecs import CODECS
-from sparsefmt.container import envelope, reader
+from sparsefmt.container import array_reader, envelope
 
 SIDE, COUNT, SPARSITY = 2048, 6, 0.8
 
@@ -55,7 +55,7 @@ def unverified() -> Iterator[None]:
     with (
         mock.patch.object(envelope, "checksum", _equal),
         mock.patch.object(envelope.Trailer, "check_index", _nothing),
-        mock.patch.object(reader, "_expect_zeros", _nothing),
+        mock.patch.object(array_reader, "expect_zeros", _nothing),
         mock.patch.object(layouts, "check", _nothing),
     ):
         yield
