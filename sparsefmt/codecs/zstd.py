@@ -56,7 +56,7 @@ class _ZstdCoder(Coder):
     def decode(self, stored: np.ndarray, positions: Positions | None, out: np.ndarray) -> None:
         try:
             frame = zstandard.get_frame_parameters(stored.data)
-            if bytes(stored[:4]) != zstandard.FRAME_HEADER or frame.dict_id:
+            if stored.data[:4] != zstandard.FRAME_HEADER or frame.dict_id:
                 raise FormatError("zstd-corrupt", "a zstd frame is skippable, or wants a dictionary")
             if frame.content_size != out.size:
                 raise FormatError("zstd-size", f"a zstd frame holds {frame.content_size:,} bytes, not {out.size:,}")
@@ -65,7 +65,6 @@ class _ZstdCoder(Coder):
             planes = _contexts.decompressor.decompress(stored.data, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise FormatError("zstd-corrupt", f"a zstd frame does not decode: {error}") from None
-        # a view per plane: the assignment casts nothing and copies once
-        elements = out.reshape(-1, self._width)
+        # one plane after the other: each assignment casts nothing and copies once
         for byte, plane in enumerate(np.frombuffer(planes, np.uint8).reshape(self._width, -1)):
-            elements[:, byte] = plane
+            out[byte :: self._width] = plane

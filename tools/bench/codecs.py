@@ -9,10 +9,10 @@ Prints stored over raw bytes and encode and decode speed in MB of the array per 
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import defaultdict
 
+import click
 import ml_dtypes
 import numpy as np
 import zstandard
@@ -40,7 +40,7 @@ def weights(path: str | None) -> list[np.ndarray]:
 
 def measure(raw: np.ndarray, width: int, level: int) -> tuple[int, float, float]:
     """(stored bytes, seconds to encode, seconds to decode) of one array with byte planes of `width`."""
-    zstd.LEVEL = level
+    zstd._contexts.compressor = zstandard.ZstdCompressor(level=level, write_content_size=True)
     coder, out = zstd.Zstd().coder(b"", ArrayInfo(width, 1, raw.size // width)), np.empty_like(raw)
     start = time.perf_counter()
     stored = coder.encode(raw, None)
@@ -49,8 +49,10 @@ def measure(raw: np.ndarray, width: int, level: int) -> tuple[int, float, float]
     return len(stored), encoded - start, time.perf_counter() - encoded
 
 
-def main() -> None:
-    matrices = weights(sys.argv[1] if len(sys.argv) > 1 else None)
+@click.command(help=__doc__.replace("\n\n    ", "\n\n\b\n    "))  # its lines stay lines
+@click.argument("path", required=False, type=click.Path(exists=True, dir_okay=False))
+def main(path: str | None) -> None:
+    matrices = weights(path)
     table = Table(title=f"zstd {'.'.join(map(str, zstandard.ZSTD_VERSION))}: stored / raw, and encode / decode in MB/s")
     for heading in ("zeros", "dtype", "array", "planes", *(f"level {level}" for level in LEVELS)):
         table.add_column(heading, justify="right")
