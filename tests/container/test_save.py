@@ -1,4 +1,4 @@
-"""Saving: order of system calls, two writers, memory, data that changes meanwhile. More in test_durability.py."""
+"""Saving: order of system calls, two writers, memory, data that changes meanwhile. More in test_atomic.py."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from sparsefmt.kernels import multiply
+from tools.bench import harness
 from tools.bench import overhead as bench_overhead
 
 pytestmark = pytest.mark.slow
@@ -62,4 +63,4 @@ def test_pays_from(gains: list[float], size: float | None) -> None:
     [(12.3456, "12.3 s"), (0.2, "200 ms"), (0.00123, "1.23 ms"), (8e-6, "8.00 us"), (1.234e-7, "0.123 us")],
 )
 def test_times_have_three_digits(seconds: float, text: str) -> None:
-    assert bench_overhead.time_text(seconds) == text
+    assert harness.time_text(seconds) == text

@@ -57,6 +57,7 @@ from rich.table import Table
 
 from sparsefmt.layouts.auto import PERMUTED_FROM
 from tools.bench import kernels_peers
+from tools.bench.harness import Others, spread
 from tools.bench.kernels_contenders import (
     STREAM_BYTES,
     Contender,
@@ -190,41 +191,6 @@ def measure(contending: list[Contender], repeats: int, seconds: float) -> dict[s
     return times
 
 
-def spread(times: list[float]) -> float:
-    """Quartile distance over the median."""
-    first, median, third = statistics.quantiles(times, n=4)
-    return (third - first) / median
-
-
-class Others:
-    """How many cores other processes take, from Linux's counters; None elsewhere.
-
-    Another process on one of two cores makes every product with two threads a matter of luck, which a spread alone may
-    not show.
-    """
-
-    def __init__(self, own: Iterable[int]) -> None:
-        """own: the process ids that are not others."""
-        self.own = list(own)
-        self.start, self.busy = time.perf_counter(), self._busy()
-
-    def cores(self) -> float | None:
-        """Since this object was made."""
-        busy = self._busy()
-        if self.busy is None or busy is None:
-            return None
-        return max(0.0, (busy - self.busy) / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - self.start))
-
-    def _busy(self) -> int | None:
-        """Clock ticks of all cores in which they were neither idle nor at work for us."""
-        try:
-            user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
-            ours = [Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split() for process in self.own]
-        except OSError:
-            return None
-        return user + nice + system + sum(interrupts) - sum(int(own[11]) + int(own[12]) for own in ours)
-
-
 def measured_rows(
     matrix: Matrix,
     threads: int,
@@ -285,7 +251,7 @@ def run_case(
         contending += peer.contenders(x, contending[0].expected, threads, plan.cold)
     for contender in contending:
         contender.verify()
-    others = Others([os.getpid(), *(peer.process.pid for peer in peers)])
+    others = Others(peer.process.pid for peer in peers)
     times = measure(contending, plan.repeats, plan.seconds)
     return measured_rows(matrix, threads, batch, contending, times, others.cores(), bandwidth, plan.cold)
 

@@ -45,8 +45,8 @@ from rich.table import Table
 
 from sparsefmt.torch import load_into
 from sparsefmt.transformers import SparsefmtConfig
+from tools.bench.harness import STATUS, reset_peak, status
 from tools.bench.model_cases import CAUSAL, LlamaSize, Subject, answer, finished, set_threads, write_random
-from tools.bench.model_memory import STATUS, status
 
 WAYS = {
     "dense": "safetensors",
@@ -93,7 +93,7 @@ def measured(way: str, folder: Path, subject: Subject) -> Resident:
     """In this process."""
     answer(subject, load(way, folder / "tiny"))
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    reset_peak()
     before = status()
     model = load(way, folder)
     answer(subject, model)

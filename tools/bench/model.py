@@ -57,9 +57,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsefmt.isa import ISA
+from tools.bench.harness import time_text, usable_cores
 from tools.bench.model_cases import EMBEDDING_TOLERANCE, LlamaSize, Subject, encoder, llama, set_threads
 from tools.bench.model_rows import PEERS, SAME_BITS, Plan, Row, load_all, loaded, resident, run, stored, verified
-from tools.bench.overhead import time_text, usable_cores
 
 WEIGHTS_TARGETS = {0.8: 0.45, 0.9: 0.25}
 """By sparsity of the encoder: bytes of the pruned weights over those of the dense ones, at most."""

@@ -15,10 +15,8 @@ from pathlib import Path
 import click
 import torch
 
+from tools.bench.harness import STATUS, reset_peak, status
 from tools.bench.model_cases import Contender, Subject, answer, set_threads
-
-STATUS = Path("/proc/self/status")
-"""Where Linux says how much memory a process has."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def measured(subject: Subject) -> Growth:
     (contender,) = subject.contenders
     answer(subject, subject.load(contender, tiny=True))
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    reset_peak()
     before = status()
     model = subject.load(contender)
     answer(subject, model)
@@ -62,12 +60,6 @@ def measured(subject: Subject) -> Growth:
     after = status()
     private, mapped = (after[field] - before[field] for field in ("RssAnon", "RssFile"))
     return Growth(private, mapped, after["VmHWM"] - before["VmRSS"])
-
-
-def status() -> dict[str, int]:
-    """Bytes by Linux's name for them."""
-    fields = (line.split() for line in STATUS.read_text().splitlines() if line.endswith(" kB"))
-    return {name.rstrip(":"): int(number) << 10 for name, number, _ in fields}
 
 
 def main() -> None:

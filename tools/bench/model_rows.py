@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tools.bench import model_memory
+from tools.bench.harness import Others
 from tools.bench.kernels_contenders import settle
 from tools.bench.model_cases import (
     Contender,
@@ -35,7 +36,6 @@ from tools.bench.model_cases import (
     verify_logits,
     verify_rows,
 )
-from tools.bench.overhead import Others
 
 MIN_TURNS = 3
 """Turns that a contender has however long they take."""

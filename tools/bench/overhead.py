@@ -51,6 +51,7 @@ from rich.table import Table
 from sparsefmt import SparseTensor, linear, save_file
 from sparsefmt.kernels import multiply
 from sparsefmt.layouts import LAYOUTS
+from tools.bench.harness import Others, spread, time_text, usable_cores
 
 SIDE = 64
 """Of the matrix that is nearly nothing to multiply by."""
@@ -133,9 +134,8 @@ def row(
     others: float | None = None,
 ) -> Row:
     """A row of at least two samples."""
-    first, median, third = statistics.quantiles(seconds, n=4)
-    spread = (third - first) / median
-    return Row(measured, case, threads, multiply_adds, median, spread, len(seconds), target_s, others)
+    median = statistics.median(seconds)
+    return Row(measured, case, threads, multiply_adds, median, spread(seconds), len(seconds), target_s, others)
 
 
 def pruned(side: int) -> np.ndarray:
@@ -251,28 +251,6 @@ def seconds_of_a_product(x: np.ndarray, copies: list[SparseTensor], threads: int
     return statistics.median(calls)
 
 
-class Others:
-    """How many cores other processes take from now on, from Linux's counters; None elsewhere."""
-
-    def __init__(self) -> None:
-        self.start, self.ticks = time.perf_counter(), self._ticks()
-
-    def cores(self) -> float | None:
-        ticks = self._ticks()
-        if ticks is None or self.ticks is None:
-            return None
-        return max(0.0, (ticks - self.ticks) / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - self.start))
-
-    def _ticks(self) -> float | None:
-        """In which cores were neither idle nor at work for this process."""
-        try:
-            user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
-        except OSError:
-            return None
-        own = os.times()
-        return user + nice + system + sum(interrupts) - (own.user + own.system) * os.sysconf("SC_CLK_TCK")
-
-
 def thread_rows(plan: Plan, threads: int) -> Iterator[Row]:
     for side in plan.sides:
         weight = pruned(side)
@@ -302,12 +280,6 @@ def pays_from(sizes: list[int], gains: list[float]) -> float | None:
     low, high = math.log(gains[below]), math.log(gains[below + 1])
     part = -low / (high - low)
     return sizes[below] * (sizes[below + 1] / sizes[below]) ** part
-
-
-def time_text(seconds: float) -> str:
-    """Three digits, in a unit that leaves at least one of them before the point."""
-    factor, unit = (1, "s") if seconds >= 1 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "us")
-    return f"{seconds * factor:#.3g} {unit}".replace(". ", " ")
 
 
 def print_table(console: Console, rows: list[Row]) -> None:
@@ -364,10 +336,6 @@ def print_threads(console: Console, rows: list[Row], plan: Plan, threads: int) -
     crowded = sum(one.others is not None and one.others > usable_cores() - threads + 0.2 for one, _ in pairs)
     if crowded:
         console.print(f"in {crowded} of {len(pairs)} cases, others took cores that were needed: measure these again")
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:

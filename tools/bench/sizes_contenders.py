@@ -30,15 +30,13 @@ import zstandard
 import sparsefmt
 from sparsefmt.codecs import CODECS
 from sparsefmt.dtypes import as_bits, dtype_of
+from tools.bench.harness import CLEAR_REFS, reset_peak, status
 from tools.prune import WRITER_DTYPES
 
 Tensors = Mapping[str, np.ndarray]
 
 WORTH_PRUNING = 0.25
 """Share of zeros from which a tensor counts as pruned."""
-
-CLEAR_REFS = Path("/proc/self/clear_refs")
-"""Linux: 5, written here, sets the process's high-water mark of memory back."""
 
 INSTALLED_BY = {"pcodec": "pcodec", "zipnn": "zipnn", "lmz": "lmzip", "blosc2": "blosc2", "scipy": "scipy"}
 """What `pip install` brings each module."""
@@ -493,14 +491,7 @@ def _peak(work: Callable[[], Any]) -> tuple[int, Any]:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    CLEAR_REFS.write_text("5")
-    before = _status("VmRSS")
+    reset_peak()
+    before = status()["VmRSS"]
     result = work()
-    return max(0, _status("VmHWM") - before), result
-
-
-def _status(field: str) -> int:
-    """A size in this process's status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = [line for line in lines if line.startswith(f"{field}:")]
-    return 1024 * int(line.split()[1])
+    return max(0, status()["VmHWM"] - before), result

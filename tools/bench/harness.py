@@ -1,0 +1,73 @@
+"""What benchmarks share: how busy others kept the machine, how much times spread, and the memory of this process."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+STATUS = Path("/proc/self/status")
+"""Where Linux says how much memory a process has."""
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
+"""Where Linux sets the peak of a process back."""
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def spread(times: Sequence[float]) -> float:
+    """Distance of the quartiles over the median."""
+    first, median, third = statistics.quantiles(times, n=4)
+    return (third - first) / median
+
+
+def time_text(seconds: float) -> str:
+    """Three digits, in a unit that leaves at least one of them before the point."""
+    factor, unit = (1, "s") if seconds >= 1 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "us")
+    return f"{seconds * factor:#.3g} {unit}".replace(". ", " ")
+
+
+class Others:
+    """How many cores other processes take from now on, from Linux's counters; None elsewhere.
+
+    Another process on one of two cores makes every product with two threads a matter of luck, which a spread alone may
+    not show.
+
+    Args:
+        own: the process ids, beside that of this one, that are not others.
+    """
+
+    def __init__(self, own: Iterable[int] = ()) -> None:
+        self._own = [os.getpid(), *own]
+        self._start, self._busy = time.perf_counter(), self._busy_ticks()
+
+    def cores(self) -> float | None:
+        """On average, since this object was made."""
+        busy = self._busy_ticks()
+        if self._busy is None or busy is None:
+            return None
+        return max(0.0, (busy - self._busy) / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - self._start))
+
+    def _busy_ticks(self) -> int | None:
+        """Clock ticks of all cores in which they were neither idle nor at work for us."""
+        try:
+            user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+            ours = [Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split() for process in self._own]
+        except OSError:
+            return None
+        return user + nice + system + sum(interrupts) - sum(int(own[11]) + int(own[12]) for own in ours)
+
+
+def status() -> dict[str, int]:
+    """Bytes of this process, by Linux's name for them: VmRSS, RssAnon, RssFile, VmHWM and so on."""
+    fields = (line.split() for line in STATUS.read_text().splitlines() if line.endswith(" kB"))
+    return {name.rstrip(":"): int(number) << 10 for name, number, _ in fields}
+
+
+def reset_peak() -> None:
+    """Let VmHWM begin anew with what is there now. getrusage's peak cannot be set back."""
+    CLEAR_REFS.write_text("5")
