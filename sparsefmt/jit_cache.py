@@ -7,13 +7,18 @@ numba notices when the file of a function is edited. An intrinsic, a jitted func
 compiled into the function too. Therefore the name of its code contains a digest of its file, of
 all files of this package that it imports from, and of the instruction set. Two versions of the package, or two
 instruction sets, have different names, and can use one folder at the same time.
+
+There is one file for each function, types of arguments and constants. numba's own cache has an index for each function:
+of two processes that add code at the same time, one can lose its entry, or get the code of the other under it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import re
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,10 +32,13 @@ import numba
 import platformdirs
 from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.serialize import dumps
 
 from sparsefmt.isa import ISA
 
 PACKAGE = Path(__file__).parent
+
+SUFFIX = ".nbc"
 
 UNUSED_DAYS = 90
 """Days after which code that nobody has read or written is removed, when other code is added."""
@@ -111,14 +119,54 @@ class _Found(CompileResultCacheImpl):
     _locator_classes = (_Locator,)
 
 
+class _Files:
+    """The files of one function. Safe to use from many processes.
+
+    A key says all that the code depends on, besides the digest: types, processor, bytecode, constants.
+    """
+
+    def __init__(self, folder: str, base: str) -> None:
+        self._folder, self._base = Path(folder), base
+
+    def save(self, key: Any, code: Any) -> None:
+        """Raises OSError."""
+        path = self._path(key)
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            temporary.write_bytes(dumps((key, code)))
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def load(self, key: Any) -> Any | None:
+        """None if there is no code, or none that can be read."""
+        try:
+            found, code = pickle.loads(self._path(key).read_bytes())
+        except Exception:  # a damaged file may raise anything; the code is compiled again then
+            return None
+        return code if found == key else None
+
+    def flush(self) -> None:
+        for path in self._folder.glob(f"{self._base}.*{SUFFIX}"):
+            path.unlink(missing_ok=True)
+
+    def _path(self, key: Any) -> Path:
+        return self._folder / f"{self._base}.{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}{SUFFIX}"
+
+
 class Cache(FunctionCache):
     """The code of one function.
 
     Raises:
-        RuntimeError: no folder can keep it.
+        RuntimeError: there is no place for it.
     """
 
     _impl_class = _Found
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base)
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep the code for a signature, unless the disk is full or the folder is gone."""
@@ -134,5 +182,5 @@ def _remove_unused(path: Path) -> None:
     for entry in os.scandir(path):
         with suppress(OSError):
             state = entry.stat()
-            if entry.name.endswith((".nbi", ".nbc")) and max(state.st_atime, state.st_mtime) < limit:
+            if entry.name.endswith((SUFFIX, ".tmp")) and max(state.st_atime, state.st_mtime) < limit:
                 os.unlink(entry)

@@ -99,9 +99,60 @@ def test_code_that_nobody_used_for_long_is_removed(tmp_path):
     from sparsefmt import jit_cache
 
     long_ago = time.time() - (jit_cache.UNUSED_DAYS + 1) * 24 * 3600
-    for name in ("old.nbi", "old.1.nbc", "new.nbi", "notes.txt"):
+    for name in ("old.nbc", "old.nbc.1.tmp", "new.nbc", "notes.txt"):
         (tmp_path / name).write_text("")
-        if name != "new.nbi":
+        if name != "new.nbc":
             os.utime(tmp_path / name, (long_ago, long_ago))
     jit_cache._remove_unused(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.nbi", "notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.nbc", "notes.txt"]
+
+
+@pytest.mark.slow
+def test_processes_that_compile_at_the_same_time_keep_all_of_it(copy, tmp_path):
+    """Kernels of one function that differ in their constants alone: none is lost, and none is taken for another."""
+    program = """
+import sys, numpy, sparsefmt
+from sparsefmt.kernels import permuted, simd
+for dtype in sys.argv[1].split(","):
+    w = sparsefmt.SparseTensor.from_dense(numpy.eye(16, dtype=dtype) * 3, "permuted")
+    print((w @ numpy.ones(16, "f4")).sum())
+for kind in (simd.F32, simd.F16):
+    kernel = permuted.one_token_kernel(kind, False)
+    print(sum(kernel.stats.cache_misses.values()))
+"""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(copy),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "NUMBA_CACHE_DIR": str(tmp_path / "kept"),
+    }
+    orders = ["f4,f2", "f2,f4", "f4,f2"]
+    together = [
+        subprocess.Popen([sys.executable, "-c", program, order], env=environment, stdout=subprocess.PIPE, text=True)
+        for order in orders
+    ]
+    for process in together:
+        assert process.communicate()[0].split()[:2] == ["48.0", "48.0"]
+    after = subprocess.run(
+        [sys.executable, "-c", program, "f4,f2"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert after.stdout.split() == ["48.0", "48.0", "0", "0"]
+
+
+def test_damaged_files_are_as_good_as_none(tmp_path):
+    from sparsefmt import jit_cache
+
+    files = jit_cache._Files(str(tmp_path), "kernel")
+    assert files.load(("types", 1)) is None
+    files.save(("types", 1), "code")
+    files.save(("types", 2), "other code")
+    assert (files.load(("types", 1)), files.load(("types", 2))) == ("code", "other code")
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:-5])
+    assert files.load(("types", 1)) is None
+    first, second = sorted(tmp_path.iterdir())
+    first.write_bytes(b"")
+    second.write_bytes(os.urandom(100))
+    assert (files.load(("types", 1)), files.load(("types", 2))) == (None, None)
+    files.flush()
+    assert list(tmp_path.iterdir()) == []
