@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import re
-import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,8 +29,7 @@ import llvmlite
 import numba
 import platformdirs
 from numba.core import config
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
-from numba.core.serialize import dumps
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
 
 from sparsefmt.isa import ISA
 
@@ -119,40 +116,26 @@ class _Found(CompileResultCacheImpl):
     _locator_classes = (_Locator,)
 
 
-class _Files:
-    """The files of one function. Safe to use from many processes.
+class _Files(IndexDataCacheFile):
+    """The files of one function. Safe to use from many processes: each is replaced as a whole.
 
     A key says all that the code depends on, besides the digest: types, processor, bytecode, constants.
     """
 
-    def __init__(self, folder: str, base: str) -> None:
-        self._folder, self._base = Path(folder), base
-
-    def save(self, key: Any, code: Any) -> None:
+    def save(self, key: Any, data: Any) -> None:
         """Raises OSError."""
-        path = self._path(key)
-        temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-        try:
-            temporary.write_bytes(dumps((key, code)))
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        self._save_data(self._name_of(key), (key, data))
 
     def load(self, key: Any) -> Any | None:
         """None if there is no code, or none that can be read."""
         try:
-            found, code = pickle.loads(self._path(key).read_bytes())
+            found, code = self._load_data(self._name_of(key))
         except Exception:  # a damaged file may raise anything; the code is compiled again then
             return None
         return code if found == key else None
 
-    def flush(self) -> None:
-        for path in self._folder.glob(f"{self._base}.*{SUFFIX}"):
-            path.unlink(missing_ok=True)
-
-    def _path(self, key: Any) -> Path:
-        return self._folder / f"{self._base}.{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}{SUFFIX}"
+    def _name_of(self, key: Any) -> str:
+        return self._data_name_pattern.format(number=int(hashlib.sha256(repr(key).encode()).hexdigest()[:15], 16))
 
 
 class Cache(FunctionCache):
@@ -166,7 +149,8 @@ class Cache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._cache_file = _Files(self._cache_path, self._impl.filename_base)
+        base, stamp = self._impl.filename_base, self._impl.locator.get_source_stamp()
+        self._cache_file = _Files(self._cache_path, base, stamp)
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep the code for a signature, unless the disk is full or the folder is gone."""
@@ -182,5 +166,5 @@ def _remove_unused(path: Path) -> None:
     for entry in os.scandir(path):
         with suppress(OSError):
             state = entry.stat()
-            if entry.name.endswith((SUFFIX, ".tmp")) and max(state.st_atime, state.st_mtime) < limit:
+            if SUFFIX in entry.name and max(state.st_atime, state.st_mtime) < limit:
                 os.unlink(entry)

@@ -265,6 +265,6 @@ def test_full_disk_below_the_cache_of_compiled_kernels(tmp_path: Path, monkeypat
         asked.append(arguments)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(caching.IndexDataCacheFile, "save", refuse)
+    monkeypatch.setattr(caching.IndexDataCacheFile, "_save_data", refuse)
     assert module.added(2) == 3
     assert asked

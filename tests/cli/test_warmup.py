@@ -15,14 +15,19 @@ from numba.core.caching import NullCache
 from numba.core.dispatcher import Dispatcher
 from sparsefmt.cli import main
 
-asked, kept, original = [], [], Dispatcher.compile
+asked, kept, within, original = [], [], [], Dispatcher.compile
 
 def compile(self, signature):
     # whether it is compiled now or was in an earlier process, it was not there in this one
     if self.py_func.__module__.startswith("sparsefmt") and self.overloads.get(tuple(signature)) is None:
-        asked.append(self.py_func.__qualname__)
-        kept.append(not isinstance(self._cache, NullCache))
-    return original(self, signature)
+        if not within:  # what is compiled for a function is kept with it
+            asked.append(self.py_func.__qualname__)
+            kept.append(not isinstance(self._cache, NullCache))
+    within.append(self)
+    try:
+        return original(self, signature)
+    finally:
+        within.pop()
 
 Dispatcher.compile = compile
 warmup = CliRunner().invoke(main, ["warmup", "--dtype", "f32"])
