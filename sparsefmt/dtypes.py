@@ -7,13 +7,13 @@ same width (`bits_dtype`), never as floats, so that NaN payloads and subnormals 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from sparsefmt.errors import UnsupportedError
+from sparsefmt.lazily import computed_once
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class DType:
         """Whether elements are narrower than a byte and travel packed."""
         return self.bits < 8
 
-    @cached_property
+    @computed_once
     def bits_dtype(self) -> np.dtype:
         """Little-endian unsigned integer that carries one element (or, packed, one byte of elements)."""
         return np.dtype(f"<u{max(self.bits, 8) // 8}")

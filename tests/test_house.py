@@ -28,7 +28,7 @@ STOREYS = [
     {"kernels"},
     {"layouts", "codecs"},
     {"shapes"},
-    {"threads", "dtypes", "positions", "bits_of_words", "jit", "jit_cache", "isa", "compiling"},
+    {"lazily", "threads", "dtypes", "positions", "bits_of_words", "jit", "jit_cache", "isa", "compiling"},
     {"errors", "limits"},
 ]
 """From the roof to the ground. A module may import from its own storey and from those below."""
@@ -123,3 +123,10 @@ def test_tests_lie_where_their_rooms_lie():
     assert {folder.split("/")[0] for folder in folders} - {"."} == rooms
     names = [path.name for path in (ROOT / "tests").rglob("*.py")]
     assert len(names) == len(set(names)), "pytest imports test files by their names alone"
+
+
+def test_nothing_is_computed_once_under_a_lock_of_a_class():
+    """functools.cached_property has one up to Python 3.11, which a forked child may wait for forever."""
+    for source in PACKAGE.rglob("*.py"):
+        assert "import cached_property" not in source.read_text(), source
+        assert "functools.cached_property(" not in source.read_text(), source

@@ -9,7 +9,6 @@ row_offsets   int64 (*shape[:-1],): marked elements before each row, summed alon
 
 from __future__ import annotations
 
-from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -18,6 +17,7 @@ from sparsefmt.adapters.contract import Rows
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError, SparsefmtError, UnsupportedError
 from sparsefmt.layouts import auto
+from sparsefmt.lazily import computed_once
 from sparsefmt.limits import MAX_NDIM
 from sparsefmt.shapes import check_shape
 
@@ -87,7 +87,7 @@ class BitmaskRows(Rows):
         rows = self._compressed.bits(first, -(-high // width))
         return rows.reshape(-1)[low - first * width : high - first * width]
 
-    @cached_property
+    @computed_once
     def _begins(self) -> np.ndarray:
         """Number of marked elements before each run, and of all. Checks the mask."""
         counts = np.zeros(self._runs, np.int64)

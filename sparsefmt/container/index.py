@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from sparsefmt.container.envelope import MINOR
 from sparsefmt.container.names import check_metadata, check_names
 from sparsefmt.errors import FormatError, LimitError, SparsefmtError
 from sparsefmt.layouts.contract import NEGATIVE_ZEROS
+from sparsefmt.lazily import computed_once
 from sparsefmt.limits import MAX_TENSORS
 
 _TOP_KEYS = ("chunks", "metadata", "tensors")
@@ -46,7 +46,7 @@ class Index:
     metadata: dict[str, str] = field(default_factory=dict)
     chunks: np.ndarray = field(default_factory=lambda: np.empty(0, CHUNK_RECORD))
 
-    @cached_property
+    @computed_once
     def names(self) -> list[str]:
         """All names, aliases included, sorted."""
         return sorted([*self.tensors, *self.aliases])

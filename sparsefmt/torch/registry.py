@@ -7,14 +7,13 @@ after they have gone.
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from sparsefmt.dtypes import SUMMED_IN_DOUBLE
 from sparsefmt.errors import FormatError
 from sparsefmt.kernels.operand import Operand
+from sparsefmt.lazily import computed_once
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.packed import Packed, borrowed_memory_of, unpack
@@ -36,7 +35,7 @@ class Known:
         self.storages = storages
         self.tensor = tensor
 
-    @cached_property
+    @computed_once
     def transposed(self) -> Operand:
         """The transpose, for gradients, with memory of its own. Made when it is first asked for, and kept."""
         return transposed(self.tensor, "auto").operand()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 
 from sparsefmt.errors import FormatError
+from sparsefmt.lazily import computed_once
 
 FEW_SYMBOLS, MANY_SYMBOLS = 1 << 10, 1 << 16
 """Symbols from which on a stream has eight states, and 32, instead of one."""
@@ -73,7 +72,7 @@ class Tables:
 
         return ISA == "avx512" and self.symbols <= 1 << 8
 
-    @cached_property
+    @computed_once
     def _narrow(self) -> tuple[np.ndarray, np.ndarray]:
         """Slots and entries, for `jitted.rans`."""
         from sparsefmt.codecs.rans.jitted import rans as jitted
@@ -83,7 +82,7 @@ class Tables:
         jitted.fill(self._frequencies, slots, entries)
         return slots, entries
 
-    @cached_property
+    @computed_once
     def _wide(self) -> tuple[np.ndarray, np.ndarray]:
         """Slots and entries, for `jitted.rans_wide`."""
         from sparsefmt.codecs.rans.jitted import rans_wide as jitted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from functools import cached_property
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from sparsefmt.codecs.rans.elements.model import read_model
 from sparsefmt.codecs.rans.elements.splitting import Splitter, elements_of
 from sparsefmt.codecs.rans.streams import Tables
 from sparsefmt.errors import FormatError
+from sparsefmt.lazily import computed_once
 from sparsefmt.positions import Positions
 
 _HEADER = struct.Struct("<Q")
@@ -90,7 +90,7 @@ class ElementCoder(Coder):
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
         return row_classes
 
-    @cached_property
+    @computed_once
     def _column_classes(self) -> np.ndarray:
         """The class of each column of whole words, as masks have them: uint8."""
         found, columns = np.zeros(-(-self._cols // 64) * 64, np.uint8), self.model.classes.columns
@@ -98,7 +98,7 @@ class ElementCoder(Coder):
             found[: self._cols] = columns
         return found
 
-    @cached_property
+    @computed_once
     def _tables_by_class(self) -> np.ndarray:
         """For each class of rows, the table of each column: uint8 (classes of rows, columns of whole words)."""
         classes = self.model.classes

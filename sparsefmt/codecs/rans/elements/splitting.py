@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 
 from sparsefmt.codecs.rans.elements.bins import PREFIX_BITS, Keys
 from sparsefmt.codecs.rans.streams import read_only, refuse
 from sparsefmt.errors import FormatError
+from sparsefmt.lazily import computed_once
 
 
 def elements_of(raw: np.ndarray, width: int) -> np.ndarray:
@@ -50,7 +49,7 @@ class Splitter:
         sign, shift = self._keys.sign, self._keys.shift
         refuse(jitted.join(symbols, self._lows, self._widths, offsets, offset_bits, sign, shift, out))
 
-    @cached_property
+    @computed_once
     def _first_bins(self) -> np.ndarray:
         """For every prefix, the first bin that may hold a key with it."""
         key_bits = self._keys.key_bits
