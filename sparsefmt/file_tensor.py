@@ -118,7 +118,7 @@ class FileTensor:
             pass
 
     def some_rows(
-        self, wanted: slicing.Rows, cols: slice = slice(None), get_tile: slicing.TileGetter | None = None
+        self, wanted: slicing.RowNumbers, cols: slice = slice(None), get_tile: slicing.TileGetter | None = None
     ) -> np.ndarray:
         """Elements (len(wanted), columns in `cols`) of the matrix view, as a new array. Reads the tiles of those rows.
 

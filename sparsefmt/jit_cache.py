@@ -36,6 +36,7 @@ from sparsefmt.isa import ISA
 PACKAGE = Path(__file__).parent
 
 SUFFIX = ".nbc"
+"""Of files with code; numba writes them under longer names first."""
 
 UNUSED_DAYS = 90
 """Days after which code that nobody has read or written is removed, when other code is added."""

@@ -18,12 +18,12 @@ from sparsefmt.threads import in_order
 TileGetter = Callable[[int], Tile]
 
 
-Rows = range | np.ndarray
+RowNumbers = range | np.ndarray
 """Numbers of rows: int64 in any order, repeated or not; or a range, whose numbers may be more than fit in memory."""
 
 
 def dense_rows(
-    wanted: Rows,
+    wanted: RowNumbers,
     cols: slice,
     tiling: Tiling,
     get_tile: TileGetter,
@@ -128,7 +128,7 @@ def dense_array(rows: int, cols: int, dtype: DType) -> np.ndarray:
         raise LimitError("memory", f"{rows:,} dense rows of {cols:,} columns do not fit in memory") from None
 
 
-def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[Rows, slice], np.ndarray]) -> np.ndarray:
+def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[RowNumbers, slice], np.ndarray]) -> np.ndarray:
     """`dense[key]` for a tensor of `shape` that can only be read by rows.
 
     Args:
@@ -149,7 +149,7 @@ def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[Rows, slice], np
     if first is Ellipsis or first is None or _is_tuple_of_arrays(parts):
         # these may choose or shift any dimension, so numpy indexes the whole tensor
         return get_rows(range(shape[0]), slice(None)).reshape(shape)[key]
-    rows: Rows
+    rows: RowNumbers
     if isinstance(first, slice):
         rows = range(*first.indices(shape[0]))
     else:

@@ -314,7 +314,7 @@ class SparseTensor(NDArrayOperatorsMixin):
             self._budget.expect(nbytes)
         arena = Arena(nbytes)
         kept = [arena.keep(tile) for tile in tiles]
-        return SparseTensor(self._tiling.within(LAYOUTS[layout]), kept, self._budget, signs)
+        return SparseTensor(self._tiling.with_layout(LAYOUTS[layout]), kept, self._budget, signs)
 
     def __matmul__(self, x: Any) -> np.ndarray:
         """The product of the matrix view and x: x (cols,) gives (rows,), x (cols, n) gives (rows, n).
@@ -372,7 +372,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         if self._signs is None:
             return tile
         signs = self._signs.tile(number)
-        negative_zeros.check(signs, self._tiling.positions(number) - self._tiling.layout.nnz(tile))
+        negative_zeros.check(signs, self._tiling.tile_elements(number) - self._tiling.layout.nnz(tile))
         return {**tile, NEGATIVE_ZEROS: signs}
 
     @property
@@ -402,12 +402,12 @@ class SparseTensor(NDArrayOperatorsMixin):
         if self._budget is not None:
             self._budget.expect(rows * self._tiling.cols * self.dtype.itemsize)
 
-    def _rows(self, wanted: slicing.Rows, cols: slice) -> np.ndarray:
+    def _rows(self, wanted: slicing.RowNumbers, cols: slice) -> np.ndarray:
         """Elements of the matrix view: whole rows, cut to `cols`."""
         self._expect_budget(len(wanted))
         return self._dense_rows(wanted, cols)
 
-    def _dense_rows(self, wanted: slicing.Rows, cols: slice, threads: int | None = None) -> np.ndarray:
+    def _dense_rows(self, wanted: slicing.RowNumbers, cols: slice, threads: int | None = None) -> np.ndarray:
         return slicing.dense_rows(wanted, cols, self._tiling, self.tile, threads)
 
 

@@ -100,7 +100,7 @@ class TensorWriter:
         layout = auto.layout_for(self._layout, self._purpose, tensor.shape, tensor.filling(), is_sparse=True)
         if layout == "dense":
             return self._add_dense(name, rows_of(tensor))
-        tiling = tensor.tiling.within(LAYOUTS[layout])
+        tiling = tensor.tiling.with_layout(LAYOUTS[layout])
         signs = (tensor.tile(number).get(NEGATIVE_ZEROS) for number in range(tiling.tiles))
         negatives = sum(int(np.bitwise_count(array).sum()) for array in signs if array is not None)
         keep = negatives > 0 and not self._drop

@@ -115,7 +115,7 @@ class TensorInProgress:
         """A tile with all arrays that it is to have in the file."""
         tile = self._contents.make_tile(number)
         if self._contents.negative_zeros and NEGATIVE_ZEROS not in tile:
-            pruned = self._tiling.positions(number) - self._tiling.layout.nnz(tile)
+            pruned = self._tiling.tile_elements(number) - self._tiling.layout.nnz(tile)
             tile = {**tile, NEGATIVE_ZEROS: np.zeros((pruned + 7) // 8, np.uint8)}
         return tile
 

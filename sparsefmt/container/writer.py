@@ -88,7 +88,7 @@ class Writer:
             for chunk in chunks:
                 self._write_chunk(chunk)
             if self._progress:
-                self._progress(tiling.dtype.nbytes(tiling.positions(number)))
+                self._progress(tiling.dtype.nbytes(tiling.tile_elements(number)))
         entry = tensor.finished(first_chunk)
         self._index.tensors[name] = entry
         self._partial = ""

@@ -53,10 +53,10 @@ class Tiling:
         """Rows of tile `number`."""
         return min(self.tile_rows, self.rows - number * self.tile_rows)
 
-    def positions(self, number: int) -> int:
-        """Positions of tile `number`, pruned or not."""
+    def tile_elements(self, number: int) -> int:
+        """Elements of tile `number`, pruned or not."""
         return self.height(number) * self.cols
 
-    def within(self, layout: Layout) -> Tiling:
+    def with_layout(self, layout: Layout) -> Tiling:
         """The same tiles in another layout."""
         return replace(self, layout=layout)

@@ -113,7 +113,7 @@ def signs_of(tensor: SparseTensor, signs: torch.Tensor) -> Signs:
     memory = np.array(signs.detach().cpu().numpy())
     tiles, begin = [], 0
     for number, tile in enumerate(tensor.operand().tiles):
-        pruned = tensor.tiling.positions(number) - tensor.tiling.layout.nnz(tile)
+        pruned = tensor.tiling.tile_elements(number) - tensor.tiling.layout.nnz(tile)
         size = (pruned + 7) // 8
         tiles.append(frozen(memory[begin : begin + size]))
         negative_zeros.check(tiles[-1], pruned)
