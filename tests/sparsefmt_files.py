@@ -1,17 +1,13 @@
-"""A small .sparsefmt file, taken apart and put together again with another index."""
+"""A small .sparsefmt file of every kind of tensor."""
 
 from __future__ import annotations
 
 import io
-import struct
 from functools import cache
 
-import msgpack
 import numpy as np
-import xxhash
 from helpers import weights
 
-from sparsefmt.container import envelope
 from sparsefmt.tensor_writer import TensorWriter
 
 
@@ -33,15 +29,3 @@ def small_file(codec: str = "raw") -> bytes:
     writer.add_alias("tied", "half")
     writer.finish()
     return sink.getvalue()
-
-
-def split(data: bytes) -> tuple[bytes, dict]:
-    """Everything before the index, and the index decoded."""
-    offset, size, _, _ = struct.unpack("<QQQ8s", data[-32:])
-    return data[:offset], msgpack.unpackb(data[offset : offset + size])
-
-
-def join(head: bytes, encoded: bytes) -> bytes:
-    """A file with correct trailer and checksum around any index."""
-    checksum = xxhash.xxh64_intdigest(head[:16] + encoded)
-    return head + encoded + struct.pack("<QQQ8s", len(head), len(encoded), checksum, envelope.END_MAGIC)

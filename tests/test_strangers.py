@@ -22,7 +22,6 @@ import scipy.sparse
 import torch
 import xxhash
 from helpers import CODECS, ROOT, run_command, same_bits, weights
-from sparsefmt_files import join
 
 import sparsefmt
 import sparsefmt.numpy
@@ -32,6 +31,7 @@ from sparsefmt.container.chunks import CHUNK_RECORD
 from sparsefmt.container.sources import Memory
 from sparsefmt.layouts import auto
 from sparsefmt.sparse_file import SparseFile
+from tools.taken_apart import join, preamble
 
 
 def test_no_argument_turns_checks_off():
@@ -264,7 +264,7 @@ def test_reading_runs_nothing(tmp_path):
 def file_of_many(count: int) -> bytes:
     """So many tensors of one element each, made without the writer."""
     value = struct.pack("<f", 1.0)
-    head = sparsefmt.save({})[:64] + (value + bytes(60)) * count
+    head = preamble() + (value + bytes(60)) * count
     table = np.zeros(count, CHUNK_RECORD)
     table["offset"] = 64 + 64 * np.arange(count)
     table["stored"] = table["raw"] = 4

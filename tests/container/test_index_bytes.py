@@ -20,12 +20,13 @@ import pytest
 import scipy.sparse
 from helpers import ROOT
 from outcomes import outcome_of_library, outcome_of_reader
-from sparsefmt_files import join, small_file, split
+from sparsefmt_files import small_file
 
 import sparsefmt
 from sparsefmt import SparsefmtError
 from sparsefmt.container.sources import Memory
 from sparsefmt.sparse_file import SparseFile
+from tools.taken_apart import canonical, join, split_and_decode
 
 NEWER = struct.pack("<H", 7)
 
@@ -33,7 +34,7 @@ NEWER = struct.pack("<H", 7)
 @cache
 def parts() -> tuple[bytes, list[bytes]]:
     """What is in front of the index of a small file, of a greater minor version, and the pairs of its map."""
-    head, content = split(small_file())
+    head, content = split_and_decode(small_file())
     pairs = [msgpack.packb(key) + msgpack.packb(content[key]) for key in ("chunks", "metadata", "tensors")]
     return head[:10] + NEWER + head[12:], pairs
 
@@ -179,29 +180,28 @@ def changed_entries() -> Iterator[tuple[str, bytes]]:
             if key == "nnz" and name in ("bias", "none"):
                 continue
             for number in ENDS:
-                head, content = split(small_file())
+                head, content = split_and_decode(small_file())
                 content["tensors"][name][key] = number
-                content["tensors"][name] = dict(sorted(content["tensors"][name].items()))
-                yield f"{name}: {key} {number}", join(head, msgpack.packb(content))
+                yield f"{name}: {key} {number}", join(head, canonical(content))
         for shape in [[end] for end in ENDS] + [[9, end] for end in ENDS] + [[end, 70] for end in ENDS] + SHAPES:
-            head, content = split(small_file())
+            head, content = split_and_decode(small_file())
             content["tensors"][name]["shape"] = shape
-            yield f"{name}: shape {shape}", join(head, msgpack.packb(content))
+            yield f"{name}: shape {shape}", join(head, canonical(content))
             content["tensors"][name]["tile_rows"] = min(shape[0], 1 << 20)
-            yield f"{name}: shape {shape} and tile_rows", join(head, msgpack.packb(content))
+            yield f"{name}: shape {shape} and tile_rows", join(head, canonical(content))
 
 
 def changed_records() -> Iterator[tuple[str, bytes]]:
     """The same for the chunk table, and for the trailer."""
-    _, content = split(small_file())
+    _, content = split_and_decode(small_file())
     for number in range(len(content["chunks"]) // 32):
         for field in range(3):
             for end in ENDS:
-                head, content = split(small_file())
+                head, content = split_and_decode(small_file())
                 table = bytearray(content["chunks"])
                 struct.pack_into("<Q", table, number * 32 + field * 8, end)
                 content["chunks"] = bytes(table)
-                yield f"chunk {number}, field {field}: {end}", join(head, msgpack.packb(content))
+                yield f"chunk {number}, field {field}: {end}", join(head, canonical(content))
     for field in range(2):
         for end in [*ENDS, *(end // 64 * 64 for end in ENDS)]:
             data = bytearray(small_file())
@@ -230,9 +230,9 @@ def test_numbers_at_the_ends_are_refused_by_their_code(files):
 
 
 def with_shape_of_nothing(shape: list[int]) -> bytes:
-    head, content = split(small_file())
+    head, content = split_and_decode(small_file())
     content["tensors"]["none"]["shape"] = shape
-    return join(head, msgpack.packb(content))
+    return join(head, canonical(content))
 
 
 def test_empty_tensors_of_any_size_are_read():
@@ -258,17 +258,17 @@ def lies() -> Iterator[tuple[str, bytes]]:
     noise[:, ::3] = 0
     for codec in ("zstd", "rans"):
         for elements in (1 << 20, 1 << 26, 1 << 30):
-            head, content = split(sparsefmt.save({"w": noise}, codec=codec, layout="dense"))
+            head, content = split_and_decode(sparsefmt.save({"w": noise}, codec=codec, layout="dense"))
             content["tensors"]["w"].update(shape=[1, elements], tile_rows=1)
             table = bytearray(content["chunks"])
             struct.pack_into("<Q", table, 16, 4 * elements)
             content["chunks"] = bytes(table)
-            yield f"{codec} of {elements} elements", join(head, msgpack.packb(content))
+            yield f"{codec} of {elements} elements", join(head, canonical(content))
     for name in ("half", "most"):
         for rows in (1 << 20, 1 << 40, 1 << 53):
-            head, content = split(small_file())
+            head, content = split_and_decode(small_file())
             content["tensors"][name].update(shape=[rows, 40], tile_rows=1)
-            yield f"{name} of {rows} tiles", join(head, msgpack.packb(content))
+            yield f"{name} of {rows} tiles", join(head, canonical(content))
     for value in MALFORMED[-4:]:
         yield f"an index with {value.hex()}", with_value(value)
     empty = scipy.sparse.csr_array((1 << 12, 1 << 14), dtype=np.float32)

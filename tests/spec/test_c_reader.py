@@ -20,6 +20,7 @@ from helpers import ROOT, SPARSE, pruned, random_bits
 import sparsefmt
 from sparsefmt.dtypes import DTYPES, DType
 from tools.fuzz import c_reader as fuzz
+from tools.taken_apart import TakenApart
 
 VECTORS = ROOT / "spec" / "vectors"
 MANIFEST = json.loads((VECTORS / "manifest.json").read_text())
@@ -418,14 +419,14 @@ def test_messages_are_printable(cat: Path, tmp_path: Path):
     """What a file says of itself is no command to a terminal."""
     path = tmp_path / "w.sparsefmt"
     for key in ("dtype", "layout", "codec"):
-        parts = fuzz.take_apart(sparsefmt.save({"w": np.ones(3, np.float32)}, codec="raw"))
+        parts = TakenApart(sparsefmt.save({"w": np.ones(3, np.float32)}, codec="raw"))
         entry = parts.index["tensors"].pop("w")
         if key == "codec":
             entry["arrays"]["values"] = "\x1b[2J\u009b\x07\u00e9"
         else:
             entry[key] = "\x1b[2J\u009b\x07\u00e9"
         parts.index["tensors"]["w"] = entry
-        path.write_bytes(parts.assemble())
+        path.write_bytes(bytes(parts))
         result = subprocess.run([cat, path], capture_output=True)
         assert result.returncode == 1
         assert result.stderr.startswith(f"{key}-unknown: tensor 'w': unknown {key} '?[2J".encode())

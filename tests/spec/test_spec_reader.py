@@ -13,7 +13,8 @@ from helpers import ROOT
 from outcomes import BITS, DTYPES, dtype_name, outcome_of_library, outcome_of_reader, packed, reader
 
 import sparsefmt
-from tools.vectors.faults import FAULTS, TakenApart, rans_files
+from tools.taken_apart import TakenApart
+from tools.vectors.faults import FAULTS, rans_files
 from tools.vectors.faults.changes import base, changed, record, weight
 from tools.vectors.faults.rans import coded
 

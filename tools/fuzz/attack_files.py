@@ -24,7 +24,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
-import struct
 import sys
 import time
 from collections import Counter
@@ -34,9 +33,7 @@ from typing import Any, NamedTuple
 
 import click
 import ml_dtypes
-import msgpack
 import numpy as np
-import xxhash
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -44,6 +41,7 @@ from rich.table import Table
 import sparsefmt
 from sparsefmt.codecs import CODECS
 from sparsefmt.layouts import LAYOUTS
+from tools.taken_apart import mended
 
 Case = tuple[str, bytes]
 """The name of the file that was damaged, and what became of it."""
@@ -148,23 +146,6 @@ def flipped(data: bytes, bit: int) -> bytes:
     out = bytearray(data)
     out[bit // 8] ^= 1 << bit % 8
     return bytes(out)
-
-
-def mended(data: bytes) -> bytes:
-    """The file with checksums that fit, as far as its trailer and its index can be understood."""
-    offset, size = struct.unpack("<QQ", data[-32:-16])
-    index = data[offset : offset + size]
-    try:
-        chunks = msgpack.unpackb(index, strict_map_key=False)["chunks"]
-    except Exception:
-        chunks = b""
-    if isinstance(chunks, bytes) and chunks and chunks in index:
-        records = []
-        for at, stored, raw, _ in struct.iter_unpack("<QQQQ", chunks[: len(chunks) // 32 * 32]):
-            records.append(struct.pack("<QQQQ", at, stored, raw, xxhash.xxh64_intdigest(data[at : at + stored])))
-        index = index.replace(chunks, b"".join(records) + chunks[len(chunks) // 32 * 32 :], 1)
-    checksum = xxhash.xxh64_intdigest(data[:16] + index)
-    return data[:offset] + index + data[-32:-16] + struct.pack("<Q", checksum) + data[-8:]
 
 
 def content(data: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

@@ -31,20 +31,13 @@ from rich.table import Table
 
 import sparsefmt
 from sparsefmt.limits import MAX_TENSORS
+from tools.taken_apart import join, preamble
 
 MOST_TIMES = 40
 """Bytes of memory for each byte of the index."""
 
 EMPTY = {"chunks": b"", "metadata": {}, "tensors": {}}
 NO_ELEMENTS = {"arrays": {"values": "raw"}, "dtype": "U8", "first_chunk": 0, "layout": "dense"}
-
-
-def file_of(index: bytes, minor: int = 0, body: bytes = b"") -> bytes:
-    """A file with this index and, before it, the chunks `body`."""
-    preamble = bytes.fromhex("895350460D0A1A0A 0100") + minor.to_bytes(2, "little") + bytes(4)
-    checksum = xxhash.xxh64_intdigest(preamble + index)
-    trailer = b"".join(number.to_bytes(8, "little") for number in (64 + len(body), len(index), checksum))
-    return preamble + bytes(48) + body + index + trailer + bytes.fromhex("0A1A0A0D46505389")
 
 
 def with_unknown(size: int, *pieces: bytes) -> bytes:
@@ -157,10 +150,10 @@ def main(mib: int, folder: str | None) -> None:
     size, bad = mib << 20, False
     table = Table("an index full of", "MiB", "outcome", "seconds", "memory", "times its size", title="Hostile indices")
     with tempfile.TemporaryDirectory(dir=folder) as folder:
-        _, _, base = run(file_of(msgpack.packb(EMPTY)), folder)
+        _, _, base = run(join(preamble(), msgpack.packb(EMPTY)), folder)
         for name, make in CASES.items():
             index, minor, body = make(size)
-            outcome, seconds, memory = run(file_of(index, minor, body), folder)
+            outcome, seconds, memory = run(join(preamble(minor) + body, index), folder)
             times = max(memory - base, 0) / len(index)
             bad |= outcome.startswith("crash") or times > MOST_TIMES
             numbers = f"{seconds:.1f}", f"{memory / 2**20:,.0f} MiB", f"{times:.1f}"

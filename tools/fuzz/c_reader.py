@@ -46,9 +46,9 @@ import sparsefmt
 from sparsefmt.container.sources import Memory
 from sparsefmt.dtypes import DTYPES, DType, as_bits, pack
 from tools import ROOT
+from tools.taken_apart import TakenApart, join, split
 
 SOURCES = ROOT / "spec" / "c"
-MAGIC, END_MAGIC = bytes.fromhex("895350460D0A1A0A"), bytes.fromhex("0A1A0A0D46505389")
 LAYOUTS, CODECS = ("dense", "bitmask", "permuted"), ("raw", "zstd", "rans")
 ARRAYS = [
     *("columns", "mask", "negative_zeros", "row_counts"),
@@ -216,57 +216,6 @@ def ask_library(data: bytes) -> str:
         return f"raised {type(error).__name__}: {error}"
 
 
-# Files in parts, and together again
-
-
-@dataclass
-class Parts:
-    """A file taken apart: what a mutation changes, while the rest is made right again."""
-
-    preamble: bytearray
-    chunks: list[tuple[bytearray, int]]
-    """Stored bytes and raw size."""
-    index: dict[str, Any] = field(default_factory=dict)
-    """Without the chunk table."""
-    padding: int = 0
-    """Byte behind the chunks."""
-
-    def assemble(self) -> bytes:
-        out, records = bytearray(self.preamble), []
-        for stored, raw in self.chunks:
-            records.append(struct.pack("<QQQQ", len(out), len(stored), raw % 2**64, xxhash.xxh64_intdigest(stored)))
-            out += stored
-            out += bytes([self.padding]) * (-len(out) % 64)
-        index = {"chunks": b"".join(records), **self.index}
-        return finish(bytes(out), msgpack.packb(in_order(index), use_bin_type=True, unicode_errors="surrogatepass"))
-
-
-def in_order(value: Any) -> Any:
-    """The value with the keys of all its maps sorted."""
-    if isinstance(value, dict):
-        return {key: in_order(value[key]) for key in sorted(value, key=repr)}
-    return value
-
-
-def finish(before: bytes, index: bytes) -> bytes:
-    """A file of these bytes, which have its preamble, and of this index."""
-    checksum = xxhash.xxh64_intdigest(bytes(before[:16]) + index)
-    return bytes(before) + index + struct.pack("<QQQ", len(before), len(index), checksum) + END_MAGIC
-
-
-def index_place(data: bytes) -> tuple[int, int]:
-    offset, size = struct.unpack_from("<QQ", data, len(data) - 32)
-    return offset, size
-
-
-def take_apart(data: bytes) -> Parts:
-    offset, size = index_place(data)
-    index = msgpack.unpackb(data[offset : offset + size])
-    records = struct.iter_unpack("<QQQQ", index.pop("chunks"))
-    chunks = [(bytearray(data[start : start + stored]), raw) for start, stored, raw, _ in records]
-    return Parts(bytearray(data[:64]), chunks, index)
-
-
 # Files to start from
 
 
@@ -311,14 +260,16 @@ DTYPES_OF = {dtype.numpy: dtype for dtype in DTYPES.values()}
 
 def single_tensors(data: bytes) -> Iterator[bytes]:
     """Each tensor of a file in a file of its own."""
-    parts = take_apart(data)
-    for name, entry in parts.index["tensors"].items():
+    parts = TakenApart(data)
+    chunks, entries = parts.chunks, parts.index["tensors"]
+    for name, entry in entries.items():
         if "alias_of" in entry or entry["tile_rows"] == 0:
             continue
         tiles = -(-(entry["shape"] or [1])[0] // entry["tile_rows"])
         first, count = entry["first_chunk"], tiles * len(entry["arrays"])
-        index = {"metadata": {}, "tensors": {name: {**entry, "first_chunk": 0}}}
-        yield Parts(parts.preamble, parts.chunks[first : first + count], index).assemble()
+        parts.chunks = chunks[first : first + count]
+        parts.index = {"metadata": {}, "tensors": {name: {**entry, "first_chunk": 0}}}
+        yield bytes(parts)
 
 
 def seeds(rng: np.random.Generator, count: int, codecs: Sequence[str]) -> list[bytes]:
@@ -395,62 +346,62 @@ def splice(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
 
 def mutate_index_bytes(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
     """Bytes of the index, with the right checksum."""
-    offset, size = index_place(data)
-    index = bytearray(data[offset : offset + size])
-    damage(rng, index)
-    return finish(data[:offset], bytes(index))
+    before, index = split(data)
+    damaged = bytearray(index)
+    damage(rng, damaged)
+    return join(before, bytes(damaged))
 
 
 def mutate_preamble(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    parts = take_apart(data)
+    parts = TakenApart(data)
     parts.preamble[rng.integers(8, 64)] ^= 1 << int(rng.integers(8))
-    return parts.assemble()
+    return bytes(parts)
 
 
 def mutate_chunk(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    parts = take_apart(data)
+    parts = TakenApart(data)
     if parts.chunks:
         stored, _ = parts.chunks[rng.integers(len(parts.chunks))]
         size = len(stored)
         damage(rng, stored)
         if rng.random() < 0.7:  # as long as it was
             stored[:] = stored[:size].ljust(size, b"\0")
-    return parts.assemble()
+    return bytes(parts)
 
 
 def mutate_sizes(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    parts = take_apart(data)
+    parts = TakenApart(data)
     if parts.chunks:
         number = int(rng.integers(len(parts.chunks)))
         stored, raw = parts.chunks[number]
         parts.chunks[number] = (stored, len(stored) if rng.random() < 0.2 else other_number(rng, raw))
-    return parts.assemble()
+    return bytes(parts)
 
 
 def mutate_chunk_order(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    parts, others = take_apart(data), take_apart(other)
+    parts, others = TakenApart(data), TakenApart(other)
     if parts.chunks:
         number = int(rng.integers(len(parts.chunks)))
         pool = parts.chunks + others.chunks
         parts.chunks[number] = pool[rng.integers(len(pool))]
         if rng.random() < 0.2:
             parts.chunks.insert(number, pool[rng.integers(len(pool))])
-    return parts.assemble()
+    return bytes(parts)
 
 
 def mutate_padding(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    parts = take_apart(data)
+    parts = TakenApart(data)
     parts.padding = int(rng.integers(1, 256))
-    return parts.assemble()
+    return bytes(parts)
 
 
-def some_entry(rng: np.random.Generator, parts: Parts) -> dict[str, Any]:
+def some_entry(rng: np.random.Generator, parts: TakenApart) -> dict[str, Any]:
     entries = [entry for entry in parts.index["tensors"].values() if "dtype" in entry]
     return entries[rng.integers(len(entries))]
 
 
 def mutate_model(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    parts = take_apart(data)
+    parts = TakenApart(data)
     models = some_entry(rng, parts).get("models")
     if not models:
         return mutate_chunk(rng, data, other)
@@ -458,12 +409,12 @@ def mutate_model(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
     model = bytearray(models[array])
     damage(rng, model)
     models[array] = bytes(model)
-    return parts.assemble()
+    return bytes(parts)
 
 
 def mutate_entry(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
     """A number or a name of an entry."""
-    parts = take_apart(data)
+    parts = TakenApart(data)
     entry = some_entry(rng, parts)
     key = str(rng.choice(["arrays", "dtype", "first_chunk", "layout", "nnz", "shape", "tile_rows", "dropped"]))
     if key == "arrays":
@@ -481,12 +432,12 @@ def mutate_entry(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
         entry["negative_zeros_dropped"] = other_number(rng, 1)
     else:
         entry[key] = other_number(rng, entry.get(key, 0))
-    return parts.assemble()
+    return bytes(parts)
 
 
 def mutate_index(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
     """The structure of the index: keys, types, names."""
-    parts = take_apart(data)
+    parts = TakenApart(data)
     entry, index = some_entry(rng, parts), parts.index
     maps = [index, index["tensors"], index["metadata"], entry, entry["arrays"], entry.get("models", {})]
     chosen = maps[rng.integers(len(maps))]
@@ -505,7 +456,7 @@ def mutate_index(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
         index["tensors"]["alias"] = {"alias_of": str(rng.choice([*index["tensors"], "", "alias"]))}
     else:
         entry["models"] = {str(rng.choice(ARRAYS)): b"" for _ in range(int(rng.integers(3)))}
-    return parts.assemble()
+    return bytes(parts)
 
 
 def leave(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
@@ -529,6 +480,13 @@ MUTATIONS: list[Mutation] = [
     mutate_index,
     leave,
 ]
+
+
+NOTHING_TO_MUTATE = (
+    *(struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError),
+    *(zstandard.ZstdError, ZeroDivisionError, msgpack.UnpackException),
+)
+"""What a mutation raises that finds nothing to change, or a file that cannot be taken apart."""
 
 
 # Comparing
@@ -601,7 +559,7 @@ def run(
             mutation = MUTATIONS[rng.integers(len(MUTATIONS))]
             try:
                 data = mutation(rng, data, other)
-            except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
+            except NOTHING_TO_MUTATE:
                 break  # the first mutation left nothing to take apart
         different = compare(reader, data, figures)
         if different is None:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-import msgpack
 import numpy as np
 import zstandard
 
 import sparsefmt
 from tools import ROOT
-from tools.fuzz.attack_files import mended
 from tools.fuzz.c_reader import (
     CODECS,
     LAYOUTS,
+    NOTHING_TO_MUTATE,
     Mutation,
     damage,
-    finish,
-    index_place,
     mutate_chunk_order,
     random_file,
     single_tensors,
-    take_apart,
 )
 from tools.fuzz.reader_checks import dense
+from tools.taken_apart import TakenApart, join, mended, split
 
 VECTORS = ROOT / "spec" / "vectors"
 
@@ -63,29 +59,29 @@ def mutations_guided_by(mutate: Mutate) -> list[Mutation]:
         return mended(in_place(rng, data))
 
     def guided_chunk(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-        parts = take_apart(data)
+        parts = TakenApart(data)
         stored, _ = parts.chunks[rng.integers(len(parts.chunks))]
         stored[:] = in_place(rng, bytes(stored))
-        return parts.assemble()
+        return bytes(parts)
 
     def guided_model(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-        parts = take_apart(data)
+        parts = TakenApart(data)
         entries = parts.index["tensors"].values()
         models = [(entry["models"], array) for entry in entries for array in entry.get("models", ())]
         holder, array = models[rng.integers(len(models))]
         holder[array] = in_place(rng, holder[array])
-        return parts.assemble()
+        return bytes(parts)
 
     def guided_index(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
-        offset, _ = index_place(data)
-        return finish(data[:offset], mutate(data[offset:-32], len(data)))
+        before, index = split(data)
+        return join(before, mutate(index, len(data)))
 
     return [guided_bytes, *[guided_chunk] * 6, *[guided_model] * 4, guided_index]
 
 
 def mutate_zstd_content(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
     """What a zstd frame holds, in a frame that is right."""
-    parts = take_apart(data)
+    parts = TakenApart(data)
     frames = [stored for stored, _ in parts.chunks if stored.startswith(zstandard.FRAME_HEADER)]
     frame = frames[rng.integers(len(frames))]
     if zstandard.frame_content_size(bytes(frame)) > COMPILED.decoded:
@@ -94,12 +90,12 @@ def mutate_zstd_content(rng: np.random.Generator, data: bytes, other: bytes) -> 
     size = len(content)
     damage(rng, content)
     frame[:] = zstandard.compress(bytes(content[:size].ljust(size, b"\0")))
-    return parts.assemble()
+    return bytes(parts)
 
 
 def graft(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
     """A tensor of another file, chunks and all."""
-    parts, others = take_apart(data), take_apart(other)
+    parts, others = TakenApart(data), TakenApart(other)
     names = [name for name, entry in others.index["tensors"].items() if "first_chunk" in entry]
     name = names[rng.integers(len(names))]
     entry = others.index["tensors"][name]
@@ -107,7 +103,7 @@ def graft(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
     first, count = entry["first_chunk"], tiles * len(entry["arrays"])
     parts.index["tensors"][f"{name}+"] = {**entry, "first_chunk": len(parts.chunks) if count else 0}
     parts.chunks += others.chunks[first : first + count]
-    return parts.assemble()
+    return bytes(parts)
 
 
 def resave(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
@@ -127,12 +123,6 @@ def resave(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
 
 OWN_MUTATIONS: list[Mutation] = [mutate_zstd_content, mutate_zstd_content, graft, resave]
 CROSSOVERS: list[Mutation] = [graft, mutate_chunk_order]
-
-NOTHING_TO_MUTATE = (
-    *(struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError),
-    *(zstandard.ZstdError, ZeroDivisionError, msgpack.UnpackException),
-)
-"""What a mutation raises that finds nothing to change, or a file that cannot be taken apart."""
 
 
 def mutated(
@@ -156,7 +146,7 @@ def mutated(
 
 def can_be_taken_apart(data: bytes) -> bool:
     try:
-        take_apart(data).assemble()
+        bytes(TakenApart(data))
     except NOTHING_TO_MUTATE:
         return False
     return True

@@ -6,6 +6,5 @@ through them too.
 
 from tools.vectors.faults import container, layouts, rans, zstd
 from tools.vectors.faults.changes import FAULTS, Fault
-from tools.vectors.faults.taken_apart import TakenApart
 
-__all__ = ["FAULTS", "Fault", "TakenApart", "container", "layouts", "rans", "zstd"]
+__all__ = ["FAULTS", "Fault", "container", "layouts", "rans", "zstd"]

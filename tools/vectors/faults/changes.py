@@ -14,7 +14,7 @@ import msgpack
 import numpy as np
 
 import sparsefmt
-from tools.vectors.faults.taken_apart import Encoded, TakenApart, canonical
+from tools.taken_apart import Encoded, TakenApart, canonical
 
 Change = Callable[[TakenApart], Any]
 
@@ -154,7 +154,7 @@ def index(value):
 
 
 def raw_index(**values):
-    """Fields of the index that laying out would set, or that are not to be there."""
+    """Fields of the index that are put into its bytes, or that are not to be there."""
 
     def replaced(index: bytes) -> bytes:
         changed = msgpack.unpackb(index) | values

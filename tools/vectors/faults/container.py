@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgpack
 import numpy as np
 
+from tools.taken_apart import Encoded, TakenApart, canonical
 from tools.vectors.faults.changes import (
     array,
     arrays,
@@ -21,7 +22,6 @@ from tools.vectors.faults.changes import (
     trailer,
     whole,
 )
-from tools.vectors.faults.taken_apart import Encoded, TakenApart, canonical
 
 ALIAS = {"alias_of": "w"}
 KEYS = ("arrays", "dtype", "first_chunk", "layout", "nnz", "shape", "tile_rows")

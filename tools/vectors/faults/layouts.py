@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tools.taken_apart import TakenApart
 from tools.vectors.faults.changes import array, faults, item
-from tools.vectors.faults.taken_apart import TakenApart
 
 faults("bool-invalid", "bool", {"2": array("values", "u1", item(0, 2)), "255": array("values", "u1", item(-1, 255))})
 faults("values-padding", "packed", {"bit": array("values", "u1", item(-1, lambda values: values[-1] | 0x80))})

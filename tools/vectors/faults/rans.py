@@ -6,9 +6,9 @@ import struct
 
 import numpy as np
 
+from tools.taken_apart import TakenApart
 from tools.vectors.faults import rans_files
 from tools.vectors.faults.changes import BASES, array, arrays, both, changed, faults, fields, item, saved
-from tools.vectors.faults.taken_apart import TakenApart
 
 
 def coded(array: str, raw: int, chunk: bytes | None = None, model: bytes | None = None, **entry):

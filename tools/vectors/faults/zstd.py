@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import zstandard
 
+from tools.taken_apart import TakenApart
 from tools.vectors.faults.changes import changed, faults
-from tools.vectors.faults.taken_apart import TakenApart
 
 
 def recompressed(compress):
