@@ -11,7 +11,7 @@ from sparsefmt.container.budget import Account
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.dtypes import DType
-from sparsefmt.layouts.contract import Tile
+from sparsefmt.layouts.tile import Tile
 from sparsefmt.threads import in_order
 
 
@@ -111,7 +111,7 @@ class FileTensor:
         def fill(tile: Tile, number: int) -> None:
             first, last = entry.tile_range(number)
             for begin, end in slicing.runs(0, last - first, entry.cols):
-                bits[first + begin : first + end] = entry.layout.to_dense(tile, entry.dtype, entry.cols, begin, end)
+                bits[first + begin : first + end] = tile.to_dense(begin, end)
 
         # iterating also verifies what the index says about all tiles together
         for _ in self._reader.each_tile(entry, fill, self._threads):
@@ -124,7 +124,7 @@ class FileTensor:
 
         Args:
             wanted: numbers of rows.
-            get_tile: gives the arrays of tile t, for a caller who keeps them; by default they are read.
+            get_tile: gives tile t, for a caller who keeps them; by default they are read.
 
         Raises:
             as `whole`.

@@ -11,7 +11,7 @@ import numpy as np
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import LimitError
 from sparsefmt.layouts import auto
-from sparsefmt.layouts.contract import Tile
+from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.threads import in_order
 
@@ -33,7 +33,7 @@ def dense_rows(
 
     Args:
         wanted: numbers of rows.
-        get_tile: gives the checked arrays of tile t. It is called once for each tile that has a wanted row.
+        get_tile: gives tile t, checked. It is called once for each tile that has a wanted row.
     """
     dtype, tile_rows, all_cols = tiling.dtype, tiling.tile_rows, tiling.cols
     out = dense_array(len(wanted), len(range(*cols.indices(all_cols))), dtype)
@@ -45,7 +45,7 @@ def dense_rows(
         tile = get_tile(piece.tile)
         for begin, end, target in piece.runs:
             for first, last in runs(begin, end, all_cols):
-                bits = tiling.layout.to_dense(tile, dtype, all_cols, first, last)[:, cols]
+                bits = tile.to_dense(first, last)[:, cols]
                 if isinstance(target, slice):
                     out[target][first - begin : last - begin] = bits
                 else:

@@ -19,8 +19,8 @@ from sparsefmt.container.stored_signs import Signs
 from sparsefmt.errors import LimitError, file_closed
 from sparsefmt.file_tensor import FileTensor
 from sparsefmt.layouts import LAYOUTS, auto
-from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import give_back
+from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.threads import expect_count

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from sparsefmt import layouts, slicing
+from sparsefmt import slicing
 from sparsefmt.adapters import Rows, is_scipy_sparse, rows_of
 from sparsefmt.container.budget import Budget
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import UnsupportedError
-from sparsefmt.layouts import LAYOUTS, negative_zeros
+from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.auto import Filling, layout_for
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
-from sparsefmt.layouts.entries import to_entries
-from sparsefmt.layouts.memory import Arena, frozen, padded_copy
+from sparsefmt.layouts.contract import Arrays
+from sparsefmt.layouts.memory import Arena, padded_copy
 from sparsefmt.layouts.permuted import padded_nnz
+from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.threads import in_order
 
@@ -159,7 +159,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         """Elements that are neither 0 nor -0.0. O(tiles) for sparse layouts, one read of the values for `dense`."""
         if self._nnz is None:
             if self._tiling.layout.sparse:
-                self._nnz = sum(self._tiling.layout.nnz(tile) for tile in self._tiles)
+                self._nnz = sum(tile.nnz for tile in self._tiles)
             else:
                 self._nnz = int(np.count_nonzero(self.todense()))
         return self._nnz
@@ -172,7 +172,7 @@ class SparseTensor(NDArrayOperatorsMixin):
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays, in memory or mapped. Signs of zeros that stay in the file do not count."""
-        return sum(array.nbytes for tile in self._tiles for array in tile.values())
+        return sum(tile.nbytes for tile in self._tiles)
 
     def __repr__(self) -> str:
         dense = self._tiling.dtype.nbytes(self.size)
@@ -282,10 +282,9 @@ class SparseTensor(NDArrayOperatorsMixin):
         counts: list[np.ndarray] = [np.zeros(1, np.int64)]
         columns: list[np.ndarray] = []
         values: list[np.ndarray] = []
-        for number, tile in enumerate(self._tiles):
-            height = self._tiling.height(number)
-            entries = to_entries(self.layout, tile, height)
-            counts.append(np.bincount(entries.rows, minlength=height))
+        for tile in self._tiles:
+            entries = tile.entries()
+            counts.append(np.bincount(entries.rows, minlength=tile.rows))
             columns.append(entries.columns.astype(np.int32) if cols < 1 << 31 else entries.columns)
             values.append(entries.values.view(self.dtype).astype(dtype, copy=False))
         indptr, indices = np.cumsum(np.concatenate(counts)), np.concatenate(columns)
@@ -306,7 +305,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         signs = self._signs if LAYOUTS[layout].sparse else None
 
         def convert(number: int) -> Tile:
-            return self._converted(self._tiles[number] if signs else self.tile(number), number, layout)
+            return (self._tiles[number] if signs else self.tile(number)).converted(LAYOUTS[layout])
 
         tiles = in_order(convert, range(len(self._tiles)), threads)
         nbytes = self.filling().nbytes(layout)
@@ -340,7 +339,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        tiles = self._tiles if self._signs is None else tuple(map(self.tile, range(len(self._tiles))))
+        tiles = tuple(self.tile(number).all_arrays() for number in range(len(self._tiles)))
         return _unpickle, (self._tiling.dtype.name, self._tiling.shape, self.layout, self._tiling.tile_rows, tiles)
 
     def operand(self) -> Operand:
@@ -354,7 +353,7 @@ class SparseTensor(NDArrayOperatorsMixin):
     def filling(self) -> Filling:
         """How full a sparse tensor is, which gives the sizes of its arrays. O(rows). For the library itself."""
         tiling = self._tiling
-        padded = sum(padded_nnz(tiling.layout.counts(tile)) for tile in self._tiles)
+        padded = sum(padded_nnz(tile.counts()) for tile in self._tiles)
         return Filling(tiling.dtype, tiling.rows, tiling.cols, tiling.tile_rows, self.nnz, padded)
 
     @property
@@ -363,7 +362,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         return self._tiling
 
     def tile(self, number: int) -> Tile:
-        """Arrays of tile `number`, `negative_zeros` among them if there are any. For the library itself.
+        """Tile `number`, with `negative_zeros` if there are any. For the library itself.
 
         Raises:
             ChecksumError, FormatError, OSError: signs are read from the file, and the file has been changed in place.
@@ -371,9 +370,9 @@ class SparseTensor(NDArrayOperatorsMixin):
         tile = self._tiles[number]
         if self._signs is None:
             return tile
-        signs = self._signs.tile(number)
-        negative_zeros.check(signs, self._tiling.tile_elements(number) - self._tiling.layout.nnz(tile))
-        return {**tile, NEGATIVE_ZEROS: signs}
+        tile = tile.with_negative_zeros(self._signs.tile(number))
+        tile.check_negative_zeros()
+        return tile
 
     @property
     def signs(self) -> Signs | None:
@@ -385,17 +384,6 @@ class SparseTensor(NDArrayOperatorsMixin):
         made = SparseTensor(self._tiling, self._tiles, self._budget, signs)
         made._operand = self._operand
         return made
-
-    def converted(self, number: int, layout: str) -> Tile:
-        """Arrays of tile `number` in another layout. For the library itself."""
-        return self._converted(self.tile(number), number, layout)
-
-    def _converted(self, tile: Tile, number: int, layout: str) -> Tile:
-        from sparsefmt.layouts.convert import convert
-
-        cols = self._tiling.cols
-        tile = convert(tile, self.layout, layout, self._tiling.dtype, self._tiling.height(number), cols)
-        return {array: frozen(data) for array, data in tile.items()}
 
     def _expect_budget(self, rows: int) -> None:
         """Raise LimitError if so many dense rows take more than the limit of the file that the tensor comes from."""
@@ -412,14 +400,13 @@ class SparseTensor(NDArrayOperatorsMixin):
 
 
 def _unpickle(
-    dtype_name: str, shape: tuple[int, ...], layout: str, tile_rows: int, tiles: tuple[Tile, ...]
+    dtype_name: str, shape: tuple[int, ...], layout: str, tile_rows: int, tiles: tuple[Arrays, ...]
 ) -> SparseTensor:
     """Copy arrays to memory that kernels can read past the end of, which pickling does not keep, and check them."""
     tiling, restored = Tiling(DTYPES[dtype_name], shape, LAYOUTS[layout], tile_rows), []
-    for number, tile in enumerate(tiles):
-        own = {array: padded_copy(data) for array, data in tile.items()}
-        sizes = {array: data.nbytes for array, data in own.items()}
-        tiling.layout.check_sizes(sizes, tiling.dtype, tiling.height(number), tiling.cols)
-        layouts.check(tiling.layout, own, tiling.dtype, tiling.height(number), tiling.cols)
-        restored.append({array: frozen(data) for array, data in own.items()})
+    for number, arrays in enumerate(tiles):
+        tile = tiling.tile(number, arrays).moved(padded_copy)
+        tile.check_sizes()
+        tile.check()
+        restored.append(tile.frozen())
     return SparseTensor(tiling, restored)

@@ -18,7 +18,7 @@ from sparsefmt.container.names import check_name
 from sparsefmt.container.writer import Sink, Writer
 from sparsefmt.errors import in_tensor
 from sparsefmt.layouts import LAYOUTS, auto
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
+from sparsefmt.layouts.tile import Tile
 from sparsefmt.tensor import SparseTensor
 
 Progress = Callable[[int, int], object]
@@ -101,13 +101,13 @@ class TensorWriter:
         if layout == "dense":
             return self._add_dense(name, rows_of(tensor))
         tiling = tensor.tiling.with_layout(LAYOUTS[layout])
-        signs = (tensor.tile(number).get(NEGATIVE_ZEROS) for number in range(tiling.tiles))
+        signs = (tensor.tile(number).negative_zeros for number in range(tiling.tiles))
         negatives = sum(int(np.bitwise_count(array).sum()) for array in signs if array is not None)
         keep = negatives > 0 and not self._drop
 
         def make_tile(number: int) -> Tile:
-            tile = tensor.converted(number, layout)
-            return tile if keep else {array: data for array, data in tile.items() if array != NEGATIVE_ZEROS}
+            tile = tensor.tile(number).converted(tiling.layout)
+            return tile if keep else tile.with_negative_zeros(None)
 
         dropped = negatives if self._drop else 0
         contents = Contents(make_tile, nnz=tensor.nnz, negative_zeros=keep, negative_zeros_dropped=dropped)

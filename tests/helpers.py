@@ -16,13 +16,11 @@ from click.testing import Result as CliResult
 from hypothesis import strategies as st
 
 import sparsefmt
-from sparsefmt import layouts
 from sparsefmt.cli import main
 from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Each, Result
 from sparsefmt.dtypes import DTYPES, DType, as_bits
 from sparsefmt.layouts import LAYOUTS
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS
-from sparsefmt.layouts.convert import convert
+from sparsefmt.layouts.tile import Tile
 
 ROOT = Path(__file__).parent.parent
 SPARSE = [name for name, layout in LAYOUTS.items() if layout.sparse]
@@ -86,7 +84,7 @@ def layout_nbytes(tensor: sparsefmt.SparseTensor | np.ndarray) -> int:
     if isinstance(tensor, np.ndarray):
         return tensor.nbytes
     tiles = tensor.operand().tiles
-    return sum(array.nbytes for tile in tiles for name, array in tile.items() if name != NEGATIVE_ZEROS)
+    return sum(array.nbytes for tile in tiles for array in tile.arrays.values())
 
 
 def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
@@ -102,17 +100,23 @@ def check_layout_round_trip(array: np.ndarray, dtype: DType, layout: str) -> Non
     """One tile: laid out, checked, back to the same bits as a whole and by rows, and through every other layout."""
     bits = as_bits(array, dtype).reshape(array.shape[0], -1)
     rows, cols = bits.shape
-    tile = layouts.from_dense(LAYOUTS[layout], bits, dtype)
-    layouts.check(LAYOUTS[layout], tile, dtype, rows, cols)
-    LAYOUTS[layout].check_sizes({name: data.nbytes for name, data in tile.items()}, dtype, rows, cols)
+    tile = Tile.from_dense(LAYOUTS[layout], bits, dtype)
+    assert tile.shape == (rows, cols)
+    tile.check_sizes()
+    tile.check()
     for begin, end in ((0, rows), (rows // 3, rows - rows // 4), (rows - 1, rows)):
-        assert np.array_equal(LAYOUTS[layout].to_dense(tile, dtype, cols, begin, end), bits[begin:end])
+        assert np.array_equal(tile.to_dense(begin, end), bits[begin:end])
     for other in SPARSE if dtype.prunable else ["dense"]:
-        converted = convert(tile, layout, other, dtype, rows, cols)
-        direct = layouts.from_dense(LAYOUTS[other], bits, dtype)
-        assert converted.keys() == direct.keys()
-        for name in direct:
-            assert same_bits(converted[name], direct[name]), name
+        check_same_tiles(tile.converted(LAYOUTS[other]), Tile.from_dense(LAYOUTS[other], bits, dtype))
+
+
+def check_same_tiles(left: Tile, right: Tile) -> None:
+    """Equal layout, dtype, shape and arrays, `negative_zeros` included; read-only arrays."""
+    assert (left.layout, left.dtype, left.shape) == (right.layout, right.dtype, right.shape)
+    assert left.all_arrays().keys() == right.all_arrays().keys()
+    for name, data in right.all_arrays().items():
+        assert same_bits(left[name], data), name
+        assert not left[name].flags.writeable, name
 
 
 def each_of(*chunks: Chunk) -> Each:

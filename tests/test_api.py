@@ -381,7 +381,7 @@ class TestSparseTensor:
         w = SparseTensor.from_dense(self.array, layout)
         assert (w.shape, w.dtype, w.ndim, w.layout, len(w)) == (self.array.shape, self.array.dtype, 2, layout, 37)
         assert w.nnz == np.count_nonzero(self.array)
-        assert w.nbytes == sum(data.nbytes for tile in w.operand().tiles for data in tile.values())
+        assert w.nbytes == sum(data.nbytes for tile in w.operand().tiles for data in tile.all_arrays().values())
         assert same_bits(w.todense(), self.array)
         assert same_bits(np.asarray(w), self.array)
         assert layout in repr(w)
@@ -392,7 +392,7 @@ class TestSparseTensor:
         with pytest.raises(AttributeError):
             w.shape = (1, 1)
         for tile in w.operand().tiles:
-            for data in tile.values():
+            for data in tile.all_arrays().values():
                 assert not data.flags.writeable
 
     def test_todense_is_the_callers_own(self):
@@ -449,7 +449,7 @@ class TestSparseTensor:
         for again in (copy.copy(w), copy.deepcopy(w), pickle.loads(pickle.dumps(w))):
             assert same_bits(again.todense(), self.array)
             for tile in again.operand().tiles:
-                assert not any(data.flags.writeable for data in tile.values())
+                assert not any(data.flags.writeable for data in tile.all_arrays().values())
 
     def test_numpy_does_not_take_over_the_product(self):
         w = SparseTensor.from_dense(np.eye(3))

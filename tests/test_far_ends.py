@@ -26,7 +26,8 @@ from sparsefmt.kernels.operand import Work
 from sparsefmt.kernels.simd import F32
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.bitmask import mask_stride
-from sparsefmt.layouts.memory import OVERREAD, frozen
+from sparsefmt.layouts.contract import Arrays
+from sparsefmt.layouts.memory import OVERREAD
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.limits import MAX_SPARSE_TILE_POSITIONS
 
@@ -34,8 +35,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory that is 
 
 NO_RESERVE = 0x4000
 """MAP_NORESERVE of Linux, which the module mmap has from Python 3.13 on."""
-
-Tile = dict[str, np.ndarray]
 
 
 def untouched(length: int, dtype: str) -> np.ndarray:
@@ -45,7 +44,7 @@ def untouched(length: int, dtype: str) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, nbytes + OVERREAD, flags=flags), dtype, length)
 
 
-def bitmask_tile(rows: int, cols: int, places: list[tuple[int, int, int]]) -> Tile:
+def bitmask_arrays(rows: int, cols: int, places: list[tuple[int, int, int]]) -> Arrays:
     """Of (row, column, bits of the value), ascending."""
     mask, offsets = untouched(rows * mask_stride(cols), "<u1"), np.zeros(rows + 1, "<u4")
     for row, col, _ in places:
@@ -56,22 +55,22 @@ def bitmask_tile(rows: int, cols: int, places: list[tuple[int, int, int]]) -> Ti
     return {"mask": mask, "row_offsets": offsets, "values": values}
 
 
-def permuted_tile(rows: int, cols: int, places: list[tuple[int, int, int]]) -> Tile:
+def permuted_arrays(rows: int, cols: int, places: list[tuple[int, int, int]]) -> Arrays:
     counts = np.bincount([row for row, _, _ in places], minlength=rows)
-    tile = LAYOUTS["permuted"].allocate(counts, DTYPES["F32"], cols)  # type: ignore[attr-defined]
+    arrays = LAYOUTS["permuted"].allocate(counts, DTYPES["F32"], cols)  # type: ignore[attr-defined]
     done: dict[int, int] = {}
-    position_of = np.argsort(tile["row_permutation"])
+    position_of = np.argsort(arrays["row_permutation"])
     for row, col, bits in places:
         position = int(position_of[row])
-        slot = int(tile["slice_offsets"][position // 8]) + done.get(row, 0)
+        slot = int(arrays["slice_offsets"][position // 8]) + done.get(row, 0)
         done[row] = done.get(row, 0) + 1
-        tile["values"][slot * 8 + position % 8], tile["columns"][slot * 8 + position % 8] = bits, col
-    return tile
+        arrays["values"][slot * 8 + position % 8], arrays["columns"][slot * 8 + position % 8] = bits, col
+    return arrays
 
 
-MAKERS: dict[str, Callable[[int, int, list[tuple[int, int, int]]], Tile]] = {
-    "bitmask": bitmask_tile,
-    "permuted": permuted_tile,
+MAKERS: dict[str, Callable[[int, int, list[tuple[int, int, int]]], Arrays]] = {
+    "bitmask": bitmask_arrays,
+    "permuted": permuted_arrays,
 }
 
 
@@ -79,6 +78,7 @@ def tensor(layout: str, shape: tuple[int, int], tile_rows: int, places: list[tup
     """Checked tiles, as a reader would have them."""
     rows, cols = shape
     tiles = []
+    tiling = Tiling(DTYPES["F32"], shape, LAYOUTS[layout], tile_rows)
     for first in range(0, rows, tile_rows):
         height = min(tile_rows, rows - first)
         here = [
@@ -86,11 +86,11 @@ def tensor(layout: str, shape: tuple[int, int], tile_rows: int, places: list[tup
             for row, col, value in places
             if first <= row < first + height
         ]
-        tile = {name: frozen(data) for name, data in MAKERS[layout](height, cols, here).items()}
-        LAYOUTS[layout].check_sizes({name: data.nbytes for name, data in tile.items()}, DTYPES["F32"], height, cols)
-        LAYOUTS[layout].check(tile, DTYPES["F32"], height, cols)
+        tile = tiling.tile(len(tiles), MAKERS[layout](height, cols, here)).frozen()
+        tile.check_sizes()
+        tile.check()
         tiles.append(tile)
-    return SparseTensor(Tiling(DTYPES["F32"], shape, LAYOUTS[layout], tile_rows), tiles)
+    return SparseTensor(tiling, tiles)
 
 
 ROWS = COLS = 1 << 16
@@ -145,7 +145,7 @@ def test_other_layouts_of_it(layout):
     assert converted.nnz == len(last)
     for row in (0, rows - 2, rows - 1):
         assert same_bits(converted[row], w[row])
-    for name, data in tensor(other, (rows, COLS), rows, last).operand().tiles[0].items():
+    for name, data in tensor(other, (rows, COLS), rows, last).operand().tiles[0].all_arrays().items():
         assert np.array_equal(converted.operand().tiles[0][name], data)
 
 
@@ -176,10 +176,10 @@ def only(w: SparseTensor, begin: int, end: int) -> SparseTensor:
     return w
 
 
-def frozen_tensor(layout: str, shape: tuple[int, int], tile: Tile) -> SparseTensor:
+def frozen_tensor(layout: str, shape: tuple[int, int], arrays: Arrays) -> SparseTensor:
     """Of one tile, of which no more is right than what is looked at."""
     tiling = Tiling(DTYPES["F32"], shape, LAYOUTS[layout], shape[0])
-    return SparseTensor(tiling, [{name: frozen(data) for name, data in tile.items()}])
+    return SparseTensor(tiling, [tiling.tile(0, arrays).frozen()])
 
 
 COUNTS = [3, 3, 2, 2, 2, 1, 1, 0]
@@ -198,14 +198,14 @@ def test_more_elements_than_32_bits_can_number(cols):
             dense[lane, col] = rng.standard_normal()
             values[8 * (first + slot) + lane] = dense[lane, col].view(np.uint32)
             columns[8 * (first + slot) + lane] = col
-    tile = {
+    arrays = {
         "columns": columns,
         "row_counts": np.array([cols] * 8 + COUNTS, "<u4"),
         "row_permutation": np.arange(16, dtype="<u2"),
         "slice_offsets": np.array([0, first, first + 3], "<u4"),
         "values": values,
     }
-    w = only(frozen_tensor("permuted", (16, cols), tile), 1, 2)
+    w = only(frozen_tensor("permuted", (16, cols), arrays), 1, 2)
     some = np.flatnonzero(dense.any(axis=0))
     for tokens in (1, 2, 5, 40):
         x = rng.standard_normal((tokens, cols)).astype(np.float32)
@@ -228,12 +228,12 @@ def test_more_values_than_31_bits_can_number():
     values[first:] = dense[0, kept].view(np.uint32)
     mask = np.zeros((2, mask_stride(cols)), np.uint8)
     mask[1, : -(-cols // 8)] = np.packbits(kept, bitorder="little")
-    tile = {
+    arrays = {
         "mask": mask.reshape(-1),
         "row_offsets": np.array([0, first, values.size], "<u4"),
         "values": values,
     }
-    w = only(frozen_tensor("bitmask", (2, cols), tile), 1, 2)
+    w = only(frozen_tensor("bitmask", (2, cols), arrays), 1, 2)
     for tokens in (1, 2, 5, 40):
         x = rng.standard_normal((tokens, cols)).astype(np.float32)
         expected = naive.product(dense, "bitmask", x, np.float32)
@@ -252,7 +252,7 @@ def test_through_a_file(codec, tmp_path: Path):
     path = tmp_path / "far.sparsefmt"
     with open(path, "wb") as sink:
         writer = Writer(sink, codec=codec)
-        writer.add("w", made.tiling, Contents(lambda number: dict(made.tiles[number]), nnz=len(FAR)))
+        writer.add("w", made.tiling, Contents(made.tiles.__getitem__, nnz=len(FAR)))
         writer.finish()
     assert path.stat().st_size < 1 << 20
     x = np.random.default_rng(0).standard_normal(COLS).astype(np.float32)

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from sparsefmt import layouts
 from sparsefmt.dtypes import DType
 from sparsefmt.file_tensor import FileTensor
 from sparsefmt.layouts import LAYOUTS, auto
-from sparsefmt.layouts.contract import Layout, Tile
-from sparsefmt.layouts.entries import Entries, from_entries
+from sparsefmt.layouts.contract import Layout
+from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.memory import frozen
 from sparsefmt.layouts.permuted import padded_nnz
+from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.shapes import check_shape, matrix_view
 from sparsefmt.threads import in_order
@@ -140,7 +140,7 @@ class Rows(ABC):
         def make_tile(number: int) -> Tile:
             begin, end = tiling.tile_range(number)
             make = self._tile_of_entries if by_entries else self._tile_of_bits
-            return {array: frozen(data) for array, data in make(layout, begin, end, dropped).items()}
+            return make(layout, begin, end, dropped)
 
         return make_tile
 
@@ -148,16 +148,16 @@ class Rows(ABC):
         entries = self.entries(begin, end)
         # a copy: the caller may be writing to it meanwhile
         values = _without(np.array(entries.values), dropped)
-        return from_entries(layout.name, entries._replace(values=values), self.dtype, end - begin, self.cols)
+        return Tile.from_entries(layout, entries._replace(values=values), self.dtype, (end - begin, self.cols))
 
     def _tile_of_bits(self, layout: Layout, begin: int, end: int, dropped: int) -> Tile:
         bits = _without(self.bits(begin, end), dropped)
         if layout.sparse:
             # counted, then packed: the caller may be writing to it meanwhile, and packing trusts the counts
-            return layouts.from_dense(layout, np.array(bits), self.dtype)
-        tile = layouts.from_dense(layout, bits, self.dtype)
+            return Tile.from_dense(layout, np.array(bits), self.dtype)
+        tile = Tile.from_dense(layout, bits, self.dtype)
         # a BOOL can hold other bits than 0 and 1; sparse layouts are right by construction
-        layouts.check(layout, tile, self.dtype, end - begin, self.cols)
+        tile.check()
         return tile
 
 

@@ -13,7 +13,7 @@ from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import ReadFile
 from sparsefmt.file_tensor import FileTensor
-from sparsefmt.layouts.contract import Tile
+from sparsefmt.layouts.tile import Tile
 
 
 class SparsefmtFile(TensorFile):

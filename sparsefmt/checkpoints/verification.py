@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsefmt import layouts, slicing
+from sparsefmt import slicing
 from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.container.entry import TensorEntry
@@ -22,8 +22,7 @@ from sparsefmt.container.reader import Reader
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts import auto
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
-from sparsefmt.layouts.entries import from_entries, to_entries
+from sparsefmt.layouts.tile import Tile
 from sparsefmt.threads import in_order
 
 Progress = Callable[[int], object]
@@ -118,10 +117,10 @@ def verify_tensor(
         begin, end = entry.tile_range(number)
         found = Difference()
         if strict:
-            check_tile(entry, tile, number)
+            check_tile(entry.name, tile, number)
         if against is not None:
             for first, last in slicing.runs(begin, end, entry.cols):
-                bits = entry.layout.to_dense(tile, entry.dtype, entry.cols, first - begin, last - begin)
+                bits = tile.to_dense(first - begin, last - begin)
                 run = compare_bits(bits, against.bits(first, last), first * entry.cols, dropped)
                 found = found.followed_by(run)
         if progress:
@@ -199,26 +198,27 @@ def check_index(reader: Reader) -> None:
         )
 
 
-def check_tile(entry: TensorEntry, tile: Tile, number: int) -> None:
+def check_tile(name: str, tile: Tile, number: int) -> None:
     """Lay the content of a tile out again, and compare all arrays. Large tiles that are nearly empty stay sparse.
+
+    Args:
+        name: of the tensor, for errors.
 
     Raises:
         FormatError: an array differs (`not-canonical`).
     """
-    begin, end = entry.tile_range(number)
-    rows, nnz = end - begin, entry.layout.nnz(tile) if entry.layout.sparse else 0
-    if entry.layout.sparse and auto.is_very_sparse(rows, entry.cols, nnz) and NEGATIVE_ZEROS not in tile:
-        entries = to_entries(entry.layout.name, tile, rows)
-        again = from_entries(entry.layout.name, entries, entry.dtype, rows, entry.cols)
+    signs = tile.negative_zeros is not None
+    if tile.layout.sparse and auto.is_very_sparse(tile.rows, tile.cols, tile.nnz) and not signs:
+        again = Tile.from_entries(tile.layout, tile.entries(), tile.dtype, tile.shape)
     else:
-        bits = entry.layout.to_dense(tile, entry.dtype, entry.cols, 0, rows)
-        again = layouts.from_dense(entry.layout, bits, entry.dtype)
-    if NEGATIVE_ZEROS in tile and NEGATIVE_ZEROS not in again:  # other tiles of the tensor have some
-        again[NEGATIVE_ZEROS] = np.zeros_like(tile[NEGATIVE_ZEROS])
-    for array in sorted(tile.keys() | again.keys()):
-        if array not in tile or array not in again or not np.array_equal(tile[array], again[array]):
+        again = Tile.from_dense(tile.layout, tile.to_dense(0, tile.rows), tile.dtype)
+    if signs:
+        again = again.with_sign_array()
+    stored, made = tile.all_arrays(), again.all_arrays()
+    for array in sorted(stored.keys() | made.keys()):
+        if array not in stored or array not in made or not np.array_equal(stored[array], made[array]):
             raise FormatError(
                 "not-canonical",
                 f"array {array!r} of tile {number} is not what the tile's elements give when they are laid out again",
-                tensor=entry.name,
+                tensor=name,
             )

@@ -15,7 +15,7 @@ from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.cli import options
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.envelope import MAJOR
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS
+from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 
 JSON_VERSION = 1
 """Raised when a key of the --json output changes its meaning or is removed. New keys do not count."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,14 +13,21 @@ from sparsefmt.container import envelope
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.sources import Source
 from sparsefmt.errors import ChecksumError, FormatError
-from sparsefmt.layouts.contract import Tile
 from sparsefmt.layouts.memory import Arena, empty, frozen
+from sparsefmt.layouts.tile import Tile
 
 MOST_CODERS = 16
 """Coders with models that an open file keeps, those used last: the arrays of a few tensors, each some 100 KB."""
 
 Record = tuple[int, int, int, int]
 """A record of the chunk table: offset, stored size, raw size, checksum. Four times as fast as numpy's records."""
+
+
+class _Stored(NamedTuple):
+    """The bytes of a chunk, and where in the file they are."""
+
+    offset: int
+    data: np.ndarray
 
 
 class ArrayReader:
@@ -33,30 +41,28 @@ class ArrayReader:
         self._source = source
         self._coder = lru_cache(maxsize=most_coders)(_coder)
 
-    def read(
-        self, record: Record, entry: TensorEntry, number: int, array: str, tile: Tile, arena: Arena | None
-    ) -> np.ndarray:
-        """One array of tile `number`, its layout not yet checked. Mapped, not copied, if it is stored raw.
+    def read(self, record: Record, entry: TensorEntry, tile: Tile, array: str, arena: Arena | None) -> np.ndarray:
+        """One array of a tile, its layout not yet checked. Mapped, not copied, if it is stored raw.
 
         Args:
-            tile: the arrays that come before this one by name, if the layout needs them.
+            tile: has the arrays that come before this one by name, if the layout needs them.
             arena: where to put it, if given.
         """
         stored, raw_size = self._stored(record, array), record[2]
-        dtype = entry.layout.array_dtype(array, entry.dtype, entry.cols)
+        dtype = tile.array_dtype(array)
         if stored.size == raw_size:
             return arena.moved(stored.view(dtype)) if arena is not None else frozen(stored.view(dtype))
         decoded = (empty if arena is None else arena.empty)(raw_size // dtype.itemsize, dtype)
-        self._decode(record, entry, number, array, stored, tile, decoded)
+        self._decode(_Stored(record[0], stored), entry, tile, array, decoded)
         return frozen(decoded)
 
-    def read_dense(self, record: Record, entry: TensorEntry, number: int, out: np.ndarray) -> None:
-        """Fill flat `out` with the values of a tile of layout `dense`."""
-        stored = self._stored(record, "values")
+    def read_dense(self, record: Record, entry: TensorEntry, tile: Tile) -> None:
+        """Fill the flat array `values` of a tile of layout `dense`."""
+        stored, out = self._stored(record, "values"), tile["values"]
         if stored.size == out.nbytes:
             out.view(np.uint8)[:] = stored
         else:
-            self._decode(record, entry, number, "values", stored, {}, out)
+            self._decode(_Stored(record[0], stored), entry, tile, "values", out)
 
     def forget_coders(self) -> None:
         """Let go of the coders. They are made again when they are needed."""
@@ -75,32 +81,21 @@ class ArrayReader:
             expect_zeros(padded[size:], offset + size)
         return stored
 
-    def _decode(
-        self,
-        record: Record,
-        entry: TensorEntry,
-        number: int,
-        array: str,
-        stored: np.ndarray,
-        tile: Tile,
-        out: np.ndarray,
-    ) -> None:
+    def _decode(self, stored: _Stored, entry: TensorEntry, tile: Tile, array: str, out: np.ndarray) -> None:
         """Decode a chunk into flat `out`."""
         layout, codec = entry.layout, CODECS[entry.codecs[array]]
         info = ArrayInfo(out.itemsize, entry.rows, entry.cols, array == layout.mask)
         try:
             if not codec.has_models:
-                codec.coder(b"", info).decode(stored, None, out.view(np.uint8))
+                codec.coder(b"", info).decode(stored.data, None, out.view(np.uint8))
             elif entry.is_left_out(array):
                 layout.derive(array, tile, out)
             else:
-                begin, end = entry.tile_range(number)
-                positions = layout.positions(array, tile, entry.dtype, end - begin, entry.cols)
                 coder = self._coder(codec.name, entry.models[array], info)
-                coder.decode(stored, positions, out.view(np.uint8))
+                coder.decode(stored.data, tile.positions(array), out.view(np.uint8))
         except FormatError as error:
-            raise FormatError(error.code, f"array {array!r}: {error.message}", offset=record[0]) from None
-        self._source.forget(record[0], stored.size)
+            raise FormatError(error.code, f"array {array!r}: {error.message}", offset=stored.offset) from None
+        self._source.forget(stored.offset, stored.data.size)
 
 
 def _coder(codec: str, model: bytes, info: ArrayInfo) -> Coder:

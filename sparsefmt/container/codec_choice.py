@@ -9,7 +9,7 @@ import numpy as np
 from sparsefmt import threads
 from sparsefmt.codecs import CODECS
 from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Each, Result
-from sparsefmt.layouts.contract import Tile
+from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.positions import Positions
 
@@ -40,7 +40,7 @@ class Tiles:
         if number in self._kept:
             return self._kept[number]
         tile = self._make(number)
-        nbytes = sum(data.nbytes for data in tile.values())
+        nbytes = tile.nbytes
         if nbytes <= self._room:
             self._room -= nbytes
             self._kept[number] = tile
@@ -100,8 +100,7 @@ class CodecChooser:
 
     def _choose(self, array: str, tile: Tile, number: int) -> tuple[_Coding, bytes | memoryview]:
         tiling, layout, tried = self._tiling, self._tiling.layout, []
-        width = layout.array_dtype(array, tiling.dtype, tiling.cols).itemsize
-        info = ArrayInfo(width, tiling.rows, tiling.cols, array == layout.mask)
+        info = ArrayInfo(tile.array_dtype(array).itemsize, tiling.rows, tiling.cols, array == layout.mask)
 
         def each(work: Callable[[Chunk], Result]) -> Iterator[Result]:
             return self._tiles.each(lambda tile, number: work(self._chunk(array, tile, number)))
@@ -123,9 +122,8 @@ class CodecChooser:
 
     def _chunk(self, array: str, tile: Tile, number: int) -> Chunk:
         """An array of a tile, as codecs with models see it."""
-        tiling, rows = self._tiling, range(*self._tiling.tile_range(number))
-        positions = tiling.layout.positions(array, tile, tiling.dtype, len(rows), tiling.cols)
-        return Chunk(tile[array].view(np.uint8), rows, positions)
+        rows = range(*self._tiling.tile_range(number))
+        return Chunk(tile[array].view(np.uint8), rows, tile.positions(array))
 
     def _candidates(self, info: ArrayInfo) -> list[Codec]:
         if self._codec == "auto":

@@ -23,7 +23,8 @@ from sparsefmt.container.canonical import expect_ints, expect_keys, expect_sorte
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import FormatError, LimitError, UnsupportedError
 from sparsefmt.layouts import LAYOUTS
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Layout
+from sparsefmt.layouts.contract import Layout
+from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.limits import (
     MAX_MODEL_BYTES,

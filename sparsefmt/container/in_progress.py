@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
-import numpy as np
-
 from sparsefmt import threads
 from sparsefmt.codecs import CODECS
 from sparsefmt.container.codec_choice import KEPT_BYTES, CodecChooser, Tiles
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.errors import FormatError, LimitError
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
+from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
+from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.limits import MAX_CHUNK_BYTES
 
@@ -24,7 +23,7 @@ class Contents:
     """What a tensor has, besides its tiling.
 
     Attributes:
-        make_tile: gives the arrays of tile number t; called from several threads, about in order, and several times for
+        make_tile: gives tile number t; called from several threads, about in order, and several times for
             each: codecs with models look at all tiles before the first is written.
         nnz: values stored, for sparse layouts.
         negative_zeros: whether any tile has that array; tiles without it are written as having none set.
@@ -114,15 +113,10 @@ class TensorInProgress:
     def _completed(self, number: int) -> Tile:
         """A tile with all arrays that it is to have in the file."""
         tile = self._contents.make_tile(number)
-        if self._contents.negative_zeros and NEGATIVE_ZEROS not in tile:
-            pruned = self._tiling.tile_elements(number) - self._tiling.layout.nnz(tile)
-            tile = {**tile, NEGATIVE_ZEROS: np.zeros((pruned + 7) // 8, np.uint8)}
-        return tile
+        return tile.with_sign_array() if self._contents.negative_zeros else tile
 
     def _encoded(self, number: int) -> tuple[int, bool, list[EncodedChunk]]:
         """Values stored in a tile, whether it has a -0.0, and its chunks."""
-        tile, layout = self._tiles.get(number), self._tiling.layout
-        nnz = layout.nnz(tile) if layout.sparse else 0
-        has_negative_zeros = NEGATIVE_ZEROS in tile and bool(tile[NEGATIVE_ZEROS].any())
+        tile = self._tiles.get(number)
         chunks = [EncodedChunk(self._chooser.encode(array, tile, number), tile[array].nbytes) for array in self._arrays]
-        return nnz, has_negative_zeros, chunks
+        return tile.nnz, tile.has_negative_zeros, chunks

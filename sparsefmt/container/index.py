@@ -23,7 +23,7 @@ from sparsefmt.container.entry import TensorEntry, decode_entry
 from sparsefmt.container.envelope import MINOR
 from sparsefmt.container.names import check_metadata, check_names
 from sparsefmt.errors import FormatError, LimitError, SparsefmtError
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS
+from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.lazily import computed_once
 from sparsefmt.limits import MAX_TENSORS
 

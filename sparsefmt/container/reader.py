@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from sparsefmt import layouts, threads
+from sparsefmt import threads
 from sparsefmt.container import envelope, index, sniff
 from sparsefmt.container.array_reader import ArrayReader, Record, expect_zeros
 from sparsefmt.container.budget import Budget
@@ -16,10 +16,10 @@ from sparsefmt.container.index import Index
 from sparsefmt.container.sources import Backend, Source
 from sparsefmt.container.stored_signs import WORTH_LEAVING, Signs, StoredSigns
 from sparsefmt.errors import FormatError, SparsefmtError, file_closed
-from sparsefmt.layouts import auto
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
-from sparsefmt.layouts.convert import convert
-from sparsefmt.layouts.memory import Arena, frozen
+from sparsefmt.layouts import LAYOUTS, auto
+from sparsefmt.layouts.memory import Arena
+from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
+from sparsefmt.layouts.tile import Tile
 
 Result = TypeVar("Result")
 
@@ -87,21 +87,22 @@ class Reader:
         self._source.close()
 
     def tile(self, entry: TensorEntry, number: int, arena: Arena | None = None, *, leave_signs: bool = False) -> Tile:
-        """The arrays of one tile: decoded, verified, frozen. Mapped, not copied, where they are stored raw.
+        """One tile: decoded, verified, frozen. Mapped, not copied, where they are stored raw.
 
         Args:
             arena: where to put them, if given.
             leave_signs: `negative_zeros` will be dropped, and does not go there.
         """
-        begin, end = entry.tile_range(number)
+        tile = entry.tile(number, {})
         try:
             if not self._all_within:
                 self.budget.expect(_coded_bytes(self._chunks(entry, range(number, number + 1))))
-            tile: Tile = {}
             for array in entry.codecs:
+                record = self.index.chunks.item(self.index.chunk_number(entry, number, array))
                 place = None if leave_signs and array == NEGATIVE_ZEROS else arena
-                tile[array] = self._array(entry, number, array, tile, place)
-            layouts.check(entry.layout, tile, entry.dtype, end - begin, entry.cols)
+                tile.put(array, self._arrays.read(record, entry, tile, array, place))
+                self.decoded += _decoded_size(record)
+            tile.check()
         except SparsefmtError as error:
             raise error.within(entry.name, self.path) from None
         return tile
@@ -122,8 +123,7 @@ class Reader:
 
         def visit(number: int) -> tuple[int, bool, Result]:
             tile = self.tile(entry, number, arena, leave_signs=leave_signs)
-            nnz = entry.layout.nnz(tile) if entry.layout.sparse else 0
-            return nnz, NEGATIVE_ZEROS in tile and bool(tile[NEGATIVE_ZEROS].any()), work(tile, number)
+            return tile.nnz, tile.has_negative_zeros, work(tile, number)
 
         nnz, has_negative_zeros = 0, False
         for tile_nnz, tile_has_negative_zeros, result in threads.in_order(visit, range(entry.tiles), thread_count):
@@ -155,7 +155,7 @@ class Reader:
         """
 
         def kept(tile: Tile) -> Tile:
-            return {array: data for array, data in tile.items() if not leave_signs or array != NEGATIVE_ZEROS}
+            return tile.with_negative_zeros(None) if leave_signs else tile
 
         target = layout or entry.layout.name
         same = target == entry.layout.name
@@ -172,10 +172,8 @@ class Reader:
             return arena.zeros(length, dtype)
 
         def converted(tile: Tile, number: int) -> Tile:
-            begin, end = entry.tile_range(number)
-            tile = convert(kept(tile), entry.layout.name, target, entry.dtype, end - begin, entry.cols, zeros)
-            tile = {array: frozen(data) for array, data in tile.items()}
-            return arena.keep(tile) if "dense" in (entry.layout.name, target) else tile
+            made = kept(tile).converted(LAYOUTS[target], zeros)
+            return arena.keep(made) if "dense" in (entry.layout.name, target) else made
 
         return list(self.each_tile(entry, converted, thread_count))
 
@@ -234,11 +232,11 @@ class Reader:
         out: bits (rows, cols), contiguous.
         """
         record = self.index.chunks.item(self.index.chunk_number(entry, number, "values"))
-        flat = out.reshape(-1)
+        tile = entry.tile(number, {"values": out.reshape(-1)})
         try:
-            self._arrays.read_dense(record, entry, number, flat)
+            self._arrays.read_dense(record, entry, tile)
             self.decoded += _decoded_size(record)
-            layouts.check(entry.layout, {"values": flat}, entry.dtype, out.shape[0], entry.cols)
+            tile.check()
         except SparsefmtError as error:
             raise error.within(entry.name, self.path) from None
 
@@ -258,15 +256,9 @@ class Reader:
         reader = ArrayReader(source, most_coders=1)
 
         def read(number: int) -> np.ndarray:
-            return reader.read(records.item(number), entry, number, NEGATIVE_ZEROS, {}, None)
+            return reader.read(records.item(number), entry, entry.tile(number, {}), NEGATIVE_ZEROS, None)
 
         return StoredSigns(entry.name, entry.tiles, self.path, read)
-
-    def _array(self, entry: TensorEntry, number: int, array: str, before: Tile, arena: Arena | None) -> np.ndarray:
-        record = self.index.chunks.item(self.index.chunk_number(entry, number, array))
-        found = self._arrays.read(record, entry, number, array, before, arena)
-        self.decoded += _decoded_size(record)
-        return found
 
 
 def _decoded_size(record: Record) -> int:

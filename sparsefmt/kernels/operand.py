@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsefmt.layouts.contract import Tile
+from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 
 FIRST_ROW, HEIGHT = 0, 1
@@ -44,7 +44,7 @@ class Operand:
 
     Attributes:
         tiling: how it is cut into tiles.
-        tiles: the arrays of each. Kept, so that `table` stays valid.
+        tiles: those of the tensor. Kept, so that `table` stays valid.
         table: int64 (tiles, columns). A line for each tile: see FIRST_ROW and VALUES.
     """
 

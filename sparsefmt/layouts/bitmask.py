@@ -10,15 +10,19 @@ Arrays of a tile of r rows and c columns, n of whose positions are not pruned:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
-from sparsefmt.layouts import negative_zeros
-from sparsefmt.layouts.contract import Layout, Tile, expect_at_most, expect_size
+from sparsefmt.layouts.contract import Arrays, Layout, expect_at_most, expect_size
+from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.memory import Allocate, frozen, zeros
 from sparsefmt.positions import Positions
+
+if TYPE_CHECKING:
+    from sparsefmt.layouts.tile import Tile
 
 U8, U32 = np.dtype("<u1"), np.dtype("<u4")
 
@@ -28,9 +32,9 @@ def mask_stride(cols: int) -> int:
     return (cols + 63) // 64 * 8
 
 
-def mask_words(tile: Tile, rows: int) -> np.ndarray:
+def mask_words(tile: Tile) -> np.ndarray:
     """The mask as (rows, words) uint64."""
-    return frozen(tile["mask"].view(np.uint64).reshape(rows, -1))
+    return frozen(tile["mask"].view(np.uint64).reshape(tile.rows, -1))
 
 
 class Bitmask(Layout):
@@ -41,16 +45,16 @@ class Bitmask(Layout):
     derived = frozenset({"row_offsets"})
 
     def array_dtype(self, array: str, dtype: DType, cols: int) -> np.dtype:
-        types = {"row_offsets": U32, "values": dtype.bits_dtype}
-        return types.get(array, U8)
+        types: dict[str, np.dtype] = {"mask": U8, "row_offsets": U32, "values": dtype.bits_dtype}
+        return types[array]
 
-    def positions(self, array: str, tile: Tile, dtype: DType, rows: int, cols: int) -> Positions | None:
-        return Positions(rows, cols, mask_words(tile, rows)) if array == "values" else None
+    def positions(self, array: str, tile: Tile) -> Positions | None:
+        return Positions(tile.rows, tile.cols, mask_words(tile)) if array == "values" else None
 
     def derive(self, array: str, tile: Tile, out: np.ndarray) -> None:
         from sparsefmt.layouts.jitted import bitmask as jitted
 
-        jitted.row_offsets(mask_words(tile, out.size - 1), out)
+        jitted.row_offsets(mask_words(tile), out)
 
     def check_sizes(self, sizes: Mapping[str, int], dtype: DType, rows: int, cols: int) -> None:
         width = dtype.bits_dtype.itemsize
@@ -58,19 +62,19 @@ class Bitmask(Layout):
         expect_size(sizes, "row_offsets", 4 * (rows + 1))
         expect_at_most(sizes, "values", rows * cols * width, width)
 
-    def check(self, tile: Tile, dtype: DType, rows: int, cols: int) -> None:
+    def check(self, tile: Tile) -> None:
         from sparsefmt.layouts.jitted import bitmask as jitted
 
         values = frozen(tile["values"])
         fault, row = jitted.check(
-            mask_words(tile, rows),
+            mask_words(tile),
             frozen(tile["row_offsets"]),
             values,
-            values.dtype.type(dtype.negative_zero),
-            cols,
+            values.dtype.type(tile.dtype.negative_zero),
+            tile.cols,
         )
         if fault == jitted.MASK_PADDING:
-            raise FormatError("mask-padding", f"row {row} of a tile has mask bits beyond its {cols:,} columns")
+            raise FormatError("mask-padding", f"row {row} of a tile has mask bits beyond its {tile.cols:,} columns")
         if fault == jitted.ROW_OFFSETS:
             raise FormatError("row-offsets", f"row offsets disagree with the mask at row {row} of a tile")
         if fault == jitted.STORED_ZERO:
@@ -79,23 +83,26 @@ class Bitmask(Layout):
     def nnz(self, tile: Tile) -> int:
         return int(tile["row_offsets"][-1])
 
+    def nnz_before(self, tile: Tile, row: int) -> int:
+        return int(tile["row_offsets"][row])
+
     def counts(self, tile: Tile) -> np.ndarray:
         return np.diff(tile["row_offsets"])
 
-    def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Tile:
+    def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Arrays:
         from sparsefmt.layouts.jitted import bitmask as jitted
 
-        tile = self.allocate(counts, dtype, bits.shape[1])
+        arrays = self.allocate(counts, dtype, bits.shape[1])
         jitted.pack(
             frozen(bits),
             bits.dtype.type(dtype.negative_zero),
-            frozen(tile["row_offsets"]),
-            tile["mask"].view(np.uint64).reshape(bits.shape[0], -1),
-            tile["values"],
+            frozen(arrays["row_offsets"]),
+            arrays["mask"].view(np.uint64).reshape(bits.shape[0], -1),
+            arrays["values"],
         )
-        return tile
+        return arrays
 
-    def allocate(self, counts: np.ndarray, dtype: DType, cols: int, zeros: Allocate = zeros) -> Tile:
+    def allocate(self, counts: np.ndarray, dtype: DType, cols: int, zeros: Allocate = zeros) -> Arrays:
         """Arrays for rows with the given counts: `row_offsets` filled, `mask` zero, `values` anything."""
         row_offsets = zeros(counts.size + 1, U32)
         np.cumsum(counts, out=row_offsets[1:], dtype=U32)
@@ -105,11 +112,26 @@ class Bitmask(Layout):
             "values": zeros(int(row_offsets[-1]), dtype.bits_dtype),
         }
 
-    def to_dense(self, tile: Tile, dtype: DType, cols: int, begin: int, end: int) -> np.ndarray:
+    def to_dense(self, tile: Tile, begin: int, end: int) -> np.ndarray:
         from sparsefmt.layouts.jitted import bitmask as jitted
 
-        row_offsets = frozen(tile["row_offsets"])
-        bits = np.zeros((end - begin, cols), dtype.bits_dtype)
-        jitted.unpack(mask_words(tile, row_offsets.size - 1), row_offsets, frozen(tile["values"]), begin, end, bits)
-        negative_zeros.restore(bits, tile, dtype, begin * cols - int(row_offsets[begin]))
+        bits = np.zeros((end - begin, tile.cols), tile.dtype.bits_dtype)
+        jitted.unpack(mask_words(tile), frozen(tile["row_offsets"]), frozen(tile["values"]), begin, end, bits)
         return bits
+
+    def from_entries(self, entries: Entries, dtype: DType, shape: tuple[int, int]) -> Arrays:
+        from sparsefmt.layouts.jitted import bitmask as jitted
+
+        rows, cols = shape
+        arrays = self.allocate(np.bincount(entries.rows, minlength=rows), dtype, cols)
+        arrays["values"][:] = entries.values
+        jitted.of_entries(entries.rows, entries.columns, arrays["mask"].view(np.uint64).reshape(rows, -1))
+        return arrays
+
+    def to_entries(self, tile: Tile) -> Entries:
+        from sparsefmt.layouts.jitted import bitmask as jitted
+
+        offsets, values = tile["row_offsets"].astype(np.int64), tile["values"]
+        columns = np.empty(values.size, np.int64)
+        jitted.columns_of(mask_words(tile), columns)
+        return Entries(np.repeat(np.arange(tile.rows), offsets[1:] - offsets[:-1]), columns, values)

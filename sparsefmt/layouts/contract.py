@@ -6,8 +6,8 @@ consecutive rows of its matrix view; a layout knows one tile at a time and nothi
 The rules every layout keeps:
 
 1. For a given tile of dense bits there is exactly one set of arrays. `from_dense` makes it; `check` accepts no other.
-2. `to_dense(from_dense(bits))` is `bits`. A sparse layout prunes -0.0 like +0.0; the sign lives in the array
-   `negative_zeros` beside the layout's own (see `negative_zeros.py`), the same for every sparse layout.
+2. `to_dense(from_dense(bits))` is `bits`, except that a sparse layout prunes -0.0 like +0.0. The tile keeps the sign,
+   in the same way for every sparse layout (see `tile.py`): layouts know nothing of it.
 3. `check_sizes` runs before anything is allocated and imports no numba; `check` runs before a kernel sees arrays from
    a file. Both raise FormatError.
 4. An array that says where the elements of another stand, or from which another follows, comes before it by name: that
@@ -21,18 +21,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
+from sparsefmt.layouts.entries import Entries
 from sparsefmt.positions import Positions
 
-NEGATIVE_ZEROS = "negative_zeros"
-"""Name of the one optional array: a bit per pruned position, in row-major order, set where it was -0.0."""
+if TYPE_CHECKING:
+    from sparsefmt.layouts.tile import Tile
 
-Tile = dict[str, np.ndarray]
-"""The arrays of one tile by name."""
+Arrays = dict[str, np.ndarray]
+"""Arrays of one tile by name."""
 
 
 class Layout(ABC):
@@ -56,10 +58,10 @@ class Layout(ABC):
     def array_dtype(self, array: str, dtype: DType, cols: int) -> np.dtype:
         """The type of the elements of `array`."""
 
-    def positions(self, array: str, tile: Tile, dtype: DType, rows: int, cols: int) -> Positions | None:
+    def positions(self, array: str, tile: Tile) -> Positions | None:
         """Where the elements of `array` stand; None if they are not those of positions of the matrix.
 
-        tile: at least the arrays that come before this one by name, of the right sizes, not yet checked.
+        tile: has at least the arrays that come before this one by name, of the right sizes, not yet checked.
         """
         return None
 
@@ -72,11 +74,15 @@ class Layout(ABC):
         """Refuse array sizes (in bytes) that no tile of `rows` x `cols` can have. O(1)."""
 
     @abstractmethod
-    def check(self, tile: Tile, dtype: DType, rows: int, cols: int) -> None:
+    def check(self, tile: Tile) -> None:
         """Verify every invariant of the arrays in one pass at memory speed."""
 
     def nnz(self, tile: Tile) -> int:
-        """Number of stored values of a sparse layout, padding not counted."""
+        """Number of stored values of a sparse layout, padding not counted. 0 in `dense`, where nobody has counted."""
+        return 0
+
+    def nnz_before(self, tile: Tile, row: int) -> int:
+        """Number of stored values of a sparse layout in the rows before `row`, padding not counted."""
         raise NotImplementedError
 
     def counts(self, tile: Tile) -> np.ndarray:
@@ -84,12 +90,23 @@ class Layout(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Tile:
+    def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Arrays:
         """Lay out dense `bits` (rows, cols), unsigned integers of the element width; `counts`: nonzeros of each row."""
 
     @abstractmethod
-    def to_dense(self, tile: Tile, dtype: DType, cols: int, begin: int, end: int) -> np.ndarray:
-        """Dense bits (end - begin, cols) of rows `begin` to `end` of a checked tile, negative zeros included."""
+    def to_dense(self, tile: Tile, begin: int, end: int) -> np.ndarray:
+        """Dense bits (end - begin, cols) of rows `begin` to `end` of a checked tile."""
+
+    def from_entries(self, entries: Entries, dtype: DType, shape: tuple[int, int]) -> Arrays:
+        """The arrays of a sparse layout for rows and columns `shape` whose other elements are zero.
+
+        entries: read-only, none of them a zero.
+        """
+        raise NotImplementedError
+
+    def to_entries(self, tile: Tile) -> Entries:
+        """The stored values of a checked tile of a sparse layout, and where they are."""
+        raise NotImplementedError
 
 
 def expect_size(sizes: Mapping[str, int], array: str, expected: int) -> None:

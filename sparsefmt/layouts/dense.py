@@ -7,15 +7,19 @@ lowest bits; unused bits of the last byte are zero. Needs no jitted code.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparsefmt import dtypes
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
-from sparsefmt.layouts.contract import Layout, Tile, expect_size
+from sparsefmt.layouts.contract import Arrays, Layout, expect_size
 from sparsefmt.layouts.memory import padded_copy
 from sparsefmt.positions import Positions
+
+if TYPE_CHECKING:
+    from sparsefmt.layouts.tile import Tile
 
 
 class Dense(Layout):
@@ -26,25 +30,25 @@ class Dense(Layout):
     def array_dtype(self, array: str, dtype: DType, cols: int) -> np.dtype:
         return dtype.bits_dtype
 
-    def positions(self, array: str, tile: Tile, dtype: DType, rows: int, cols: int) -> Positions | None:
-        return None if dtype.packed else Positions(rows, cols, None)
+    def positions(self, array: str, tile: Tile) -> Positions | None:
+        return None if tile.dtype.packed else Positions(tile.rows, tile.cols, None)
 
     def check_sizes(self, sizes: Mapping[str, int], dtype: DType, rows: int, cols: int) -> None:
         expect_size(sizes, "values", dtype.nbytes(rows * cols))
 
-    def check(self, tile: Tile, dtype: DType, rows: int, cols: int) -> None:
-        values = tile["values"]
+    def check(self, tile: Tile) -> None:
+        values, dtype = tile["values"], tile.dtype
         if dtype.name == "BOOL" and values.size and values.max() > 1:
             raise FormatError("bool-invalid", "a BOOL element is neither 0 nor 1")
-        unused = -rows * cols * dtype.bits % 8
+        unused = -tile.rows * tile.cols * dtype.bits % 8
         if unused and values[-1] >> (8 - unused):
             raise FormatError("values-padding", "unused bits of the last byte are not zero")
 
-    def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray | None = None) -> Tile:
+    def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Arrays:
         return {"values": padded_copy(dtypes.pack(bits, dtype) if dtype.packed else bits.reshape(-1))}
 
-    def to_dense(self, tile: Tile, dtype: DType, cols: int, begin: int, end: int) -> np.ndarray:
-        values = tile["values"]
+    def to_dense(self, tile: Tile, begin: int, end: int) -> np.ndarray:
+        values, dtype, cols = tile["values"], tile.dtype, tile.cols
         if dtype.packed:
             values = dtypes.unpack(values, dtype, values.size * 8 // dtype.bits)
         return values[begin * cols : end * cols].reshape(end - begin, cols)

@@ -13,10 +13,14 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparsefmt.errors import LimitError
+
+if TYPE_CHECKING:
+    from sparsefmt.layouts.tile import Tile
 
 ALIGNMENT = 64
 OVERREAD = 64
@@ -112,9 +116,9 @@ class Arena:
     def _is_used(self) -> bool:
         return self._expected >= WORTH_A_MAPPING
 
-    def keep(self, tile: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def keep(self, tile: Tile) -> Tile:
         """The tile with its arrays moved here, frozen."""
-        return {name: self.moved(array) for name, array in tile.items()} if self._is_used else tile
+        return tile.moved(self.moved) if self._is_used else tile
 
     def moved(self, array: np.ndarray) -> np.ndarray:
         """A frozen copy of a flat array."""

@@ -14,14 +14,18 @@ with value 0, column 0. Arrays of a tile of r rows and c columns, with S slots i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
-from sparsefmt.layouts import negative_zeros
-from sparsefmt.layouts.contract import Layout, Tile, expect_at_most, expect_size
+from sparsefmt.layouts.contract import Arrays, Layout, expect_at_most, expect_size
+from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.memory import Allocate, frozen, zeros
+
+if TYPE_CHECKING:
+    from sparsefmt.layouts.tile import Tile
 
 LANES = 8
 """Rows in a slice: the lanes of a 256-bit vector of f32."""
@@ -53,7 +57,7 @@ class Permuted(Layout):
             "row_permutation": U16,
             "slice_offsets": U32,
             "values": dtype.bits_dtype,
-        }.get(array, np.dtype("<u1"))
+        }[array]
 
     def check_sizes(self, sizes: Mapping[str, int], dtype: DType, rows: int, cols: int) -> None:
         slices = slices_of(rows)
@@ -64,18 +68,18 @@ class Permuted(Layout):
         expect_at_most(sizes, "values", slices * cols * LANES * width, LANES * width)
         expect_size(sizes, "columns", sizes["values"] // width * (2 if cols <= MAX_U16_COLS else 4))
 
-    def check(self, tile: Tile, dtype: DType, rows: int, cols: int) -> None:
+    def check(self, tile: Tile) -> None:
         from sparsefmt.layouts.jitted import permuted as jitted
 
-        arrays = slot_arrays(tile)
-        fault, position = jitted.check(*arrays, tile["values"].dtype.type(dtype.negative_zero), cols)
+        negative_zero = tile["values"].dtype.type(tile.dtype.negative_zero)
+        fault, position = jitted.check(*slot_arrays(tile), negative_zero, tile.cols)
         if fault == jitted.OK:
             return
         code, text = {
             jitted.PERMUTATION: ("row-permutation", "row_permutation is not valid, or equal counts are out of order"),
             jitted.ROW_COUNTS: ("row-counts", "a row count is over the columns, or counts ascend"),
             jitted.SLICE_OFFSETS: ("slice-offsets", "slice offsets disagree with the row counts"),
-            jitted.COLUMN_RANGE: ("column-range", f"a column is not below {cols:,}"),
+            jitted.COLUMN_RANGE: ("column-range", f"a column is not below {tile.cols:,}"),
             jitted.COLUMN_ORDER: ("column-order", "columns of a row do not ascend strictly"),
             jitted.STORED_ZERO: ("stored-zero", "a stored value is zero"),
             jitted.SLOT_PADDING: ("slot-padding", "padding of a slice is not zero"),
@@ -85,24 +89,27 @@ class Permuted(Layout):
     def nnz(self, tile: Tile) -> int:
         return int(tile["row_counts"].sum(dtype=np.int64))
 
+    def nnz_before(self, tile: Tile, row: int) -> int:
+        return int(tile["row_counts"][tile["row_permutation"] < row].sum(dtype=np.int64))
+
     def counts(self, tile: Tile) -> np.ndarray:
         return tile["row_counts"]
 
-    def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Tile:
+    def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Arrays:
         from sparsefmt.layouts.jitted import permuted as jitted
 
-        tile = self.allocate(counts, dtype, bits.shape[1])
+        arrays = self.allocate(counts, dtype, bits.shape[1])
         jitted.pack(
             frozen(bits),
             bits.dtype.type(dtype.negative_zero),
-            frozen(tile["row_permutation"]),
-            frozen(tile["slice_offsets"]),
-            tile["values"].reshape(-1, LANES),
-            tile["columns"].reshape(-1, LANES),
+            frozen(arrays["row_permutation"]),
+            frozen(arrays["slice_offsets"]),
+            arrays["values"].reshape(-1, LANES),
+            arrays["columns"].reshape(-1, LANES),
         )
-        return tile
+        return arrays
 
-    def allocate(self, counts: np.ndarray, dtype: DType, cols: int, zeros: Allocate = zeros) -> Tile:
+    def allocate(self, counts: np.ndarray, dtype: DType, cols: int, zeros: Allocate = zeros) -> Arrays:
         """Arrays for rows with the given counts: permutation, counts and offsets filled, values and columns zero."""
         rows = counts.size
         # numbers of 16 bits are sorted in linear time
@@ -112,25 +119,57 @@ class Permuted(Layout):
         slice_offsets = zeros(slices_of(rows) + 1, U32)
         np.cumsum(sorted_counts[::LANES], out=slice_offsets[1:], dtype=U32)
         slots = int(slice_offsets[-1]) * LANES
-        tile = {
+        arrays = {
             "columns": zeros(slots, self.array_dtype("columns", dtype, cols)),
             "row_counts": zeros(rows, U32),
             "row_permutation": zeros(rows, U16),
             "slice_offsets": slice_offsets,
             "values": zeros(slots, dtype.bits_dtype),
         }
-        tile["row_counts"][:] = sorted_counts
-        tile["row_permutation"][:] = order
-        return tile
+        arrays["row_counts"][:] = sorted_counts
+        arrays["row_permutation"][:] = order
+        return arrays
 
-    def to_dense(self, tile: Tile, dtype: DType, cols: int, begin: int, end: int) -> np.ndarray:
+    def to_dense(self, tile: Tile, begin: int, end: int) -> np.ndarray:
         from sparsefmt.layouts.jitted import permuted as jitted
 
-        bits = np.zeros((end - begin, cols), dtype.bits_dtype)
+        bits = np.zeros((end - begin, tile.cols), tile.dtype.bits_dtype)
         jitted.unpack(*slot_arrays(tile), begin, end, bits)
-        before = tile["row_counts"][tile["row_permutation"] < begin].sum(dtype=np.int64)
-        negative_zeros.restore(bits, tile, dtype, begin * cols - int(before))
         return bits
+
+    def from_entries(self, entries: Entries, dtype: DType, shape: tuple[int, int]) -> Arrays:
+        from sparsefmt.layouts.jitted import permuted as jitted
+
+        rows, cols = shape
+        counts = np.bincount(entries.rows, minlength=rows).astype(np.int64)
+        arrays = self.allocate(counts, dtype, cols)
+        jitted.of_entries(
+            entries.columns,
+            entries.values,
+            frozen(np.cumsum(counts) - counts),
+            frozen(arrays["row_permutation"]),
+            frozen(arrays["row_counts"]),
+            frozen(arrays["slice_offsets"]),
+            arrays["values"].reshape(-1, LANES),
+            arrays["columns"].reshape(-1, LANES),
+        )
+        return arrays
+
+    def to_entries(self, tile: Tile) -> Entries:
+        from sparsefmt.layouts.jitted import permuted as jitted
+
+        counts = counts_by_row(tile)
+        nnz = int(counts.sum())
+        columns, values = np.empty(nnz, np.int64), np.empty(nnz, tile["values"].dtype)
+        jitted.to_entries(*slot_arrays(tile), frozen(np.cumsum(counts) - counts), columns, values)
+        return Entries(np.repeat(np.arange(tile.rows), counts), columns, values)
+
+
+def counts_by_row(tile: Tile) -> np.ndarray:
+    """Number of stored values in each row, int64, the rows in their order."""
+    counts = np.empty(tile.rows, np.int64)
+    counts[tile["row_permutation"]] = tile["row_counts"]
+    return counts
 
 
 def slot_arrays(tile: Tile) -> tuple[np.ndarray, ...]:

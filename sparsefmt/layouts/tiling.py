@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from sparsefmt.dtypes import DType
-from sparsefmt.layouts.contract import Layout
+from sparsefmt.layouts.contract import Arrays, Layout
+from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
+from sparsefmt.layouts.tile import Tile
 from sparsefmt.shapes import matrix_view
 
 
@@ -56,6 +58,12 @@ class Tiling:
     def tile_elements(self, number: int) -> int:
         """Elements of tile `number`, pruned or not."""
         return self.height(number) * self.cols
+
+    def tile(self, number: int, arrays: Arrays) -> Tile:
+        """Tile `number` with these arrays, `negative_zeros` among them if it has one. Nothing is checked."""
+        signs = arrays.get(NEGATIVE_ZEROS)
+        own = {array: data for array, data in arrays.items() if array != NEGATIVE_ZEROS}
+        return Tile(self.layout, self.dtype, (self.height(number), self.cols), own, signs)
 
     def with_layout(self, layout: Layout) -> Tiling:
         """The same tiles in another layout."""

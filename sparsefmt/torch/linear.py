@@ -16,7 +16,7 @@ from sparsefmt.adapters.torch import rows_of
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.errors import SparsefmtError, in_tensor
 from sparsefmt.layouts import auto
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS
+from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import packed, registry
 from sparsefmt.torch.derived import cast, torch_dtype_of, transposed
@@ -340,7 +340,7 @@ class SparseLinear(torch.nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         tensor = self.sparse_tensor() if _with_signs.get() and self.has_weight and self._signs is not None else None
         if tensor is not None and tensor.signs is not None:
-            tiles = [tensor.tile(number)[NEGATIVE_ZEROS] for number in range(len(tensor.operand().tiles))]
+            tiles = [tensor.tile(number)[NEGATIVE_ZEROS] for number in range(tensor.tiling.tiles)]
             destination[prefix + SIGNS] = torch.from_numpy(np.concatenate(tiles))
 
     def _load_from_state_dict(

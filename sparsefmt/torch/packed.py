@@ -16,13 +16,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sparsefmt import layouts
 from sparsefmt.container.stored_signs import HeldSigns, Signs
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError, UnsupportedError
-from sparsefmt.layouts import LAYOUTS, auto, negative_zeros
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS, Tile
+from sparsefmt.layouts import LAYOUTS, auto
 from sparsefmt.layouts.memory import ALIGNMENT, OVERREAD, frozen, padded_copy
+from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
+from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.limits import MAX_SPARSE_TILE_POSITIONS, MAX_SPARSE_TILE_ROWS, MAX_TENSOR_BITS
 from sparsefmt.tensor import SparseTensor
@@ -62,8 +62,10 @@ def pack(weight: SparseTensor) -> Packed:
     with torch.inference_mode(False):
         arrays, places = _together(operand.tiles) or _copied(operand.tiles)
         for number, tile in enumerate(operand.tiles):
+            arrays_of_tile = tile.all_arrays()
             for name in _names(operand.layout):
-                numbers += places[number, name], tile[name].nbytes if name in tile else 0
+                found = name in arrays_of_tile
+                numbers += (places[number, name], arrays_of_tile[name].nbytes) if found else (-1, 0)
         return Packed(arrays, torch.tensor(numbers, dtype=torch.int64, device="cpu"))
 
 
@@ -78,13 +80,11 @@ def unpack(memory: np.ndarray, table: torch.Tensor, *, check: bool) -> SparseTen
         FormatError: the two are no packed matrix.
     """
     tiling, numbers = _read_table(table)
-    layout, dtype = tiling.layout, tiling.dtype
-    names = _names(layout.name)
+    names = _names(tiling.layout.name)
     if check:
         _check_tiling(tiling, len(numbers))
     tiles: list[Tile] = []
     for number in range(tiling.tiles):
-        height = tiling.height(number)
         begins, sizes = (numbers[2 * len(names) * number + part :: 2] for part in (0, 1))
         places = {
             name: (begin, nbytes)
@@ -92,14 +92,16 @@ def unpack(memory: np.ndarray, table: torch.Tensor, *, check: bool) -> SparseTen
             if name != NEGATIVE_ZEROS or begin >= 0
         }
         if check:
+            if NEGATIVE_ZEROS in places and not tiling.layout.sparse:
+                raise FormatError("weight-table", f"tile {number} has signs of zeros beside dense values")
             _check_places(places, number, memory.size)
-            layout.check_sizes({name: nbytes for name, (_, nbytes) in places.items()}, dtype, height, tiling.cols)
-        tile = {
-            name: frozen(memory[begin : begin + nbytes].view(layout.array_dtype(name, dtype, tiling.cols)))
-            for name, (begin, nbytes) in places.items()
-        }
+            sizes_by_name = {name: nbytes for name, (_, nbytes) in places.items()}
+            tiling.layout.check_sizes(sizes_by_name, tiling.dtype, tiling.height(number), tiling.cols)
+        tile = tiling.tile(number, {})
+        for name, (begin, nbytes) in places.items():
+            tile.put(name, frozen(memory[begin : begin + nbytes].view(tile.array_dtype(name))))
         if check:
-            layouts.check(layout, tile, dtype, height, tiling.cols)
+            tile.check()
         tiles.append(tile)
     return SparseTensor(tiling, tiles)
 
@@ -112,11 +114,10 @@ def signs_of(tensor: SparseTensor, signs: torch.Tensor) -> Signs:
     """
     memory = np.array(signs.detach().cpu().numpy())
     tiles, begin = [], 0
-    for number, tile in enumerate(tensor.operand().tiles):
-        pruned = tensor.tiling.tile_elements(number) - tensor.tiling.layout.nnz(tile)
-        size = (pruned + 7) // 8
+    for tile in tensor.operand().tiles:
+        size = tile.sign_nbytes
         tiles.append(frozen(memory[begin : begin + size]))
-        negative_zeros.check(tiles[-1], pruned)
+        tile.with_negative_zeros(tiles[-1]).check_negative_zeros()
         begin += size
     if memory.dtype != np.uint8 or begin != memory.size:
         raise FormatError("weight-table", f"signs of zeros take {memory.size:,} bytes, and not {begin:,}")
@@ -176,12 +177,12 @@ def _check_places(places: dict[str, tuple[int, int]], number: int, size: int) ->
 
 
 Places = dict[tuple[int, str], int]
-"""Where the array of a tile begins, by number of the tile and name of the array; -1 if the tile does not have it."""
+"""Where the array of a tile begins, by number of the tile and name of the array."""
 
 
 def _together(tiles: tuple[Tile, ...]) -> tuple[torch.Tensor, Places] | None:
     """A view of the memory that all arrays lie in; None if they lie apart."""
-    arrays = [array for tile in tiles for array in tile.values() if array.size]
+    arrays = [array for tile in tiles for array in tile.all_arrays().values() if array.size]
     if not arrays:
         return None
     owner = _owner(arrays[0])
@@ -195,9 +196,9 @@ def _together(tiles: tuple[Tile, ...]) -> tuple[torch.Tensor, Places] | None:
     ):
         return None
     places = {
-        (number, name): (tile[name].ctypes.data - begin if tile[name].size else 0) if name in tile else -1
+        (number, name): array.ctypes.data - begin if array.size else 0
         for number, tile in enumerate(tiles)
-        for name in (*tile, NEGATIVE_ZEROS)
+        for name, array in tile.all_arrays().items()
     }
     view = (ctypes.c_uint8 * (end - begin)).from_address(begin)
     # torch keeps the array, which keeps the view, which keeps the memory; for a read-only array, torch would warn
@@ -217,15 +218,14 @@ def _copied(tiles: tuple[Tile, ...]) -> tuple[torch.Tensor, Places]:
     places: Places = {}
     size = 0
     for number, tile in enumerate(tiles):
-        places[number, NEGATIVE_ZEROS] = -1
-        for name, array in tile.items():
+        for name, array in tile.all_arrays().items():
             places[number, name] = size
             size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
     # torch aligns what it allocates to 64 bytes
     arrays = torch.zeros(size + OVERREAD, dtype=torch.uint8, device="cpu")
     memory = arrays.numpy()
     for number, tile in enumerate(tiles):
-        for name, array in tile.items():
+        for name, array in tile.all_arrays().items():
             begin = places[number, name]
             memory[begin : begin + array.nbytes] = array.view(np.uint8)
     return arrays, places

@@ -24,7 +24,7 @@ from sparsefmt.cli import main
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.dtypes import DTYPES
-from sparsefmt.layouts.contract import Tile
+from sparsefmt.layouts.tile import Tile
 from sparsefmt.tensor_writer import TensorWriter
 
 
@@ -335,14 +335,14 @@ def test_strict_finds_what_checks_might_overlook(layout: str, tmp_path: Path, mo
     read = Reader.tile
 
     def with_a_change(reader: Reader, entry: TensorEntry, number: int, *options: object, **others: object) -> Tile:
-        tile = {array: data.copy() for array, data in read(reader, entry, number).items()}
+        tile = read(reader, entry, number).moved(np.ndarray.copy)
         if layout == "permuted":  # padding of the first slice, of which products see nothing
-            tile["columns"] = np.concatenate([tile["columns"], np.zeros(8, tile["columns"].dtype)])
-            tile["values"] = np.concatenate([tile["values"], np.zeros(8, tile["values"].dtype)])
+            for array in ("columns", "values"):
+                tile.put(array, np.concatenate([tile[array], np.zeros(8, tile[array].dtype)]))
         elif layout == "bitmask":
             tile["row_offsets"][0] = 1
         else:
-            tile["values"] = np.concatenate([tile["values"], tile["values"][:1]])
+            tile.put("values", np.concatenate([tile["values"], tile["values"][:1]]))
         return tile
 
     monkeypatch.setattr(Reader, "tile", with_a_change)

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 import sparsefmt
 import sparsefmt.torch
-from sparsefmt import layouts
 from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.container import budget
@@ -29,7 +28,7 @@ from sparsefmt.container.sources import Memory
 from sparsefmt.container.writer import Writer
 from sparsefmt.dtypes import DTYPES, DType, as_bits
 from sparsefmt.layouts import LAYOUTS
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS
+from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 
 
@@ -366,13 +365,13 @@ def in_tiles(array: np.ndarray, dtype: DType, layout: str, tile_rows: int) -> by
     """A file with one tensor in tiles of any height."""
     bits = as_bits(array, dtype)
     tiles = [
-        layouts.from_dense(LAYOUTS[layout], bits[begin : begin + tile_rows], dtype)
+        Tile.from_dense(LAYOUTS[layout], bits[begin : begin + tile_rows], dtype)
         for begin in range(0, len(bits), tile_rows)
     ]
     buffer = io.BytesIO()
     writer = Writer(buffer, codec="zstd")
-    nnz = sum(LAYOUTS[layout].nnz(tile) for tile in tiles)
-    signs = any(NEGATIVE_ZEROS in tile for tile in tiles)
+    nnz = sum(tile.nnz for tile in tiles)
+    signs = any(tile.has_negative_zeros for tile in tiles)
     tiling = Tiling(dtype, array.shape, LAYOUTS[layout], tile_rows)
     writer.add("w", tiling, Contents(tiles.__getitem__, nnz=nnz, negative_zeros=signs))
     writer.finish()
@@ -391,5 +390,5 @@ def decoded_nbytes(tensor: sparsefmt.SparseTensor | np.ndarray, file: sparsefmt.
     if isinstance(tensor, np.ndarray):
         return tensor.nbytes
     whole = file.reader._source.read(0, file.reader.size)
-    arrays = [array for tile in tensor.operand().tiles for array in tile.values()]
+    arrays = [array for tile in tensor.operand().tiles for array in tile.all_arrays().values()]
     return sum(array.nbytes for array in arrays if not np.may_share_memory(array, whole))

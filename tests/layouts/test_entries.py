@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse
-from helpers import CODECS, PRUNABLE, SPARSE, pruned, same_bits, succeed
+from helpers import CODECS, PRUNABLE, SPARSE, check_same_tiles, pruned, same_bits, succeed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparsefmt
-from sparsefmt import SparseTensor, layouts
+from sparsefmt import SparseTensor
 from sparsefmt.adapters import ArrayRows, rows_of
 from sparsefmt.dtypes import as_bits
 from sparsefmt.layouts import LAYOUTS, auto
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS
-from sparsefmt.layouts.entries import Entries, from_entries, to_entries
+from sparsefmt.layouts.entries import Entries
+from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
+from sparsefmt.layouts.tile import Tile
 
 
 @pytest.mark.parametrize("layout", SPARSE)
@@ -36,13 +37,10 @@ def test_entries_make_the_tile_that_dense_rows_make(layout, dtype, rows, cols, s
     # explicit zeros are as good as none
     stored = (bits != 0) | (rng.random(bits.shape) < 0.1)
     places = np.nonzero(stored)
-    expected = layouts.from_dense(LAYOUTS[layout], bits, dtype)
-    tile = from_entries(layout, Entries(*places, bits[stored]), dtype, rows, cols)
-    assert tile.keys() == expected.keys()
-    for array, data in expected.items():
-        assert same_bits(tile[array], data), array
-    layouts.check(LAYOUTS[layout], tile, dtype, rows, cols)
-    found = to_entries(layout, tile, rows)
+    tile = Tile.from_entries(LAYOUTS[layout], Entries(*places, bits[stored]), dtype, (rows, cols))
+    check_same_tiles(tile, Tile.from_dense(LAYOUTS[layout], bits, dtype))
+    tile.check()
+    found = tile.entries()
     values = (bits != 0) & (bits != dtype.negative_zero if dtype.negative_zero else True)
     for part, known in zip(found, (*np.nonzero(values), bits[values]), strict=True):
         assert np.array_equal(part, known)

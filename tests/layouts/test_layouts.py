@@ -8,11 +8,11 @@ import pytest
 from helpers import PRUNABLE, SPARSE, WIDTHS, arrays, check_layout_round_trip, pruned, random_bits
 from hypothesis import given, settings
 
-from sparsefmt import layouts
 from sparsefmt.dtypes import DTYPES, as_bits, dtype_of
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts import LAYOUTS, auto
 from sparsefmt.layouts.memory import OVERREAD
+from sparsefmt.layouts.tile import Tile
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_arrays_are_those_of_the_spec(array):
     dtype = dtype_of(array.dtype)
     bits = as_bits(array, dtype).reshape(array.shape[0], -1)
     for layout, expected in (("bitmask", naive.bitmask_arrays(array)), ("permuted", naive.permuted_arrays(array))):
-        tile = layouts.from_dense(LAYOUTS[layout], bits, dtype)
-        assert tile.keys() == expected.keys()
+        tile = Tile.from_dense(LAYOUTS[layout], bits, dtype)
+        assert tile.all_arrays().keys() == expected.keys()
         for name, data in expected.items():
             assert tile[name].dtype == data.dtype, name
             assert np.array_equal(tile[name], data), name
@@ -65,11 +65,14 @@ def test_what_codecs_are_told_follows_from_arrays_that_come_before(layout):
     rows, cols, dtype = 13, 70, DTYPES["BF16"]
     array = pruned(np.random.default_rng(5), (rows, cols), dtype, 0.6, negative_zeros=True)
     bits = as_bits(array, dtype)
-    tile = layouts.from_dense(layout, bits, dtype)
+    tile = Tile.from_dense(layout, bits, dtype)
     assert layout.mask is None or layout.mask in layout.arrays
-    for name in tile:
-        before = {other: data for other, data in tile.items() if other < name}
-        positions = layout.positions(name, before, dtype, rows, cols)
+    for name in tile.all_arrays():
+        before = Tile(layout, dtype, (rows, cols), {})
+        for other, data in tile.all_arrays().items():
+            if other < name:
+                before.put(other, data)
+        positions = before.positions(name)
         if positions is not None:
             assert (positions.rows, positions.cols) == (rows, cols)
             kept = np.ones((rows, cols), bool)
@@ -80,12 +83,12 @@ def test_what_codecs_are_told_follows_from_arrays_that_come_before(layout):
             derived = np.full_like(tile[name], 7)
             layout.derive(name, before, derived)
             assert np.array_equal(derived, tile[name])
-    told = {name for name in tile if layout.positions(name, tile, dtype, rows, cols) is not None}
+    told = {name for name in tile.all_arrays() if tile.positions(name) is not None}
     assert told == (set() if layout.name == "permuted" else {"values"})
 
 
 def test_packed_elements_have_no_positions():
-    assert LAYOUTS["dense"].positions("values", {}, DTYPES["F4"], 1, 1) is None
+    assert Tile(LAYOUTS["dense"], DTYPES["F4"], (1, 1), {}).positions("values") is None
 
 
 def test_one_nonzero_anywhere():
@@ -99,7 +102,7 @@ def test_one_nonzero_anywhere():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_arrays_are_aligned_and_followed_by_readable_bytes(layout):
     array = pruned(np.random.default_rng(0), (9, 30), DTYPES["F32"], 0.5)
-    for data in layouts.from_dense(LAYOUTS[layout], array.view(np.uint32), DTYPES["F32"]).values():
+    for data in Tile.from_dense(LAYOUTS[layout], array.view(np.uint32), DTYPES["F32"]).all_arrays().values():
         assert data.ctypes.data % 64 == 0
         block = data.base
         while block.base is not None:
@@ -107,15 +110,14 @@ def test_arrays_are_aligned_and_followed_by_readable_bytes(layout):
         assert data.ctypes.data + data.nbytes + OVERREAD <= block.ctypes.data + block.nbytes
 
 
-def tile_of(layout: str) -> tuple[dict[str, np.ndarray], int, int]:
-    """A tile with counts 5, 5, 3, 2, 2, 1, 0 and so on, 11 rows, 70 columns."""
+def tile_of(layout: str) -> Tile:
+    """A tile that can be written to, with counts 5, 5, 3, 2, 2, 1, 0 and so on, 11 rows, 70 columns."""
     array = np.zeros((11, 70), np.float32)
     rng = np.random.default_rng(7)
     for row, count in enumerate((2, 5, 0, 5, 3, 1, 2, 0, 4, 1, 6)):
         array[row, rng.choice(70, count, replace=False)] = rng.random(count) + 1
     array[0, np.flatnonzero(array[0] == 0)[0]] = -0.0
-    tile = layouts.from_dense(LAYOUTS[layout], array.view(np.uint32), DTYPES["F32"])
-    return {name: data.copy() for name, data in tile.items()}, *array.shape
+    return Tile.from_dense(LAYOUTS[layout], array.view(np.uint32), DTYPES["F32"]).moved(np.ndarray.copy)
 
 
 def set_at(name, index, value):
@@ -141,7 +143,7 @@ def flip_mask_bit(row, col):
 
 def resize(name, size):
     def change(tile):
-        tile[name] = np.resize(tile[name], size)
+        tile.put(name, np.resize(tile[name], size))
 
     return change
 
@@ -183,36 +185,35 @@ FAULTS = [
 
 @pytest.mark.parametrize(("layout", "code", "change"), FAULTS)
 def test_check_refuses(layout, code, change):
-    tile, rows, cols = tile_of(layout)
-    layouts.check(LAYOUTS[layout], tile, DTYPES["F32"], rows, cols)
+    tile = tile_of(layout)
+    tile.check()
     change(tile)
     with pytest.raises(FormatError) as caught:
-        layouts.check(LAYOUTS[layout], tile, DTYPES["F32"], rows, cols)
+        tile.check()
     assert caught.value.code == code
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_check_sizes_refuses_any_other_size(layout):
-    tile, rows, cols = tile_of(layout)
-    tile.pop("negative_zeros", None)
-    sizes = {name: data.nbytes for name, data in tile.items()}
-    LAYOUTS[layout].check_sizes(sizes, DTYPES["F32"], rows, cols)
+    tile = tile_of(layout)
+    tile.check_sizes()
+    sizes = {name: data.nbytes for name, data in tile.arrays.items()}
     for name in sizes:
         for wrong in (1, -1, 1 << 40):
             with pytest.raises(FormatError) as caught:
-                LAYOUTS[layout].check_sizes({**sizes, name: sizes[name] + wrong}, DTYPES["F32"], rows, cols)
+                LAYOUTS[layout].check_sizes({**sizes, name: sizes[name] + wrong}, DTYPES["F32"], *tile.shape)
             assert caught.value.code == "array-size"
 
 
 def test_bool_and_packed_padding():
     with pytest.raises(FormatError) as caught:
-        layouts.check(LAYOUTS["dense"], {"values": np.array([0, 2], np.uint8)}, DTYPES["BOOL"], 2, 1)
+        Tile(LAYOUTS["dense"], DTYPES["BOOL"], (2, 1), {"values": np.array([0, 2], np.uint8)}).check()
     assert caught.value.code == "bool-invalid"
     packed = {"values": np.array([0x11, 0x11], np.uint8)}
     with pytest.raises(FormatError) as caught:
-        layouts.check(LAYOUTS["dense"], packed, DTYPES["F4"], 3, 1)
+        Tile(LAYOUTS["dense"], DTYPES["F4"], (3, 1), packed).check()
     assert caught.value.code == "values-padding"
-    layouts.check(LAYOUTS["dense"], packed, DTYPES["F4"], 4, 1)
+    Tile(LAYOUTS["dense"], DTYPES["F4"], (4, 1), packed).check()
 
 
 def chosen(dtype: str, rows: int, cols: int, nnz: int, purpose: auto.Purpose = "computing") -> str:

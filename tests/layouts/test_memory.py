@@ -18,10 +18,12 @@ from torch.nn.utils import prune
 import sparsefmt.numpy
 import sparsefmt.torch
 from sparsefmt import SparseTensor, load, load_file, save, save_file
+from sparsefmt.dtypes import DTYPES
 from sparsefmt.kernels import scratch as scratches
 from sparsefmt.kernels.scratch import scratch
-from sparsefmt.layouts import memory
+from sparsefmt.layouts import LAYOUTS, memory
 from sparsefmt.layouts.memory import ALIGNMENT, HUGE_PAGE, OVERREAD, Arena
+from sparsefmt.layouts.tile import Tile
 from sparsefmt.torch.packed import pack
 
 needs_huge_pages = pytest.mark.skipif(
@@ -31,9 +33,10 @@ needs_huge_pages = pytest.mark.skipif(
 needs_mappings = pytest.mark.skipif(not hasattr(mmap, "MAP_ANONYMOUS"), reason="a system without mappings of no file")
 
 
-def tile(*sizes: int) -> dict[str, np.ndarray]:
+def tile(*sizes: int) -> Tile:
     rng = np.random.default_rng(0)
-    return {f"array{number}": rng.integers(0, 256, size, dtype=np.uint8) for number, size in enumerate(sizes)}
+    arrays = {f"array{number}": rng.integers(0, 256, size, dtype=np.uint8) for number, size in enumerate(sizes)}
+    return Tile(LAYOUTS["dense"], DTYPES["U8"], (1, sum(sizes)), arrays)
 
 
 @needs_huge_pages
@@ -43,8 +46,8 @@ def test_an_arena_keeps_arrays_behind_each_other():
     kept = [arena.keep(one) for one in tiles]
     addresses = []
     for before, after in zip(tiles, kept, strict=True):
-        assert before.keys() == after.keys()
-        for name, array in after.items():
+        assert before.arrays.keys() == after.arrays.keys()
+        for name, array in after.arrays.items():
             assert np.array_equal(array, before[name])
             assert array.dtype == before[name].dtype
             assert not array.flags.writeable
@@ -80,7 +83,7 @@ def test_without_huge_pages_arrays_still_lie_together(monkeypatch):
     for expected in (memory.WORTH_A_MAPPING, memory.WORTH_HUGE_PAGES):
         before = tile(1000, 2000)
         after = Arena(expected).keep(before)
-        assert all(np.array_equal(after[name], before[name]) for name in before)
+        assert all(np.array_equal(after[name], before[name]) for name in before.arrays)
         assert 0 < after["array1"].ctypes.data - after["array0"].ctypes.data < 2000
 
 
@@ -96,7 +99,7 @@ def test_what_is_loaded_is_not_copied_into_a_layer(layout, codec):
         assert tensor.nbytes > memory.WORTH_A_MAPPING
         held = pack(tensor).arrays
         begin, end = held.data_ptr(), held.data_ptr() + held.numel()
-        for part in (part for one in tensor._tiles for part in one.values()):
+        for part in (part for one in tensor._tiles for part in one.all_arrays().values()):
             assert begin <= part.ctypes.data < part.ctypes.data + part.nbytes <= end
 
 
@@ -167,7 +170,8 @@ class TestGivingBack:
 @needs_huge_pages
 def test_a_claim_reserves_no_more_than_a_region():
     arena = Arena(1 << 60)
-    assert np.array_equal(arena.keep({"a": np.arange(5)})["a"], np.arange(5))
+    one = tile(5)
+    assert np.array_equal(arena.keep(one)["array0"], one["array0"])
     assert arena._room.nbytes < 2 * memory._REGION
 
 
@@ -203,8 +207,8 @@ def test_tensors_in_an_arena_are_the_same_tensors(layout, monkeypatch):
         assert tensor.todense().tobytes() == array.tobytes()
         assert tensor.nbytes == expected.nbytes
         for ours, theirs in zip(tensor._tiles, expected._tiles, strict=True):
-            assert {name: part.tobytes() for name, part in ours.items()} == {
-                name: part.tobytes() for name, part in theirs.items()
+            assert {name: part.tobytes() for name, part in ours.all_arrays().items()} == {
+                name: part.tobytes() for name, part in theirs.all_arrays().items()
             }
 
 

@@ -14,7 +14,7 @@ from sparsefmt.codecs.contract import ArrayInfo, Chunk
 from sparsefmt.container import chunks, entry, envelope, index
 from sparsefmt.dtypes import DTYPES, as_bits, pack
 from sparsefmt.layouts import LAYOUTS
-from sparsefmt.layouts.contract import NEGATIVE_ZEROS
+from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from tools.vectors import spec_example as tool
 
 SPEC = (ROOT / "spec" / "SPEC.md").read_text()
@@ -106,14 +106,14 @@ def test_formulas_of_array_sizes(dtype, cols):
         names = {
             "r": rows,
             "c": cols,
-            "n": LAYOUTS[layout].nnz(tile),
+            "n": tile.nnz,
             "w": dtype.bits // 8,
             "L": -(-rows // 8),
             "S": tile["values"].size // 8,
             "ceil": np.ceil,
         }
         for row in [*table(section(title)), *table(section("4.4"))]:
-            if row["array"] not in tile:
+            if row["array"] not in tile.all_arrays():
                 assert row["array"] == NEGATIVE_ZEROS
                 continue
             formula = row["bytes"].replace("2 or 4", "2" if cols <= 65536 else "4")

@@ -63,7 +63,7 @@ def main(path: str | None) -> None:
                 keep = np.abs(matrix) > np.quantile(np.abs(matrix), sparsity)
                 tensor = SparseTensor.from_dense(np.where(keep, matrix, 0).astype(dtype), "bitmask")
                 for tile in tensor.operand().tiles:
-                    for name, data in tile.items():
+                    for name, data in tile.all_arrays().items():
                         arrays[name].append(data)
             for name, parts in arrays.items():
                 for planes in (False, True) if parts[0].itemsize > 1 else (False,):
