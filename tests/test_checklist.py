@@ -88,7 +88,7 @@ CHECKLIST: dict[int, tuple[str, list[str]]] = {
             "tests/layouts/test_layouts.py::test_bool_and_packed_padding",
             "tests/spec/test_spec_reader.py::test_fault",
             "tests/checkpoints/test_conversion.py::test_forged_totals_are_found_by_verifying",
-            "tests/tools/test_attack.py::test_nothing_is_multiplied_that_was_not_checked",
+            "tests/tools/test_attack_files.py::test_nothing_is_multiplied_that_was_not_checked",
             "tests/test_strangers.py::test_no_argument_turns_checks_off",
         ],
     ),
@@ -120,7 +120,7 @@ CHECKLIST: dict[int, tuple[str, list[str]]] = {
         [
             "tests/test_api.py::TestSparseTensor::test_immutable",
             "tests/test_api.py::TestSparseTensor::test_copies_and_pickles",
-            "tests/tools/test_attack.py::test_nothing_is_multiplied_that_was_not_checked",
+            "tests/tools/test_attack_files.py::test_nothing_is_multiplied_that_was_not_checked",
             "tests/test_strangers.py::test_forged_pickles_are_checked",
             "tests/test_concurrency.py::TestManyThreads::test_a_short_run_of_the_tool",
         ],
@@ -145,7 +145,7 @@ CHECKLIST: dict[int, tuple[str, list[str]]] = {
     14: (
         "every flipped bit is noticed, and with checksums that fit nothing crashes",
         [
-            "tests/tools/test_attack.py::test_a_sample",
+            "tests/tools/test_attack_files.py::test_a_sample",
             "tests/container/test_container.py::test_every_changed_byte_is_refused",
             "tests/container/test_container.py::test_mutations_with_mended_checksums_give_tensors_or_an_error",
             "tools/fuzz/attack_files.py",
@@ -154,7 +154,7 @@ CHECKLIST: dict[int, tuple[str, list[str]]] = {
     15: (
         "a file that is cut off anywhere, or ends in zeros, is refused",
         [
-            "tests/tools/test_attack.py::test_a_sample",
+            "tests/tools/test_attack_files.py::test_a_sample",
             "tests/container/test_container.py::test_every_truncation_is_refused",
             "tests/container/test_container.py::test_appended_and_zeroed_bytes_are_refused",
         ],
@@ -219,7 +219,7 @@ CHECKLIST: dict[int, tuple[str, list[str]]] = {
         "opening takes time in proportion to tensors and chunks",
         [
             "tests/test_strangers.py::test_a_hundred_thousand_tensors_take_twice_the_steps_of_fifty_thousand",
-            "tests/tools/test_attack.py::test_large_indices_take_memory_in_proportion",
+            "tests/tools/test_attack_index.py::test_large_indices_take_memory_in_proportion",
         ],
     ),
 }

@@ -185,13 +185,13 @@ def test_bits_that_depend_on_the_batch_are_noticed(encoder: Any, monkeypatch: py
         cases.verify_rows("ours", model, tokens)
 
 
-def test_turns() -> None:
-    """Each in its turn; what has used up its time sits out, but for the first turns."""
-    order: list[str] = []
-    plan = PLAN._replace(repeats=5, seconds=0.0)
-    found = rows.in_turns({name: lambda name=name: order.append(name) for name in "ab"}, plan)
-    assert {name: len(seconds) for name, seconds in found.items()} == {"a": rows.MIN_TURNS, "b": rows.MIN_TURNS}
-    assert order == ["a", "b", *["a", "a", "b", "b"] * (rows.MIN_TURNS - 1)]  # fast ones are called once before
+def test_what_is_fast_is_called_twice_and_timed_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+    for fast, count in ((1e9, 2), (0.0, 1)):
+        monkeypatch.setattr(rows, "FAST_SECONDS", fast)
+        calls.clear()
+        assert 0 < rows.sample(lambda: calls.append(0)) < 1
+        assert len(calls) == count
 
 
 @pytest.mark.skipif(not memory.STATUS.exists(), reason="the system does not say how much memory a process has")

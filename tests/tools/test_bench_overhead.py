@@ -7,7 +7,6 @@ import pytest
 from click.testing import CliRunner
 
 from sparsefmt.kernels import multiply
-from tools.bench import harness
 from tools.bench import overhead as bench_overhead
 
 pytestmark = pytest.mark.slow
@@ -56,11 +55,3 @@ def test_only_what_is_asked_for() -> None:
 def test_pays_from(gains: list[float], size: float | None) -> None:
     """From the last crossing of 1 on, between two sizes by logarithms."""
     assert bench_overhead.pays_from([10, 100, 400, 1600], gains) == (size if size is None else pytest.approx(size))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(12.3456, "12.3 s"), (0.2, "200 ms"), (0.00123, "1.23 ms"), (8e-6, "8.00 us"), (1.234e-7, "0.123 us")],
-)
-def test_times_have_three_digits(seconds: float, text: str) -> None:
-    assert harness.time_text(seconds) == text

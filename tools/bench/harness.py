@@ -1,11 +1,12 @@
-"""What benchmarks share: how busy others kept the machine, how much times spread, and the memory of this process."""
+"""What benchmarks share: turns, how busy others kept the machine, how much times spread, the memory of this process."""
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 STATUS = Path("/proc/self/status")
@@ -14,9 +15,43 @@ STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 """Where Linux sets the peak of a process back."""
 
+MIN_TURNS = 3
+"""Turns that each has however long they take."""
+
 
 def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def seconds_of(call: Callable[..., object], *arguments: object) -> float:
+    start = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - start
+
+
+def in_turns(
+    samples: Mapping[str, Callable[[], float]], turns: int, *, warm_up: int = 0, seconds: float = math.inf
+) -> dict[str, list[float]]:
+    """Samples of each, in turns, so that a busy machine is busy for all of them.
+
+    Args:
+        samples: functions that measure, each of which returns its sample.
+        turns: those that count.
+        warm_up: turns before them.
+        seconds: whatever has used them up sits out the turns after the first MIN_TURNS.
+    """
+    found: dict[str, list[float]] = {name: [] for name in samples}
+    used = dict.fromkeys(samples, 0.0)
+    for turn in range(-warm_up, turns):
+        for name, sample in samples.items():
+            if turn >= MIN_TURNS and used[name] >= seconds:
+                continue
+            start = time.perf_counter()
+            value = sample()
+            if turn >= 0:
+                found[name].append(value)
+                used[name] += time.perf_counter() - start
+    return found
 
 
 def spread(times: Sequence[float]) -> float:

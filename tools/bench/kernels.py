@@ -41,7 +41,6 @@ import os
 import re
 import statistics
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
@@ -57,7 +56,7 @@ from rich.table import Table
 
 from sparsefmt.layouts.auto import PERMUTED_FROM
 from tools.bench import kernels_peers
-from tools.bench.harness import Others, spread
+from tools.bench.harness import Others, in_turns, spread
 from tools.bench.kernels_contenders import (
     STREAM_BYTES,
     Contender,
@@ -68,9 +67,6 @@ from tools.bench.kernels_contenders import (
     set_threads,
 )
 from tools.prune import FLOAT_DTYPES, magnitude_mask, read_safetensors
-
-MIN_TURNS = 3
-"""Turns that a contender has however long they take."""
 
 PRUNED_FROM = 0.2
 """Share of zeros from which a matrix of a model counts as pruned."""
@@ -178,19 +174,6 @@ def model_matrices(path: Path) -> Iterator[Matrix]:
             yield matrix
 
 
-def measure(contending: list[Contender], repeats: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each contender, in turns."""
-    times: dict[str, list[float]] = {contender.name: [] for contender in contending}
-    used = dict.fromkeys(times, 0.0)
-    for turn in range(repeats):
-        for contender in contending:
-            if turn < MIN_TURNS or used[contender.name] < seconds:
-                start = time.perf_counter()
-                times[contender.name].append(contender.turn())
-                used[contender.name] += time.perf_counter() - start
-    return times
-
-
 def measured_rows(
     matrix: Matrix,
     threads: int,
@@ -252,7 +235,8 @@ def run_case(
     for contender in contending:
         contender.verify()
     others = Others(peer.process.pid for peer in peers)
-    times = measure(contending, plan.repeats, plan.seconds)
+    samples = {contender.name: contender.turn for contender in contending}
+    times = in_turns(samples, plan.repeats, seconds=plan.seconds)
     return measured_rows(matrix, threads, batch, contending, times, others.cores(), bandwidth, plan.cold)
 
 

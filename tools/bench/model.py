@@ -19,7 +19,7 @@ float32 as those of the dense model in bfloat16 are; and that each SparseLinear 
 bits that it gives it alone.
 
 Contenders take turns, so that a busy machine is busy for all of them. In a turn, each waits until the threads of the
-one before sleep, and is called once; what takes less than 0.1 s, once more before, to find its weights in the caches.
+one before sleep, and is called once; what takes less than 0.1 s, once more, to find its weights in the caches.
 Times are medians; "spread" is the quartile distance over the median, the largest of those in a line, and "turns" the
 fewest. "x torch float32" is how many times faster than that ours is. "others" is how many cores other processes took
 meanwhile: where they leave fewer than there are threads, the numbers are worth little.

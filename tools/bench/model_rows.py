@@ -10,7 +10,7 @@ import gc
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tools.bench import model_memory
-from tools.bench.harness import Others
+from tools.bench.harness import Others, in_turns, seconds_of
 from tools.bench.kernels_contenders import settle
 from tools.bench.model_cases import (
     Contender,
@@ -37,11 +37,8 @@ from tools.bench.model_cases import (
     verify_rows,
 )
 
-MIN_TURNS = 3
-"""Turns that a contender has however long they take."""
-
 FAST_SECONDS = 0.1
-"""What takes less is called once before it is timed."""
+"""What takes less is called twice, and timed the second time."""
 
 PEERS = ("csr", "compile")
 
@@ -193,8 +190,11 @@ def run(subject: Subject, models: Models, plan: Plan, threads: int, peers: tuple
     dense = models[subject.reference]
     if subject.causal:
         tokens = tokens_of(dense, 1, plan.prompt)
-        runs = {contender.name: partial(generate, models[contender], tokens, plan.new_tokens) for contender in models}
-        others, found = Others(), in_turns(runs, plan)
+        samples = {
+            contender.name: partial(sample, partial(generate, models[contender], tokens, plan.new_tokens))
+            for contender in models
+        }
+        others, found = Others(), in_turns(samples, plan.repeats, seconds=plan.seconds)
         yield from time_rows(
             subject, "generate", f"{plan.new_tokens} after {plan.prompt}", threads, found, others.cores()
         )
@@ -207,7 +207,8 @@ def run(subject: Subject, models: Models, plan: Plan, threads: int, peers: tuple
         expected = embed(dense, tokens)
         for name, call in runs.items():
             verify_embeddings(name, call(), expected)
-        others, found = Others(), in_turns(runs, plan)
+        samples = {name: partial(sample, call) for name, call in runs.items()}
+        others, found = Others(), in_turns(samples, plan.repeats, seconds=plan.seconds)
         yield from time_rows(subject, "embed", shape_text(batch, count), threads, found, others.cores())
 
 
@@ -237,20 +238,11 @@ def shape_text(batch: int, count: int) -> str:
     return f"batch {batch}, {count} tokens"
 
 
-def in_turns(runs: Mapping[str, Callable[[], object]], plan: Plan) -> dict[str, list[float]]:
-    """Seconds of each, in turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(plan.repeats):
-        for name, call in runs.items():
-            if turn >= MIN_TURNS and sum(times[name]) >= plan.seconds:
-                continue
-            settle()
-            if times[name] and times[name][-1] < FAST_SECONDS:
-                call()
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return times
+def sample(call: Callable[[], object]) -> float:
+    """Seconds of a call; of what is fast, those of a second one."""
+    settle()
+    seconds = seconds_of(call)
+    return seconds if seconds >= FAST_SECONDS else seconds_of(call)
 
 
 def time_rows(

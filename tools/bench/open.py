@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -25,6 +25,7 @@ from rich.table import Table
 
 import sparsefmt
 from sparsefmt.layouts import LAYOUTS
+from tools.bench.harness import in_turns, seconds_of
 
 
 def open_sparsefmt(path: Path) -> None:
@@ -34,12 +35,6 @@ def open_sparsefmt(path: Path) -> None:
 def open_safetensors(path: Path) -> None:
     with safetensors.safe_open(path, "np") as file:
         file.keys()
-
-
-def seconds(work: Callable[[Path], None], path: Path) -> float:
-    started = time.perf_counter()
-    work(path)
-    return time.perf_counter() - started
 
 
 @click.command(epilog="See the head of this file for what is measured.")
@@ -61,11 +56,8 @@ def main(tensors: int, rounds: int) -> None:
             files[f"sparsefmt, {layout}"] = open_sparsefmt, path
         files["safetensors"] = open_safetensors, Path(folder) / "a.safetensors"
         safetensors.numpy.save_file(content, files["safetensors"][1])
-        taken: dict[str, list[float]] = {name: [] for name in files}
-        for _ in range(rounds):
-            for name, (work, path) in files.items():
-                taken[name].append(seconds(work, path))
-        for name, times in taken.items():
+        samples = {name: partial(seconds_of, work, path) for name, (work, path) in files.items()}
+        for name, times in in_turns(samples, rounds).items():
             low, middle, high = statistics.quantiles(times, n=4)
             size = files[name][1].stat().st_size / 1e6
             table.add_row(name, f"{size:.1f}", f"{middle:.2f}", f"{100 * (high - low) / middle:.0f} %")

@@ -51,7 +51,7 @@ from rich.table import Table
 from sparsefmt import SparseTensor, linear, save_file
 from sparsefmt.kernels import multiply
 from sparsefmt.layouts import LAYOUTS
-from tools.bench.harness import Others, spread, time_text, usable_cores
+from tools.bench.harness import Others, in_turns, spread, time_text, usable_cores
 
 SIDE = 64
 """Of the matrix that is nearly nothing to multiply by."""
@@ -148,17 +148,6 @@ def activations(tokens: int, side: int) -> np.ndarray:
     return np.random.default_rng(1).standard_normal((tokens, side), np.float32)
 
 
-def in_turns(samples: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Samples of each, in turns, so that a busy machine is busy for all of them. The first turn does not count."""
-    found: dict[str, list[float]] = {name: [] for name in samples}
-    for turn in range(repeats + 1):
-        for name, sample in samples.items():
-            seconds = sample()
-            if turn:
-                found[name].append(seconds)
-    return found
-
-
 def in_fresh_process(code: str, path: Path | None = None, tokens: int = 0, cache: Path | None = None) -> float:
     """The seconds that the code prints, given the first two arguments. cache: numba's folder."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -174,7 +163,7 @@ def in_fresh_process(code: str, path: Path | None = None, tokens: int = 0, cache
 def import_rows(plan: Plan) -> Iterator[Row]:
     modules = ("numpy", "sparsefmt")
     samples = {module: partial(in_fresh_process, IMPORT.format(module=module)) for module in modules}
-    for module, seconds in in_turns(samples, plan.repeats).items():
+    for module, seconds in in_turns(samples, plan.repeats, warm_up=1).items():
         yield row("import", f"import {module}", seconds, IMPORT_TARGET if module == "sparsefmt" else None)
 
 
@@ -194,7 +183,7 @@ def first_product_rows(plan: Plan) -> Iterator[Row]:
         }
         # the first of those folders has the code now
         warm = {case: partial(sample, folder / f"{case} 0") for case, sample in first.items()}
-        for case, seconds in in_turns(warm, plan.repeats).items():
+        for case, seconds in in_turns(warm, plan.repeats, warm_up=1).items():
             yield row("first product, warm cache", case, seconds, WARM_TARGET)
         for case, seconds in empty.items():
             yield row("first product, empty cache", case, seconds, EMPTY_TARGET)
@@ -216,7 +205,7 @@ def call_rows(plan: Plan) -> Iterator[Row]:
         product = torch.nn.functional.linear
         calls["torch.nn.functional.linear"] = partial(product, torch.from_numpy(x), torch.from_numpy(weight))
     samples = {name: partial(seconds_of_a_call, call) for name, call in calls.items()}
-    for name, seconds in in_turns(samples, plan.repeats).items():
+    for name, seconds in in_turns(samples, plan.repeats, warm_up=1).items():
         yield row("call", name, seconds, CALL_TARGET if name.startswith("linear") else None)
 
 
@@ -260,7 +249,7 @@ def thread_rows(plan: Plan, threads: int) -> Iterator[Row]:
         for tokens in plan.batches:
             x = activations(tokens, side)
             samples = {str(number): partial(seconds_of_a_product, x, copies, number) for number in (1, threads)}
-            others, found = Others(), in_turns(samples, plan.repeats)
+            others, found = Others(), in_turns(samples, plan.repeats, warm_up=1)
             meanwhile = others.cores()
             for number, seconds in found.items():
                 case, work = f"{side} x {side}, batch {tokens}", copies[0].nnz * tokens

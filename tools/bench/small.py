@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -27,6 +27,7 @@ from rich.table import Table
 import sparsefmt
 from sparsefmt.codecs import CODECS
 from sparsefmt.layouts import LAYOUTS
+from tools.bench.harness import in_turns, seconds_of, spread
 
 KINDS: dict[str, tuple[tuple[int, ...], float]] = {
     "8 x 64, 80 % zeros": ((8, 64), 0.8),
@@ -48,12 +49,6 @@ def content(shape: tuple[int, ...], sparsity: float, tensors: int) -> dict[str, 
     arrays = rng.standard_normal((tensors, *shape), np.float32)
     arrays[rng.random(arrays.shape, np.float32) < sparsity] = 0
     return {name: array.copy() for name, array in zip(names, arrays, strict=True)}
-
-
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 @click.command(epilog="See the head of this file for what is measured.")
@@ -78,21 +73,20 @@ def main(tensors: int, rounds: int, layout: str, codec: str) -> None:
                 else:
                     safetensors.numpy.save_file(arrays, path)
 
-            taken: dict[tuple[Path, str], list[float]] = {}
-            for _ in range(rounds + 1):
-                for path in (ours, theirs):
-                    taken.setdefault((path, "save"), []).append(seconds(lambda path=path: save(path)))
-                    taken.setdefault((path, "load"), []).append(seconds(lambda path=path: LOAD[path.suffix](path)))
-            # the first round compiles what is compiled
-            middle = {key: statistics.median(times[1:]) for key, times in taken.items()}
+            samples = {}
+            for path in (ours, theirs):
+                samples[f"save {path.suffix}"] = partial(seconds_of, save, path)
+                samples[f"load {path.suffix}"] = partial(seconds_of, LOAD[path.suffix], path)
+            taken = in_turns(samples, rounds, warm_up=1)
+            middle = {key: statistics.median(times) for key, times in taken.items()}
             for path in (ours, theirs):
                 cells = [kind if path == ours else "", path.suffix[1:]]
                 for what in ("save", "load"):
-                    ratio = middle[path, what] / middle[theirs, what]
-                    cells += [f"{middle[path, what] / count * 1e3:.3f}", f"{ratio:.1f}"]
-                low, _, high = statistics.quantiles(taken[path, "load"][1:], n=4)
+                    seconds = middle[f"{what} {path.suffix}"]
+                    ratio = seconds / middle[f"{what} {theirs.suffix}"]
+                    cells += [f"{seconds / count * 1e3:.3f}", f"{ratio:.1f}"]
                 size = path.stat().st_size
-                cells += [f"{100 * (high - low) / middle[path, 'load']:.0f} %", f"{size / count:,.0f}"]
+                cells += [f"{100 * spread(taken[f'load {path.suffix}']):.0f} %", f"{size / count:,.0f}"]
                 table.add_row(*cells, f"{size / theirs.stat().st_size:.2f}")
     Console().print(table)
 

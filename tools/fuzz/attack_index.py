@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import click
 import msgpack
@@ -31,6 +30,7 @@ from rich.table import Table
 
 import sparsefmt
 from sparsefmt.limits import MAX_TENSORS
+from tools.bench.harness import status
 from tools.taken_apart import join, preamble
 
 MOST_TIMES = 40
@@ -106,12 +106,6 @@ CASES: dict[str, Callable[[int], tuple[bytes, int, bytes]]] = {
 }
 
 
-def peak() -> int:
-    """Bytes that this process has had in memory at most."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-
 def measure(path: str, sender: Connection) -> None:
     """Open the file at `path`, and send what came of it, the seconds and the memory in use at most."""
     started = time.perf_counter()
@@ -122,7 +116,7 @@ def measure(path: str, sender: Connection) -> None:
         outcome = error.code
     except BaseException as error:  # whatever it is, it should not be
         outcome = f"crash: {type(error).__name__}: {error}"
-    sender.send((outcome, time.perf_counter() - started, peak()))
+    sender.send((outcome, time.perf_counter() - started, status()["VmHWM"]))
 
 
 def run(data: bytes, folder: str) -> tuple[str, float, int]:

@@ -8,7 +8,6 @@ import pytest
 
 import sparsefmt
 from tools.fuzz import attack_files as attack
-from tools.fuzz import attack_index
 
 pytestmark = pytest.mark.slow
 
@@ -31,11 +30,6 @@ def test_a_sample(name, files):
     assert set(outcomes) <= ({"refused"} if campaign.must_refuse else {"refused", "same", "other"})
     if not campaign.must_refuse:
         assert outcomes["refused"] > outcomes["other"] > 0
-
-
-def test_mended_files_are_good_where_nothing_was_damaged(files):
-    for data in files.values():
-        assert attack.mended(data) == data
 
 
 def test_a_reader_that_dies_or_fails_is_seen(files, monkeypatch):
@@ -69,13 +63,3 @@ def test_nothing_is_multiplied_that_was_not_checked(files):
     for fault in beyond:
         with pytest.raises(sparsefmt.FormatError, match="column"):
             attack.content(fault.file())
-
-
-def test_large_indices_take_memory_in_proportion(capsys):
-    with pytest.raises(SystemExit) as end:
-        attack_index.main.main(["--mib", "5"])
-    assert end.value.code == 0
-    shown = capsys.readouterr().out
-    assert shown.count("memory") > 3  # refused for it, beside the head of the column
-    assert shown.count("read: ") > 6
-    assert "crash" not in shown

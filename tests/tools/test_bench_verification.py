@@ -1,4 +1,4 @@
-"""The benchmarks of opening and of verification; the latter takes out all checks, and nothing else."""
+"""The benchmark of verification takes out all checks, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import sparsefmt
-from tools.bench import open as bench_open
 from tools.bench import verification as bench
 
 pytestmark = pytest.mark.slow
@@ -34,8 +33,3 @@ def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sparsefmt.save_file({"w": np.eye(64, dtype=np.float32)}, tmp_path / "a.sparsefmt")
     bench.main.main(["--model", str(tmp_path / "a.sparsefmt"), "--rounds", "3"], standalone_mode=False)
     assert "a.sparsefmt" in capsys.readouterr().out
-
-
-def test_opening(capsys: pytest.CaptureFixture[str]) -> None:
-    bench_open.main.main(["--tensors", "50", "--rounds", "3"], standalone_mode=False)
-    assert capsys.readouterr().out.count("sparsefmt, ") == 3
