@@ -87,7 +87,7 @@ CHECKLIST: dict[int, tuple[str, list[str]]] = {
             "tests/layouts/test_layouts.py::test_check_refuses",
             "tests/layouts/test_layouts.py::test_bool_and_packed_padding",
             "tests/spec/test_spec_reader.py::test_fault",
-            "tests/checkpoints/test_conversion.py::test_forged_totals_are_found_by_verifying",
+            "tests/checkpoints/test_verification.py::test_forged_totals_are_found_by_verifying",
             "tests/tools/test_attack_files.py::test_nothing_is_multiplied_that_was_not_checked",
             "tests/test_strangers.py::test_no_argument_turns_checks_off",
         ],
@@ -122,7 +122,7 @@ CHECKLIST: dict[int, tuple[str, list[str]]] = {
             "tests/test_api.py::TestSparseTensor::test_copies_and_pickles",
             "tests/tools/test_attack_files.py::test_nothing_is_multiplied_that_was_not_checked",
             "tests/test_strangers.py::test_forged_pickles_are_checked",
-            "tests/test_concurrency.py::TestManyThreads::test_a_short_run_of_the_tool",
+            "tests/tools/test_hammer_threads.py::test_a_short_run",
         ],
     ),
     12: (
@@ -162,10 +162,10 @@ CHECKLIST: dict[int, tuple[str, list[str]]] = {
     16: (
         "a save is a file of its own, synced and renamed: the old file or the new one, whatever happens",
         [
-            "tests/container/test_atomic.py::TestKilledWriters::test_a_short_run_of_the_tool",
+            "tests/tools/test_crash_saves.py::test_a_short_run",
             "tests/container/test_atomic.py::TestDisks::test_full",
-            "tests/container/test_atomic.py::TestPermissions::test_an_old_files_are_kept",
-            "tests/container/test_atomic.py::TestPermissions::test_a_new_file_has_the_umasks",
+            "tests/container/test_atomic_destinations.py::TestPermissions::test_an_old_files_are_kept",
+            "tests/container/test_atomic_destinations.py::TestPermissions::test_a_new_file_has_the_umasks",
             "tests/container/test_atomic.py::TestOrderOfSystemCalls::test_of_save_file",
             "tests/test_concurrency.py::TestFilesThatChange::test_readers_keep_the_file_that_they_have_opened",
             "tests/test_api.py::test_a_loaded_tensor_saved_over_its_own_file",

@@ -28,7 +28,6 @@ from sparsefmt.container.array_reader import ArrayReader
 from sparsefmt.container.sources import MappedFile, ReadFile
 from sparsefmt.kernels import multiply
 from sparsefmt.layouts import LAYOUTS
-from tools.fuzz import hammer_threads
 
 BACKENDS: list[Backend] = ["mmap", "pread"]
 ARRAY = weights(np.random.default_rng(0), (700, 1100), np.float32, 0.7)
@@ -59,26 +58,6 @@ def product(path: str | os.PathLike[str]) -> bytes:
 
 
 class TestManyThreads:
-    @pytest.mark.slow
-    def test_a_short_run_of_the_tool(self):
-        command = [sys.executable, "-m", "tools.fuzz.hammer_threads", "--calls", "600", "--seconds", "20"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done
-        assert re.search(r"^16 threads, [\d,]+ calls compared, 0 differences, 0 errors", done.stdout, re.MULTILINE)
-
-    def test_the_tool_sees_a_single_bit(self):
-        answers = hammer_threads.Answers(0)
-        for version in range(2):
-            for name, array in answers.models[version].items():
-                wrong = array.copy()
-                wrong.view(np.uint8)[..., -1] ^= 1
-                assert answers.same_dense(version, name, array.copy())
-                assert not answers.same_dense(version, name, wrong)
-                assert not answers.same_dense(1 - version, name, array)
-        weight = answers.tensors[0, "f32", "bitmask"]
-        assert answers.same_product(0, "f32", weight, 3, 2)
-        assert not answers.same_product(1, "f32", weight, 3, 2)
-
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_results_do_not_depend_on_the_number_of_threads(self, layout):
         weight = sparsefmt.SparseTensor.from_dense(ARRAY, layout, threads=1)

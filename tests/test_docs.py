@@ -82,7 +82,7 @@ def test_commands_of_the_quickstart_run(tmp_path, monkeypatch):
     weight = np.random.default_rng(0).standard_normal((384, 512)).astype(np.float32)
     weight[np.abs(weight) < 1] = 0
     save_file({"weight": weight}, "model.safetensors")
-    # what warmup does is compiling, which takes a minute: test_cli_warmup.py
+    # what warmup does is compiling, which takes a minute: tests/cli/test_warmup.py
     printed = run_commands(block("commands: convert"), without="warmup")
     run_commands(block("commands: bench", "docs/guide.md"))
     assert "weight" in printed

@@ -1,4 +1,4 @@
-"""load_into and sparsify: which layers become sparse, what stays tied, what is refused, how much memory it takes."""
+"""load_into and load_model: which layers become sparse, what stays tied, what is refused, how much memory it takes."""
 
 from __future__ import annotations
 
@@ -15,95 +15,20 @@ import pytest
 import torch
 import torch.nn.utils.prune
 from torch_helpers import conv1d, same
+from torch_models import SPARSE, TOKENS, Model, check_equal, meta_model, pruned_model, sparse_layers
 
 import sparsefmt
 from sparsefmt import FormatError, SparseTensor
 from sparsefmt.torch import SparseLinear, load_into, load_model, make_dense, save_model, sparsify, tensors_of
-from sparsefmt.torch.models import MIN_SPARSITY
 
 pytestmark = pytest.mark.usefixtures("small_layers")
 
-
-class Model(torch.nn.Module):
-    """Layers of all kinds: plain, without bias, tied to an embedding, tied to each other, used without being called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = torch.nn.Embedding(50, 64)
-        self.up = torch.nn.Linear(64, 128)
-        self.down = torch.nn.Linear(128, 64, bias=False)
-        self.block = torch.nn.TransformerEncoderLayer(64, 4, 96, batch_first=True)
-        self.first = torch.nn.Linear(64, 64)
-        self.second = torch.nn.Linear(64, 64)
-        self.second.weight = self.first.weight
-        self.norm = torch.nn.BatchNorm1d(64)
-        self.register_buffer("scale", torch.full((64,), 2.0))
-        self.register_buffer("not_saved", torch.ones(64), persistent=False)
-        self.head = torch.nn.Linear(64, 50, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        x = self.embedding(tokens)
-        x = self.block(x + self.down(torch.relu(self.up(x))))
-        x = self.norm(self.second(self.first(x)).transpose(1, 2)).transpose(1, 2)
-        return self.head(x * self.scale)
-
-
-SPARSE = ["block.linear1", "block.linear2", "down", "first", "second", "up"]
 DENSE = {
     "block.self_attn.in_proj_weight": "it is not the weight of a linear layer",
     "block.self_attn.out_proj": ("it is a NonDynamicallyQuantizableLinear, whose weight is used without calling it"),
     "embedding.weight": "it belongs to a module of class Embedding, not to a linear layer",
     "head": "its weight is also embedding.weight",
 }
-TOKENS = torch.arange(21).reshape(3, 7)
-
-
-def pruned_model(seed: int = 0, sparsity: float = 0.8) -> Model:
-    torch.manual_seed(seed)
-    model = Model().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter[torch.rand_like(parameter) < sparsity] = 0
-        model.norm.running_mean.normal_()
-    return model
-
-
-def meta_model(kind: type[torch.nn.Module] = Model) -> torch.nn.Module:
-    with torch.device("meta"):
-        return kind().eval()
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """A model and its file."""
-    model = pruned_model()
-    save_model(model, tmp_path / "model.sparsefmt")
-    return model, tmp_path / "model.sparsefmt"
-
-
-def check_equal(loaded: torch.nn.Module, model: torch.nn.Module) -> None:
-    """The weights are the same to the bit, and results nearly."""
-    expected = model.state_dict()
-    found = tensors_of(loaded)
-    assert found.keys() == expected.keys()
-    for name, tensor in found.items():
-        if isinstance(tensor, SparseTensor):
-            assert np.array_equal(tensor.todense().view(np.uint32), expected[name].numpy().view(np.uint32)), name
-        else:
-            assert same(tensor, expected[name]), name
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(TOKENS), model(TOKENS), rtol=1e-4, atol=1e-4)
-
-
-def sparse_layers(model: torch.nn.Module) -> list[str]:
-    return sorted(
-        name for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, SparseLinear)
-    )
-
-
-# load_into
 
 
 @pytest.mark.parametrize("layout", ["auto", "bitmask", "permuted"])
@@ -397,141 +322,6 @@ def test_loading_without_data_takes_about_the_memory_of_the_sparse_layers(codec,
     assert taken < 1.15 * sparse + 16e6 < 0.4 * dense
 
 
-# sparsify
-
-
-def test_sparsify_replaces_what_is_pruned():
-    model = pruned_model()
-    expected = copy.deepcopy(model)
-    result = sparsify(model)
-    assert sorted(result.sparse) == SPARSE == sparse_layers(model)
-    assert result.sparse["up"] is model.up
-    assert set(result.dense) == {"block.self_attn.out_proj", "head"}
-    assert "NonDynamicallyQuantizableLinear" in result.dense["block.self_attn.out_proj"]
-    assert "embedding.weight" in result.dense["head"]
-    assert model.first.weight_arrays is model.second.weight_arrays
-    assert model.first.bias is not model.second.bias
-    check_equal(model, expected)
-    # once more: nothing is left
-    again = sparsify(model)
-    assert not again.sparse
-    assert set(again.dense) == set(result.dense)
-
-
-def test_sparsify_by_sparsity_and_name():
-    def model() -> torch.nn.Sequential:
-        made = torch.nn.Sequential(*[torch.nn.Linear(64, 64) for _ in range(4)])
-        for number, sparsity in enumerate((0.0, 0.3, 0.5, 0.9)):
-            torch.nn.utils.prune.random_unstructured(made[number], "weight", sparsity)
-        return made
-
-    assert 0.3 < MIN_SPARSITY < 0.5
-    assert sorted(sparsify(model()).sparse) == ["2", "3"]
-    assert sorted(sparsify(model(), min_sparsity=0.6).sparse) == ["3"]
-    assert sorted(sparsify(model(), include="[02]").sparse) == ["2"]
-    result = sparsify(model(), min_sparsity=0.0)
-    assert sorted(result.sparse) == ["1", "2", "3"]
-    assert result.dense == {"0": "no sparse layout makes it 10 % smaller"}
-    layers = sparsify(model(), layout="permuted").sparse
-    assert {layer.weight.tensor.layout for layer in layers.values()} == {"permuted"}
-    assert sparsify(model()).dense["1"] == "30.0% of its weight is zero, which is less than 40.0%"
-    with pytest.raises(ValueError, match="layout must be"):
-        sparsify(model(), layout="dense")
-
-
-def test_sparsify_keeps_what_cannot_be_replaced():
-    layer = torch.nn.Linear(8, 8)
-    with torch.no_grad():
-        layer.weight.zero_()
-    assert sparsify(layer).dense == {"": "it is the model itself: use SparseLinear.from_linear"}
-    model = torch.nn.Sequential(torch.nn.Linear(8, 8, device="meta"), layer)
-    with pytest.raises(RuntimeError, match=r"0\.weight is on meta"):
-        sparsify(model)
-    assert model[1] is layer
-
-
-class Adapter(torch.nn.Module):
-    """A layer with an adapter of low rank beside it, as LoRA starts: the second factor is zero."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.base_layer = torch.nn.Linear(64, 64)
-        self.base_layer.requires_grad_(False)
-        self.lora_A = torch.nn.Linear(64, 8, bias=False)
-        self.lora_B = torch.nn.Linear(8, 64, bias=False)
-        with torch.no_grad():
-            self.base_layer.weight[torch.rand(64, 64) < 0.8] = 0
-            self.lora_B.weight.zero_()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.base_layer(x) + self.lora_B(self.lora_A(x))
-
-
-def test_layers_that_start_from_zero_are_left_to_be_trained(tmp_path):
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(Adapter(), torch.nn.ReLU(), Adapter())
-    result = sparsify(model)
-    assert set(result.sparse) == {"0.base_layer", "2.base_layer"}
-    for name in ("0.lora_B", "2.lora_B"):
-        assert (
-            result.dense[name] == "all of its weight is zero and requires_grad is True: it may be about to be trained"
-        )
-    x = torch.randn(16, 64)
-    optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], 0.01)
-    losses = []
-    for _ in range(5):
-        loss = model(x).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < 0.9 * losses[0]
-    assert model[0].lora_B.weight.count_nonzero()
-    # the same, loaded into a model that is to be trained; one that is frozen has nothing to wait for
-    save_model(torch.nn.Sequential(Adapter()), tmp_path / "model.sparsefmt")
-    other = torch.nn.Sequential(Adapter())
-    loaded = load_into(other, tmp_path / "model.sparsefmt")
-    assert loaded.sparse == ["0.base_layer"]
-    assert "about to be trained" in loaded.dense["0.lora_B"]
-    frozen = torch.nn.Sequential(Adapter()).requires_grad_(False)
-    assert load_into(frozen, tmp_path / "model.sparsefmt").sparse == ["0.base_layer", "0.lora_B"]
-    assert sorted(sparsify(torch.nn.Sequential(Adapter()).requires_grad_(False)).sparse) == ["0.base_layer", "0.lora_B"]
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_one_dense_weight_at_a_time_is_there_beside_its_compressed_form(monkeypatch, masked):
-    model = torch.nn.Sequential(*[torch.nn.Linear(64, 64) for _ in range(8)])
-    model[3].weight = model[2].weight
-    model.append(model[1])
-    for layer in model[:7]:
-        if layer is not model[3]:
-            torch.nn.utils.prune.random_unstructured(layer, "weight", 0.8)
-            if not masked:
-                torch.nn.utils.prune.remove(layer, "weight")
-    model[3].weight = model[2].weight_orig if masked else model[2].weight
-    weights = [weakref.ref(parameter) for name, parameter in model.named_parameters() if "weight" in name]
-    assert len(weights) == 7
-    del layer
-    alive = []
-    original = SparseLinear.from_linear.__func__
-
-    def from_linear(cls, *arguments):
-        alive.append(sum(weight() is not None for weight in weights))
-        return original(cls, *arguments)
-
-    monkeypatch.setattr(SparseLinear, "from_linear", classmethod(from_linear))
-    gc.disable()
-    try:
-        result = sparsify(model)
-    finally:
-        gc.enable()
-    # the last layer is not pruned; a weight that is masked in one layer and plain in another stays for the latter
-    assert alive == [7, 6, 5, 5, 4, 3] if masked else [7, 6, 5, 4, 3, 2]
-    assert len(alive) == len({id(layer.weight_arrays) for layer in result.sparse.values()}) == 6
-    assert sum(weight() is not None for weight in weights) == (2 if masked else 1)
-
-
 def test_loading_frees_each_dense_weight_as_its_layer_is_replaced(saved, monkeypatch):
     path = saved[1]
     model = pruned_model(1)
@@ -582,138 +372,6 @@ def test_one_name_of_shared_weights_reaches_all_of_them(tmp_path):
     assert torch.equal(model[2].weight.to_dense(), expected)
     make_dense(model)
     assert model[0].weight is not model[2].weight
-
-
-def test_layers_that_share_a_weight_are_sparse_together_or_not_at_all():
-    model = pruned_model()
-    result = sparsify(model, exclude="second")
-    assert sorted(result.sparse) == [name for name in SPARSE if name not in ("first", "second")]
-    assert result.dense["first"] == "its weight is also second.weight"
-    assert result.dense["second"] == "it is excluded"
-    assert model.first.weight is model.second.weight
-
-
-def test_tensors_that_a_sparse_layer_has_not_are_not_lost():
-    model = torch.nn.Sequential(*[torch.nn.Linear(64, 64) for _ in range(4)])
-    for layer in model:
-        torch.nn.utils.prune.random_unstructured(layer, "weight", 0.8)
-        torch.nn.utils.prune.remove(layer, "weight")
-    torch.nn.utils.weight_norm(model[0])
-    torch.nn.utils.parametrizations.weight_norm(model[1])
-    model[2].register_buffer("scale", torch.ones(64))
-    result = sparsify(model)
-    assert list(result.sparse) == ["3"]
-    assert result.dense["0"] == "it has weight_g, weight_v beside its weight and bias"
-    assert result.dense["2"] == "it has scale beside its weight and bias"
-    assert "ParametrizedLinear" in result.dense["1"]
-
-
-# make_dense
-
-
-def test_a_model_is_made_dense_as_it_was(tmp_path):
-    model = pruned_model()
-    model.up.weight.requires_grad_(False)
-    model.block.linear1.train()
-    expected = copy.deepcopy(model)
-    for dtype in (None, torch.float64):
-        for load in (False, True):
-            other = copy.deepcopy(expected)
-            if load:
-                save_model(other, tmp_path / "model.sparsefmt")
-                load_into(other, tmp_path / "model.sparsefmt")
-            else:
-                sparsify(other)
-            biases = {name: parameter for name, parameter in other.named_parameters() if name.endswith("bias")}
-            # copied, and cast, whatever is shared stays so
-            again = copy.deepcopy(other).to(torch.float64).to(torch.float32)
-            assert sparse_layers(other) == sparse_layers(again) == SPARSE
-            for changed in (other, again):
-                make_dense(changed, dtype)
-                assert not sparse_layers(changed)
-                assert changed.first.weight is changed.second.weight
-                assert [name for name, _ in changed.named_parameters()] == [
-                    name for name, _ in expected.named_parameters()
-                ]
-                for (name, parameter), (_, before) in zip(
-                    changed.named_parameters(), expected.named_parameters(), strict=True
-                ):
-                    assert parameter.requires_grad == before.requires_grad == (name != "up.weight")
-                    assert parameter.device == before.device
-                    assert torch.equal(parameter.float(), before)
-                assert changed.up.weight.dtype == dtype or torch.float32
-                assert [module.training for module in changed.modules()] == [
-                    module.training for module in expected.modules()
-                ]
-            assert all(dict(other.named_parameters())[name] is bias for name, bias in biases.items())
-    again.float()(TOKENS).square().mean().backward()
-    assert again.down.weight.grad.count_nonzero()
-    assert again.up.weight.grad is None
-
-
-def test_layers_that_only_happen_to_share_memory_are_not_tied(tmp_path):
-    """Tied in a file, or copies of one layer: they would have been trained apart."""
-    weight = np.diag(np.arange(1, 65, dtype=np.float32))
-    sparsefmt.save_file({"0.weight": weight, "1.weight": weight}, tmp_path / "model.sparsefmt")
-    model = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False), torch.nn.Linear(64, 64, bias=False))
-    load_into(model, tmp_path / "model.sparsefmt")
-    model.append(copy.deepcopy(model[0]))
-    assert model[0].weight_arrays is model[1].weight_arrays is model[2].weight_arrays
-    make_dense(model)
-    assert len({layer.weight.data_ptr() for layer in model}) == 3
-    assert all(layer.weight.detach().equal(torch.from_numpy(weight)) for layer in model)
-
-
-def test_what_cannot_be_made_dense():
-    with pytest.raises(TypeError, match="replaced in itself"):
-        make_dense(SparseLinear(2, 2))
-    with pytest.raises(RuntimeError, match="no weights yet"):
-        make_dense(torch.nn.Sequential(SparseLinear(2, 2)))
-
-
-def test_layers_pruned_alike_or_differently_and_shared():
-    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
-    model[1].weight = model[0].weight
-    model[2].weight = model[0].weight
-    torch.nn.utils.prune.random_unstructured(model[0], "weight", 0.8)
-    torch.nn.utils.prune.random_unstructured(model[1], "weight", 0.9)
-    expected = [(layer.weight_orig * layer.weight_mask).detach() for layer in model[:2]]
-    result = sparsify(model)
-    assert list(result.sparse) == ["0", "1"]
-    for layer, weight in zip(model[:2], expected, strict=True):
-        assert torch.equal(layer.weight.to_dense(), weight)
-
-
-def test_a_model_trains_what_is_not_sparse():
-    model = pruned_model()
-    sparsify(model)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    before = model(TOKENS).detach()
-    loss = model(TOKENS).square().mean()
-    loss.backward()
-    optimizer.step()
-    assert model(TOKENS).square().mean() < loss
-    assert not torch.equal(model(TOKENS), before)
-
-
-def test_tensors_of_a_model_are_what_a_file_has(saved, tmp_path):
-    model, path = saved
-    load_into(other := meta_model(), path)
-    tensors = tensors_of(other)
-    load_into(filled := meta_model(), path)
-    with torch.no_grad():
-        filled.up.bias.zero_()
-    filled.up.set_weight(filled.up.weight.tensor.to_layout("bitmask"))
-    filled.load_state_dict(tensors)
-    filled.not_saved = torch.ones(64)
-    check_equal(filled, model)
-    assert tensors["first.weight"] is tensors["second.weight"]
-    assert tensors["up.weight"] is other.up.weight.tensor
-    arrays = {name: tensor if isinstance(tensor, SparseTensor) else tensor.numpy() for name, tensor in tensors.items()}
-    sparsefmt.save_file(arrays, tmp_path / "again.sparsefmt")
-    load_into(again := meta_model(), tmp_path / "again.sparsefmt")
-    again.not_saved = torch.ones(64)
-    check_equal(again, model)
 
 
 def test_the_twin_of_safetensors_loads_dense_weights_into_sparse_layers(saved):

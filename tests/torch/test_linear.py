@@ -1,4 +1,4 @@
-"""SparseLinear and its operator against torch.nn.Linear and sparsefmt.linear, and what torch does to modules."""
+"""SparseLinear against torch.nn.Linear and sparsefmt.linear, and what torch does to modules."""
 
 from __future__ import annotations
 
@@ -16,27 +16,12 @@ from helpers import weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_helpers import conv1d, same
+from torch_layers import FLOATS, LAYOUTS, dense_twin, layer_of, sparse_tensor
 
 import sparsefmt
 from sparsefmt import FormatError, SparseTensor, UnsupportedError
 from sparsefmt.dtypes import DTYPES, as_bits
 from sparsefmt.torch import SparseLinear, operator, registry
-from sparsefmt.torch.derived import transposed
-
-LAYOUTS = ["dense", "bitmask", "permuted"]
-FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
-
-
-def sparse_tensor(
-    rows: int = 60, cols: int = 80, dtype: str = "F32", layout: str = "auto", sparsity: float = 0.8, seed: int = 0
-) -> SparseTensor:
-    array = weights(np.random.default_rng(seed), (rows, cols), DTYPES[dtype].numpy, sparsity, True)
-    return SparseTensor.from_dense(array, layout)
-
-
-def layer_of(*args: object, bias: bool = True, **keywords: object) -> SparseLinear:
-    weight = sparse_tensor(*args, **keywords)  # type: ignore[arg-type]
-    return SparseLinear.from_tensor(weight, torch.randn(weight.shape[0]) if bias else None)
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -44,16 +29,6 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     (name,) = [name for name, dtype in FLOATS.items() if dtype == tensor.dtype]
     raw = bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).tolist())
     return np.frombuffer(raw, DTYPES[name].numpy).reshape(tuple(tensor.shape)).copy()
-
-
-def dense_twin(layer: SparseLinear) -> torch.nn.Linear:
-    """A torch.nn.Linear with the same weights in float64, and gradients for them."""
-    twin = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, dtype=torch.float64)
-    with torch.no_grad():
-        twin.weight.copy_(torch.from_numpy(layer.weight.tensor.todense().astype(np.float64)))
-        if layer.bias is not None:
-            twin.bias.copy_(layer.bias)
-    return twin
 
 
 @pytest.fixture
@@ -68,9 +43,6 @@ def seen(monkeypatch):
 
     monkeypatch.setattr(operator, "_multiply", lambda: spy)
     return calls
-
-
-# products
 
 
 @settings(max_examples=60, deadline=None)
@@ -231,130 +203,6 @@ def test_a_forked_worker_of_a_data_loader_can_multiply():
         data, batch_size=2, num_workers=1, collate_fn=collate, multiprocessing_context="fork"
     )
     assert same(torch.cat(list(loader)), torch.stack(expected))
-
-
-# gradients
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradients_are_those_of_a_dense_layer(layout, dtype):
-    layer = layer_of(70, 90, dtype, layout)
-    twin = dense_twin(layer)
-    x = torch.randn(2, 3, 90).to(FLOATS[dtype]).requires_grad_()
-    x_twin = x.detach().double().requires_grad_()
-    weighting = torch.randn(2, 3, 70)
-    (layer(x) * weighting.to(x.dtype)).sum().backward()
-    (twin(x_twin) * weighting.double()).sum().backward()
-    precision = {"F32": 1e-5, "BF16": 2e-2, "F16": 3e-3, "F64": 1e-12}[dtype]
-    assert x.grad.dtype == x.dtype
-    torch.testing.assert_close(x.grad.double(), x_twin.grad, rtol=precision, atol=10 * precision)
-    precision = max(precision, 1e-5)  # the bias is float32
-    torch.testing.assert_close(layer.bias.grad.double(), twin.bias.grad, rtol=precision, atol=10 * precision)
-    assert [name for name, _ in layer.named_parameters()] == ["bias"]
-
-
-def test_gradients_of_several_tiles():
-    layer = layer_of(2100, 1100, "BF16", bias=False)
-    assert len(layer.weight.tensor.operand().tiles) > 2
-    x = torch.randn(3, 1100, requires_grad=True)
-    weighting = torch.randn(3, 2100)
-    (layer(x) * weighting).sum().backward()
-    expected = weighting.double() @ dense_twin(layer).weight
-    torch.testing.assert_close(x.grad.double(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_gradients_skip_pruned_weights_and_do_not_depend_on_the_batch():
-    layer = layer_of(70, 90, bias=False)
-    weight = layer.weight.to_dense()
-    gradient = torch.randn(5, 70)
-    gradient[0, 3] = torch.inf
-    x = torch.randn(5, 90, requires_grad=True)
-    layer(x).backward(gradient)
-    assert torch.equal(torch.isfinite(x.grad[0]), weight[3] == 0)
-    one = torch.randn(90, requires_grad=True)
-    layer(one).backward(gradient[4])
-    assert same(x.grad[4], one.grad)
-
-
-def test_first_and_second_derivatives():
-    layer = layer_of(7, 9, "F64").double()
-    x = torch.randn(2, 3, 9, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(layer, (x,))
-    assert torch.autograd.gradgradcheck(layer, (x,))
-
-
-def test_gradients_flow_to_what_asks_for_them_alone():
-    layer = layer_of()
-    x = torch.randn(3, 80)
-    layer(x).sum().backward()
-    assert torch.equal(layer.bias.grad, torch.full((60,), 3.0))
-    layer.requires_grad_(False)
-    assert not layer(x).requires_grad
-    # a result may be changed in place
-    y = layer(x.requires_grad_())
-    torch.nn.functional.relu_(y).sum().backward()
-    assert x.grad is not None
-
-
-# compilers and exporters
-
-
-@pytest.mark.parametrize("dtype", FLOATS.values())
-def test_the_operator_is_as_torch_wants_it(dtype):
-    layer = layer_of()
-    x = torch.randn(2, 3, 80).to(dtype).requires_grad_()
-    arguments = layer.weight_arrays, layer.weight_table, layer.bias, 60, 80
-    torch.library.opcheck(torch.ops.sparsefmt.linear.default, (x, *arguments))
-    gradient = torch.randn(2, 3, 60).to(dtype).requires_grad_()
-    torch.library.opcheck(
-        torch.ops.sparsefmt.linear_backward.default, (gradient, layer.weight_arrays, layer.weight_table, 60, 80)
-    )
-
-
-def test_compiled_as_one_graph_with_gradients():
-    torch._dynamo.reset()
-    model = torch.nn.Sequential(layer_of(), torch.nn.ReLU(), layer_of(80, 60, seed=1), layer_of(60, 80, seed=2))
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
-    for tokens in (2, 5):
-        x = torch.randn(tokens, 80)
-        results = []
-        for function in (model, compiled):
-            leaf = x.clone().requires_grad_()
-            y = function(leaf)
-            y.sum().backward()
-            results.append((y, leaf.grad))
-        assert same(results[0][0], results[1][0])
-        assert same(results[0][1], results[1][1])
-
-
-def test_code_that_asks_for_the_dtype_of_the_weight_compiles():
-    torch._dynamo.reset()
-    layer = layer_of(dtype="BF16")
-
-    @torch.compile(backend="eager", fullgraph=True)
-    def call(x: torch.Tensor) -> torch.Tensor:
-        return layer(x.to(layer.weight.dtype))
-
-    y = call(torch.randn(2, 80))
-    assert y.dtype == torch.bfloat16
-
-
-def test_exported_saved_and_loaded():
-    model = torch.nn.Sequential(layer_of(), torch.nn.ReLU(), layer_of(80, 60, seed=1)).eval()
-    x = torch.randn(2, 80)
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    loaded = torch.export.load(file).module()
-    for tokens in (2, 5):
-        x = torch.randn(tokens, 80)
-        assert same(loaded(x), model(x))
-
-
-# the module as torch's modules are
 
 
 def test_a_deep_copy_shares_weights_and_nothing_else():
@@ -530,18 +378,6 @@ def test_without_data_on_meta():
     assert made(torch.randn(2, 80)).shape == (2, 60)
 
 
-def test_on_other_devices_nothing_is_multiplied():
-    layer = layer_of()
-    with torch._subclasses.FakeTensorMode():
-        # a stand-in for a device that is not there
-        x = torch.empty(2, 80, device="cuda")
-        with pytest.raises(NotImplementedError, match=r"on the CPU; x is on cuda:0"):
-            layer(x)
-        elsewhere = SparseLinear(80, 60, device="cuda")
-        with pytest.raises(NotImplementedError, match=r"its weights are on cuda:0"):
-            elsewhere(torch.empty(2, 80))
-
-
 def test_repr_says_what_is_held():
     layer = layer_of(600, 800, "BF16", sparsity=0.9)
     nbytes = layer.weight.tensor.nbytes
@@ -549,9 +385,6 @@ def test_repr_says_what_is_held():
         "SparseLinear(in_features=800, out_features=600, bias=True, dtype=torch.bfloat16, layout=permuted,"
         f" sparsity={layer.weight.tensor.sparsity:.3f}, {nbytes:,} of 960,000 bytes)"
     )
-
-
-# the weight, and where layers come from
 
 
 def test_the_weight_has_what_code_asks_for():
@@ -568,7 +401,7 @@ def test_the_weight_has_what_code_asks_for():
     )
     x = torch.randn(3, 80)
     assert same(torch.nn.functional.linear(x, weight, layer.bias), layer(x))
-    # what needs the elements gets them; see test_sparse_weight.py
+    # what needs the elements gets them; see test_weight.py
     ones = torch.ones(3, 60, dtype=torch.bfloat16)
     with pytest.warns(UserWarning, match=r"matmul\(\) needs the elements"):
         assert same(torch.matmul(ones, weight), torch.matmul(ones, weight.to_dense()))
@@ -617,25 +450,3 @@ def test_what_is_no_linear_layer():
         SparseLinear.from_tensor(SparseTensor.from_dense(np.ones((2, 3), np.complex64)))
     with pytest.raises(ValueError, match=r"\(2, 3\).*needs \(3, 2\)"):
         SparseLinear(2, 3).set_weight(SparseTensor.from_dense(np.ones((2, 3), np.float32)))
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    rows=st.sampled_from([1, 7, 64, 300]),
-    cols=st.sampled_from([1, 9, 65, 200]),
-    dtype=st.sampled_from(["F32", "BF16", "F64", "I8"]),
-    layout=st.sampled_from(LAYOUTS),
-    seed=st.integers(0, 50),
-)
-def test_transposed_to_the_bit(rows, cols, dtype, layout, seed):
-    tensor = sparse_tensor(rows, cols, dtype, layout, 0.7, seed)
-    flipped = transposed(tensor, layout)
-    assert flipped.layout == layout
-    assert np.array_equal(
-        as_bits(flipped.todense(), DTYPES[dtype]), as_bits(np.ascontiguousarray(tensor.todense().T), DTYPES[dtype])
-    )
-
-
-def test_transposed_in_several_blocks():
-    tensor = sparse_tensor(3000, 3100, sparsity=0.95)
-    assert np.array_equal(transposed(tensor, "bitmask").todense(), tensor.todense().T)

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from test_sparse_linear import conv1d
+from torch_helpers import conv1d
 
 import sparsefmt
 from sparsefmt import SparseTensor

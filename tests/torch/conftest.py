@@ -1,0 +1,16 @@
+"""A pruned model and its file."""
+
+from __future__ import annotations
+
+import pytest
+from torch_models import pruned_model
+
+from sparsefmt.torch import save_model
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model and its file."""
+    model = pruned_model()
+    save_model(model, tmp_path / "model.sparsefmt")
+    return model, tmp_path / "model.sparsefmt"
