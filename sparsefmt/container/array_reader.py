@@ -58,7 +58,7 @@ class ArrayReader:
 
     def read_dense(self, record: Record, entry: TensorEntry, tile: Tile) -> None:
         """Fill the flat array `values` of a tile of layout `dense`."""
-        stored, out = self._stored(record, "values"), tile["values"]
+        stored, out = self._stored(record, "values"), tile.arrays["values"]
         if stored.size == out.nbytes:
             out.view(np.uint8)[:] = stored
         else:

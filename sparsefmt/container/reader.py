@@ -97,8 +97,8 @@ class Reader:
         try:
             if not self._all_within:
                 self.budget.expect(_coded_bytes(self._chunks(entry, range(number, number + 1))))
-            for array in entry.codecs:
-                record = self.index.chunks.item(self.index.chunk_number(entry, number, array))
+            for chunk, array in enumerate(entry.codecs, entry.first_chunk + number * len(entry.codecs)):
+                record = self.index.chunks.item(chunk)
                 place = None if leave_signs and array == NEGATIVE_ZEROS else arena
                 tile.put(array, self._arrays.read(record, entry, tile, array, place))
                 self.decoded += _decoded_size(record)
@@ -231,8 +231,9 @@ class Reader:
 
         out: bits (rows, cols), contiguous.
         """
-        record = self.index.chunks.item(self.index.chunk_number(entry, number, "values"))
-        tile = entry.tile(number, {"values": out.reshape(-1)})
+        # the one array of its layout
+        record = self.index.chunks.item(entry.first_chunk + number)
+        tile = Tile(entry.layout, entry.dtype, (out.shape[0], entry.cols), {"values": out.reshape(-1)})
         try:
             self._arrays.read_dense(record, entry, tile)
             self.decoded += _decoded_size(record)

@@ -148,7 +148,8 @@ class Tile:
     def check(self) -> None:
         """Verify every invariant of arrays whose sizes have been checked. One pass. Raises FormatError."""
         self.layout.check(self)
-        self.check_negative_zeros()
+        if self.negative_zeros is not None:
+            self.check_negative_zeros()
 
     def check_negative_zeros(self) -> None:
         """Verify `negative_zeros` alone, if there is one. O(1) or O(rows). Raises FormatError."""

@@ -61,9 +61,11 @@ class Tiling:
 
     def tile(self, number: int, arrays: Arrays) -> Tile:
         """Tile `number` with these arrays, `negative_zeros` among them if it has one. Nothing is checked."""
-        signs = arrays.get(NEGATIVE_ZEROS)
-        own = {array: data for array, data in arrays.items() if array != NEGATIVE_ZEROS}
-        return Tile(self.layout, self.dtype, (self.height(number), self.cols), own, signs)
+        signs = None
+        if NEGATIVE_ZEROS in arrays:
+            arrays = dict(arrays)
+            signs = arrays.pop(NEGATIVE_ZEROS)
+        return Tile(self.layout, self.dtype, (self.height(number), self.cols), arrays, signs)
 
     def with_layout(self, layout: Layout) -> Tiling:
         """The same tiles in another layout."""
