@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SLOW_FILES = ["kernels", "spec_reader", "api", "c_reader", "real_weights", "conformance", "concurrency", "simd"]
 """Those that take longest, which come first, so that in the end no process is left with one of them alone."""
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported stays, torch and transformers among it, and the garbage collector need not look at it again."""
+    gc.disable()
+    yield
+    gc.enable()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

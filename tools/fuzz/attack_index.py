@@ -123,7 +123,8 @@ def run(data: bytes, folder: str) -> tuple[str, float, int]:
     path = f"{folder}/index.sparsefmt"
     with open(path, "wb") as file:
         file.write(data)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([measure.__module__])  # each is a fork of a process that has imported this
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=measure, args=(path, sender))
     process.start()
