@@ -11,8 +11,15 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-SLOW_FILES = ["kernels", "spec_reader", "api", "c_reader", "real_weights", "conformance", "concurrency", "simd"]
-"""Those that take longest, which come first, so that in the end no process is left with one of them alone."""
+SLOW_FILES = [
+    *("spec_reader", "kernels", "real_weights", "c_reader", "simd"),
+    *("placing", "jit_cache", "concurrency", "rans", "api"),
+    *("quantizer", "replace_layers", "bench_model", "entries", "spec"),
+    *("terminal", "stored_signs", "conformance", "bench_overhead", "memory_of_saving"),
+    *("commands", "staging", "strangers", "adapters_torch", "loading"),
+    *("bench_memory", "safe_open", "hostile_names", "twins_numpy", "attack_index"),
+]
+"""Those that take 8 seconds or more. The slowest comes first, so that in the end no process waits long for another."""
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,13 @@ def test_tests_lie_where_their_rooms_lie():
     assert {folder.split("/")[0] for folder in folders} - {"."} == rooms
     names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
     assert len(names) == len(set(names)), "pytest imports test files by their names alone"
+
+
+def test_slow_files_are_there():
+    """Those that tests/conftest.py has run first."""
+    (names,) = re.findall(r"(?s)^SLOW_FILES = \[(.*?)^\]", (ROOT / "tests" / "conftest.py").read_text(), re.MULTILINE)
+    files = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {f"test_{name}.py" for name in re.findall(r"\w+", names)} <= files
 
 
 def test_nothing_is_computed_once_under_a_lock_of_a_class():
