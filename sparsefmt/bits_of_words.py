@@ -27,6 +27,23 @@ def lowest_bit(typingctx, word):
     return types.int64(_word_type(word)), codegen
 
 
+@intrinsic
+def four_of(typingctx, array, index):
+    """Elements `index` to `index + 3` of a flat array of uint16 as one word, the first in its lowest bits. uint64.
+
+    They must exist: nothing is checked.
+    """
+    if array.dtype != types.uint16 or array.ndim != 1:
+        raise TypeError(f"{array} is not a flat array of uint16")
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        place = builder.gep(data, [args[1]])
+        return builder.load(builder.bitcast(place, ir.IntType(64).as_pointer()), align=2)
+
+    return types.uint64(array, types.int64), codegen
+
+
 def _word_type(word: types.Type) -> types.Type:
     if word not in (types.int64, types.uint64):
         raise TypeError(f"{word} is not a word of 64 bits")

@@ -2,7 +2,7 @@
 
 Nothing is run, so the processor need not be the one of this machine; it only has to be of the same family.
 
-    NUMBA_CPU_NAME=znver3 NUMBA_CPU_FEATURES=+avx2,… python tests/machine_code.py many_tokens/F32 permuted_one_token/F32
+    NUMBA_CPU_NAME=znver3 NUMBA_CPU_FEATURES=+avx2,… python tests/machine_code.py bitmask_many_tokens/F32
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit, typeof
 
-from sparsefmt.kernels import bitmask_and_dense, permuted, simd
+from sparsefmt.kernels import bitmask, dense, panel, permuted, simd
 
 TABLE, PIECES = np.zeros((1, 7), np.int64), np.zeros((0, 3), np.int64)
 FLOATS = np.zeros((1, 64), np.float32)
@@ -25,24 +25,20 @@ SCRATCH = np.zeros(8192)
 KINDS = {"F32": simd.F32, "BF16": simd.BF16, "F16": simd.F16}
 
 
-def few_tokens(kind: int) -> tuple[Any, ...]:
-    x = np.zeros((1, 128), np.float32)
-    return (
-        bitmask_and_dense.few_tokens_kernel(True, kind, 1),
-        TABLE,
-        PIECES,
-        0,
-        0,
-        x,
-        64,
-        0,
-        np.zeros(128, np.float32),
-        FLOATS,
-    )
+def bitmask_one_token(kind: int) -> tuple[Any, ...]:
+    return bitmask.few_tokens_kernel(kind, 1), TABLE, PIECES, 0, 0, FLAT, 64, 0, SCRATCH, FLOATS
 
 
-def many_tokens(kind: int) -> tuple[Any, ...]:
-    return bitmask_and_dense.many_tokens_kernel(True, kind), TABLE, PIECES, 0, 0, FLAT, 64, 64, 0, SCRATCH, FLOATS
+def dense_one_token(kind: int) -> tuple[Any, ...]:
+    return dense.few_tokens_kernel(kind, 1), TABLE, PIECES, 0, 0, FLAT, 64, SCRATCH, FLOATS
+
+
+def bitmask_many_tokens(kind: int) -> tuple[Any, ...]:
+    return panel.many_tokens_kernel(True, kind), TABLE, PIECES, 0, 0, FLAT, 64, 1, 1, 0, SCRATCH, FLOATS
+
+
+def dense_many_tokens(kind: int) -> tuple[Any, ...]:
+    return panel.many_tokens_kernel(False, kind), TABLE, PIECES, 0, 0, FLAT, 64, 1, 1, 0, SCRATCH, FLOATS
 
 
 def permuted_one_token(kind: int) -> tuple[Any, ...]:
@@ -60,22 +56,35 @@ def permuted_many_tokens(kind: int) -> tuple[Any, ...]:
 
 KERNELS: dict[str, Callable[[int], tuple[Any, ...]]] = {
     made.__name__: made
-    for made in (few_tokens, many_tokens, permuted_one_token, permuted_one_token_wide, permuted_many_tokens)
+    for made in (
+        bitmask_one_token,
+        bitmask_many_tokens,
+        dense_one_token,
+        dense_many_tokens,
+        permuted_one_token,
+        permuted_one_token_wide,
+        permuted_many_tokens,
+    )
 }
 
 
 def loops(kernel: Any, *arguments: Any) -> list[list[str]]:
-    """Instructions of each block of machine code with a fused multiply-add, compiled afresh, not from the cache."""
+    """Instructions of each innermost loop with a fused multiply-add, compiled afresh, not from the cache."""
     fresh = njit(nogil=True)(kernel.py_func)
     fresh.compile(tuple(typeof(argument) for argument in arguments))
     (assembly,) = fresh.inspect_asm().values()
-    blocks = re.split(r"\n(?=\.LBB)", assembly)
-    lines = [[line.strip() for line in block.splitlines() if line.startswith("\t")] for block in blocks]
-    return [block for block in lines if any("fmadd" in line or "fma." in line for line in block)]
+    found = []
+    for block in re.split(r"\n(?=\.LBB)", assembly):
+        label = block.partition(":")[0]
+        lines = [line.strip() for line in block.splitlines() if line.startswith("\t")]
+        ends = [number for number, line in enumerate(lines) if re.fullmatch(rf"j\w+\s+{re.escape(label)}", line)]
+        if ends and any("fmadd" in line or "fma." in line for line in lines[: ends[-1]]):
+            found.append(lines[: ends[-1] + 1])
+    return found
 
 
 def main() -> None:
-    found = {"isa": simd.ISA, "rows": bitmask_and_dense.ROWS}
+    found: dict[str, Any] = {"isa": simd.ISA, "tokens": [panel.WIDE, panel.NARROW]}
     for name in sys.argv[1:]:
         kernel, kind = name.split("/")
         found[name] = loops(*KERNELS[kernel](KINDS[kind]))

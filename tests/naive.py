@@ -21,6 +21,8 @@ NEGATIVE_ZERO = {
     np.dtype(ml_dtypes.float8_e5m2): 1 << 7,
 }
 
+SLICE_ROWS = 16
+
 
 def bits_of(array: np.ndarray) -> np.ndarray:
     """Matrix view of `array` as unsigned integers."""
@@ -38,13 +40,18 @@ def bitmask_arrays(array: np.ndarray) -> dict[str, np.ndarray]:
     """The arrays of SPEC.md 4.2 and 4.4 for one tile."""
     keep, bits = stored(array), bits_of(array)
     rows, cols = keep.shape
-    mask = np.zeros((rows, -(-cols // 64) * 8), np.uint8)
-    for row, col in zip(*np.nonzero(keep), strict=True):
-        mask[row, col // 8] |= 1 << (col % 8)
+    mask, values, offsets = b"", [], [0]
+    for first in range(0, rows, SLICE_ROWS):
+        of_slice = range(first, min(first + SLICE_ROWS, rows))
+        for col in range(cols):
+            integer = sum(1 << row - first for row in of_slice if keep[row, col])
+            mask += integer.to_bytes(1 if len(of_slice) <= 8 else 2, "little")
+            values += [bits[row, col] for row in of_slice if keep[row, col]]
+        offsets.append(len(values))
     arrays = {
-        "mask": mask.reshape(-1),
-        "row_offsets": np.array([keep[:row].sum() for row in range(rows + 1)], np.uint32),
-        "values": bits[keep],
+        "mask": np.frombuffer(mask, np.uint8),
+        "slice_offsets": np.array(offsets, np.uint32),
+        "values": np.array(values, bits.dtype),
     }
     return arrays | negative_zeros_array(array)
 
@@ -55,11 +62,11 @@ def permuted_arrays(array: np.ndarray) -> dict[str, np.ndarray]:
     rows, cols = keep.shape
     order = sorted(range(rows), key=lambda row: -int(keep[row].sum()))
     values, columns, offsets = [], [], [0]
-    for first in range(0, rows, 8):
-        lanes = [np.nonzero(keep[row])[0] for row in order[first : first + 8]]
+    for first in range(0, rows, SLICE_ROWS):
+        lanes = [np.nonzero(keep[row])[0] for row in order[first : first + SLICE_ROWS]]
         slots = len(lanes[0])
         for slot in range(slots):
-            for lane in range(8):
+            for lane in range(SLICE_ROWS):
                 filled = lane < len(lanes) and slot < len(lanes[lane])
                 columns.append(lanes[lane][slot] if filled else 0)
                 values.append(bits[order[first + lane], lanes[lane][slot]] if filled else 0)
@@ -113,23 +120,17 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return (fma32 if np.asarray(c).dtype == np.float32 else fma64)(a, b, c)
 
 
-def product(array: np.ndarray, layout: str, x: np.ndarray, accumulator: type) -> np.ndarray:
+def product(array: np.ndarray, x: np.ndarray, accumulator: type) -> np.ndarray:
     """W x in the order of additions of SPEC.md, section 6, for one vector x, or for each row of a matrix x."""
     weights = (array.reshape(array.shape[0], -1)).astype(accumulator)
     activations = x.astype(accumulator)
-    keep = np.ones(weights.shape, bool) if layout == "dense" else stored(array)
     rows, cols = weights.shape
-    stride = 1 if layout == "permuted" else 16
-    sums = np.zeros((stride, *x.shape[:-1], rows), accumulator)
+    sums = np.zeros((*x.shape[:-1], rows), accumulator)
     for col in range(cols):
-        before = sums[col % stride]
-        column = fma(weights[:, col], np.broadcast_to(activations[..., col, None], before.shape), before)
-        sums[col % stride] = np.where(keep[:, col], column, before)
+        added = fma(weights[:, col], np.broadcast_to(activations[..., col, None], sums.shape), sums)
+        sums = np.where(weights[:, col] != 0, added, sums)
     with np.errstate(all="ignore"):
-        while len(sums) > 1:
-            half = len(sums) // 2
-            sums = sums[:half] + sums[half:]
-        return sums[0] + accumulator(0)
+        return sums + accumulator(0)
 
 
 def rans_symbols(stream: bytes, count: int, tables: list[list[int]], precision: int, contexts: list[int]) -> list[int]:

@@ -25,11 +25,11 @@ from sparsefmt.kernels import permuted
 from sparsefmt.kernels.operand import Work
 from sparsefmt.kernels.simd import F32
 from sparsefmt.layouts import LAYOUTS
-from sparsefmt.layouts.bitmask import mask_stride
 from sparsefmt.layouts.contract import Arrays
 from sparsefmt.layouts.memory import OVERREAD
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.limits import MAX_SPARSE_TILE_POSITIONS
+from sparsefmt.positions.masks import SLICE_ROWS, mask_bytes, slices_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory that is never written to may cost something")
 
@@ -46,13 +46,16 @@ def untouched(length: int, dtype: str) -> np.ndarray:
 
 def bitmask_arrays(rows: int, cols: int, places: list[tuple[int, int, int]]) -> Arrays:
     """Of (row, column, bits of the value), ascending."""
-    mask, offsets = untouched(rows * mask_stride(cols), "<u1"), np.zeros(rows + 1, "<u4")
-    for row, col, _ in places:
-        mask[row * mask_stride(cols) + col // 8] |= 1 << (col % 8)
-        offsets[row + 1 :] += np.uint32(1)
+    mask, offsets = untouched(mask_bytes(rows, cols), "<u1"), np.zeros(slices_of(rows) + 1, "<u4")
+    in_order = sorted(places, key=lambda place: (place[0] // SLICE_ROWS, place[1], place[0]))
+    for row, col, _ in in_order:
+        slice_, lane = divmod(row, SLICE_ROWS)
+        width = 2 if rows - SLICE_ROWS * slice_ > 8 else 1
+        mask[2 * slice_ * cols + width * col + lane // 8] |= 1 << (lane % 8)
+        offsets[slice_ + 1 :] += np.uint32(1)
     values = np.zeros(len(places) + 16, "<u4")[: len(places)]
-    values[:] = [bits for _, _, bits in places]
-    return {"mask": mask, "row_offsets": offsets, "values": values}
+    values[:] = [bits for _, _, bits in in_order]
+    return {"mask": mask, "slice_offsets": offsets, "values": values}
 
 
 def permuted_arrays(rows: int, cols: int, places: list[tuple[int, int, int]]) -> Arrays:
@@ -62,9 +65,12 @@ def permuted_arrays(rows: int, cols: int, places: list[tuple[int, int, int]]) ->
     position_of = np.argsort(arrays["row_permutation"])
     for row, col, bits in places:
         position = int(position_of[row])
-        slot = int(arrays["slice_offsets"][position // 8]) + done.get(row, 0)
+        slot = int(arrays["slice_offsets"][position // SLICE_ROWS]) + done.get(row, 0)
         done[row] = done.get(row, 0) + 1
-        arrays["values"][slot * 8 + position % 8], arrays["columns"][slot * 8 + position % 8] = bits, col
+        (
+            arrays["values"][slot * SLICE_ROWS + position % SLICE_ROWS],
+            arrays["columns"][slot * SLICE_ROWS + position % SLICE_ROWS],
+        ) = bits, col
     return arrays
 
 
@@ -95,7 +101,7 @@ def tensor(layout: str, shape: tuple[int, int], tile_rows: int, places: list[tup
 
 ROWS = COLS = 1 << 16
 """2^32 positions, in three tiles, two of them of nearly 2^31 each."""
-TILE_ROWS = MAX_SPARSE_TILE_POSITIONS // COLS // 8 * 8
+TILE_ROWS = MAX_SPARSE_TILE_POSITIONS // COLS // 16 * 16
 FAR = [
     (0, 0, 1.5),
     (TILE_ROWS - 1, COLS - 1, 2.5),
@@ -182,67 +188,70 @@ def frozen_tensor(layout: str, shape: tuple[int, int], arrays: Arrays) -> Sparse
     return SparseTensor(tiling, [tiling.tile(0, arrays).frozen()])
 
 
-COUNTS = [3, 3, 2, 2, 2, 1, 1, 0]
+COUNTS = [3, 3, 2, 2, 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 """Of the rows of a slice that lies far behind."""
 
 
 @pytest.mark.parametrize("cols", [40, (1 << 16) + 8])
 def test_more_elements_than_32_bits_can_number(cols):
-    """The second slice of a tile begins at slot 2^29 + 1, and so at element 2^32 + 8."""
-    first = (1 << 29) + 1
-    values, columns = untouched(8 * (first + 3), "<u4"), untouched(8 * (first + 3), "<u2" if cols < 1 << 16 else "<u4")
+    """The second slice of a tile begins at slot 2^28 + 1, and so at element 2^32 + 16."""
+    first = (1 << 28) + 1
+    values, columns = (
+        untouched(16 * (first + 3), "<u4"),
+        untouched(16 * (first + 3), "<u2" if cols < 1 << 16 else "<u4"),
+    )
     rng = np.random.default_rng(0)
-    dense = np.zeros((8, cols), np.float32)
+    dense = np.zeros((16, cols), np.float32)
     for lane, count in enumerate(COUNTS):
         for slot, col in enumerate(sorted(rng.choice(cols, count, replace=False))):
             dense[lane, col] = rng.standard_normal()
-            values[8 * (first + slot) + lane] = dense[lane, col].view(np.uint32)
-            columns[8 * (first + slot) + lane] = col
+            values[16 * (first + slot) + lane] = dense[lane, col].view(np.uint32)
+            columns[16 * (first + slot) + lane] = col
     arrays = {
         "columns": columns,
-        "row_counts": np.array([cols] * 8 + COUNTS, "<u4"),
-        "row_permutation": np.arange(16, dtype="<u2"),
+        "row_counts": np.array([cols] * 16 + COUNTS, "<u4"),
+        "row_permutation": np.arange(32, dtype="<u2"),
         "slice_offsets": np.array([0, first, first + 3], "<u4"),
         "values": values,
     }
-    w = only(frozen_tensor("permuted", (16, cols), arrays), 1, 2)
+    w = only(frozen_tensor("permuted", (32, cols), arrays), 1, 2)
     some = np.flatnonzero(dense.any(axis=0))
     for tokens in (1, 2, 5, 40):
         x = rng.standard_normal((tokens, cols)).astype(np.float32)
-        expected = naive.product(dense[:, some], "permuted", x[:, some], np.float32)
-        assert same_bits(sparsefmt.linear(x, w)[:, 8:], expected)
+        expected = naive.product(dense[:, some], x[:, some], np.float32)
+        assert same_bits(sparsefmt.linear(x, w)[:, 16:], expected)
     x[:, 0] = np.inf  # the kernel for any x
     assert np.array_equal(
-        sparsefmt.linear(x, w)[:, 8:], sparsefmt.linear(x, SparseTensor.from_dense(dense, "permuted")), equal_nan=True
+        sparsefmt.linear(x, w)[:, 16:], sparsefmt.linear(x, SparseTensor.from_dense(dense, "permuted")), equal_nan=True
     )
-    assert same_bits(w[8:], dense)
+    assert same_bits(w[16:], dense)
 
 
 def test_more_values_than_31_bits_can_number():
-    """The second row of a bitmask tile begins at value 2^31 + 5."""
+    """The second slice of a bitmask tile, of one row, begins at value 2^31 + 5."""
     first, cols = (1 << 31) + 5, 200
     rng = np.random.default_rng(0)
     kept = rng.random(cols) < 0.5
     dense = np.where(kept, rng.standard_normal(cols), 0).astype(np.float32)[None]
     values = untouched(first + int(kept.sum()), "<u4")
     values[first:] = dense[0, kept].view(np.uint32)
-    mask = np.zeros((2, mask_stride(cols)), np.uint8)
-    mask[1, : -(-cols // 8)] = np.packbits(kept, bitorder="little")
+    mask = np.zeros(mask_bytes(17, cols), np.uint8)
+    mask[-cols:] = kept
     arrays = {
-        "mask": mask.reshape(-1),
-        "row_offsets": np.array([0, first, values.size], "<u4"),
+        "mask": mask,
+        "slice_offsets": np.array([0, first, values.size], "<u4"),
         "values": values,
     }
-    w = only(frozen_tensor("bitmask", (2, cols), arrays), 1, 2)
+    w = only(frozen_tensor("bitmask", (17, cols), arrays), 1, 2)
     for tokens in (1, 2, 5, 40):
         x = rng.standard_normal((tokens, cols)).astype(np.float32)
-        expected = naive.product(dense, "bitmask", x, np.float32)
-        assert same_bits(sparsefmt.linear(x, w)[:, 1:], expected)
+        expected = naive.product(dense, x, np.float32)
+        assert same_bits(sparsefmt.linear(x, w)[:, 16:], expected)
     x[:, 0] = np.inf  # the kernel for any x
     assert np.array_equal(
-        sparsefmt.linear(x, w)[:, 1:], sparsefmt.linear(x, SparseTensor.from_dense(dense, "bitmask")), equal_nan=True
+        sparsefmt.linear(x, w)[:, 16:], sparsefmt.linear(x, SparseTensor.from_dense(dense, "bitmask")), equal_nan=True
     )
-    assert same_bits(w[1:], dense)
+    assert same_bits(w[16:], dense)
 
 
 @pytest.mark.parametrize("codec", ["raw", "zstd", "rans"])

@@ -99,6 +99,7 @@ def test_jitted_code_stands_in_rooms_of_its_own():
     assert {source.parent.relative_to(PACKAGE).as_posix() for source in jitted} == {
         "kernels",
         "layouts/jitted",
+        "positions/jitted",
         "codecs/rans/jitted",
     }
 

@@ -383,10 +383,9 @@ class Store(RuleBasedStateMachine):
         held = having[number % len(having)]
         dtype, expected = dtype_of(held.expected.dtype), held.expected
         summed = np.float64 if dtype.name in SUMMED_IN_DOUBLE else np.float32
-        layout = held.tensor.layout if isinstance(held.tensor, SparseTensor) else "dense"
         x = np.random.default_rng(number).standard_normal((2, expected[0].size)).astype(summed)
         with np.errstate(all="ignore"):
-            products = naive.product(expected, layout, x, summed)
+            products = naive.product(expected, x, summed)
         if transposed and isinstance(held.tensor, SparseTensor):
             found = np.ascontiguousarray((held.tensor @ x.T).T)
         else:

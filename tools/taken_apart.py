@@ -148,7 +148,7 @@ class TakenApart:
         return self.entry()["first_chunk"] + sorted(self.entry()["arrays"]).index(array)
 
     def array(self, array: str, dtype: str = "u1") -> np.ndarray:
-        """An array of the first tile of tensor "w", whose codec is `raw` or `zstd`."""
+        """An array of the first tile of tensor "w", of codec `raw` or `zstd`; of a mask that `zstd` coded, its rows."""
         stored, raw = self.chunks[self.number(array)]
         width = np.dtype(dtype).itemsize
         if len(stored) < raw:

@@ -36,7 +36,7 @@ class ArrayInfo(NamedTuple):
     Attributes:
         width: bytes of each element.
         rows, cols: of the whole tensor.
-        is_mask: whether it has a bit for each position: (rows, words) uint64, column c in bit c % 64 of word c // 64.
+        is_mask: whether it has a bit for each position (`positions.masks` says how its bytes lie).
     """
 
     width: int
@@ -51,7 +51,8 @@ class Chunk(NamedTuple):
     Attributes:
         raw: its bytes, uint8.
         rows: which rows of the tensor the tile has.
-        positions: where its elements stand; None if they are not those of positions of the matrix.
+        positions: where its elements, or the bits of a mask, stand; None if they are not those of positions of the
+            matrix.
     """
 
     raw: np.ndarray
@@ -91,7 +92,7 @@ class Codec(ABC):
     Attributes:
         name: name in files and in the API.
         max_ratio: most bytes that one stored byte can decode to; a chunk that claims more is refused unallocated.
-        has_models: whether arrays have a model. Only these codecs are told positions.
+        has_models: whether arrays have a model. Only these codecs are told positions, but for those of masks.
         leaves_out_derived: whether arrays that follow from others of their tile take no byte, and have no model. The
             codec never sees them: layouts derive them.
     """

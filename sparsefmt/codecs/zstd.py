@@ -1,4 +1,4 @@
-"""Codec `zstd`: byte planes, then one zstd frame.
+"""Codec `zstd`: byte planes, or the rows of a mask, then one zstd frame.
 
 The bytes of an array of `width`-byte elements are first regrouped: all first bytes, then all second bytes, and so on.
 Sign and exponent bytes of floats lie together then, which makes values about 10 % smaller than without (measured by
@@ -16,6 +16,7 @@ from sparsefmt.codecs.contract import ArrayInfo, Codec, Coder
 from sparsefmt.errors import FormatError
 from sparsefmt.limits import MAX_ZSTD_RATIO
 from sparsefmt.positions import Positions
+from sparsefmt.positions.masks import U16, in_slices, put_slices, row_bytes, slices_of
 
 LEVEL = 3
 """Level 19 makes values and masks of pruned weights 0 to 10 % smaller, at a thirtieth of the speed or less
@@ -42,7 +43,7 @@ class Zstd(Codec):
     max_ratio = MAX_ZSTD_RATIO
 
     def coder(self, model: bytes, info: ArrayInfo) -> Coder:
-        return _ZstdCoder(info.width)
+        return _MaskCoder(1) if info.is_mask else _ZstdCoder(info.width)
 
 
 class _ZstdCoder(Coder):
@@ -54,17 +55,43 @@ class _ZstdCoder(Coder):
         return _contexts.compressor.compress(planes.data)
 
     def decode(self, stored: np.ndarray, positions: Positions | None, out: np.ndarray) -> None:
-        try:
-            frame = zstandard.get_frame_parameters(stored.data)
-            if stored.data[:4] != zstandard.FRAME_HEADER or frame.dict_id:
-                raise FormatError("zstd-corrupt", "a zstd frame is skippable, or wants a dictionary")
-            if frame.content_size != out.size:
-                raise FormatError("zstd-size", f"a zstd frame holds {frame.content_size:,} bytes, not {out.size:,}")
-            if frame.window_size > max(out.size, _SMALLEST_WINDOW):
-                raise FormatError("zstd-corrupt", f"a zstd frame wants a window of {frame.window_size:,} bytes")
-            planes = _contexts.decompressor.decompress(stored.data, allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise FormatError("zstd-corrupt", f"a zstd frame does not decode: {error}") from None
+        planes = _decompressed(stored, out.size)
         # one plane after the other: each assignment casts nothing and copies once
-        for byte, plane in enumerate(np.frombuffer(planes, np.uint8).reshape(self._width, -1)):
+        for byte, plane in enumerate(planes.reshape(self._width, -1)):
             out[byte :: self._width] = plane
+
+
+class _MaskCoder(_ZstdCoder):
+    """Masks are compressed row by row: patterns such as 2:4 lie along rows."""
+
+    def encode(self, raw: np.ndarray, positions: Positions | None) -> bytes:
+        assert positions is not None
+        rows, cols = positions.rows, positions.cols
+        return super().encode(row_bytes(in_slices(raw, rows, cols), rows).reshape(-1), None)
+
+    def decode(self, stored: np.ndarray, positions: Positions | None, out: np.ndarray) -> None:
+        from sparsefmt.positions.jitted import masks as jitted
+
+        assert positions is not None
+        rows, cols = positions.rows, positions.cols
+        of_rows = _decompressed(stored, rows * -(-cols // 8)).reshape(rows, -1)
+        mask = np.empty((slices_of(rows), cols), U16)
+        if not jitted.from_row_bytes(of_rows, mask):
+            raise FormatError("zstd-corrupt", "a row of a mask has bits beyond its columns")
+        put_slices(mask, rows, out)
+
+
+def _decompressed(stored: np.ndarray, size: int) -> np.ndarray:
+    """The bytes of the frame that a chunk is, which must be so many: uint8, read-only."""
+    try:
+        frame = zstandard.get_frame_parameters(stored.data)
+        if stored.data[:4] != zstandard.FRAME_HEADER or frame.dict_id:
+            raise FormatError("zstd-corrupt", "a zstd frame is skippable, or wants a dictionary")
+        if frame.content_size != size:
+            raise FormatError("zstd-size", f"a zstd frame holds {frame.content_size:,} bytes, not {size:,}")
+        if frame.window_size > max(size, _SMALLEST_WINDOW):
+            raise FormatError("zstd-corrupt", f"a zstd frame wants a window of {frame.window_size:,} bytes")
+        content = _contexts.decompressor.decompress(stored.data, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise FormatError("zstd-corrupt", f"a zstd frame does not decode: {error}") from None
+    return np.frombuffer(content, np.uint8)

@@ -87,7 +87,8 @@ class ArrayReader:
         info = ArrayInfo(out.itemsize, entry.rows, entry.cols, array == layout.mask)
         try:
             if not codec.has_models:
-                codec.coder(b"", info).decode(stored.data, None, out.view(np.uint8))
+                positions = tile.positions(array) if info.is_mask else None
+                codec.coder(b"", info).decode(stored.data, positions, out.view(np.uint8))
             elif entry.is_left_out(array):
                 layout.derive(array, tile, out)
             else:

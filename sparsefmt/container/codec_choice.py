@@ -115,7 +115,7 @@ class CodecChooser:
         return coding, encoded
 
     def _encode(self, coding: _Coding, array: str, tile: Tile, number: int) -> bytes | memoryview:
-        if not coding.codec.has_models:
+        if not coding.codec.has_models and array != self._tiling.layout.mask:
             return coding.encode(tile[array].view(np.uint8), None)
         chunk = self._chunk(array, tile, number)
         return coding.encode(chunk.raw, chunk.positions)

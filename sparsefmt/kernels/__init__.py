@@ -1,8 +1,12 @@
-"""Products on compressed weights: `linear.py` and `multiply.py` in front, then a file for each order of additions.
+"""Products on compressed weights: `linear.py` and `multiply.py` in front, then a file for each layout.
 
 `plans/` chooses a kernel for the tokens at hand and lays x out for it, by `activations.py`. The kernels of
-`permuted.py` add in one chain per row, those of `bitmask_and_dense.py` in sixteen partial sums. Both are written with
-the vectors of `simd.py`; `expand.py` puts masked values at their columns.
+`bitmask.py`, `dense.py` and `permuted.py` are for one or few tokens; those of `permuted.py` for many tokens, too. For
+many tokens, the other two make panels of their weights, which `panel.py` multiplies. All are written with the vectors
+of `simd.py`; `expand.py` puts the values of a mask's column into the lanes of its rows.
+
+Every kernel adds a row in one chain of fused multiply-adds, in ascending order of columns. So the bits are the same in
+every layout.
 
 Imported on first use, since numba takes a second to load. Kernels release the GIL, trust their arguments, and add in
 the order that SPEC.md, "Products", fixes, so that the bits of a result depend neither on threads nor on batch size nor

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparsefmt.jit import jit
-from sparsefmt.kernels.simd import WIDTH, fma, load, plus_zero, store, transpose, tree_sum, zeros
+from sparsefmt.kernels.simd import WIDTH, all_zero, fma, load, plus_zero, store, transpose, zeros
 
 
 @jit
@@ -27,43 +27,33 @@ def all_finite(x):
     return odd == 0
 
 
-@cache
-def in_columns(kind: int, group: int) -> Callable[..., Any]:
-    """Packer for `bitmask_and_dense.many_tokens_kernel`.
+@jit
+def in_groups(x, padded_cols, wide, wides, narrow, narrows, packed):
+    """Pack x for kernels with rows in the lanes (`panel.py`, `bitmask.py`, `dense.py`). Returns whether it is finite.
 
-    pack(x, tokens, cols, block, packed) fills packed, flat: for each block of `block` columns, for each `group` tokens,
-    these columns of each token, with zeros where x ends. x is flat, token by token. Returns whether x is finite.
+    Fills packed, flat, with `wides` groups of `wide` tokens, then `narrows` groups of `narrow` ones: column by column,
+    the tokens of the group side by side; with zeros where tokens or columns end.
     """
-    size, eight, one = WIDTH[kind], 8, 1
-    vector_bytes = eight * size
-
-    @jit
-    def pack(x, tokens, cols, block, packed):
-        x_begin, to = np.int64(x.ctypes.data), np.int64(packed.ctypes.data)
-        poison, zero = zeros(kind, eight, one), zeros(kind, eight, one)
-        finite = True
-        index = 0
-        for first in range(0, cols, block):
-            width = min(block, cols - first)
-            whole = width // eight * eight
-            for token in range((tokens + group - 1) // group * group):
-                filled = 0
-                if token < tokens:
-                    at = x_begin + (token * cols + first) * size
-                    for col in range(0, whole, eight):
-                        values = load(at + col * size, vector_bytes, kind, eight, one)
-                        poison = fma(values, zero, poison)
-                        store(to + (index + col) * size, vector_bytes, values)
-                    for col in range(whole, width):
-                        value = x[token * cols + first + col]
-                        finite &= value - value == 0
-                        packed[index + col] = value
-                    filled = width
-                packed[index + filled : index + block] = 0
-                index += block
-        return finite and tree_sum(poison) == 0
-
-    return pack
+    tokens, cols = x.shape
+    nothing = packed.dtype.type(0)
+    first, index, odd = 0, 0, 0
+    for group in range(wides + narrows):
+        count = wide if group < wides else narrow
+        for lane in range(count):
+            at = index + lane
+            token = first + lane
+            done = 0
+            if token < tokens:
+                for col in range(cols):
+                    value = x[token, col]
+                    odd |= value - value != 0
+                    packed[at + col * count] = value
+                done = cols
+            for col in range(done, padded_cols):
+                packed[at + col * count] = nothing
+        first += count
+        index += count * padded_cols
+    return odd == 0
 
 
 @cache
@@ -112,7 +102,7 @@ def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., 
                         value = x[col, at] if across else x[at, col]
                         finite &= value - value == 0
                     packed[base + col * width + lane] = value
-        return finite and tree_sum(poison) == 0 and tree_sum(poison1) == 0
+        return finite and all_zero(poison) and all_zero(poison1)
 
     return pack
 

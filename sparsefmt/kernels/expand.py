@@ -1,9 +1,11 @@
-"""From a mask and packed values to values at their columns, in registers, for jitted code.
+"""From a mask and packed values to the rows of a slice, in registers, for jitted code.
 
-Two ways, both without a branch. With AVX-512, an instruction expands 16 values by 16 bits of mask. With AVX2, a table
-with a row for each of the 256 masks of eight columns says where each lane takes its value from: f32 by a permutation
+The mask of a slice is read in words of 64 bits: four columns of sixteen rows. There are two ways, both without a
+branch. With AVX-512, an instruction expands 16 values by 16 bits of mask. With AVX2, a table with a row for each of the
+256 masks of eight rows says where each lane takes its value from: f32 by a permutation
 of lanes; 16-bit values by a shuffle of bytes, which also puts bfloat16 in the upper half of its lane, where it is a
-float32. Elsewhere, and for float64, values are scattered by the bits of the mask (`scatter_word`).
+float32. Elsewhere, and for float64, kernels put
+values in their places one by one.
 
 Vectors of values are read whole, up to 64 bytes from the first of them on: every array is followed by that much.
 """
@@ -31,6 +33,7 @@ from sparsefmt.kernels.simd import (
     WIDTH,
     Vectors,
     accumulator,
+    broadcast,
     call,
     concatenated,
     constant_of,
@@ -44,9 +47,10 @@ from sparsefmt.kernels.simd import (
     unpacked,
     widened,
 )
+from sparsefmt.positions.masks import SLICE_ROWS
 
-WORD = 64
-"""Columns of one word of a mask."""
+COLUMNS = 4
+"""Columns of a slice whose bits make one word of 64."""
 
 _SINGLE8 = ir.VectorType(ir.FloatType(), 8)
 _ABSENT = 0x80
@@ -54,7 +58,7 @@ _ABSENT = 0x80
 
 
 def _make_table(kind: int) -> np.ndarray:
-    """(256, bytes): for each mask of eight columns, how to shuffle the values."""
+    """(256, bytes): for each mask of eight rows, how to shuffle the values."""
     lane_bytes = {F32: 4, BF16: 4, F16: 2}[kind]
     table = np.full((256, 8, lane_bytes), 0 if kind == F32 else _ABSENT, np.uint8)
     for mask in range(256):
@@ -70,6 +74,9 @@ def _make_table(kind: int) -> np.ndarray:
                 stored += 1
     return table.reshape(256, -1)
 
+
+_ROW_SHIFT = {F32: 5, BF16: 5, F16: 4}
+"""Power of two of the bytes of a row of the table."""
 
 _TABLES = {kind: _make_table(kind) for kind in (F32, BF16, F16)} if ISA == "avx2" else {}
 
@@ -90,7 +97,7 @@ def tables(kind: int) -> int:
 
 
 def _expand16(builder, values, mask, kind, nothing):
-    """AVX-512: sixteen columns, whose bits lie at the address `mask`."""
+    """AVX-512: sixteen rows, whose bits lie at the address `mask`."""
     stored = stored_type(kind, 16)
     words = ir.VectorType(ir.IntType(8 * WIDTH[kind]), 16)
     chosen = builder.bitcast(load_as(builder, mask, I16, 2), ir.VectorType(I1, 16))
@@ -114,10 +121,8 @@ def _expand16(builder, values, mask, kind, nothing):
     return widened(builder, call(builder, f"llvm.x86.avx512.mask.expand.{suffix}", stored, arguments), kind)
 
 
-def _expand8(builder, values, mask, kind, table):
-    """AVX2: eight columns, whose bits are the int64 `mask`."""
-    bytes_of_row = {F32: 32, BF16: 32, F16: 16}[kind]
-    row = builder.add(table, builder.mul(mask, integer(bytes_of_row)))
+def _expand8(builder, values, row, kind):
+    """AVX2: eight rows, for whose mask the table has a row at the address `row`."""
     if kind == F32:
         lanes = load_as(builder, row, ir.VectorType(I32, 8), 8)
         loaded = load_as(builder, values, _SINGLE8, 4)
@@ -135,63 +140,67 @@ def _expand8(builder, values, mask, kind, table):
     return widened(builder, builder.bitcast(halves, ir.VectorType(I16, 8)), kind)
 
 
-def _sixteen_columns(builder, values, mask, kind, table):
-    """For the four parts of a word: a function of the part's number to its LLVM vector of 16."""
+def _columns(builder, values, mask, kind, table):
+    """For the columns of a word, to be called in order: a function of a column's number to its LLVM vector of sixteen
+    rows."""
     if ISA == "portable" or kind == F64:
         raise TypeError("no way to expand in registers: see in_registers")
-    word = load_as(builder, mask, I64, 8)
 
-    def values_from(bit):
-        if not bit:
-            return values
-        below = builder.ctpop(builder.and_(word, integer((1 << bit) - 1)))
-        return builder.add(values, builder.mul(below, integer(WIDTH[kind])))
+    def taken(bits):
+        """Where so many values begin as `bits` has ones; then, those after them begin."""
+        nonlocal values
+        begin, values = values, builder.add(values, builder.mul(builder.ctpop(bits), integer(WIDTH[kind])))
+        return begin
 
-    def part(number):
+    def column(number):
+        # a load for each column: taken out of one word, they would all be there at once, in too few registers
+        at = builder.add(mask, integer(2 * number))
+        bits = builder.zext(load_as(builder, at, I16, 2), I64)
         if ISA == "avx512":
-            return _expand16(builder, values_from(16 * number), builder.add(mask, integer(2 * number)), kind, table)
+            return _expand16(builder, taken(bits), at, kind, table)
         halves = []
-        for bit in (16 * number, 16 * number + 8):
-            byte = builder.and_(builder.lshr(word, integer(bit)), integer(255))
-            halves.append(_expand8(builder, values_from(bit), byte, kind, table))
+        for bit in (0, 8):
+            # eight bits of the mask, and at once the place of their row in the table, whose rows have a power of two
+            shift, row_bytes = bit - _ROW_SHIFT[kind], 1 << _ROW_SHIFT[kind]
+            row = builder.lshr(bits, integer(shift)) if shift >= 0 else builder.shl(bits, integer(-shift))
+            row = builder.and_(row, integer(255 * row_bytes))
+            halves.append(_expand8(builder, taken(row), builder.add(table, row), kind))
         return concatenated(builder, halves)
 
-    return part
+    return column
 
 
 @intrinsic(prefer_literal=True)
 def expand_word(typingctx, values, mask, kind, tables):
-    """The 64 columns of the word at `mask`, four vectors of 16: the values that follow each other at `values` in the
-    columns whose bit is set, +0.0 in the others."""
+    """The four columns of the word at `mask`, a vector of sixteen rows each: the values that follow each other at
+    `values` where a bit is set, +0.0 elsewhere."""
     stored = constant_of(kind)
-    result = Vectors(accumulator(stored), 16, WORD // 16)
+    result = Vectors(accumulator(stored), SLICE_ROWS, COLUMNS)
 
     def codegen(context, builder, signature, args):
-        part = _sixteen_columns(builder, args[0], args[1], stored, args[3])
-        return packed(builder, [part(number) for number in range(result.count)])
+        column = _columns(builder, args[0], args[1], stored, args[3])
+        return packed(builder, [column(number) for number in range(COLUMNS)])
 
     return result(types.int64, types.int64, kind, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
-def fma_word(typingctx, values, mask, kind, tables, x, stride, sums):
-    """sums[token] + expand_word(…) * x[token], 16 columns at a time; tokens lie `stride` bytes apart."""
+def fma_word(typingctx, values, mask, kind, tables, x, sums):
+    """sums[token] + column * x[column, token] for the columns of `expand_word`, in order. x is (4, tokens)."""
     stored = constant_of(kind)
 
     def codegen(context, builder, signature, args):
-        part = _sixteen_columns(builder, args[0], args[1], stored, args[3])
-        totals = unpacked(builder, args[6], sums)
-        for number in range(WORD // 16):
-            weights = part(number)
-            address = builder.add(args[4], integer(16 * sums.itemsize * number))
+        column = _columns(builder, args[0], args[1], stored, args[3])
+        totals = unpacked(builder, args[5], sums)
+        for number in range(COLUMNS):
+            weights = column(number)
             for token in range(sums.count):
-                activations = load_as(builder, address, sums.llvm, sums.itemsize)
-                totals[token] = fused(builder, weights, activations, totals[token])
-                address = builder.add(address, args[5])
+                address = builder.add(args[4], integer(sums.itemsize * (number * sums.count + token)))
+                totals[token] = fused(builder, weights, broadcast(builder, address, sums), totals[token])
         return packed(builder, totals)
 
     int64 = types.int64
-    return sums(int64, int64, kind, int64, int64, int64, sums), codegen
+    return sums(int64, int64, kind, int64, int64, sums), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -1,4 +1,4 @@
-"""The matrix that a kernel multiplies by: addresses of its arrays, and its rows cut into pieces of equal work."""
+"""The matrix that a kernel multiplies by: addresses of its arrays, and its slices cut into pieces of equal work."""
 
 from __future__ import annotations
 
@@ -8,29 +8,32 @@ import numpy as np
 
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
+from sparsefmt.positions.masks import SLICE_ROWS
 
 FIRST_ROW, HEIGHT = 0, 1
 """Where kernels find numbers of a tile in its line of `Operand.table`: its first row, and how many rows it has."""
 
 VALUES = 2
-MASK, ROW_OFFSETS = 3, 4
-COLUMNS, ROW_PERMUTATION, SLICE_OFFSETS, ROW_COUNTS = 3, 4, 5, 6
-"""Where they find the addresses of its arrays: `values` of every layout, then those of `bitmask`, or of `permuted`."""
+SLICE_OFFSETS = 3
+MASK = 4
+COLUMNS, ROW_PERMUTATION, ROW_COUNTS = 4, 5, 6
+"""Where they find the addresses of its arrays: `values` of every layout, `slice_offsets` of the sparse ones, then those
+that only `bitmask` has, or only `permuted`."""
 
 _ARRAYS = {
     "dense": ("values",),
-    "bitmask": ("values", "mask", "row_offsets"),
-    "permuted": ("values", "columns", "row_permutation", "slice_offsets", "row_counts"),
+    "bitmask": ("values", "slice_offsets", "mask"),
+    "permuted": ("values", "slice_offsets", "columns", "row_permutation", "row_counts"),
 }
 """By layout, the arrays whose addresses are in the table, in that order, behind FIRST_ROW and HEIGHT."""
 
 
 class Work(NamedTuple):
-    """The rows of an operand, cut up for threads.
+    """The rows of an operand, cut up for threads: by slices in every layout.
 
     Attributes:
         multiply_adds: about how many all rows take for one token.
-        pieces: int64 (pieces, 3): tile, first row (in `permuted`, slice) of it, one past the last.
+        pieces: int64 (pieces, 3): tile, first slice of it, one past the last.
         units: bounds in `pieces`: unit u is pieces[units[u]:units[u + 1]], about as much work as any other.
     """
 
@@ -77,20 +80,19 @@ class Operand:
         return found
 
     def _work_of_tile(self, number: int) -> np.ndarray:
-        """Work up to and with each row (in `permuted`, slice) of a tile: int64, strictly ascending."""
-        tile = self.tiles[number]
+        """Work up to and with each slice of a tile: int64, strictly ascending."""
         if self.layout == "permuted":
-            ends = tile["slice_offsets"][1:].astype(np.int64) * 8
-        elif self.layout == "bitmask":
-            # expanding costs about the same at every sparsity
-            ends = np.arange(1, self.height(number) + 1, dtype=np.int64) * self.cols // 2
+            ends = self.tiles[number]["slice_offsets"][1:].astype(np.int64) * SLICE_ROWS
         else:
-            ends = np.arange(1, self.height(number) + 1, dtype=np.int64) * self.cols
+            ends = np.arange(1, -(-self.height(number) // SLICE_ROWS) + 1, dtype=np.int64) * SLICE_ROWS * self.cols
+        if self.layout == "bitmask":
+            # expanding costs about the same at every sparsity
+            ends //= 2
         return ends + np.arange(1, ends.size + 1)
 
 
 def cut(ends: list[np.ndarray], unit_count: int) -> Work:
-    """Units of about equal work, `unit_count` at most, given the work up to each row (or slice) of each tile."""
+    """Units of about equal work, `unit_count` at most, given the work up to each slice of each tile."""
     total = sum(int(tile_ends[-1]) for tile_ends in ends)
     share = -(-total // unit_count)
     pieces, units, filled = [], [0], 0

@@ -1,7 +1,8 @@
 """Product with layout `permuted`: one chain of fused multiply-adds per row, in ascending column order.
 
-The lanes of a vector are the eight rows of a slice in `one_token_kernel`, and tokens in `many_tokens_kernel`. Both add
-in the same order, so the bits of a result do not depend on which was used.
+The lanes of a vector are the sixteen rows of a slice in `one_token_kernel`, and tokens in `many_tokens_kernel`, which
+does some slots for eight rows of a slice, then for the other eight. Both add in the same order, so the bits of a result
+do not depend on which was used.
 
 Lanes that are padding multiply column 0 by zero, which changes no bit as long as x is finite; for other x there is
 `skipping_kernel`. Kernels see arrays of checked tiles only, release the GIL, and are made by functions that choose what
@@ -43,9 +44,13 @@ from sparsefmt.kernels.simd import (
     summed_kind,
     zeros,
 )
+from sparsefmt.positions.masks import SLICE_ROWS
 
-ROWS = 8
-"""Rows of a slice."""
+HALF = 8
+"""Rows whose sums `many_tokens_kernel` holds in registers."""
+
+AT_ONCE = 64
+"""Slots that it does for one half of a slice, then for the other. They stay in the first-level cache."""
 
 AHEAD = 4096
 """Bytes of values that `one_token_kernel` asks for in advance, so that waiting for memory goes on while it adds. They
@@ -70,8 +75,8 @@ def one_token_kernel(kind: int, wide: bool) -> Callable[..., Any]:
     product(table, pieces, lo, hi, x, y) fills y (tokens, rows) from x (tokens, at least cols). `wide`: columns are u32.
     """
     wide, width, col_width, summed = int(wide), WIDTH[kind], 4 if wide else 2, summed_kind(kind)
-    size, eight, four, two, one = WIDTH[summed], 8, 4, 2, 1
-    slot, col_slot = ROWS * width, ROWS * col_width
+    size, sixteen, four, two, one = WIDTH[summed], SLICE_ROWS, 4, 2, 1
+    slot, col_slot = SLICE_ROWS * width, SLICE_ROWS * col_width
     col_ahead, lines, col_lines = AHEAD // width * col_width, four * slot // 64, four * col_slot // 64
 
     @jit
@@ -80,39 +85,24 @@ def one_token_kernel(kind: int, wide: bool) -> Callable[..., Any]:
         for token in range(x.shape[0]):
             x_at = x_begin + token * x.shape[1] * size
             for piece in range(lo, hi):
-                tile = pieces[piece, 0]
+                tile, begin = pieces[piece, 0], pieces[piece, 1]
                 positions, offsets, rows = table[tile, ROW_PERMUTATION], table[tile, SLICE_OFFSETS], table[tile, HEIGHT]
                 y_tile = y_begin + (token * y.shape[1] + table[tile, FIRST_ROW]) * size
-                begin, end = pieces[piece, 1], pieces[piece, 2]
-                half = (end - begin + 1) // 2
-                for slice0 in range(begin, begin + half):
-                    # two slices at once, so that none waits for its last addition; far apart, so that memory is read in
-                    # long runs; the last slice may be done twice
-                    slice1 = min(slice0 + half, end - 1)
-                    first0, first1 = load_u32(offsets + 4 * slice0), load_u32(offsets + 4 * slice1)
-                    slots0 = load_u32(offsets + 4 * (slice0 + 1)) - first0
-                    # slices are sorted: the second is no longer than the first
-                    slots1 = load_u32(offsets + 4 * (slice1 + 1)) - first1
-                    values0, columns0 = table[tile, VALUES] + first0 * slot, table[tile, COLUMNS] + first0 * col_slot
-                    values1, columns1 = table[tile, VALUES] + first1 * slot, table[tile, COLUMNS] + first1 * col_slot
-                    sums0, sums1 = zeros(kind, eight, one), zeros(kind, eight, one)
-                    for _ in range(slots1 // four):
-                        prefetch(values0 + AHEAD, lines, two)
-                        prefetch(values1 + AHEAD, lines, two)
-                        prefetch(columns0 + col_ahead, col_lines, two)
-                        prefetch(columns1 + col_ahead, col_lines, two)
-                        sums0 = fma_rows(values0, kind, columns0, wide, four, x_at, sums0)
-                        sums1 = fma_rows(values1, kind, columns1, wide, four, x_at, sums1)
-                        values0, columns0 = values0 + four * slot, columns0 + four * col_slot
-                        values1, columns1 = values1 + four * slot, columns1 + four * col_slot
-                    for _ in range(slots1 % four):
-                        sums1 = fma_rows(values1, kind, columns1, wide, one, x_at, sums1)
-                        values1, columns1 = values1 + slot, columns1 + col_slot
-                    for _ in range(slots0 - slots1 // four * four):
-                        sums0 = fma_rows(values0, kind, columns0, wide, one, x_at, sums0)
-                        values0, columns0 = values0 + slot, columns0 + col_slot
-                    scatter(y_tile, positions + 2 * ROWS * slice0, rows - ROWS * slice0, sums0)
-                    scatter(y_tile, positions + 2 * ROWS * slice1, rows - ROWS * slice1, sums1)
+                first = load_u32(offsets + 4 * begin)
+                values, columns = table[tile, VALUES] + first * slot, table[tile, COLUMNS] + first * col_slot
+                for slice_ in range(begin, pieces[piece, 2]):
+                    last = load_u32(offsets + 4 * (slice_ + 1))
+                    sums = zeros(kind, sixteen, one)
+                    for _ in range((last - first) // four):
+                        prefetch(values + AHEAD, lines, two)
+                        prefetch(columns + col_ahead, col_lines, two)
+                        sums = fma_rows(values, kind, columns, wide, four, x_at, sums)
+                        values, columns = values + four * slot, columns + four * col_slot
+                    for _ in range((last - first) % four):
+                        sums = fma_rows(values, kind, columns, wide, one, x_at, sums)
+                        values, columns = values + slot, columns + col_slot
+                    scatter(y_tile, positions + 2 * SLICE_ROWS * slice_, rows - SLICE_ROWS * slice_, sums)
+                    first = last
 
     return product
 
@@ -125,8 +115,14 @@ def many_tokens_kernel(kind: int, wide: bool, lanes: int, count: int) -> Callabl
     `activations.from_tokens` takes it, for `blocks` blocks and `rows` rows in all.
     """
     wide, width, col_width, summed = int(wide), WIDTH[kind], 4 if wide else 2, summed_kind(kind)
-    size, eight, one, zero = WIDTH[summed], 8, 1, 0
-    slot, col_slot, block_bytes, sums_count = ROWS * width, ROWS * col_width, lanes * count * size, ROWS * count
+    size, eight, one, half0, half1, half_slot = WIDTH[summed], HALF, 1, 0, HALF, HALF * width
+    ahead, col_ahead = AT_ONCE * SLICE_ROWS * width, AT_ONCE * SLICE_ROWS * col_width
+    slot, col_slot, block_bytes, sums_count = (
+        SLICE_ROWS * width,
+        SLICE_ROWS * col_width,
+        lanes * count * size,
+        HALF * count,
+    )
 
     @jit
     def product(table, pieces, lo, hi, x, cols, rows, blocks, y):
@@ -142,17 +138,31 @@ def many_tokens_kernel(kind: int, wide: bool, lanes: int, count: int) -> Callabl
                 x_at = x_begin + block * cols * block_bytes
                 y_tile = y_begin + (block * rows + table[tile, FIRST_ROW]) * block_bytes
                 first = load_u32(offsets + 4 * pieces[piece, 1])
-                values, columns = table[tile, VALUES] + first * slot, table[tile, COLUMNS] + first * col_slot
                 for slice_ in range(pieces[piece, 1], pieces[piece, 2]):
                     last = load_u32(offsets + 4 * (slice_ + 1))
-                    sums = zeros(kind, lanes, sums_count)
-                    for _ in range(last - first):
-                        weights = load(values, slot, kind, eight, one)
-                        sums = fma_tokens(weights, columns, wide, x_at, zero, eight, sums)
-                        values += slot
-                        columns += col_slot
+                    present = tile_rows - SLICE_ROWS * slice_
+                    slots, values = last - first, table[tile, VALUES] + first * slot
+                    columns = table[tile, COLUMNS] + first * col_slot
+                    # the second half has values in no more slots than the first, since rows are sorted
+                    further = (
+                        load_u32(table[tile, ROW_COUNTS] + 4 * (SLICE_ROWS * slice_ + HALF)) if present > HALF else 0
+                    )
+                    sums0, sums1 = zeros(kind, lanes, sums_count), zeros(kind, lanes, sums_count)
+                    for begin in range(0, slots, AT_ONCE):
+                        for number in range(begin, min(begin + AT_ONCE, slots)):
+                            prefetch(values + (begin + number) // 2 * slot + ahead, one, one)
+                            prefetch(columns + (begin + number) // 2 * col_slot + col_ahead, one, one)
+                            weights = load(values + number * slot, slot, kind, eight, one)
+                            sums0 = fma_tokens(weights, columns + number * col_slot, wide, x_at, half0, sums0)
+                        for number in range(begin, min(begin + AT_ONCE, further)):
+                            prefetch(values + (begin + number) // 2 * slot + ahead + ahead // 2, one, one)
+                            prefetch(columns + (begin + number) // 2 * col_slot + col_ahead + col_ahead // 2, one, one)
+                            weights = load(values + number * slot + half_slot, slot, kind, eight, one)
+                            sums1 = fma_tokens(weights, columns + number * col_slot, wide, x_at, half1, sums1)
+                    at = positions + 2 * SLICE_ROWS * slice_
+                    store_rows(y_tile, block_bytes, at, present, sums0)
+                    store_rows(y_tile, block_bytes, at + 2 * HALF, present - HALF, sums1)
                     first = last
-                    store_rows(y_tile, block_bytes, positions + 2 * ROWS * slice_, tile_rows - ROWS * slice_, sums)
 
     return product
 
@@ -173,13 +183,13 @@ def skipping_kernel(kind: int, wide: bool) -> Callable[..., Any]:
             tile = pieces[piece, 0]
             for slice_ in range(pieces[piece, 1], pieces[piece, 2]):
                 first = load_u32(table[tile, SLICE_OFFSETS] + 4 * slice_)
-                for lane in range(min(ROWS, table[tile, HEIGHT] - ROWS * slice_)):
-                    position = ROWS * slice_ + lane
+                for lane in range(min(SLICE_ROWS, table[tile, HEIGHT] - SLICE_ROWS * slice_)):
+                    position = SLICE_ROWS * slice_ + lane
                     row = table[tile, FIRST_ROW] + load_u16(table[tile, ROW_PERMUTATION] + 2 * position)
                     for token in range(x.shape[0]):
                         total = zero
                         for number in range(load_u32(table[tile, ROW_COUNTS] + 4 * position)):
-                            index = (first + number) * ROWS + lane
+                            index = (first + number) * SLICE_ROWS + lane
                             at = table[tile, COLUMNS] + index * col_width
                             col = load_u32(at) if wide else load_u16(at)
                             copy_value(table[tile, VALUES] + index * width, kind, value)

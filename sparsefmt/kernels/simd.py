@@ -146,12 +146,12 @@ def widened(builder, vector, kind: int):
     return vector
 
 
-def columns_of_slot(builder, address, wide: bool) -> list:
-    """The eight columns of a slot of `permuted` as int64, taken out of 64-bit loads: fewer loads for the same work."""
+def columns_of_slot(builder, address, wide: bool, first: int, rows: int) -> list:
+    """Columns of some rows of a slot of `permuted`, as int64, from 64-bit loads: fewer loads for the same work."""
     bits = 32 if wide else 16
     columns = []
-    for word_number in range(bits // 8):
-        word = load_as(builder, builder.add(address, integer(8 * word_number)), I64, 2)
+    for begin in range(first * bits // 8, (first + rows) * bits // 8, 8):
+        word = load_as(builder, builder.add(address, integer(begin)), I64, 2)
         for shift in range(0, 64, bits):
             columns.append(builder.and_(builder.lshr(word, integer(shift)), integer((1 << bits) - 1)))
     return columns
@@ -162,6 +162,13 @@ def constant_of(literal) -> int:
     if not isinstance(literal, types.Literal):
         raise TypeError(f"{literal} must be a constant, such as a variable of the kernel's closure")
     return literal.literal_value
+
+
+def broadcast(builder, address, vectors: Vectors):
+    """The float at an int64 address in every lane of an LLVM vector."""
+    element = load_as(builder, address, vectors.llvm.element, vectors.itemsize)
+    alone = builder.insert_element(ir.Constant(vectors.llvm, ir.Undefined), element, ir.Constant(I32, 0))
+    return builder.shuffle_vector(alone, alone, lanes_of([0] * vectors.lanes))
 
 
 # For kernels.
@@ -238,40 +245,30 @@ def fma(typingctx, a, b, c):
     return c(c, c, c), codegen
 
 
-@intrinsic
-def outer(typingctx, rows, cols, sums):
-    """sums[i * n + j] + rows[i] * cols[j] with one rounding, for each of the rows and of the n cols."""
-
-    def codegen(context, builder, signature, args):
-        left, right, added = (
-            unpacked(builder, arg, vectors) for arg, vectors in zip(args, (rows, cols, sums), strict=True)
-        )
-        pairs = [(row, col) for row in left for col in right]
-        return packed(builder, [fused(builder, *pair, sum_) for pair, sum_ in zip(pairs, added, strict=True)])
-
-    return sums(rows, cols, sums), codegen
-
-
 @intrinsic(prefer_literal=True)
 def fma_rows(typingctx, values, kind, columns, wide, slots, x, sums):
-    """`slots` slots of `permuted` for one token: sums[row] + values[slot][row] * x[columns[slot][row]] in eight lanes.
+    """`slots` slots of `permuted` for one token: sums[row] + values[slot][row] * x[columns[slot][row]] in 16 lanes.
 
-    Eight scalar loads a slot: the gather instruction is slower, on some processors four times.
+    Sixteen scalar loads a slot: the gather instruction is slower, on some processors four times.
     """
     stored, is_wide = constant_of(kind), constant_of(wide)
 
     def codegen(context, builder, signature, args):
         (total,) = unpacked(builder, args[6], sums)
+        eight = ir.VectorType(sums.llvm.element, 8)
         for slot in range(constant_of(slots)):
-            at_values = builder.add(args[0], integer(8 * WIDTH[stored] * slot))
-            weights = widened(builder, load_as(builder, at_values, stored_type(stored, 8), WIDTH[stored]), stored)
-            activations = ir.Constant(sums.llvm, ir.Undefined)
-            at_columns = builder.add(args[2], integer((32 if is_wide else 16) * slot))
-            for lane, column in enumerate(columns_of_slot(builder, at_columns, is_wide)):
-                address = builder.add(args[5], builder.mul(column, integer(sums.itemsize)))
-                activation = load_as(builder, address, sums.llvm.element, sums.itemsize)
-                activations = builder.insert_element(activations, activation, ir.Constant(I32, lane))
-            total = fused(builder, weights, activations, total)
+            at_values = builder.add(args[0], integer(16 * WIDTH[stored] * slot))
+            weights = widened(builder, load_as(builder, at_values, stored_type(stored, 16), WIDTH[stored]), stored)
+            at_columns = builder.add(args[2], integer((64 if is_wide else 32) * slot))
+            halves = []
+            for first in (0, 8):
+                activations = ir.Constant(eight, ir.Undefined)
+                for lane, column in enumerate(columns_of_slot(builder, at_columns, is_wide, first, 8)):
+                    address = builder.add(args[5], builder.mul(column, integer(sums.itemsize)))
+                    activation = load_as(builder, address, eight.element, sums.itemsize)
+                    activations = builder.insert_element(activations, activation, I32(lane))
+                halves.append(activations)
+            total = fused(builder, weights, concatenated(builder, halves), total)
         return packed(builder, [total])
 
     int64 = types.int64
@@ -279,22 +276,21 @@ def fma_rows(typingctx, values, kind, columns, wide, slots, x, sums):
 
 
 @intrinsic(prefer_literal=True)
-def fma_tokens(typingctx, values, columns, wide, x, first, rows, sums):
-    """One slot of `permuted` for many tokens: rows `first` to `first + rows` of the slot, tokens in the lanes.
+def fma_tokens(typingctx, values, columns, wide, x, first, sums):
+    """Eight rows of a slot of `permuted`, row `first` of it and those after, for many tokens in the lanes.
 
-    sums[row * n + i] + values[row] * x[column[row]][i] for the n vectors of tokens of each row. At x lie the tokens of
-    column 0, then those of column 1 …
+    sums[row * n + i] + values[row] * x[column[first + row]][i] for the n vectors of tokens of each row. At x lie the
+    tokens of column 0, then those of column 1 …
     """
-    begin, end = constant_of(first), constant_of(first) + constant_of(rows)
 
     def codegen(context, builder, signature, args):
         (weights,) = unpacked(builder, args[0], values)
-        added = unpacked(builder, args[6], sums)
-        per_row = sums.count // (end - begin)
+        added = unpacked(builder, args[5], sums)
+        per_row = sums.count // 8
         vector_size = sums.itemsize * sums.lanes
         result = []
-        for row, column in enumerate(columns_of_slot(builder, args[1], constant_of(wide))[begin:end]):
-            weight = builder.shuffle_vector(weights, weights, lanes_of([begin + row] * sums.lanes))
+        for row, column in enumerate(columns_of_slot(builder, args[1], constant_of(wide), constant_of(first), 8)):
+            weight = builder.shuffle_vector(weights, weights, lanes_of([row] * sums.lanes))
             tokens = builder.add(args[3], builder.mul(column, integer(vector_size * per_row)))
             for number in range(per_row):
                 address = builder.add(tokens, integer(vector_size * number))
@@ -302,7 +298,7 @@ def fma_tokens(typingctx, values, columns, wide, x, first, rows, sums):
                 result.append(fused(builder, weight, activations, added[row * per_row + number]))
         return packed(builder, result)
 
-    return sums(values, types.int64, wide, types.int64, first, rows, sums), codegen
+    return sums(values, types.int64, wide, types.int64, first, sums), codegen
 
 
 @intrinsic
@@ -333,41 +329,28 @@ def concatenated(builder, vectors: list):
     return vectors[0]
 
 
-def _tree(builder, value):
-    """Upper half onto lower half until one lane is left; then + 0.0, which makes a zero result positive."""
-    while value.type.count > 1:
-        half = value.type.count // 2
-        lower = builder.shuffle_vector(value, value, lanes_of(list(range(half))))
-        upper = builder.shuffle_vector(value, value, lanes_of(list(range(half, 2 * half))))
-        value = builder.fadd(lower, upper)
-    total = builder.extract_element(value, ir.Constant(I32, 0))
-    return builder.fadd(total, ir.Constant(total.type, 0.0))
-
-
 @intrinsic
-def tree_sum(typingctx, vectors):
-    """The sum of partial sums 0, 1, …, in order in the lanes of all vectors: the upper half onto the lower until one is
-    left, + 0.0."""
+def all_zero(typingctx, vectors):
+    """Whether every lane is zero, of either sign; NaN is not."""
 
     def codegen(context, builder, signature, args):
-        return _tree(builder, concatenated(builder, unpacked(builder, args[0], vectors)))
+        vector = concatenated(builder, unpacked(builder, args[0], vectors))
+        lanes = builder.fcmp_ordered("==", vector, ir.Constant(vector.type, None))
+        bits = builder.bitcast(lanes, ir.IntType(vector.type.count))
+        return builder.icmp_signed("==", bits, ir.Constant(bits.type, -1))
 
-    return vectors.dtype(vectors), codegen
+    return types.boolean(vectors), codegen
 
 
-@intrinsic
-def store_tree_sums(typingctx, address, stride, count, vectors):
-    """Write the `tree_sum` of each of the first `count` vectors, `stride` bytes apart."""
+@intrinsic(prefer_literal=True)
+def part(typingctx, vectors, first, count):
+    """Some of the vectors."""
+    begin, size = constant_of(first), constant_of(count)
 
     def codegen(context, builder, signature, args):
-        address = args[0]
-        for number, vector in enumerate(unpacked(builder, args[3], vectors)):
-            with builder.if_then(builder.icmp_signed("<", integer(number), args[2])):
-                store_at(builder, address, _tree(builder, vector), vectors.itemsize)
-            address = builder.add(address, args[1])
-        return context.get_dummy_value()
+        return packed(builder, unpacked(builder, args[0], vectors)[begin : begin + size])
 
-    return types.void(types.int64, types.int64, types.int64, vectors), codegen
+    return Vectors(vectors.dtype, vectors.lanes, size)(vectors, first, count), codegen
 
 
 @intrinsic
@@ -395,23 +378,54 @@ def transpose(typingctx, vectors):
 
 
 @intrinsic(prefer_literal=True)
-def fma_columns(typingctx, values, kind, parts, x, stride, sums):
-    """sums[token] + values * x[token] for `parts` times 16 consecutive columns; tokens lie `stride` bytes apart."""
-    stored = constant_of(kind)
+def fma_panel(typingctx, weights, x, tokens, sums):
+    """One column of a panel: sums[token * n + i] + weights[i] * x[token] for n vectors of rows that lie at `weights`.
+
+    At x lie the activations of so many `tokens`, one after the other.
+    """
+    count = constant_of(tokens)
+    vectors = sums.count // count
 
     def codegen(context, builder, signature, args):
-        totals = unpacked(builder, args[5], sums)
-        for part in range(constant_of(parts)):
-            at_values = builder.add(args[0], integer(16 * WIDTH[stored] * part))
-            weights = widened(builder, load_as(builder, at_values, stored_type(stored, 16), WIDTH[stored]), stored)
-            address = builder.add(args[3], integer(16 * sums.itemsize * part))
-            for token in range(sums.count):
-                activations = load_as(builder, address, sums.llvm, sums.itemsize)
-                totals[token] = fused(builder, weights, activations, totals[token])
-                address = builder.add(address, args[4])
+        totals = unpacked(builder, args[3], sums)
+        rows = [
+            load_as(
+                builder, builder.add(args[0], integer(sums.itemsize * sums.lanes * number)), sums.llvm, sums.itemsize
+            )
+            for number in range(vectors)
+        ]
+        for token in range(count):
+            activation = broadcast(builder, builder.add(args[1], integer(sums.itemsize * token)), sums)
+            for number, row in enumerate(rows):
+                index = token * vectors + number
+                totals[index] = fused(builder, row, activation, totals[index])
         return packed(builder, totals)
 
-    return sums(types.int64, kind, parts, types.int64, types.int64, sums), codegen
+    return sums(types.int64, types.int64, tokens, sums), codegen
+
+
+@intrinsic
+def store_sums(typingctx, address, stride, count, rows, vectors):
+    """Write the first `count` vectors, + 0.0, `stride` bytes apart; of each, the first `rows` lanes."""
+
+    def codegen(context, builder, signature, args):
+        address, zero = args[0], ir.Constant(vectors.llvm, None)
+        lanes = lanes_of(list(range(vectors.lanes)))
+        rows = builder.insert_element(ir.Constant(lanes.type, ir.Undefined), builder.trunc(args[3], I32), I32(0))
+        rows = builder.shuffle_vector(rows, rows, lanes_of([0] * vectors.lanes))
+        wanted = builder.icmp_signed("<", lanes, rows)
+        name = f"llvm.masked.store.v{vectors.lanes}f{8 * vectors.itemsize}.p0"
+        for number, vector in enumerate(unpacked(builder, args[4], vectors)):
+            # adding +0.0 makes a zero result positive
+            vector = builder.fadd(vector, zero)
+            with builder.if_then(builder.icmp_signed("<", integer(number), args[2])):
+                pointer = builder.inttoptr(address, vector.type.as_pointer())
+                call(builder, name, ir.VoidType(), [vector, pointer, I32(vectors.itemsize), wanted])
+            address = builder.add(address, args[1])
+        return context.get_dummy_value()
+
+    int64 = types.int64
+    return types.void(int64, int64, int64, int64, vectors), codegen
 
 
 @intrinsic

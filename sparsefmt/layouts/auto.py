@@ -20,16 +20,16 @@ from typing import Literal
 
 from sparsefmt.dtypes import DType
 from sparsefmt.layouts import LAYOUTS
-from sparsefmt.layouts.bitmask import mask_stride
-from sparsefmt.layouts.permuted import MAX_U16_COLS, slices_of
+from sparsefmt.layouts.permuted import MAX_U16_COLS
 from sparsefmt.limits import MAX_SPARSE_COLS, MAX_SPARSE_TILE_POSITIONS, MAX_SPARSE_TILE_ROWS
+from sparsefmt.positions.masks import SLICE_ROWS, mask_bytes, slices_of
 
 PERMUTED_FROM = 0.7
 """Sparsity from which `permuted` is the better layout to compute with (docs/benchmarks.md).
 
-The two take equally long at 68 to 79 % zeros for one token, and at 58 to 72 % for eight, where 16-bit types are at the
-lower end. For 32 tokens and more, `permuted` takes about two thirds of the time at 50 %, and less than half from 70 %
-on. Below, it takes up to 40 % more memory in float32, and in 16-bit types as much as a dense tensor at 50 %."""
+With AVX2, the two take equally long at 60 to 70 % zeros for one token, where 16-bit types are at the upper end. For
+eight tokens and more, `permuted` is faster from 50 or 60 % on, and takes two thirds of the time at 70 %. Below, it
+takes up to 40 % more memory in float32, and in 16-bit types as much as a dense tensor at 50 %."""
 
 SMALL = 1 << 12
 """Bytes of a dense tensor below which it stays dense: to decode its three to five arrays takes longer than to decode it
@@ -40,7 +40,7 @@ WORTHWHILE = 0.9
 
 MOST_PADDING = 1.25
 """`permuted` may store this many times as many elements as there are nonzeros, unless it is smaller than `bitmask` all
-the same: padding is multiplied and takes memory like any other element. Slices of seven rows and more keep to it."""
+the same: padding is multiplied and takes memory like any other element. Slices of 13 rows and more keep to it."""
 
 CHUNK_OVERHEAD = 96
 """Bytes that a chunk of a file takes at most beside its own: 32 in the index, and up to 63 of padding."""
@@ -100,11 +100,12 @@ class Filling:
 
     def nbytes(self, layout: str) -> int:
         """Bytes of all arrays in memory, to the byte, without `negative_zeros`."""
-        width = self.dtype.bits_dtype.itemsize
+        width, last_rows = self.dtype.bits_dtype.itemsize, self.rows - (self.tiles - 1) * self.tile_rows
+        slices = (self.tiles - 1) * slices_of(self.tile_rows) + slices_of(last_rows)
         if layout == "bitmask":
-            return self.rows * (mask_stride(self.cols) + 4) + 4 * self.tiles + self.nnz * width
+            masks = (self.tiles - 1) * mask_bytes(self.tile_rows, self.cols) + mask_bytes(last_rows, self.cols)
+            return masks + 4 * (slices + self.tiles) + self.nnz * width
         if layout == "permuted":
-            slices = (self.tiles - 1) * slices_of(self.tile_rows) + slices_of(self._rows_of_last_tile)
             column = 2 if self.cols <= MAX_U16_COLS else 4
             return self.rows * 6 + 4 * (slices + self.tiles) + self.padded_nnz * (width + column)
         return self.dtype.nbytes(self.rows * self.cols)
@@ -112,10 +113,6 @@ class Filling:
     @property
     def tiles(self) -> int:
         return -(-self.rows // self.tile_rows)
-
-    @property
-    def _rows_of_last_tile(self) -> int:
-        return self.rows - (self.tiles - 1) * self.tile_rows
 
     def most_bytes_of_permuted(self) -> int:
         """Bytes up to which `permuted` is the layout to compute with, whatever its padding is; -1 if it never is."""
@@ -181,11 +178,11 @@ def is_very_sparse(rows: int, cols: int, entries: int) -> bool:
 
 
 def tile_rows(rows: int, cols: int) -> int:
-    """Rows per tile: near TILE_POSITIONS, a multiple of 64 where possible, else of 8. 0 without elements."""
+    """Rows per tile: near TILE_POSITIONS, a multiple of 64 where possible, else of 16 or 8. 0 without elements."""
     if not rows or not cols:
         return 0
     height = max(TILE_POSITIONS // cols, 1)
-    for multiple in (64, 8):
+    for multiple in (64, SLICE_ROWS, 8):
         if height >= multiple:
             height -= height % multiple
             break
@@ -193,10 +190,13 @@ def tile_rows(rows: int, cols: int) -> int:
 
 
 def sparse_tile_rows(rows: int, cols: int) -> int:
-    """Like `tile_rows`, within the limits of sparse layouts, and whole slices of eight rows where the limits allow."""
+    """Like `tile_rows`, within the limits of sparse layouts, and whole slices where the limits allow."""
     if not rows or not cols:
         return 0
-    return min(rows, _most_rows(cols), max(tile_rows(rows, cols), 8))
+    height = tile_rows(rows, cols)
+    if height < rows:
+        height = max(height // SLICE_ROWS, 1) * SLICE_ROWS
+    return min(rows, _most_rows(cols), height)
 
 
 def very_sparse_tile_rows(rows: int, cols: int, entries: int) -> int:

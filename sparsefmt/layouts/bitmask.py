@@ -1,10 +1,11 @@
-"""Layout `bitmask`: one bit per position, then the nonzeros row by row. Best at about 30 to 75 % zeros; 2:4 lives here.
+"""Layout `bitmask`: one bit per position, and the nonzeros. Best at about 30 to 75 % zeros; 2:4 lives here.
 
-Arrays of a tile of r rows and c columns, n of whose positions are not pruned:
+Rows are stored in slices of 16, column by column, so that the rows of a slice fill the lanes of a register. Arrays of a
+tile of r rows and c columns, n of whose positions are not pruned:
 
-    mask         u8   r x 8 * ceil(c / 64)   bit c % 8 of byte c // 8 of a row; padding bits zero
-    row_offsets  u32  r + 1                  where each row starts in `values`; the last is n
-    values       bits n                      row-major
+    mask           u8   see below          a bit for each position: how its bytes lie says `positions/masks.py`
+    slice_offsets  u32  ceil(r / 16) + 1   where each slice starts in `values`; the last is n
+    values         bits n                  slice by slice, column by column, rows ascending
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sparsefmt.layouts.contract import Arrays, Layout, expect_at_most, expect_si
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.memory import Allocate, frozen, zeros
 from sparsefmt.positions import Positions
+from sparsefmt.positions.masks import SLICE_ROWS, U16, in_slices, mask_bytes, put_slices, slices_of
 
 if TYPE_CHECKING:
     from sparsefmt.layouts.tile import Tile
@@ -27,111 +29,121 @@ if TYPE_CHECKING:
 U8, U32 = np.dtype("<u1"), np.dtype("<u4")
 
 
-def mask_stride(cols: int) -> int:
-    """Bytes of one row of the mask: whole 64-bit words."""
-    return (cols + 63) // 64 * 8
-
-
-def mask_words(tile: Tile) -> np.ndarray:
-    """The mask as (rows, words) uint64."""
-    return frozen(tile["mask"].view(np.uint64).reshape(tile.rows, -1))
+def mask_of(tile: Tile) -> np.ndarray:
+    """The mask as uint16 (slices, cols), read-only."""
+    return in_slices(tile["mask"], tile.rows, tile.cols)
 
 
 class Bitmask(Layout):
     name = "bitmask"
-    arrays = ("mask", "row_offsets", "values")
+    arrays = ("mask", "slice_offsets", "values")
     sparse = True
     mask = "mask"
-    derived = frozenset({"row_offsets"})
+    derived = frozenset({"slice_offsets"})
 
     def array_dtype(self, array: str, dtype: DType, cols: int) -> np.dtype:
-        types: dict[str, np.dtype] = {"mask": U8, "row_offsets": U32, "values": dtype.bits_dtype}
+        types: dict[str, np.dtype] = {"mask": U8, "slice_offsets": U32, "values": dtype.bits_dtype}
         return types[array]
 
     def positions(self, array: str, tile: Tile) -> Positions | None:
-        return Positions(tile.rows, tile.cols, mask_words(tile)) if array == "values" else None
+        if array == "values":
+            return Positions(tile.rows, tile.cols, mask_of(tile))
+        return Positions(tile.rows, tile.cols, None) if array == "mask" else None
 
     def derive(self, array: str, tile: Tile, out: np.ndarray) -> None:
-        from sparsefmt.layouts.jitted import bitmask as jitted
+        from sparsefmt.positions.jitted import masks as jitted
 
-        jitted.row_offsets(mask_words(tile), out)
+        jitted.offsets(mask_of(tile), out)
 
     def check_sizes(self, sizes: Mapping[str, int], dtype: DType, rows: int, cols: int) -> None:
         width = dtype.bits_dtype.itemsize
-        expect_size(sizes, "mask", rows * mask_stride(cols))
-        expect_size(sizes, "row_offsets", 4 * (rows + 1))
+        expect_size(sizes, "mask", mask_bytes(rows, cols))
+        expect_size(sizes, "slice_offsets", 4 * (slices_of(rows) + 1))
         expect_at_most(sizes, "values", rows * cols * width, width)
 
     def check(self, tile: Tile) -> None:
         from sparsefmt.layouts.jitted import bitmask as jitted
 
         values = frozen(tile["values"])
-        fault, row = jitted.check(
-            mask_words(tile),
-            frozen(tile["row_offsets"]),
+        fault, slice_ = jitted.check(
+            mask_of(tile),
+            frozen(tile["slice_offsets"]),
             values,
             values.dtype.type(tile.dtype.negative_zero),
-            tile.cols,
+            tile.rows,
         )
         if fault == jitted.MASK_PADDING:
-            raise FormatError("mask-padding", f"row {row} of a tile has mask bits beyond its {tile.cols:,} columns")
-        if fault == jitted.ROW_OFFSETS:
-            raise FormatError("row-offsets", f"row offsets disagree with the mask at row {row} of a tile")
+            raise FormatError("mask-padding", f"a tile has mask bits beyond its {tile.rows:,} rows")
+        if fault == jitted.SLICE_OFFSETS:
+            raise FormatError("slice-offsets", f"slice offsets disagree with the mask at slice {slice_} of a tile")
         if fault == jitted.STORED_ZERO:
             raise FormatError("stored-zero", "a stored value is zero")
 
     def nnz(self, tile: Tile) -> int:
-        return int(tile["row_offsets"][-1])
+        return int(tile["slice_offsets"][-1])
 
     def nnz_before(self, tile: Tile, row: int) -> int:
-        return int(tile["row_offsets"][row])
+        from sparsefmt.layouts.jitted import bitmask as jitted
+
+        before = int(tile["slice_offsets"][row // SLICE_ROWS])
+        return before + (int(jitted.stored_before(mask_of(tile), row)) if row % SLICE_ROWS else 0)
 
     def counts(self, tile: Tile) -> np.ndarray:
-        return np.diff(tile["row_offsets"])
+        return counts_by_row(tile)
 
     def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Arrays:
         from sparsefmt.layouts.jitted import bitmask as jitted
 
-        arrays = self.allocate(counts, dtype, bits.shape[1])
-        jitted.pack(
-            frozen(bits),
-            bits.dtype.type(dtype.negative_zero),
-            frozen(arrays["row_offsets"]),
-            arrays["mask"].view(np.uint64).reshape(bits.shape[0], -1),
-            arrays["values"],
-        )
+        arrays, mask = self.allocate(counts, dtype, bits.shape[1])
+        jitted.pack(frozen(bits), bits.dtype.type(dtype.negative_zero), mask, arrays["values"])
+        put_slices(mask, bits.shape[0], arrays["mask"])
         return arrays
 
-    def allocate(self, counts: np.ndarray, dtype: DType, cols: int, zeros: Allocate = zeros) -> Arrays:
-        """Arrays for rows with the given counts: `row_offsets` filled, `mask` zero, `values` anything."""
-        row_offsets = zeros(counts.size + 1, U32)
-        np.cumsum(counts, out=row_offsets[1:], dtype=U32)
-        return {
-            "mask": zeros(counts.size * mask_stride(cols), U8),
-            "row_offsets": row_offsets,
-            "values": zeros(int(row_offsets[-1]), dtype.bits_dtype),
-        }
+    def allocate(
+        self, counts: np.ndarray, dtype: DType, cols: int, zeros: Allocate = zeros
+    ) -> tuple[Arrays, np.ndarray]:
+        """Arrays for rows with the given counts, and a zero mask uint16 (slices, cols) for `put_slices`.
+
+        `slice_offsets` is filled, `values` is anything. The mask is `mask` itself, unless the last slice has bytes.
+        """
+        rows, slices = counts.size, slices_of(counts.size)
+        slice_offsets = zeros(slices + 1, U32)
+        np.cumsum(np.add.reduceat(counts, np.arange(0, rows, SLICE_ROWS)), out=slice_offsets[1:], dtype=U32)
+        raw = zeros(mask_bytes(rows, cols), U8)
+        whole = raw.size == 2 * slices * cols
+        mask = raw.view(U16).reshape(slices, cols) if whole else np.zeros((slices, cols), U16)
+        values = zeros(int(slice_offsets[-1]), dtype.bits_dtype)
+        return {"mask": raw, "slice_offsets": slice_offsets, "values": values}, mask
 
     def to_dense(self, tile: Tile, begin: int, end: int) -> np.ndarray:
         from sparsefmt.layouts.jitted import bitmask as jitted
 
-        bits = np.zeros((end - begin, tile.cols), tile.dtype.bits_dtype)
-        jitted.unpack(mask_words(tile), frozen(tile["row_offsets"]), frozen(tile["values"]), begin, end, bits)
+        bits = np.empty((end - begin, tile.cols), tile.dtype.bits_dtype)
+        jitted.unpack(mask_of(tile), frozen(tile["slice_offsets"]), frozen(tile["values"]), begin, end, bits)
         return bits
 
     def from_entries(self, entries: Entries, dtype: DType, shape: tuple[int, int]) -> Arrays:
-        from sparsefmt.layouts.jitted import bitmask as jitted
+        from sparsefmt.positions.jitted import masks as jitted
 
         rows, cols = shape
-        arrays = self.allocate(np.bincount(entries.rows, minlength=rows), dtype, cols)
-        arrays["values"][:] = entries.values
-        jitted.of_entries(entries.rows, entries.columns, arrays["mask"].view(np.uint64).reshape(rows, -1))
+        counts = np.bincount(entries.rows, minlength=rows).astype(np.int64)
+        arrays, mask = self.allocate(counts, dtype, cols)
+        begins = frozen(np.cumsum(counts) - counts)
+        jitted.set_bits(entries.columns, begins, frozen(counts), 1, mask)
+        jitted.from_rows(frozen(mask), entries.values, begins, 1, arrays["values"])
+        put_slices(mask, rows, arrays["mask"])
         return arrays
 
     def to_entries(self, tile: Tile) -> Entries:
-        from sparsefmt.layouts.jitted import bitmask as jitted
+        from sparsefmt.positions.jitted import masks as jitted
 
-        offsets, values = tile["row_offsets"].astype(np.int64), tile["values"]
-        columns = np.empty(values.size, np.int64)
-        jitted.columns_of(mask_words(tile), columns)
-        return Entries(np.repeat(np.arange(tile.rows), offsets[1:] - offsets[:-1]), columns, values)
+        counts, mask = counts_by_row(tile), mask_of(tile)
+        begins = frozen(np.cumsum(counts) - counts)
+        columns, values = np.empty(int(counts.sum()), np.int64), np.empty_like(tile["values"])
+        jitted.to_rows(mask, frozen(tile["values"]), begins, 1, values, columns)
+        return Entries(np.repeat(np.arange(tile.rows), counts), columns, values)
+
+
+def counts_by_row(tile: Tile) -> np.ndarray:
+    """Number of stored values in each row, int64, the rows in their order."""
+    return Positions(tile.rows, tile.cols, mask_of(tile)).counts()

@@ -44,7 +44,7 @@ class Layout(ABC):
         name: name in files and in the API.
         arrays: names of the arrays that are always there, sorted.
         sparse: whether zeros are left out.
-        mask: the array with a bit for each position: rows of whole words of 64 columns, the first in the lowest bit.
+        mask: the array with a bit for each position, whose bytes lie as `positions/masks.py` says.
         derived: arrays that follow from others, which codecs may leave out.
     """
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from sparsefmt.layouts.bitmask import Bitmask, mask_words
+from sparsefmt.layouts import bitmask, permuted
+from sparsefmt.layouts.bitmask import Bitmask
 from sparsefmt.layouts.contract import Arrays, Layout
 from sparsefmt.layouts.memory import Allocate, frozen
-from sparsefmt.layouts.permuted import Permuted, counts_by_row, slot_arrays
+from sparsefmt.layouts.permuted import Permuted
+from sparsefmt.positions.masks import SLICE_ROWS, put_slices
 
 if TYPE_CHECKING:
     from sparsefmt.layouts.tile import Tile
@@ -21,33 +21,22 @@ def between_sparse(tile: Tile, target: Layout, zeros: Allocate) -> Arrays:
 
 
 def _bitmask_to_permuted(tile: Tile, zeros: Allocate) -> Arrays:
-    from sparsefmt.layouts.jitted import bitmask as jitted
+    from sparsefmt.positions.jitted import masks as jitted
 
-    offsets = tile["row_offsets"].astype(np.int64)
-    counts = offsets[1:] - offsets[:-1]
-    converted = Permuted().allocate(counts, tile.dtype, tile.cols, zeros)
-    jitted.to_permuted(
-        mask_words(tile),
-        frozen(tile["row_offsets"]),
-        frozen(tile["values"]),
-        frozen(converted["row_permutation"]),
-        frozen(converted["slice_offsets"]),
-        converted["values"],
-        converted["columns"],
-    )
+    converted = Permuted().allocate(bitmask.counts_by_row(tile), tile.dtype, tile.cols, zeros)
+    mask, begins = bitmask.mask_of(tile), permuted.begins_by_row(converted)
+    jitted.to_rows(mask, frozen(tile["values"]), begins, SLICE_ROWS, converted["values"], converted["columns"])
     return converted
 
 
 def _permuted_to_bitmask(tile: Tile, zeros: Allocate) -> Arrays:
-    from sparsefmt.layouts.jitted import bitmask as jitted
+    from sparsefmt.positions.jitted import masks as jitted
 
-    converted = Bitmask().allocate(counts_by_row(tile), tile.dtype, tile.cols, zeros)
-    jitted.from_permuted(
-        *slot_arrays(tile),
-        frozen(converted["row_offsets"]),
-        converted["mask"].view(np.uint64).reshape(tile.rows, -1),
-        converted["values"],
-    )
+    counts, begins = permuted.counts_by_row(tile), permuted.begins_by_row(tile.arrays)
+    converted, mask = Bitmask().allocate(counts, tile.dtype, tile.cols, zeros)
+    jitted.set_bits(frozen(tile["columns"]), begins, frozen(counts), SLICE_ROWS, mask)
+    jitted.from_rows(frozen(mask), frozen(tile["values"]), begins, SLICE_ROWS, converted["values"])
+    put_slices(mask, tile.rows, converted["mask"])
     return converted
 
 

@@ -1,14 +1,14 @@
-"""Layout `permuted`: values and columns in slices of eight rows, rows sorted by count. Best above about 75 % zeros.
+"""Layout `permuted`: values and columns in slices of 16 rows, rows sorted by count. Best above about 75 % zeros.
 
-The rows of a tile are sorted by descending count of nonzeros (stable), eight rows make a slice, and a slice is stored
-slot by slot: slot k holds the k-th nonzero of each of its eight rows, ascending by column. Rows that run out are padded
+The rows of a tile are sorted by descending count of nonzeros (stable), 16 rows make a slice, and a slice is stored
+slot by slot: slot k holds the k-th nonzero of each of its 16 rows, ascending by column. Rows that run out are padded
 with value 0, column 0. Arrays of a tile of r rows and c columns, with S slots in all:
 
-    columns          u16  S x 8              u32 where c > 65,536
+    columns          u16  S x 16             u32 where c > 65,536
     row_counts       u32  r                  nonzeros of the rows in sorted order: never ascending
     row_permutation  u16  r                  row_permutation[p] is the row at sorted position p
-    slice_offsets    u32  ceil(r / 8) + 1    first slot of each slice; the last is S
-    values           bits S x 8
+    slice_offsets    u32  ceil(r / 16) + 1   first slot of each slice; the last is S
+    values           bits S x 16
 """
 
 from __future__ import annotations
@@ -23,26 +23,19 @@ from sparsefmt.errors import FormatError
 from sparsefmt.layouts.contract import Arrays, Layout, expect_at_most, expect_size
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.memory import Allocate, frozen, zeros
+from sparsefmt.positions.masks import SLICE_ROWS, slices_of
 
 if TYPE_CHECKING:
     from sparsefmt.layouts.tile import Tile
-
-LANES = 8
-"""Rows in a slice: the lanes of a 256-bit vector of f32."""
 
 U16, U32 = np.dtype("<u2"), np.dtype("<u4")
 MAX_U16_COLS = 1 << 16
 
 
-def slices_of(rows: int) -> int:
-    """Slices of a tile of so many rows."""
-    return -(-rows // LANES)
-
-
 def padded_nnz(counts: np.ndarray) -> int:
     """Elements that a tile with so many nonzeros in each of its rows stores, padding included."""
     # in each slice, the row that has most comes first
-    return int(np.sort(counts)[::-1][::LANES].sum(dtype=np.int64)) * LANES
+    return int(np.sort(counts)[::-1][::SLICE_ROWS].sum(dtype=np.int64)) * SLICE_ROWS
 
 
 class Permuted(Layout):
@@ -65,7 +58,7 @@ class Permuted(Layout):
         expect_size(sizes, "row_counts", 4 * rows)
         expect_size(sizes, "row_permutation", 2 * rows)
         expect_size(sizes, "slice_offsets", 4 * (slices + 1))
-        expect_at_most(sizes, "values", slices * cols * LANES * width, LANES * width)
+        expect_at_most(sizes, "values", slices * cols * SLICE_ROWS * width, SLICE_ROWS * width)
         expect_size(sizes, "columns", sizes["values"] // width * (2 if cols <= MAX_U16_COLS else 4))
 
     def check(self, tile: Tile) -> None:
@@ -104,8 +97,8 @@ class Permuted(Layout):
             bits.dtype.type(dtype.negative_zero),
             frozen(arrays["row_permutation"]),
             frozen(arrays["slice_offsets"]),
-            arrays["values"].reshape(-1, LANES),
-            arrays["columns"].reshape(-1, LANES),
+            arrays["values"].reshape(-1, SLICE_ROWS),
+            arrays["columns"].reshape(-1, SLICE_ROWS),
         )
         return arrays
 
@@ -117,8 +110,8 @@ class Permuted(Layout):
         order = np.argsort(descending, kind="stable")
         sorted_counts = counts[order]
         slice_offsets = zeros(slices_of(rows) + 1, U32)
-        np.cumsum(sorted_counts[::LANES], out=slice_offsets[1:], dtype=U32)
-        slots = int(slice_offsets[-1]) * LANES
+        np.cumsum(sorted_counts[::SLICE_ROWS], out=slice_offsets[1:], dtype=U32)
+        slots = int(slice_offsets[-1]) * SLICE_ROWS
         arrays = {
             "columns": zeros(slots, self.array_dtype("columns", dtype, cols)),
             "row_counts": zeros(rows, U32),
@@ -150,8 +143,8 @@ class Permuted(Layout):
             frozen(arrays["row_permutation"]),
             frozen(arrays["row_counts"]),
             frozen(arrays["slice_offsets"]),
-            arrays["values"].reshape(-1, LANES),
-            arrays["columns"].reshape(-1, LANES),
+            arrays["values"].reshape(-1, SLICE_ROWS),
+            arrays["columns"].reshape(-1, SLICE_ROWS),
         )
         return arrays
 
@@ -172,11 +165,20 @@ def counts_by_row(tile: Tile) -> np.ndarray:
     return counts
 
 
+def begins_by_row(arrays: Arrays) -> np.ndarray:
+    """Where each row begins in `values` and `columns`, its elements SLICE_ROWS apart: int64 (rows,), read-only."""
+    places = np.arange(arrays["row_permutation"].size)
+    begins = np.empty(places.size, np.int64)
+    slots = arrays["slice_offsets"][places // SLICE_ROWS].astype(np.int64)
+    begins[arrays["row_permutation"]] = slots * SLICE_ROWS + places % SLICE_ROWS
+    return frozen(begins)
+
+
 def slot_arrays(tile: Tile) -> tuple[np.ndarray, ...]:
-    """The arrays in the order of jitted arguments: values and columns as (slots, 8), then the small ones."""
+    """The arrays in the order of jitted arguments: values and columns as (slots, 16), then the small ones."""
     return (
-        frozen(tile["values"].reshape(-1, LANES)),
-        frozen(tile["columns"].reshape(-1, LANES)),
+        frozen(tile["values"].reshape(-1, SLICE_ROWS)),
+        frozen(tile["columns"].reshape(-1, SLICE_ROWS)),
         frozen(tile["row_permutation"]),
         frozen(tile["row_counts"]),
         frozen(tile["slice_offsets"]),

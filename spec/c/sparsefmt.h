@@ -57,6 +57,7 @@
      reading codec rans   for each coded array about 120 KB and its tables, at most 64 of up to 2^18 bytes; and a few
                           bytes per row of a tile and column
      reading codec zstd   one array's raw bytes, and what ZSTD_decompress allocates by malloc
+     decoding a mask      its bits row by row: its raw bytes, and at most 56 KiB more
    No function needs more than 16 KiB of stack. What a file claims is not allocated before it is known to be in
    proportion to the bytes of the file (SPEC.md, section 8); an allocator may refuse more, which is error "memory".
 
@@ -131,7 +132,6 @@ extern "C" {
     X(BOOL_INVALID, "bool-invalid")                        \
     X(VALUES_PADDING, "values-padding")                    \
     X(MASK_PADDING, "mask-padding")                        \
-    X(ROW_OFFSETS, "row-offsets")                          \
     X(STORED_ZERO, "stored-zero")                          \
     X(ROW_PERMUTATION, "row-permutation")                  \
     X(ROW_COUNTS, "row-counts")                            \
@@ -175,7 +175,6 @@ extern "C" {
     X(MASK, "mask")                               \
     X(NEGATIVE_ZEROS, "negative_zeros")           \
     X(ROW_COUNTS, "row_counts")                   \
-    X(ROW_OFFSETS, "row_offsets")                 \
     X(ROW_PERMUTATION, "row_permutation")         \
     X(SLICE_OFFSETS, "slice_offsets")             \
     X(VALUES, "values")
@@ -395,7 +394,7 @@ extern "C" {
 #define SFI_MAX_MODEL_BYTES 1048576
 #define SFI_MAX_CLASSED_COLS 1048576 /* columns of a tensor whose model has classes of columns */
 #define SFI_MAX_BINS 4096
-#define SFI_LANES 8 /* rows of a slice of layout permuted */
+#define SFI_SLICE 16 /* rows of a slice */
 
 /* ---- Names ------------------------------------------------------------------------------------------------------ */
 
@@ -423,7 +422,7 @@ static const char *const sfi_codec_names[] = {"raw", "zstd", "rans"};
 #define SFI_BIT(array) (1 << (array))
 static const int sfi_layout_arrays[] = {
     SFI_BIT(SPARSEFMT_VALUES),
-    SFI_BIT(SPARSEFMT_MASK) | SFI_BIT(SPARSEFMT_ROW_OFFSETS) | SFI_BIT(SPARSEFMT_VALUES),
+    SFI_BIT(SPARSEFMT_MASK) | SFI_BIT(SPARSEFMT_SLICE_OFFSETS) | SFI_BIT(SPARSEFMT_VALUES),
     SFI_BIT(SPARSEFMT_COLUMNS) | SFI_BIT(SPARSEFMT_ROW_COUNTS) | SFI_BIT(SPARSEFMT_ROW_PERMUTATION) |
         SFI_BIT(SPARSEFMT_SLICE_OFFSETS) | SFI_BIT(SPARSEFMT_VALUES),
 };
@@ -934,12 +933,17 @@ enum { SFI_ARRAYS, SFI_DTYPE, SFI_FIRST_CHUNK, SFI_LAYOUT, SFI_MODELS, SFI_DROPP
 static const char *const sfi_keys[] = {"arrays", "dtype", "first_chunk", "layout", "models", "negative_zeros_dropped",
                                        "nnz", "shape", "tile_rows"};
 
+/* Whether codec rans derives an array from another, without a model. */
+static int sfi_is_derived(const sparsefmt_entry *entry, int array) {
+    return entry->codecs[array] == SFI_RANS && array == SPARSEFMT_SLICE_OFFSETS && entry->layout == SPARSEFMT_BITMASK;
+}
+
 static sparsefmt_code sfi_check_arrays(const sparsefmt_entry *entry, const sfi_notes *notes, sparsefmt_error *error) {
     int array, needed = 0, present = 0, modelled = 0;
     for (array = 0; array < SPARSEFMT_ARRAY_COUNT; array++) {
         if (!sfi_has(entry, array)) continue;
         present |= SFI_BIT(array);
-        if (entry->codecs[array] == SFI_RANS && array != SPARSEFMT_ROW_OFFSETS) modelled |= SFI_BIT(array);
+        if (entry->codecs[array] == SFI_RANS && !sfi_is_derived(entry, array)) modelled |= SFI_BIT(array);
     }
     needed = sfi_layout_arrays[entry->layout];
     if (entry->layout != SPARSEFMT_DENSE && sfi_dtypes[entry->dtype].negative_zero)
@@ -1132,8 +1136,9 @@ static sparsefmt_code sfi_read_metadata(sparsefmt_file *file, sfi_cursor *cursor
     file->metadata_count = (size_t)item.number;
     for (i = 0; i < item.number; i++) {
         sfi_next(cursor, &key);
-        if (!sfi_next(cursor, &value) || value.kind != SFI_STR)
-            SFI_FAIL(METADATA_INVALID, "a value of the metadata is not a str");
+        sfi_take(cursor, &value);
+        if (value.kind == SFI_OTHER) SFI_FAIL(INDEX_TYPE, "a value of the metadata of a type that no index has");
+        if (value.kind != SFI_STR) SFI_FAIL(METADATA_INVALID, "a value of the metadata is not a str");
         bytes += key.number + value.number;
     }
     if (bytes > SFI_MAX_METADATA_BYTES) SFI_FAIL(METADATA_SIZE, "metadata of over 2^24 bytes");
@@ -1166,13 +1171,11 @@ static unsigned sfi_width(const sparsefmt_entry *entry, int array) {
     switch (array) {
     case SPARSEFMT_VALUES: return bits < 8 ? 1 : bits / 8;
     case SPARSEFMT_COLUMNS: return entry->cols > 65536 ? 4 : 2;
-    case SPARSEFMT_ROW_COUNTS: case SPARSEFMT_ROW_OFFSETS: case SPARSEFMT_SLICE_OFFSETS: return 4;
+    case SPARSEFMT_ROW_COUNTS: case SPARSEFMT_SLICE_OFFSETS: return 4;
     case SPARSEFMT_ROW_PERMUTATION: return 2;
     default: return 1;
     }
 }
-
-static uint64_t sfi_mask_row_bytes(const sparsefmt_entry *entry) { return sfi_ceil_div(entry->cols, 64) * 8; }
 
 /* Bytes of values in layout dense, without overflow: rows * cols * bits is below 2^63. */
 static uint64_t sfi_dense_bytes(const sparsefmt_entry *entry, uint64_t rows) {
@@ -1184,29 +1187,29 @@ static uint64_t sfi_dense_bytes(const sparsefmt_entry *entry, uint64_t rows) {
 static int sfi_is_array_size(const sparsefmt_entry *entry, int array, uint64_t rows, uint64_t bytes, uint64_t *slots) {
     unsigned width = sfi_width(entry, array);
     switch (array) {
-    case SPARSEFMT_MASK: return bytes == rows * sfi_mask_row_bytes(entry);
+    case SPARSEFMT_MASK: return bytes == entry->cols * sfi_ceil_div(rows, 8);
     case SPARSEFMT_NEGATIVE_ZEROS: return bytes <= sfi_ceil_div(rows * entry->cols, 8);
     case SPARSEFMT_ROW_COUNTS: return bytes == 4 * rows;
-    case SPARSEFMT_ROW_OFFSETS: return bytes == 4 * (rows + 1);
     case SPARSEFMT_ROW_PERMUTATION: return bytes == 2 * rows;
-    case SPARSEFMT_SLICE_OFFSETS: return bytes == 4 * (sfi_ceil_div(rows, SFI_LANES) + 1);
+    case SPARSEFMT_SLICE_OFFSETS: return bytes == 4 * (sfi_ceil_div(rows, SFI_SLICE) + 1);
     case SPARSEFMT_COLUMNS:
-        *slots = bytes / (SFI_LANES * width);
-        return bytes % (SFI_LANES * width) == 0 && *slots <= sfi_ceil_div(rows, SFI_LANES) * entry->cols;
+        *slots = bytes / (SFI_SLICE * width);
+        return bytes % (SFI_SLICE * width) == 0 && *slots <= sfi_ceil_div(rows, SFI_SLICE) * entry->cols;
     default: break;
     }
     if (entry->layout == SPARSEFMT_DENSE) return bytes == sfi_dense_bytes(entry, rows);
     if (entry->layout == SPARSEFMT_BITMASK) return bytes % width == 0 && bytes / width <= rows * entry->cols;
-    return bytes == SFI_LANES * *slots * width;
+    return bytes == SFI_SLICE * *slots * width;
 }
 
-static sparsefmt_code sfi_check_chunk_size(const sfi_record *record, int codec, int array, sparsefmt_error *error) {
+static sparsefmt_code sfi_check_chunk_size(const sfi_record *record, const sparsefmt_entry *entry, int array,
+                                           sparsefmt_error *error) {
     static const uint64_t most[] = {1, SFI_MAX_ZSTD_RATIO, SFI_MAX_RANS_RATIO};
     int fine = record->stored <= record->raw;
-    if (array == SPARSEFMT_ROW_OFFSETS && codec == SFI_RANS)
+    if (sfi_is_derived(entry, array))
         fine = record->stored == record->raw || !record->stored;
     else
-        fine = fine && sfi_ceil_div(record->raw, most[codec]) <= record->stored;
+        fine = fine && sfi_ceil_div(record->raw, most[entry->codecs[array]]) <= record->stored;
     if (!fine) SFI_FAIL(CHUNK_SIZE, "chunk of %s: stored size that its raw size cannot have", sfi_array_names[array]);
     return SPARSEFMT_OK;
 }
@@ -1221,7 +1224,7 @@ static sparsefmt_code sfi_check_sizes(const sparsefmt_file *file, const sparsefm
             sfi_record record;
             if (!sfi_has(entry, array)) continue;
             record = sfi_chunk(file, number++);
-            SFI_TRY(sfi_check_chunk_size(&record, entry->codecs[array], array, error));
+            SFI_TRY(sfi_check_chunk_size(&record, entry, array, error));
         }
     }
     number = entry->first_chunk;
@@ -1457,6 +1460,83 @@ sparsefmt_code sparsefmt_describe(const sparsefmt_file *file, size_t number, spa
     return SPARSEFMT_OK;
 }
 
+/* ---- Masks, row by row and in slices (SPEC.md, section 4.2) ------------------------------------------------------ */
+
+/* Bit 8 * i + k becomes bit 8 * k + i: a transpose of 8 x 8 bits. */
+static uint64_t sfi_transpose(uint64_t v) {
+    uint64_t swapped = (v ^ v >> 7) & 0x00AA00AA00AA00AAu;
+    v ^= swapped ^ swapped << 7;
+    swapped = (v ^ v >> 14) & 0x0000CCCC0000CCCCu;
+    v ^= swapped ^ swapped << 14;
+    swapped = (v ^ v >> 28) & 0x00000000F0F0F0F0u;
+    return v ^ swapped ^ swapped << 28;
+}
+
+/* Writes the mask of whose rows the bits are given, each in ceil(cols / 8) bytes. Eight rows at a time: they are a byte
+   of each integer of their slice. */
+static void sfi_put_mask(const unsigned char *bits, uint64_t rows, uint64_t cols, unsigned char *mask) {
+    const uint64_t row_bytes = sfi_ceil_div(cols, 8);
+    uint64_t first, at;
+    for (first = 0; first < rows; first += 8, bits += 8 * row_bytes) {
+        const unsigned some = rows - first < 8 ? (unsigned)(rows - first) : 8;
+        const uint64_t slice = first / SFI_SLICE, width = rows - SFI_SLICE * slice > 8 ? 2 : 1;
+        unsigned char *out = mask + 2 * cols * slice + first % SFI_SLICE / 8;
+        for (at = 0; at < row_bytes; at++) {
+            const unsigned columns = cols - 8 * at < 8 ? (unsigned)(cols - 8 * at) : 8;
+            uint64_t v = 0;
+            unsigned i;
+            for (i = 0; i < some; i++) v |= (uint64_t)bits[i * row_bytes + at] << 8 * i;
+            v = sfi_transpose(v);
+            for (i = 0; i < columns; i++, out += width) *out = (unsigned char)(v >> 8 * i);
+        }
+    }
+}
+
+/* A slice of a mask. */
+typedef struct sfi_slice {
+    const unsigned char *mask; /* its first integer */
+    unsigned rows, width;      /* bytes of an integer */
+} sfi_slice;
+
+static sfi_slice sfi_slice_of(const sparsefmt_tile *tile, uint64_t cols, uint64_t number) {
+    const uint64_t left = tile->rows - SFI_SLICE * number;
+    sfi_slice slice;
+    slice.mask = tile->arrays[SPARSEFMT_MASK].bytes + 2 * cols * number;
+    slice.rows = left < SFI_SLICE ? (unsigned)left : SFI_SLICE;
+    slice.width = slice.rows > 8 ? 2 : 1;
+    return slice;
+}
+
+/* As sfi_four_columns, of narrow integers, or of the last columns. */
+static uint64_t sfi_any_columns(const sfi_slice *slice, uint64_t column, uint64_t cols) {
+    uint64_t word = sparsefmt_u64(slice->mask + slice->width * column);
+    if (slice->width == 1) {
+        word &= 0xFFFFFFFFu;
+        word = (word | word << 16) & 0x0000FFFF0000FFFFu;
+        word = (word | word << 8) & 0x00FF00FF00FF00FFu;
+    }
+    return cols - column < 4 ? word & (((uint64_t)1 << 16 * (cols - column)) - 1) : word;
+}
+
+/* The integers of four columns, 16 bits for each, those of columns that do not exist being 0: bit b is that of row
+   b % 16 of the slice, and of column + b / 16. */
+static inline uint64_t sfi_four_columns(const sfi_slice *slice, uint64_t column, uint64_t cols) {
+    if (slice->width == 2 && cols - column >= 4) return sparsefmt_u64(slice->mask + 2 * column);
+    return sfi_any_columns(slice, column, cols);
+}
+
+static uint32_t sfi_count_bits(const unsigned char *bytes, uint64_t size) {
+    uint32_t count = 0;
+    uint64_t i = 0;
+    for (; i + 8 <= size; i += 8) count += sfi_popcount(sparsefmt_u64(bytes + i));
+    for (; i < size; i++) count += sfi_popcount(bytes[i]);
+    return count;
+}
+
+static uint32_t sfi_count_values(const sfi_slice *slice, uint64_t cols) {
+    return sfi_count_bits(slice->mask, cols * slice->width);
+}
+
 /* ---- Codec zstd (SPEC.md, section 5.2) -------------------------------------------------------------------------- */
 
 typedef struct sfi_reader {
@@ -1468,7 +1548,7 @@ typedef struct sfi_reader {
 
 #ifdef SPARSEFMT_ZSTD
 /* Checks the head of a frame (RFC 8878, section 3.1.1.1) for what section 5.2 asks of it. */
-static sparsefmt_code sfi_check_frame(const unsigned char *frame, uint64_t stored, uint64_t raw,
+static sparsefmt_code sfi_check_frame(const unsigned char *frame, uint64_t stored, uint64_t size,
                                       sparsefmt_error *error) {
     static const unsigned id_bytes[] = {0, 1, 2, 4}, size_bytes[] = {0, 2, 4, 8};
     unsigned descriptor, single, ids, sizes, i;
@@ -1492,40 +1572,67 @@ static sparsefmt_code sfi_check_frame(const unsigned char *frame, uint64_t store
     if (!sizes) SFI_FAIL(ZSTD_SIZE, "a zstd frame that does not state its content size");
     for (i = 0; i < sizes; i++) content |= (uint64_t)*frame++ << 8 * i;
     if (sizes == 2) content += 256;
-    if (content != raw) SFI_FAIL(ZSTD_SIZE, "a zstd frame of another content size than the raw size");
-    if (window > (raw > 1024 ? raw : 1024)) SFI_FAIL(ZSTD_CORRUPT, "a zstd frame with too large a window");
+    if (content != size) SFI_FAIL(ZSTD_SIZE, "a zstd frame of another content size than its array has");
+    if (window > (size > 1024 ? size : 1024)) SFI_FAIL(ZSTD_CORRUPT, "a zstd frame with too large a window");
     return SPARSEFMT_OK;
 }
 
-/* Decodes `stored` bytes to the `raw` bytes at `array`. */
-static sparsefmt_code sfi_decode_zstd(sfi_reader *reader, const unsigned char *chunk, uint64_t stored,
-                                      unsigned char *array, uint64_t raw, unsigned width) {
-    sparsefmt_error *error = reader->error;
-    const sparsefmt_allocator *allocator = &reader->file->allocator;
-    unsigned char *planes = array;
-    uint64_t count = raw / width, i;
-    size_t decoded;
-    unsigned k;
-    SFI_TRY(sfi_check_frame(chunk, stored, raw, error));
-    if (ZSTD_findFrameCompressedSize(chunk, (size_t)stored) != (size_t)stored)
+/* Decodes a frame of `stored` bytes, which has to have `size` bytes of content. */
+static sparsefmt_code sfi_decode_frame(const unsigned char *frame, uint64_t stored, unsigned char *content,
+                                       uint64_t size, sparsefmt_error *error) {
+    SFI_TRY(sfi_check_frame(frame, stored, size, error));
+    if (ZSTD_findFrameCompressedSize(frame, (size_t)stored) != (size_t)stored)
         SFI_FAIL(ZSTD_CORRUPT, "the zstd frame does not fill its chunk");
-    if (width > 1) planes = (unsigned char *)sfi_allocate(allocator, raw);
-    if (!planes) SFI_FAIL(MEMORY, "no memory for the planes of an array");
-    decoded = ZSTD_decompress(planes, (size_t)raw, chunk, (size_t)stored);
-    if (decoded == (size_t)raw && width > 1)
-        for (k = 0; k < width; k++)
-            for (i = 0; i < count; i++) array[i * width + k] = planes[k * count + i];
-    if (width > 1) sfi_release(allocator, planes, raw);
-    if (decoded != (size_t)raw) SFI_FAIL(ZSTD_CORRUPT, "the zstd frame does not decode");
+    if (ZSTD_decompress(content, (size_t)size, frame, (size_t)stored) != (size_t)size)
+        SFI_FAIL(ZSTD_CORRUPT, "the zstd frame does not decode");
     return SPARSEFMT_OK;
 }
 #else
-static sparsefmt_code sfi_decode_zstd(sfi_reader *reader, const unsigned char *chunk, uint64_t stored,
-                                      unsigned char *array, uint64_t raw, unsigned width) {
-    (void)chunk, (void)stored, (void)array, (void)raw, (void)width;
-    return sfi_fail(reader->error, SPARSEFMT_ERROR_CODEC_UNKNOWN, "codec zstd: this reader was built without it");
+static sparsefmt_code sfi_decode_frame(const unsigned char *frame, uint64_t stored, unsigned char *content,
+                                       uint64_t size, sparsefmt_error *error) {
+    (void)frame, (void)stored, (void)content, (void)size;
+    SFI_FAIL(CODEC_UNKNOWN, "codec zstd: this reader was built without it");
 }
 #endif
+
+/* Decodes `stored` bytes to the `raw` bytes of an array that is no mask. */
+static sparsefmt_code sfi_decode_planes(sfi_reader *reader, const unsigned char *chunk, uint64_t stored,
+                                        unsigned char *array, uint64_t raw, unsigned width) {
+    sparsefmt_error *error = reader->error;
+    const sparsefmt_allocator *allocator = &reader->file->allocator;
+    const uint64_t count = raw / width;
+    unsigned char *planes;
+    sparsefmt_code code;
+    uint64_t i;
+    unsigned k;
+    if (width == 1) return sfi_decode_frame(chunk, stored, array, raw, error);
+    planes = (unsigned char *)sfi_allocate(allocator, raw);
+    if (!planes) SFI_FAIL(MEMORY, "no memory for the planes of an array");
+    code = sfi_decode_frame(chunk, stored, planes, raw, error);
+    for (k = 0; k < width && !code; k++)
+        for (i = 0; i < count; i++) array[i * width + k] = planes[k * count + i];
+    sfi_release(allocator, planes, raw);
+    return code;
+}
+
+/* Decodes `stored` bytes to a mask, whose bits they have row by row. */
+static sparsefmt_code sfi_decode_mask(sfi_reader *reader, const sparsefmt_tile *tile, const unsigned char *chunk,
+                                      uint64_t stored, unsigned char *mask) {
+    sparsefmt_error *error = reader->error;
+    const sparsefmt_allocator *allocator = &reader->file->allocator;
+    const uint64_t cols = reader->entry->cols, row_bytes = sfi_ceil_div(cols, 8), size = tile->rows * row_bytes;
+    unsigned char *bits = (unsigned char *)sfi_allocate(allocator, size);
+    sparsefmt_code code;
+    uint64_t row;
+    if (!bits) SFI_FAIL(MEMORY, "no memory for the rows of a mask");
+    code = sfi_decode_frame(chunk, stored, bits, size, error);
+    for (row = 1; row <= tile->rows && !code; row++)
+        if (cols % 8 && bits[row * row_bytes - 1] >> cols % 8)
+            code = sfi_fail(error, SPARSEFMT_ERROR_ZSTD_CORRUPT, "mask has a bit set beyond the columns");
+    if (!code) sfi_put_mask(bits, tile->rows, cols, mask);
+    sfi_release(allocator, bits, size);
+    return code;
+}
 
 /* ---- Codec rans: bits (SPEC.md, section 5.3.1) ------------------------------------------------------------------ */
 
@@ -1941,26 +2048,30 @@ static sparsefmt_code sfi_read_row_symbols(sfi_reader *reader, const sfi_model *
     return SPARSEFMT_OK;
 }
 
-/* Positions of a tile whose elements are stored, one after the other. */
+/* Positions of the elements of a tile, in their order. */
 typedef struct sfi_places {
-    const unsigned char *mask; /* NULL in layout dense */
-    uint64_t cols, row_bytes;
-    uint64_t row, column; /* of the next position; with a mask, column of the lowest bit of `word` */
-    uint64_t word;        /* bits of the mask that are still to come */
+    const sparsefmt_entry *entry;
+    const sparsefmt_tile *tile;
+    uint64_t row, column; /* of the next position; in layout bitmask, of the lowest bit of `word` */
+    uint64_t word;        /* bits of four columns of a slice of the mask, those that are still to come */
+    sfi_slice slice;
 } sfi_places;
 
 static void sfi_first_place(sfi_places *places, const sparsefmt_entry *entry, const sparsefmt_tile *tile) {
-    places->mask = entry->layout == SPARSEFMT_BITMASK ? tile->arrays[SPARSEFMT_MASK].bytes : NULL;
-    places->cols = entry->cols;
-    places->row_bytes = sfi_mask_row_bytes(entry);
-    places->row = places->column = 0;
-    places->word = places->mask ? sparsefmt_u64(places->mask) : 0;
+    memset(places, 0, sizeof *places);
+    places->entry = entry;
+    places->tile = tile;
+    if (entry->layout != SPARSEFMT_BITMASK) return;
+    places->slice = sfi_slice_of(tile, entry->cols, 0);
+    places->word = sfi_four_columns(&places->slice, 0, entry->cols);
 }
 
 /* Row and column of the next position, which is there. */
 static void sfi_next_place(sfi_places *places, uint64_t *row, uint64_t *column) {
-    if (!places->mask) {
-        if (places->column == places->cols) {
+    const uint64_t cols = places->entry->cols;
+    unsigned bit;
+    if (places->entry->layout != SPARSEFMT_BITMASK) {
+        if (places->column == cols) {
             places->column = 0;
             places->row++;
         }
@@ -1969,15 +2080,17 @@ static void sfi_next_place(sfi_places *places, uint64_t *row, uint64_t *column) 
         return;
     }
     while (!places->word) {
-        places->column += 64;
-        if (places->column >= places->cols) {
+        places->column += 4;
+        if (places->column >= cols) {
             places->column = 0;
-            places->row++;
+            places->row += SFI_SLICE;
+            places->slice = sfi_slice_of(places->tile, cols, places->row / SFI_SLICE);
         }
-        places->word = sparsefmt_u64(places->mask + places->row * places->row_bytes + places->column / 8);
+        places->word = sfi_four_columns(&places->slice, places->column, cols);
     }
-    *row = places->row;
-    *column = places->column + sfi_lowest_bit(places->word);
+    bit = sfi_lowest_bit(places->word);
+    *row = places->row + bit % SFI_SLICE;
+    *column = places->column + bit / SFI_SLICE;
     places->word &= places->word - 1;
 }
 
@@ -2010,7 +2123,7 @@ static int sfi_place_elements(const sfi_model *model, const uint16_t *symbols, u
         key = model->lows[symbols[i]] + sfi_offset(offsets, bits);
         element = model->folded ? (key & 1) << top | key >> 1 << model->shift : key << model->shift;
         if (model->lag) {
-            uint64_t *other = &before[model->lag == 2 ? (first + i) % 8 : 0];
+            uint64_t *other = &before[model->lag == 2 ? (first + i) % 16 : 0];
             element += *other;
             *other = element;
         }
@@ -2019,21 +2132,12 @@ static int sfi_place_elements(const sfi_model *model, const uint16_t *symbols, u
     return 1;
 }
 
-static uint32_t sfi_row_popcount(const unsigned char *row, uint64_t row_bytes) {
-    uint64_t i;
-    uint32_t count = 0;
-    for (i = 0; i < row_bytes; i += 8) count += sfi_popcount(sparsefmt_u64(row + i));
-    return count;
-}
-
 static sparsefmt_code sfi_check_mask(const sparsefmt_entry *entry, const sparsefmt_tile *tile, sparsefmt_error *error) {
-    const uint64_t row_bytes = sfi_mask_row_bytes(entry);
-    const unsigned char *mask = tile->arrays[SPARSEFMT_MASK].bytes;
-    uint64_t row;
-    if (entry->cols % 64 == 0) return SPARSEFMT_OK;
-    for (row = 1; row <= tile->rows; row++)
-        if (sparsefmt_u64(mask + row * row_bytes - 8) >> entry->cols % 64)
-            SFI_FAIL(MASK_PADDING, "mask has a bit set beyond the columns");
+    const sfi_slice last = sfi_slice_of(tile, entry->cols, (tile->rows - 1) / SFI_SLICE);
+    uint64_t column;
+    for (column = 0; column < entry->cols; column++)
+        if (sfi_element(last.mask, column, last.width) >> last.rows)
+            SFI_FAIL(MASK_PADDING, "mask has a bit set beyond the rows");
     return SPARSEFMT_OK;
 }
 
@@ -2044,18 +2148,18 @@ static sparsefmt_code sfi_decode_element_stream(sfi_reader *reader, const sfi_mo
     sparsefmt_error *error = reader->error;
     const uint64_t *tables[SFI_BLOCK];
     uint16_t symbols[SFI_BLOCK];
-    uint64_t before[8] = {0}, done, row, column;
+    uint64_t before[16] = {0}, done, row, column;
     const int placed = model->row_symbols + model->column_classes > 2;
     sfi_places places;
     sfi_stream stream;
     unsigned i;
     for (i = 0; i < SFI_BLOCK; i++) tables[i] = model->tables;
     sfi_first_place(&places, reader->entry, tile);
-    if (placed && places.mask) {
-        for (row = 0, column = 0; row < tile->rows; row++)
-            column += sfi_row_popcount(places.mask + row * places.row_bytes, places.row_bytes);
-        if (column != count) SFI_FAIL(ROW_OFFSETS, "mask has not as many bits set as there are values");
+    if (placed && reader->entry->layout == SPARSEFMT_BITMASK) {
+        const sparsefmt_array *mask = &tile->arrays[SPARSEFMT_MASK];
         SFI_TRY(sfi_check_mask(reader->entry, tile, error));
+        if (sfi_count_bits(mask->bytes, mask->size) != count)
+            SFI_FAIL(SLICE_OFFSETS, "mask has not as many bits set as there are values");
     }
     if (!sfi_open_stream(&stream, chunk, size, count)) SFI_FAIL(RANS_STREAM, "the chunk's states are invalid");
     for (done = 0; done < count; done += SFI_BLOCK) {
@@ -2110,70 +2214,83 @@ static sparsefmt_code sfi_decode_elements(sfi_reader *reader, int number, const 
 }
 
 /* Puts the bits of the groups of a row, in the order of the columns, where they belong. */
-static void sfi_place_columns(const sfi_model *model, unsigned char *row, uint64_t row_bytes) {
+static void sfi_place_columns(const sfi_model *model, unsigned char *row, uint64_t groups) {
     uint64_t run;
-    for (run = 0; run < row_bytes; run += 8) {
-        uint64_t coded = sparsefmt_u64(row + run), word = 0;
+    for (run = 0; run < groups; run += 8) {
+        const unsigned some = groups - run < 8 ? (unsigned)(groups - run) : 8;
+        uint64_t coded = 0, word = 0;
+        unsigned i;
+        for (i = 0; i < some; i++) coded |= (uint64_t)row[run + i] << 8 * i;
         for (; coded; coded &= coded - 1) word |= (uint64_t)1 << model->order[8 * run + sfi_lowest_bit(coded)];
-        sfi_put(row + run, word, 8);
+        sfi_put(row + run, word, some);
     }
 }
 
-/* The bytes of all groups of all rows, row by row. */
+/* Which byte of a stream of positions comes next. */
+typedef struct sfi_group {
+    uint64_t first, row, number; /* first row of the slice; row; group */
+} sfi_group;
+
+static void sfi_next_group(sfi_group *group, uint64_t rows, uint64_t groups) {
+    group->row++;
+    if (group->row < rows && group->row % SFI_SLICE) return;
+    if (++group->number < groups) {
+        group->row = group->first;
+        return;
+    }
+    group->number = 0;
+    group->first = group->row;
+}
+
+/* The bytes of all groups of all rows, which are put row by row. */
 static sparsefmt_code sfi_decode_groups(sfi_reader *reader, const sfi_model *model, const unsigned char *symbols,
-                                        const unsigned char *chunk, uint64_t size, unsigned char *mask, uint64_t rows) {
+                                        const unsigned char *chunk, uint64_t size, unsigned char *bits, uint64_t rows) {
     sparsefmt_error *error = reader->error;
-    const uint64_t row_bytes = sfi_mask_row_bytes(reader->entry), groups = sfi_ceil_div(reader->entry->cols, 8);
-    const uint64_t count = rows * groups;
+    const uint64_t groups = sfi_ceil_div(reader->entry->cols, 8), count = rows * groups;
     const unsigned row_classes = model->row_symbols - model->copies;
     const uint64_t *tables[SFI_BLOCK];
     uint16_t coded[SFI_BLOCK];
-    uint64_t done, row = 0, group = 0, out_row = 0, out_group = 0;
+    sfi_group next = {0, 0, 0}, out = {0, 0, 0};
     sfi_stream stream;
+    uint64_t done;
     unsigned i;
     if (!sfi_open_stream(&stream, chunk, size, count)) SFI_FAIL(RANS_STREAM, "the chunk's states are invalid");
     for (done = 0; done < count; done += SFI_BLOCK) {
         unsigned some = count - done < SFI_BLOCK ? (unsigned)(count - done) : SFI_BLOCK;
         for (i = 0; i < some; i++) {
-            unsigned symbol = symbols ? symbols[row] : 0u, number;
+            unsigned symbol = symbols ? symbols[next.row] : 0u, number;
             number = symbol == row_classes ? model->table_count - 1
-                                           : model->numbers[symbol + (model->groups ? model->groups[group] : 0u)];
+                                           : model->numbers[symbol + (model->groups ? model->groups[next.number] : 0u)];
             tables[i] = model->tables + ((size_t)number << model->precision);
-            if (++group == groups) {
-                group = 0;
-                row++;
-            }
+            sfi_next_group(&next, rows, groups);
         }
         if (!sfi_decode_block(&stream, tables, model->precision, some, coded))
             SFI_FAIL(RANS_STREAM, "the chunk's words end too early");
         for (i = 0; i < some; i++) {
-            mask[out_row * row_bytes + out_group] = (unsigned char)coded[i];
-            if (++out_group == groups) {
-                out_group = 0;
-                out_row++;
-            }
+            bits[out.row * groups + out.number] = (unsigned char)coded[i];
+            sfi_next_group(&out, rows, groups);
         }
     }
     if (!sfi_end_stream(&stream)) SFI_FAIL(RANS_STREAM, "the chunk does not end as it must");
     return SPARSEFMT_OK;
 }
 
+/* The bits of all rows, each in as many bytes as there are groups. */
 static sparsefmt_code sfi_decode_rows(sfi_reader *reader, const sfi_model *model, const unsigned char *symbols,
-                                      const unsigned char *chunk, uint64_t size, unsigned char *mask, uint64_t rows) {
+                                      const unsigned char *chunk, uint64_t size, unsigned char *bits, uint64_t rows) {
     sparsefmt_error *error = reader->error;
-    const uint64_t cols = reader->entry->cols, row_bytes = sfi_mask_row_bytes(reader->entry);
+    const uint64_t cols = reader->entry->cols, groups = sfi_ceil_div(cols, 8);
     const unsigned row_classes = model->row_symbols - model->copies;
     uint64_t row, i;
     if (symbols && symbols[0] == row_classes) SFI_FAIL(RANS_STREAM, "the first row of a tile is a copy");
-    memset(mask, 0, (size_t)(rows * row_bytes));
-    SFI_TRY(sfi_decode_groups(reader, model, symbols, chunk, size, mask, rows));
+    SFI_TRY(sfi_decode_groups(reader, model, symbols, chunk, size, bits, rows));
     for (row = 0; row < rows; row++) {
-        unsigned char *bytes = mask + row * row_bytes;
-        if (cols % 8 && bytes[cols / 8] >> cols % 8) SFI_FAIL(MASK_PADDING, "mask has a bit set beyond the columns");
-        if (model->order) sfi_place_columns(model, bytes, row_bytes);
+        unsigned char *of_row = bits + row * groups;
+        if (cols % 8 && of_row[groups - 1] >> cols % 8) SFI_FAIL(RANS_STREAM, "mask has a bit set beyond the columns");
+        if (model->order) sfi_place_columns(model, of_row, groups);
         if (symbols && symbols[row] == row_classes) {
-            const unsigned char *above = bytes - row_bytes;
-            for (i = 0; i < row_bytes; i++) bytes[i] ^= above[i];
+            const unsigned char *above = of_row - groups;
+            for (i = 0; i < groups; i++) of_row[i] ^= above[i];
         }
     }
     return SPARSEFMT_OK;
@@ -2183,7 +2300,8 @@ static sparsefmt_code sfi_decode_positions(sfi_reader *reader, const sparsefmt_t
                                            uint64_t size, unsigned char *mask) {
     sparsefmt_error *error = reader->error;
     const sparsefmt_allocator *allocator = &reader->file->allocator;
-    unsigned char *symbols = NULL;
+    const uint64_t cols = reader->entry->cols, bytes = tile->rows * sfi_ceil_div(cols, 8);
+    unsigned char *symbols = NULL, *bits;
     sparsefmt_code code = SPARSEFMT_OK;
     sfi_model *model;
     SFI_TRY(sfi_need_model(reader, SPARSEFMT_MASK, &model));
@@ -2192,19 +2310,24 @@ static sparsefmt_code sfi_decode_positions(sfi_reader *reader, const sparsefmt_t
         if (!symbols) SFI_FAIL(MEMORY, "no memory for the symbols of the rows");
         code = sfi_read_row_symbols(reader, model, tile->rows, &chunk, &size, symbols);
     }
-    if (!code) code = sfi_decode_rows(reader, model, symbols, chunk, size, mask, tile->rows);
+    bits = code ? NULL : (unsigned char *)sfi_allocate(allocator, bytes);
+    if (!code && !bits) code = sfi_fail(error, SPARSEFMT_ERROR_MEMORY, "no memory for the rows of a mask");
+    if (!code) code = sfi_decode_rows(reader, model, symbols, chunk, size, bits, tile->rows);
+    if (!code) sfi_put_mask(bits, tile->rows, cols, mask);
+    sfi_release(allocator, bits, bytes);
     sfi_release(allocator, symbols, tile->rows);
     return code;
 }
 
-static void sfi_derive_row_offsets(const sparsefmt_entry *entry, const sparsefmt_tile *tile, unsigned char *offsets) {
-    const uint64_t row_bytes = sfi_mask_row_bytes(entry);
-    const unsigned char *mask = tile->arrays[SPARSEFMT_MASK].bytes;
-    uint64_t row, total = 0;
-    for (row = 0; row <= tile->rows; row++) {
-        sfi_put(offsets + 4 * row, total, 4);
-        if (row < tile->rows) total += sfi_row_popcount(mask + row * row_bytes, row_bytes);
+static void sfi_derive_slice_offsets(const sparsefmt_entry *entry, const sparsefmt_tile *tile, unsigned char *offsets) {
+    const uint64_t slices = sfi_ceil_div(tile->rows, SFI_SLICE);
+    uint64_t number, total = 0;
+    for (number = 0; number < slices; number++) {
+        const sfi_slice slice = sfi_slice_of(tile, entry->cols, number);
+        sfi_put(offsets + 4 * number, total, 4);
+        total += sfi_count_values(&slice, entry->cols);
     }
+    sfi_put(offsets + 4 * slices, total, 4);
 }
 
 /* ---- Tiles ------------------------------------------------------------------------------------------------------ */
@@ -2212,12 +2335,14 @@ static void sfi_derive_row_offsets(const sparsefmt_entry *entry, const sparsefmt
 static sparsefmt_code sfi_decode(sfi_reader *reader, int number, const sparsefmt_tile *tile, const sfi_record *record,
                                  unsigned char *array) {
     const unsigned char *chunk = reader->file->data + record->offset;
-    if (reader->entry->codecs[number] == SFI_ZSTD)
-        return sfi_decode_zstd(reader, chunk, record->stored, array, record->raw, sfi_width(reader->entry, number));
+    if (reader->entry->codecs[number] == SFI_ZSTD) {
+        if (number == SPARSEFMT_MASK) return sfi_decode_mask(reader, tile, chunk, record->stored, array);
+        return sfi_decode_planes(reader, chunk, record->stored, array, record->raw, sfi_width(reader->entry, number));
+    }
     if (number == SPARSEFMT_MASK) return sfi_decode_positions(reader, tile, chunk, record->stored, array);
-    if (number != SPARSEFMT_ROW_OFFSETS)
+    if (!sfi_is_derived(reader->entry, number))
         return sfi_decode_elements(reader, number, tile, chunk, record->stored, array, record->raw);
-    sfi_derive_row_offsets(reader->entry, tile, array);
+    sfi_derive_slice_offsets(reader->entry, tile, array);
     return SPARSEFMT_OK;
 }
 
@@ -2266,18 +2391,18 @@ static sparsefmt_code sfi_check_dense(const sparsefmt_entry *entry, const sparse
 static sparsefmt_code sfi_check_bitmask(const sparsefmt_entry *entry, sparsefmt_tile *tile, sparsefmt_error *error) {
     const sfi_dtype *dtype = &sfi_dtypes[entry->dtype];
     const unsigned width = dtype->bits / 8;
-    const uint64_t row_bytes = sfi_mask_row_bytes(entry);
-    const unsigned char *mask = tile->arrays[SPARSEFMT_MASK].bytes;
-    const unsigned char *offsets = tile->arrays[SPARSEFMT_ROW_OFFSETS].bytes;
+    const unsigned char *offsets = tile->arrays[SPARSEFMT_SLICE_OFFSETS].bytes;
     const sparsefmt_array *values = &tile->arrays[SPARSEFMT_VALUES];
-    uint64_t row, total = 0, i;
+    uint64_t number, total = 0, i;
     SFI_TRY(sfi_check_mask(entry, tile, error));
-    for (row = 0; row < tile->rows; row++) {
-        if (sparsefmt_u32(offsets + 4 * row) != total) SFI_FAIL(ROW_OFFSETS, "row_offsets are not those of mask");
-        total += sfi_row_popcount(mask + row * row_bytes, row_bytes);
+    for (number = 0; SFI_SLICE * number < tile->rows; number++) {
+        const sfi_slice slice = sfi_slice_of(tile, entry->cols, number);
+        if (sparsefmt_u32(offsets + 4 * number) != total)
+            SFI_FAIL(SLICE_OFFSETS, "slice_offsets are not those of mask");
+        total += sfi_count_values(&slice, entry->cols);
     }
-    if (sparsefmt_u32(offsets + 4 * row) != total || values->size / width != total)
-        SFI_FAIL(ROW_OFFSETS, "row_offsets or values are not those of mask");
+    if (sparsefmt_u32(offsets + 4 * number) != total || values->size / width != total)
+        SFI_FAIL(SLICE_OFFSETS, "slice_offsets or values are not those of mask");
     for (i = 0; i < total; i++)
         if (sfi_is_stored_zero(dtype, sfi_element(values->bytes, i, width)))
             SFI_FAIL(STORED_ZERO, "a stored value is zero");
@@ -2291,7 +2416,7 @@ static sparsefmt_code sfi_check_rows(const sparsefmt_entry *entry, sparsefmt_til
     const unsigned char *counts = tile->arrays[SPARSEFMT_ROW_COUNTS].bytes;
     const unsigned char *permutation = tile->arrays[SPARSEFMT_ROW_PERMUTATION].bytes;
     const unsigned char *offsets = tile->arrays[SPARSEFMT_SLICE_OFFSETS].bytes;
-    const uint64_t slots = tile->arrays[SPARSEFMT_VALUES].size / (SFI_LANES * sfi_width(entry, SPARSEFMT_VALUES));
+    const uint64_t slots = tile->arrays[SPARSEFMT_VALUES].size / (SFI_SLICE * sfi_width(entry, SPARSEFMT_VALUES));
     uint64_t i, total = 0, before = entry->cols, row_before = 0;
     int counts_fine = 1, permutation_fine = 1, offsets_fine = 1;
     for (i = 0; i < tile->rows; i++) {
@@ -2300,15 +2425,15 @@ static sparsefmt_code sfi_check_rows(const sparsefmt_entry *entry, sparsefmt_til
         permutation_fine &= row < tile->rows && !(seen[row / 8] >> row % 8 & 1);
         permutation_fine &= !i || count != before || row > row_before;
         seen[row / 8] = (unsigned char)(seen[row / 8] | 1u << row % 8);
-        if (i % SFI_LANES == 0) {
-            offsets_fine &= sparsefmt_u32(offsets + i / SFI_LANES * 4) == total;
+        if (i % SFI_SLICE == 0) {
+            offsets_fine &= sparsefmt_u32(offsets + i / SFI_SLICE * 4) == total;
             total += count;
         }
         tile->nnz += count;
         before = count;
         row_before = row;
     }
-    offsets_fine &= sparsefmt_u32(offsets + sfi_ceil_div(tile->rows, SFI_LANES) * 4) == total && total == slots;
+    offsets_fine &= sparsefmt_u32(offsets + sfi_ceil_div(tile->rows, SFI_SLICE) * 4) == total && total == slots;
     if (!counts_fine) SFI_FAIL(ROW_COUNTS, "row_counts ascend, or are more than the columns");
     if (!permutation_fine) SFI_FAIL(ROW_PERMUTATION, "no permutation, or rows of equal count are out of order");
     if (!offsets_fine) SFI_FAIL(SLICE_OFFSETS, "slice_offsets or values are not those of row_counts");
@@ -2317,7 +2442,7 @@ static sparsefmt_code sfi_check_rows(const sparsefmt_entry *entry, sparsefmt_til
 
 enum { SFI_STORED_ZERO = 1, SFI_COLUMN_ORDER = 2, SFI_COLUMN_RANGE = 4, SFI_SLOT_PADDING = 8 };
 
-/* Values and columns of one slice, of up to eight rows, slot by slot. Bits of the faults that it has. */
+/* Values and columns of one slice of layout permuted, slot by slot. Bits of the faults that it has. */
 static unsigned sfi_check_slice(const sparsefmt_entry *entry, const sparsefmt_tile *tile, uint64_t slice) {
     const sfi_dtype *dtype = &sfi_dtypes[entry->dtype];
     const unsigned width = dtype->bits / 8, column_width = sfi_width(entry, SPARSEFMT_COLUMNS);
@@ -2325,13 +2450,13 @@ static unsigned sfi_check_slice(const sparsefmt_entry *entry, const sparsefmt_ti
     const unsigned char *columns = tile->arrays[SPARSEFMT_COLUMNS].bytes;
     const unsigned char *offsets = tile->arrays[SPARSEFMT_SLICE_OFFSETS].bytes + 4 * slice;
     const uint64_t first = sparsefmt_u32(offsets), slots = sparsefmt_u32(offsets + 4) - first;
-    uint64_t counts[SFI_LANES] = {0}, least[SFI_LANES] = {0}, slot;
+    uint64_t counts[SFI_SLICE] = {0}, least[SFI_SLICE] = {0}, slot;
     unsigned lane, faults = 0;
-    for (lane = 0; lane < SFI_LANES && SFI_LANES * slice + lane < tile->rows; lane++)
-        counts[lane] = sparsefmt_u32(tile->arrays[SPARSEFMT_ROW_COUNTS].bytes + 4 * (SFI_LANES * slice + lane));
+    for (lane = 0; lane < SFI_SLICE && SFI_SLICE * slice + lane < tile->rows; lane++)
+        counts[lane] = sparsefmt_u32(tile->arrays[SPARSEFMT_ROW_COUNTS].bytes + 4 * (SFI_SLICE * slice + lane));
     for (slot = 0; slot < slots; slot++) {
-        for (lane = 0; lane < SFI_LANES; lane++) {
-            uint64_t at = SFI_LANES * (first + slot) + lane;
+        for (lane = 0; lane < SFI_SLICE; lane++) {
+            uint64_t at = SFI_SLICE * (first + slot) + lane;
             uint64_t column = sfi_element(columns, at, column_width), value = sfi_element(values, at, width);
             if (slot >= counts[lane]) {
                 faults |= column || value ? SFI_SLOT_PADDING : 0;
@@ -2351,7 +2476,7 @@ static sparsefmt_code sfi_check_permuted(const sfi_reader *reader, sparsefmt_til
     unsigned faults = 0;
     uint64_t slice;
     SFI_TRY(sfi_check_rows(reader->entry, tile, seen, error));
-    for (slice = 0; SFI_LANES * slice < tile->rows; slice++)
+    for (slice = 0; SFI_SLICE * slice < tile->rows; slice++)
         faults |= sfi_check_slice(reader->entry, tile, slice);
     if (faults & SFI_STORED_ZERO) SFI_FAIL(STORED_ZERO, "a stored value is zero");
     if (faults & SFI_COLUMN_ORDER) SFI_FAIL(COLUMN_ORDER, "columns of a row do not ascend");
@@ -2498,15 +2623,17 @@ void sparsefmt_unload(sparsefmt_tensor *tensor) {
 
 static void sfi_expand_bitmask(const sparsefmt_entry *entry, const sparsefmt_tile *tile, unsigned char *dense) {
     const unsigned width = sfi_dtypes[entry->dtype].bits / 8;
-    const uint64_t row_bytes = sfi_mask_row_bytes(entry);
-    const unsigned char *mask = tile->arrays[SPARSEFMT_MASK].bytes;
     const unsigned char *value = tile->arrays[SPARSEFMT_VALUES].bytes;
     uint64_t row, column, word;
-    for (row = 0; row < tile->rows; row++) {
-        for (column = 0; column < entry->cols; column += 64) {
-            word = sparsefmt_u64(mask + row * row_bytes + column / 8);
-            for (; word; word &= word - 1, value += width)
-                memcpy(dense + (row * entry->cols + column + sfi_lowest_bit(word)) * width, value, width);
+    for (row = 0; row < tile->rows; row += SFI_SLICE) {
+        const sfi_slice slice = sfi_slice_of(tile, entry->cols, row / SFI_SLICE);
+        for (column = 0; column < entry->cols; column += 4) {
+            word = sfi_four_columns(&slice, column, entry->cols);
+            for (; word; word &= word - 1, value += width) {
+                const unsigned bit = sfi_lowest_bit(word);
+                const uint64_t at = (row + bit % SFI_SLICE) * entry->cols + column + bit / SFI_SLICE;
+                memcpy(dense + at * width, value, width);
+            }
         }
     }
 }
@@ -2519,9 +2646,9 @@ static void sfi_expand_permuted(const sparsefmt_entry *entry, const sparsefmt_ti
     for (position = 0; position < tile->rows; position++) {
         uint64_t row = sparsefmt_u16(tile->arrays[SPARSEFMT_ROW_PERMUTATION].bytes + 2 * position);
         uint64_t count = sparsefmt_u32(tile->arrays[SPARSEFMT_ROW_COUNTS].bytes + 4 * position);
-        uint64_t first = sparsefmt_u32(tile->arrays[SPARSEFMT_SLICE_OFFSETS].bytes + position / SFI_LANES * 4);
+        uint64_t first = sparsefmt_u32(tile->arrays[SPARSEFMT_SLICE_OFFSETS].bytes + position / SFI_SLICE * 4);
         for (k = 0; k < count; k++) {
-            uint64_t at = SFI_LANES * (first + k) + position % SFI_LANES;
+            uint64_t at = SFI_SLICE * (first + k) + position % SFI_SLICE;
             uint64_t column = sfi_element(columns, at, column_width);
             memcpy(dense + (row * entry->cols + column) * width, values + at * width, width);
         }
@@ -2659,6 +2786,7 @@ static void sfi_set_up_numbers(sfi_numbers *numbers, sparsefmt_dtype dtype) {
 }
 
 #define SFI_SOME 256 /* elements converted at a time: a multiple of 16 */
+#define SFI_LINE 64  /* columns at a time of rows of layout dense */
 
 /* Little-endian integers as integers, so many at a time that compilers vectorise what is done with them. */
 #if defined(__BYTE_ORDER__) && !defined(SPARSEFMT_PORTABLE)
@@ -2776,58 +2904,66 @@ static void sfi_read_columns(const unsigned char *columns, uint64_t first, unsig
     for (i = 0; i < count; i++) out[i] = narrow[i];
 }
 
-/* The products of a tile in each layout, for accumulators of type T. */
+/* The products of a tile in each layout, for accumulators of type T. `finite` says whether all of x is: then multiplying
+   zeros gives the same bits as skipping them. */
 #define SFI_PRODUCTS(TARGET, T, FMA, CONVERT, NAME)                                                                    \
-    /* Sum of sixteen partial sums, as a tree. */                                                                      \
+    /* Eight rows at a time, so that their chains of additions overlap. Rows that do not exist are 0. */               \
     TARGET                                                                                                             \
-    static T sfi_tree_##NAME(T *p) {                                                                                   \
-        unsigned h, i;                                                                                                 \
-        for (h = 8; h; h /= 2)                                                                                         \
-            for (i = 0; i < h; i++) p[i] = p[i] + p[i + h];                                                            \
-        return p[0] + (T)0;                                                                                            \
-    }                                                                                                                  \
-                                                                                                                       \
-    TARGET                                                                                                             \
-    static void sfi_dense_##NAME(const sfi_numbers *w, const sparsefmt_tile *tile, uint64_t cols, const T *x, T *y) {  \
-        T some[SFI_SOME];                                                                                              \
+    static void sfi_dense_##NAME(const sfi_numbers *w, const sparsefmt_tile *tile, uint64_t cols, const T *x,          \
+                                 int finite, T *y) {                                                                   \
+        T lines[8][SFI_LINE];                                                                                          \
         uint64_t row, first;                                                                                           \
         unsigned i, k;                                                                                                 \
-        for (row = 0; row < tile->rows; row++) {                                                                       \
-            T p[16] = {0};                                                                                             \
-            for (first = 0; first < cols; first += SFI_SOME) {                                                         \
-                unsigned count = cols - first < SFI_SOME ? (unsigned)(cols - first) : SFI_SOME;                        \
+        memset(lines, 0, sizeof lines);                                                                                \
+        for (row = 0; row < tile->rows; row += 8) {                                                                    \
+            const unsigned rows = tile->rows - row < 8 ? (unsigned)(tile->rows - row) : 8;                             \
+            T s[8] = {0};                                                                                              \
+            for (first = 0; first < cols; first += SFI_LINE) {                                                         \
+                const unsigned count = cols - first < SFI_LINE ? (unsigned)(cols - first) : SFI_LINE;                  \
                 const T *const here = x + first;                                                                       \
-                CONVERT(w, row * cols + first, count, some);                                                           \
-                for (i = 0; i + 16 <= count; i += 16)                                                                  \
-                    for (k = 0; k < 16; k++) p[k] = FMA(some[i + k], here[i + k], p[k]);                               \
-                for (k = 0; i + k < count; k++) p[k] = FMA(some[i + k], here[i + k], p[k]);                            \
+                for (i = 0; i < rows; i++) CONVERT(w, (row + i) * cols + first, count, lines[i]);                      \
+                for (i = 0; i < rows && !finite; i++)                                                                  \
+                    for (k = 0; k < count; k++)                                                                        \
+                        if (lines[i][k] != 0) s[i] = FMA(lines[i][k], here[k], s[i]);                                  \
+                for (k = 0; k < count && finite; k++) {                                                                \
+                    s[0] = FMA(lines[0][k], here[k], s[0]);                                                            \
+                    s[1] = FMA(lines[1][k], here[k], s[1]);                                                            \
+                    s[2] = FMA(lines[2][k], here[k], s[2]);                                                            \
+                    s[3] = FMA(lines[3][k], here[k], s[3]);                                                            \
+                    s[4] = FMA(lines[4][k], here[k], s[4]);                                                            \
+                    s[5] = FMA(lines[5][k], here[k], s[5]);                                                            \
+                    s[6] = FMA(lines[6][k], here[k], s[6]);                                                            \
+                    s[7] = FMA(lines[7][k], here[k], s[7]);                                                            \
+                }                                                                                                      \
             }                                                                                                          \
-            y[tile->first_row + row] = sfi_tree_##NAME(p);                                                             \
+            for (i = 0; i < rows; i++) y[tile->first_row + row + i] = s[i] + (T)0;                                     \
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
+    /* Rows in lanes, as they lie in a slice. */                                                                       \
     TARGET                                                                                                             \
     static void sfi_bitmask_##NAME(const sfi_numbers *w, const sparsefmt_tile *tile, uint64_t cols, const T *x,        \
                                    T *y) {                                                                             \
-        const unsigned char *mask = tile->arrays[SPARSEFMT_MASK].bytes;                                                \
         T some[SFI_SOME];                                                                                              \
         uint64_t row, column, word, converted = 0;                                                                     \
-        unsigned at = 0, end = 0;                                                                                      \
-        for (row = 0; row < tile->rows; row++) {                                                                       \
-            T p[16] = {0};                                                                                             \
-            for (column = 0; column < cols; column += 64, mask += 8) {                                                 \
-                for (word = sparsefmt_u64(mask); word; word &= word - 1) {                                             \
-                    const unsigned j = sfi_lowest_bit(word);                                                           \
+        unsigned at = 0, end = 0, lane;                                                                                \
+        for (row = 0; row < tile->rows; row += SFI_SLICE) {                                                            \
+            const sfi_slice slice = sfi_slice_of(tile, cols, row / SFI_SLICE);                                         \
+            T s[SFI_SLICE] = {0};                                                                                      \
+            for (column = 0; column < cols; column += 4) {                                                             \
+                const T *const here = x + column;                                                                      \
+                for (word = sfi_four_columns(&slice, column, cols); word; word &= word - 1) {                          \
+                    const unsigned bit = sfi_lowest_bit(word);                                                         \
                     if (at == end) {                                                                                   \
                         end = tile->nnz - converted < SFI_SOME ? (unsigned)(tile->nnz - converted) : SFI_SOME;         \
                         CONVERT(w, converted, end, some);                                                              \
                         converted += end;                                                                              \
                         at = 0;                                                                                        \
                     }                                                                                                  \
-                    p[j % 16] = FMA(some[at++], x[column + j], p[j % 16]);                                             \
+                    s[bit % SFI_SLICE] = FMA(some[at++], here[bit / SFI_SLICE], s[bit % SFI_SLICE]);                   \
                 }                                                                                                      \
             }                                                                                                          \
-            y[tile->first_row + row] = sfi_tree_##NAME(p);                                                             \
+            for (lane = 0; lane < slice.rows; lane++) y[tile->first_row + row + lane] = s[lane] + (T)0;                \
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
@@ -2841,25 +2977,25 @@ static void sfi_read_columns(const unsigned char *columns, uint64_t first, unsig
         uint32_t places[SFI_SOME];                                                                                     \
         uint64_t position;                                                                                             \
         unsigned lane;                                                                                                 \
-        for (position = 0; position < tile->rows; position += SFI_LANES) {                                             \
-            const unsigned char *offsets = tile->arrays[SPARSEFMT_SLICE_OFFSETS].bytes + position / SFI_LANES * 4;     \
+        for (position = 0; position < tile->rows; position += SFI_SLICE) {                                             \
+            const unsigned char *offsets = tile->arrays[SPARSEFMT_SLICE_OFFSETS].bytes + position / SFI_SLICE * 4;     \
             const uint64_t first = sparsefmt_u32(offsets), slots = sparsefmt_u32(offsets + 4) - first;                 \
             const uint64_t left = tile->rows - position;                                                               \
-            uint64_t counts[SFI_LANES] = {0}, slot = 0;                                                                \
-            const unsigned lanes = left < SFI_LANES ? (unsigned)left : SFI_LANES;                                      \
+            uint64_t counts[SFI_SLICE] = {0}, slot = 0;                                                                \
+            const unsigned lanes = left < SFI_SLICE ? (unsigned)left : SFI_SLICE;                                      \
             unsigned active = lanes, i;                                                                                \
-            T s[SFI_LANES] = {0};                                                                                      \
+            T s[SFI_SLICE] = {0};                                                                                      \
             for (lane = 0; lane < lanes; lane++)                                                                       \
                 counts[lane] = sparsefmt_u32(tile->arrays[SPARSEFMT_ROW_COUNTS].bytes + 4 * (position + lane));        \
             while (slot < slots) {                                                                                     \
-                const uint64_t some_slots = slots - slot < SFI_SOME / SFI_LANES ? slots - slot : SFI_SOME / SFI_LANES; \
-                const unsigned count = (unsigned)some_slots * SFI_LANES;                                               \
-                CONVERT(w, SFI_LANES * (first + slot), count, some);                                                   \
-                sfi_read_columns(columns, SFI_LANES * (first + slot), count, column_width, places);                    \
-                for (i = 0; i < count && slot < counts[SFI_LANES - 1]; i += SFI_LANES, slot++)                         \
-                    for (lane = 0; lane < SFI_LANES; lane++)                                                           \
+                const uint64_t some_slots = slots - slot < SFI_SOME / SFI_SLICE ? slots - slot : SFI_SOME / SFI_SLICE; \
+                const unsigned count = (unsigned)some_slots * SFI_SLICE;                                               \
+                CONVERT(w, SFI_SLICE * (first + slot), count, some);                                                   \
+                sfi_read_columns(columns, SFI_SLICE * (first + slot), count, column_width, places);                    \
+                for (i = 0; i < count && slot < counts[SFI_SLICE - 1]; i += SFI_SLICE, slot++)                         \
+                    for (lane = 0; lane < SFI_SLICE; lane++)                                                           \
                         s[lane] = FMA(some[i + lane], x[places[i + lane]], s[lane]);                                   \
-                for (; i < count; i += SFI_LANES, slot++) {                                                            \
+                for (; i < count; i += SFI_SLICE, slot++) {                                                            \
                     while (counts[active - 1] <= slot) active--;                                                       \
                     for (lane = 0; lane < active; lane++)                                                              \
                         s[lane] = FMA(some[i + lane], x[places[i + lane]], s[lane]);                                   \
@@ -2877,7 +3013,9 @@ static void sfi_read_columns(const unsigned char *columns, uint64_t first, unsig
         const sparsefmt_info *info = &tensor->info;                                                                    \
         sfi_numbers w;                                                                                                 \
         uint64_t i;                                                                                                    \
+        int finite = 1;                                                                                                \
         sfi_set_up_numbers(&w, info->dtype);                                                                           \
+        for (i = 0; i < info->cols; i++) finite &= x[i] - x[i] == 0;                                                   \
         if (!info->tiles)                                                                                              \
             for (i = 0; i < info->rows; i++) y[i] = 0;                                                                 \
         for (i = 0; i < info->tiles; i++) {                                                                            \
@@ -2886,7 +3024,7 @@ static void sfi_read_columns(const unsigned char *columns, uint64_t first, unsig
             switch (info->layout) {                                                                                    \
             case SPARSEFMT_BITMASK: sfi_bitmask_##NAME(&w, tile, info->cols, x, y); break;                             \
             case SPARSEFMT_PERMUTED: sfi_permuted_##NAME(&w, tile, info->cols, x, y); break;                           \
-            default: sfi_dense_##NAME(&w, tile, info->cols, x, y);                                                     \
+            default: sfi_dense_##NAME(&w, tile, info->cols, x, finite, y);                                             \
             }                                                                                                          \
         }                                                                                                              \
     }

@@ -280,9 +280,14 @@ def check_entry(entry: Entry) -> None:
         require(entry.nnz is not None and entry.nnz <= elements, "nnz", f"{what}: {entry.nnz} of {elements} elements")
         optional = {"negative_zeros"} if dtype.negative_zero else set()
     require(entry.arrays.keys() - optional == LAYOUTS[entry.layout], "array-set", f"{what}: {sorted(entry.arrays)}")
-    modelled = {array for array, codec in entry.arrays.items() if codec == "rans" and array != "row_offsets"}
+    modelled = {array for array, codec in entry.arrays.items() if codec == "rans" and not is_derived(entry, array)}
     found = sorted(entry.models)
     require(set(found) == modelled, "model-set", f"{what}: models of {found}, not of {sorted(modelled)}")
+
+
+def is_derived(entry: Entry, array: str) -> bool:
+    """Whether codec `rans` derives the array from another (5.3.7)."""
+    return entry.layout == "bitmask" and array == "slice_offsets"
 
 
 def check_chunks(container: Container) -> None:
@@ -297,8 +302,9 @@ def check_chunks(container: Container) -> None:
         for tile in range(entry.tiles):
             chunks = dict(container.chunks(entry, tile))
             for array, (_, stored, raw, _) in chunks.items():
-                derived = array == "row_offsets" and entry.arrays[array] == "rans"
-                possible = stored in (0, raw) if derived else stored <= raw <= stored * CODECS[entry.arrays[array]]
+                codec = entry.arrays[array]
+                derived = codec == "rans" and is_derived(entry, array)
+                possible = stored in (0, raw) if derived else stored <= raw <= stored * CODECS[codec]
                 require(possible, "chunk-size", f"{entry.name!r}: `{array}`, {stored} bytes for {raw}")
             sizes = {array: record.raw for array, record in chunks.items()}
             check_sizes(entry.layout, entry.dtype, entry.rows_of(tile), entry.cols, sizes)

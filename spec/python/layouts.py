@@ -10,11 +10,12 @@ from faults import require
 
 LAYOUTS = {
     "dense": {"values"},
-    "bitmask": {"mask", "row_offsets", "values"},
+    "bitmask": {"mask", "slice_offsets", "values"},
     "permuted": {"columns", "row_counts", "row_permutation", "slice_offsets", "values"},
 }
 Arrays = dict[str, np.ndarray]  # the arrays of a tile, by name
 Stored = tuple[np.ndarray, np.ndarray, np.ndarray]  # row, column and bits of each value of a sparse layout
+HEIGHT = 16  # rows of a slice
 
 
 class Tile(NamedTuple):
@@ -29,7 +30,7 @@ def ceil_div(a: int, b: int) -> int:
 
 def array_width(array: str, dtype: DType, c: int) -> int:
     """Bytes of one element of an array, for a matrix of c columns."""
-    wide = {"row_offsets": 4, "row_counts": 4, "slice_offsets": 4, "row_permutation": 2}
+    wide = {"row_counts": 4, "slice_offsets": 4, "row_permutation": 2}
     return {**wide, "columns": 2 if c <= 65536 else 4, "values": dtype.width}.get(array, 1)
 
 
@@ -37,16 +38,17 @@ def check_sizes(layout: str, dtype: DType, r: int, c: int, sizes: dict[str, int]
     """The bytes of each array of a tile, as far as they follow from each other."""
     w = dtype.width
     n = min(sizes["values"] // w, r * c)
-    slots = min(sizes["values"] // (8 * w), ceil_div(r, 8) * c)
+    slices = ceil_div(r, HEIGHT)
+    slots = min(sizes["values"] // (HEIGHT * w), slices * c)
     expected = {
         "dense": {"values": ceil_div(r * c * dtype.bits, 8)},
-        "bitmask": {"mask": r * 8 * ceil_div(c, 64), "row_offsets": 4 * (r + 1), "values": n * w},
+        "bitmask": {"mask": c * ceil_div(r, 8), "slice_offsets": 4 * (slices + 1), "values": n * w},
         "permuted": {
-            "columns": 8 * slots * array_width("columns", dtype, c),
+            "columns": HEIGHT * slots * array_width("columns", dtype, c),
             "row_counts": 4 * r,
             "row_permutation": 2 * r,
-            "slice_offsets": 4 * (ceil_div(r, 8) + 1),
-            "values": 8 * slots * w,
+            "slice_offsets": 4 * (slices + 1),
+            "values": HEIGHT * slots * w,
         },
     }
     for array, size in expected[layout].items():
@@ -96,18 +98,44 @@ def check_dense(dtype: DType, values: np.ndarray, elements: int) -> None:
 
 
 def check_bitmask(arrays: Arrays, r: int, c: int) -> Stored:
-    mask = mask_bits(arrays["mask"], r, c)
-    expected = np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
-    require(np.array_equal(arrays["row_offsets"], expected), "row-offsets", "row offsets other than the mask gives")
-    require(len(arrays["values"]) == expected[-1], "row-offsets", "row offsets other than `values` has")
-    rows, columns = np.nonzero(mask)
+    mask = read_mask(arrays["mask"], r, c)
+    expected = offsets_of_slices(mask)
+    require(np.array_equal(arrays["slice_offsets"], expected), "slice-offsets", "slice offsets other than `mask` gives")
+    require(len(arrays["values"]) == expected[-1], "slice-offsets", "slice offsets other than `values` has")
+    rows, columns = positions_of_values(mask)
     return rows, columns, arrays["values"]
 
 
-def mask_bits(mask: np.ndarray, r: int, c: int) -> np.ndarray:
-    bits = np.unpackbits(mask.reshape(r, -1), axis=1, bitorder="little").astype(bool)
-    require(not bits[:, c:].any(), "mask-padding", f"mask bit beyond column {c - 1}")
-    return bits[:, :c]
+def read_mask(array: np.ndarray, r: int, c: int) -> np.ndarray:
+    """Which positions are not pruned: (r, c)."""
+    mask = np.zeros((r, c), bool)
+    for first in range(0, r, HEIGHT):
+        height, at = min(HEIGHT, r - first), c * first // 8
+        integers = np.frombuffer(array, "<u2" if height > 8 else "u1", c, at).astype(int)
+        require(int(integers.max()) < 1 << height, "mask-padding", f"mask bit of a row beyond {r - 1}")
+        mask[first : first + height] = integers >> np.arange(height)[:, None] & 1
+    return mask
+
+
+def write_mask(mask: np.ndarray) -> bytes:
+    """The array that `read_mask` reads."""
+    slices = [mask[first : first + HEIGHT] for first in range(0, len(mask), HEIGHT)]
+    integers = [(rows.astype(int) << np.arange(len(rows))[:, None]).sum(axis=0) for rows in slices]
+    types = ["<u2" if len(rows) > 8 else "u1" for rows in slices]
+    return b"".join(of_slice.astype(type_).tobytes() for of_slice, type_ in zip(integers, types, strict=True))
+
+
+def offsets_of_slices(mask: np.ndarray) -> np.ndarray:
+    """The number of values before each slice."""
+    counts = np.add.reduceat(mask.sum(axis=1), np.arange(0, len(mask), HEIGHT))
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def positions_of_values(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The row and the column of each value: slice by slice, column by column, by ascending row."""
+    rows, columns = np.nonzero(mask)
+    order = np.lexsort((rows, columns, rows // HEIGHT))  # the last key counts most
+    return rows[order], columns[order]
 
 
 # ------------------------------------------------------------------------------------------------------- 4.3 permuted
@@ -120,14 +148,14 @@ def check_permuted(arrays: Arrays, r: int, c: int) -> Stored:
     require(bool((fall >= 0).all()) and counts[0] <= c, "row-counts", "counts ascending, or over the columns")
     stable = (fall > 0) | (np.diff(permutation) > 0)
     require(bool(stable.all()), "row-permutation", "rows of equal count out of order")
-    slots = counts[::8]  # of each slice
+    slots = counts[::HEIGHT]  # of each slice
     first = np.concatenate([[0], np.cumsum(slots)])
     require(np.array_equal(arrays["slice_offsets"], first), "slice-offsets", "slice offsets other than the counts give")
-    require(len(arrays["values"]) == 8 * first[-1], "slice-offsets", "slice offsets other than `values` has")
-    columns, values = arrays["columns"].reshape(-1, 8).astype(np.int64), arrays["values"].reshape(-1, 8)
+    require(len(arrays["values"]) == HEIGHT * first[-1], "slice-offsets", "slice offsets other than `values` has")
+    columns, values = arrays["columns"].reshape(-1, HEIGHT).astype(np.int64), arrays["values"].reshape(-1, HEIGHT)
     k = np.arange(first[-1]) - np.repeat(first[:-1], slots)  # of each slot in its slice
-    position = np.repeat(np.arange(len(slots)) * 8, slots)[:, None] + np.arange(8)  # of each slot and lane
-    stored = k[:, None] < np.pad(counts, (0, -r % 8))[position]
+    position = np.repeat(np.arange(len(slots)) * HEIGHT, slots)[:, None] + np.arange(HEIGHT)  # of each slot and lane
+    stored = k[:, None] < np.pad(counts, (0, -r % HEIGHT))[position]
     require(bool((columns < c).all()), "column-range", f"column not below {c}")
     require(not (columns[~stored].any() or values[~stored].any()), "slot-padding", "padding lane not zero")
     follows = (k[1:] > 0)[:, None] & stored[1:]

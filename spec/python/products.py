@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 from dtypes import DType, numbers
-from layouts import Tile
+from layouts import Tile, dense_bytes
 
 SUMMED_IN_DOUBLE = {"F64", "I32", "U32", "I64", "U64"}
 
@@ -19,42 +19,24 @@ def type_of_sums(dtype: DType, x: np.dtype) -> np.dtype:
     return np.dtype(np.float64 if wide else np.float32)
 
 
-def multiply_tile(layout: str, dtype: DType, tile: Tile, x: np.ndarray) -> np.ndarray:
-    """The elements of y of the rows of a tile; x is of type A."""
+def multiply_tile(dtype: DType, tile: Tile, x: np.ndarray) -> np.ndarray:
+    """The elements of y of the rows of a tile, whatever its layout; x is of type A."""
+    elements = np.frombuffer(dense_bytes(dtype, tile), f"<u{dtype.width}")
     with np.errstate(all="ignore"):
-        values = numbers(dtype, tile.arrays["values"], x.dtype)
-        return (multiply_permuted if layout == "permuted" else multiply_sixteen)(tile, values, x)
+        w = numbers(dtype, elements, x.dtype)[: math.prod(tile.shape)].reshape(tile.shape)
+        return multiply(w, x)
 
 
-def multiply_permuted(tile: Tile, values: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """One chain for each row: slot by slot, at once for all rows that have so many elements."""
-    counts, position = tile.arrays["row_counts"], np.arange(tile.shape[0])
-    first = tile.arrays["slice_offsets"].astype(np.int64)[position // 8] * 8 + position % 8
-    s = np.zeros(len(counts), x.dtype)
-    for k in range(int(counts[0])):
-        rows = int((counts > k).sum())  # counts never ascend: it is the first rows
-        lanes = first[:rows] + 8 * k
-        s[:rows] = fma(values[lanes], x[tile.arrays["columns"][lanes]], s[:rows])
-    y = np.empty_like(s)
-    y[tile.arrays["row_permutation"]] = s + x.dtype.type(0)
-    return y
-
-
-def multiply_sixteen(tile: Tile, values: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """`bitmask` and `dense`: sixteen partial sums for each row, sixteen columns at a time, then a tree."""
-    r, c = tile.shape
-    if tile.stored is None:
-        matrix, stored = values[: r * c].reshape(r, c), np.ones((r, c), bool)
-    else:
-        matrix, stored = np.zeros((r, c), x.dtype), np.zeros((r, c), bool)
-        matrix[tile.stored[:2]], stored[tile.stored[:2]] = values, True
-    p = np.zeros((r, 16), x.dtype)
-    for j in range(0, c, 16):
-        here = np.nonzero(stored[:, j : j + 16])
-        p[here] = fma(matrix[:, j : j + 16][here], x[j : j + 16][here[1]], p[here])
-    for h in 8, 4, 2, 1:
-        p[:, :h] = p[:, :h] + p[:, h : 2 * h]
-    return p[:, 0] + x.dtype.type(0)
+def multiply(w: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """One chain for each row: its first element that is not zero, its second, …, at once for all rows that have one."""
+    counts, columns = (w != 0).sum(axis=1), np.nonzero(w)[1]
+    first = np.cumsum(counts) - counts  # of each row, among the elements that are not zero
+    s = np.zeros(len(w), x.dtype)
+    for k in range(int(counts.max())):
+        rows = np.flatnonzero(counts > k)
+        here = columns[first[rows] + k]
+        s[rows] = fma(w[rows, here], x[here], s[rows])
+    return s + x.dtype.type(0)
 
 
 # --------------------------------------------------------------------------------------------------------------- fma

@@ -9,7 +9,7 @@ import itertools
 import math
 import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -181,7 +181,7 @@ class ElementModel:
         lag, self.folded, self.shift, precision = bits.field(2), bits.field(1), bits.field(6), 8 + bits.field(3)
         require(lag < 3, "lag 3")
         require(self.shift < element_bits, f"{self.shift} bits of {element_bits} left out")
-        self.lag = (0, 1, 8)[lag]
+        self.lag = (0, 1, 16)[lag]
         row_classes, column_classes = 1 + bits.field(5), 1 + bits.field(5)
         self.has_classes = row_classes > 1 or column_classes > 1
         require(c is not None or not self.has_classes, "classes of rows or columns that there are not")
@@ -243,7 +243,7 @@ def read_offsets(offset_bits: bytes, q: int, widths: np.ndarray) -> np.ndarray:
 class PositionModel:
     def __init__(self, model: bytes, c: int):
         """5.3.6: of c columns"""
-        self.g = -(-c // 8)
+        self.c, self.g = c, -(-c // 8)
         bits = Bits(model)
         precision, self.row_classes = 8 + bits.field(3), 1 + bits.field(5)
         copies, column_classes = bits.field(1), 1 + bits.field(5)
@@ -260,39 +260,32 @@ class PositionModel:
             e, s = (groups >= 0).sum(axis=1), np.where(groups >= 0, groups, 0).sum(axis=1)
             self.group_classes = ((2 * s + e) // (2 * e)).tolist()
 
-    def decode(self, chunk: bytes, r: int) -> bytes:
-        """The mask of r rows."""
+    def decode(self, chunk: bytes, r: int) -> np.ndarray:
+        """The mask of r rows: 1 where a position is not pruned, else 0."""
         symbols, stream = read_rows(chunk, self.row_table, r)
         copies = symbols == self.row_classes
         require(not copies[0], "first row that is a copy")
-        tables = itertools.chain.from_iterable(map(self.tables_of_row, symbols.tolist()))
-        mask = np.array(decode_stream(stream, r * self.g, tables), np.uint8).reshape(r, self.g)
+        slices = [symbols[first : first + 16].tolist() for first in range(0, r, 16)]
+        coded = decode_stream(stream, r * self.g, itertools.chain.from_iterable(map(self.tables_of_slice, slices)))
+        of_slices = np.split(np.array(coded, np.uint8), np.arange(16, r, 16) * self.g)
+        groups = np.concatenate([of_slice.reshape(self.g, -1).T for of_slice in of_slices])  # row by row
+        bits = np.unpackbits(groups, axis=1, bitorder="little")
+        require(not bits[:, self.c :].any(), "bits of columns that do not exist")  # they come last in the order
         for row in np.flatnonzero(copies):
-            mask[row] ^= mask[row - 1]
-        if self.order is not None:
-            bits = np.zeros((r, 8 * self.g), np.uint8)
-            bits[:, self.order] = np.unpackbits(mask, axis=1, bitorder="little")
-            mask = np.packbits(bits, axis=1, bitorder="little")
-        return np.pad(mask, ((0, 0), (0, -self.g % 8))).tobytes()
+            bits[row] ^= bits[row - 1]
+        mask = np.empty((r, self.c), np.uint8)
+        mask[:, slice(None) if self.order is None else self.order[: self.c]] = bits[:, : self.c]
+        return mask
 
-    def tables_of_row(self, symbol: int) -> Iterable[Table]:
-        """The table of each group."""
-        if symbol == self.row_classes:
-            return itertools.repeat(self.copy_table, self.g)
-        if self.group_classes is None:
-            return itertools.repeat(self.tables[symbol], self.g)
-        return [self.tables[symbol + group_class] for group_class in self.group_classes]
+    def tables_of_slice(self, symbols: list[int]) -> Iterator[Table]:
+        """The table of each byte, group by group, given the symbols of the rows of the slice."""
+        for group in range(self.g):
+            group_class = 0 if self.group_classes is None else self.group_classes[group]
+            for symbol in symbols:
+                yield self.copy_table if symbol == self.row_classes else self.tables[symbol + group_class]
 
 
 def read_byte_table(bits: Bits, precision: int) -> Table:
     if bits.field(1):
         return table_of(precision, frequencies_of_popcounts(bits, precision))
     return table_of(precision, frequencies_of_symbols(bits, 256, precision))
-
-
-# ----------------------------------------------------------------------------------------------- 5.3.7 Derived arrays
-
-
-def derive_row_offsets(mask: np.ndarray, r: int) -> bytes:
-    counts = np.bitwise_count(mask).reshape(r, -1).sum(axis=1, dtype=int)
-    return np.concatenate([[0], np.cumsum(counts)]).astype("<u4").tobytes()

@@ -29,9 +29,20 @@ import zstandard
 sys.path.insert(0, str(Path(__file__).parent))  # if this file was loaded by its path
 import products
 import rans
-from container import Container, Entry, Record, aligned, open_container
+from container import Container, Entry, Record, aligned, is_derived, open_container
 from faults import Fault, require
-from layouts import Arrays, Tile, array_width, check_tile, dense_bytes, mask_bits
+from layouts import (
+    Arrays,
+    Tile,
+    array_width,
+    ceil_div,
+    check_tile,
+    dense_bytes,
+    offsets_of_slices,
+    positions_of_values,
+    read_mask,
+    write_mask,
+)
 
 # ------------------------------------------------------------------------------------------------------------- A file
 
@@ -58,7 +69,7 @@ def metadata(data: bytes) -> dict[str, str]:
 
 
 def multiply(data: bytes, name: str, x: np.ndarray) -> np.ndarray:
-    """y = W x for the tensor of that name, in its stored layout, and one vector x; of the type A of section 6."""
+    """y = W x for the tensor of that name and one vector x; of the type A of section 6."""
     container = open_container(data)
     return multiply_tensor(container, container.names[name], x)
 
@@ -76,7 +87,7 @@ def multiply_tensor(container: Container, entry: Entry, x: np.ndarray) -> np.nda
         raise ValueError(f"no product of {list(entry.shape)} and {list(x.shape)}")
     x = x.astype(products.type_of_sums(entry.dtype, x.dtype))
     tiles = read_tiles(container, entry)
-    y = [products.multiply_tile(entry.layout, entry.dtype, tile, x) for tile in tiles]
+    y = [products.multiply_tile(entry.dtype, tile, x) for tile in tiles]
     return np.concatenate(y) if y else np.zeros(entry.rows, x.dtype)
 
 
@@ -119,10 +130,9 @@ def decode(chunk: bytes, raw: int, entry: Entry, array: str, r: int, arrays: Arr
     """An array of `raw` bytes of a tile of r rows, given the arrays before it, and the models that are decoded."""
     width = array_width(array, entry.dtype, entry.cols)
     if entry.arrays[array] == "zstd":
-        planes = np.frombuffer(decode_zstd(chunk, raw), np.uint8)
-        return planes.reshape(width, -1).T.tobytes()
-    if array == "row_offsets":
-        return rans.derive_row_offsets(arrays["mask"], r)
+        return decode_rows(chunk, r, entry.cols) if array == "mask" else decode_planes(chunk, raw, width)
+    if is_derived(entry, array):  # 5.3.7
+        return offsets_of_slices(read_mask(arrays["mask"], r, entry.cols)).astype("<u4").tobytes()
     return decode_rans(chunk, raw // width, entry, array, r, arrays, models)
 
 
@@ -131,14 +141,27 @@ def decode(chunk: bytes, raw: int, entry: Entry, array: str, r: int, arrays: Arr
 ZSTD_MAGIC = bytes.fromhex("28 B5 2F FD")
 
 
-def decode_zstd(chunk: bytes, raw: int) -> bytes:
-    """One frame that states its content size, uses no dictionary, and fills the chunk exactly."""
+def decode_planes(chunk: bytes, raw: int, width: int) -> bytes:
+    """An array of elements of so many bytes."""
+    return np.frombuffer(decode_frame(chunk, raw), np.uint8).reshape(width, -1).T.tobytes()
+
+
+def decode_rows(chunk: bytes, r: int, c: int) -> bytes:
+    """A mask."""
+    rows = np.frombuffer(decode_frame(chunk, r * ceil_div(c, 8)), np.uint8).reshape(r, -1)
+    bits = np.unpackbits(rows, axis=1, bitorder="little")
+    require(not bits[:, c:].any(), "zstd-corrupt", f"mask bit beyond column {c - 1}")
+    return write_mask(bits[:, :c])
+
+
+def decode_frame(chunk: bytes, size: int) -> bytes:
+    """One frame that states this content size, uses no dictionary, and fills the chunk exactly."""
     try:
         require(chunk[:4] == ZSTD_MAGIC, "zstd-corrupt", "no zstd frame")
         frame = zstandard.get_frame_parameters(chunk)
         require(frame.dict_id == 0, "zstd-corrupt", "frame with a dictionary")
-        require(frame.content_size == raw, "zstd-size", f"content size {frame.content_size}, raw size {raw}")
-        require(frame.window_size <= max(raw, 1024), "zstd-corrupt", f"window of {frame.window_size} bytes")
+        require(frame.content_size == size, "zstd-size", f"content size {frame.content_size}, not {size}")
+        require(frame.window_size <= max(size, 1024), "zstd-corrupt", f"window of {frame.window_size} bytes")
         return zstandard.ZstdDecompressor().decompress(chunk, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Fault("zstd-corrupt", str(error)) from None
@@ -155,7 +178,7 @@ def decode_rans(chunk: bytes, m: int, entry: Entry, array: str, r: int, arrays: 
             models[array] = read_model(entry, array)
         model, code = models[array], "rans-stream"
         if isinstance(model, rans.PositionModel):
-            return model.decode(chunk, r)
+            return write_mask(model.decode(chunk, r))
         return model.decode(chunk, m, r, positions(entry, r, m, arrays) if model.has_classes else None)
     except rans.Invalid as error:
         raise Fault(code, f"{entry.name!r}, `{array}`: {error}") from None
@@ -173,8 +196,8 @@ def positions(entry: Entry, r: int, m: int, arrays: Arrays) -> tuple[np.ndarray,
     """5.3.5: row and column of each of m `values`."""
     if entry.layout == "dense":
         return np.divmod(np.arange(m), entry.cols)
-    rows, columns = np.nonzero(mask_bits(arrays["mask"], r, entry.cols))
-    require(len(rows) == m, "row-offsets", f"{m} values of {len(rows)} positions")
+    rows, columns = positions_of_values(read_mask(arrays["mask"], r, entry.cols))
+    require(len(rows) == m, "slice-offsets", f"{m} values of {len(rows)} positions")
     return rows, columns
 
 

@@ -254,7 +254,7 @@ def test_tables_of_known_times(model: Path, clock: None) -> None:
 
 def test_many_groups_stay_readable(tmp_path: Path, clock: None) -> None:
     names = [first + second for first in "abcdefg" for second in "abcdefg"]
-    tensors = {name: exactly(32, 32 + 8 * n, 0.8) for n, name in enumerate(names)}
+    tensors = {name: exactly(64, 64 + 8 * n, 0.8) for n, name in enumerate(names)}
     sparsefmt.save_file(tensors, tmp_path / "a.sparsefmt")
     lines = succeed(tmp_path / "a.sparsefmt", "--batch", 1, "--repeats", 3).splitlines()
     assert len(lines) < 2 * 50

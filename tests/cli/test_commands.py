@@ -254,7 +254,7 @@ def test_inspect_as_json(model: Path, converted: Path) -> None:
     assert (first["dtype"], first["shape"], first["layout"]) == ("F32", [64, 96], "bitmask")
     assert first["nnz"] == np.count_nonzero(sparse_array(0))
     assert (first["dense_nbytes"], first["negative_zeros"], last["negative_zeros"]) == (24576, False, True)
-    assert set(last["codecs"]) == {"mask", "negative_zeros", "row_offsets", "values"}
+    assert set(last["codecs"]) == {"mask", "negative_zeros", "slice_offsets", "values"}
     assert (bias["layout"], bias["nnz"], bias["tiles"], bias["tile_rows"]) == ("dense", None, 1, 3)
     total = content["total"]
     assert total["dense_nbytes"] == sum(len(data) for _, _, data in read_back(model).values())
@@ -338,9 +338,9 @@ def test_strict_finds_what_checks_might_overlook(layout: str, tmp_path: Path, mo
         tile = read(reader, entry, number).moved(np.ndarray.copy)
         if layout == "permuted":  # padding of the first slice, of which products see nothing
             for array in ("columns", "values"):
-                tile.put(array, np.concatenate([tile[array], np.zeros(8, tile[array].dtype)]))
+                tile.put(array, np.concatenate([tile[array], np.zeros(16, tile[array].dtype)]))
         elif layout == "bitmask":
-            tile["row_offsets"][0] = 1
+            tile["slice_offsets"][0] = 1
         else:
             tile.put("values", np.concatenate([tile["values"], tile["values"][:1]]))
         return tile

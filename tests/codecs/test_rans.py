@@ -30,7 +30,8 @@ from sparsefmt.codecs.rans.jitted import models
 from sparsefmt.codecs.rans.streams import Tables
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError
-from sparsefmt.positions import Positions
+from sparsefmt.layouts.memory import empty
+from sparsefmt.positions import Positions, masks
 
 RANS = CODECS["rans"]
 
@@ -268,7 +269,7 @@ class TestElements:
         )
         elements, mask = np.random.default_rng(5).integers(0, 256, 2 * cols, np.uint8), None
         if masked:
-            mask = frozen(np.full((2, cols // 64), 0x0FFFFFFFFFFFFFF0, np.uint64))
+            mask = frozen(np.where(np.arange(cols) % 8 < 7, np.uint16(3), np.uint16(0))[None])
             elements = elements[: 2 * cols * 7 // 8]
         positions, info, out = Positions(2, cols, mask), ArrayInfo(1, 2, cols), np.empty_like(elements)
         stored = np.frombuffer(RANS.coder(model, info).encode(elements, positions), np.uint8)
@@ -284,28 +285,38 @@ class TestElements:
 
 
 def mask_of(kept: np.ndarray) -> np.ndarray:
-    """(rows, words) uint64."""
+    """uint16 (slices, cols)."""
     rows, cols = kept.shape
-    padded = np.zeros((rows, -(-cols // 64) * 64), np.uint8)
-    padded[:, :cols] = kept
-    return frozen(np.packbits(padded, axis=1, bitorder="little").view(np.uint64).reshape(rows, -1))
+    padded = np.zeros((-(-rows // 16) * 16, cols), np.uint16)
+    padded[:rows] = kept
+    return frozen((padded.reshape(-1, 16, cols) << np.arange(16, dtype=np.uint16)[:, None]).sum(1, dtype=np.uint16))
 
 
 def mask_bytes(kept: np.ndarray) -> np.ndarray:
-    return mask_of(kept).view(np.uint8).ravel()
+    raw = empty(masks.mask_bytes(*kept.shape), np.dtype(np.uint8))
+    masks.put_slices(mask_of(kept), len(kept), raw)
+    return raw
+
+
+def in_slice_order(matrix: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The kept elements, slice by slice, column by column."""
+    slices = [slice(first, first + 16) for first in range(0, len(kept), 16)]
+    return frozen(np.concatenate([matrix[part].T[kept[part].T] for part in slices]))
 
 
 def coded_mask(kept: np.ndarray, tile_rows: int) -> int:
     """Bytes of the model and of all tiles, each of which comes back."""
     rows = [range(begin, min(begin + tile_rows, len(kept))) for begin in range(0, len(kept), tile_rows)]
-    tiles = [Chunk(mask_bytes(kept[part.start : part.stop]), part, None) for part in rows]
+    cols = kept.shape[1]
+    tiles = [Chunk(mask_bytes(kept[part.start : part.stop]), part, Positions(len(part), cols, None)) for part in rows]
     info = ArrayInfo(1, *kept.shape, is_mask=True)
     model = RANS.fit(info, each_of(*tiles))
     coder, size = RANS.coder(model, info), len(model)
     for tile in tiles:
-        coded = coder.encode(tile.raw, None)
-        out = np.full_like(tile.raw, 0xAA)
-        coder.decode(np.frombuffer(coded, np.uint8), None, out)
+        coded = coder.encode(tile.raw, tile.positions)
+        out = empty(tile.raw.size, np.dtype(np.uint8))
+        out.fill(0xAA)
+        coder.decode(np.frombuffer(coded, np.uint8), tile.positions, out)
         assert np.array_equal(out, tile.raw)
         size += len(coded)
     return size
@@ -369,9 +380,10 @@ class TestPositions:
 
     def test_what_the_model_never_saw(self):
         info = ArrayInfo(1, 50, 80, is_mask=True)
-        model = RANS.fit(info, each_of(Chunk(mask_bytes(np.zeros((50, 80), bool)), range(50), None)))
+        everywhere = Positions(50, 80, None)
+        model = RANS.fit(info, each_of(Chunk(mask_bytes(np.zeros((50, 80), bool)), range(50), everywhere)))
         with pytest.raises(FormatError, match="changed"):
-            RANS.coder(model, info).encode(mask_bytes(np.ones((50, 80), bool)), None)
+            RANS.coder(model, info).encode(mask_bytes(np.ones((50, 80), bool)), everywhere)
 
 
 def outcome(decode: Callable[[], np.ndarray]) -> str:
@@ -403,14 +415,15 @@ class TestDamage:
         share = rng.random((40, 1)) * rng.random(90)
         kept = rng.random((40, 90)) < share
         kept[8:16] = kept[7]
-        yield ArrayInfo(1, 40, 90, is_mask=True), mask_bytes(kept), None
-        yield ArrayInfo(1, 40, 90, is_mask=True), mask_bytes(np.argsort(rng.random((40, 90)), 1) < 30), None
+        yield ArrayInfo(1, 40, 90, is_mask=True), mask_bytes(kept), Positions(40, 90, None)
+        even = np.argsort(rng.random((40, 90)), 1) < 30
+        yield ArrayInfo(1, 40, 90, is_mask=True), mask_bytes(even), Positions(40, 90, None)
         # of rows and columns that differ in size
         sizes = np.exp2(rng.integers(0, 12, (40, 1)) + rng.integers(0, 12, 90)) * rng.standard_normal((40, 90))
         sizes = (sizes.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
         kept = rng.random((40, 90)) < 0.7
         yield ArrayInfo(2, 40, 90), frozen(sizes).view(np.uint8).ravel(), Positions(40, 90, None)
-        yield ArrayInfo(2, 40, 90), frozen(sizes[kept]).view(np.uint8), Positions(40, 90, mask_of(kept))
+        yield ArrayInfo(2, 40, 90), in_slice_order(sizes, kept).view(np.uint8), Positions(40, 90, mask_of(kept))
         for width in (1, 2, 4, 8):
             values = rng.standard_normal(1200).view(np.uint64) >> np.uint64(64 - 8 * width)
             yield ArrayInfo(width, 30, 40), frozen(values.astype(f"u{width}")).view(np.uint8), Positions(30, 40, None)
@@ -454,7 +467,7 @@ class TestDamage:
         cols = out.size // width
         for info, positions in (
             (ArrayInfo(width, 1, cols), Positions(1, cols, None)),
-            (ArrayInfo(1, 400, 100, is_mask=True), None),
+            (ArrayInfo(1, 512, 100, is_mask=True), Positions(512, 100, None)),
         ):
             found = outcome(lambda info=info, positions=positions: RANS.coder(model, info).decode(data, positions, out))
             assert found in ("rans-stream", "rans-model", "decoded")
@@ -485,13 +498,13 @@ class TestFiles:
         stored = sum(int(index.chunk(entry, tile, "values")["stored"]) for tile in range(entry.tiles))
         assert stored < 0.995 * size
 
-    def test_row_offsets_take_no_byte(self, tmp_path):
+    def test_slice_offsets_take_no_byte(self, tmp_path):
         array = pruned(np.random.default_rng(1), (300, 500), DTYPES["U16"], 0.8)
         sparsefmt.save_file({"w": array}, tmp_path / "w", codec="rans")
         with sparsefmt.open_file(tmp_path / "w") as file:
             entry = file.reader.index.tensors["w"]
-            assert entry.codecs == {"mask": "rans", "row_offsets": "rans", "values": "raw"}
-            assert int(file.reader.index.chunk(entry, 0, "row_offsets")["stored"]) == 0
+            assert entry.codecs == {"mask": "rans", "slice_offsets": "rans", "values": "raw"}
+            assert int(file.reader.index.chunk(entry, 0, "slice_offsets")["stored"]) == 0
             assert set(entry.models) == {"mask"}
 
     def test_auto_is_the_smallest(self):

@@ -35,9 +35,9 @@ def made(monkeypatch) -> Counter[bytes]:
 
 def saved(rng: np.random.Generator, names: list[str], rows: int = ROWS) -> tuple[dict[str, np.ndarray], bytes]:
     tensors = {}
-    for name in names:
-        # of few bits, so that values are coded too
-        tensors[name] = (pruned(rng, (rows, COLS), DTYPES["U16"], 0.5) & 0xF0).astype(np.uint16)
+    for number, name in enumerate(names):
+        # of few bits and uneven, so that both values and masks are coded, those of each tensor by a model of their own
+        tensors[name] = (pruned(rng, (rows, COLS), DTYPES["U16"], 0.6 + 0.01 * number) & 0xF0).astype(np.uint16)
     return tensors, sparsefmt.save(tensors, layout="bitmask", codec="rans")
 
 

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 import sparsefmt
 from sparsefmt import SparseTensor, UnsupportedError, isa, linear
-from sparsefmt.dtypes import DTYPES
-from sparsefmt.kernels import multiply, permuted, plans, simd
+from sparsefmt.dtypes import DTYPES, as_bits, dtype_of
+from sparsefmt.kernels import multiply, panel, permuted, plans, simd
 from sparsefmt.kernels.operand import cut
 from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts.tile import Tile
+from sparsefmt.layouts.tiling import Tiling
 
 FLOATS = [np.float32, ml_dtypes.bfloat16, np.float16, np.float64]
 
@@ -42,7 +44,7 @@ def accumulator(array: np.ndarray) -> type:
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: np.dtype(dtype).name)
 @settings(max_examples=25, deadline=None)
 @given(
-    rows=st.sampled_from([1, 2, 3, 7, 8, 9, 20]),
+    rows=st.sampled_from([1, 2, 3, 7, 8, 9, 16, 20, 33]),
     cols=st.sampled_from([*WIDTHS, 200]),
     sparsity=st.sampled_from([0.0, 0.5, 0.8, 0.95, 1.0]),
     seed=st.integers(0, 1 << 32),
@@ -52,7 +54,7 @@ def test_equal_to_the_naive_order(layout, dtype, rows, cols, sparsity, seed):
     array = weights(rng, (rows, cols), dtype, sparsity, negative_zeros=True)
     x = rng.standard_normal(cols).astype(accumulator(array))
     w = SparseTensor.from_dense(array, layout)
-    assert_same_bits(w @ x, naive.product(array, layout, x, accumulator(array)))
+    assert_same_bits(w @ x, naive.product(array, x, accumulator(array)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -62,7 +64,7 @@ def test_other_dtypes_by_their_cast(layout, dtype):
     array = weights(rng, (19, 75), dtype.numpy, 0.5)
     x = rng.standard_normal(75).astype(accumulator(array))
     w = SparseTensor.from_dense(array, layout)
-    assert_same_bits(w @ x, naive.product(array, layout, x, accumulator(array)))
+    assert_same_bits(w @ x, naive.product(array, x, accumulator(array)))
 
 
 @pytest.mark.parametrize("name", ["BOOL", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"])
@@ -72,7 +74,7 @@ def test_dense_only_dtypes(name):
     if name == "F8_E8M0":
         array = (2.0 ** rng.integers(-8, 8, (9, 24))).astype(array.dtype)
     x = rng.standard_normal(24).astype(np.float32)
-    assert_same_bits(SparseTensor.from_dense(array) @ x, naive.product(array, "dense", x, np.float32))
+    assert_same_bits(SparseTensor.from_dense(array) @ x, naive.product(array, x, np.float32))
 
 
 def test_complex_weights_have_no_product():
@@ -99,7 +101,7 @@ def test_weights_with_inf_and_nan(layout):
     array[3, 5], array[4, 6], array[5, 7] = np.inf, np.nan, -np.inf
     x = np.random.default_rng(2).standard_normal(40).astype(np.float32)
     y = SparseTensor.from_dense(array, layout) @ x
-    assert_same_bits(y, naive.product(array, layout, x, np.float32))
+    assert_same_bits(y, naive.product(array, x, np.float32))
     assert np.isinf(y[3])
     assert np.isnan(y[4])
     assert np.isfinite(np.delete(y, [3, 4, 5])).all()
@@ -115,12 +117,9 @@ def test_pruned_positions_are_skipped_whatever_x_is(layout, special):
     x = np.random.default_rng(2).standard_normal(40).astype(np.float32)
     x[[0, 13]] = special
     y = SparseTensor.from_dense(array, layout) @ x
-    assert_same_bits(y, naive.product(array, layout, x, np.float32))
-    if layout == "dense":
-        assert np.isnan(y).all()
-    else:
-        assert np.isfinite(np.delete(y, 5)).all()
-        assert not np.isfinite(y[5])
+    assert_same_bits(y, naive.product(array, x, np.float32))
+    assert np.isfinite(np.delete(y, 5)).all()
+    assert not np.isfinite(y[5])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -138,7 +137,7 @@ def test_zero_results_are_positive(layout):
 def test_subnormals_are_not_flushed(layout):
     array = np.array([[1e-40, 0, 3e-41]], np.float32)
     y = SparseTensor.from_dense(array, layout) @ np.array([0.5, 1, 1], np.float32)
-    assert_same_bits(y, naive.product(array, layout, np.array([0.5, 1, 1]), np.float32))
+    assert_same_bits(y, naive.product(array, np.array([0.5, 1, 1]), np.float32))
     assert y[0] > 0
 
 
@@ -175,22 +174,65 @@ def test_every_batch_size_gives_the_same_bits(layout, dtype, special):
     if special:
         x[rng.random(x.shape) < 0.01] = np.inf
         x[rng.random(x.shape) < 0.01] = np.nan
-    expected = naive.product(array, layout, x, accumulator(array))
+    expected = naive.product(array, x, accumulator(array))
     for tokens in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 41, 100, 128, 129, 150):
         assert_same_bits(linear(x[:tokens], w), expected[:tokens])
         assert_same_bits(w @ np.ascontiguousarray(x[:tokens].T), np.ascontiguousarray(expected[:tokens].T))
 
 
+@pytest.mark.parametrize("dtype", [dtype for dtype in PRUNABLE], ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("rows", [*range(1, 9), 9, 16, 17, 24, 25, 40])
+@pytest.mark.parametrize("special", [False, True], ids=["finite", "with Inf and NaN"])
+def test_the_same_bits_in_every_layout(dtype, rows, special):
+    """Whatever the tiles and the tokens: one chain for each row, zeros of either sign skipped."""
+    rng = np.random.default_rng(rows)
+    array = weights(rng, (rows, 75), dtype.numpy, 0.6, negative_zeros=True)
+    x = rng.standard_normal((33, 75)).astype(accumulator(array))
+    if special:
+        x[rng.random(x.shape) < 0.02] = np.inf
+        x[rng.random(x.shape) < 0.02] = np.nan
+    expected = naive.product(array, x, accumulator(array))
+    for layout in LAYOUTS:
+        w = in_tiles(array, layout, 16 if rows > 16 else rows)
+        for tokens in (1, 2, 3, 6, 7, 33):
+            assert_same_bits(linear(x[:tokens], w), expected[:tokens])
+
+
+def in_tiles(array: np.ndarray, layout: str, tile_rows: int) -> SparseTensor:
+    """The matrix in tiles of so many rows."""
+    dtype = dtype_of(array.dtype)
+    tiling = Tiling(dtype, array.shape, LAYOUTS[layout], tile_rows)
+    bits = as_bits(array, dtype)
+    parts = [bits[slice(*tiling.tile_range(number))] for number in range(tiling.tiles)]
+    return SparseTensor(tiling, [Tile.from_dense(LAYOUTS[layout], part, dtype) for part in parts])
+
+
 @pytest.mark.parametrize("layout", ["bitmask", "dense"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: np.dtype(dtype).name)
-def test_sums_carried_from_block_to_block_of_columns(layout, dtype, monkeypatch):
-    monkeypatch.setattr(plans.bitmask_and_dense, "BLOCK_BYTES", 64 * 12 * 4)
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("rows", [3, 12, 83, 300])
+def test_sums_carried_from_block_to_block_of_columns(layout, dtype, rows):
+    """More columns than a panel has, more slices than a panel's sums are kept of, tiles that end in each kind of slice;
+    tokens that fill every number of groups, and those that are multiplied in two parts."""
     rng = np.random.default_rng(8)
-    array = weights(rng, (83, 333), dtype, 0.6)
-    w = SparseTensor.from_dense(array, layout)
-    x = rng.standard_normal((12, 333)).astype(dtype)
-    expected = naive.product(array, layout, x, dtype)
-    assert_same_bits(linear(x, w), expected)
+    cols = 2 * panel.BLOCK + 77
+    array = weights(rng, (rows, cols), dtype, 0.6)
+    x = rng.standard_normal((20, cols)).astype(accumulator(array))
+    expected = naive.product(array, x, accumulator(array))
+    w = in_tiles(array, layout, min(rows, 160))
+    for tokens in range(1, 21):
+        assert_same_bits(linear(x[:tokens], w), expected[:tokens])
+    many = np.resize(x, (plans.bitmask_and_dense.MAX_TOKENS + 10, cols))
+    assert_same_bits(linear(many, w), np.resize(expected, (len(many), rows)))
+
+
+def test_groups_make_up_few_tokens():
+    unit = panel.WIDE - panel.NARROW
+    for tokens in range(1, 300):
+        groups = panel.groups_of(tokens)
+        assert groups.tokens == panel.WIDE * groups.wide + panel.NARROW * groups.narrow
+        assert 0 <= groups.narrow <= 2
+        assert groups.wide >= 0
+        assert tokens <= groups.tokens <= max(tokens + unit - 1, panel.NARROW)
 
 
 def test_many_tokens_are_packed_in_parts(monkeypatch):
@@ -198,7 +240,7 @@ def test_many_tokens_are_packed_in_parts(monkeypatch):
     rng = np.random.default_rng(8)
     array = weights(rng, (20, 50), np.float32, 0.6)
     x = rng.standard_normal((200, 50)).astype(np.float32)
-    expected = naive.product(array, "permuted", x, np.float32)
+    expected = naive.product(array, x, np.float32)
     assert_same_bits(linear(x, SparseTensor.from_dense(array, "permuted")), expected)
 
 
@@ -255,14 +297,12 @@ def test_the_processor_changes_no_bit(processor):
         pytest.skip("this processor has no AVX-512: code for it is of this kind anyway")
     here = _digests_here()
     there = run_python(_DIGESTS, **{isa.ENVIRONMENT_VARIABLE: "", **_PROCESSORS[processor]})
-    assert len(here.splitlines()) == 48
+    lines = here.splitlines()
+    assert len(lines) == 48
     assert there == here
-
-
-def test_bitmask_and_dense_agree_for_finite_x():
-    array = weights(np.random.default_rng(8), (50, 333), np.float32, 0.5, negative_zeros=True)
-    x = np.random.default_rng(9).standard_normal(333).astype(np.float32)
-    assert_same_bits(SparseTensor.from_dense(array, "bitmask") @ x, SparseTensor.from_dense(array, "dense") @ x)
+    for first in range(0, 48, 12):
+        # the same in every layout
+        assert lines[first : first + 4] == lines[first + 4 : first + 8] == lines[first + 8 : first + 12]
 
 
 @pytest.mark.parametrize("cols", [65536, 65537, 70000])
@@ -277,13 +317,11 @@ def test_columns_of_16_and_of_32_bits(layout, cols):
     w = SparseTensor.from_dense(array, layout)
     np.testing.assert_allclose(linear(x, w), reference, rtol=1e-4, atol=1e-4)
     assert_same_bits(linear(x, w)[1], linear(x[1], w))
-    # few columns moved far to the right: the columns differ, the chain of additions does not
+    # few columns moved far to the right: the columns differ, the order of additions does not
     wide = np.zeros((9, cols), array.dtype)
     wide[:, -304:-4] = narrow
     x = rng.standard_normal(cols).astype(np.float32)
-    if layout == "permuted":
-        expected = naive.product(narrow, layout, x[-304:-4], np.float32)
-        assert_same_bits(SparseTensor.from_dense(wide, layout) @ x, expected)
+    assert_same_bits(SparseTensor.from_dense(wide, layout) @ x, naive.product(narrow, x[-304:-4], np.float32))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

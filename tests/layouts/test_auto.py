@@ -69,11 +69,11 @@ def check_takes_no_more_than_dense(array: np.ndarray, codec: str) -> None:
         assert len(data) <= len(sparsefmt.save({"w": array}, layout="dense", codec="raw"))
 
 
-def test_one_full_row_is_not_padded_to_eight():
+def test_one_full_row_is_not_padded_to_a_slice():
     array = np.zeros((8, 4096), np.float32)
     array[3] = 1
     tensor = sparsefmt.SparseTensor.from_dense(array)
-    assert (tensor.layout, tensor.nbytes) == ("bitmask", 8 * (512 + 4) + 4 + 4 * 4096)
+    assert (tensor.layout, tensor.nbytes) == ("bitmask", 4096 + 2 * 4 + 4 * 4096)
     (coded,) = sparsefmt.load(sparsefmt.save({"w": array})).values()
     assert (coded.layout, coded.nbytes) == ("bitmask", tensor.nbytes)
     (raw,) = sparsefmt.load(sparsefmt.save({"w": array}, codec="raw")).values()
@@ -111,6 +111,6 @@ def test_sizes_are_exact(seed: int, rows: int, cols: int, dtype: DType):
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=40))
-def test_padding_is_what_slices_of_eight_need(counts):
+def test_padding_is_what_slices_need(counts):
     descending = sorted(counts, reverse=True)
-    assert padded_nnz(np.array(counts)) == sum(8 * descending[first] for first in range(0, len(counts), 8))
+    assert padded_nnz(np.array(counts)) == sum(16 * descending[first] for first in range(0, len(counts), 16))

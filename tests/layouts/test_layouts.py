@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from sparsefmt.dtypes import DTYPES, as_bits, dtype_of
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts import LAYOUTS, auto
-from sparsefmt.layouts.memory import OVERREAD
+from sparsefmt.layouts.memory import OVERREAD, frozen
 from sparsefmt.layouts.tile import Tile
 
 
@@ -77,14 +77,15 @@ def test_what_codecs_are_told_follows_from_arrays_that_come_before(layout):
             assert (positions.rows, positions.cols) == (rows, cols)
             kept = np.ones((rows, cols), bool)
             if positions.mask is not None:
-                kept = np.unpackbits(positions.mask.view(np.uint8), axis=1, bitorder="little")[:, :cols] == 1
-            assert np.array_equal(tile[name], bits[kept])
+                kept = (positions.mask[0] >> np.arange(16)[:rows, None]) & 1 == 1
+            if name != layout.mask:
+                assert np.array_equal(positions.by_row(frozen(tile[name]), positions.counts())[0], bits[kept])
         if name in layout.derived:
             derived = np.full_like(tile[name], 7)
             layout.derive(name, before, derived)
             assert np.array_equal(derived, tile[name])
     told = {name for name in tile.all_arrays() if tile.positions(name) is not None}
-    assert told == (set() if layout.name == "permuted" else {"values"})
+    assert told == {"dense": {"values"}, "bitmask": {"mask", "values"}, "permuted": set()}[layout.name]
 
 
 def test_packed_elements_have_no_positions():
@@ -111,10 +112,10 @@ def test_arrays_are_aligned_and_followed_by_readable_bytes(layout):
 
 
 def tile_of(layout: str) -> Tile:
-    """A tile that can be written to, with counts 5, 5, 3, 2, 2, 1, 0 and so on, 11 rows, 70 columns."""
-    array = np.zeros((11, 70), np.float32)
+    """A tile that can be written to, with counts 2, 5, 0 and so on: 19 rows, 70 columns."""
+    array = np.zeros((19, 70), np.float32)
     rng = np.random.default_rng(7)
-    for row, count in enumerate((2, 5, 0, 5, 3, 1, 2, 0, 4, 1, 6)):
+    for row, count in enumerate((2, 5, 0, 5, 3, 1, 2, 0, 4, 1, 6, 2, 1, 1, 2, 1, 1, 1, 1)):
         array[row, rng.choice(70, count, replace=False)] = rng.random(count) + 1
     array[0, np.flatnonzero(array[0] == 0)[0]] = -0.0
     return Tile.from_dense(LAYOUTS[layout], array.view(np.uint32), DTYPES["F32"]).moved(np.ndarray.copy)
@@ -136,7 +137,8 @@ def swap(name, first, second):
 
 def flip_mask_bit(row, col):
     def change(tile):
-        tile["mask"][row * 16 + col // 8] ^= 1 << (col % 8)
+        # 70 numbers of 16 bits for the first slice, of 8 bits for the second, which has 3 rows
+        tile["mask"][2 * col + row // 8 if row < 16 else 140 + col] ^= 1 << (row % 8)
 
     return change
 
@@ -148,37 +150,38 @@ def resize(name, size):
     return change
 
 
-# sorted counts are 6 5 5 4 3 2 2 1 | 1 0 0: slices of 6 and of 1 slots
+# sorted counts are 6 5 5 4 3 2 2 2 2 1 1 1 1 1 1 1 | 1 0 0: slices of 6 and of 1 slots
 FAULTS = [
-    ("bitmask", "mask-padding", flip_mask_bit(3, 70)),
-    ("bitmask", "mask-padding", flip_mask_bit(0, 127)),
-    ("bitmask", "row-offsets", flip_mask_bit(3, 69)),
-    ("bitmask", "row-offsets", set_at("row_offsets", 0, 1)),
-    ("bitmask", "row-offsets", set_at("row_offsets", 5, 0xFFFFFFFF)),
-    ("bitmask", "row-offsets", set_at("row_offsets", -1, 0)),
-    ("bitmask", "row-offsets", resize("values", 28)),
+    ("bitmask", "mask-padding", flip_mask_bit(19, 5)),
+    ("bitmask", "mask-padding", flip_mask_bit(23, 69)),
+    ("bitmask", "slice-offsets", flip_mask_bit(3, 69)),
+    ("bitmask", "slice-offsets", flip_mask_bit(18, 69)),
+    ("bitmask", "slice-offsets", set_at("slice_offsets", 0, 1)),
+    ("bitmask", "slice-offsets", set_at("slice_offsets", 1, 0xFFFFFFFF)),
+    ("bitmask", "slice-offsets", set_at("slice_offsets", -1, 0)),
+    ("bitmask", "slice-offsets", resize("values", 38)),
     ("bitmask", "stored-zero", set_at("values", 3, 0)),
-    ("bitmask", "stored-zero", set_at("values", 28, 0x80000000)),
+    ("bitmask", "stored-zero", set_at("values", 38, 0x80000000)),
     ("bitmask", "negative-zeros-padding", set_at("negative_zeros", -1, 0x80)),
-    ("bitmask", "array-size", resize("negative_zeros", 94)),
+    ("bitmask", "array-size", resize("negative_zeros", 161)),
     ("permuted", "row-permutation", set_at("row_permutation", 0, 3)),
-    ("permuted", "row-permutation", set_at("row_permutation", 10, 11)),
-    ("permuted", "row-permutation", swap("row_permutation", 9, 10)),
+    ("permuted", "row-permutation", set_at("row_permutation", 18, 19)),
+    ("permuted", "row-permutation", swap("row_permutation", 17, 18)),
     ("permuted", "row-counts", set_at("row_counts", 0, 71)),
     ("permuted", "row-counts", set_at("row_counts", 4, 6)),
     ("permuted", "slice-offsets", set_at("slice_offsets", 0, 1)),
     ("permuted", "slice-offsets", set_at("slice_offsets", 1, 7)),
     ("permuted", "slice-offsets", set_at("slice_offsets", 1, 0xFFFFFFFF)),
     ("permuted", "slice-offsets", set_at("slice_offsets", 2, 6)),
-    ("permuted", "column-range", set_at("columns", 40, 70)),
-    ("permuted", "column-range", set_at("columns", 40, 0xFFFF)),
-    ("permuted", "column-order", swap("columns", 0, 8)),
-    ("permuted", "column-order", lambda tile: tile["columns"].__setitem__(8, tile["columns"][0])),
+    ("permuted", "column-range", set_at("columns", 80, 70)),
+    ("permuted", "column-range", set_at("columns", 80, 0xFFFF)),
+    ("permuted", "column-order", swap("columns", 0, 16)),
+    ("permuted", "column-order", lambda tile: tile["columns"].__setitem__(16, tile["columns"][0])),
     ("permuted", "stored-zero", set_at("values", 0, 0)),
-    ("permuted", "stored-zero", set_at("values", 9, 0x80000000)),
-    ("permuted", "slot-padding", set_at("values", 47, 1)),
-    ("permuted", "slot-padding", set_at("columns", 47, 1)),
-    ("permuted", "slot-padding", set_at("columns", 55, 1)),
+    ("permuted", "stored-zero", set_at("values", 17, 0x80000000)),
+    ("permuted", "slot-padding", set_at("values", 95, 1)),
+    ("permuted", "slot-padding", set_at("columns", 95, 1)),
+    ("permuted", "slot-padding", set_at("columns", 111, 1)),
     ("permuted", "negative-zeros-padding", set_at("negative_zeros", -1, 0x80)),
 ]
 
@@ -232,9 +235,10 @@ class TestAuto:
         assert chosen("F32", 1000, 1000, 100_000) == "permuted"
         assert chosen("F32", 1000, 1000, 100_000, "coded") == "bitmask"
 
-    def test_narrow_rows_are_not_padded_to_64_columns(self):
+    def test_narrow_rows_are_not_padded(self):
         assert chosen("F32", 1000, 1, 500) == "dense"
-        assert chosen("I8", 1000, 9, 4000) == "dense"
+        assert chosen("I8", 1000, 9, 4000) == "bitmask"
+        assert chosen("I8", 1000, 9, 8000) == "dense"
         assert chosen("F32", 1000, 1000, 4000) == "permuted"
 
     @pytest.mark.parametrize(("rows", "cols"), [(0, 5), (5, 0), (1, 1), (4096, 4096), (3, 1 << 33), (1 << 33, 1)])
@@ -243,6 +247,6 @@ class TestAuto:
         assert (height == 0) if not rows * cols else 1 <= height <= rows
 
     def test_sparse_tiles_are_whole_slices_within_limits(self):
-        assert auto.sparse_tile_rows(4096, 4096) % 8 == 0
+        assert auto.sparse_tile_rows(4096, 4096) % 16 == 0
         assert auto.sparse_tile_rows(1 << 20, 2) <= 1 << 16
         assert auto.sparse_tile_rows(100, 1 << 30) == 1

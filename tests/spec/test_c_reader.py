@@ -326,7 +326,7 @@ def test_cat_lists(cat: Path, tmp_path: Path):
     assert lines[0] == "a\\x09b\\x5C\\x0A\u00e9\tU8\t[]\tdense\t1\t1"
     assert lines[1] == "none\tI8\t[0,2]\tdense\t0\t0"
     assert {line.split("\t")[0] for line in lines[2:]} == {"twin", "w"}
-    assert all(line.split("\t")[1:6] == ["F32", "[2,3]", "bitmask", "3", "41"] for line in lines[2:])
+    assert all(line.split("\t")[1:6] == ["F32", "[2,3]", "bitmask", "3", "24"] for line in lines[2:])
     assert sorted(line.split("\t")[6] for line in lines if line.count("\t") == 6) in (["twin"], ["w"])
 
 

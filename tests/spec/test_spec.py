@@ -108,8 +108,8 @@ def test_formulas_of_array_sizes(dtype, cols):
             "c": cols,
             "n": tile.nnz,
             "w": dtype.bits // 8,
-            "L": -(-rows // 8),
-            "S": tile["values"].size // 8,
+            "L": -(-rows // 16),
+            "S": tile["values"].size // 16,
             "ceil": np.ceil,
         }
         for row in [*table(section(title)), *table(section("4.4"))]:

@@ -50,10 +50,7 @@ from tools.taken_apart import TakenApart, join, split
 
 SOURCES = ROOT / "spec" / "c"
 LAYOUTS, CODECS = ("dense", "bitmask", "permuted"), ("raw", "zstd", "rans")
-ARRAYS = [
-    *("columns", "mask", "negative_zeros", "row_counts"),
-    *("row_offsets", "row_permutation", "slice_offsets", "values"),
-]
+ARRAYS = ["columns", "mask", "negative_zeros", "row_counts", "row_permutation", "slice_offsets", "values"]
 MOST_IN_PRODUCTS = 131072
 """Rows and columns of the tensors that are multiplied; the same in check_reader.c."""
 

@@ -86,19 +86,21 @@ PASSES = {
     ),
     "sparsefmt.codecs.rans.jitted.rans": ("decode_stream",),
     "sparsefmt.codecs.rans.jitted.elements": ("join", "contexts_of"),
-    "sparsefmt.codecs.rans.jitted.masks": ("contexts", "reorder", "restore"),
-    "sparsefmt.layouts.jitted.bitmask": ("check", "row_offsets"),
+    "sparsefmt.codecs.rans.jitted.masks": ("contexts_in_slices", "restore_copies", "join"),
+    "sparsefmt.layouts.jitted.bitmask": ("check",),
     "sparsefmt.layouts.jitted.permuted": ("check",),
+    "sparsefmt.positions.jitted.masks": ("offsets", "from_row_bytes"),
 }
 """Passes that decode and check, which --interpreted interprets."""
 
 INTRINSICS: dict[str, Callable[[Any], Any]] = {
     "popcount": lambda word: np.int64(int(word).bit_count()),
     "lowest_bit": lambda word: np.int64((int(word) & -int(word)).bit_length() - 1),
+    "four_of": lambda array, index: array[index : index + 4].view(np.uint64)[0],
 }
 """What stands for intrinsics in interpreted passes."""
 
-PARTS = ("adapters", "codecs", "container", "kernels", "layouts")
+PARTS = ("adapters", "codecs", "container", "kernels", "layouts", "positions")
 """Folders of what reads, checks, multiplies and saves."""
 
 PROGRAM = """

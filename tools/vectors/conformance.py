@@ -60,7 +60,7 @@ class Reader(ABC):
 
     @abstractmethod
     def product(self, path: Path, name: str, x: np.ndarray) -> bytes:
-        """Little-endian bytes of W x, in the layout of the file."""
+        """Little-endian bytes of W x."""
 
 
 class Library(Reader):

@@ -60,6 +60,8 @@ def tensors() -> dict[str, np.ndarray]:
             named[f"{dtype.name}{list(shape)}".replace(" ", "")] = tensor(dtype, shape, 10 * number, 10)
     for zeros in (0, 4, 15, 16):
         named[f"zeros/{zeros}"] = tensor(DTYPES["F32"], (20, 40), 777, zeros)
+    for rows in (7, 8, 9, 15, 16, 17, 24, 25):  # slices of all kinds
+        named[f"rows/{rows}"] = tensor(DTYPES["F16"], (rows, 11), rows, 8)
     named["tied/one"] = named["tied/two"] = tensor(DTYPES["BF16"], (12, 100), 888, 8)
     return named
 
@@ -86,13 +88,13 @@ def modelled() -> dict[str, np.ndarray]:
         "mask/uneven columns": ones * (mixed(2, 192, 200) % np.uint64(200) < col),
         "mask/uneven rows": ones * (mixed(3, 192, 200) % np.uint64(192) < row),
         "mask/2 of 4": ones * (np.argsort(mixed(4, 192, 50, 4), axis=2).reshape(192, 200) < 2),
-        "mask/blocks": np.kron(mixed(5, 12, 200) % np.uint64(3) == 0, np.ones((16, 1))).astype(np.uint8),
+        "mask/blocks": np.kron(mixed(5, 16, 200) % np.uint64(3) == 0, np.ones((12, 1))).astype(np.uint8),
         "mask/large": np.kron(mixed(6, 50, 820) % np.uint64(4) == 0, np.ones((16, 1))).astype(np.uint8),
         "values/large": (mixed(7, 70000) % np.uint64(4)).astype(np.uint8).reshape(7, 10000),
         "values/of rows and columns": sized(13, row % np.uint64(24) + col % np.uint64(24)),
         "values/of columns": sized(14, (row + np.uint64(9)) // np.uint64(201) * np.uint64(8) + col % np.uint64(40)),
         "values/ascending": np.cumsum(mixed(8, 3000) % np.uint64(9)).astype(np.int64),
-        "values/eight rows": np.cumsum(mixed(9, 400, 8) % np.uint64(50), axis=0).astype(np.uint16),
+        "values/16 columns": np.cumsum(mixed(9, 200, 16) % np.uint64(50), axis=0).astype(np.uint16),
         "values/few": np.array([1.5, -2.25, 3e8, 1e-5], np.float32)[mixed(10, 40, 50) % np.uint64(4)],
         "values/of bfloat16": (mixed(11, 40, 50) % np.uint64(1 << 16) << np.uint64(16))
         .astype(np.uint32)
@@ -116,8 +118,7 @@ def activations(cols: int) -> np.ndarray:
 
 
 def product_sha256(weight: sparsefmt.SparseTensor | np.ndarray, rows: int, cols: int) -> str | None:
-    """SHA-256 of the bytes of W x, every NaN in it the one of numpy, in the layout that the file has; None if W has no
-    product."""
+    """SHA-256 of the bytes of W x, every NaN in it the one of numpy; None if W has no product."""
     if not isinstance(weight, sparsefmt.SparseTensor):
         weight = weight.reshape(rows, cols)
     try:

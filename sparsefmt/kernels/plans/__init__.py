@@ -1,5 +1,4 @@
-"""Which kernel multiplies how many tokens, and what it gets: a file by order of additions. `contract.py` says what a
-plan is."""
+"""Which kernel multiplies how many tokens, and what it gets. `contract.py` says what a plan is."""
 
 from __future__ import annotations
 

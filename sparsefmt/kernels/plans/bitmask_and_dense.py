@@ -1,40 +1,33 @@
-"""Plans for layouts `bitmask` and `dense`: a few tokens side by side, more of them in blocks that stay in cache."""
+"""Plans for layouts `bitmask` and `dense`: few tokens multiply columns in registers, more of them multiply panels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from sparsefmt.dtypes import DOUBLE
-from sparsefmt.kernels import activations, bitmask_and_dense, expand
-from sparsefmt.kernels.bitmask_and_dense import PADDING, TOKENS, WORD
+from sparsefmt.kernels import activations, bitmask, dense, expand, panel
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.kernels.plans.contract import Plan, contiguous
 from sparsefmt.kernels.scratch import scratch
-from sparsefmt.kernels.simd import WIDTH, summed_kind
 
-FEW = 8
-"""Tokens up to which values are expanded in registers, where that can be, for each of them anew."""
+MAX_TOKENS = 240 if panel.WIDE == 12 else 132
+"""Tokens that are multiplied at once: their sums and a block of activations share the second-level cache."""
 
-MAX_TOKENS = 128
-"""Tokens that are multiplied at once: their sums and a block of activations share the L2 cache."""
-
-BLOCK_BYTES = 1 << 19
-"""Activations that stay in the L2 cache while all rows pass by."""
+FEW = {"bitmask": bitmask.FEW, "dense": dense.FEW}
+"""Most tokens that multiply columns in registers, by layout."""
 
 
 def plans(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Iterator[Plan]:
     """See `PLANS`."""
     for first in range(0, x.shape[0], MAX_TOKENS):
-        yield _plan(x[first : first + MAX_TOKENS], w, y[first : first + MAX_TOKENS], kind)
+        yield _plan(contiguous(x[first : first + MAX_TOKENS]), w, y[first : first + MAX_TOKENS], kind)
 
 
 def _plan(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
     """For at most `MAX_TOKENS` tokens. Kernels write tokens by rows; what `w @ x` wants by columns is copied."""
-    pruned = w.layout == "bitmask"
-    few = x.shape[0] <= FEW and (expand.in_registers(kind) or not pruned)
-    make = _few_tokens if few else _many_tokens
+    make = _few_tokens if x.shape[0] <= FEW[w.layout] and _in_registers(w, kind) else _many_tokens
     if y.flags.c_contiguous:
         return make(x, w, y, kind)
     result = scratch("result", y.size, y.dtype).reshape(y.shape)
@@ -46,57 +39,74 @@ def _plan(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
     return Plan(plan.tokens, plan.run, finish)
 
 
+def _in_registers(w: Operand, kind: int) -> bool:
+    return w.layout == "dense" or expand.in_registers(kind)
+
+
 def _few_tokens(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
-    """Each token is filled up with zeros to whole words."""
-    tokens, present, pruned = 1 << (x.shape[0] - 1).bit_length(), x.shape[0], w.layout == "bitmask"
-    cols = _whole_words(w.cols)
-    if tokens == 1 and cols == w.cols:
-        laid_out = contiguous(x)
-    else:
-        laid_out = np.zeros((tokens, cols + PADDING), x.dtype)
-        laid_out[:present, : w.cols] = x
-    if pruned:
-        finite = activations.all_finite(laid_out)
-        if not finite:
-            return _any_activations(x, w, y, kind)
-    kernel, tables = bitmask_and_dense.few_tokens_kernel(pruned, kind, tokens), expand.tables(kind)
-
-    def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-        kernel(table, pieces, lo, hi, laid_out, w.cols, tables, np.empty(2 * WORD, y.dtype), y)
-
-    return Plan(present, run)
-
-
-def _many_tokens(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
-    """Tokens are packed in blocks of columns."""
-    tokens, pruned, summed, cols = x.shape[0], w.layout == "bitmask", summed_kind(kind), _whole_words(w.cols)
-    padded_tokens = -(-tokens // TOKENS) * TOKENS
-    fitting = BLOCK_BYTES // (padded_tokens * WIDTH[summed]) // WORD * WORD
-    block = min(max(fitting, WORD), cols)
-    packed = scratch("activations", padded_tokens * (-(-cols // block) * block), y.dtype)
-    pack = activations.in_columns(summed, TOKENS)
-    finite = pack(contiguous(x).reshape(-1), tokens, w.cols, block, packed)
-    if pruned and not finite:
+    """All tokens in one group, of the next larger size that there is a kernel for."""
+    tokens = x.shape[0]
+    group = next(size for size in (1, 2, 4, 6, 8, 12) if size >= tokens)
+    packed, finite = _packed(x, y.dtype, (group, 1), (group, 0))
+    if not finite:
         return _any_activations(x, w, y, kind)
-    kernel, tables = bitmask_and_dense.many_tokens_kernel(pruned, kind), expand.tables(kind)
-    weights_size = bitmask_and_dense.scratch_bytes(kind, tokens, block) // 8 + 1
+    if w.layout == "dense":
+        of_dense = dense.few_tokens_kernel(kind, group)
+
+        def run_dense(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
+            of_dense(table, pieces, lo, hi, packed, w.cols, _bytes("weights", dense.SCRATCH_BYTES), y)
+
+        return Plan(tokens, run_dense)
+    of_bitmask, tables = bitmask.few_tokens_kernel(kind, group), expand.tables(kind)
 
     def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-        kernel(table, pieces, lo, hi, packed, w.cols, block, tables, scratch("weights", weights_size, DOUBLE), y)
+        room = _bytes("weights", bitmask.scratch_bytes(w.cols))
+        of_bitmask(table, pieces, lo, hi, packed, w.cols, tables, room, y)
 
     return Plan(tokens, run)
 
 
-def _any_activations(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
-    """For x with Inf or NaN and layout `bitmask`: slow."""
-    kernel, x = bitmask_and_dense.skipping_kernel(kind), contiguous(x)
+def _many_tokens(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
+    """Tokens in groups, one behind the other."""
+    tokens, masked = x.shape[0], w.layout == "bitmask"
+    alone = tokens == 1
+    wides, narrows, padded = (1, 0, 1) if alone else panel.groups_of(tokens)
+    wide, narrow = (1, 1) if alone else (panel.WIDE, panel.NARROW)
+    packed, finite = _packed(x, y.dtype, (wide, wides), (narrow, narrows))
+    if not finite:
+        return _any_activations(x, w, y, kind)
+    kernel, tables = panel.many_tokens_kernel(masked, kind, alone), expand.tables(kind)
+    size = panel.scratch_bytes(kind, w.cols, padded)
 
     def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-        kernel(table, pieces, lo, hi, x, w.cols, np.empty(17, y.dtype), y)
+        kernel(table, pieces, lo, hi, packed, w.cols, wides, narrows, tables, _bytes("weights", size), y)
+
+    return Plan(tokens, run)
+
+
+def _packed(x: np.ndarray, dtype: np.dtype, wide: tuple[int, int], narrow: tuple[int, int]) -> tuple[np.ndarray, bool]:
+    """x in groups, given as (tokens of a group, groups), and whether it is finite."""
+    padded_cols = -(-x.shape[1] // 8) * 8
+    if wide == (1, 1) and padded_cols == x.shape[1]:
+        return x.reshape(-1), activations.all_finite(x)
+    tokens = wide[0] * wide[1] + narrow[0] * narrow[1]
+    packed = scratch("activations", tokens * padded_cols, dtype)
+    return packed, activations.in_groups(x, padded_cols, *wide, *narrow, packed)
+
+
+def _bytes(purpose: str, nbytes: int) -> np.ndarray:
+    """An aligned scratch of so many bytes or a few more."""
+    return scratch(purpose, nbytes // 8 + 1, DOUBLE)
+
+
+def _any_activations(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
+    """For x with Inf or NaN: slow."""
+    make: Callable[[int], Callable[..., None]] = (
+        bitmask.skipping_kernel if w.layout == "bitmask" else dense.skipping_kernel
+    )
+    kernel = make(kind)
+
+    def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
+        kernel(table, pieces, lo, hi, x, w.cols, np.empty((2 * w.cols + 64) // 8 + 2, DOUBLE), y)
 
     return Plan(x.shape[0], run)
-
-
-def _whole_words(cols: int) -> int:
-    """Columns rounded up to whole words of a mask."""
-    return -(-cols // WORD) * WORD

@@ -1,8 +1,8 @@
 """What a plan is: one kernel, the activations laid out for it, and the place of its results.
 
-Whoever makes a plan lays x out and asks whether it is finite, before any thread starts. Kernels multiply the zeros at
-pruned positions and in padding, too, which changes no bit unless x has Inf or NaN. Such x gets a plan with a slow
-kernel that skips these positions.
+Whoever makes a plan lays x out and asks whether it is finite, before any thread starts. Kernels multiply zero weights,
+pruned positions and padding, too, which changes no bit unless x has Inf or NaN. Such x gets a plan with a slow kernel
+that skips them.
 """
 
 from __future__ import annotations

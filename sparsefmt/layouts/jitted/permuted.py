@@ -1,6 +1,6 @@
 """Passes of layout `permuted`.
 
-Values and columns are seen as (slots, 8): lane l of slice s holds row `row_permutation[8 * s + l]` of the tile.
+Values and columns are seen as (slots, 16): lane l of slice s holds row `row_permutation[16 * s + l]` of the tile.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def pack(
     values: np.ndarray,
     columns: np.ndarray,
 ) -> None:
-    """Fill zeroed `values` and `columns` (slots, 8) from `bits` (rows, cols)."""
+    """Fill zeroed `values` and `columns` (slots, 16) from `bits` (rows, cols)."""
     for position in range(row_permutation.shape[0]):
         row = np.int64(row_permutation[position])
-        slot = np.int64(slice_offsets[position >> 3])
-        lane = position & 7
+        slot = np.int64(slice_offsets[position >> 4])
+        lane = position & 15
         for col in range(bits.shape[1]):
             value = bits[row, col]
             if value != 0 and value != negative_zero:
@@ -49,9 +49,9 @@ def unpack(
     for position in range(row_permutation.shape[0]):
         row = np.int64(row_permutation[position])
         if begin <= row < end:
-            slot = np.int64(slice_offsets[position >> 3])
+            slot = np.int64(slice_offsets[position >> 4])
             for _ in range(np.int64(row_counts[position])):
-                bits[row - begin, np.int64(columns[slot, position & 7])] = values[slot, position & 7]
+                bits[row - begin, np.int64(columns[slot, position & 15])] = values[slot, position & 15]
                 slot += 1
 
 
@@ -63,11 +63,11 @@ def _are_good(values: np.ndarray, columns: np.ndarray, negative_zero: int, first
     """
     flat_values, flat_columns = values.reshape(-1), columns.reshape(-1)
     faults = np.uint8(0)
-    for element in range(np.uint64(first) * np.uint64(8), np.uint64(last) * np.uint64(8)):
+    for element in range(np.uint64(first) * np.uint64(16), np.uint64(last) * np.uint64(16)):
         value = flat_values[element]
         faults |= np.uint8(value == 0) | np.uint8(value == negative_zero)
-    for element in range(np.uint64(first + 1) * np.uint64(8), np.uint64(last) * np.uint64(8)):
-        faults |= np.uint8(flat_columns[element] <= flat_columns[element - np.uint64(8)])
+    for element in range(np.uint64(first + 1) * np.uint64(16), np.uint64(last) * np.uint64(16)):
+        faults |= np.uint8(flat_columns[element] <= flat_columns[element - np.uint64(16)])
     return faults == 0
 
 
@@ -99,9 +99,9 @@ def check(
     if slice_offsets[0] != 0:
         return SLICE_OFFSETS, 0
     for slice_ in range(slice_offsets.shape[0] - 1):
-        length = np.int64(row_counts[slice_ * 8])
+        length = np.int64(row_counts[slice_ * 16])
         if np.int64(slice_offsets[slice_]) + length != np.int64(slice_offsets[slice_ + 1]):
-            return SLICE_OFFSETS, slice_ * 8
+            return SLICE_OFFSETS, slice_ * 16
     if np.int64(slice_offsets[slice_offsets.shape[0] - 1]) != values.shape[0]:
         return SLICE_OFFSETS, rows
 
@@ -109,11 +109,11 @@ def check(
         first = np.int64(slice_offsets[slice_])
         last = np.int64(slice_offsets[slice_ + 1])
         # counts never ascend: the last lane has the fewest
-        full = np.int64(row_counts[slice_ * 8 + 7]) if slice_ * 8 + 7 < rows else np.int64(0)
+        full = np.int64(row_counts[slice_ * 16 + 15]) if slice_ * 16 + 15 < rows else np.int64(0)
         if not _are_good(values, columns, negative_zero, first, first + full):
             full = np.int64(0)  # to say which of them is not
-        for lane in range(8):
-            position = slice_ * 8 + lane
+        for lane in range(16):
+            position = slice_ * 16 + lane
             count = np.int64(row_counts[position]) if position < rows else np.int64(0)
             previous = np.int64(columns[first + full - 1, lane]) if full else np.int64(-1)
             for slot in range(first + full, first + count):
@@ -133,9 +133,9 @@ def check(
 
 @jit
 def of_entries(columns, values, begins, row_permutation, row_counts, slice_offsets, slot_values, slot_columns):
-    """Fill zeroed `slot_values` and `slot_columns` (slots, 8). begins: int64 (rows,), the first entry of each row."""
+    """Fill zeroed `slot_values` and `slot_columns` (slots, 16). begins: int64 (rows,), the first entry of each row."""
     for position in range(row_permutation.shape[0]):
-        slot, lane = np.int64(slice_offsets[position >> 3]), position & 7
+        slot, lane = np.int64(slice_offsets[position >> 4]), position & 15
         begin = begins[np.int64(row_permutation[position])]
         for entry in range(begin, begin + np.int64(row_counts[position])):
             slot_values[slot, lane] = values[entry]
@@ -147,7 +147,7 @@ def of_entries(columns, values, begins, row_permutation, row_counts, slice_offse
 def to_entries(slot_values, slot_columns, row_permutation, row_counts, slice_offsets, begins, columns, values):
     """Undo `of_entries`."""
     for position in range(row_permutation.shape[0]):
-        slot, lane = np.int64(slice_offsets[position >> 3]), position & 7
+        slot, lane = np.int64(slice_offsets[position >> 4]), position & 15
         begin = begins[np.int64(row_permutation[position])]
         for entry in range(begin, begin + np.int64(row_counts[position])):
             values[entry] = slot_values[slot, lane]

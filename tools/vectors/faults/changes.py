@@ -70,6 +70,12 @@ def bases() -> dict[str, Callable[[], bytes]]:
     }
     files |= {f"positive {layout}": saved(layout, "raw", w=abs(w)) for layout in LAYOUTS[1:]}
     files |= {f"big {layout}": saved(layout, "zstd", w=big) for layout in LAYOUTS}
+    for rows in 8, 9, 24, 25:
+        for layout in LAYOUTS[1:]:
+            files[f"{rows} rows {layout}"] = saved(layout, "raw", w=np.concatenate([w, w])[:rows])
+    tall = np.zeros((1024, 9), np.uint8)
+    tall[::7, ::2] = 5
+    files["tall mask zstd"] = saved("bitmask", "zstd", w=tall)
     files["integers"] = saved("bitmask", "raw", w=(w * 10).astype(np.int8))
     files["bool"] = saved("auto", "raw", w=w > 0)
     files["packed"] = saved("auto", "raw", w=w[:19, :3].astype(ml_dtypes.float4_e2m1fn))

@@ -195,7 +195,16 @@ faults(
         "empty entry": entry_named("x", {}),
     },
 )
-faults("metadata-invalid", "bitmask raw", {"int": top(metadata={"a": 1}), "bin": top(metadata={"a": b"b"})})
+faults(
+    "metadata-invalid",
+    "bitmask raw",
+    {
+        "int": top(metadata={"a": 1}),
+        "bin": top(metadata={"a": b"b"}),
+        "map": top(metadata={"a": {}}),
+        "array": top(metadata={"a": ["b"]}),
+    },
+)
 faults("metadata-size", "bitmask raw", {"key and value": lambda file: top(metadata={"a": "b" * 2**24})(file)})
 faults("metadata-size", "bitmask raw", {"one value": lambda file: top(metadata={"": "b" * (2**24 + 1)})(file)})
 faults(
@@ -355,9 +364,11 @@ faults(
     "array-size",
     "bitmask raw",
     {
-        "mask": array("mask", "u1", lambda mask: mask[:-16]),
+        "mask": array("mask", "u1", lambda mask: mask[:-1]),
+        "mask of a row more": array("mask", "u1", lambda mask: np.append(mask, mask[:70] * 0)),
         "part": array("values", "u1", lambda values: values[:-1]),
-        "row_offsets": array("row_offsets", "u4", lambda offsets: offsets[:-1]),
+        "slice_offsets": array("slice_offsets", "u4", lambda offsets: offsets[:-1]),
+        "an offset for each row": array("slice_offsets", "u4", lambda offsets: np.append(offsets, offsets[:18])),
         "negative_zeros": array("negative_zeros", "u1", lambda signs: np.append(signs, signs[:1] * 0)),
     },
 )
@@ -373,7 +384,7 @@ faults(
     "array-size",
     "permuted raw",
     {
-        "columns of a slot": array("columns", "u2", lambda columns: columns[:-8]),
+        "columns of a slot": array("columns", "u2", lambda columns: columns[:-16]),
         "negative_zeros": array("negative_zeros", "u1", lambda signs: np.append(signs, signs[:1] * 0)),
     },
 )

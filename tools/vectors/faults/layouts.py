@@ -9,30 +9,53 @@ from tools.vectors.faults.changes import array, faults, item
 
 faults("bool-invalid", "bool", {"2": array("values", "u1", item(0, 2)), "255": array("values", "u1", item(-1, 255))})
 faults("values-padding", "packed", {"bit": array("values", "u1", item(-1, lambda values: values[-1] | 0x80))})
+for _rows, _layout in (8, "bitmask"), (9, "bitmask"), (24, "bitmask"), (25, "bitmask"), (24, "permuted"):
+    faults("ok", f"{_rows} rows {_layout}", {"last slice": lambda file: None})
+for _base, _row, _dtype in (
+    ("bitmask raw", 4, "u1"),  # of the last slice: the first that does not exist
+    ("9 rows bitmask", 9, "u2"),
+    ("25 rows bitmask", 9, "u2"),
+):
+    faults(
+        "mask-padding",
+        _base,
+        {
+            "next row": array("mask", _dtype, item(-70, lambda mask, row=_row: mask[-70] | 1 << row)),
+            "last": array("mask", "u1", item(-1, lambda mask: mask[-1] | 0x80)),
+        },
+    )
+
+
+def add_values(count: int):
+    """Of them, or take them away from the end."""
+
+    def change(file: TakenApart):
+        values = file.array("values", "u4")
+        file.put("values", values[:count] if count < 0 else np.append(values, values[:count]))
+        file.entry()["nnz"] += count
+
+    return change
+
+
+def bit_in_another_slice(mask: np.ndarray) -> None:
+    """A bit less in the first slice, and one more in the last."""
+    mask[0] &= mask[0] - 1
+    at = int(np.flatnonzero(mask[-70:] < 15)[0]) - 70
+    mask[at] |= mask[at] + 1
+
+
 faults(
-    "mask-padding",
-    "bitmask raw",
-    {
-        "next column": array("mask", "u1", item(8, lambda mask: mask[8] | 0x40)),
-        "last": array("mask", "u1", item(-1, 0x80)),
-    },
-)
-
-
-def one_value_less(file: TakenApart) -> None:
-    file.put("values", file.array("values")[:-4])
-    file.entry()["nnz"] -= 1
-
-
-faults(
-    "row-offsets",
+    "slice-offsets",
     "positive bitmask",
     {
-        "mask": array("mask", "u1", item(0, lambda mask: mask[0] ^ 1)),
-        "first": array("row_offsets", "u4", item(0, 1)),
-        "one": array("row_offsets", "u4", item(5, lambda offsets: offsets[5] + 1)),
-        "values": one_value_less,
-        "last": array("row_offsets", "u4", item(-1, 2**32 - 1)),
+        "mask, one bit more": array("mask", "u1", item(0, lambda mask: mask[0] | mask[0] + 1)),
+        "mask, one bit less": array("mask", "u1", item(0, lambda mask: mask[0] & mask[0] - 1)),
+        "mask, a bit in another slice": array("mask", "u1", bit_in_another_slice),
+        "first": array("slice_offsets", "u4", item(0, 1)),
+        "second": array("slice_offsets", "u4", item(1, lambda offsets: offsets[1] + 1)),
+        "last": array("slice_offsets", "u4", item(-1, 2**32 - 1)),
+        "one value less": add_values(-1),
+        "one value more": add_values(1),
     },
 )
 for _base in "bitmask raw", "permuted raw":
@@ -48,12 +71,19 @@ def equal_counts_out_of_order(file: TakenApart) -> None:
 
 def last_column_beyond(file: TakenApart) -> None:
     count = int(file.array("row_counts", "u4")[0])
-    array("columns", "u2", item(8 * (count - 1), 70))(file)
+    array("columns", "u2", item(16 * (count - 1), 70))(file)
 
 
 def one_slot_more(file: TakenApart) -> None:
     for name, dtype in ("columns", "u2"), ("values", "u4"):
-        array(name, dtype, lambda content: np.append(content, np.zeros(8, content.dtype)))(file)
+        array(name, dtype, lambda content: np.append(content, np.zeros(16, content.dtype)))(file)
+
+
+def lane_without_element(file: TakenApart) -> None:
+    """In the last slot of the first slice: its last row has fewer elements than its first."""
+    counts = file.array("row_counts", "u4")
+    assert counts[15] < counts[0]
+    array("values", "u4", item(16 * int(counts[0]) - 1, 1))(file)
 
 
 faults(
@@ -89,8 +119,8 @@ faults(
     "column-order",
     "permuted raw",
     {
-        "twice": array("columns", "u2", item(8, lambda columns: columns[0])),
-        "swapped": array("columns", "u2", item([0, 8], lambda columns: columns[[8, 0]])),
+        "twice": array("columns", "u2", item(16, lambda columns: columns[0])),
+        "swapped": array("columns", "u2", item([0, 16], lambda columns: columns[[16, 0]])),
     },
 )
 faults(
@@ -100,6 +130,7 @@ faults(
         "value": array("values", "u4", item(-1, 1)),
         "-0": array("values", "u4", item(-1, 2**31)),
         "column": array("columns", "u2", item(-1, 1)),
+        "of a row": lane_without_element,
     },
 )
 

@@ -82,18 +82,18 @@ POSITIONS = "000" + "00000" + "1" + "00000"  # precision; one class of rows; cop
 TWO_ROW_SYMBOLS = "11" + "1" + "0" * 10  # of the same frequency
 
 
-def positions(rows=(0, 1, 0, 0, 1), groups=((0, 1),), nnz=2, model=None, value=lambda chunk: chunk):
-    """A mask of 5 x 70; of the 45 bytes of groups those that are not 0."""
+def positions(rows=(0, 1, 0, 0, 1), groups=(((0, 0), 1),), nnz=2, model=None, value=lambda chunk: chunk):
+    """A mask of 5 x 70; of the bytes of 5 rows and 9 groups those that are not 0."""
     row_table, byte_table = (12, [2048, 2048]), (8, [1] * 256)
-    content = [dict(groups).get(number, 0) for number in range(45)]
+    content = [dict(groups).get((row, group), 0) for group in range(9) for row in range(5)]
     head = rans_files.encode_stream(rows, [row_table] * 5)
     chunk = struct.pack("<I", len(head)) + head + rans_files.encode_stream(content, [byte_table] * 45)
     model = bits_of(POSITIONS, EVERY_BYTE * 2, TWO_ROW_SYMBOLS) if model is None else model
 
     def change(file: TakenApart):
-        coded("mask", 80, value(chunk), model, nnz=nnz)(file)
-        file.entry()["arrays"]["row_offsets"] = "rans"
-        file.chunks[file.number("row_offsets")] = (b"", 24)
+        coded("mask", 70, value(chunk), model, nnz=nnz)(file)
+        file.entry()["arrays"]["slice_offsets"] = "rans"
+        file.chunks[file.number("slice_offsets")] = (b"", 8)
         file.put("values", b"\1" * nnz)
 
     return change
@@ -148,10 +148,35 @@ faults(
     },
 )
 CLASSES_OF_COLUMNS = "000" + "00000" + "0" + "10000" + "0" + EVERY_BYTE + TWO_ROW_SYMBOLS  # these for columns
+
+
+def positions_of_columns(value=lambda classes: classes):
+    """A mask of 5 x 70 whose columns have classes; the stream of these may be changed."""
+    classes = rans_files.encode_stream([0, 1] * 35, [(12, [2048, 2048])] * 70)
+    chunk = rans_files.encode_stream([1] + [0] * 44, [(8, [1] * 256)] * 45)
+
+    def change(file: TakenApart):
+        coded("mask", 70, chunk, bits_of(CLASSES_OF_COLUMNS, value(classes)), nnz=1)(file)
+        file.put("slice_offsets", struct.pack("<II", 0, 1))
+        file.put("values", b"\1")
+
+    return change
+
+
+faults("ok", "5 x 70", {"classes of columns": positions_of_columns()})
+faults(
+    "rans-model",
+    "5 x 70",
+    {
+        "word less of columns": positions_of_columns(lambda classes: classes[:-2]),
+        "word more of columns": positions_of_columns(lambda classes: classes + b"\0\0"),
+        "no classes of columns": positions_of_columns(lambda classes: b""),
+    },
+)
 faults(
     "rans-model",
     "wide",
-    {"columns": coded("mask", 131080, bytes(1000), bits_of(CLASSES_OF_COLUMNS, bytes(2**18)))},
+    {"columns": coded("mask", 2**20 + 1, bytes(1000), bits_of(CLASSES_OF_COLUMNS, bytes(2**18)))},
 )
 BASES["permuted u16"] = saved("permuted", "raw", w=np.ones((10, 10), np.uint16))
 BASES["bitmask u16"] = saved("bitmask", "raw", w=np.ones((10, 10), np.uint16))
@@ -185,9 +210,14 @@ faults(
     },
 )
 faults(
-    "row-offsets",
+    "slice-offsets",
     "bitmask u16",
-    {"classes of rows": both(elements_of_rows(), array("mask", "u1", item(0, 0xFE)))},
+    {"classes of rows": both(elements_of_rows(), array("mask", "u2", item(0, 0x3FE)))},
+)
+faults(
+    "mask-padding",
+    "bitmask u16",
+    {"classes of rows": both(elements_of_rows(), array("mask", "u2", item(0, 0x7FE)))},
 )
 faults(
     "rans-stream",
@@ -222,9 +252,13 @@ faults(
     },
 )
 faults(
-    "mask-padding",
+    "rans-stream",
     "5 x 70",
-    {"coded": positions(groups=[(8, 64)], nnz=1), "coded, copy": positions(groups=[(17, 64)], nnz=1)},
+    {
+        "column that does not exist": positions(groups=[((0, 8), 64)], nnz=0),
+        "column that does not exist, in a copy": positions(groups=[((1, 8), 64)], nnz=0),
+        "last column that does not exist": positions(groups=[((4, 8), 128)], nnz=0),
+    },
 )
 faults("stored-zero", "5 x 70", {"coded mask": both(positions(), lambda file: file.put("values", b"\1\0"))})
 faults(
@@ -238,15 +272,18 @@ faults(
 faults(
     "chunk-size",
     "5 x 70",
-    {"row_offsets": both(positions(), lambda file: file.chunks.__setitem__(1, (b"four", 24)))},
+    {"slice_offsets": both(positions(), lambda file: file.chunks.__setitem__(1, (b"four", 8)))},
 )
+faults("chunk-size", "permuted raw", {"slice_offsets of no bytes": coded("slice_offsets", 12, b"", b"")})
 faults(
     "model-set",
     "u16",
     {"none": arrays(values="rans"), "of raw": fields(models={"values": b""}), "of none": fields(models={"x": b""})},
 )
-faults("model-set", "bitmask raw", {"row_offsets": coded("row_offsets", 84, model=b"")})
-faults("ok", "bitmask raw", {"row_offsets by themselves": arrays(row_offsets="rans")})
+faults("model-set", "bitmask raw", {"slice_offsets": coded("slice_offsets", 12, model=b"")})
+faults("model-set", "permuted raw", {"slice_offsets": arrays(slice_offsets="rans")})
+faults("ok", "bitmask raw", {"slice_offsets by themselves": arrays(slice_offsets="rans")})
+faults("ok", "permuted raw", {"slice_offsets as they are": coded("slice_offsets", 12, model=b"")})
 faults("model-size", "u16", {"limit": coded("values", 200, model=bytes(2**20 + 1))})
 faults("rans-model", "u16", {"at the limit": elements(bytes(2**20))})
 faults(

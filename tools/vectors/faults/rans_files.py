@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 
@@ -229,10 +230,11 @@ def some_positions(rng: np.random.Generator, c: int) -> tuple[bytes, Callable[[i
     def chunk(r: int) -> tuple[bytes, np.ndarray]:
         rows, head = classes.of_rows(r)
         mask, coded, used = np.zeros((r, c), bool), [], []
-        for row, symbol in enumerate(rows):
-            copy = symbol == classes.rows
-            for group, mean in zip(groups, means, strict=True):
-                table = tables[-1 if copy else classes.table_of_sum[symbol + mean]]
+        slices = [range(first, min(first + 16, r)) for first in range(0, r, 16)]
+        for rows_of_slice in slices:
+            for (group, mean), row in product(zip(groups, means, strict=True), rows_of_slice):
+                copy = rows[row] == classes.rows
+                table = tables[-1 if copy else classes.table_of_sum[rows[row] + mean]]
                 (byte,) = some_symbols(rng, table[1], 1)
                 byte = byte if byte >> len(group) == 0 else 0
                 for j, column in enumerate(group):

@@ -28,6 +28,19 @@ def windowed(frame: bytes, log: int) -> bytes:
     return frame[:4] + bytes([frame[4] & ~0x20, (log - 10) << 3]) + frame[5:]
 
 
+def recompressed_rows(compress):
+    """Of a mask, which has fewer bytes than the bits of its rows have."""
+
+    def change(file: TakenApart):
+        number = file.number("mask")
+        stored, raw = file.chunks[number]
+        rows = zstandard.decompress(stored)
+        assert len(stored) < raw < len(rows) == 2048
+        file.chunks[number] = (compress(rows), raw)
+
+    return change
+
+
 SKIPPABLE = b"\x50\x2a\x4d\x18\4\0\0\0skip"
 DICTIONARY = zstandard.train_dictionary(2000, [np.random.default_rng(n).bytes(30) * 3 for n in range(2000)])
 faults(
@@ -62,5 +75,30 @@ faults(
         "window": recompressed(lambda data: windowed(compressed(data), 21)),
         "checksum": recompressed(lambda data: changed(compressed(data, write_checksum=True), -1, 1)),
         "reserved bit": recompressed(lambda data: changed(compressed(data), 4, 8)),
+    },
+)
+faults(
+    "ok",
+    "tall mask zstd",
+    {
+        "another level of rows": recompressed_rows(lambda rows: compressed(rows, level=19)),
+        "window of the size of the rows": recompressed_rows(lambda rows: windowed(compressed(rows), 11)),
+    },
+)
+faults(
+    "zstd-size",
+    "tall mask zstd",
+    {
+        "the raw size": recompressed_rows(lambda rows: compressed(rows[: 9 * 1024 // 8])),
+        "a row less": recompressed_rows(lambda rows: compressed(rows[:-2])),
+    },
+)
+faults(
+    "zstd-corrupt",
+    "tall mask zstd",
+    {
+        "window over the size of the rows": recompressed_rows(lambda rows: windowed(compressed(rows), 12)),
+        "bit of the next column": recompressed_rows(lambda rows: compressed(changed(rows, 1, 2))),
+        "last bit": recompressed_rows(lambda rows: compressed(changed(rows, -1, 0x80))),
     },
 )

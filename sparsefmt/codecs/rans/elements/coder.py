@@ -7,8 +7,8 @@ import struct
 import numpy as np
 
 from sparsefmt.codecs.contract import ArrayInfo, Coder
-from sparsefmt.codecs.rans.classes import CLASS_PRECISION, pack_row_symbols, unpack_row_symbols
-from sparsefmt.codecs.rans.elements.coordinates import coordinates
+from sparsefmt.codecs.rans.classes import CLASS_PRECISION, MAX_CLASSES, pack_row_symbols, unpack_row_symbols
+from sparsefmt.codecs.rans.elements.coordinates import placed
 from sparsefmt.codecs.rans.elements.lags import differences, undo_differences
 from sparsefmt.codecs.rans.elements.model import read_model
 from sparsefmt.codecs.rans.elements.splitting import Splitter, elements_of
@@ -66,7 +66,9 @@ class ElementCoder(Coder):
             row_classes, stream = unpack_row_symbols(self._row_tables, stream, positions.rows)
             contexts = self._contexts(row_classes, positions)
             if contexts.size != elements.size:
-                raise FormatError("row-offsets", f"a mask has {contexts.size:,} positions for {elements.size:,} values")
+                raise FormatError(
+                    "slice-offsets", f"a mask has {contexts.size:,} positions for {elements.size:,} values"
+                )
         symbols = self._tables.unpack(stream, elements.size, contexts)
         self._splitter.join(symbols, offsets, offset_bits, elements)
         if self.model.lag:
@@ -76,7 +78,7 @@ class ElementCoder(Coder):
         """The class of each row that makes it shortest: uint8 (rows,)."""
         from sparsefmt.codecs.rans.jitted import elements as jitted
 
-        where, classes = coordinates(positions, symbols.size), self.model.classes
+        where, classes = placed(symbols, positions), self.model.classes
         assert where is not None
         with np.errstate(divide="ignore"):
             lengths = (self.model.precision - np.log2(self.model.tables)).astype(np.float32)
@@ -84,7 +86,7 @@ class ElementCoder(Coder):
         row_classes = np.zeros(where.counts.size, np.uint8)
         lengths = np.ascontiguousarray(lengths[classes.table_of])
         fits = jitted.choose(
-            symbols, where.counts, where.columns, self._column_classes, lengths, row_lengths, row_classes
+            where.elements, where.counts, where.columns, self._column_classes, lengths, row_lengths, row_classes
         )
         if not fits:
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
@@ -92,35 +94,38 @@ class ElementCoder(Coder):
 
     @computed_once
     def _column_classes(self) -> np.ndarray:
-        """The class of each column of whole words, as masks have them: uint8."""
-        found, columns = np.zeros(-(-self._cols // 64) * 64, np.uint8), self.model.classes.columns
-        if columns is not None:
-            found[: self._cols] = columns
-        return found
+        """The class of each column: uint8 (cols,)."""
+        columns = self.model.classes.columns
+        return np.zeros(self._cols, np.uint8) if columns is None else columns.astype(np.uint8, copy=False)
 
     @computed_once
     def _tables_by_class(self) -> np.ndarray:
-        """For each class of rows, the table of each column: uint8 (classes of rows, columns of whole words)."""
+        """The table of each class of columns and of rows: uint8 (classes of columns, MAX_CLASSES)."""
         classes = self.model.classes
-        found = np.empty((classes.rows, self._column_classes.size), np.uint8)
-        for row_class, tables in enumerate(found):
-            np.take(classes.table_of[row_class:], self._column_classes, out=tables, mode="clip")
-        return found
+        sums = np.arange(classes.column_count)[:, None] + np.arange(MAX_CLASSES)
+        return np.take(classes.table_of, sums, mode="clip")
+
+    @computed_once
+    def _tables_by_column(self) -> np.ndarray:
+        """For each class of rows, the table of each column: uint8 (MAX_CLASSES, cols)."""
+        return np.ascontiguousarray(self._tables_by_class[self._column_classes].T)
 
     def _contexts(self, row_classes: np.ndarray, positions: Positions) -> np.ndarray:
         """The table of each element of a tile."""
         from sparsefmt.codecs.rans.jitted import elements as jitted
         from sparsefmt.isa import ISA
 
-        mask, classes = positions.mask, self.model.classes
-        if classes.columns is None:
-            # there may be any number of columns then: no table of them
-            counts = self._cols if mask is None else np.bitwise_count(mask).sum(1, dtype=np.int64)
-            return np.repeat(classes.table_of[row_classes], counts)
-        if mask is None:
-            return self._tables_by_class[row_classes, : self._cols].ravel()
-        # a word's contexts are written with 64 bytes, and the next ones over the rest
-        contexts = np.empty(int(np.bitwise_count(mask).sum(dtype=np.int64)) + 64, np.uint8)
-        fill = jitted.contexts_of_wide if ISA == "avx512" else jitted.contexts_of
-        fill(mask, row_classes, self._tables_by_class, contexts)
-        return contexts[:-64]
+        classes = self.model.classes
+        if positions.mask is None:
+            if classes.columns is None:
+                # there may be any number of columns then: no table of them
+                return np.repeat(classes.table_of[row_classes], self._cols)
+            return self._tables_by_column[row_classes].ravel()
+        # the contexts of eight rows are written at once, and the next ones over the rest
+        contexts = np.empty(positions.elements() + 16, np.uint8)
+        known = positions.mask, row_classes, self._column_classes, self._tables_by_class
+        if ISA == "portable" or classes.rows > 16:
+            jitted.contexts_of(*known, contexts)
+        else:
+            jitted.contexts_of_few_classes(*known, jitted.SHUFFLES, contexts)
+        return contexts[:-16]

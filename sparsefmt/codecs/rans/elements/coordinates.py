@@ -1,4 +1,4 @@
-"""The row and the column of each element of a tile, to find out how rows and columns differ."""
+"""Elements of a tile with the row and the column of each, to find out how rows and columns differ."""
 
 from __future__ import annotations
 
@@ -9,32 +9,26 @@ import numpy as np
 from sparsefmt.positions import Positions
 
 
-class Coordinates(NamedTuple):
-    """Where the elements of a tile stand in its matrix, row by row.
+class Placed(NamedTuple):
+    """Elements row by row, and where they stand.
 
     Attributes:
+        elements: (n,), or what stands for each.
         counts: int64 (rows,): elements in each row.
-        columns: int32 (elements,): column of each.
+        columns: int32 (n,): column of each.
     """
 
+    elements: np.ndarray
     counts: np.ndarray
     columns: np.ndarray
 
 
-def coordinates(positions: Positions | None, count: int) -> Coordinates | None:
-    """Those of `count` elements; None if they have no positions, or another number of them."""
-    from sparsefmt.codecs.rans.jitted import elements as jitted
-
+def placed(elements: np.ndarray, positions: Positions | None) -> Placed | None:
+    """Elements of an array, put row by row; None if they have no positions, or another number of them."""
     if positions is None:
         return None
-    rows, cols, mask = positions
-    if mask is None:
-        if count != rows * cols:
-            return None
-        return Coordinates(np.full(rows, cols, np.int64), np.tile(np.arange(cols, dtype=np.int32), rows))
-    counts = np.bitwise_count(mask).sum(1, dtype=np.int64)
-    if int(counts.sum()) != count:
+    counts = positions.counts()
+    if int(counts.sum()) != elements.size:
         return None
-    columns = np.empty(count, np.int32)
-    jitted.columns_of(mask, columns)
-    return Coordinates(counts, columns)
+    ordered, columns = positions.by_row(elements, counts)
+    return Placed(ordered, counts, columns)

@@ -15,7 +15,7 @@ from sparsefmt.codecs.contract import ArrayInfo, Chunk, Each
 from sparsefmt.codecs.rans.class_search import assign_classes, classes_between, counts_by_table, merge_tables
 from sparsefmt.codecs.rans.classes import CLASS_PRECISION, MAX_CLASSIFIED_COLS, Classes, member_counts
 from sparsefmt.codecs.rans.elements.bins import Bins, Keys
-from sparsefmt.codecs.rans.elements.coordinates import coordinates
+from sparsefmt.codecs.rans.elements.coordinates import placed
 from sparsefmt.codecs.rans.elements.counting import AT_ONCE, parts_of
 from sparsefmt.codecs.rans.elements.model import Model
 from sparsefmt.codecs.rans.elements.splitting import Splitter, elements_of
@@ -103,10 +103,10 @@ def _measured(keys: Keys, info: ArrayInfo, each: Each) -> tuple[_Scale, _Scale, 
 
     def measure(chunk: Chunk) -> tuple[_Scale, float] | None:
         elements, rows = elements_of(chunk.raw, info.width), chunk.rows
-        where = coordinates(chunk.positions, elements.size)
+        where = placed(elements, chunk.positions)
         if where is None:
             return None
-        sizes = keys.sizes(elements)
+        sizes = keys.sizes(where.elements)
         tile_rows, tile_columns = _Scale(len(rows)), _Scale(info.cols)
         jitted.measure(
             sizes,
@@ -173,14 +173,13 @@ class _Counting:
         from sparsefmt.codecs.rans.jitted import elements as jitted
 
         def count(chunk: Chunk) -> list[np.ndarray]:
-            elements = elements_of(chunk.raw, self._width)
-            where = coordinates(chunk.positions, elements.size)
+            where = placed(self._splitter.split(elements_of(chunk.raw, self._width))[0], chunk.positions)
             assert where is not None
-            symbols, found = self._splitter.split(elements)[0], []
+            found: list[np.ndarray] = []
             for candidate in candidates:
                 found.append(np.zeros((candidate.sums, self._symbols), np.int64))
                 row_classes = candidate.rows[chunk.rows.start : chunk.rows.stop]
-                jitted.histogram(symbols, where.counts, where.columns, row_classes, candidate.columns, found[-1])
+                jitted.histogram(where.elements, where.counts, where.columns, row_classes, candidate.columns, found[-1])
             return found
 
         return count

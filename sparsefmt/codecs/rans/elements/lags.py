@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-LAGS = (0, 1, 8)
-"""How far back an element may refer: 8 for what lies in slices of eight rows. 0: elements as they are."""
+LAGS = (0, 1, 16)
+"""How far back an element may refer: 16 for what lies in slots of 16 rows. 0: elements as they are."""
 
 
 def differences(elements: np.ndarray, lag: int) -> np.ndarray:

@@ -7,8 +7,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from sparsefmt.bits_of_words import lowest_bit
+from sparsefmt.bits_of_words import four_of, lowest_bit
 from sparsefmt.jit import jit
+from sparsefmt.positions.jitted.masks import last_columns
 
 OK, EARLY_END, LEFT_OVER, NO_BIN = 0, 1, 3, 4
 """What a pass returns: all well; bits are missing; bits are left over; an element is in no bin."""
@@ -16,7 +17,7 @@ OK, EARLY_END, LEFT_OVER, NO_BIN = 0, 1, 3, 4
 PADDING = 2
 """Elements behind `offsets` that may be read in vain."""
 
-ZERO, ONE, SIX, INDEX_MASK = (np.uint64(number) for number in (0, 1, 6, 63))
+ZERO, ONE, FOUR, SIX, LANE, INDEX_MASK = (np.uint64(number) for number in (0, 1, 4, 6, 15, 63))
 
 
 @jit
@@ -73,63 +74,95 @@ def join(symbols, lows, widths, offsets, offset_bits, sign, shift, out):
 
 
 @jit
-def columns_of(mask, columns):
-    """Fill `columns` with the columns that mask (rows, words) uint64 keeps, row by row."""
-    at = ZERO
-    for row in range(mask.shape[0]):
-        for index in range(mask.shape[1]):
-            word = mask[row, index]
-            while word != ZERO:
-                columns[at] = 64 * index + lowest_bit(word)
-                word &= word - ONE
-                at += ONE
+def contexts_of(mask, row_classes, column_classes, tables, contexts):
+    """Fill `contexts` with the table of each position that a mask in slices keeps.
 
-
-@jit
-def contexts_of(mask, row_classes, tables, contexts):
-    """Fill `contexts` with the table of each position that `mask` keeps; 64 elements behind them may change too.
-
-    tables: uint8 (classes of rows, bits of a row of the mask), the table by class and column.
+    mask: uint16 (slices, cols). tables: uint8 (classes of columns, 32), the table by class of the column, and by that
+    of the row. contexts: 16 elements behind those of all positions may change too.
     """
-    at = ZERO
-    for row in range(mask.shape[0]):
-        row_class = np.uint64(row_classes[row])
-        for index in range(mask.shape[1]):
-            word, first = mask[row, index], np.uint64(64 * index)
-            while word != ZERO:
-                contexts[at] = tables[row_class, first + np.uint64(lowest_bit(word))]
-                word &= word - ONE
+    at, lines = ZERO, np.zeros(16, np.uint64)
+    whole = mask.shape[1] & -4
+    for slice_ in range(mask.shape[0]):
+        columns = mask[slice_]
+        last = last_columns(columns)
+        for lane in range(min(16, row_classes.shape[0] - 16 * slice_)):
+            lines[lane] = row_classes[16 * slice_ + lane]
+        for column in range(0, mask.shape[1], 4):
+            bits = four_of(columns, column) if column < whole else last
+            while bits != ZERO:
+                bit = np.uint64(lowest_bit(bits))
+                column_class = np.uint64(column_classes[np.uint64(column) + (bit >> FOUR)])
+                contexts[at] = tables[column_class, lines[bit & LANE]]
+                bits &= bits - ONE
                 at += ONE
+
+
+def _make_shuffles() -> np.ndarray:
+    """For each byte of a mask, which of eight bytes it keeps, side by side: uint64 (256,)."""
+    found = np.zeros((256, 8), np.uint8)
+    for byte in range(256):
+        kept = [bit for bit in range(8) if byte >> bit & 1]
+        found[byte, : len(kept)] = kept
+    return found.view(np.uint64).ravel()
+
+
+SHUFFLES = _make_shuffles()
 
 
 @intrinsic
-def _compress(typingctx, values, word, out):
-    """Move those of 64 bytes whose bit of `word` is set to `out`, and zeros behind them; how many. AVX-512.
+def _keep(typingctx, table, classes, shuffles, bits, out):
+    """Store table[class] of those of 16 rows whose bit is set, side by side, at `out`; how many. x86.
 
-    values, out: addresses.
+    table: address of 16 bytes. classes: address of 16 bytes below 16. shuffles: address of SHUFFLES. bits: 16 of them.
+    out: address where 16 bytes may change.
     """
 
     def codegen(context, builder, signature, args):
-        values, word, out = args
-        vector, lanes = ir.VectorType(ir.IntType(8), 64), ir.VectorType(ir.IntType(1), 64)
-        loaded = builder.load(builder.inttoptr(values, vector.as_pointer()), align=1)
-        kind = ir.FunctionType(vector, [vector, vector, lanes])
-        compress = builder.module.declare_intrinsic("llvm.x86.avx512.mask.compress.v64i8", (), kind)
-        moved = builder.call(compress, [loaded, ir.Constant(vector, None), builder.bitcast(word, lanes)])
-        builder.store(moved, builder.inttoptr(out, vector.as_pointer()), align=1)
-        return builder.ctpop(word)
+        table, classes, shuffles, bits, out = args
+        sixteen, eight, word = ir.VectorType(ir.IntType(8), 16), ir.VectorType(ir.IntType(8), 8), ir.IntType(64)
 
-    return types.int64(types.int64, types.uint64, types.int64), codegen
+        def load(address, kind):
+            return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
+
+        def shuffled(vector, order):
+            kind = ir.FunctionType(sixteen, [sixteen, sixteen])
+            shuffle = builder.module.declare_intrinsic("llvm.x86.ssse3.pshuf.b.128", (), kind)
+            return builder.call(shuffle, [vector, order])
+
+        def part(vector, first):
+            lanes = ir.Constant(ir.VectorType(ir.IntType(32), 8), list(range(first, first + 8)))
+            return builder.shuffle_vector(vector, vector, lanes)
+
+        both = shuffled(load(table, sixteen), load(classes, sixteen))
+        low = builder.and_(bits, ir.Constant(word, 255))
+        high = builder.lshr(bits, ir.Constant(word, 8))
+        orders = [load(builder.add(shuffles, builder.shl(byte, ir.Constant(word, 3))), eight) for byte in (low, high)]
+        later = builder.add(orders[1], ir.Constant(eight, [8] * 8))
+        order = builder.shuffle_vector(
+            orders[0], later, ir.Constant(ir.VectorType(ir.IntType(32), 16), list(range(16)))
+        )
+        kept = shuffled(both, order)
+        of_low = builder.ctpop(low)
+        builder.store(part(kept, 0), builder.inttoptr(out, eight.as_pointer()), align=1)
+        builder.store(part(kept, 8), builder.inttoptr(builder.add(out, of_low), eight.as_pointer()), align=1)
+        return builder.add(of_low, builder.ctpop(high))
+
+    return types.int64(types.int64, types.int64, types.int64, types.uint64, types.int64), codegen
 
 
 @jit
-def contexts_of_wide(mask, row_classes, tables, contexts):
-    """`contexts_of`, with AVX-512."""
-    at, tables_at, row_size = np.int64(contexts.ctypes.data), np.int64(tables.ctypes.data), tables.shape[1]
-    for row in range(mask.shape[0]):
-        here = tables_at + np.int64(row_classes[row]) * row_size
-        for index in range(mask.shape[1]):
-            at += _compress(here + 64 * index, mask[row, index], at)
+def contexts_of_few_classes(mask, row_classes, column_classes, tables, shuffles, contexts):
+    """`contexts_of` for at most 16 classes of rows, with the instructions of x86. shuffles: SHUFFLES."""
+    classes = np.zeros(16, np.uint8)
+    at, tables_at, width = np.int64(contexts.ctypes.data), np.int64(tables.ctypes.data), np.int64(tables.shape[1])
+    classes_at, shuffles_at = np.int64(classes.ctypes.data), np.int64(shuffles.ctypes.data)
+    for slice_ in range(mask.shape[0]):
+        for lane in range(min(16, row_classes.shape[0] - 16 * slice_)):
+            classes[lane] = row_classes[16 * slice_ + lane]
+        columns = mask[slice_]
+        for column in range(np.uint64(mask.shape[1])):
+            table = tables_at + width * np.int64(column_classes[column])
+            at += _keep(table, classes_at, shuffles_at, np.uint64(columns[column]), at)
 
 
 @jit

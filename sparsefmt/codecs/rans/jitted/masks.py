@@ -1,6 +1,7 @@
-"""Masks as rANS codes them: words of 64 columns, their bits in another order, and contexts for eight of them at a time.
+"""Masks as rANS codes them: words of 64 columns of a row, their bits in another order, and contexts for eight of them.
 
-A mask is (rows, words) uint64: column c is bit c % 64 of word c // 64.
+To encode, a mask is seen row by row, uint64 (rows, words): column c is bit c % 64 of word c // 64. What is decoded goes
+to a mask in slices, uint16 (slices, cols), at once.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from sparsefmt.jit import jit
+from sparsefmt.positions.jitted.masks import transposed
 
 NIBBLE, NIBBLE_BITS = np.uint64(15), np.uint64(4)
 
@@ -44,21 +46,14 @@ def order(column_classes, group_classes, places):
 
 
 @jit
-def fill_tables(places, back, tables):
-    """Fill `tables` (words, 16, 16) for `reorder`: to where `places` sends the bits of each word, or back."""
-    target = np.empty(64, np.int64)
+def fill_tables(places, tables):
+    """Fill `tables` (words, 16, 16) for `reorder`: to where `places` sends the bits of each word."""
     for word in range(places.shape[0]):
-        for bit in range(64):
-            place = np.int64(places[word, bit])
-            if back:
-                target[place] = bit
-            else:
-                target[bit] = place
         for nibble in range(16):
             table = tables[word, nibble]
             table[0] = 0
             for bit in range(4):
-                moved, first = np.uint64(1) << np.uint64(target[4 * nibble + bit]), 1 << bit
+                moved, first = np.uint64(1) << np.uint64(places[word, 4 * nibble + bit]), 1 << bit
                 for lower in range(first):
                     table[first + lower] = table[lower] | moved
 
@@ -88,15 +83,6 @@ def difference(mask, copies, out):
 
 
 @jit
-def restore(mask, copies):
-    """Undo `difference`, in place."""
-    for row in range(1, mask.shape[0]):
-        if copies[row]:
-            for word in range(mask.shape[1]):
-                mask[row, word] ^= mask[row - 1, word]
-
-
-@jit
 def contexts(row_symbols, group_classes, table_of, copy, out):
     """Fill `out` (rows, groups) with the table of each group: table_of[row's class + group's class], or in copies, rows
     whose symbol is `copy`, the last one."""
@@ -108,6 +94,93 @@ def contexts(row_symbols, group_classes, table_of, copy, out):
         else:
             for group in range(out.shape[1]):
                 out[row, group] = table_of[np.int64(row_symbols[row]) + np.int64(group_classes[group])]
+
+
+@jit
+def contexts_in_slices(row_symbols, group_classes, table_of, copy, out):
+    """`contexts` in the order of a chunk: flat `out`, slice by slice, group by group, row by row."""
+    # the table of a row's symbol and a group's class, at symbol << 6 | class
+    tables = np.empty(1 << 12, np.uint8)
+    symbols, classes = 0, 0
+    for symbol in row_symbols:
+        symbols = max(symbols, np.int64(symbol) + 1)
+    for class_ in group_classes:
+        classes = max(classes, np.int64(class_) + 1)
+    for symbol in range(symbols):
+        for class_ in range(classes):
+            sum_ = table_of.shape[0] - 1 if symbol == copy else min(symbol + class_, table_of.shape[0] - 1)
+            tables[symbol << 6 | class_] = table_of[sum_]
+    rows, at = row_symbols.shape[0], np.uint64(0)
+    lines = np.zeros(16, np.uint64)
+    for first in range(0, rows, 16):
+        height = np.uint64(min(16, rows - first))
+        for lane in range(height):
+            lines[lane] = np.uint64(row_symbols[np.uint64(first) + lane]) << np.uint64(6)
+        for group in range(group_classes.shape[0]):
+            class_ = np.uint64(group_classes[group])
+            for lane in range(height):
+                out[at + lane] = tables[lines[lane] | class_]
+            at += height
+
+
+@jit
+def restore_copies(groups, rows, copies):
+    """Undo `difference` in place. groups: the bytes of a chunk, flat, as `contexts_in_slices` orders them."""
+    count = groups.shape[0] // max(rows, 1)
+    above = np.zeros(count, np.uint8)  # the last row of the slice before
+    for first in range(0, rows, 16):
+        height, begin = min(16, rows - first), first * count
+        for group in range(count):
+            byte = above[group]
+            for lane in range(height):
+                if copies[first + lane]:
+                    groups[begin + lane] ^= byte
+                byte = groups[begin + lane]
+            above[group] = byte
+            begin += height
+
+
+@jit
+def join(groups, rows, columns, mask):
+    """Fill `mask` from the bytes of a chunk, as `contexts_in_slices` orders them; False if a bit is beyond its columns.
+
+    columns: int64 (8 * groups,), the column of each place, ascending beyond the last; None if it is the place itself.
+    """
+    slices, cols = mask.shape
+    count = (cols + 7) // 8
+    # of a slice, for each column the bits of its first eight rows, and of the others
+    low_words, high_words = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
+    low, high = low_words.view(np.uint8), high_words.view(np.uint8)
+    words = groups[: rows // 16 * 16 * count].view(np.uint64)
+    good = True
+    for slice_ in range(slices):
+        height = min(16, rows - 16 * slice_)
+        if height == 16:
+            at = np.uint64(2 * count * slice_)
+            for group in range(np.uint64(count)):
+                low_words[group] = transposed(words[at + group + group])
+                high_words[group] = transposed(words[at + group + group + np.uint64(1)])
+        else:
+            at = 16 * count * slice_
+            for group in range(count):
+                word = np.uint64(0)
+                for lane in range(min(height, 8)):
+                    word |= np.uint64(groups[at + lane]) << np.uint64(8 * lane)
+                low_words[group], word = transposed(word), np.uint64(0)
+                for lane in range(8, height):
+                    word |= np.uint64(groups[at + lane]) << np.uint64(8 * lane - 64)
+                high_words[group] = transposed(word)
+                at += height
+        line = mask[slice_]
+        if columns is None:
+            for column in range(np.uint64(cols)):
+                line[column] = np.uint16(low[column]) | np.uint16(high[column]) << np.uint16(8)
+        else:
+            for place in range(np.uint64(cols)):
+                line[np.uint64(columns[place])] = np.uint16(low[place]) | np.uint16(high[place]) << np.uint16(8)
+        for place in range(cols, 8 * count):
+            good &= (low[place] | high[place]) == 0
+    return good
 
 
 @jit

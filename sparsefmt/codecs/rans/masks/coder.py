@@ -6,11 +6,12 @@ import numpy as np
 
 from sparsefmt.codecs.contract import ArrayInfo, Coder
 from sparsefmt.codecs.rans.classes import CLASS_PRECISION, pack_row_symbols, unpack_row_symbols
-from sparsefmt.codecs.rans.masks.groups import ColumnOrder, mask_of
+from sparsefmt.codecs.rans.masks.groups import ColumnOrder, in_chunk_order, mask_of
 from sparsefmt.codecs.rans.masks.model import read_model
 from sparsefmt.codecs.rans.streams import Tables
 from sparsefmt.errors import FormatError
 from sparsefmt.positions import Positions
+from sparsefmt.positions.masks import U16, put_slices, slices_of
 
 
 class MaskCoder(Coder):
@@ -30,8 +31,9 @@ class MaskCoder(Coder):
     def encode(self, raw: np.ndarray, positions: Positions | None) -> bytes:
         from sparsefmt.codecs.rans.jitted import masks as jitted
 
-        mask = mask_of(raw, self._cols)
-        rows, group_classes = mask.shape[0], self._order.group_classes
+        assert positions is not None
+        rows, group_classes = positions.rows, self._order.group_classes
+        mask = mask_of(raw, rows, self._cols)
         with np.errstate(divide="ignore"):
             lengths = (self.model.precision - np.log2(self.model.tables)).astype(np.float32)
             row_lengths = (CLASS_PRECISION - np.log2(self.model.classes.row_frequencies)).astype(np.float32)
@@ -42,27 +44,28 @@ class MaskCoder(Coder):
         if not fits:
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
         coded = plain if self._copy < 0 else np.where((symbols == self._copy)[:, None], copied, plain)
-        coded = np.ascontiguousarray(coded[:, : group_classes.size])
-        stream = self._tables.pack(coded.ravel(), self._contexts(symbols).ravel())
-        return pack_row_symbols(self._row_tables, symbols) + stream
+        contexts = np.empty((rows, group_classes.size), np.uint8)
+        jitted.contexts(symbols, group_classes, self._table_of, self._copy, contexts)
+        coded = in_chunk_order(coded[:, : group_classes.size])
+        return pack_row_symbols(self._row_tables, symbols) + self._tables.pack(coded, in_chunk_order(contexts))
 
     def decode(self, stored: np.ndarray, positions: Positions | None, out: np.ndarray) -> None:
-        # bits beyond the columns are left to the layout's check
-        mask = out.view(np.uint64).reshape(-1, -(-self._cols // 64))
-        rows = mask.shape[0]
+        from sparsefmt.codecs.rans.jitted import masks as jitted
+
+        assert positions is not None
+        rows, cols, group_classes = positions.rows, positions.cols, self._order.group_classes
         symbols, stream = unpack_row_symbols(self._row_tables, stored, rows)
         if rows and symbols[0] == self._copy:
             raise FormatError("rans-stream", "the first row of a tile is to be like the one above")
-        contexts = self._contexts(symbols)
-        coded = self._tables.unpack(stream, contexts.size, contexts.ravel())
-        copies = symbols == self._copy if self._copy >= 0 else None
-        self._order.restore(mask, coded.reshape(contexts.shape), copies)
-
-    def _contexts(self, symbols: np.ndarray) -> np.ndarray:
-        """The table of each group of a tile whose rows have these symbols: uint8 (rows, groups)."""
-        from sparsefmt.codecs.rans.jitted import masks as jitted
-
-        group_classes = self._order.group_classes
-        contexts = np.empty((symbols.size, group_classes.size), np.uint8)
-        jitted.contexts(symbols, group_classes, self._table_of, self._copy, contexts)
-        return contexts
+        contexts = np.empty(rows * group_classes.size, np.uint8)
+        jitted.contexts_in_slices(symbols, group_classes, self._table_of, self._copy, contexts)
+        groups = self._tables.unpack(stream, contexts.size, contexts)
+        if self._copy >= 0:
+            jitted.restore_copies(groups, rows, symbols == self._copy)
+        slices = slices_of(rows)
+        whole = out.size == 2 * slices * cols
+        mask = out.view(U16).reshape(slices, cols) if whole else np.empty((slices, cols), U16)
+        if not jitted.join(groups, rows, self._order.columns, mask):
+            raise FormatError("rans-stream", "a mask has bits beyond its columns")
+        if not whole:
+            put_slices(mask, rows, out)

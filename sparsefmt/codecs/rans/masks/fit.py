@@ -25,7 +25,7 @@ def fit(info: ArrayInfo, each: Each) -> bytes:
     candidates = _candidates(info, each)
 
     def count(chunk: Chunk) -> list[np.ndarray]:
-        mask = mask_of(chunk.raw, info.cols)
+        mask = mask_of(chunk.raw, len(chunk.rows), info.cols)
         return [candidate.histogram(mask, chunk.rows) for candidate in candidates]
 
     for histograms in each(count):
@@ -44,7 +44,7 @@ def _candidates(info: ArrayInfo, each: Each) -> list[Candidate]:
     column_counts = np.zeros(cols if with_columns else 0, np.int64)
 
     def look(chunk: Chunk) -> np.ndarray:
-        mask, some = mask_of(chunk.raw, cols), chunk.rows
+        mask, some = mask_of(chunk.raw, len(chunk.rows), cols), chunk.rows
         copied = _copied_rows(mask)
         copies[some.start : some.stop] = copied
         row_counts[some.start : some.stop] = np.bitwise_count(mask).sum(1, dtype=np.int64)

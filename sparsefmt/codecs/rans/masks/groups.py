@@ -5,11 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from sparsefmt.codecs.rans.streams import read_only
+from sparsefmt.positions.masks import SLICE_ROWS, in_slices, row_bytes
 
 
-def mask_of(raw: np.ndarray, cols: int) -> np.ndarray:
-    """The bytes of a mask as (rows, words) uint64, read-only."""
-    return read_only(raw.view(np.uint64)).reshape(-1, -(-cols // 64))
+def mask_of(raw: np.ndarray, rows: int, cols: int) -> np.ndarray:
+    """The bytes of a mask, row by row: (rows, words) uint64, read-only."""
+    return read_only(row_bytes(in_slices(raw, rows, cols), rows, multiple=8).view(np.uint64))
+
+
+def in_chunk_order(of_rows: np.ndarray) -> np.ndarray:
+    """What stands for each row and group, (rows, groups), in the order of a chunk: slices, groups, rows. Flat."""
+    rows, groups = of_rows.shape
+    whole = rows // SLICE_ROWS * SLICE_ROWS
+    first = of_rows[:whole].reshape(-1, SLICE_ROWS, groups).transpose(0, 2, 1)
+    return np.concatenate([first.ravel(), of_rows[whole:].T.ravel()])
 
 
 class ColumnOrder:
@@ -17,6 +26,7 @@ class ColumnOrder:
 
     Attributes:
         group_classes: uint8 (groups,), the mean class of each eight columns.
+        columns: int64 (64 * words,), the column at each place; None if it is the place itself.
     """
 
     def __init__(self, column_classes: np.ndarray | None, cols: int) -> None:
@@ -25,10 +35,17 @@ class ColumnOrder:
 
         self._words, self.group_classes = -(-cols // 64), np.zeros(-(-cols // 8), np.uint8)
         self._places = None
+        self.columns = None
         if column_classes is not None:
             self._places = np.empty((self._words, 64), np.uint8)
             jitted.order(column_classes, self.group_classes, self._places)
-        self._tables: dict[bool, np.ndarray] = {}
+            self.columns = self._columns(self._places)
+        self._tables: np.ndarray | None = None
+
+    def _columns(self, places: np.ndarray) -> np.ndarray:
+        """The column of each place: int64 (64 * words,)."""
+        order = np.argsort(places, axis=1) + 64 * np.arange(self._words)[:, None]
+        return order.ravel()
 
     def groups(self, mask: np.ndarray, copies: np.ndarray | None) -> np.ndarray:
         """The bytes of a mask in the order in which they are coded: uint8 (rows, 8 * words), read-only.
@@ -41,42 +58,30 @@ class ColumnOrder:
             out = np.empty_like(mask)
             jitted.difference(mask, copies, out)
             mask = out
-        return read_only(self._reordered(mask, back=False).view(np.uint8))
+        return read_only(self._reordered(mask).view(np.uint8))
 
-    def restore(self, mask: np.ndarray, groups: np.ndarray, copies: np.ndarray | None) -> None:
-        """Undo `groups`: fill `mask`, (rows, words) uint64, from uint8 (rows, as many as `group_classes`)."""
-        from sparsefmt.codecs.rans.jitted import masks as jitted
-
-        out, count = mask.view(np.uint8), self.group_classes.size
-        out[:, count:] = 0
-        out[:, :count] = groups
-        if self._places is not None:
-            mask[...] = self._reordered(mask, back=True)
-        if copies is not None:
-            jitted.restore(mask, copies)
-
-    def _reordered(self, mask: np.ndarray, back: bool) -> np.ndarray:
-        """A mask with its columns in this order, or back in their own; itself if these are the same."""
+    def _reordered(self, mask: np.ndarray) -> np.ndarray:
+        """A mask with its columns in this order; itself if that is their own."""
         from sparsefmt.codecs.rans.jitted import masks as jitted
 
         if self._places is None:
             return mask
         out = np.empty_like(mask)
         for first in range(0, self._words, _WORDS_OF_TABLES):
-            jitted.reorder(read_only(mask), first, self._table(self._places, first, back), out)
+            jitted.reorder(read_only(mask), first, self._table(self._places, first), out)
         return out
 
-    def _table(self, places: np.ndarray, first: int, back: bool) -> np.ndarray:
+    def _table(self, places: np.ndarray, first: int) -> np.ndarray:
         """For `jitted.reorder`: words from `first` on. Kept if these are all words."""
         from sparsefmt.codecs.rans.jitted import masks as jitted
 
-        if back in self._tables:
-            return self._tables[back]
+        if self._tables is not None:
+            return self._tables
         places = places[first : first + _WORDS_OF_TABLES]
         tables = np.empty((len(places), 16, 16), np.uint64)
-        jitted.fill_tables(places, back, tables)
+        jitted.fill_tables(places, tables)
         if len(places) == self._words:
-            self._tables[back] = tables
+            self._tables = tables
         return tables
 
 

@@ -1,0 +1,242 @@
+"""Products with layout `bitmask`: the rows of a slice lie in the lanes of a vector, and values are expanded to them.
+
+`few_tokens_kernel` expands column after column in registers, and multiplies each at once, for every token.
+`expand_columns` expands a block of columns into a panel, for many tokens (`panel.py`). Both multiply pruned positions
+by zero, which changes no bit as long as x is finite; for other x there is `skipping_kernel`. All add the columns of a
+row in ascending order, so the bits of a result do not depend on which ran.
+
+A slice of eight rows or fewer has masks of eight bits. They are widened first, so that all other code sees sixteen.
+
+Kernels see arrays of checked tiles only, release the GIL, and are made by functions that choose what is constant in
+them. They do the slices `pieces[lo:hi]` of `operand.Work`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba.extending import overload
+
+from sparsefmt.bits_of_words import lowest_bit, popcount
+from sparsefmt.jit import jit
+from sparsefmt.kernels.expand import COLUMNS, copy_value, expand_word, fma_word
+from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SLICE_OFFSETS, VALUES
+from sparsefmt.kernels.simd import (
+    VECTOR_BYTES,
+    WIDTH,
+    fma,
+    load_scalar,
+    load_u16,
+    load_u32,
+    load_u64,
+    prefetch,
+    store,
+    store_scalar,
+    store_sums,
+    summed_kind,
+    zeros,
+)
+from sparsefmt.positions.masks import SLICE_ROWS
+
+AHEAD = 2048
+"""Bytes by which values are asked for before they are needed."""
+
+MASK_AHEAD = 512
+"""The same for the mask."""
+
+FEW = 12 if VECTOR_BYTES == 64 else 6
+"""Most tokens of `few_tokens_kernel`: their sums, a slice and an activation are what 32 or 16 registers hold."""
+
+
+@jit
+def widen_mask(mask, cols, to):
+    """The masks of a slice of eight rows or fewer, made 16 bits each; four columns at a time, so perhaps some more."""
+    for word in range((cols + 3) // 4):
+        bits = load_u32(mask + 4 * word)
+        bits = (bits | bits << 16) & 0x0000FFFF0000FFFF
+        bits = (bits | bits << 8) & 0x00FF00FF00FF00FF
+        store_scalar(to + 8 * word, bits)
+
+
+@jit
+def mask_of(table, tile, slice_, cols, scratch):
+    """Address of the mask of a slice, 16 bits for each column: in the tile, or widened in the scratch."""
+    mask = table[tile, MASK] + 2 * cols * slice_
+    if table[tile, HEIGHT] - SLICE_ROWS * slice_ > 8:
+        return mask
+    widen_mask(mask, cols, scratch)
+    return scratch
+
+
+@jit
+def last_columns(mask, cols):
+    """The word of the mask with the last columns, if their number is not a multiple of four; other bits are zero."""
+    return load_u64(mask + 2 * (cols // COLUMNS * COLUMNS)) & ((1 << SLICE_ROWS * (cols % COLUMNS)) - 1)
+
+
+def scratch_bytes(cols: int) -> int:
+    """Size of the scratch of `few_tokens_kernel`: the last words of two slices, and a widened mask."""
+    return 16 + 2 * cols + 64
+
+
+@cache
+def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
+    """Kernel for at most `tokens` tokens, x being finite.
+
+    product(table, pieces, lo, hi, x, cols, tables, scratch, y) fills y (that many tokens or fewer, rows). x is flat,
+    column by column, `tokens` activations each, with zeros up to a multiple of four columns; tables is
+    `expand.tables(kind)`; scratch is `scratch_bytes`.
+    """
+    width, summed = WIDTH[kind], summed_kind(kind)
+    size = WIDTH[summed]
+    sixteen, lines, one = SLICE_ROWS, max(1, SLICE_ROWS * COLUMNS * width // 128), 1
+    step = COLUMNS * tokens * size
+
+    @jit
+    def product(table, pieces, lo, hi, x, cols, tables, scratch, y):
+        x_begin, last0 = np.int64(x.ctypes.data), np.int64(scratch.ctypes.data)
+        last1, widened = last0 + 8, last0 + 16
+        y_begin, y_stride, y_count = np.int64(y.ctypes.data), np.int64(y.shape[1] * size), np.int64(y.shape[0])
+        words = cols // COLUMNS
+        for piece in range(lo, hi):
+            tile, begin, end = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2]
+            values, offsets, height = table[tile, VALUES], table[tile, SLICE_OFFSETS], table[tile, HEIGHT]
+            y_tile = y_begin + table[tile, FIRST_ROW] * size
+            half = (end - begin + 1) // 2
+            for slice0 in range(begin, begin + half):
+                # two slices at once, so that none waits for its last addition; far apart, so that memory is read in
+                # long runs; the last slice may be done twice
+                slice1 = min(slice0 + half, end - 1)
+                at0 = values + load_u32(offsets + 4 * slice0) * width
+                at1 = values + load_u32(offsets + 4 * slice1) * width
+                mask0 = mask_of(table, tile, slice0, cols, widened)
+                mask1 = mask_of(table, tile, slice1, cols, widened)
+                sums0, sums1 = zeros(kind, sixteen, tokens), zeros(kind, sixteen, tokens)
+                x_at = x_begin
+                for word in range(0, 8 * words, 8):
+                    prefetch(at0 + AHEAD, lines, one)
+                    prefetch(at1 + AHEAD, lines, one)
+                    prefetch(mask0 + word + MASK_AHEAD, one, one)
+                    prefetch(mask1 + word + MASK_AHEAD, one, one)
+                    sums0 = fma_word(at0, mask0 + word, kind, tables, x_at, sums0)
+                    sums1 = fma_word(at1, mask1 + word, kind, tables, x_at, sums1)
+                    at0 += popcount(load_u64(mask0 + word)) * width
+                    at1 += popcount(load_u64(mask1 + word)) * width
+                    x_at += step
+                if cols % COLUMNS:
+                    store_scalar(last0, last_columns(mask0, cols))
+                    store_scalar(last1, last_columns(mask1, cols))
+                    sums0 = fma_word(at0, last0, kind, tables, x_at, sums0)
+                    sums1 = fma_word(at1, last1, kind, tables, x_at, sums1)
+                store_sums(y_tile + SLICE_ROWS * size * slice0, y_stride, y_count, height - SLICE_ROWS * slice0, sums0)
+                store_sums(y_tile + SLICE_ROWS * size * slice1, y_stride, y_count, height - SLICE_ROWS * slice1, sums1)
+
+    @jit
+    def product_one_by_one(table, pieces, lo, hi, x, cols, tables, scratch, y):
+        x_begin, last = np.int64(x.ctypes.data), np.int64(scratch.ctypes.data)
+        y_begin, y_stride, y_count = np.int64(y.ctypes.data), np.int64(y.shape[1] * size), np.int64(y.shape[0])
+        words = cols // COLUMNS
+        for piece in range(lo, hi):
+            tile, begin, end = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2]
+            offsets, height = table[tile, SLICE_OFFSETS], table[tile, HEIGHT]
+            y_tile = y_begin + table[tile, FIRST_ROW] * size
+            at = table[tile, VALUES] + load_u32(offsets + 4 * begin) * width
+            for slice_ in range(begin, end):
+                mask, sums, x_at = mask_of(table, tile, slice_, cols, last + 16), zeros(kind, sixteen, tokens), x_begin
+                for word in range(0, 8 * words, 8):
+                    prefetch(at + AHEAD, lines, one)
+                    prefetch(mask + word + MASK_AHEAD, one, one)
+                    sums = fma_word(at, mask + word, kind, tables, x_at, sums)
+                    at += popcount(load_u64(mask + word)) * width
+                    x_at += step
+                if cols % COLUMNS:
+                    store_scalar(last, last_columns(mask, cols))
+                    sums = fma_word(at, last, kind, tables, x_at, sums)
+                    at += popcount(load_u64(last)) * width
+                store_sums(y_tile + SLICE_ROWS * size * slice_, y_stride, y_count, height - SLICE_ROWS * slice_, sums)
+
+    # with more tokens, two slices have more sums and addresses than there are registers
+    return product if tokens == 1 else product_one_by_one
+
+
+def expand_columns(vectorised, kind, tables, values, mask, columns, ahead, mask_ahead, to, pitch):
+    """Expand some columns of a slice to `to`, `pitch` bytes apart; return where the values of the next one begin.
+
+    Up to three more columns are filled with zeros. `ahead`, `mask_ahead`: from what is expanded to what will be needed
+    next, in bytes, of values and mask. `vectorised`: 0 or 1, `expand.in_registers(kind)`.
+    """
+    raise NotImplementedError("jitted code only")
+
+
+@overload(expand_columns, prefer_literal=True)
+def _choose_expand_columns(vectorised, kind, tables, values, mask, columns, ahead, mask_ahead, to, pitch):
+    width, size = WIDTH[kind.literal_value], WIDTH[summed_kind(kind.literal_value)]
+    sixteen, four, lines, one, two = SLICE_ROWS, COLUMNS, max(1, SLICE_ROWS * COLUMNS * width // 128), 1, 2
+
+    def by_instruction(vectorised, kind, tables, values, mask, columns, ahead, mask_ahead, to, pitch):
+        for word in range(0, 8 * (columns // COLUMNS), 8):
+            prefetch(values + ahead, lines, two)
+            prefetch(mask + word + mask_ahead, one, two)
+            store(to, pitch, expand_word(values, mask + word, kind, tables))
+            values += popcount(load_u64(mask + word)) * width
+            to += COLUMNS * pitch
+        if columns % COLUMNS:
+            # the place of what is expanded holds its mask until then
+            store_scalar(to, last_columns(mask, columns))
+            bits = load_u64(to)
+            store(to, pitch, expand_word(values, to, kind, tables))
+            values += popcount(bits) * width
+        return values
+
+    def by_bits(vectorised, kind, tables, values, mask, columns, ahead, mask_ahead, to, pitch):
+        for col in range(0, columns, COLUMNS):
+            bits = load_u64(mask + 2 * col) if col + COLUMNS <= columns else last_columns(mask, columns)
+            store(to, pitch, zeros(kind, sixteen, four))
+            while bits != 0:
+                bit = lowest_bit(bits)
+                copy_value(values, kind, to + bit // SLICE_ROWS * pitch + bit % SLICE_ROWS * size)
+                values += width
+                bits &= bits - 1
+            to += COLUMNS * pitch
+        return values
+
+    return by_instruction if vectorised.literal_value else by_bits
+
+
+@cache
+def skipping_kernel(kind: int) -> Callable[..., Any]:
+    """Slow kernel that skips pruned positions, for x with Inf or NaN.
+
+    product(table, pieces, lo, hi, x, cols, scratch, y): x (tokens, cols); y (tokens, rows); scratch has an element of
+    y's type, then the bytes of a widened mask.
+    """
+    width = WIDTH[kind]
+
+    @jit
+    def product(table, pieces, lo, hi, x, cols, scratch, y):
+        value, zero = np.int64(scratch.ctypes.data), y.dtype.type(0)
+        for piece in range(lo, hi):
+            tile = pieces[piece, 0]
+            for slice_ in range(pieces[piece, 1], pieces[piece, 2]):
+                mask = mask_of(table, tile, slice_, cols, value + 8)
+                first = table[tile, FIRST_ROW] + SLICE_ROWS * slice_
+                begin = table[tile, VALUES] + load_u32(table[tile, SLICE_OFFSETS] + 4 * slice_) * width
+                for token in range(y.shape[0]):
+                    at = begin
+                    for row in range(first, min(first + SLICE_ROWS, table[tile, FIRST_ROW] + table[tile, HEIGHT])):
+                        y[token, row] = 0
+                    for col in range(cols):
+                        bits = load_u16(mask + 2 * col)
+                        while bits != 0:
+                            row = first + lowest_bit(bits)
+                            copy_value(at, kind, value)
+                            y[token, row] = fma(load_scalar(value, zero), x[token, col], y[token, row])
+                            at += width
+                            bits &= bits - 1
+                    for row in range(first, min(first + SLICE_ROWS, table[tile, FIRST_ROW] + table[tile, HEIGHT])):
+                        y[token, row] += zero
+
+    return product

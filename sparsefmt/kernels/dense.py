@@ -1,0 +1,299 @@
+"""Products with layout `dense`: sixteen rows are transposed in registers, so that they lie in the lanes of a vector.
+
+`few_tokens_kernel` multiplies the columns at once, for every token. `transpose_columns` writes them to a panel, for
+many tokens (`panel.py`). Both multiply zeros like other weights, which changes no bit as long as x is finite; for other
+x there is `skipping_kernel`. All add the columns of a row in ascending order, so the bits of a result do not depend on
+which ran.
+
+Kernels see arrays of checked tiles only, release the GIL, and are made by functions that choose what is constant in
+them. They do the slices `pieces[lo:hi]` of `operand.Work`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+from sparsefmt.jit import jit
+from sparsefmt.kernels.expand import copy_value
+from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, VALUES
+from sparsefmt.kernels.simd import (
+    BF16,
+    F16,
+    F64,
+    I8,
+    I16,
+    I32,
+    WIDTH,
+    Vectors,
+    accumulator,
+    broadcast,
+    concatenated,
+    constant_of,
+    fma,
+    fused,
+    integer,
+    lanes_of,
+    load_as,
+    load_scalar,
+    packed,
+    part,
+    prefetch,
+    store,
+    store_at,
+    store_scalar,
+    store_sums,
+    stored_type,
+    summed_kind,
+    unpacked,
+    widened,
+    zeros,
+)
+from sparsefmt.positions.masks import SLICE_ROWS
+
+PIECE = 16
+"""Bytes of a row that are transposed at once."""
+
+BLOCK_BYTES = 512
+"""Bytes of a row that are copied at once, before they are transposed. Rows often lie a power of two apart, and then
+share a few places of the cache: a line would be gone before all its pieces are taken."""
+
+PITCH = BLOCK_BYTES + 64
+"""From one row to the next in the copy, which spreads over the whole cache."""
+
+SCRATCH_BYTES = 2 * SLICE_ROWS * PITCH
+"""Room for the copies of two slices."""
+
+FEW = 2
+"""Most tokens of `few_tokens_kernel`: with more, a panel is faster."""
+
+
+def piece_columns(kind: int) -> int:
+    """Columns that are transposed at once."""
+    return PIECE // WIDTH[kind]
+
+
+def _transposed(builder, address, stride, kind: int) -> list:
+    """The columns of a piece of sixteen rows, `stride` bytes apart, as LLVM vectors, widened.
+
+    Rows that lie next to each other in the result come from different loads into the same 16 bytes of a vector. So no
+    shuffle crosses the borders of 16 bytes, which is what processors do fastest.
+    """
+    # 16-bit values go in pairs, and are taken apart at the end
+    words = I32 if kind in (BF16, F16) else stored_type(kind, 1).element
+    per_piece = 2 if kind == F64 else 4
+    piece_type = ir.VectorType(words, per_piece)
+    rows = []
+    for first in range(per_piece):
+        pieces = []
+        for row in range(first, SLICE_ROWS, per_piece):
+            row_at = builder.add(address, builder.mul(stride, integer(row)))
+            pieces.append(load_as(builder, row_at, piece_type, WIDTH[kind]))
+        rows.append(concatenated(builder, pieces))
+
+    def shuffled(left, right, pattern: list[int]):
+        """The pattern numbers the elements of 16 bytes of one vector, then those of the other."""
+        lanes = [
+            base + lane if lane < per_piece else base + lane - per_piece + SLICE_ROWS
+            for base in range(0, SLICE_ROWS, per_piece)
+            for lane in pattern
+        ]
+        return builder.shuffle_vector(left, right, lanes_of(lanes))
+
+    if kind == F64:
+        return [shuffled(rows[0], rows[1], pattern) for pattern in ([0, 2], [1, 3])]
+    low, high = [0, 4, 1, 5], [2, 6, 3, 7]
+    columns = []
+    for pattern in (low, high):
+        left, right = shuffled(rows[0], rows[1], pattern), shuffled(rows[2], rows[3], pattern)
+        columns += [shuffled(left, right, [0, 1, 4, 5]), shuffled(left, right, [2, 3, 6, 7])]
+    if kind not in (BF16, F16):
+        return columns
+    sixteen = ir.Constant(columns[0].type, [16] * SLICE_ROWS)
+    single = ir.VectorType(ir.FloatType(), SLICE_ROWS)
+    singles = []
+    for pair in columns:
+        if kind == BF16:
+            upper = builder.and_(pair, ir.Constant(pair.type, [0xFFFF0000] * SLICE_ROWS))
+            singles += [builder.bitcast(half, single) for half in (builder.shl(pair, sixteen), upper)]
+        else:
+            halves = [
+                builder.trunc(half, ir.VectorType(I16, SLICE_ROWS)) for half in (pair, builder.lshr(pair, sixteen))
+            ]
+            singles += [widened(builder, half, kind) for half in halves]
+    return singles
+
+
+@intrinsic(prefer_literal=True)
+def transposed(typingctx, address, stride, kind):
+    """The columns of a piece of sixteen rows that lie `stride` bytes apart: a vector of sixteen rows each."""
+    stored = constant_of(kind)
+    result = Vectors(accumulator(stored), SLICE_ROWS, piece_columns(stored))
+
+    def codegen(context, builder, signature, args):
+        return packed(builder, _transposed(builder, args[0], args[1], stored))
+
+    return result(types.int64, types.int64, kind), codegen
+
+
+@intrinsic(prefer_literal=True)
+def fma_transposed(typingctx, address, stride, kind, slices, x, sums):
+    """sums[slice, token] + column * x[column, token] for the columns of `transposed`, in order; so many `slices`."""
+    stored, slice_count = constant_of(kind), constant_of(slices)
+    tokens = sums.count // slice_count
+
+    def codegen(context, builder, signature, args):
+        totals = unpacked(builder, args[5], sums)
+        address, stride, x = args[0], args[1], args[4]
+        for number in range(slice_count):
+            if number:
+                # loads of the next slice stay behind it: LLVM would load all slices first, and spill
+                builder.fence("seq_cst", "singlethread")
+            first = builder.add(address, builder.mul(stride, integer(SLICE_ROWS * number)))
+            for column, weights in enumerate(_transposed(builder, first, stride, stored)):
+                for token in range(tokens):
+                    at = builder.add(x, integer(sums.itemsize * (column * tokens + token)))
+                    index = number * tokens + token
+                    totals[index] = fused(builder, weights, broadcast(builder, at, sums), totals[index])
+        return packed(builder, totals)
+
+    int64 = types.int64
+    return sums(int64, int64, kind, slices, int64, sums), codegen
+
+
+@intrinsic
+def copy_line(typingctx, source, destination):
+    """Copy 64 bytes."""
+
+    def codegen(context, builder, signature, args):
+        store_at(builder, args[1], load_as(builder, args[0], ir.VectorType(I8, 64), 1), 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@jit
+def copy_block(values, stride, rows, row_bytes, to, all_rows):
+    """Copy some bytes of some rows, PITCH bytes apart, and fill up with zeros to whole pieces and `all_rows` rows."""
+    for row in range(all_rows):
+        to_row = to + row * PITCH
+        filled = 0
+        if row < rows:
+            filled = row_bytes
+            # perhaps up to 64 bytes more: they can be read
+            for at in range(0, row_bytes, 64):
+                copy_line(values + row * stride + at, to_row + at)
+        for at in range(filled, (row_bytes + PIECE - 1) // PIECE * PIECE, 2):
+            store_scalar(to_row + at, np.uint16(0))
+
+
+@cache
+def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
+    """Kernel for at most `tokens` tokens, x being finite.
+
+    product(table, pieces, lo, hi, x, cols, scratch, y) fills y (that many tokens or fewer, rows). x is flat, column by
+    column, `tokens` activations each, with zeros up to a multiple of eight columns; scratch is SCRATCH_BYTES.
+    """
+    width, size = WIDTH[kind], WIDTH[summed_kind(kind)]
+    slices = 2 if tokens == 1 else 1
+    sixteen, sums_count, rows_at_once, none = SLICE_ROWS, slices * tokens, slices * SLICE_ROWS, 0
+    step, last = piece_columns(kind) * tokens * size, sums_count - tokens
+    lines, two, rows_per_piece = BLOCK_BYTES // 64, 2, rows_at_once * PIECE // BLOCK_BYTES
+
+    @jit
+    def product(table, pieces, lo, hi, x, cols, scratch, y):
+        x_begin, block = np.int64(x.ctypes.data), np.int64(scratch.ctypes.data)
+        y_begin, y_stride, y_count = np.int64(y.ctypes.data), np.int64(y.shape[1] * size), np.int64(y.shape[0])
+        stride = cols * width
+        for piece in range(lo, hi):
+            tile = pieces[piece, 0]
+            begin, end = pieces[piece, 1] * SLICE_ROWS, min(pieces[piece, 2] * SLICE_ROWS, table[tile, HEIGHT])
+            for row in range(begin, end, rows_at_once):
+                # the last rows may be done twice
+                first = max(begin, min(row, end - rows_at_once))
+                present = min(end - first, rows_at_once)
+                at, x_at = table[tile, VALUES] + first * stride, x_begin
+                sums = zeros(kind, sixteen, sums_count)
+                for done in range(0, stride, BLOCK_BYTES):
+                    row_bytes = min(BLOCK_BYTES, stride - done)
+                    copy_block(at + done, stride, present, row_bytes, block, rows_at_once)
+                    ahead = at + done + BLOCK_BYTES
+                    for piece_at in range(block, block + row_bytes, PIECE):
+                        # the next block of one row after the other, while this one is multiplied
+                        for _ in range(rows_per_piece):
+                            prefetch(ahead, lines, two)
+                            ahead += stride
+                        sums = fma_transposed(piece_at, PITCH, kind, slices, x_at, sums)
+                        x_at += step
+                y_at = y_begin + (table[tile, FIRST_ROW] + first) * size
+                store_sums(y_at, y_stride, y_count, present, part(sums, none, tokens))
+                if slices > 1:
+                    store_sums(
+                        y_at + SLICE_ROWS * size, y_stride, y_count, present - SLICE_ROWS, part(sums, last, tokens)
+                    )
+
+    return product
+
+
+def transpose_columns(kind, values, stride, rows, columns, to, pitch, scratch):
+    """Write some columns of a slice, whose rows lie `stride` bytes apart, to `to`, `pitch` bytes apart; return where
+    the next ones begin.
+
+    Fills up with zeros to sixteen rows, and to up to seven more columns. scratch: SCRATCH_BYTES.
+    """
+    raise NotImplementedError("jitted code only")
+
+
+@overload(transpose_columns, prefer_literal=True)
+def _make_transpose_columns(kind, values, stride, rows, columns, to, pitch, scratch):
+    width, per_piece, lines, two = WIDTH[kind.literal_value], piece_columns(kind.literal_value), BLOCK_BYTES // 128, 2
+
+    def transpose(kind, values, stride, rows, columns, to, pitch, scratch):
+        for done in range(0, columns * width, BLOCK_BYTES):
+            row_bytes = min(BLOCK_BYTES, columns * width - done)
+            copy_block(values + done, stride, min(rows, SLICE_ROWS), row_bytes, scratch, SLICE_ROWS)
+            ahead = values + done + SLICE_ROWS * stride
+            for at in range(0, row_bytes, PIECE):
+                # the same block of the next slice, half a row after the other
+                half = at // PIECE % 2
+                prefetch(ahead + half * BLOCK_BYTES // 2, lines, two)
+                ahead += half * stride
+                store(to, pitch, transposed(scratch + at, PITCH, kind))
+                to += per_piece * pitch
+        return values + columns * width
+
+    return transpose
+
+
+@cache
+def skipping_kernel(kind: int) -> Callable[..., Any]:
+    """Slow kernel that skips zeros of either sign, for x with Inf or NaN.
+
+    product(table, pieces, lo, hi, x, cols, scratch, y): x (tokens, cols); y (tokens, rows); scratch has an element of
+    y's type.
+    """
+    width = WIDTH[kind]
+
+    @jit
+    def product(table, pieces, lo, hi, x, cols, scratch, y):
+        value, zero = np.int64(scratch.ctypes.data), y.dtype.type(0)
+        for piece in range(lo, hi):
+            tile = pieces[piece, 0]
+            for row in range(pieces[piece, 1] * SLICE_ROWS, min(pieces[piece, 2] * SLICE_ROWS, table[tile, HEIGHT])):
+                at = table[tile, VALUES] + row * cols * width
+                for token in range(y.shape[0]):
+                    total = zero
+                    for col in range(cols):
+                        copy_value(at + col * width, kind, value)
+                        weight = load_scalar(value, zero)
+                        if weight != 0:
+                            total = fma(weight, x[token, col], total)
+                    y[token, table[tile, FIRST_ROW] + row] = total + zero
+
+    return product

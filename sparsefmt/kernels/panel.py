@@ -1,0 +1,223 @@
+"""Many tokens with layouts `bitmask` and `dense`: panels of weights, and the microkernel that multiplies them.
+
+A panel holds some columns of a few rows as a BLAS would pack them: column by column, the rows side by side. It stays in
+the first-level cache. `bitmask.py` makes it by expanding a slice, `dense.py` by transposing one. The microkernel keeps
+the sums of all rows of a panel and of a group of tokens in registers. For each column it loads the rows once and
+multiplies them by the activation of each token.
+
+A row has one sum for each token, and adds its columns in ascending order. Sums are carried from one block of columns to
+the next. Pruned positions are multiplied by zero, which changes no bit as long as x is finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba.extending import overload
+
+from sparsefmt.jit import jit
+from sparsefmt.kernels.bitmask import expand_columns, widen_mask
+from sparsefmt.kernels.dense import SCRATCH_BYTES, transpose_columns
+from sparsefmt.kernels.expand import in_registers
+from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SLICE_OFFSETS, VALUES
+from sparsefmt.kernels.simd import (
+    VECTOR_BYTES,
+    WIDTH,
+    fma_panel,
+    load,
+    load_u32,
+    load_u64,
+    store,
+    store_scalar,
+    store_sums,
+    summed_kind,
+    zeros,
+)
+from sparsefmt.positions.masks import SLICE_ROWS
+
+VECTORS = 2
+"""Vectors of rows in the microkernel."""
+
+WIDE, NARROW = (12, 8) if VECTOR_BYTES == 64 else (6, 4)
+"""Tokens of a group. The sums of the wide one, the rows and an activation are what 32 or 16 registers hold. With narrow
+groups at the end, few tokens are made up."""
+
+PANEL = 8
+"""Slices whose sums are carried from one block of columns to the next, so that a block of activations is read once for
+all of them. The sums stay in the second-level cache."""
+
+
+BLOCK = 256
+"""Columns of a panel."""
+
+
+class Groups(NamedTuple):
+    """Tokens in groups: some of WIDE tokens, then up to two of NARROW ones. `tokens` counts those made up, too."""
+
+    wide: int
+    narrow: int
+    tokens: int
+
+
+def groups_of(tokens: int) -> Groups:
+    """The groups that take so many tokens with the fewest made up. WIDE is three units, NARROW is two."""
+    units = max(2, -(-tokens // (WIDE - NARROW)))
+    narrow = -units % 3
+    return Groups((units - 2 * narrow) // 3, narrow, units * (WIDE - NARROW))
+
+
+def shape(kind: int) -> tuple[int, int]:
+    """Rows that the microkernel multiplies at once, and rows of a panel, for values of a kind."""
+    at_once = VECTORS * VECTOR_BYTES // WIDTH[summed_kind(kind)]
+    return at_once, max(at_once, SLICE_ROWS)
+
+
+def scratch_bytes(kind: int, cols: int, tokens: int) -> int:
+    """Size of the scratch of `many_tokens_kernel`: a panel, sums that are carried, edges, where slices go on, a widened
+    mask. `tokens` with those made up."""
+    size, (_, rows) = WIDTH[summed_kind(kind)], shape(kind)
+    panel, sums = rows * (BLOCK + 8) * size, (PANEL * SLICE_ROWS + rows) * tokens * size
+    return panel + sums + SCRATCH_BYTES + 8 * PANEL + 2 * cols + 128
+
+
+def _fill(masked, vectorised, kind, tables, values, mask, next_values, stride, rows, columns, to, pitch, edge):
+    """Make the part of a panel that is a slice's; return where its values go on. next_values: needed after these."""
+    raise NotImplementedError("jitted code only")
+
+
+@overload(_fill, prefer_literal=True)
+def _choose_fill(masked, vectorised, kind, tables, values, mask, next_values, stride, rows, columns, to, pitch, edge):
+    width = WIDTH[kind.literal_value]
+
+    def of_bitmask(masked, vectorised, kind, tables, values, mask, next_values, stride, rows, columns, to, pitch, edge):
+        ahead, mask_ahead = next_values - values, 2 * stride // width
+        return expand_columns(vectorised, kind, tables, values, mask, columns, ahead, mask_ahead, to, pitch)
+
+    def of_dense(masked, vectorised, kind, tables, values, mask, next_values, stride, rows, columns, to, pitch, edge):
+        return transpose_columns(kind, values, stride, rows, columns, to, pitch, edge)
+
+    return of_bitmask if masked.literal_value else of_dense
+
+
+def _multiply(kind, tokens, groups, weights, columns, x, x_stride, sums_at, carried):
+    """The microkernel: a panel times groups of `tokens` tokens. Sums begin with zero unless they are `carried`."""
+    raise NotImplementedError("jitted code only")
+
+
+@overload(_multiply, prefer_literal=True)
+def _make_multiply(kind, tokens, groups, weights, columns, x, x_stride, sums_at, carried):
+    summed = summed_kind(kind.literal_value)
+    size, (at_once, rows) = WIDTH[summed], shape(kind.literal_value)
+    lanes, count, parts = VECTOR_BYTES // size, VECTORS * tokens.literal_value, rows // at_once
+    part_bytes, pitch, vector_bytes = at_once * size, rows * size, VECTOR_BYTES
+
+    def multiply(kind, tokens, groups, weights, columns, x, x_stride, sums_at, carried):
+        for group in range(groups):
+            for number in range(parts):
+                sums = zeros(summed, lanes, count)
+                if carried:
+                    sums = load(sums_at, vector_bytes, summed, lanes, count)
+                x_at = x + group * x_stride
+                weights_at = weights + number * part_bytes
+                for _ in range(columns):
+                    sums = fma_panel(weights_at, x_at, tokens, sums)
+                    weights_at += pitch
+                    x_at += tokens * size
+                store(sums_at, vector_bytes, sums)
+                sums_at += count * vector_bytes
+
+    return multiply
+
+
+@cache
+def many_tokens_kernel(masked: bool, kind: int, alone: bool = False) -> Callable[..., Any]:
+    """Kernel for layout `bitmask` (`masked`) or `dense`, x being finite.
+
+    product(table, pieces, lo, hi, x, cols, wides, narrows, tables, scratch, y) fills y (tokens, rows). x is as
+    `activations.in_groups` makes it, for so many groups of WIDE tokens and of NARROW ones, or of one token (`alone`)
+    and none; tables is `expand.tables(kind)`; scratch is `scratch_bytes`.
+    """
+    is_masked, vectorised = int(masked), int(masked and in_registers(kind))
+    width, summed = WIDTH[kind], summed_kind(kind)
+    size, (at_once, rows) = WIDTH[summed], shape(kind)
+    wide, narrow = (1, 1) if alone else (WIDE, NARROW)
+    slices, parts, pitch, slice_bytes = rows // SLICE_ROWS, rows // at_once, rows * size, SLICE_ROWS * size
+    part_bytes, one = at_once * size, 1
+
+    @jit
+    def product(table, pieces, lo, hi, x, cols, wides, narrows, tables, scratch, y):
+        x_begin, weights = np.int64(x.ctypes.data), np.int64(scratch.ctypes.data)
+        y_begin, y_stride, y_count = np.int64(y.ctypes.data), np.int64(y.shape[1] * size), np.int64(y.shape[0])
+        padded_cols = (cols + 7) // 8 * 8
+        tokens = wides * wide + narrows * narrow
+        unit_bytes = tokens * pitch
+        sums = weights + (BLOCK + 8) * pitch
+        edge = sums + (PANEL // slices + 1) * unit_bytes
+        resume = edge + SCRATCH_BYTES
+        widened = resume + 8 * PANEL
+        stride = cols * width
+        for piece in range(lo, hi):
+            tile, end = pieces[piece, 0], pieces[piece, 2]
+            values, height = table[tile, VALUES], table[tile, HEIGHT]
+            mask = np.int64(0)
+            if is_masked:
+                mask = table[tile, MASK]
+                last = (height - 1) // SLICE_ROWS
+                if end > last and height - SLICE_ROWS * last <= 8:
+                    widen_mask(mask + 2 * cols * last, cols, widened)
+            for begin in range(pieces[piece, 1], end, PANEL):
+                panel_end = min(begin + PANEL, end)
+                for slice_ in range(begin, panel_end):
+                    at = values + SLICE_ROWS * slice_ * stride
+                    if is_masked:
+                        at = values + load_u32(table[tile, SLICE_OFFSETS] + 4 * slice_) * width
+                    store_scalar(resume + 8 * (slice_ - begin), at)
+                for col in range(0, cols, BLOCK):
+                    columns = min(BLOCK, cols - col)
+                    for unit in range(begin, panel_end, slices):
+                        for slice_ in range(unit, unit + slices):
+                            to = weights + (slice_ - unit) * slice_bytes
+                            if slice_ >= panel_end:
+                                for number in range(columns):
+                                    store(to + number * pitch, slice_bytes, zeros(kind, SLICE_ROWS, one))
+                                continue
+                            rows_left = height - SLICE_ROWS * slice_
+                            slice_mask = mask + 2 * cols * slice_ if rows_left > 8 else widened
+                            at = resume + 8 * (slice_ - begin)
+                            following = resume if slice_ + 1 == panel_end else at + 8
+                            after = _fill(
+                                is_masked, vectorised, kind, tables, load_u64(at), slice_mask + 2 * col,
+                                load_u64(following), stride, rows_left, columns, to, pitch, edge,
+                            )  # fmt: skip
+                            store_scalar(at, after)
+                        unit_sums = sums + (unit - begin) // slices * unit_bytes
+                        x_wide = x_begin + col * wide * size
+                        x_narrow = x_begin + (wides * wide * padded_cols + col * narrow) * size
+                        _multiply(
+                            kind, wide, wides, weights, columns,
+                            x_wide, wide * padded_cols * size, unit_sums, col > 0,
+                        )  # fmt: skip
+                        _multiply(
+                            kind, narrow, narrows, weights, columns,
+                            x_narrow, narrow * padded_cols * size, unit_sums + wides * wide * pitch, col > 0,
+                        )  # fmt: skip
+                y_tile = y_begin + table[tile, FIRST_ROW] * size
+                at = sums
+                for unit in range(begin, panel_end, slices):
+                    for group in range(wides + narrows):
+                        first = wide * group if group < wides else wides * wide + narrow * (group - wides)
+                        group_tokens = wide if group < wides else narrow
+                        for number in range(parts):
+                            row = SLICE_ROWS * unit + at_once * number
+                            for token in range(first, first + group_tokens):
+                                if token < y_count and row < height:
+                                    total = load(at, part_bytes, summed, at_once, one)
+                                    y_at = y_tile + token * y_stride + row * size
+                                    rows_here = min(height, SLICE_ROWS * panel_end) - row
+                                    store_sums(y_at, y_stride, one, rows_here, total)
+                                at += part_bytes
+
+    return product
