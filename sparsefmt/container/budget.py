@@ -1,4 +1,4 @@
-"""How much a file may decode to. Zeros take next to nothing, and so a kilobyte can validly claim to be a terabyte."""
+"""How much a file may decode to. Zeros take next to nothing, so a valid file of a kilobyte can decode to a terabyte."""
 
 from __future__ import annotations
 

@@ -20,13 +20,13 @@ _SMALL_INDEX = 1 << 22
 """Bytes of an index that may be anything."""
 
 
-def pack(value: object) -> bytes:
+def encode(value: object) -> bytes:
     """Canonical msgpack, if keys are sorted."""
     return msgpack.packb(value, use_bin_type=True)
 
 
-def unpack(data: bytes) -> dict[str, Any]:
-    """Decode a map, and refuse anything that `pack` would have written otherwise, or not at all."""
+def decode(data: bytes) -> dict[str, Any]:
+    """Decode a map, and refuse anything that `encode` would have written otherwise, or not at all."""
     hooks = _counting_hooks(len(data) // BYTES_FOR_A_CONTAINER) if len(data) > _SMALL_INDEX else {}
     try:
         value = msgpack.unpackb(
@@ -38,7 +38,7 @@ def unpack(data: bytes) -> dict[str, Any]:
             ext_hook=_refuse_extension,
             **hooks,
         )
-        canonical = pack(value) == data
+        canonical = encode(value) == data
     except LimitError:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:
@@ -67,7 +67,7 @@ def expect_keys(
         if key not in required and key not in optional:
             if strict:
                 raise FormatError("index-key", f"{what} has an unknown key {key!r}")
-            _check_ignored(value, f"the value of unknown key {key!r}", level + 1)
+            expect_possible(value, f"the value of unknown key {key!r}", level + 1)
     expect_sorted(mapping, f"the keys of {what}")
 
 
@@ -89,8 +89,11 @@ def expect_ints(values: tuple[object, ...], what: str) -> None:
             raise FormatError("index-type", f"{what} must have integers from 0 to 2**63 - 1, not {value!r}")
 
 
-def _check_ignored(value: Any, what: str, level: int) -> None:
-    """What a later minor version added is not read, but has to be in canonical form like all of the index."""
+def expect_possible(value: Any, what: str, level: int) -> None:
+    """Refuse a value that no index has, for which this version has no use.
+
+    What a later minor version added is not read, but has to be in canonical form like all of the index.
+    """
     if type(value) in (dict, list) and level > MAX_INDEX_DEPTH:
         raise FormatError("index-malformed", f"{what} has over {MAX_INDEX_DEPTH} levels of maps and arrays")
     if type(value) is dict:
@@ -98,7 +101,7 @@ def _check_ignored(value: Any, what: str, level: int) -> None:
         value = list(value.values())
     if type(value) is list:
         for inner in value:
-            _check_ignored(inner, what, level + 1)
+            expect_possible(inner, what, level + 1)
     elif type(value) not in (str, bytes, int) or (type(value) is int and value < 0):
         raise FormatError("index-type", f"{what} has a value of a type that an index cannot have: {value!r:.80}")
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sparsefmt.container import canonical
-from sparsefmt.container.canonical import expect_keys, expect_sorted, expect_type
+from sparsefmt.container.canonical import expect_keys, expect_possible, expect_sorted, expect_type
 from sparsefmt.container.chunks import CHUNK_RECORD, check_owners, decode_chunks
 from sparsefmt.container.entry import TensorEntry, decode_entry
 from sparsefmt.container.envelope import MINOR
@@ -91,7 +91,7 @@ class Index:
         """Canonical msgpack."""
         tensors: dict[str, Any] = {name: {"alias_of": target} for name, target in self.aliases.items()}
         tensors.update((name, entry.to_object()) for name, entry in self.tensors.items())
-        return canonical.pack(
+        return canonical.encode(
             {
                 "chunks": self.chunks.tobytes(),
                 "metadata": dict(sorted(self.metadata.items())),
@@ -116,13 +116,16 @@ def decode(data: bytes, index_offset: int, minor: int) -> Index:
 
 
 def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
-    top = canonical.unpack(data)
+    top = canonical.decode(data)
     expect_keys(top, _TOP_KEYS, (), strict, "the index", level=1)
     tensors, metadata, chunks = top["tensors"], top["metadata"], top["chunks"]
     expect_type(chunks, bytes, "chunks")
     expect_type(metadata, dict, "metadata")
     expect_type(tensors, dict, "tensors")
     expect_sorted(metadata, "the metadata")
+    for key, text in metadata.items():
+        if type(text) is not str:
+            expect_possible(text, f"metadata {key!r}", level=3)
     check_metadata(metadata)
     index = Index(metadata=metadata, chunks=decode_chunks(chunks, index_offset))
     if len(tensors) > MAX_TENSORS:

@@ -1,4 +1,4 @@
-"""Names the kind of a file that is not ours, since "bad magic" helps nobody."""
+"""Names the kind of a file that is no .sparsefmt file, since "bad magic" helps nobody."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 No product reads them, and half of the zeros of weights that were multiplied by a mask are -0.0: one bit for each pruned
 position, which no codec makes much smaller. They are verified when a tensor is loaded, like all its arrays, and then
-forgotten; whoever makes dense elements of the tensor reads them again, verified again, from the file that was opened,
-whatever has its name by then.
+forgotten. Whoever makes dense elements of the tensor reads and verifies them again, from the file that was opened, even
+if another file has its name by then.
 """
 
 from __future__ import annotations

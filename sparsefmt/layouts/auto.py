@@ -5,8 +5,8 @@ The rule, documented in docs/guide.md ("Choosing a layout"):
 1. 0-d and 1-d tensors, types that cannot be pruned, tensors of less than SMALL bytes, and whatever a sparse layout
    would not make at least 10 % smaller are `dense`. Few columns or few zeros end here: every row costs some bytes of
    its own.
-2. Arrays that will be computed on are `permuted` from PERMUTED_FROM zeros on, below that `bitmask`. `bitmask` it is too
-   where the slices of `permuted` would be padded much: where there are few rows, or one of many is full.
+2. Arrays that will be computed on are `permuted` from PERMUTED_FROM zeros on, and `bitmask` below that. They are also
+   `bitmask` where the slices of `permuted` would be padded much: where there are few rows, or one of many is full.
 3. Arrays that are entropy coded are `bitmask`: a coded mask is smaller than coded columns, and turning it into
    `permuted` while loading costs little beside decoding. But a mask takes time for every position: large matrices with
    hardly a nonzero (`is_very_sparse`) are `permuted`, in tiles that are as high as they are empty.

@@ -3,7 +3,7 @@
 Rows are stored in slices of 16, column by column, so that the rows of a slice fill the lanes of a register. Arrays of a
 tile of r rows and c columns, n of whose positions are not pruned:
 
-    mask           u8   see below          a bit for each position: how its bytes lie says `positions/masks.py`
+    mask           u8   see below          a bit for each position (`positions/masks.py`)
     slice_offsets  u32  ceil(r / 16) + 1   where each slice starts in `values`; the last is n
     values         bits n                  slice by slice, column by column, rows ascending
 """
@@ -95,7 +95,7 @@ class Bitmask(Layout):
         from sparsefmt.layouts.jitted import bitmask as jitted
 
         arrays, mask = self.allocate(counts, dtype, bits.shape[1])
-        jitted.pack(frozen(bits), bits.dtype.type(dtype.negative_zero), mask, arrays["values"])
+        jitted.from_dense(frozen(bits), bits.dtype.type(dtype.negative_zero), mask, arrays["values"])
         put_slices(mask, bits.shape[0], arrays["mask"])
         return arrays
 
@@ -119,7 +119,7 @@ class Bitmask(Layout):
         from sparsefmt.layouts.jitted import bitmask as jitted
 
         bits = np.empty((end - begin, tile.cols), tile.dtype.bits_dtype)
-        jitted.unpack(mask_of(tile), frozen(tile["slice_offsets"]), frozen(tile["values"]), begin, end, bits)
+        jitted.to_dense(mask_of(tile), frozen(tile["slice_offsets"]), frozen(tile["values"]), begin, end, bits)
         return bits
 
     def from_entries(self, entries: Entries, dtype: DType, shape: tuple[int, int]) -> Arrays:

@@ -1,4 +1,4 @@
-"""From one sparse layout to another: the zeros are never put back. Called by `Tile.converted`."""
+"""Converts one sparse layout to another. The zeros are never put back. Called by `Tile.converted`."""
 
 from __future__ import annotations
 

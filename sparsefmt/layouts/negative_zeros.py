@@ -34,7 +34,7 @@ def from_dense(bits: np.ndarray, dtype: DType, pruned: int) -> np.ndarray:
     from sparsefmt.layouts.jitted import scan
 
     array = none(pruned)
-    scan.pack_negative_zeros(frozen(bits), bits.dtype.type(dtype.negative_zero), array)
+    scan.mark_negative_zeros(frozen(bits), bits.dtype.type(dtype.negative_zero), array)
     return array
 
 

@@ -92,7 +92,7 @@ class Permuted(Layout):
         from sparsefmt.layouts.jitted import permuted as jitted
 
         arrays = self.allocate(counts, dtype, bits.shape[1])
-        jitted.pack(
+        jitted.from_dense(
             frozen(bits),
             bits.dtype.type(dtype.negative_zero),
             frozen(arrays["row_permutation"]),
@@ -127,7 +127,7 @@ class Permuted(Layout):
         from sparsefmt.layouts.jitted import permuted as jitted
 
         bits = np.zeros((end - begin, tile.cols), tile.dtype.bits_dtype)
-        jitted.unpack(*slot_arrays(tile), begin, end, bits)
+        jitted.to_dense(*slot_arrays(tile), begin, end, bits)
         return bits
 
     def from_entries(self, entries: Entries, dtype: DType, shape: tuple[int, int]) -> Arrays:

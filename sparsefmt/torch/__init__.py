@@ -1,5 +1,6 @@
-"""The twin of safetensors.torch, dense tensors in and out: change the import, and that is all. And what it has not:
-models that compute on compressed weights, with SparseLinear, load_into and sparsify.
+"""The twin of safetensors.torch: it takes and gives dense tensors, and changing the import is the whole migration.
+
+It has more than safetensors.torch: SparseLinear, load_into and sparsify make models that compute on compressed weights.
 """
 
 from __future__ import annotations

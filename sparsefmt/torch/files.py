@@ -1,12 +1,12 @@
 """Files of dense tensors, as safetensors.torch has them.
 
 Tensors are moved as bits, whatever their dtype. As in safetensors, `save_file` refuses tensors that share memory or are
-not contiguous, since loading would bring back something else; `save_model` and `load_model` are for models that have
-such.
+not contiguous, since loading would bring back something else. `save_model` and `load_model` are for models with such
+tensors.
 
-Unlike there, sparse tensors of torch are taken too, and come back as dense ones.
+Sparse tensors of torch are taken too, which safetensors refuses. They come back as dense tensors.
 
-Names that are tied in a file, which `sparsefmt.save_file` writes, come as one tensor; `save_model` can save such again.
+Names that are tied in a file, as `sparsefmt.save_file` writes them, load as one tensor. `save_model` can save it again.
 """
 
 from __future__ import annotations

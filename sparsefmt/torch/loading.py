@@ -1,4 +1,4 @@
-"""load_into: a model from .sparsefmt files, its sparse layers compressed and the rest dense."""
+"""load_into: fills a model from .sparsefmt files. Its sparse layers stay compressed, the rest is dense."""
 
 from __future__ import annotations
 

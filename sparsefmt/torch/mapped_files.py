@@ -1,4 +1,4 @@
-"""Files of dense weights that would stay mapped, as a whole, for the few tensors of them that are not compressed.
+"""Finds files of dense weights that would stay mapped as a whole for the few tensors that are not compressed.
 
 safetensors maps a file, and the tensors of a model are views of the mapping. While one of them lives, all pages of the
 file that were read count as memory of the process, those of compressed weights as well.

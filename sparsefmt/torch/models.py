@@ -1,4 +1,4 @@
-"""sparsify: the pruned layers of a model in memory, compressed. tensors_of: such a model as tensors to save."""
+"""sparsify compresses the pruned layers of a model in memory. tensors_of gives such a model as tensors to save."""
 
 from __future__ import annotations
 

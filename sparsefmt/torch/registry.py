@@ -1,8 +1,8 @@
 """Which weights are known to this process: their tensors verified once, and ready for kernels.
 
-An operator gets the weights as two tensors each time. They are told by their storages, which are what the tensors of a
-module, its copies and its compiled forms have in common. An entry keeps no memory of the tensors alive, and goes soon
-after they have gone.
+An operator gets the weights as two tensors each time. Their storages identify them, since the tensors of a module, its
+copies and its compiled forms have those in common. An entry keeps no memory of the tensors alive, and is removed soon
+after they are freed.
 """
 
 from __future__ import annotations

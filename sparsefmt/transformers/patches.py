@@ -1,9 +1,9 @@
-"""What of transformers is replaced, all of it here, once, when `sparsefmt.transformers` is imported.
+"""Everything that is replaced in transformers, once, when `sparsefmt.transformers` is imported.
 
-A quantizer decides what becomes of tensors. Where they come from and where they are saved to it cannot say, in any
-version: transformers looks for model.safetensors and pytorch_model.bin alone, and writes the former alone. So three
-functions of transformers.modeling_utils, and one of its quantizers, get a wrapper, which calls what was there for
-everything that is not ours:
+A quantizer decides what becomes of tensors. In no version of transformers can it say where they come from or where they
+are saved: transformers looks only for model.safetensors and pytorch_model.bin, and writes only the former. So three
+functions of transformers.modeling_utils, and one of its quantizers, get a wrapper. For everything that is not ours, the
+wrapper calls what was there:
 
     _get_resolved_checkpoint_files                   finds the .sparsefmt files of a folder, or of a repository on the
                                                      Hub

@@ -1,9 +1,9 @@
-"""The folder that a model is saved to holds one model afterwards, and the old one or the new one at any moment.
+"""Puts a saved model into its folder, which holds the old model or the new one at any moment.
 
-Everything is written aside; see `sparsefmt.checkpoints.staging`. config.json says whether the weights are .sparsefmt or
-safetensors, so that of a folder which changes from one to the other nobody sees a mixture. Shards that are replaced by
-shards of the same kind are another matter: a process that is killed at that moment leaves a folder in which one is
-missing, and which is refused.
+Everything is written aside first; see `sparsefmt.checkpoints.staging`. config.json says whether the weights are
+.sparsefmt or safetensors, so nobody sees a mixture while a folder changes from one to the other. Where shards replace
+shards of the same kind, a process that is killed at that moment leaves a folder in which a shard is missing. Such a
+folder is refused.
 
 What is removed are weights and indexes of an earlier save, known by the names that `save_pretrained` and `sparsefmt
 convert` give them, or by the index beside them. Weights of another variant stay, and so does everything else.

@@ -166,27 +166,27 @@ class TestStreams:
         contexts = rng.integers(0, 3, count).astype(np.uint8)
         symbols = np.array([rng.choice(np.flatnonzero(tables[context])) for context in contexts], np.uint16)
         coder = Tables(tables, precision)
-        stream = coder.pack(symbols, contexts)
+        stream = coder.encode(symbols, contexts)
         assert naive.rans_symbols(stream, count, tables.tolist(), precision, contexts.tolist()) == symbols.tolist()
-        assert np.array_equal(coder.unpack(np.frombuffer(stream, np.uint8), count, contexts), symbols)
+        assert np.array_equal(coder.decode(np.frombuffer(stream, np.uint8), count, contexts), symbols)
         monkeypatch.setattr(isa, "ISA", "portable")
-        assert np.array_equal(coder.unpack(np.frombuffer(stream, np.uint8), count, contexts), symbols)
+        assert np.array_equal(coder.decode(np.frombuffer(stream, np.uint8), count, contexts), symbols)
 
     def test_of_a_large_alphabet(self):
         frequencies = np.full(1000, 8)
         frequencies[-1] += (1 << 13) - 8000
         symbols = np.random.default_rng(1).integers(0, 1000, 70_000).astype(np.uint16)
         coder = Tables(frequencies, 13)
-        assert np.array_equal(coder.unpack(np.frombuffer(coder.pack(symbols), np.uint8), symbols.size), symbols)
+        assert np.array_equal(coder.decode(np.frombuffer(coder.encode(symbols), np.uint8), symbols.size), symbols)
 
     def test_of_one_symbol_takes_its_states_only(self):
         frequencies = np.array([0, 1 << 15])
-        assert len(Tables(frequencies, 15).pack(np.ones(5000, np.uint8))) == 8 * 4
+        assert len(Tables(frequencies, 15).encode(np.ones(5000, np.uint8))) == 8 * 4
 
     def test_none(self):
         coder = Tables(np.array([1 << 12]), 12)
-        assert coder.pack(np.empty(0, np.uint8)) == b""
-        assert coder.unpack(np.empty(0, np.uint8), 0).size == 0
+        assert coder.encode(np.empty(0, np.uint8)) == b""
+        assert coder.decode(np.empty(0, np.uint8), 0).size == 0
 
 
 class TestElements:

@@ -16,8 +16,8 @@ saved; a product that is not that of spec/python; an index that is not canonical
 
 Jitted passes are compiled with bounds checks (NUMBA_BOUNDSCHECK) in a cache of their own, .cache/fuzz_reader. numba
 checks indices of arrays only. What works on addresses is not checked: the kernels' loads and stores
-(`kernels/simd.py`, `kernels/expand.py`), and with AVX-512 `passes/rans_wide.py` and `elements.contexts_of_wide`;
-SPARSEFMT_ISA=portable has passes in place of the last two that are.
+(`kernels/simd.py`, `kernels/expand.py`), and two passes of `codecs/rans/jitted/`, `rans_wide.py` and
+`elements.contexts_of_few_classes`. SPARSEFMT_ISA=portable has other passes in their place, which are checked.
 
 libFuzzer sees no branches of compiled code. With --interpreted, passes that decode and check are interpreted, so that
 it does; other passes and the kernels stay compiled, since they work on vectors and addresses, and files are smaller,

@@ -1,4 +1,4 @@
-"""Bit strings, in which models are written: numbers of any width, the lowest bit first (`passes/models.py`)."""
+"""Bit strings, in which models are written: numbers of any width, the lowest bit first (`jitted/models.py`)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which class to give each row and column of a tensor, and which sums of classes share a table.
 
-That is up to who writes: readers take any classes.
+Writers are free in that: readers take any classes.
 """
 
 from __future__ import annotations

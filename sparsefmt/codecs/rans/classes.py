@@ -90,7 +90,7 @@ def write_class_members(writer: BitWriter, classes: Classes) -> bytes:
     counts = member_counts(classes.columns)
     frequencies = normalised(np.pad(counts, (0, classes.column_count - counts.size)), CLASS_PRECISION)
     write_frequencies(writer, frequencies, CLASS_PRECISION)
-    return Tables(frequencies, CLASS_PRECISION).pack(classes.columns)
+    return Tables(frequencies, CLASS_PRECISION).encode(classes.columns)
 
 
 def read_class_members(
@@ -109,20 +109,20 @@ def read_class_members(
     frequencies = read_frequencies(reader, column_count, CLASS_PRECISION)
     stream = np.frombuffer(reader.rest(), np.uint8)
     try:
-        return row_frequencies, Tables(frequencies, CLASS_PRECISION).unpack(stream, cols)
+        return row_frequencies, Tables(frequencies, CLASS_PRECISION).decode(stream, cols)
     except FormatError as error:
         raise FormatError("rans-model", f"the classes of columns: {error.message}") from None
 
 
-def pack_row_symbols(tables: Tables, symbols: np.ndarray) -> bytes:
+def encode_row_symbols(tables: Tables, symbols: np.ndarray) -> bytes:
     """The row symbols of a tile: the size of their stream, and the stream; nothing if there is but one symbol."""
     if tables.symbols == 1:
         return b""
-    stream = tables.pack(symbols)
+    stream = tables.encode(symbols)
     return _SIZE.pack(len(stream)) + stream
 
 
-def unpack_row_symbols(tables: Tables, stored: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+def decode_row_symbols(tables: Tables, stored: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """(the symbol of each row, what follows). Raises FormatError."""
     if tables.symbols == 1:
         return np.zeros(rows, np.uint8), stored
@@ -131,7 +131,7 @@ def unpack_row_symbols(tables: Tables, stored: np.ndarray, rows: int) -> tuple[n
     end = _SIZE.size + _SIZE.unpack(stored[: _SIZE.size].tobytes())[0]
     if end > stored.size:
         raise FormatError("rans-stream", "a chunk ends too early")
-    return tables.unpack(stored[_SIZE.size : end], rows), stored[end:]
+    return tables.decode(stored[_SIZE.size : end], rows), stored[end:]
 
 
 _AT_ONCE = 1 << 18

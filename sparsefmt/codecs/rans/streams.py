@@ -30,7 +30,7 @@ class Tables:
         self.dtype = np.dtype(np.uint8 if self.symbols <= 1 << 8 else np.uint16)
         self._frequencies = np.atleast_2d(frequencies)
 
-    def pack(self, symbols: np.ndarray, contexts: np.ndarray | None = None) -> bytes:
+    def encode(self, symbols: np.ndarray, contexts: np.ndarray | None = None) -> bytes:
         """The stream of `symbols`, b"" if there are none. contexts: uint8, the table of each; None for the first."""
         from sparsefmt.codecs.rans.jitted import rans as jitted
 
@@ -41,19 +41,19 @@ class Tables:
         count = jitted.encode_symbols(symbols, contexts, entries, self.precision, self.symbols, states, words)
         return states.astype("<u4").tobytes() + words[words.size - count :].tobytes()
 
-    def unpack(self, stream: np.ndarray, count: int, contexts: np.ndarray | None = None) -> np.ndarray:
+    def decode(self, stream: np.ndarray, count: int, contexts: np.ndarray | None = None) -> np.ndarray:
         """The `count` symbols of a stream, of `dtype`. Raises FormatError."""
         from sparsefmt.codecs.rans.jitted import rans as jitted
 
         lanes, out = _states(count) if count else 0, np.empty(count, self.dtype)
         if lanes == 32 and self._is_wide:
-            refuse(self._unpack_wide(stream, contexts, out))
+            refuse(self._decode_wide(stream, contexts, out))
             return out
         stream = read_only(stream)
         refuse(jitted.decode_stream(stream, lanes, *self._narrow, self.precision, self.symbols, contexts, out))
         return out
 
-    def _unpack_wide(self, stream: np.ndarray, contexts: np.ndarray | None, out: np.ndarray) -> int:
+    def _decode_wide(self, stream: np.ndarray, contexts: np.ndarray | None, out: np.ndarray) -> int:
         from sparsefmt.codecs.rans.jitted import rans, rans_wide
 
         size = stream.size - 4 * rans_wide.STATES

@@ -21,7 +21,7 @@ ZERO, ONE, FOUR, LANE = (np.uint64(number) for number in (0, 1, 4, 15))
 
 
 @jit
-def pack(bits: np.ndarray, negative_zero: int, mask: np.ndarray, values: np.ndarray) -> None:
+def from_dense(bits: np.ndarray, negative_zero: int, mask: np.ndarray, values: np.ndarray) -> None:
     """Fill `mask` and `values` (nnz,) from `bits` (rows, cols)."""
     rows, cols = bits.shape
     # rows that do not exist stay 0
@@ -59,7 +59,7 @@ def pack(bits: np.ndarray, negative_zero: int, mask: np.ndarray, values: np.ndar
 
 
 @jit
-def unpack(
+def to_dense(
     mask: np.ndarray, slice_offsets: np.ndarray, values: np.ndarray, begin: int, end: int, bits: np.ndarray
 ) -> None:
     """Fill `bits` (end - begin, cols) with rows `begin` to `end`."""

@@ -13,7 +13,7 @@ OK, PERMUTATION, ROW_COUNTS, SLICE_OFFSETS, COLUMN_RANGE, COLUMN_ORDER, STORED_Z
 
 
 @jit
-def pack(
+def from_dense(
     bits: np.ndarray,
     negative_zero: int,
     row_permutation: np.ndarray,
@@ -35,7 +35,7 @@ def pack(
 
 
 @jit
-def unpack(
+def to_dense(
     values: np.ndarray,
     columns: np.ndarray,
     row_permutation: np.ndarray,

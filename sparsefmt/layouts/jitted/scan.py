@@ -28,7 +28,7 @@ def count(bits: np.ndarray, negative_zero: int, counts: np.ndarray) -> int:
 
 
 @jit
-def pack_negative_zeros(bits: np.ndarray, negative_zero: int, array: np.ndarray) -> None:
+def mark_negative_zeros(bits: np.ndarray, negative_zero: int, array: np.ndarray) -> None:
     """Set in zeroed `array` (uint8) the bit of each pruned position of `bits` (rows, cols) that is -0.0."""
     pruned = np.int64(0)
     for row in range(bits.shape[0]):

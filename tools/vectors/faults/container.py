@@ -133,6 +133,10 @@ faults(
         "known key, nil": fields(tile_rows=None),
         "known key, float": fields(nnz=1.5),
         "metadata": raw_index(metadata=[]),
+        "nil in metadata": top(metadata={"a": None}),
+        "true in metadata": top(metadata={"a": True}),
+        "negative in metadata": top(metadata={"a": -1}),
+        "float in metadata": top(metadata={"a": 1.5}),
     },
 )
 faults(

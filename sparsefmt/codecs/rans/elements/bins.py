@@ -5,7 +5,7 @@ signs; low bits that are zero in all elements are left out; where elements ascen
 coded instead. Bins are dyadic: the keys of a bin are those with the same highest bits. The bins of a tensor are the
 leaves of a binary tree that makes elements and tree together shortest, which is found exactly, from the bottom up. So
 exponent and highest bits of the mantissa are modelled together, and gaps, few distinct values and values of another
-type's precision come out short by themselves.
+type's precision need no special case to become short.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import struct
 import numpy as np
 
 from sparsefmt.codecs.contract import ArrayInfo, Coder
-from sparsefmt.codecs.rans.classes import CLASS_PRECISION, MAX_CLASSES, pack_row_symbols, unpack_row_symbols
+from sparsefmt.codecs.rans.classes import CLASS_PRECISION, MAX_CLASSES, decode_row_symbols, encode_row_symbols
 from sparsefmt.codecs.rans.elements.coordinates import placed
 from sparsefmt.codecs.rans.elements.lags import differences, undo_differences
 from sparsefmt.codecs.rans.elements.model import read_model
@@ -39,11 +39,11 @@ class ElementCoder(Coder):
         symbols, offsets, offset_bits = self._splitter.split(differences(elements, self.model.lag))
         coded = _HEADER.pack(offset_bits) + offsets[: -(-offset_bits // 64)].tobytes()
         if not self._has_classes:
-            return coded + self._tables.pack(symbols)
+            return coded + self._tables.encode(symbols)
         assert positions is not None
         row_classes = self._best_row_classes(symbols, positions)
-        coded += pack_row_symbols(self._row_tables, row_classes)
-        return coded + self._tables.pack(symbols, self._contexts(row_classes, positions))
+        coded += encode_row_symbols(self._row_tables, row_classes)
+        return coded + self._tables.encode(symbols, self._contexts(row_classes, positions))
 
     def decode(self, stored: np.ndarray, positions: Positions | None, out: np.ndarray) -> None:
         from sparsefmt.codecs.rans.jitted import elements as jitted
@@ -63,13 +63,13 @@ class ElementCoder(Coder):
         if self._has_classes:
             if positions is None:
                 raise FormatError("rans-model", "a model has classes for an array that has no rows and columns")
-            row_classes, stream = unpack_row_symbols(self._row_tables, stream, positions.rows)
+            row_classes, stream = decode_row_symbols(self._row_tables, stream, positions.rows)
             contexts = self._contexts(row_classes, positions)
             if contexts.size != elements.size:
                 raise FormatError(
                     "slice-offsets", f"a mask has {contexts.size:,} positions for {elements.size:,} values"
                 )
-        symbols = self._tables.unpack(stream, elements.size, contexts)
+        symbols = self._tables.decode(stream, elements.size, contexts)
         self._splitter.join(symbols, offsets, offset_bits, elements)
         if self.model.lag:
             undo_differences(elements, self.model.lag)

@@ -1,7 +1,7 @@
 """Classes for the rows and columns of a tensor, by how large their elements are.
 
-Rows and columns of a matrix differ in that: then the class of the row and that of the column (`classes.py`) together
-say which frequencies bins have.
+Where rows and columns of a matrix differ in that, the class of the row and the class of the column (`classes.py`)
+together say which frequencies bins have.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Elements as differences to those before them, which makes what ascends short: column numbers do."""
+"""Elements as differences to those before them. That makes elements short which ascend, as column numbers do."""
 
 from __future__ import annotations
 

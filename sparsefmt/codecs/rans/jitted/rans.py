@@ -2,7 +2,7 @@
 F. Giesen, arXiv 1402.3392).
 
 A state x is 2^16 <= x < 2^32. To decode, the low `precision` bits of x say which symbol it is, x shrinks by the
-symbol's frequency, and if it fell below 2^16, it takes in the next word. Encoding is all that backwards. Symbol i
+symbol's frequency, and if it fell below 2^16, it takes in the next word. Encoding does all of that backwards. Symbol i
 belongs to state i modulo the number of states, so that a processor can work on many of them at once.
 
 Tables are those of `frequencies.py`, flat: slots[table << precision | slot] is a symbol, and entries[table * symbols +

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sparsefmt.codecs.contract import ArrayInfo, Coder
-from sparsefmt.codecs.rans.classes import CLASS_PRECISION, pack_row_symbols, unpack_row_symbols
+from sparsefmt.codecs.rans.classes import CLASS_PRECISION, decode_row_symbols, encode_row_symbols
 from sparsefmt.codecs.rans.masks.groups import ColumnOrder, in_chunk_order, mask_of
 from sparsefmt.codecs.rans.masks.model import read_model
 from sparsefmt.codecs.rans.streams import Tables
@@ -47,19 +47,19 @@ class MaskCoder(Coder):
         contexts = np.empty((rows, group_classes.size), np.uint8)
         jitted.contexts(symbols, group_classes, self._table_of, self._copy, contexts)
         coded = in_chunk_order(coded[:, : group_classes.size])
-        return pack_row_symbols(self._row_tables, symbols) + self._tables.pack(coded, in_chunk_order(contexts))
+        return encode_row_symbols(self._row_tables, symbols) + self._tables.encode(coded, in_chunk_order(contexts))
 
     def decode(self, stored: np.ndarray, positions: Positions | None, out: np.ndarray) -> None:
         from sparsefmt.codecs.rans.jitted import masks as jitted
 
         assert positions is not None
         rows, cols, group_classes = positions.rows, positions.cols, self._order.group_classes
-        symbols, stream = unpack_row_symbols(self._row_tables, stored, rows)
+        symbols, stream = decode_row_symbols(self._row_tables, stored, rows)
         if rows and symbols[0] == self._copy:
             raise FormatError("rans-stream", "the first row of a tile is to be like the one above")
         contexts = np.empty(rows * group_classes.size, np.uint8)
         jitted.contexts_in_slices(symbols, group_classes, self._table_of, self._copy, contexts)
-        groups = self._tables.unpack(stream, contexts.size, contexts)
+        groups = self._tables.decode(stream, contexts.size, contexts)
         if self._copy >= 0:
             jitted.restore_copies(groups, rows, symbols == self._copy)
         slices = slices_of(rows)
