@@ -61,3 +61,13 @@ def small_layers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choice, "MIN_SIZE", 0)
         yield
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    """What a test gives to `set_num_threads` holds for that test alone, in whatever order tests run."""
+    from sparsefmt import threads
+
+    before = threads._num_threads
+    yield
+    threads._num_threads = before

@@ -27,7 +27,8 @@ from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.limits import MAX_SPARSE_TILE_POSITIONS, MAX_SPARSE_TILE_ROWS, MAX_TENSOR_BITS
 from sparsefmt.tensor import SparseTensor
 
-VERSION = 1
+VERSION = 2
+"""Of the arrays and the table. 1 had slices of 8 rows, and `bitmask` row by row."""
 
 _HEADER = 6
 """Numbers in the table before those of the tiles."""
