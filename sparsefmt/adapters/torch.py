@@ -50,7 +50,8 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 }
 """torch's dtype for each dtype of the format that it has."""
 
-_BY_TORCH = {dtype: DTYPES[name] for name, dtype in TORCH_DTYPES.items()}
+DTYPES_BY_TORCH = {dtype: DTYPES[name] for name, dtype in TORCH_DTYPES.items()}
+"""The format's dtype for each of these."""
 
 _BY_COLUMN = (torch.sparse_csc, torch.sparse_bsc)
 _BLOCKED = (torch.sparse_bsr, torch.sparse_bsc)
@@ -152,11 +153,11 @@ def part_of(stored: FileTensor, key: Any, device: Any = "cpu") -> torch.Tensor:
 
 def dtype_of(tensor: torch.Tensor) -> DType:
     """The dtype of the format for a tensor. Raises UnsupportedError if there is none."""
-    found = _BY_TORCH.get(tensor.dtype)
+    found = DTYPES_BY_TORCH.get(tensor.dtype)
     if found is None:
         raise UnsupportedError(
             "dtype-unknown",
-            f"dtype {tensor.dtype} cannot be stored; cast it to one of {', '.join(map(str, _BY_TORCH))}",
+            f"dtype {tensor.dtype} cannot be stored; cast it to one of {', '.join(map(str, DTYPES_BY_TORCH))}",
         )
     return found
 

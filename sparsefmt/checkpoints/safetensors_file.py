@@ -39,7 +39,7 @@ _MOST_EXPLAINED = 1 << 24
 """Bytes of a header that is parsed only to say what is wrong with it."""
 
 
-class StoredTensor(NamedTuple):
+class TensorRange(NamedTuple):
     """One tensor of the header: its bytes are `begin` to `end` of the file."""
 
     dtype: DType
@@ -123,13 +123,13 @@ class SafetensorsFile(TensorFile):
             # its file system cannot map it: we have read it, and judge by ourselves
             return None
 
-    def _stored_tensors(self, header: Header) -> dict[str, StoredTensor]:
+    def _stored_tensors(self, header: Header) -> dict[str, TensorRange]:
         tensors = {}
         for name, field in header.fields.items():
             if field.dtype not in DTYPES:
                 raise UnsupportedError("dtype-unknown", f"dtype {field.dtype!r} is not known", tensor=name)
             begin, end = header.nbytes + field.begin, header.nbytes + field.end
-            tensors[name] = StoredTensor(DTYPES[field.dtype], field.shape, begin, end)
+            tensors[name] = TensorRange(DTYPES[field.dtype], field.shape, begin, end)
         return tensors
 
     def _invalid(self, message: str) -> FormatError:

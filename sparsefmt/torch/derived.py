@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from sparsefmt.adapters import Rows, Survey
-from sparsefmt.adapters.torch import TORCH_DTYPES, as_torch
-from sparsefmt.dtypes import DTYPES, as_bits
+from sparsefmt.adapters.torch import DTYPES_BY_TORCH, TORCH_DTYPES, as_torch
+from sparsefmt.dtypes import as_bits
 from sparsefmt.tensor import SparseTensor
 
 _POSITIONS_AT_ONCE = 1 << 22
@@ -39,8 +39,7 @@ class _Cast(Rows):
     """A tensor in another dtype."""
 
     def __init__(self, weight: SparseTensor, dtype: torch.dtype) -> None:
-        (name,) = [name for name, torch_dtype in TORCH_DTYPES.items() if torch_dtype == dtype]
-        super().__init__(DTYPES[name], weight.shape)
+        super().__init__(DTYPES_BY_TORCH[dtype], weight.shape)
         self._weight = weight
         self._torch_dtype = dtype
 

@@ -138,13 +138,13 @@ def state_dict(path: str, map_location: Any = "cpu") -> dict[str, Any]:
     with in_file(path):
         file = open_file(path, backend=config.backend, max_decoded_bytes=config.max_decoded_bytes)
     file.count_together()
-    slices = {name: StoredTensor(file, path, name) for name in file}
+    slices = {name: LazyTensor(file, path, name) for name in file}
     if str(map_location) == "meta":
         return {name: part.without_data() for name, part in slices.items()}
     return slices
 
 
-class StoredTensor:
+class LazyTensor:
     """A tensor in an open file, with what transformers calls on a slice of safetensors."""
 
     def __init__(self, file: SparseFile, path: str, name: str) -> None:
