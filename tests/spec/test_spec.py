@@ -15,6 +15,7 @@ from sparsefmt.container import chunks, entry, envelope, index
 from sparsefmt.dtypes import DTYPES, as_bits, pack
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
+from sparsefmt.positions import Positions
 from tools.vectors import spec_example as tool
 
 SPEC = (ROOT / "spec" / "SPEC.md").read_text()
@@ -266,3 +267,17 @@ def test_the_example_of_rans():
     assert coder.encode(values, None) == lines["chunk"]
     coder.decode(np.frombuffer(lines["chunk"], np.uint8), None, out)
     assert np.array_equal(out, values)
+
+
+def test_the_example_of_a_mask():
+    """The bytes of 5.3.9 are read as they stand there, and the library makes the chunk of the model."""
+    block = SPEC.split("<!-- mask example begins -->")[1].split("<!-- mask example ends -->")[0]
+    lines = [line.split() for line in block.splitlines() if " " in line]
+    kept = np.array([[int(bit) for bit in bits] for what, _, *bits in lines if what == "row"])
+    mask, model, chunk = (bytes.fromhex(" ".join(data)) for what, *data in lines if what != "row")
+    assert list(mask) == [int(column @ (1, 2, 4)) for column in kept.T]
+    info, positions, raw = ArrayInfo(1, *kept.shape, is_mask=True), Positions(*kept.shape, None), np.zeros(10, np.uint8)
+    coder = codecs.CODECS["rans"].coder(model, info)
+    coder.decode(np.frombuffer(chunk, np.uint8), positions, raw)
+    assert raw.tobytes() == mask
+    assert coder.encode(raw, positions) == chunk
