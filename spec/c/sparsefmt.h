@@ -695,8 +695,8 @@ static int sfi_next(sfi_cursor *cursor, sfi_item *item) {
         case 0xCF: item->kind = SFI_UINT; fine = sfi_big(cursor, 8, 0xFFFFFFFFu, item); break;
         case 0xD0: case 0xD1: case 0xD2: case 0xD3: /* signed integers */
             fine = sfi_big(cursor, 1u << (head - 0xD0), 0, item);
-            if (!(item->number >> (8 * (1u << (head - 0xD0)) - 1))) item->kind = SFI_UINT;
-            item->canonical = 0;
+            item->canonical = (int)(item->number >> (8 * (1u << (head - 0xD0)) - 1)); /* a negative one is of no type */
+            if (!item->canonical) item->kind = SFI_UINT;
             break;
         case 0xD9: item->kind = SFI_STR; fine = sfi_big(cursor, 1, 31, item); break;
         case 0xDA: item->kind = SFI_STR; fine = sfi_big(cursor, 2, 0xFF, item); break;

@@ -17,13 +17,14 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 import numpy as np
 
 import sparsefmt
 from sparsefmt.dtypes import DTYPES, DType, as_bits, pack
-from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts import LAYOUTS, auto
 from tools import ROOT
 from tools.vectors.faults import FAULTS, Fault
 
@@ -104,6 +105,73 @@ def modelled() -> dict[str, np.ndarray]:
     }
 
 
+TILES = {21: 1, 22: 8, 23: 9, 24: 16, 25: 17, 200: 17}
+"""Rows of the tiles of a matrix of so many columns, in the files of `edges`."""
+
+
+def edges() -> dict[str, np.ndarray]:
+    """Where readers go wrong that read everything else: roundings of products, several tiles, names."""
+    # two products whose exact sum is next to a half-way point, and one that is too small for a float32
+    rounded = np.zeros((3, 130), np.uint32)
+    rounded[0, [106, 122]] = 0x44B7261F, 0xB7203C0A
+    rounded[1, [113, 129]] = 0x4249B76C, 0x368D5A42
+    rounded[2, 1] = 0x80000001
+    named = {"product/half-way": rounded.view(np.float32)}
+    for dtype in "F64", "I64", "U64":
+        named[f"product/{dtype}"] = tensor(DTYPES[dtype], (5, 40), 2000, 8)
+    doubles = named["product/F64"].view(np.uint64)  # with all 53 bits, from 1 on and below 2
+    doubles[...] = np.where(doubles << np.uint64(1) == 0, doubles, doubles % np.uint64(1 << 52) + np.uint64(1023 << 52))
+    for number, (cols, height) in enumerate(TILES.items()):
+        dtype = DTYPES["F16" if cols < 200 else "U8"]
+        w = tensor(dtype, (2 * height + 1, cols), 2100 + number, 8)
+        named[f"tiles/{height} of {cols} columns"] = w if cols < 200 else w & np.uint8(3)
+    named["tiles/packed"] = tensor(DTYPES["F6_E3M2"], (17, 22), 2200, 4)
+    # the order of the last three by UTF-16 would be another
+    for number, name in enumerate(("\ufeffname", "\uffee", "\U0001f600", "\U0001f600" * 256)):
+        named[name] = np.full((1, 3), number, np.uint8)
+    return named
+
+
+def streams() -> dict[str, np.ndarray]:
+    """For codec `rans`: numbers of symbols about those where the number of states changes, elements of 64 bits."""
+
+    def mixed(seed: int, *shape: int) -> np.ndarray:
+        return splitmix64(seed, int(np.prod(shape))).reshape(shape)
+
+    named = {
+        f"stream/{count}": (mixed(count, count) % np.uint64(32) == 0).astype(np.uint8)
+        for count in (1023, 1024, 1025, 65535, 65536, 65537)
+    }
+    steps = mixed(30, 300, 16) % np.uint64(9)
+    return named | {
+        "lag/1": np.cumsum(steps.reshape(-1)).astype(np.int64) + (1 << 32) - 5000,
+        "lag/1 below 0": np.cumsum(steps.reshape(-1)).astype(np.int64) - 5000,
+        "lag/16": np.cumsum(steps * np.uint64((1 << 20) - 3), axis=0).astype(np.int64) + (1 << 32) - (1 << 28),
+        "shift/29": (1 + mixed(31, 20, 50).astype(np.float64) / 2**64).astype(np.float32).astype(np.float64),
+        "shift/40": (mixed(32, 20, 50) % np.uint64(1000)).astype(np.int64) << 40,
+    }
+
+
+def wide() -> dict[str, np.ndarray]:
+    """Columns that fit 16 bits, and columns that do not."""
+    named = {}
+    for cols in (65536, 65537):
+        named[f"columns/{cols}"] = w = np.zeros((2, cols), np.uint8)
+        w[0, [0, 1, 255, 256, 65535]] = 1, 2, 3, 4, 5
+        w[1, [2, 65534, cols - 1]] = 6, 7, 8
+    return named
+
+
+def save_in_tiles(tensors: dict[str, np.ndarray], layout: str, codec: str) -> bytes:
+    """A file with tiles as in TILES, which are far smaller than those that the library makes."""
+
+    def height(rows: int, cols: int) -> int:
+        return min(rows, TILES.get(cols, rows))
+
+    with mock.patch.object(auto, "tile_rows", height), mock.patch.object(auto, "sparse_tile_rows", height):
+        return sparsefmt.save(tensors, layout=layout, codec=codec)
+
+
 def dense_bytes(array: np.ndarray) -> bytes:
     """A tensor as safetensors would hold it."""
     dtype = sparsefmt.dtypes.dtype_of(array.dtype)
@@ -182,6 +250,12 @@ def make() -> dict[str, bytes]:
     files["good/dropped.sparsefmt"] = sparsefmt.save(
         {"w": tensors()["zeros/4"]}, codec="raw", layout="bitmask", negative_zeros="drop"
     )
+    for layout in LAYOUTS:
+        for codec in ("raw", "rans"):
+            files[f"good/edges-{layout}-{codec}.sparsefmt"] = save_in_tiles(edges(), layout, codec)
+    files["good/rans-streams.sparsefmt"] = sparsefmt.save(streams(), layout="dense", codec="rans")
+    for layout, codec in ("bitmask", "rans"), ("permuted", "raw"), ("permuted", "rans"):
+        files[f"good/wide-{layout}-{codec}.sparsefmt"] = sparsefmt.save(wide(), layout=layout, codec=codec)
     files |= faulty(large=False)
     files["manifest.json"] = json_of(manifest(files)).encode()
     return files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tools.taken_apart import TakenApart
-from tools.vectors.faults.changes import array, faults, item
+from tools.vectors.faults.changes import BASES, array, faults, item, saved, weight
 
 faults("bool-invalid", "bool", {"2": array("values", "u1", item(0, 2)), "255": array("values", "u1", item(-1, 255))})
 faults("values-padding", "packed", {"bit": array("values", "u1", item(-1, lambda values: values[-1] | 0x80))})
@@ -131,6 +131,16 @@ faults(
         "-0": array("values", "u4", item(-1, 2**31)),
         "column": array("columns", "u2", item(-1, 1)),
         "of a row": lane_without_element,
+    },
+)
+BASES["permuted of 64 bits"] = saved("permuted", "raw", w=weight().astype(np.float64))
+faults(
+    "slot-padding",
+    "permuted of 64 bits",
+    {
+        "low half": array("values", "u8", item(-1, 1)),
+        "high half": array("values", "u8", item(-1, 1 << 32)),
+        "-0": array("values", "u8", item(-1, 1 << 63)),
     },
 )
 

@@ -77,6 +77,31 @@ def full_tree(bins: int) -> tuple[bytes, bytes]:
     return out.done(), rans_files.encode_elements([bins - 1] * 100, [5] * 100, widths, [(15, frequencies)] * 100)
 
 
+def narrow_bins() -> tuple[bytes, bytes]:
+    """A model of 16 bits of three bins, the second one far narrower than the first, of frequency 1; and a chunk."""
+    # keys 0 to 0x7FFF, 0x8000, and 0x8002 with 0x8003
+    tree, widths = "1" + "01" + "1" * 15 + "1" + "0" + "01" + "00" * 13, [15, 0, 1]
+    frequencies = [240, 1, 15]
+    out = rans_files.BitsOut("00" + "0" + "000000" + "000" + CLASSES + tree)
+    rans_files.put_bins(out, frequencies, widths, 8)
+    bins = [0, 2, 1, 2, 2] * 20
+    chunk = rans_files.encode_elements(bins, [0x1234, 1, 0, 0, 1] * 20, widths, [(8, frequencies)] * 100)
+    return out.done(), chunk
+
+
+def wide_bins() -> tuple[bytes, bytes]:
+    """A chunk, and a model of 64 bits whose bins have widths of 32, 32, 33, 40 and 63."""
+    kept, widths = {32, 33, 40, 63}, [32, 32, 33, 40, 63]
+    tree = "1" * 32 + "01" + "".join("01" if width in kept else "00" for width in range(32, 64))
+    frequencies = [100, 100, 50, 4, 2]
+    out = rans_files.BitsOut("00" + "0" + "000000" + "000" + CLASSES + tree)
+    rans_files.put_bins(out, frequencies, widths, 8)
+    bins = [0, 1, 2, 0, 3, 1, 4, 0, 1, 0] * 10
+    offsets = [0x9E3779B97F4A7C15 * n % 2**64 >> (64 - widths[of_bin]) for n, of_bin in enumerate(bins)]
+    offsets[:7] = [(1 << widths[of_bin]) - 1 for of_bin in bins[:7]]
+    return rans_files.encode_elements(bins, offsets, widths, [(8, frequencies)] * 100), out.done()
+
+
 EVERY_BYTE = "1" + "010" + "11" * 7  # table: popcounts, all frequencies 1
 POSITIONS = "000" + "00000" + "1" + "00000"  # precision; one class of rows; copies; one class of columns
 TWO_ROW_SYMBOLS = "11" + "1" + "0" * 10  # of the same frequency
@@ -109,10 +134,12 @@ faults(
     {
         "two bins": elements(bits_of(HEAD, TWO_BINS, NUMBER_OF_128)),
         "4096 bins": elements(*full_tree(4096)),
+        "expected frequency raised to 1": elements(*narrow_bins()),
         "any model without coded chunks": coded("values", 200, model=b"any"),
         "no model without coded chunks": coded("values", 200, model=b""),
     },
 )
+faults("ok", "u64", {"bins of 32 to 63 bits": coded("values", 800, *wide_bins())})
 faults("ok", "5 x 70", {"copies": positions()})
 faults(
     "rans-model",
@@ -163,6 +190,22 @@ def positions_of_columns(value=lambda classes: classes):
     return change
 
 
+def last_group(file: TakenApart) -> None:
+    """A mask of 5 x 70: the mean class of the six columns of its last group is 1/2, which is rounded up."""
+    every, few = [1] * 256, [100, 100, 0, 56, *[0] * 252]  # frequencies of groups of class 0, and of class 1
+    out = rans_files.BitsOut("000" + "00000" + "0" + "10000" + "1" + EVERY_BYTE + "0")
+    rans_files.put_symbols(out, few, 8)
+    out.bits += rans_files.BitsOut(TWO_ROW_SYMBOLS).bits
+    classes = rans_files.encode_stream([0, 1] * 35, [(12, [2048, 2048])] * 70)
+    tables = [(8, few)] * 20 + [(8, every)] * 20 + [(8, few)] * 5  # group by group, of five rows each
+    coded_bytes = [0, 3, 1, 0, 1] * 4 + [0, 0x81, 0, 0, 2] * 4 + [1, 3, 0, 1, 0]
+    nnz = sum(byte.bit_count() for byte in coded_bytes)
+    coded("mask", 70, rans_files.encode_stream(coded_bytes, tables), out.done() + classes, nnz=nnz)(file)
+    file.put("slice_offsets", struct.pack("<II", 0, nnz))
+    file.put("values", b"\1" * nnz)
+
+
+faults("ok", "5 x 70", {"mean class of a short group": last_group})
 faults("ok", "5 x 70", {"classes of columns": positions_of_columns()})
 faults(
     "rans-model",
