@@ -89,7 +89,7 @@ PATCHES = [
         "checks low halves of padding",
         "layouts",
         "values[~stored].any()",
-        "values[~stored].view('<u4')[::2].any()",
+        "(values[~stored].astype('<u8') << 32).any()",
         bad("slot-padding", "high-half-permuted-of-64-bits") + bad("slot-padding", "minus-0-permuted-of-64-bits"),
     ),
     # rans
@@ -120,13 +120,13 @@ PATCHES = [
     ),
     Patch("adds differences without carry", "rans", CUMSUM, WITHOUT_CARRY, STREAMS),
     Patch("adds differences of 32 bits", "rans", CUMSUM, CUMSUM.replace("64", "32"), STREAMS),
-    Patch("shifts by 0", "rans", "<< self.shift", "<< 0", STREAMS),
+    Patch("shifts no 64 bits", "rans", "<< self.shift", "<< (self.shift if self.element_bits < 64 else 0)", STREAMS),
     Patch("shifts modulo 32", "rans", "<< self.shift", "<< self.shift % 32", STREAMS),
     Patch(
-        "has offsets modulo 32 bits",
+        "has offsets of 32 bits that are 0",
         "rans",
         "(1 << widths) - 1",
-        "(1 << widths % 32) - 1",
+        "(1 << widths * (widths != 32)) - 1",
         odd("bins-of-32-to-63-bits-u64"),
     ),
     Patch(
