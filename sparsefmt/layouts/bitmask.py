@@ -118,7 +118,7 @@ class Bitmask(Layout):
     def to_dense(self, tile: Tile, begin: int, end: int) -> np.ndarray:
         from sparsefmt.layouts.jitted import bitmask as jitted
 
-        bits = np.empty((end - begin, tile.cols), tile.dtype.bits_dtype)
+        bits = np.zeros((end - begin, tile.cols), tile.dtype.bits_dtype)
         jitted.to_dense(mask_of(tile), frozen(tile["slice_offsets"]), frozen(tile["values"]), begin, end, bits)
         return bits
 

@@ -62,7 +62,7 @@ def from_dense(bits: np.ndarray, negative_zero: int, mask: np.ndarray, values: n
 def to_dense(
     mask: np.ndarray, slice_offsets: np.ndarray, values: np.ndarray, begin: int, end: int, bits: np.ndarray
 ) -> None:
-    """Fill `bits` (end - begin, cols) with rows `begin` to `end`."""
+    """Fill zeroed `bits` (end - begin, cols) with rows `begin` to `end`. Blocks without a bit are not written to."""
     cols, whole = mask.shape[1], mask.shape[1] & -4
     block = np.zeros((16, BLOCK), values.dtype)
     for slice_ in range(begin // 16, (end + 15) // 16):
@@ -70,7 +70,11 @@ def to_dense(
         last_ones = last_columns(columns)
         first, last = max(begin - 16 * slice_, 0), min(end - 16 * slice_, 16)
         for first_col in range(0, cols, BLOCK):
-            width = min(BLOCK, cols - first_col)
+            width, every = min(BLOCK, cols - first_col), ZERO
+            for col in range(0, width, 4):
+                every |= four_of(columns, first_col + col) if first_col + col < whole else last_ones
+            if every == ZERO:
+                continue
             block[:] = 0
             for col in range(0, width, 4):
                 word = four_of(columns, first_col + col) if first_col + col < whole else last_ones
