@@ -27,9 +27,9 @@ from sparsefmt.positions.masks import SLICE_ROWS, mask_bytes, slices_of
 PERMUTED_FROM = 0.7
 """Sparsity from which `permuted` is the better layout to compute with (docs/benchmarks.md).
 
-With AVX2, the two take equally long at 60 to 70 % zeros for one token, where 16-bit types are at the upper end. For
-eight tokens and more, `permuted` is faster from 50 or 60 % on, and takes two thirds of the time at 70 %. Below, it
-takes up to 40 % more memory in float32, and in 16-bit types as much as a dense tensor at 50 %."""
+For one token, the two take equally long a little below. For eight tokens and more, `permuted` is faster well below, but
+takes up to 40 % more memory there in float32, and in 16-bit types as much as a dense tensor at 50 %
+(`tools/bench/kernels.py` prints times and bytes of both)."""
 
 SMALL = 1 << 12
 """Bytes of a dense tensor below which it stays dense: to decode its three to five arrays takes longer than to decode it
