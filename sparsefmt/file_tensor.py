@@ -1,4 +1,4 @@
-"""A tensor in an open file as dense rows. What they take is compared with the budget here, before it is allocated."""
+"""A tensor in an open file as dense rows, which are asked for in the budget of the file before they are allocated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sparsefmt import slicing
-from sparsefmt.container.budget import Account
+from sparsefmt.container.budget import Budget
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.dtypes import DType
@@ -20,7 +20,7 @@ class FileTensor:
 
     Args:
         name: the name that was asked for: that of the entry, or one that is tied to it.
-        account: where its memory counts together with that of other tensors; None if each call counts by itself.
+        budget: that of `reader`, or one that sums up what several tensors take. Rows that are read count by themselves.
         threads: how many may decode; by default all usable cores.
 
     Attributes:
@@ -29,7 +29,7 @@ class FileTensor:
         rows, cols: of its matrix view.
     """
 
-    __slots__ = ("_account", "_entry", "_reader", "_threads", "name")
+    __slots__ = ("_budget", "_entry", "_reader", "_threads", "name")
 
     def __init__(
         self,
@@ -37,12 +37,12 @@ class FileTensor:
         entry: TensorEntry,
         name: str,
         *,
-        account: Account | None = None,
+        budget: Budget,
         threads: int | None = None,
     ) -> None:
         self._reader = reader
         self._entry = entry
-        self._account = account
+        self._budget = budget
         self._threads = threads
         self.name = name
 
@@ -67,9 +67,9 @@ class FileTensor:
         """Bytes that `whole` allocates for the result."""
         return self._reader.decoded_bytes(self._entry, "dense")
 
-    def take(self, nbytes: int) -> None:
-        """Raise LimitError if so many bytes, which are about to be allocated for the tensor, are too many."""
-        (self._account or self._reader.budget.account()).take(nbytes, self._entry.name)
+    def ask(self, nbytes: int) -> None:
+        """Ask before so many bytes are allocated for the tensor. Raises LimitError if they are too many."""
+        self._budget.ask(nbytes, self._entry.name)
 
     def whole(self) -> np.ndarray:
         """The tensor as a new array, bit for bit.
@@ -82,7 +82,7 @@ class FileTensor:
         """
         self._reader.expect_open()
         entry = self._entry
-        self.take(self.nbytes)
+        self.ask(self.nbytes)
         bits = slicing.dense_array(entry.rows, entry.cols, entry.dtype)
         if not entry.layout.sparse and not entry.dtype.packed:
             self._read_dense(bits)
@@ -131,15 +131,9 @@ class FileTensor:
         """
         self._reader.expect_open()
         entry = self._entry
-        # whole rows are unpacked, and then cut
-        self._reader.budget.expect(len(wanted) * entry.cols * entry.dtype.numpy.itemsize, entry.name)
-        return slicing.dense_rows(
-            wanted,
-            cols,
-            entry,
-            get_tile or (lambda number: self._reader.tile(entry, number)),
-            self._threads,
-        )
+        tiles = get_tile or (lambda number: self._reader.tile(entry, number))
+        stored = slicing.Tiles(entry, tiles, self._reader.budget, entry.name)
+        return stored.dense_rows(wanted, cols, self._threads)
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """`whole()[key]`. Only the tiles of the rows that `key` asks for are read.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sparsefmt.container.budget import Budget
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import LimitError
 from sparsefmt.layouts import auto
@@ -22,38 +23,50 @@ RowNumbers = range | np.ndarray
 """Numbers of rows: int64 in any order, repeated or not; or a range, whose numbers may be more than fit in memory."""
 
 
-def dense_rows(
-    wanted: RowNumbers,
-    cols: slice,
-    tiling: Tiling,
-    get_tile: TileGetter,
-    threads: int | None = None,
-) -> np.ndarray:
-    """Elements (len(wanted), columns in `cols`) of the matrix view, as a new array of the tensor's numpy dtype.
+class Tiles(NamedTuple):
+    """A tensor, whose rows are made dense on demand.
 
-    Args:
-        wanted: numbers of rows.
-        get_tile: gives tile t, checked. It is called once for each tile that has a wanted row.
+    Attributes:
+        get_tile: gives tile t, checked.
+        budget: asked for the rows.
+        name: of the tensor, for errors.
     """
-    dtype, tile_rows, all_cols = tiling.dtype, tiling.tile_rows, tiling.cols
-    out = dense_array(len(wanted), len(range(*cols.indices(all_cols))), dtype)
-    if not out.size:
+
+    tiling: Tiling
+    get_tile: TileGetter
+    budget: Budget
+    name: str | None = None
+
+    def dense_rows(self, wanted: RowNumbers, cols: slice, threads: int | None = None) -> np.ndarray:
+        """Elements (len(wanted), columns in `cols`) of the matrix view, as a new array of the tensor's numpy dtype.
+
+        `get_tile` is called once for each tile that has a wanted row.
+
+        Args:
+            wanted: numbers of rows.
+
+        Raises:
+            LimitError: whole rows, which are unpacked and then cut, exceed the budget, or memory.
+        """
+        dtype, tile_rows, all_cols = self.tiling.dtype, self.tiling.tile_rows, self.tiling.cols
+        self.budget.ask(len(wanted) * all_cols * dtype.numpy.itemsize, self.name)
+        out = dense_array(len(wanted), len(range(*cols.indices(all_cols))), dtype)
+        if not out.size:
+            return out.view(dtype.numpy)
+
+        def fill(piece: _Piece) -> None:
+            tile = self.get_tile(piece.tile)
+            for begin, end, target in piece.runs:
+                for first, last in runs(begin, end, all_cols):
+                    bits = tile.to_dense(first, last)[:, cols]
+                    if isinstance(target, slice):
+                        out[target][first - begin : last - begin] = bits
+                    else:
+                        out[target[first - begin : last - begin]] = bits
+
+        for _ in in_order(fill, _pieces(wanted, tile_rows), threads):
+            pass
         return out.view(dtype.numpy)
-    pieces = _pieces_of_range(wanted, tile_rows) if isinstance(wanted, range) else _pieces_of_array(wanted, tile_rows)
-
-    def fill(piece: _Piece) -> None:
-        tile = get_tile(piece.tile)
-        for begin, end, target in piece.runs:
-            for first, last in runs(begin, end, all_cols):
-                bits = tile.to_dense(first, last)[:, cols]
-                if isinstance(target, slice):
-                    out[target][first - begin : last - begin] = bits
-                else:
-                    out[target[first - begin : last - begin]] = bits
-
-    for _ in in_order(fill, pieces, threads):
-        pass
-    return out.view(dtype.numpy)
 
 
 class _Piece(NamedTuple):
@@ -65,6 +78,10 @@ class _Piece(NamedTuple):
 
     tile: int
     runs: Iterator[tuple[int, int, slice | np.ndarray]]
+
+
+def _pieces(wanted: RowNumbers, tile_rows: int) -> Iterator[_Piece]:
+    return _pieces_of_range(wanted, tile_rows) if isinstance(wanted, range) else _pieces_of_array(wanted, tile_rows)
 
 
 def _pieces_of_range(wanted: range, tile_rows: int) -> Iterator[_Piece]:

@@ -11,12 +11,12 @@ import numpy as np
 
 from sparsefmt.adapters.contract import Adapter
 from sparsefmt.again import Again
-from sparsefmt.container.budget import Account
+from sparsefmt.container.budget import Attempt, Budget, TooMuchError
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import Source
 from sparsefmt.container.stored_signs import Signs
-from sparsefmt.errors import LimitError, file_closed
+from sparsefmt.errors import file_closed
 from sparsefmt.file_tensor import FileTensor
 from sparsefmt.layouts import LAYOUTS, auto
 from sparsefmt.layouts.memory import give_back
@@ -49,7 +49,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         self._opening = threading.Lock()
         self._max_decoded_bytes = max_decoded_bytes
         self._threads = threads
-        self._account: Account | None = None
+        self._counting: Budget | None = None
 
     def __enter__(self) -> SparseFile:
         return self
@@ -131,22 +131,21 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         target, most = self._target(entry, layout)
         if target == "dense":
             return self._tensor(entry, name).whole()
-        account = self._account_for_now()
+        budget = self._budget.together()
         stored_signs = self._reader.signs(entry)
         leave = stored_signs is not None
         if target != entry.layout.name:
             signs = 0 if leave else self._reader.sign_bytes(entry)
-            account.take(signs, entry.name)
-            taking = _Taking(account, entry.name, most)
+            attempt = Attempt(budget, entry.name, None if most is None else most + signs)
             try:
-                tiles = self._reader.tiles(entry, target, self._threads, taking.take, leave_signs=leave)
+                attempt.ask(signs)
+                tiles = self._reader.tiles(entry, target, self._threads, attempt.ask, leave_signs=leave)
                 return self._made(entry, target, tiles, stored_signs)
-            except _TooManyBytes:
+            except TooMuchError:
                 # rows differ so much that padding takes more than is gained, or than is allowed: only now is that known
-                taking.give_back()
-                account.give_back(signs)
+                attempt.give_up()
                 target = entry.layout.name
-        account.take(self._reader.decoded_bytes(entry, target), entry.name)
+        budget.ask(self._reader.decoded_bytes(entry, target), entry.name)
         tiles = self._reader.tiles(entry, target, self._threads, leave_signs=leave)
         return self._made(entry, target, tiles, stored_signs)
 
@@ -168,7 +167,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         return self._tensor(self._entry(name), name)
 
     def _tensor(self, entry: TensorEntry, name: str) -> FileTensor:
-        return FileTensor(self._reader, entry, name, account=self._account, threads=self._threads)
+        return FileTensor(self._reader, entry, name, budget=self._budget, threads=self._threads)
 
     def get_slice(self, name: str) -> TensorSlice:
         """A tensor to be indexed. Only the tiles that an index asks for are read: `f.get_slice("w")[8:16]`."""
@@ -186,7 +185,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         auto.expect_name(layout)
         reader = self._reader
         entries = reader.index.tensors.values()
-        reader.budget.expect(sum(self._least_bytes(entry, layout) for entry in entries))
+        reader.budget.ask(sum(self._least_bytes(entry, layout) for entry in entries))
 
     def _least_bytes(self, entry: TensorEntry, layout: str) -> int:
         """Bytes that `load(name, layout)` takes at least."""
@@ -199,10 +198,11 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
 
     def count_together(self) -> None:
         """From now on, all loaded tensors count together towards `max_decoded_bytes`. For the library itself."""
-        self._account = self._reader.budget.account()
+        self._counting = self._reader.budget.together()
 
-    def _account_for_now(self) -> Account:
-        return self._account or self._reader.budget.account()
+    @property
+    def _budget(self) -> Budget:
+        return self._counting or self._reader.budget
 
     def _target(self, entry: TensorEntry, layout: str) -> tuple[str, int | None]:
         """The layout of a tensor that `load(name, layout)` gives, if it takes no more than so many bytes; None for any
@@ -234,7 +234,7 @@ def all_tensors(file: SparseFile, adapter: Adapter, device: Any = "cpu") -> dict
     index, device = file.reader.index, adapter.device_of(device)
     aliases = index.aliases if adapter.SHARES_TIED else {}
     stored = {name: file.tensor(name) for name in file if name not in aliases}
-    file.reader.budget.expect(sum(map(adapter.nbytes_of, stored.values())))
+    file.reader.budget.ask(sum(map(adapter.nbytes_of, stored.values())))
     made: dict[str, Any] = {}
     tensors = {}
     for name in index.offset_keys():
@@ -247,37 +247,6 @@ def all_tensors(file: SparseFile, adapter: Adapter, device: Any = "cpu") -> dict
 
 def _unpickled(again: Again, threads: int | None) -> SparseFile:
     return SparseFile(again, threads=threads, max_decoded_bytes=again.max_decoded_bytes)
-
-
-class _TooManyBytes(Exception):
-    """A tensor takes more bytes in a layout than make the layout worth choosing, or more than are left."""
-
-
-class _Taking:
-    """Bytes that one tensor takes of an account, at most `most` (None for any number)."""
-
-    def __init__(self, account: Account, tensor: str, most: int | None) -> None:
-        self._account, self._tensor, self._most = account, tensor, most
-        self._lock = threading.Lock()
-        self._taken = 0
-
-    def take(self, nbytes: int) -> None:
-        with self._lock:
-            if self._most is not None and self._taken + nbytes > self._most:
-                raise _TooManyBytes
-            try:
-                self._account.take(nbytes, self._tensor)
-            except LimitError:
-                if self._most is None:
-                    raise
-                raise _TooManyBytes from None
-            self._taken += nbytes
-
-    def give_back(self) -> None:
-        """Give everything back. Threads that are still working get no more."""
-        with self._lock:
-            self._account.give_back(self._taken)
-            self._taken, self._most = 0, -1
 
 
 class TensorSlice:

@@ -11,7 +11,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from sparsefmt import slicing
 from sparsefmt.adapters import Rows, is_scipy_sparse, rows_of
-from sparsefmt.container.budget import Budget
+from sparsefmt.container.budget import NO_BUDGET, Budget
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import UnsupportedError
@@ -61,7 +61,7 @@ class SparseTensor(NDArrayOperatorsMixin):
     )
 
     def __init__(
-        self, tiling: Tiling, tiles: Sequence[Tile], budget: Budget | None = None, signs: Signs | None = None
+        self, tiling: Tiling, tiles: Sequence[Tile], budget: Budget = NO_BUDGET, signs: Signs | None = None
     ) -> None:
         """For the library itself: trusts that the tiles are checked and frozen.
 
@@ -113,7 +113,9 @@ class SparseTensor(NDArrayOperatorsMixin):
         return cls._from_rows(rows_of(matrix), layout, threads)
 
     @classmethod
-    def _from_rows(cls, matrix: Rows, wanted: str, threads: int | None, budget: Budget | None = None) -> SparseTensor:
+    def _from_rows(
+        cls, matrix: Rows, wanted: str, threads: int | None = None, budget: Budget = NO_BUDGET
+    ) -> SparseTensor:
         survey = matrix.survey(threads)
         filling = matrix.filling(survey)
         layout = layout_for(wanted, "computing", matrix.shape, filling)
@@ -123,11 +125,10 @@ class SparseTensor(NDArrayOperatorsMixin):
                 f"layout {wanted!r} cannot hold {matrix.dtype.name} tensors of shape {list(matrix.shape)}: use 'dense'",
             )
         tiling = matrix.tiling(layout, survey.nnz + survey.negative_zeros)
-        tiles = in_order(matrix.tile_maker(tiling), range(tiling.tiles), threads)
         nbytes = replace(filling, tile_rows=tiling.tile_rows).nbytes(layout) if tiling.tiles else 0
-        if budget is not None:
-            budget.expect(nbytes)
+        budget.ask(nbytes)
         arena = Arena(nbytes)
+        tiles = in_order(matrix.tile_maker(tiling), range(tiling.tiles), threads)
         return cls(tiling, [arena.keep(tile) for tile in tiles], budget)
 
     @property
@@ -196,9 +197,8 @@ class SparseTensor(NDArrayOperatorsMixin):
         Raises:
             LimitError: it takes more than that, or more than the memory of the machine.
         """
-        if self._budget is not None:
-            self._budget.expect(self.size * self.dtype.itemsize, limit=max_decoded_bytes)
-        return self._dense_rows(range(self._tiling.rows), slice(None), threads).reshape(self._tiling.shape)
+        tiles = slicing.Tiles(self._tiling, self.tile, self._budget.with_limit(max_decoded_bytes))
+        return tiles.dense_rows(range(self._tiling.rows), slice(None), threads).reshape(self._tiling.shape)
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """The array of `numpy.asarray(w)`: `todense()`, cast to `dtype` if one is given. O(rows * cols).
@@ -262,7 +262,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         `key` is any index of numpy whose first part is an integer, a slice, or a one-dimensional array of integers or
         booleans. A row costs O(cols) to unpack; in `permuted`, a run of rows costs O(rows of its tile) to find.
         """
-        return slicing.index(key, self._tiling.shape, self._rows)
+        return slicing.index(key, self._tiling.shape, slicing.Tiles(self._tiling, self.tile, self._budget).dense_rows)
 
     def to_scipy(self) -> scipy.sparse.csr_array:
         """The matrix view as scipy.sparse.csr_array, (rows, cols), columns ascending.
@@ -277,8 +277,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         dtype = np.dtype(np.float32) if widen else self.dtype
         if not self._tiling.layout.sparse:
             return scipy.sparse.csr_array(self.todense().reshape(rows, cols).astype(dtype))
-        if self._budget is not None:
-            self._budget.expect(self.nnz * (dtype.itemsize + 8) + 8 * rows)
+        self._budget.ask(self.nnz * (dtype.itemsize + 8) + 8 * rows)
         counts: list[np.ndarray] = [np.zeros(1, np.int64)]
         columns: list[np.ndarray] = []
         values: list[np.ndarray] = []
@@ -303,16 +302,14 @@ class SparseTensor(NDArrayOperatorsMixin):
         if not self._tiling.layout.sparse or layout not in LAYOUTS:
             return SparseTensor._from_rows(rows_of(self.todense(threads)), layout, threads, self._budget)
         signs = self._signs if LAYOUTS[layout].sparse else None
+        nbytes = self.filling().nbytes(layout)
+        self._budget.ask(nbytes)
+        arena = Arena(nbytes)
 
         def convert(number: int) -> Tile:
             return (self._tiles[number] if signs else self.tile(number)).converted(LAYOUTS[layout])
 
-        tiles = in_order(convert, range(len(self._tiles)), threads)
-        nbytes = self.filling().nbytes(layout)
-        if self._budget is not None:
-            self._budget.expect(nbytes)
-        arena = Arena(nbytes)
-        kept = [arena.keep(tile) for tile in tiles]
+        kept = [arena.keep(tile) for tile in in_order(convert, range(len(self._tiles)), threads)]
         return SparseTensor(self._tiling.with_layout(LAYOUTS[layout]), kept, self._budget, signs)
 
     def __matmul__(self, x: Any) -> np.ndarray:
@@ -375,6 +372,11 @@ class SparseTensor(NDArrayOperatorsMixin):
         return tile
 
     @property
+    def budget(self) -> Budget:
+        """Of the file that it comes from: what is made of the tensor keeps to it. For the library itself."""
+        return self._budget
+
+    @property
     def signs(self) -> Signs | None:
         """Where `negative_zeros` is, if it is not in the tiles. For the library itself."""
         return self._signs
@@ -384,19 +386,6 @@ class SparseTensor(NDArrayOperatorsMixin):
         made = SparseTensor(self._tiling, self._tiles, self._budget, signs)
         made._operand = self._operand
         return made
-
-    def _expect_budget(self, rows: int) -> None:
-        """Raise LimitError if so many dense rows take more than the limit of the file that the tensor comes from."""
-        if self._budget is not None:
-            self._budget.expect(rows * self._tiling.cols * self.dtype.itemsize)
-
-    def _rows(self, wanted: slicing.RowNumbers, cols: slice) -> np.ndarray:
-        """Elements of the matrix view: whole rows, cut to `cols`."""
-        self._expect_budget(len(wanted))
-        return self._dense_rows(wanted, cols)
-
-    def _dense_rows(self, wanted: slicing.RowNumbers, cols: slice, threads: int | None = None) -> np.ndarray:
-        return slicing.dense_rows(wanted, cols, self._tiling, self.tile, threads)
 
 
 def _unpickle(

@@ -62,7 +62,7 @@ def pairs(stored: FileTensor, rows: range | np.ndarray) -> torch.Tensor:
     dtype, is_vector = stored.dtype, len(stored.shape) == 1
     pairs_of_row = 1 if is_vector else stored.cols // 2
     nbytes = len(rows) * pairs_of_row
-    stored.take(nbytes)
+    stored.ask(nbytes)
     try:
         out = np.empty(nbytes, np.uint8)
     except (MemoryError, ValueError):

@@ -111,7 +111,7 @@ def export_checkpoint(
     def write(file: TensorFile, path: Path) -> list[str]:
         matrices = {name: file.rows_of(name) for name in file.names}
         if isinstance(file, SparsefmtFile):
-            file.reader.budget.expect(sum(matrix.dense_nbytes for matrix in matrices.values()))
+            file.reader.budget.ask(sum(matrix.dense_nbytes for matrix in matrices.values()))
         with replacing(path) as sink:
             write_safetensors(sink, matrices, file.metadata, progress=progress, threads=threads)
         return file.names

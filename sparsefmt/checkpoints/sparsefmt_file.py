@@ -55,7 +55,7 @@ class EntryRows(Rows):
         super().__init__(entry.dtype, entry.shape)
         self._reader = reader
         self._entry = entry
-        self._tensor = FileTensor(reader, entry, entry.name, threads=1)
+        self._tensor = FileTensor(reader, entry, entry.name, budget=reader.budget, threads=1)
         self._last: tuple[int, Tile] | None = None
 
     def bits(self, begin: int, end: int) -> np.ndarray:

@@ -32,7 +32,7 @@ class Reader:
         index: its content.
         minor: its minor format version.
         size: bytes in the file.
-        budget: what may be decoded at a time. Tiles keep to it; of more than a tile, the caller has to ask.
+        budget: what may be decoded at a time. It is asked for each tile; whoever reads several asks for all of them.
         decoded: bytes that have been decoded so far, about.
         index_checksum: what the trailer has, of the index: two files that have the same have the same content.
     """
@@ -64,7 +64,7 @@ class Reader:
         self.index_offset, self.index_size = trailer.index_offset, trailer.index_size
         self.index_checksum = trailer.index_checksum
         # nearly always, and then tiles need not be looked at one by one
-        self._all_within = self.index.chunks["raw"].sum(dtype=np.float64) <= self.budget.limit
+        self._all_within = self.budget.allows(self.index.chunks["raw"].sum(dtype=np.float64))
 
     def encoded_index(self) -> bytes:
         """The index as it stands in the file."""
@@ -96,7 +96,7 @@ class Reader:
         tile = entry.tile(number, {})
         try:
             if not self._all_within:
-                self.budget.expect(_coded_bytes(self._chunks(entry, range(number, number + 1))))
+                self.budget.ask(_coded_bytes(self._chunks(entry, range(number, number + 1))))
             for chunk, array in enumerate(entry.codecs, entry.first_chunk + number * len(entry.codecs)):
                 record = self.index.chunks.item(chunk)
                 place = None if leave_signs and array == NEGATIVE_ZEROS else arena

@@ -21,13 +21,13 @@ def cast(weight: SparseTensor, dtype: torch.dtype) -> SparseTensor:
     """
     if torch_dtype_of(weight) == dtype:
         return weight
-    return SparseTensor._from_rows(_Cast(weight, dtype), weight.layout, None, weight._budget)
+    return SparseTensor._from_rows(_Cast(weight, dtype), weight.layout, budget=weight.budget)
 
 
 def transposed(weight: SparseTensor, layout: str) -> SparseTensor:
     """The transpose of a matrix, bit for bit. `layout`: as in `SparseTensor.from_dense`."""
     # one thread: each block of columns is made once, in order
-    return SparseTensor._from_rows(_Transposed(weight), layout, 1, weight._budget)
+    return SparseTensor._from_rows(_Transposed(weight), layout, 1, weight.budget)
 
 
 def torch_dtype_of(weight: SparseTensor) -> torch.dtype:

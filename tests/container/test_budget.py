@@ -47,6 +47,40 @@ def refused(call: Callable[[], object]) -> None:
     assert caught.value.code == "decoded-bytes"
 
 
+def test_a_budget_compares_each_call_and_a_shared_one_the_sum():
+    limit = budget.Budget(1000, 100)
+    for _ in range(3):
+        limit.ask(100)
+    refused(lambda: limit.ask(101))
+    assert limit.allows(100)
+    assert not limit.allows(101)
+    together = limit.together()
+    together.ask(60)
+    refused(lambda: together.ask(41))
+    together.ask(40)
+    together.give_back(60)
+    together.ask(60)
+    assert together.together() is together
+    limit.with_limit(101).ask(101)
+    assert limit.with_limit(None) is limit
+    budget.NO_BUDGET.with_limit(1).ask(1 << 60)
+
+
+def test_an_attempt_that_takes_too_much_gives_everything_back():
+    shared = budget.Budget(1000, 100).together()
+    for most in (80, 120):
+        attempt = budget.Attempt(shared, "w", most)
+        attempt.ask(80)
+        with pytest.raises(budget.TooMuchError):
+            attempt.ask(30)
+        attempt.give_up()
+        with pytest.raises(budget.TooMuchError):
+            attempt.ask(0)
+    attempt = budget.Attempt(shared, "w", None)
+    attempt.ask(100)
+    refused(lambda: attempt.ask(1))
+
+
 def test_default(zeros):
     refused(lambda: sparsefmt.load_file(zeros, layout="dense"))
     refused(lambda: sparsefmt.numpy.load_file(zeros))
@@ -295,6 +329,7 @@ def test_numbers_of_rows_take_no_memory(tmp_path):
     sparsefmt.save_file({"w": np.zeros((1 << 22, 1), np.uint8)}, path)
     with sparsefmt.open_file(path, max_decoded_bytes=1 << 22, threads=1) as file:
         part = file.get_slice("w")
+        part[0]  # what has to be compiled for that is compiled now
         for key in (3, -1, slice(7, 9), slice(None, None, 1 << 20), [5, -5], slice(9, 3, -2)):
             tracemalloc.start()
             try:
