@@ -14,6 +14,7 @@ from sparsefmt.adapters.mistakes import expect_tensors
 from sparsefmt.container.file_objects import destination
 from sparsefmt.container.sources import Backend, source_of, source_of_content
 from sparsefmt.errors import in_file
+from sparsefmt.kernels import products
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.tensor_writer import NegativeZeros, Progress, TensorWriter, write_all
@@ -214,11 +215,9 @@ def linear(
         >>> w = sparsefmt.SparseTensor.from_dense(weight)
         >>> y = sparsefmt.linear(np.ones((2, 64), np.float32), w)
     """
-    from sparsefmt.kernels.linear import linear as product
-
     if not isinstance(w, SparseTensor):
         w = SparseTensor.from_dense(w, layout="dense")
-    return product(x, w.operand(), bias, out, threads)
+    return products().linear(x, w.operand(), bias, out, threads)
 
 
 def _load_all(file: SparseFile, layout: str) -> dict[str, SparseTensor | np.ndarray]:

@@ -34,6 +34,10 @@ class DType:
     prunable: bool
     negative_zero: int = 0
 
+    def __hash__(self) -> int:
+        # names are unique, and every product looks up its dtypes
+        return hash(self.name)
+
     @property
     def packed(self) -> bool:
         """Whether elements are narrower than a byte and travel packed."""

@@ -15,6 +15,7 @@ from sparsefmt.container.budget import NO_BUDGET, Budget
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import UnsupportedError
+from sparsefmt.kernels import products
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.auto import Filling, layout_for
 from sparsefmt.layouts.contract import Arrays
@@ -318,15 +319,13 @@ class SparseTensor(NDArrayOperatorsMixin):
         Each column of x gives the same bits as it would alone. dtypes, order of additions and errors are those of
         `sparsefmt.linear`.
         """
-        from sparsefmt.kernels.linear import linear, matmul
-
         x = np.asarray(x)
         if x.ndim == 1:
-            return linear(x, self.operand())
+            return products().linear(x, self.operand())
         cols = self._tiling.cols
         if x.ndim != 2 or x.shape[0] != cols:
             raise ValueError(f"w @ x takes x of shape ({cols},) or ({cols}, n), not {x.shape}")
-        return matmul(self.operand(), x)
+        return products().matmul(self.operand(), x)
 
     def __copy__(self) -> SparseTensor:
         return self

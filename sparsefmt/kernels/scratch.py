@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 
+from sparsefmt.dtypes import DOUBLE
 from sparsefmt.layouts.memory import empty
 
 KEPT_BYTES = 1 << 24
@@ -28,3 +29,14 @@ def scratch(purpose: str, length: int, dtype: np.dtype) -> np.ndarray:
     if block is None or block.size < nbytes:
         block = kept[purpose] = empty(max(nbytes, 1 << 12), np.dtype(np.uint8))
     return block[:nbytes].view(dtype)
+
+
+def room(purpose: str, nbytes: int) -> np.ndarray:
+    """Like `scratch`, of so many bytes or more, for kernels that take its address alone. The purposes are its own."""
+    if nbytes > KEPT_BYTES:
+        return empty(nbytes // 8 + 1, DOUBLE)
+    kept: dict[str, np.ndarray] = _mine.__dict__
+    block = kept.get(purpose)
+    if block is None or 8 * block.size < nbytes:
+        block = kept[purpose] = empty(max(nbytes, 1 << 12) // 8 + 1, DOUBLE)
+    return block

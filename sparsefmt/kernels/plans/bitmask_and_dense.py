@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from sparsefmt.dtypes import DOUBLE
-from sparsefmt.kernels import activations, bitmask, dense, expand, panel
+from sparsefmt.kernels import bitmask, dense, expand, panel
+from sparsefmt.kernels.activations import all_finite, in_groups
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.kernels.plans.contract import Plan, contiguous
-from sparsefmt.kernels.scratch import scratch
+from sparsefmt.kernels.scratch import room, scratch
 
 MAX_TOKENS = 240 if panel.WIDE == 12 else 132
 """Tokens that are multiplied at once: their sums and a block of activations share the second-level cache."""
@@ -18,9 +19,29 @@ MAX_TOKENS = 240 if panel.WIDE == 12 else 132
 FEW = {"bitmask": bitmask.FEW, "dense": dense.FEW}
 """Most tokens that multiply columns in registers, by layout."""
 
+_GROUPS = (1, 2, 4, 6, 8, 12)
+"""Numbers of tokens that there are kernels for."""
 
-def plans(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Iterator[Plan]:
+_WHOLE_COLUMNS = 8
+"""Kernels read activations up to a multiple of so many columns."""
+
+
+def plans(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Iterable[Plan]:
     """See `PLANS`."""
+    if x.shape[0] == 1 and not w.cols % _WHOLE_COLUMNS and _in_registers(w, kind):
+        return (_one_token(contiguous(x), w, y, kind),)
+    return _plans_of_packed(x, w, y, kind)
+
+
+def _one_token(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
+    """For a token that kernels can read as it is: small matrices are multiplied in less time than packing it takes.
+
+    y of one token is C-contiguous, and so is its transpose.
+    """
+    return _few_tokens_plan(x.reshape(-1), 1, w, y, kind) if all_finite(x) else _any_activations(x, w, y, kind)
+
+
+def _plans_of_packed(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Iterator[Plan]:
     for first in range(0, x.shape[0], MAX_TOKENS):
         yield _plan(contiguous(x[first : first + MAX_TOKENS]), w, y[first : first + MAX_TOKENS], kind)
 
@@ -45,23 +66,26 @@ def _in_registers(w: Operand, kind: int) -> bool:
 
 def _few_tokens(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
     """All tokens in one group, of the next larger size that there is a kernel for."""
-    tokens = x.shape[0]
-    group = next(size for size in (1, 2, 4, 6, 8, 12) if size >= tokens)
+    group = next(size for size in _GROUPS if size >= x.shape[0])
     packed, finite = _packed(x, y.dtype, (group, 1), (group, 0))
-    if not finite:
-        return _any_activations(x, w, y, kind)
+    return _few_tokens_plan(packed, group, w, y, kind) if finite else _any_activations(x, w, y, kind)
+
+
+def _few_tokens_plan(packed: np.ndarray, group: int, w: Operand, y: np.ndarray, kind: int) -> Plan:
+    """The plan for finite activations in a group of so many tokens, column by column."""
+    cols, tokens = w.cols, y.shape[0]
     if w.layout == "dense":
         of_dense = dense.few_tokens_kernel(kind, group)
 
         def run_dense(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-            of_dense(table, pieces, lo, hi, packed, w.cols, _bytes("weights", dense.SCRATCH_BYTES), y)
+            of_dense(table, pieces, lo, hi, packed, cols, room("weights", dense.SCRATCH_BYTES), y)
 
         return Plan(tokens, run_dense)
     of_bitmask, tables = bitmask.few_tokens_kernel(kind, group), expand.tables(kind)
+    nbytes = bitmask.scratch_bytes(cols)
 
     def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-        room = _bytes("weights", bitmask.scratch_bytes(w.cols))
-        of_bitmask(table, pieces, lo, hi, packed, w.cols, tables, room, y)
+        of_bitmask(table, pieces, lo, hi, packed, cols, tables, room("weights", nbytes), y)
 
     return Plan(tokens, run)
 
@@ -79,24 +103,19 @@ def _many_tokens(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
     size = panel.scratch_bytes(kind, w.cols, padded)
 
     def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-        kernel(table, pieces, lo, hi, packed, w.cols, wides, narrows, tables, _bytes("weights", size), y)
+        kernel(table, pieces, lo, hi, packed, w.cols, wides, narrows, tables, room("weights", size), y)
 
     return Plan(tokens, run)
 
 
 def _packed(x: np.ndarray, dtype: np.dtype, wide: tuple[int, int], narrow: tuple[int, int]) -> tuple[np.ndarray, bool]:
     """x in groups, given as (tokens of a group, groups), and whether it is finite."""
-    padded_cols = -(-x.shape[1] // 8) * 8
+    padded_cols = -(-x.shape[1] // _WHOLE_COLUMNS) * _WHOLE_COLUMNS
     if wide == (1, 1) and padded_cols == x.shape[1]:
-        return x.reshape(-1), activations.all_finite(x)
+        return x.reshape(-1), all_finite(x)
     tokens = wide[0] * wide[1] + narrow[0] * narrow[1]
     packed = scratch("activations", tokens * padded_cols, dtype)
-    return packed, activations.in_groups(x, padded_cols, *wide, *narrow, packed)
-
-
-def _bytes(purpose: str, nbytes: int) -> np.ndarray:
-    """An aligned scratch of so many bytes or a few more."""
-    return scratch(purpose, nbytes // 8 + 1, DOUBLE)
+    return packed, in_groups(x, padded_cols, *wide, *narrow, packed)
 
 
 def _any_activations(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
