@@ -27,15 +27,12 @@ class SparsefmtError(ValueError):
     def __init__(
         self, code: str, message: str, *, tensor: str | None = None, offset: int | None = None, path: str | None = None
     ) -> None:
-        super().__init__(code, message, tensor, offset)
+        super().__init__(code, message)
         self.code = code
         self.message = message
         self.tensor = tensor
         self.offset = offset
         self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.code, self.message, self.tensor, self.offset, self.path))
 
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path is not None and self.path not in self.message else ""
@@ -83,12 +80,6 @@ def in_tensor(name: str) -> Iterator[None]:
 def file_closed(path: str | None = None) -> SparsefmtError:
     """The error for every use of a closed file, also if another thread closes it during a read."""
     return SparsefmtError("file-closed", "the file is closed", path=path)
-
-
-def _rebuild(
-    kind: type[SparsefmtError], code: str, message: str, tensor: str | None, offset: int | None, path: str | None
-) -> object:
-    return kind(code, message, tensor=tensor, offset=offset, path=path)
 
 
 class FormatError(SparsefmtError):

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from helpers import ROOT
@@ -74,6 +75,49 @@ def test_layouts_and_codecs_do_not_know_each_other():
     for folder, other in (("layouts", "codecs"), ("codecs", "layouts")):
         for source in (PACKAGE / folder).rglob("*.py"):
             assert not any(name.split(".")[0] == other for name in imported_modules(source)), source
+
+
+PUBLIC = {
+    *("api.save", "api.save_file", "tensor_writer.TensorWriter.__init__", "numpy.save_file"),
+    *("torch.files.save", "torch.files.save_file", "torch.files.save_model", "torch.files.load_model"),
+    *("torch.linear.SparseLinear.__init__", "torch.loading.load_into", "torch.models.sparsify"),
+    *("transformers.config.SparsefmtConfig.__init__", "transformers.saving.save_pretrained"),
+}
+"""What users call with keywords; and what torch calls: an operator of torch takes tensors and numbers alone."""
+
+CALLED_BY_TORCH = {
+    *("torch.operator._linear", "torch.operator._linear_fake", "torch.linear.SparseLinear._load_from_state_dict"),
+}
+
+COMPILED = {"kernels", "layouts.jitted", "codecs.rans.jitted", "positions.jitted"}
+"""Rooms of jitted code, which takes numbers and arrays one by one."""
+
+MOST_PARAMETERS = 5
+
+
+def test_values_that_belong_together_are_one_object():
+    """No function takes more than a few parameters, except those that people call with keywords, and commands."""
+    many = set()
+    for source in PACKAGE.rglob("*.py"):
+        module = ".".join(source.relative_to(PACKAGE).with_suffix("").parts)
+        if any(module.startswith(room) for room in COMPILED):
+            continue
+        for name, function in all_functions(ast.parse(source.read_text()), module):
+            arguments = function.args
+            names = [given.arg for given in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+            is_command = any("click.command" in ast.unparse(decorator) for decorator in function.decorator_list)
+            if len(names) - (names[:1] in (["self"], ["cls"])) > MOST_PARAMETERS and not is_command:
+                many.add(name)
+    assert many == PUBLIC | CALLED_BY_TORCH
+
+
+def all_functions(node: ast.AST, place: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """The functions and methods below a node, with their full names."""
+    for child in ast.iter_child_nodes(node):
+        name = f"{place}.{child.name}" if isinstance(child, (ast.FunctionDef, ast.ClassDef)) else place
+        if isinstance(child, ast.FunctionDef):
+            yield name, child
+        yield from all_functions(child, name)
 
 
 def functions(source: Path, within: str | None = None) -> list[str]:

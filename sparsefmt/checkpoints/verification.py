@@ -8,6 +8,7 @@ with those rules: an array or an index that passes all of them and is not what w
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
@@ -91,46 +92,48 @@ def compare_bits(ours: np.ndarray, theirs: np.ndarray, begin: int, dropped: DTyp
     return Difference(elements, begin + first, bits, signs)
 
 
-def verify_tensor(
-    reader: Reader,
-    entry: TensorEntry,
-    against: Rows | None = None,
-    *,
-    strict: bool = False,
-    progress: Progress | None = None,
-    threads: int | None = None,
-) -> Difference:
-    """Check all checksums and invariants of a tensor, and compare it with another of its dtype and shape.
+@dataclass(frozen=True)
+class Verifier:
+    """How tensors of a file are verified.
 
-    Where negative zeros were dropped when the file was written, 0 here and -0.0 there are equal, and `signs` of the
-    result counts them. Each chunk is read and decoded once; a few tiles are held.
-
-    Args:
+    Attributes:
         strict: also lay every tile out again, and compare its arrays with those in the file.
-
-    Raises:
-        FormatError, ChecksumError: the file is damaged or forged.
+        threads: the number of threads; by default all usable cores.
     """
-    dropped = entry.dtype if entry.negative_zeros_dropped else None
 
-    def visit(tile: Tile, number: int) -> Difference:
-        begin, end = entry.tile_range(number)
-        found = Difference()
-        if strict:
-            check_tile(entry.name, tile, number)
-        if against is not None:
-            for first, last in slicing.runs(begin, end, entry.cols):
-                bits = tile.to_dense(first - begin, last - begin)
-                run = compare_bits(bits, against.bits(first, last), first * entry.cols, dropped)
-                found = found.followed_by(run)
-        if progress:
-            progress(entry.dtype.nbytes((end - begin) * entry.cols))
-        return found
+    strict: bool = False
+    progress: Progress | None = None
+    threads: int | None = None
 
-    total = Difference()
-    for found in reader.each_tile(entry, visit, threads):
-        total = total.followed_by(found)
-    return total
+    def verify(self, reader: Reader, entry: TensorEntry, against: Rows | None = None) -> Difference:
+        """Check all checksums and invariants of a tensor, and compare it with another of its dtype and shape.
+
+        Where negative zeros were dropped when the file was written, 0 here and -0.0 there are equal, and `signs` of the
+        result counts them. Each chunk is read and decoded once; a few tiles are held.
+
+        Raises:
+            FormatError, ChecksumError: the file is damaged or forged.
+        """
+        dropped = entry.dtype if entry.negative_zeros_dropped else None
+
+        def visit(tile: Tile, number: int) -> Difference:
+            begin, end = entry.tile_range(number)
+            found = Difference()
+            if self.strict:
+                check_tile(entry.name, tile, number)
+            if against is not None:
+                for first, last in slicing.runs(begin, end, entry.cols):
+                    bits = tile.to_dense(first - begin, last - begin)
+                    run = compare_bits(bits, against.bits(first, last), first * entry.cols, dropped)
+                    found = found.followed_by(run)
+            if self.progress:
+                self.progress(entry.dtype.nbytes((end - begin) * entry.cols))
+            return found
+
+        total = Difference()
+        for found in reader.each_tile(entry, visit, self.threads):
+            total = total.followed_by(found)
+        return total
 
 
 def compare_names(ours: Checkpoint, theirs: Checkpoint) -> tuple[list[str], set[str]]:

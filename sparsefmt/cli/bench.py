@@ -6,6 +6,7 @@ import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -13,9 +14,12 @@ from click.core import ParameterSource
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.cli import options, printable
 from sparsefmt.cli.benchmark.libraries import dense_libraries
-from sparsefmt.cli.benchmark.measuring import LEAST_REPEATS, find_groups, measure
+from sparsefmt.cli.benchmark.measuring import LEAST_REPEATS, Results, find_groups, measure
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.threads import ENVIRONMENT_VARIABLE
+
+if TYPE_CHECKING:
+    from sparsefmt.sparse_file import SparseFile
 
 
 @click.command(
@@ -105,31 +109,37 @@ def command(
     they occur; tied ones count once. Tensors that are stored dense are left out. Needs the memory of the largest
     tensor, dense in float32.
     """
+    from sparsefmt import open_file
     from sparsefmt.cli import output
     from sparsefmt.cli.benchmark import reporting
 
     given = ctx.get_parameter_source("threads") == ParameterSource.COMMANDLINE or ENVIRONMENT_VARIABLE in os.environ
     with ExitStack() as stack:
         checkpoint = stack.enter_context(Checkpoint(path, ["sparsefmt"], max_decoded_bytes))
-        groups, left_out = find_groups(checkpoint, patterns, layout, threads, max_decoded_bytes, stack)
-        libraries = stack.enter_context(dense_libraries(threads)) if groups else []
+
+        def open_again(part: Path) -> SparseFile:
+            return stack.enter_context(open_file(part, threads=threads, max_decoded_bytes=max_decoded_bytes))
+
+        groups, left_out = find_groups(checkpoint, patterns, layout, open_again)
+        results = Results(path, threads, given, left_out, groups)
+        if groups:
+            results.libraries = stack.enter_context(dense_libraries(threads))
         total = sum(group.dense_nbytes for group in groups)
         with output.progress_bar("measuring", total, quiet=False, compiling_is_news=not as_json) as progress:
             for group in groups:
-                measure(group, list(dict.fromkeys(batches)), libraries, threads, repeats)
+                measure(group, list(dict.fromkeys(batches)), results.libraries, threads, repeats)
                 if progress:
                     progress(group.dense_nbytes)
-    faults = [fault for group in groups for fault in group.faults]
     if as_json:
-        click.echo(json.dumps(reporting.as_object(path, groups, libraries, threads, left_out, faults), indent=2))
+        click.echo(json.dumps(reporting.as_object(results), indent=2))
     elif groups:
         reporting.print_tables(groups)
-        for line in reporting.notes(groups, libraries, threads, given):
+        for line in reporting.notes(results):
             output.say(line)
     if not as_json:
-        for line in reporting.notes_on_left_out(path, left_out, bool(groups)):
+        for line in reporting.notes_on_left_out(results):
             output.say(line)
-    for fault in faults:
+    for fault in results.faults:
         click.echo(f"sparsefmt: error: {printable(fault)}", err=True)
-    if faults:
+    if results.faults:
         ctx.exit(1)

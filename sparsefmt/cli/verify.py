@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +15,13 @@ import click
 from sparsefmt.checkpoints import verification
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
-from sparsefmt.checkpoints.verification import check_index
+from sparsefmt.checkpoints.verification import Verifier, check_index
 from sparsefmt.cli import options, printable
 from sparsefmt.container import budget
 from sparsefmt.errors import SparsefmtError
 
 if TYPE_CHECKING:
-    from sparsefmt.checkpoints.verification import Progress
+    from sparsefmt.adapters import Rows
     from sparsefmt.container.entry import TensorEntry
 
 
@@ -86,9 +87,14 @@ def command(
             found.faults += _index_faults(checkpoint)
         reads = _reads(checkpoint, comparable)
         total = sum(read.entry.dense_nbytes * len(read.names) for read in reads)
+
+        def theirs(name: str) -> Rows | None:
+            return other.rows_of(name) if other and name in comparable else None
+
         with output.progress_bar("verifying", total, quiet) as progress:
+            verifier = Verifier(strict, progress, threads)
             for read in reads:
-                _verify(read, other, comparable, strict, threads, progress, found)
+                _verify(read, theirs, verifier, found)
     for fault in found.faults:
         click.echo(f"sparsefmt: error: {printable(fault)}", err=True)
     if not quiet:
@@ -144,23 +150,14 @@ def _reads(checkpoint: Checkpoint, comparable: set[str]) -> list[_Read]:
     return reads
 
 
-def _verify(
-    read: _Read,
-    other: Checkpoint | None,
-    comparable: set[str],
-    strict: bool,
-    threads: int,
-    progress: Progress | None,
-    found: _Found,
-) -> None:
+def _verify(read: _Read, theirs: Callable[[str], Rows | None], verifier: Verifier, found: _Found) -> None:
+    """Verify a tensor, and compare it with those of its names in the other model: `theirs` gives them, or None."""
     file, entry, names = read
     for name in names:
-        against = other.rows_of(name) if other and name in comparable else None
+        against = theirs(name)
         try:
             with budget.calling_it("--max-decoded-bytes"):
-                difference = verification.verify_tensor(
-                    file.reader, entry, against, strict=strict, progress=progress, threads=threads
-                )
+                difference = verifier.verify(file.reader, entry, against)
         except SparsefmtError as error:
             found.faults.append(f"{file.path}: {error}")
             break

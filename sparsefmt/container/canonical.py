@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -53,21 +53,35 @@ def decode(data: bytes) -> dict[str, Any]:
     return value
 
 
-def expect_keys(
-    mapping: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...], strict: bool, what: str, level: int
-) -> None:
-    """Check the keys of a map that stands `level` levels deep. Unknown ones are refused, or, not `strict`, ignored."""
-    if tuple(mapping) == required:  # the usual case, and the fastest
+class Keys(NamedTuple):
+    """The keys of a kind of map.
+
+    Attributes:
+        what: the map, for errors.
+        level: how many levels deep it stands in the index.
+        required, optional: the keys, those that are required sorted.
+    """
+
+    what: str
+    level: int
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+
+def expect_keys(mapping: dict[str, Any], keys: Keys, strict: bool) -> None:
+    """Check the keys of a map. Unknown ones are refused, or, not `strict`, ignored."""
+    if tuple(mapping) == keys.required:  # the usual case, and the fastest
         return
+    what = keys.what
     _expect_text_keys(mapping, f"the keys of {what}")
-    for key in required:
+    for key in keys.required:
         if key not in mapping:
             raise FormatError("index-key", f"{what} lacks {key!r}")
     for key, value in mapping.items():
-        if key not in required and key not in optional:
+        if key not in keys.required and key not in keys.optional:
             if strict:
                 raise FormatError("index-key", f"{what} has an unknown key {key!r}")
-            expect_possible(value, f"the value of unknown key {key!r}", level + 1)
+            expect_possible(value, f"the value of unknown key {key!r}", keys.level + 1)
     expect_sorted(mapping, f"the keys of {what}")
 
 

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sparsefmt.codecs import CODECS
-from sparsefmt.container.canonical import expect_ints, expect_keys, expect_sorted, expect_type
+from sparsefmt.container.canonical import Keys, expect_ints, expect_keys, expect_sorted, expect_type
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import FormatError, LimitError, UnsupportedError
 from sparsefmt.layouts import LAYOUTS
@@ -34,9 +34,13 @@ from sparsefmt.limits import (
 )
 from sparsefmt.shapes import check_shape
 
-_REQUIRED_KEYS = ("arrays", "dtype", "first_chunk", "layout", "shape", "tile_rows")
-_SPARSE_REQUIRED_KEYS = tuple(sorted((*_REQUIRED_KEYS, "nnz")))
-_OPTIONAL_KEYS = ("models", "negative_zeros_dropped")
+_DENSE_KEYS = Keys(
+    "its entry",
+    3,
+    ("arrays", "dtype", "first_chunk", "layout", "shape", "tile_rows"),
+    ("models", "negative_zeros_dropped"),
+)
+_SPARSE_KEYS = _DENSE_KEYS._replace(required=tuple(sorted((*_DENSE_KEYS.required, "nnz"))))
 
 
 @dataclass(slots=True)
@@ -92,8 +96,7 @@ def decode_entry(name: str, entry: dict[str, Any], strict: bool) -> TensorEntry:
         strict: whether keys that this version does not know are refused.
     """
     layout = _decode_layout(entry)
-    required = _SPARSE_REQUIRED_KEYS if layout.sparse else _REQUIRED_KEYS
-    expect_keys(entry, required, _OPTIONAL_KEYS, strict, "its entry", level=3)
+    expect_keys(entry, _SPARSE_KEYS if layout.sparse else _DENSE_KEYS, strict)
     dtype, arrays, shape = entry["dtype"], entry["arrays"], entry["shape"]
     expect_type(dtype, str, "dtype")
     expect_type(arrays, dict, "arrays")

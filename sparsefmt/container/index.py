@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sparsefmt.container import canonical
-from sparsefmt.container.canonical import expect_keys, expect_possible, expect_sorted, expect_type
+from sparsefmt.container.canonical import Keys, expect_keys, expect_possible, expect_sorted, expect_type
 from sparsefmt.container.chunks import CHUNK_RECORD, check_owners, decode_chunks
 from sparsefmt.container.entry import TensorEntry, decode_entry
 from sparsefmt.container.envelope import MINOR
@@ -27,8 +27,8 @@ from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.lazily import computed_once
 from sparsefmt.limits import MAX_TENSORS
 
-_TOP_KEYS = ("chunks", "metadata", "tensors")
-_ALIAS_KEYS = ("alias_of",)
+_TOP_KEYS = Keys("the index", 1, ("chunks", "metadata", "tensors"))
+_ALIAS_KEYS = Keys("an alias entry", 3, ("alias_of",))
 
 
 @dataclass
@@ -117,7 +117,7 @@ def decode(data: bytes, index_offset: int, minor: int) -> Index:
 
 def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
     top = canonical.decode(data)
-    expect_keys(top, _TOP_KEYS, (), strict, "the index", level=1)
+    expect_keys(top, _TOP_KEYS, strict)
     tensors, metadata, chunks = top["tensors"], top["metadata"], top["chunks"]
     expect_type(chunks, bytes, "chunks")
     expect_type(metadata, dict, "metadata")
@@ -150,6 +150,6 @@ def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
 def _decode_alias(entry: Any, strict: bool) -> str:
     """Name of the tensor that another name stands for."""
     expect_type(entry, dict, "its entry")
-    expect_keys(entry, _ALIAS_KEYS, (), strict, "an alias entry", level=3)
+    expect_keys(entry, _ALIAS_KEYS, strict)
     expect_type(entry["alias_of"], str, "alias_of")
     return entry["alias_of"]

@@ -120,7 +120,7 @@ def load_into(
         _raise_if_it_does_not_fit(model, plan, path, strict)
         # biases first: the layers that will be replaced hold them
         _load_dense(plan)
-        _load_weights(model, plan, choice)
+        _WeightLoader(model, plan, choice).load_all()
     dense = dict(sorted(plan.reasons.items()))
     return LoadResult(sorted(plan.sparse), plan.missing, plan.unexpected, dense, summary_of(model, choice, dense))
 
@@ -316,51 +316,48 @@ def _load_dense(plan: _Plan) -> None:
             _fill(holders, tensor.dense())
 
 
-def _load_weights(model: torch.nn.Module, plan: _Plan, choice: Choice) -> None:
-    """Fill the layers that are SparseLinear, replace those that are pruned, and fill the others.
+class _WeightLoader:
+    """Fills the layers that are SparseLinear, replaces those that are pruned, and fills the others."""
 
-    Empties the list, so that nothing here keeps a dense weight after its layer has been replaced.
-    """
-    loaded: dict[tuple[Path, str, bool], SparseLinear] = {}
-    plan.weights.reverse()
-    while plan.weights:
-        _load_weight(model, plan, *plan.weights.pop(), choice, loaded)
+    def __init__(self, model: torch.nn.Module, plan: _Plan, choice: Choice) -> None:
+        self._model, self._plan, self._choice = model, plan, choice
+        self._loaded: dict[tuple[Path, str, bool], SparseLinear] = {}
+        """Layers by what they have from the files."""
 
+    def load_all(self) -> None:
+        """Load the weights of the plan. Empties its list, so that nothing here keeps a dense weight after its layer has
+        been replaced."""
+        self._plan.weights.reverse()
+        while self._plan.weights:
+            self._load(*self._plan.weights.pop())
 
-def _load_weight(
-    model: torch.nn.Module,
-    plan: _Plan,
-    stored: _Stored,
-    holders: list[Holder],
-    choice: Choice,
-    loaded: dict[tuple[Path, str, bool], SparseLinear],
-) -> None:
-    """Load the weight of the linear layers that share it. loaded: layers by what they have from the files."""
-    weight = None
-    if any((*stored.identity, _is_transposed(holder.module)) not in loaded for holder in holders):
-        with in_file(stored.path):
-            weight = _read(stored, holders, choice)
-    if isinstance(weight, _Dense):
-        _fill(holders, weight.tensor)
-        plan.reasons |= {holder.layer: weight.reason for holder in holders}
-        return
-    plan.sparse |= {holder.layer for holder in holders}
-    own: dict[bool, SparseLinear] = {}
-    for name, module in {id(holder.module): (holder.layer, holder.module) for holder in holders}.values():
-        layer = module if isinstance(module, SparseLinear) else _empty_like(module)
-        same = (*stored.identity, layer.transposed)
-        if layer.transposed in own:
-            layer.share_weight(own[layer.transposed])
-        elif same in loaded:
-            # tied in the file, and not in the model
-            layer.share_memory_with(loaded[same])
-        else:
-            assert weight is not None
-            layer.set_weight(transposed(weight, choice.layout) if layer.transposed else weight)
-        loaded[same] = own[layer.transposed] = layer
-        layer.name = name
-        if layer is not module:
-            replace(model, module, layer)
+    def _load(self, stored: _Stored, holders: list[Holder]) -> None:
+        """Load the weight of the linear layers that share it."""
+        weight = None
+        if any((*stored.identity, _is_transposed(holder.module)) not in self._loaded for holder in holders):
+            with in_file(stored.path):
+                weight = _read(stored, holders, self._choice)
+        if isinstance(weight, _Dense):
+            _fill(holders, weight.tensor)
+            self._plan.reasons |= {holder.layer: weight.reason for holder in holders}
+            return
+        self._plan.sparse |= {holder.layer for holder in holders}
+        own: dict[bool, SparseLinear] = {}
+        for name, module in {id(holder.module): (holder.layer, holder.module) for holder in holders}.values():
+            layer = module if isinstance(module, SparseLinear) else _empty_like(module)
+            same = (*stored.identity, layer.transposed)
+            if layer.transposed in own:
+                layer.share_weight(own[layer.transposed])
+            elif same in self._loaded:
+                # tied in the file, and not in the model
+                layer.share_memory_with(self._loaded[same])
+            else:
+                assert weight is not None
+                layer.set_weight(transposed(weight, self._choice.layout) if layer.transposed else weight)
+            self._loaded[same] = own[layer.transposed] = layer
+            layer.name = name
+            if layer is not module:
+                replace(self._model, module, layer)
 
 
 def _is_transposed(module: torch.nn.Module) -> bool:

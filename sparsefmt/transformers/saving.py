@@ -89,7 +89,7 @@ def save_pretrained(
         return
     folder = Path(save_directory)
     with StagedFolder(folder, None, overwrite=True) as staged:
-        _write_weights(model, staged, max_shard_size, variant, save_original_format, negative_zeros)
+        _write_weights(_state(model, save_original_format), staged, max_shard_size, variant, negative_zeros)
         with staged.filling() as inner, _no_progress_bar():
             original(model, inner, is_main_process=True, state_dict={}, **others)
         config, sentences = model.config.to_dict(), (folder / SENTENCE_TRANSFORMERS).is_file()
@@ -131,14 +131,12 @@ def save_dense(
 
 
 def _write_weights(
-    model: Any,
+    state: dict[str, torch.Tensor],
     staged: StagedFolder,
     max_shard_size: int | str,
     variant: str | None,
-    original_format: bool,
     negative_zeros: NegativeZeros,
 ) -> None:
-    state = _state(model, original_format)
     stem = "model" if variant is None else f"model.{variant}"
     shards = split_state_dict_into_shards_factory(
         state, get_storage_size=_nbytes, filename_pattern=f"{stem}{{suffix}}{SUFFIX}", max_shard_size=max_shard_size

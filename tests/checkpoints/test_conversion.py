@@ -20,7 +20,7 @@ from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint, export_checkpoint
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
-from sparsefmt.checkpoints.verification import compare_tensors, verify_tensor
+from sparsefmt.checkpoints.verification import Verifier, compare_tensors
 from sparsefmt.container.sources import ReadFile
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError, UnsupportedError
@@ -122,7 +122,7 @@ def test_memory_is_a_few_tiles_whatever_the_tensor(tmp_path: Path, monkeypatch: 
             export_checkpoint(ours, back, threads=2)
             assert compare_tensors(ours.rows_of("w"), theirs.rows_of("w"), threads=2) == (0, -1, (0, 0), 0)
         with SparsefmtFile(sparse) as stored:
-            verify_tensor(stored.reader, stored.reader.index.tensors["w"], threads=2)
+            Verifier(threads=2).verify(stored.reader, stored.reader.index.tensors["w"])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -10,7 +10,7 @@ import pytest
 import sparsefmt
 from sparsefmt.adapters import ArrayRows
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
-from sparsefmt.checkpoints.verification import compare_tensors, verify_tensor
+from sparsefmt.checkpoints.verification import Verifier, compare_tensors
 from sparsefmt.errors import FormatError
 
 
@@ -27,8 +27,8 @@ def test_comparison_finds_the_first_bit_and_counts(tmp_path: Path, signs: bool) 
     assert (found.elements, found.first, found.bits) == (701, 700, (0, 0x80000000))
     with SparsefmtFile(tmp_path / "b.sparsefmt") as file:
         entry = file.reader.index.tensors["w"]
-        ours = verify_tensor(file.reader, entry, ArrayRows(other), threads=2)
-        theirs = verify_tensor(file.reader, entry, ArrayRows(array), threads=2)
+        ours = Verifier(threads=2).verify(file.reader, entry, ArrayRows(other))
+        theirs = Verifier(threads=2).verify(file.reader, entry, ArrayRows(array))
     assert ours == (0, -1, (0, 0), 1 if signs else 0)
     # with the signs dropped, 0.0 there is no difference any more; without, it is the first
     assert theirs[:2] == ((700, 2999 * 700) if signs else (701, 700))
@@ -42,5 +42,5 @@ def test_forged_totals_are_found_by_verifying(tmp_path: Path) -> None:
         entry = file.reader.index.tensors["w"]
         object.__setattr__(entry, "nnz", 99)
         with pytest.raises(FormatError, match="99") as caught:
-            verify_tensor(file.reader, entry)
+            Verifier().verify(file.reader, entry)
         assert caught.value.code == "nnz"

@@ -66,12 +66,12 @@ def test_preamble_and_trailer():
 
 def test_index_keys():
     top, records, tensor, alias = tables(section("2.4 Index"))
-    assert tuple(row["key"] for row in top) == index._TOP_KEYS
-    assert tuple(row["key"] for row in alias) == index._ALIAS_KEYS
+    assert tuple(row["key"] for row in top) == index._TOP_KEYS.required
+    assert tuple(row["key"] for row in alias) == index._ALIAS_KEYS.required
     by_presence = {
-        "always": entry._REQUIRED_KEYS,
-        "sparse layouts": tuple(sorted({*entry._SPARSE_REQUIRED_KEYS} - {*entry._REQUIRED_KEYS})),
-        "if not": entry._OPTIONAL_KEYS,  # 0, empty
+        "always": entry._DENSE_KEYS.required,
+        "sparse layouts": tuple(sorted({*entry._SPARSE_KEYS.required} - {*entry._DENSE_KEYS.required})),
+        "if not": entry._SPARSE_KEYS.optional,  # 0, empty
     }
     for presence, keys in by_presence.items():
         assert tuple(row["key"] for row in tensor if row["present"].startswith(presence)) == keys

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -117,19 +116,13 @@ class Group:
 
 
 def find_groups(
-    checkpoint: Checkpoint,
-    patterns: tuple[str, ...],
-    layout: str,
-    threads: int,
-    max_decoded_bytes: int | None,
-    stack: ExitStack,
+    checkpoint: Checkpoint, patterns: tuple[str, ...], layout: str, open_again: Callable[[Path], SparseFile]
 ) -> tuple[list[Group], int]:
     """The groups to be measured, in the order of the files, and how many tensors are left out because they are dense.
 
-    Files are opened again in the way that users open them: they are mapped, while the checkpoint reads.
+    Args:
+        open_again: opens files in the way that users open them: they are mapped, while the checkpoint reads.
     """
-    from sparsefmt import open_file
-
     groups: dict[object, Group] = {}
     left_out = 0
     for part in checkpoint.files:
@@ -137,7 +130,7 @@ def find_groups(
         index = part.reader.index
         wanted = {index.aliases.get(name, name) for name in index.names if _matches(name, patterns)}
         with in_file(part.path):
-            file = stack.enter_context(open_file(part.path, threads=threads, max_decoded_bytes=max_decoded_bytes))
+            file = open_again(part.path)
         for entry in index.tensors.values():
             if entry.name not in wanted:
                 continue
@@ -158,6 +151,30 @@ def find_groups(
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     # a name may have brackets, which mean something else in a pattern
     return not patterns or any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
+
+
+@dataclass
+class Results:
+    """All that was measured.
+
+    Attributes:
+        path: the model.
+        threads: of our products.
+        given: whether the user chose that number.
+        left_out: tensors that are stored dense, and were not measured.
+        libraries: of the dense products; none where nothing is measured.
+    """
+
+    path: Path
+    threads: int
+    given: bool
+    left_out: int
+    groups: list[Group]
+    libraries: list[Library] = field(default_factory=list)
+
+    @property
+    def faults(self) -> list[str]:
+        return [fault for group in self.groups for fault in group.faults]
 
 
 def measure(group: Group, batches: list[int], libraries: list[Library], threads: int, repeats: int) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sparsefmt.cli import output
 from sparsefmt.cli.benchmark.libraries import Library
-from sparsefmt.cli.benchmark.measuring import Group, quartile_spread
+from sparsefmt.cli.benchmark.measuring import Group, Results, quartile_spread
 from sparsefmt.container.entry import TensorEntry
 
 JSON_VERSION = 1
@@ -128,13 +127,14 @@ def _milliseconds(seconds: float) -> str:
     return f"{value:,.{3 if value < 1 else 2 if value < 100 else 0}f} ms"
 
 
-def notes(groups: list[Group], libraries: list[Library], threads: int, given: bool) -> Iterator[str]:
+def notes(results: Results) -> Iterator[str]:
     """Sentences that explain the columns, and that tell a user what he might not expect."""
+    groups, libraries = results.groups, results.libraries
     repeats = [len(timing.ours) for group in groups for timing in group.timings]
     times = f"{min(repeats)}" if min(repeats) == max(repeats) else f"{min(repeats)} to {max(repeats)}"
     yield (
         f"Bytes and times of a row are those of its n tensors together. Medians of {times} products, in turns, on "
-        f"{output.plural(threads, 'thread')}."
+        f"{output.plural(results.threads, 'thread')}."
     )
     yield (
         "speed: times faster than dense, below 1.00x slower. spread: quartile distance over median, the largest of the "
@@ -144,7 +144,7 @@ def notes(groups: list[Group], libraries: list[Library], threads: int, given: bo
     names = " and ".join(f"{library.name} {library.version} ({_on(library)})" for library in libraries)
     missing = "" if len(libraries) > 1 else "; torch is not installed"
     yield f"dense: the fastest of {names}, in float32{missing}. Dense bytes: in the tensor's own dtype."
-    if given and libraries[0].set_threads is None:
+    if results.given and libraries[0].set_threads is None:
         yield "numpy can be given another number of threads where threadpoolctl is installed and knows its BLAS."
     tensors = sum(len(group.entries) for group in groups)
     yield (
@@ -173,27 +173,25 @@ def _on(library: Library) -> str:
     return f"on {output.plural(counts[0], 'thread')}{' and on 1' if len(counts) > 1 else ''}"
 
 
-def notes_on_left_out(path: Path, count: int, measured: bool) -> Iterator[str]:
+def notes_on_left_out(results: Results) -> Iterator[str]:
     """A sentence on the tensors that the tables do not have, if there are any."""
-    tensors = output.plural(count, "tensor")
-    if measured and count:
+    tensors = output.plural(results.left_out, "tensor")
+    if results.groups and results.left_out:
         yield f"Left out: {tensors} stored dense, which a dense product multiplies just as well."
-    elif not measured:
-        yield f"{path}: nothing to measure: no sparse tensors, {tensors} stored dense"
+    elif not results.groups:
+        yield f"{results.path}: nothing to measure: no sparse tensors, {tensors} stored dense"
 
 
-def as_object(
-    path: Path, groups: list[Group], libraries: list[Library], threads: int, left_out: int, faults: list[str]
-) -> dict[str, Any]:
+def as_object(results: Results) -> dict[str, Any]:
     """The object that --json prints. The help of the command describes it."""
-    everything = _Row("total", [(entry, group) for group in groups for entry in group.entries])
+    everything = _Row("total", [(entry, group) for group in results.groups for entry in group.entries])
     return {
         "json_version": JSON_VERSION,
-        "path": str(path),
-        "threads": threads,
-        "libraries": {library.name: library.version for library in libraries},
-        "left_out": left_out,
-        "groups": [_group_as_object(group) for group in groups],
+        "path": str(results.path),
+        "threads": results.threads,
+        "libraries": {library.name: library.version for library in results.libraries},
+        "left_out": results.left_out,
+        "groups": [_group_as_object(group) for group in results.groups],
         "total": {
             "tensors": len(everything.members),
             "nbytes": everything.nbytes,
@@ -203,7 +201,7 @@ def as_object(
                 for batch, ours, dense, _ in everything.products()
             ],
         },
-        "faults": faults,
+        "faults": results.faults,
     }
 
 
