@@ -44,6 +44,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -96,6 +97,8 @@ class Plan(NamedTuple):
     Attributes:
         seconds: a contender's time for one case, after which it sits out further turns.
         cold: whether weights are evicted from the caches before each call.
+        peers: other engines to measure.
+        model: a safetensors file to take the matrices from, in place of `shape` and `sparsity`.
     """
 
     shape: tuple[str, ...]
@@ -104,6 +107,9 @@ class Plan(NamedTuple):
     repeats: int
     seconds: float
     cold: bool = True
+    threads: tuple[int, ...] = (1, 2)
+    peers: tuple[str, ...] = ()
+    model: Path | None = None
 
 
 FULL = Plan(
@@ -174,90 +180,81 @@ def model_matrices(path: Path) -> Iterator[Matrix]:
             yield matrix
 
 
-def measured_rows(
-    matrix: Matrix,
-    threads: int,
-    batch: int,
-    contending: list[Contender],
-    times: dict[str, list[float]],
-    others: float | None,
-    bandwidth: ReadBandwidth,
-    cold: bool,
-) -> list[Row]:
-    """The CSV's lines of one case."""
-    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    dense = min(medians[name] for name in DENSE)
-    rows, cols = matrix.array.shape
-    found = []
-    for contender in contending:
-        name, median = contender.name, medians[contender.name]
-        speed = bandwidth(threads) if cold else bandwidth(threads, contender.weight_bytes)
-        found.append(
-            Row(
-                matrix=matrix.name,
+class Case(NamedTuple):
+    """What is measured of a matrix at a time. others: cores that other processes took meanwhile."""
+
+    threads: int
+    batch: int
+    others: float | None
+
+
+class MatrixRun:
+    """All contenders on one matrix, whose forms are made once; peer processes live as long.
+
+    Args:
+        commands: of the peers.
+        bandwidth: of the machine.
+    """
+
+    def __init__(self, matrix: Matrix, commands: dict[str, list[str]], plan: Plan, bandwidth: ReadBandwidth) -> None:
+        self.matrix, self.plan, self.bandwidth = matrix, plan, bandwidth
+        self.weights = Weights(matrix.array)
+        self.before = Weights(matrix.array.copy()) if plan.cold else None
+        self.peers: list[kernels_peers.PeerProcess] = []
+        with ExitStack() as stack:
+            for name, command in commands.items():
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"bench-{name}-")))
+                self.peers.append(stack.enter_context(kernels_peers.PeerProcess(name, command, matrix.array, folder)))
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> MatrixRun:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def rows_of_case(self, threads: int, batch: int) -> list[Row]:
+        """Verify and time all contenders in one case."""
+        x = np.random.default_rng(1).standard_normal((batch, self.matrix.array.shape[1])).astype(np.float32)
+        set_threads(threads)
+        contending = contenders(self.weights, x, threads, self.before)
+        for peer in self.peers:
+            contending += peer.contenders(x, contending[0].expected, threads, self.plan.cold)
+        for contender in contending:
+            contender.verify()
+        others = Others(peer.process.pid for peer in self.peers)
+        samples = {contender.name: contender.turn for contender in contending}
+        times = in_turns(samples, self.plan.repeats, seconds=self.plan.seconds)
+        return list(self._rows(contending, times, Case(threads, batch, others.cores())))
+
+    def _rows(self, contending: list[Contender], times: dict[str, list[float]], case: Case) -> Iterator[Row]:
+        """The CSV's lines of one case."""
+        medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+        dense = min(medians[name] for name in DENSE)
+        rows, cols = self.matrix.array.shape
+        memory = self.bandwidth(case.threads)
+        for contender in contending:
+            name, median = contender.name, medians[contender.name]
+            speed = memory if self.plan.cold else self.bandwidth(case.threads, contender.weight_bytes)
+            yield Row(
+                matrix=self.matrix.name,
                 rows=rows,
                 cols=cols,
-                sparsity=round(matrix.sparsity(), 4),
-                threads=threads,
-                batch=batch,
+                sparsity=round(self.matrix.sparsity(), 4),
+                threads=case.threads,
+                batch=case.batch,
                 contender=name,
                 median_ms=median * 1e3,
                 spread=spread(times[name]),
                 turns=len(times[name]),
-                others=others,
+                others=case.others,
                 weight_bytes=contender.weight_bytes,
                 read_gb_per_s=speed / 1e9,
-                memory_gb_per_s=bandwidth(threads) / 1e9,
+                memory_gb_per_s=memory / 1e9,
                 over_dense=dense / median,
                 over_mkl=medians[MKL] / median if MKL in medians else None,
                 roof_over_dense=dense * speed / contender.weight_bytes,
             )
-        )
-    return found
-
-
-def run_case(
-    matrix: Matrix,
-    weights: Weights,
-    before: Weights | None,
-    peers: list[kernels_peers.PeerProcess],
-    threads: int,
-    batch: int,
-    plan: Plan,
-    bandwidth: ReadBandwidth,
-) -> list[Row]:
-    """Verify and time all contenders in one case."""
-    x = np.random.default_rng(1).standard_normal((batch, matrix.array.shape[1])).astype(np.float32)
-    set_threads(threads)
-    contending = contenders(weights, x, threads, before)
-    for peer in peers:
-        contending += peer.contenders(x, contending[0].expected, threads, plan.cold)
-    for contender in contending:
-        contender.verify()
-    others = Others(peer.process.pid for peer in peers)
-    samples = {contender.name: contender.turn for contender in contending}
-    times = in_turns(samples, plan.repeats, seconds=plan.seconds)
-    return measured_rows(matrix, threads, batch, contending, times, others.cores(), bandwidth, plan.cold)
-
-
-def run_matrix(
-    matrix: Matrix,
-    commands: dict[str, list[str]],
-    threads: Iterable[int],
-    batches: Iterable[int],
-    plan: Plan,
-    bandwidth: ReadBandwidth,
-) -> Iterator[list[Row]]:
-    """All cases of one matrix, whose forms are made once; peer processes live as long."""
-    weights, before = Weights(matrix.array), Weights(matrix.array.copy()) if plan.cold else None
-    with ExitStack() as stack:
-        peers = []
-        for name, command in commands.items():
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"bench-{name}-")))
-            peers.append(stack.enter_context(kernels_peers.PeerProcess(name, command, matrix.array, folder)))
-        for count in threads:
-            for batch in batches:
-                yield run_case(matrix, weights, before, peers, count, batch, plan, bandwidth)
 
 
 def case_of(row: Row) -> tuple[Any, ...]:
@@ -413,8 +410,8 @@ def parse_shapes(ctx: click.Context, param: click.Parameter, value: tuple[str, .
     return value
 
 
-def parse_peers(ctx: click.Context, param: click.Parameter, value: str) -> list[str]:
-    names = [name for name in value.split(",") if name]
+def parse_peers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    names = tuple(name for name in value.split(",") if name)
     for name in names:
         if name not in kernels_peers.PEERS:
             raise click.BadParameter(f"{name!r} is none of {', '.join(kernels_peers.PEERS)}")
@@ -453,15 +450,13 @@ def many(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
-def measure_all(
-    console: Console, plan: Plan, threads: tuple[int, ...], peers: list[str], model: Path | None, csv_path: Path | None
-) -> list[Row]:
+def measure_all(console: Console, plan: Plan, csv_path: Path | None) -> list[Row]:
     """All cases, written and printed as they come."""
     torch.set_grad_enabled(False)
     bandwidth = ReadBandwidth()
-    commands = kernels_peers.build(peers)
-    describe(console, threads, bandwidth)
-    matrices = random_matrices(plan.shape, plan.sparsity) if model is None else model_matrices(model)
+    commands = kernels_peers.build(plan.peers)
+    describe(console, plan.threads, bandwidth)
+    matrices = random_matrices(plan.shape, plan.sparsity) if plan.model is None else model_matrices(plan.model)
 
     rows: list[Row] = []
     of_shape: list[Row] = []
@@ -471,11 +466,13 @@ def measure_all(
             if of_shape and (of_shape[0].rows, of_shape[0].cols) != matrix.array.shape:
                 print_table(console, of_shape)
                 of_shape = []
-            for case in run_matrix(matrix, commands, threads, plan.batch, plan, bandwidth):
-                writer.writerows(map(asdict, case))
-                file.flush()
-                rows += case
-                of_shape += case
+            with MatrixRun(matrix, commands, plan, bandwidth) as run:
+                for count, batch in product(plan.threads, plan.batch):
+                    case = run.rows_of_case(count, batch)
+                    writer.writerows(map(asdict, case))
+                    file.flush()
+                    rows += case
+                    of_shape += case
     if not rows:
         raise click.ClickException("the model has no pruned matrix")
     print_table(console, of_shape)
@@ -519,7 +516,7 @@ def main(
     quick: bool,
     warm: bool,
     model: Path | None,
-    peers: list[str],
+    peers: tuple[str, ...],
     csv_path: Path | None,
     plot_path: Path | None,
     layouts_path: Path | None,
@@ -537,10 +534,13 @@ def main(
         repeats or default.repeats,
         default.seconds,
         not warm,
+        threads,
+        peers,
+        model,
     )
     console = Console(width=200)
     if from_csv is None:
-        rows = measure_all(console, plan, threads, peers, model, csv_path)
+        rows = measure_all(console, plan, csv_path)
         warn_if_crowded(console, rows)
     else:
         rows = read_rows(from_csv)

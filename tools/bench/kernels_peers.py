@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -203,7 +203,7 @@ class PeerProcess:
         ]
 
 
-def build(names: list[str]) -> dict[str, list[str]]:
+def build(names: Iterable[str]) -> dict[str, list[str]]:
     """The commands of those peers that can be had, by name; a line for each that can't."""
     CACHE.mkdir(parents=True, exist_ok=True)
     commands = {}

@@ -181,7 +181,7 @@ def loaded(subject: Subject, plan: Plan, threads: int) -> Iterator[Row]:
                 times["load and run"].setdefault(contender.name, []).append(end - start)
     meanwhile = others.cores()
     for measured, found in times.items():
-        yield from time_rows(subject, measured, "", threads, found, meanwhile)
+        yield from time_rows(subject, Case(measured, "", threads, meanwhile), found)
 
 
 def run(subject: Subject, models: Models, plan: Plan, threads: int, peers: tuple[str, ...]) -> Iterator[Row]:
@@ -195,9 +195,8 @@ def run(subject: Subject, models: Models, plan: Plan, threads: int, peers: tuple
             for contender in models
         }
         others, found = Others(), in_turns(samples, plan.repeats, seconds=plan.seconds)
-        yield from time_rows(
-            subject, "generate", f"{plan.new_tokens} after {plan.prompt}", threads, found, others.cores()
-        )
+        case = Case("generate", f"{plan.new_tokens} after {plan.prompt}", threads, others.cores())
+        yield from time_rows(subject, case, found)
         return
     running = {contender.name: models[contender] for contender in models}
     running |= peer_models(dense, models[subject.ours], peers)
@@ -209,7 +208,7 @@ def run(subject: Subject, models: Models, plan: Plan, threads: int, peers: tuple
             verify_embeddings(name, call(), expected)
         samples = {name: partial(sample, call) for name, call in runs.items()}
         others, found = Others(), in_turns(samples, plan.repeats, seconds=plan.seconds)
-        yield from time_rows(subject, "embed", shape_text(batch, count), threads, found, others.cores())
+        yield from time_rows(subject, Case("embed", shape_text(batch, count), threads, others.cores()), found)
 
 
 def peer_models(dense: torch.nn.Module, ours: torch.nn.Module, peers: tuple[str, ...]) -> dict[str, Any]:
@@ -245,23 +244,30 @@ def sample(call: Callable[[], object]) -> float:
     return seconds if seconds >= FAST_SECONDS else seconds_of(call)
 
 
-def time_rows(
-    subject: Subject, measured: str, case: str, threads: int, times: dict[str, list[float]], others: float | None
-) -> Iterator[Row]:
+class Case(NamedTuple):
+    """What was timed. others: cores that other processes took meanwhile."""
+
+    measured: str
+    case: str
+    threads: int
+    others: float | None
+
+
+def time_rows(subject: Subject, case: Case, times: dict[str, list[float]]) -> Iterator[Row]:
     dense = statistics.median(times[subject.reference.name])
     for name, seconds in times.items():
         first, median, third = statistics.quantiles(seconds, n=4)
         yield Row(
             model=subject.name,
             sparsity=subject.sparsity,
-            measured=measured,
-            case=case,
+            measured=case.measured,
+            case=case.case,
             contender=name,
             value=median,
             unit="s",
             over_dense=median / dense,
-            threads=threads,
+            threads=case.threads,
             spread=(third - first) / median,
             repeats=len(seconds),
-            others=others,
+            others=case.others,
         )

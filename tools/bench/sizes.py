@@ -97,15 +97,22 @@ CASES = [f"{dtype}-{method}" for dtype in VALUE_DTYPES for method in METHODS]
 
 
 class Plan(NamedTuple):
-    """What is done where no option says otherwise."""
+    """What is done where no option says otherwise.
+
+    Attributes:
+        quick: without the slow contenders and levels.
+        memory: measure peak memory too.
+    """
 
     cases: tuple[str, ...]
     side: int
     repeats: int
+    quick: bool = False
+    memory: bool = False
 
 
 FULL = Plan(("bf16-magnitude-50", "bf16-magnitude-80", "bf16-wanda-50", "bf16-2of4"), 4096, 3)
-QUICK = Plan(("bf16-magnitude-50", "bf16-magnitude-80", "bf16-wanda-50"), 1024, 1)
+QUICK = Plan(("bf16-magnitude-50", "bf16-magnitude-80", "bf16-wanda-50"), 1024, 1, quick=True)
 
 
 class Source(NamedTuple):
@@ -249,21 +256,19 @@ def first_run(contender: Contender, tensors: Tensors, quick: bool) -> Entry:
     return entry
 
 
-def measure(
-    contending: list[Contender], tensors: Tensors, repeats: int, quick: bool, memory: bool, errors: Console
-) -> list[Entry]:
+def measure(contending: list[Contender], tensors: Tensors, plan: Plan, errors: Console) -> list[Entry]:
     """Verify all, then time them in turns. A peer that fails is left out, and `errors` says so."""
     entries = []
     for contender in contending:
         try:
-            entries.append(first_run(contender, tensors, quick))
+            entries.append(first_run(contender, tensors, plan.quick))
         except Exception as error:
             if contender.ours:
                 raise
             errors.print(f"left out: {contender.name}: {escape(str(error))}", soft_wrap=True)
     slow_encode = {entry.contender.name for entry in entries if entry.encode or entry.contender.only_decodes}
     slow_decode = {entry.contender.name for entry in entries if entry.decode}
-    for _ in range(repeats):
+    for _ in range(plan.repeats):
         for entry in entries:
             contender, begin = entry.contender, time.perf_counter()
             if contender.name not in slow_encode:
@@ -273,7 +278,7 @@ def measure(
             if contender.name not in slow_decode:
                 contender.decode(entry.stored, tensors)
                 entry.decode.append(time.perf_counter() - begin)
-    if memory:
+    if plan.memory:
         for entry in entries:
             entry.peaks = peaks_in_fresh_process(entry.contender, tensors)
     return entries
@@ -488,12 +493,16 @@ def main(
 ) -> None:
     console, errors = Console(width=None if Console().is_terminal else 120), Console(stderr=True)
     default = QUICK if quick else FULL
-    side = side or default.side
+    plan = default._replace(
+        cases=cases or default.cases, side=side or default.side, repeats=repeats or default.repeats, memory=memory
+    )
     contending = choose(only, quick, threads, errors)
     sources = [Source(str(path), partial(read_tensors, path, everything)) for path in paths]
     if synthetic or cases or not paths:
-        console.print(f"synthetic matrices, {side} x {side}: Gaussian, rows and columns scaled; not real weights")
-        sources += [Source(case, partial(synthetic_tensors, case, side)) for case in cases or default.cases]
+        console.print(
+            f"synthetic matrices, {plan.side} x {plan.side}: Gaussian, rows and columns scaled; not real weights"
+        )
+        sources += [Source(case, partial(synthetic_tensors, case, plan.side)) for case in plan.cases]
 
     rows: list[Row] = []
     with open(csv_path or os.devnull, "w", newline="") as file:
@@ -506,7 +515,7 @@ def main(
                 raise click.ClickException(" ".join(str(error).split())) from None
             if not tensors:
                 raise click.ClickException(f"{source.name}: no tensor has zeros enough; --all takes whole files")
-            entries = measure(contending, tensors, repeats or default.repeats, quick, memory, errors)
+            entries = measure(contending, tensors, plan, errors)
             of_source = rows_of(source.name, tensors, entries, threads)
             writer.writerows(map(asdict, of_source))
             file.flush()
