@@ -13,6 +13,9 @@ SLICE_ROWS = 16
 
 U16 = np.dtype("<u2")
 
+BLOCK = 1 << 20
+"""Columns that are widened together."""
+
 
 def slices_of(rows: int) -> int:
     """Slices of a tile of so many rows."""
@@ -31,9 +34,12 @@ def in_slices(raw: np.ndarray, rows: int, cols: int) -> np.ndarray:
     if raw.size == 2 * slices * cols:
         mask = raw.view(U16).reshape(slices, cols)
     else:
-        mask = np.empty((slices, cols), U16)
+        mask, last = np.zeros((slices, cols), U16), raw[2 * (slices - 1) * cols :]
         mask[:-1] = raw[: 2 * (slices - 1) * cols].view(U16).reshape(slices - 1, cols)
-        mask[-1] = raw[2 * (slices - 1) * cols :]
+        for begin in range(0, cols, BLOCK):
+            part = last[begin : begin + BLOCK]
+            if part.any():  # what is not written to takes no memory
+                mask[-1, begin : begin + BLOCK] = part
     view = mask.view()
     view.flags.writeable = False
     return view
