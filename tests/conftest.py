@@ -1,4 +1,5 @@
-"""Before anything is imported: no test asks a server for a model. With `-n`, which process runs which file."""
+"""Before anything is imported: no test asks a server for a model, and threads that wait sleep. With `-n`, which process
+runs which file."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# a thread of PyTorch that waits for work sleeps, and does not take the time of the other process
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SLOW_FILES = [
     *("spec_reader", "kernels", "real_weights", "c_reader", "simd"),
