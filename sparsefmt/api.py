@@ -204,7 +204,7 @@ def linear(
     Returns:
         an array (..., rows). Every row of x gives the same bits as it would alone.
 
-    dtypes: sums are float64 if w or x is float64 or an integer of 32 bits or more, else float32; x is converted to
+    dtypes: sums are float64 if w or x is float64 or an integer of 32 bits or more, else float32; x is cast to
     that. The result has that dtype, or that of x if x is float16 or bfloat16 and w is not a wider (or the other 16-bit)
     float. SPEC.md, "Products", gives the order of additions, and what Inf and NaN do.
 

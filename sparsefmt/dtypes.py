@@ -22,14 +22,14 @@ class DType:
 
     Attributes:
         name: name in the file.
-        bits: width of one element. 4 and 6 are packed without gaps, first element in the lowest bits.
+        nbits: width of one element. 4 and 6 are packed without gaps, first element in the lowest bits.
         numpy: the numpy (or ml_dtypes) type in memory; sub-byte types take one byte per element there.
         prunable: whether sparse layouts can hold it. All-zero bits must mean zero for that.
         negative_zero: the bit pattern of -0.0, or 0 if the type has none.
     """
 
     name: str
-    bits: int
+    nbits: int
     numpy: np.dtype
     prunable: bool
     negative_zero: int = 0
@@ -41,20 +41,20 @@ class DType:
     @property
     def packed(self) -> bool:
         """Whether elements are narrower than a byte and travel packed."""
-        return self.bits < 8
+        return self.nbits < 8
 
     @computed_once
     def bits_dtype(self) -> np.dtype:
         """Little-endian unsigned integer that carries one element (or, packed, one byte of elements)."""
-        return np.dtype(f"<u{max(self.bits, 8) // 8}")
+        return np.dtype(f"<u{max(self.nbits, 8) // 8}")
 
     def nbytes(self, elements: int) -> int:
         """Bytes of `elements` consecutive elements. A partly used last byte counts as a whole one."""
-        return (elements * self.bits + 7) // 8
+        return (elements * self.nbits + 7) // 8
 
 
-def _dtype(name: str, bits: int, numpy: Any, prunable: bool, negative_zero: int = 0) -> DType:
-    return DType(name, bits, np.dtype(numpy), prunable, negative_zero)
+def _dtype(name: str, nbits: int, numpy: Any, prunable: bool, negative_zero: int = 0) -> DType:
+    return DType(name, nbits, np.dtype(numpy), prunable, negative_zero)
 
 
 DTYPES: dict[str, DType] = {
@@ -121,11 +121,11 @@ def as_bits(array: np.ndarray, dtype: DType) -> np.ndarray:
 
 def pack(elements: np.ndarray, dtype: DType) -> np.ndarray:
     """Pack one-byte-per-element sub-byte patterns, first element in the lowest bits, unused last bits zero."""
-    bits = np.unpackbits(elements.reshape(-1, 1), axis=1, count=dtype.bits, bitorder="little")
+    bits = np.unpackbits(elements.reshape(-1, 1), axis=1, count=dtype.nbits, bitorder="little")
     return np.packbits(bits.reshape(-1), bitorder="little")
 
 
 def unpack(packed: np.ndarray, dtype: DType, elements: int) -> np.ndarray:
     """The inverse of `pack`: `elements` patterns, one per byte."""
-    bits = np.unpackbits(packed, count=elements * dtype.bits, bitorder="little")
-    return np.packbits(bits.reshape(elements, dtype.bits), axis=1, bitorder="little").reshape(elements)
+    bits = np.unpackbits(packed, count=elements * dtype.nbits, bitorder="little")
+    return np.packbits(bits.reshape(elements, dtype.nbits), axis=1, bitorder="little").reshape(elements)

@@ -1,4 +1,4 @@
-"""The instruction set that this process compiles for, of those for which jitted code chooses instructions by hand.
+"""The instruction set that this process compiles for, of those for which jitted code has instructions of their own.
 
 Only jitted code imports this file, since numba takes a second to load.
 """
@@ -56,4 +56,4 @@ def choose_isa(features: set[str], wanted: str | None) -> str:
 
 
 ISA = choose_isa(_target_features(), os.environ.get(ENVIRONMENT_VARIABLE))
-"""The instruction set of this process, chosen once."""
+"""The instruction set of this process, found out once."""

@@ -46,8 +46,8 @@ _IMPORT = re.compile(r"^from sparsefmt([\w.]*) import (\([^)]*\)|.*)", re.MULTIL
 
 def folder() -> Path:
     """The folder in which machine code is kept. It may not exist, or not be writable."""
-    chosen = config.CACHE_DIR
-    return Path(chosen) / "sparsefmt" if chosen else Path(platformdirs.user_cache_dir("sparsefmt", False)) / "kernels"
+    folder = config.CACHE_DIR
+    return Path(folder) / "sparsefmt" if folder else Path(platformdirs.user_cache_dir("sparsefmt", False)) / "kernels"
 
 
 @cache

@@ -1,6 +1,6 @@
 """The numeric limits of format version 1. SPEC.md, section "Limits", gives the same numbers, and a test compares them.
 
-They are far above what models need, and low enough that a hostile file is refused before it costs much memory or
+They are far above what networks need, and low enough that a hostile file is refused before it costs much memory or
 much time.
 """
 

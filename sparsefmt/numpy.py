@@ -19,7 +19,7 @@ from sparsefmt.adapters import numpy as adapter
 from sparsefmt.container.sources import Backend, source_of_content
 from sparsefmt.errors import in_file
 from sparsefmt.sparse_file import SparseFile, all_tensors
-from sparsefmt.tensor_writer import Converted, NegativeZeros
+from sparsefmt.tensor_writer import MadeOnDemand, NegativeZeros
 
 __all__ = ["load", "load_file", "save", "save_file"]
 
@@ -33,7 +33,7 @@ def save(
     negative_zeros: NegativeZeros = "keep",
 ) -> bytes:
     """The bytes that `save_file` writes, for the same arguments."""
-    tensors = Converted(tensor_dict, _as_it_is)
+    tensors = MadeOnDemand(tensor_dict, _as_it_is)
     return api.save(tensors, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
 
 
@@ -69,7 +69,7 @@ def save_file(
         >>> from sparsefmt.numpy import save_file
         >>> save_file({"weight": np.eye(64, dtype=np.float32)}, "model.sparsefmt")
     """
-    tensors = Converted(tensor_dict, _as_it_is)
+    tensors = MadeOnDemand(tensor_dict, _as_it_is)
     api.save_file(tensors, filename, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
 
 

@@ -18,5 +18,5 @@ def check_shape(shape: tuple[int, ...], dtype: DType) -> None:
     """Refuse a shape with too many dimensions or whose sizes do not fit 63 bits."""
     if len(shape) > MAX_NDIM:
         raise LimitError("shape-ndim", f"{len(shape)} dimensions; the limit is {MAX_NDIM}")
-    if (prod(shape) or prod([size or 1 for size in shape])) * dtype.bits > MAX_TENSOR_BITS:
+    if (prod(shape) or prod([size or 1 for size in shape])) * dtype.nbits > MAX_TENSOR_BITS:
         raise LimitError("shape-size", f"shape {list(shape)} of {dtype.name} is over {MAX_TENSOR_BITS:,} bits")

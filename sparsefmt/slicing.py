@@ -149,7 +149,7 @@ def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[RowNumbers, slic
     """`dense[key]` for a tensor of `shape` that can only be read by rows.
 
     Args:
-        key: an index of numpy. Its first part chooses rows: it is an integer, a slice, an ellipsis, or a list or
+        key: an index of numpy. Its first part selects rows: it is an integer, a slice, an ellipsis, or a list or
             one-dimensional array of integers or booleans.
         get_rows: gives elements (rows, columns) of the matrix view for numbers of rows and a slice of columns.
 
@@ -164,23 +164,23 @@ def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[RowNumbers, slic
         return get_rows(range(1), slice(None)).reshape(())[parts]
     first, rest = (parts[0], parts[1:]) if parts else (slice(None), ())
     if first is Ellipsis or first is None or _is_tuple_of_arrays(parts):
-        # these may choose or shift any dimension, so numpy indexes the whole tensor
+        # these may select or shift any dimension, so numpy indexes the whole tensor
         return get_rows(range(shape[0]), slice(None)).reshape(shape)[key]
     rows: RowNumbers
     if isinstance(first, slice):
         rows = range(*first.indices(shape[0]))
     else:
-        chosen = np.asarray(first)
-        if chosen.ndim > 1 or (chosen.size and chosen.dtype.kind not in "iub"):
+        selected = np.asarray(first)
+        if selected.ndim > 1 or (selected.size and selected.dtype.kind not in "iub"):
             raise IndexError(
-                f"rows are chosen by integers, slices, or one dimension of integers or booleans, not {first!r}"
+                f"rows are selected by integers, slices, or one dimension of integers or booleans, not {first!r}"
             )
-        if chosen.dtype == np.bool_ and chosen.shape != (shape[0],):
-            raise IndexError(f"a boolean index of shape {chosen.shape} does not fit {shape[0]} rows")
-        rows = _numbers(chosen, shape[0])
-        if chosen.ndim == 0 and len(shape) == 2 and len(rest) == 1 and isinstance(rest[0], slice):
+        if selected.dtype == np.bool_ and selected.shape != (shape[0],):
+            raise IndexError(f"a boolean index of shape {selected.shape} does not fit {shape[0]} rows")
+        rows = _numbers(selected, shape[0])
+        if selected.ndim == 0 and len(shape) == 2 and len(rest) == 1 and isinstance(rest[0], slice):
             return get_rows(rows, rest[0])[0]
-        if chosen.ndim == 0:
+        if selected.ndim == 0:
             # an index error of the rest is the same for one row as for an array without the first dimension
             return get_rows(rows, slice(None)).reshape(shape[1:])[rest]
     if len(shape) == 2 and len(rest) == 1 and isinstance(rest[0], slice):
@@ -188,16 +188,16 @@ def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[RowNumbers, slic
     return get_rows(rows, slice(None)).reshape(len(rows), *shape[1:])[(slice(None), *rest)]
 
 
-def _numbers(chosen: np.ndarray, rows: int) -> np.ndarray:
-    """Numbers of the rows that an array of integers or booleans chooses. Raises IndexError, as numpy words it."""
-    if chosen.dtype == np.bool_:
-        return np.flatnonzero(chosen)
-    chosen = np.atleast_1d(chosen)
-    if not chosen.size:
+def _numbers(selected: np.ndarray, rows: int) -> np.ndarray:
+    """Numbers of the rows that an array of integers or booleans selects. Raises IndexError, as numpy words it."""
+    if selected.dtype == np.bool_:
+        return np.flatnonzero(selected)
+    selected = np.atleast_1d(selected)
+    if not selected.size:
         return np.empty(0, np.int64)
     # one element stands for all rows, so that numpy's own rules apply without taking memory
-    np.broadcast_to(np.int8(0), (rows,))[chosen]
-    numbers = chosen.astype(np.int64)
+    np.broadcast_to(np.int8(0), (rows,))[selected]
+    numbers = selected.astype(np.int64)
     return np.where(numbers < 0, numbers + rows, numbers)
 
 

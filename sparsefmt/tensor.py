@@ -307,10 +307,10 @@ class SparseTensor(NDArrayOperatorsMixin):
         self._budget.ask(nbytes)
         arena = Arena(nbytes)
 
-        def convert(number: int) -> Tile:
-            return (self._tiles[number] if signs else self.tile(number)).converted(LAYOUTS[layout])
+        def laid_out(number: int) -> Tile:
+            return (self._tiles[number] if signs else self.tile(number)).to_layout(LAYOUTS[layout])
 
-        kept = [arena.keep(tile) for tile in in_order(convert, range(len(self._tiles)), threads)]
+        kept = [arena.keep(tile) for tile in in_order(laid_out, range(len(self._tiles)), threads)]
         return SparseTensor(self._tiling.with_layout(LAYOUTS[layout]), kept, self._budget, signs)
 
     def __matmul__(self, x: Any) -> np.ndarray:

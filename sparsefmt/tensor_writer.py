@@ -106,7 +106,7 @@ class TensorWriter:
         keep = negatives > 0 and not self._drop
 
         def make_tile(number: int) -> Tile:
-            tile = tensor.tile(number).converted(tiling.layout)
+            tile = tensor.tile(number).to_layout(tiling.layout)
             return tile if keep else tile.with_negative_zeros(None)
 
         dropped = negatives if self._drop else 0
@@ -114,22 +114,22 @@ class TensorWriter:
         return self._writer.add(name, tiling, contents)
 
 
-class Converted(Mapping[str, Any]):
+class MadeOnDemand(Mapping[str, Any]):
     """A mapping in order of names, so that a file does not depend on the order of a dict; values are made on demand.
 
     Args:
-        convert: called with a tensor each time it is asked for. Its errors name the tensor.
+        make: called with a tensor each time it is asked for. Its errors name the tensor.
     """
 
-    def __init__(self, tensors: Mapping[str, Any], convert: Callable[[Any], Any]) -> None:
+    def __init__(self, tensors: Mapping[str, Any], make: Callable[[Any], Any]) -> None:
         expect_tensors(tensors, "tensor")
         self._tensors = tensors
-        self._convert = convert
+        self._make = make
 
     def __getitem__(self, name: str) -> Any:
         value = self._tensors[name]
         with in_tensor(name):
-            return self._convert(value)
+            return self._make(value)
 
     def __iter__(self) -> Iterator[str]:
         # names that are no text have no order; writing them says what is wrong with them

@@ -6,9 +6,12 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from click.testing import CliRunner
@@ -33,7 +36,7 @@ def random_bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) 
     """Elements of every bit pattern that the dtype has, NaN payloads and subnormals included."""
     if dtype.name == "BOOL":
         return rng.integers(0, 2, shape).astype(np.bool_)
-    high = 1 << min(dtype.bits, 64)
+    high = 1 << min(dtype.nbits, 64)
     bits = rng.integers(0, high, shape, dtype=np.uint64).astype(dtype.bits_dtype)
     return bits.view(dtype.numpy)
 
@@ -107,7 +110,7 @@ def check_layout_round_trip(array: np.ndarray, dtype: DType, layout: str) -> Non
     for begin, end in ((0, rows), (rows // 3, rows - rows // 4), (rows - 1, rows)):
         assert np.array_equal(tile.to_dense(begin, end), bits[begin:end])
     for other in SPARSE if dtype.prunable else ["dense"]:
-        check_same_tiles(tile.converted(LAYOUTS[other]), Tile.from_dense(LAYOUTS[other], bits, dtype))
+        check_same_tiles(tile.to_layout(LAYOUTS[other]), Tile.from_dense(LAYOUTS[other], bits, dtype))
 
 
 def check_same_tiles(left: Tile, right: Tile) -> None:
@@ -152,6 +155,23 @@ def check_file_round_trip(tensors: dict[str, np.ndarray], layout: str = "auto", 
             expected = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).reshape(array.shape)
             assert same_bits(dense(loaded[name]), expected), name
     return data
+
+
+def peak_of(call: Callable[[], Any]) -> tuple[Any, int]:
+    """What call() returns, and the most bytes that Python and numpy held at a time meanwhile."""
+    tracemalloc.start()
+    try:
+        return call(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def in_threads(work: Callable[[Any], object], items: Iterable[Any]) -> None:
+    """work(item) for all items at once, each in a thread of its own. Raises what the first that failed has raised."""
+    each = list(items)
+    with ThreadPoolExecutor(len(each)) as pool:
+        for done in [pool.submit(work, item) for item in each]:
+            done.result()
 
 
 def run_command(*arguments: object) -> CliResult:

@@ -46,8 +46,8 @@ def patterns(dtype: str, rows: int, cols: int, seed: int = 0) -> bytes:
     if dtype == "BOOL":
         return rng.integers(0, 2, rows * cols, np.uint8).tobytes()
     if kind.packed:
-        return rng.bytes(rows * cols * kind.bits // 8)
-    bits = np.frombuffer(rng.bytes(rows * cols * kind.bits // 8), kind.bits_dtype).copy()
+        return rng.bytes(rows * cols * kind.nbits // 8)
+    bits = np.frombuffer(rng.bytes(rows * cols * kind.nbits // 8), kind.bits_dtype).copy()
     choice = rng.random(bits.size)
     bits[choice < 0.5] = 0
     bits[choice < 0.2] = kind.negative_zero

@@ -146,12 +146,12 @@ def test_other_layouts_of_it(layout):
     last = [(row - ROWS + rows, col, value) for row, col, value in FAR if row >= ROWS - 2]
     w = tensor(layout, (rows, COLS), rows, last)
     (other,) = set(MAKERS) - {layout}
-    converted = w.to_layout(other)
-    assert converted.nnz == len(last)
+    laid_out = w.to_layout(other)
+    assert laid_out.nnz == len(last)
     for row in (0, rows - 2, rows - 1):
-        assert same_bits(converted[row], w[row])
+        assert same_bits(laid_out[row], w[row])
     for name, data in tensor(other, (rows, COLS), rows, last).operand().tiles[0].all_arrays().items():
-        assert np.array_equal(converted.operand().tiles[0][name], data)
+        assert np.array_equal(laid_out.operand().tiles[0][name], data)
 
 
 @pytest.mark.parametrize("layout", MAKERS)

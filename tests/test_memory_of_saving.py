@@ -55,7 +55,7 @@ for shape, amount, codec in cases:
     tensor = make(tuple(shape), amount)
     matrix = rows_of(tensor)
     if make is dense:
-        tile = matrix.tile_rows("bitmask") * matrix.cols * matrix.dtype.bits // 8
+        tile = matrix.tile_rows("bitmask") * matrix.cols * matrix.dtype.nbits // 8
         allowed = 6 * tile + 16 * (matrix.rows + matrix.cols) + (32 << 20)
     else:
         allowed = 64 * tensor.nnz + 24 * matrix.rows + (48 << 20)

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import pickle
 import pkgutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import weights
+from helpers import in_threads, weights
 
 import sparsefmt
 from sparsefmt import FormatError, LimitError, SparsefmtError
@@ -137,11 +136,7 @@ def test_threads_open_it_once(path, monkeypatch):
     file = again(sparsefmt.open_file(path))
     real, count = mmap.mmap, []
     monkeypatch.setattr(mmap, "mmap", lambda *args, **kwargs: count.append(1) or real(*args, **kwargs))
-    threads = [threading.Thread(target=file.get_tensor, args=("w",)) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(file.get_tensor, ["w"] * 8)
     assert len(count) == 1
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import CODECS, arrays, check_signature, pruned, random_bits, same_bits, weights
+from helpers import CODECS, arrays, check_signature, peak_of, pruned, random_bits, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -140,12 +139,7 @@ def test_loading_holds_the_tensor_and_a_few_tiles(tmp_path, codec):
         entry = file.reader.index.tensors["w"]
         tile = array.nbytes // entry.tiles
     assert entry.tiles >= 16
-    tracemalloc.start()
-    try:
-        loaded = twin.load_file(tmp_path / "w.sparsefmt")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    loaded, peak = peak_of(lambda: twin.load_file(tmp_path / "w.sparsefmt"))
     assert same_bits(loaded["w"], array)
     assert peak < array.nbytes + 2 * (sparsefmt.threads.num_threads() + 1) * tile
 

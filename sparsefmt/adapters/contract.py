@@ -153,7 +153,7 @@ class Rows(ABC):
     def _tile_of_bits(self, layout: Layout, begin: int, end: int, dropped: int) -> Tile:
         bits = _without(self.bits(begin, end), dropped)
         if layout.sparse:
-            # counted, then packed: the caller may be writing to it meanwhile, and packing trusts the counts
+            # counted, then laid out: the caller may be writing to it meanwhile, and laying out trusts the counts
             return Tile.from_dense(layout, np.array(bits), self.dtype)
         tile = Tile.from_dense(layout, bits, self.dtype)
         # a BOOL can hold other bits than 0 and 1; sparse layouts are right by construction
@@ -177,7 +177,7 @@ class Adapter(Protocol):
 
     Attributes:
         SHARES_TIED: whether names that are tied in a file get one tensor, where such tensors are shared in memory, as
-            those of a model are. Else each name gets memory of its own, and all of it is counted.
+            those of a network are. Else each name gets memory of its own, and all of it is counted.
     """
 
     SHARES_TIED: bool

@@ -115,7 +115,7 @@ class BytesRows(Rows):
 
     def bits(self, begin: int, end: int) -> np.ndarray:
         elements = (end - begin) * self.cols
-        data = self._read(begin * self.cols * self.dtype.bits // 8, self.dtype.nbytes(elements))
+        data = self._read(begin * self.cols * self.dtype.nbits // 8, self.dtype.nbytes(elements))
         if self.dtype.packed:
             bits = unpack(data, self.dtype, elements)
         else:

@@ -206,7 +206,7 @@ class SemiStructuredRows(Rows):
     def __init__(self, dtype: DType, tensor: torch.Tensor) -> None:
         super().__init__(dtype, tuple(tensor.shape))
         # as integers: torch's function would change the payloads of NaN. Four bytes are two elements of one half each
-        carrier = torch.int8 if dtype.bits == 8 else torch.int16
+        carrier = torch.int8 if dtype.nbits == 8 else torch.int16
         self._packed = tensor.packed.detach().to("cpu").view(carrier)  # type: ignore[attr-defined]
         # column pairs of the metadata lie one after the other, each with all its rows
         self._meta = tensor.meta.to("cpu").reshape(-1, self.rows, 2)  # type: ignore[attr-defined]

@@ -27,7 +27,7 @@ def carried(array: np.ndarray, dtype: DType) -> torch.Tensor:
 
 
 def indexed(stored: FileTensor, shape: tuple[int, ...], key: Any) -> torch.Tensor:
-    """`dense[key]`, carried, for a tensor that has `shape` in torch. Reads the rows that the first part chooses.
+    """`dense[key]`, carried, for a tensor that has `shape` in torch. Reads the rows that the first part selects.
 
     Raises:
         IndexError, TypeError: torch raises them for an index that it does not take.
@@ -45,7 +45,7 @@ def indexed(stored: FileTensor, shape: tuple[int, ...], key: Any) -> torch.Tenso
     if basic:
         # for these, numpy and torch agree
         return carried(numpy_adapter.part_of(stored, key), stored.dtype)
-    rows = _chosen_rows(parts, shape)
+    rows = _selected_rows(parts, shape)
     if rows is None:
         return carried(stored.whole(), stored.dtype)[key]
     return carried(stored[rows], stored.dtype)[(slice(None), *parts[1:])]
@@ -88,18 +88,18 @@ def _as_index(rows: range | np.ndarray) -> slice | np.ndarray:
 
 
 def _part_of_pairs(stored: FileTensor, shape: tuple[int, ...], parts: tuple[Any, ...]) -> torch.Tensor:
-    """A tensor of pairs of `shape`, indexed: reads the rows that the first part of the index chooses, if it does."""
+    """A tensor of pairs of `shape`, indexed: reads the rows that the first part of the index selects, if it does."""
     first, rest = (parts[0], parts[1:]) if parts else (slice(None), ())
     rows: range | np.ndarray = range(shape[0])
-    chosen: Any = (first, *rest)
+    selected: Any = (first, *rest)
     if _is_basic(parts) and isinstance(first, slice):
-        rows, chosen = range(*first.indices(shape[0])), (slice(None), *rest)
+        rows, selected = range(*first.indices(shape[0])), (slice(None), *rest)
     elif _is_basic(parts) and isinstance(first, (int, np.integer)):
         row = int(first) % shape[0]
-        rows, chosen = range(row, row + 1), (0, *rest)
-    elif len(shape) > 1 and (found := _chosen_rows(parts, shape)) is not None and found.dtype != np.bool_:
-        rows, chosen = found, (slice(None), *rest)
-    return pairs(stored, rows).reshape(len(rows), *shape[1:])[chosen]
+        rows, selected = range(row, row + 1), (0, *rest)
+    elif len(shape) > 1 and (found := _selected_rows(parts, shape)) is not None and found.dtype != np.bool_:
+        rows, selected = found, (slice(None), *rest)
+    return pairs(stored, rows).reshape(len(rows), *shape[1:])[selected]
 
 
 def _is_basic(parts: tuple[Any, ...]) -> bool:
@@ -114,18 +114,18 @@ def _is_basic(parts: tuple[Any, ...]) -> bool:
     )
 
 
-def _chosen_rows(parts: tuple[Any, ...], shape: tuple[int, ...]) -> np.ndarray | None:
-    """Numbers of the rows that the first part of an index chooses, if it is a list and nothing else in the index is."""
+def _selected_rows(parts: tuple[Any, ...], shape: tuple[int, ...]) -> np.ndarray | None:
+    """Numbers of the rows that the first part of an index selects, if it is a list and nothing else in the index is."""
     first = parts[0]
     if not shape or not _is_basic(parts[1:]) or Ellipsis in parts[1:] or isinstance(first, (int, np.generic)):
         return None
     try:
-        chosen = np.asarray(first)
+        selected = np.asarray(first)
     except (ValueError, TypeError, RuntimeError):
         return None
-    if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iub"):
+    if selected.ndim != 1 or (selected.size and selected.dtype.kind not in "iub"):
         return None
-    if chosen.dtype.kind == "u":
+    if selected.dtype.kind == "u":
         # bytes are a mask to torch
         return None
-    return chosen if chosen.size else chosen.astype(np.int64)
+    return selected if selected.size else selected.astype(np.int64)

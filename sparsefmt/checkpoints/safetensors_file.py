@@ -178,18 +178,18 @@ def _encode_header(names: list[str], tensors: Mapping[str, Rows], metadata: Mapp
     offset = 0
     for name in names:
         matrix = tensors[name]
-        bits = matrix.rows * matrix.cols * matrix.dtype.bits
+        nbits = matrix.rows * matrix.cols * matrix.dtype.nbits
         if name == METADATA:
             raise FormatError(
                 "safetensors-name", "safetensors keeps this name for the metadata: rename it", tensor=name
             )
-        if bits % 8:
+        if nbits % 8:
             raise FormatError(
                 "safetensors-size",
-                f"{bits:,} bits of {matrix.dtype.name}: safetensors holds sub-byte tensors of whole bytes only",
+                f"{nbits:,} bits of {matrix.dtype.name}: safetensors holds sub-byte tensors of whole bytes only",
                 tensor=name,
             )
-        end = offset + bits // 8
+        end = offset + nbits // 8
         header[name] = {"dtype": matrix.dtype.name, "shape": list(matrix.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()

@@ -136,12 +136,12 @@ def _field(name: str, said: Any) -> Field:
         raise _invalid(f"its data_offsets are {_short(offsets)}, which is not a beginning and an end", name)
     # what dtypes there are, the library knows best
     if dtype in DTYPES:
-        bits = prod(shape) * DTYPES[dtype].bits
-        if bits % 8:
-            raise _invalid(f"shape {shape} of {dtype} takes {bits:,} bits, which are not whole bytes", name)
-        if bits // 8 != offsets[1] - offsets[0]:
+        nbits = prod(shape) * DTYPES[dtype].nbits
+        if nbits % 8:
+            raise _invalid(f"shape {shape} of {dtype} takes {nbits:,} bits, which are not whole bytes", name)
+        if nbits // 8 != offsets[1] - offsets[0]:
             raise _invalid(
-                f"shape {shape} of {dtype} takes {bits // 8:,} bytes, and its data_offsets give it"
+                f"shape {shape} of {dtype} takes {nbits // 8:,} bytes, and its data_offsets give it"
                 f" {offsets[1] - offsets[0]:,}",
                 name,
             )

@@ -177,7 +177,7 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, set[str]]:
 def describe(name: str, dtype: DType, shape: tuple[int, ...], difference: Difference) -> str:
     """A sentence on a tensor whose elements differ."""
     position = [int(place) for place in np.unravel_index(difference.first, shape)] if shape else []
-    ours, theirs = (f"0x{bits:0{max(dtype.bits, 8) // 4}x}" for bits in difference.bits)
+    ours, theirs = (f"0x{bits:0{max(dtype.nbits, 8) // 4}x}" for bits in difference.bits)
     return (
         f"tensor {name!r}: {difference.elements:,} of {prod(shape):,} elements differ, first at {position}: "
         f"bits {ours}, not {theirs}"

@@ -13,7 +13,7 @@ FLOOR = 1 << 30
 """1 GiB, which any file may decode to."""
 
 RATIO = 1024
-"""Times its size that a file may decode to. A pruned model decodes to ten times its size, or to a hundred."""
+"""Times its size that a file may decode to. A pruned network decodes to ten times its size, or to a hundred."""
 
 
 CODE = "decoded-bytes"

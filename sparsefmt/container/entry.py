@@ -206,7 +206,7 @@ def _check_tiles(entry: TensorEntry) -> None:
             )
     elif not 1 <= tile_rows <= rows:
         raise FormatError("tile-rows", f"tile_rows is {tile_rows:,}, and the tensor has {rows:,} rows")
-    if dtype.bits < 8 and tile_rows % 8 and tile_rows < rows:
+    if dtype.nbits < 8 and tile_rows % 8 and tile_rows < rows:
         raise FormatError("tile-rows", f"tile_rows of a {dtype.name} tensor must be a multiple of 8")
     if entry.negative_zeros_dropped > (entry.elements if dtype.negative_zero else 0):
         raise FormatError("negative-zeros-dropped", "more negative zeros were dropped than there can be")

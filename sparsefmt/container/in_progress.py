@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from sparsefmt import threads
 from sparsefmt.codecs import CODECS
-from sparsefmt.container.codec_choice import KEPT_BYTES, CodecChooser, Tiles
 from sparsefmt.container.entry import TensorEntry
+from sparsefmt.container.tensor_encoder import KEPT_BYTES, TensorEncoder, Tiles
 from sparsefmt.errors import FormatError, LimitError
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.layouts.tile import Tile
@@ -61,7 +61,7 @@ class TensorInProgress:
         self._arrays = sorted([*tiling.layout.arrays, *optional])
         several = codec == "auto" or CODECS[codec].has_models
         self._tiles = Tiles(self._completed, tiling.tiles, thread_count, KEPT_BYTES if several else 0)
-        self._chooser = CodecChooser(codec, tiling, self._tiles)
+        self._encoder = TensorEncoder(codec, tiling, self._tiles)
         self._coded: set[str] = set()
         self._nnz, self._has_negative_zeros = 0, False
 
@@ -93,21 +93,21 @@ class TensorInProgress:
         Raises:
             FormatError: the tiles were not those that the contents promised.
         """
-        tiling, contents, chooser = self._tiling, self._contents, self._chooser
+        tiling, contents, encoder = self._tiling, self._contents, self._encoder
         if (self._nnz, self._has_negative_zeros) != (contents.nnz or 0, contents.negative_zeros):
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy", tensor=self._name)
-        modelled = [array for array in self._arrays if array in self._coded and chooser.has_model(array)]
+        modelled = [array for array in self._arrays if array in self._coded and encoder.has_model(array)]
         return TensorEntry(
             tiling.dtype,
             tiling.shape,
             tiling.layout,
             tiling.tile_rows,
             self._name,
-            {array: chooser.chosen(array) if array in self._coded else "raw" for array in self._arrays},
+            {array: encoder.codec_of(array) if array in self._coded else "raw" for array in self._arrays},
             first_chunk if tiling.tiles else 0,
             contents.nnz,
             contents.negative_zeros_dropped,
-            {array: chooser.model(array) for array in modelled},
+            {array: encoder.model(array) for array in modelled},
         )
 
     def _completed(self, number: int) -> Tile:
@@ -118,5 +118,5 @@ class TensorInProgress:
     def _encoded(self, number: int) -> tuple[int, bool, list[EncodedChunk]]:
         """Values stored in a tile, whether it has a -0.0, and its chunks."""
         tile = self._tiles.get(number)
-        chunks = [EncodedChunk(self._chooser.encode(array, tile, number), tile[array].nbytes) for array in self._arrays]
+        chunks = [EncodedChunk(self._encoder.encode(array, tile, number), tile[array].nbytes) for array in self._arrays]
         return tile.nnz, tile.has_negative_zeros, chunks

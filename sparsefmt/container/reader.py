@@ -149,8 +149,8 @@ class Reader:
         """All tiles of a tensor, in `layout` if given, else as stored. Never dense between sparse layouts.
 
         Args:
-            taking: where tiles are converted, called with the bytes of each array of `layout`, from several threads,
-                before it is allocated. `decoded_bytes` tells those of tiles that stay as they are stored.
+            taking: where tiles are laid out anew, called with the bytes of each array of `layout` before it is
+                allocated, from several threads. `decoded_bytes` tells those of tiles that stay as they are stored.
             leave_signs: verify `negative_zeros`, and leave it out.
         """
 
@@ -171,17 +171,17 @@ class Reader:
             taking(length * dtype.itemsize)
             return arena.zeros(length, dtype)
 
-        def converted(tile: Tile, number: int) -> Tile:
-            made = kept(tile).converted(LAYOUTS[target], zeros)
+        def laid_out(tile: Tile, number: int) -> Tile:
+            made = kept(tile).to_layout(LAYOUTS[target], zeros)
             return arena.keep(made) if "dense" in (entry.layout.name, target) else made
 
-        return list(self.each_tile(entry, converted, thread_count))
+        return list(self.each_tile(entry, laid_out, thread_count))
 
     def decoded_bytes(self, entry: TensorEntry, layout: str) -> int:
         """Memory that a tensor takes in a layout, going by the index: nothing for what stays mapped.
 
         To the byte, except that it is the least for a sparse layout that is not the stored one: how much `permuted` is
-        padded shows only when the tiles are converted.
+        padded shows only when the tiles are laid out so.
         """
         if layout == "dense":
             return entry.elements * entry.dtype.numpy.itemsize

@@ -1,6 +1,6 @@
 """Products on compressed weights: `linear.py` and `multiply.py` in front, then a file for each layout.
 
-`plans/` chooses a kernel for the tokens at hand and lays x out for it, by `activations.py`. The kernels of
+`plans/` takes a kernel for the tokens at hand and lays x out for it, by `activations.py`. The kernels of
 `bitmask.py`, `dense.py` and `permuted.py` are for one or few tokens; those of `permuted.py` for many tokens, too. For
 many tokens, the other two make panels of their weights, which `panel.py` multiplies. All are written with the vectors
 of `simd.py`; `expand.py` puts the values of a mask's column into the lanes of its rows.

@@ -7,7 +7,7 @@ row in ascending order, so the bits of a result do not depend on which ran.
 
 A slice of eight rows or fewer has masks of eight bits. They are widened first, so that all other code sees sixteen.
 
-Kernels see arrays of checked tiles only, release the GIL, and are made by functions that choose what is constant in
+Kernels see arrays of checked tiles only, release the GIL, and are made by functions that fix what is constant in
 them. They do the slices `pieces[lo:hi]` of `operand.Work`.
 """
 
@@ -172,7 +172,7 @@ def expand_columns(vectorised, kind, tables, values, mask, columns, ahead, mask_
 
 
 @overload(expand_columns, prefer_literal=True)
-def _choose_expand_columns(vectorised, kind, tables, values, mask, columns, ahead, mask_ahead, to, pitch):
+def _make_expand_columns(vectorised, kind, tables, values, mask, columns, ahead, mask_ahead, to, pitch):
     width, size = WIDTH[kind.literal_value], WIDTH[summed_kind(kind.literal_value)]
     sixteen, four, lines, one, two = SLICE_ROWS, COLUMNS, max(1, SLICE_ROWS * COLUMNS * width // 128), 1, 2
 

@@ -5,7 +5,7 @@ many tokens (`panel.py`). Both multiply zeros like other weights, which changes 
 x there is `skipping_kernel`. All add the columns of a row in ascending order, so the bits of a result do not depend on
 which ran.
 
-Kernels see arrays of checked tiles only, release the GIL, and are made by functions that choose what is constant in
+Kernels see arrays of checked tiles only, release the GIL, and are made by functions that fix what is constant in
 them. They do the slices `pieces[lo:hi]` of `operand.Work`.
 """
 

@@ -100,7 +100,7 @@ def _expand16(builder, values, mask, kind, nothing):
     """AVX-512: sixteen rows, whose bits lie at the address `mask`."""
     stored = stored_type(kind, 16)
     words = ir.VectorType(ir.IntType(8 * WIDTH[kind]), 16)
-    chosen = builder.bitcast(load_as(builder, mask, I16, 2), ir.VectorType(I1, 16))
+    present = builder.bitcast(load_as(builder, mask, I16, 2), ir.VectorType(I1, 16))
     spread = builder.insert_element(
         ir.Constant(words, ir.Undefined), builder.trunc(nothing, words.element), ir.Constant(I32, 0)
     )
@@ -111,13 +111,13 @@ def _expand16(builder, values, mask, kind, nothing):
         # the bits of the mask go to the odd bits, so that values land in the upper halves of the lanes: widened at once
         bits = builder.zext(load_as(builder, mask, I16, 2), I32)
         bits = call(builder, "llvm.x86.bmi.pdep.32", I32, [bits, ir.Constant(I32, 0xAAAAAAAA)])
-        chosen = builder.bitcast(bits, ir.VectorType(I1, 32))
+        present = builder.bitcast(bits, ir.VectorType(I1, 32))
         wide = builder.shuffle_vector(loaded, ir.Constant(stored, None), lanes_of(list(range(32))))
-        arguments = [wide, ir.Constant(wide.type, None), chosen]
+        arguments = [wide, ir.Constant(wide.type, None), present]
         placed = call(builder, "llvm.x86.avx512.mask.expand.v32i16", wide.type, arguments)
         return builder.bitcast(placed, ir.VectorType(ir.FloatType(), 16))
     suffix = "v16f32" if kind == F32 else "v16i16"
-    arguments = [loaded, ir.Constant(stored, None), chosen]
+    arguments = [loaded, ir.Constant(stored, None), present]
     return widened(builder, call(builder, f"llvm.x86.avx512.mask.expand.{suffix}", stored, arguments), kind)
 
 

@@ -31,8 +31,8 @@ def multiply(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None) -> N
 
     y or its transpose is C-contiguous; x is anything.
 
-    A plan takes some of the tokens: it has laid them out and chosen a kernel. Its run over all rows fills in the sums,
-    and `finish` puts them in place.
+    A plan takes some of the tokens: it has laid them out and has a kernel for them. Its run over all rows fills in the
+    sums, and `finish` puts them in place.
     """
     if not x.shape[0] or not w.tiles:
         y[...] = 0

@@ -89,7 +89,7 @@ def _fill(masked, vectorised, kind, tables, values, mask, next_values, stride, r
 
 
 @overload(_fill, prefer_literal=True)
-def _choose_fill(masked, vectorised, kind, tables, values, mask, next_values, stride, rows, columns, to, pitch, edge):
+def _make_fill(masked, vectorised, kind, tables, values, mask, next_values, stride, rows, columns, to, pitch, edge):
     width = WIDTH[kind.literal_value]
 
     def of_bitmask(masked, vectorised, kind, tables, values, mask, next_values, stride, rows, columns, to, pitch, edge):

@@ -5,7 +5,7 @@ does some slots for eight rows of a slice, then for the other eight. Both add in
 do not depend on which was used.
 
 Lanes that are padding multiply column 0 by zero, which changes no bit as long as x is finite; for other x there is
-`skipping_kernel`. Kernels see arrays of checked tiles only, release the GIL, and are made by functions that choose what
+`skipping_kernel`. Kernels see arrays of checked tiles only, release the GIL, and are made by functions that fix what
 is constant in them. They do the slices `pieces[lo:hi]` of `operand.Work`.
 """
 

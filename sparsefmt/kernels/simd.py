@@ -7,7 +7,7 @@ plain int64 addresses: nothing is checked here, so a kernel sees arrays of check
 Everything but `expand.py` uses generic LLVM operations: they become AVX-512, AVX2, NEON or scalars, with the same bits
 everywhere, since fma is always fused, with or without an instruction for it.
 
-Arguments that choose the code (`kind`, `lanes`, `count` …) must be constants: variables of a kernel's closure.
+Arguments that the code depends on (`kind`, `lanes`, `count` …) must be constants: variables of a kernel's closure.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def summed_kind(kind: int) -> int:
 VECTOR_BYTES = 64 if ISA == "avx512" else 32
 """Bytes of the widest vectors worth using."""
 
-I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+I1, I8, I16, I32, I64 = (ir.IntType(nbits) for nbits in (1, 8, 16, 32, 64))
 _ELEMENTS = {F32: ir.FloatType(), BF16: I16, F16: I16, F64: ir.DoubleType()}
 
 
@@ -174,19 +174,19 @@ def broadcast(builder, address, vectors: Vectors):
 # For kernels.
 
 
-def _scalar_reader(bits):
+def _scalar_reader(nbits):
     @intrinsic
     def read(typingctx, address):
         def codegen(context, builder, signature, args):
-            value = load_as(builder, args[0], ir.IntType(bits), bits // 8)
-            return value if bits == 64 else builder.zext(value, I64)
+            value = load_as(builder, args[0], ir.IntType(nbits), nbits // 8)
+            return value if nbits == 64 else builder.zext(value, I64)
 
         return types.int64(types.int64), codegen
 
     return read
 
 
-load_u16, load_u32, load_u64 = (_scalar_reader(bits) for bits in (16, 32, 64))
+load_u16, load_u32, load_u64 = (_scalar_reader(nbits) for nbits in (16, 32, 64))
 """load_u16(address): an unsigned integer as int64 (of 64 bits: its bits)."""
 
 

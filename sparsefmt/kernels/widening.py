@@ -25,9 +25,9 @@ def widened_values(values: np.ndarray, dtype: DType, positions: int, accumulator
     """
     if dtype.packed:
         values = unpack(values, dtype, positions)
-    converted = empty(values.size, accumulator)
-    converted[:] = values.view(dtype.numpy)
-    return converted
+    wide = empty(values.size, accumulator)
+    wide[:] = values.view(dtype.numpy)
+    return wide
 
 
 def widened(plan: Plan, w: Operand, accumulator: np.dtype) -> Plan:

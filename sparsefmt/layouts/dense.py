@@ -40,7 +40,7 @@ class Dense(Layout):
         values, dtype = tile["values"], tile.dtype
         if dtype.name == "BOOL" and values.size and values.max() > 1:
             raise FormatError("bool-invalid", "a BOOL element is neither 0 nor 1")
-        unused = -tile.rows * tile.cols * dtype.bits % 8
+        unused = -tile.rows * tile.cols * dtype.nbits % 8
         if unused and values[-1] >> (8 - unused):
             raise FormatError("values-padding", "unused bits of the last byte are not zero")
 
@@ -50,5 +50,5 @@ class Dense(Layout):
     def to_dense(self, tile: Tile, begin: int, end: int) -> np.ndarray:
         values, dtype, cols = tile["values"], tile.dtype, tile.cols
         if dtype.packed:
-            values = dtypes.unpack(values, dtype, values.size * 8 // dtype.bits)
+            values = dtypes.unpack(values, dtype, values.size * 8 // dtype.nbits)
         return values[begin * cols : end * cols].reshape(end - begin, cols)

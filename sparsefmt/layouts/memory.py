@@ -97,9 +97,10 @@ def _trim() -> Callable[[int], int] | None:
 class Arena:
     """Memory for all arrays of a tensor, behind each other, from the system and given back to it at once.
 
-    What a model keeps must not lie among the buffers that loading takes and frees: the allocator of the C library could
-    then give back next to nothing of those, and its arenas would be counted as the process's memory for as long as the
-    model lives. Arrays that lie together can also be shared as one piece of memory, where they would else be copied.
+    What a network keeps must not lie among the buffers that loading takes and frees: the allocator of the C library
+    could then give back next to nothing of those, and its arenas would be counted as the process's memory for as long
+    as the network lives. Arrays that lie together can also be shared as one piece of memory, where they would else be
+    copied.
 
     A product reads a large tensor's arrays once each, from end to end. In pages of 4 KiB that is up to a third slower:
     the processor's prefetchers stop at the end of every page. Where the system has huge pages to ask for, arrays of

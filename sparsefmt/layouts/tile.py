@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sparsefmt.dtypes import DType
-from sparsefmt.layouts import convert, negative_zeros
+from sparsefmt.layouts import negative_zeros, relayout
 from sparsefmt.layouts.contract import Arrays, Layout
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.memory import Allocate, frozen, zeros
@@ -168,7 +168,7 @@ class Tile:
         """The stored values of a sparse layout, and where they are. Negative zeros are not among them."""
         return self.layout.to_entries(self)
 
-    def converted(self, layout: Layout, zeros: Allocate = zeros) -> Tile:
+    def to_layout(self, layout: Layout, zeros: Allocate = zeros) -> Tile:
         """The tile in another layout; itself if it has that one.
 
         Between the sparse layouts the zeros are never put back: O(nnz + mask), in memory that comes from `zeros`.
@@ -178,7 +178,7 @@ class Tile:
             return self
         if not (layout.sparse and self.layout.sparse):
             return Tile.from_dense(layout, self.to_dense(0, self.rows), self.dtype)
-        arrays = convert.between_sparse(self, layout, zeros)
+        arrays = relayout.between_sparse(self, layout, zeros)
         return Tile(layout, self.dtype, self.shape, arrays, self.negative_zeros).frozen()
 
     def moved(self, put: Callable[[np.ndarray], np.ndarray]) -> Tile:

@@ -28,7 +28,7 @@ from sparsefmt.container.sources import Backend, source_of_content
 from sparsefmt.errors import FormatError, UnsupportedError, in_file, in_tensor
 from sparsefmt.sparse_file import SparseFile, all_tensors
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.tensor_writer import Converted, NegativeZeros
+from sparsefmt.tensor_writer import MadeOnDemand, NegativeZeros
 from sparsefmt.torch import sharing
 from sparsefmt.torch.models import layers_by_memory, tensors_of
 from sparsefmt.torch.sharing import SharedTensorsError
@@ -191,7 +191,7 @@ def save_model(
         except UnsupportedError as error:
             remedy = f"{error.message}; or use save_model(..., force_contiguous=True)"
             raise UnsupportedError(error.code, remedy, tensor=error.tensor) from None
-    tensors = Converted(state, _rows_of)
+    tensors = MadeOnDemand(state, _rows_of)
     api.save_file(tensors, filename, notes, layout=layout, codec=codec, negative_zeros=negative_zeros)
 
 
@@ -289,12 +289,12 @@ def _folded(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return folded
 
 
-def _checked(tensors: Mapping[str, torch.Tensor], fold_masks: bool) -> Converted:
+def _checked(tensors: Mapping[str, torch.Tensor], fold_masks: bool) -> MadeOnDemand:
     """The tensors as they are to be stored, made one by one. Raises what stands against storing any."""
-    converted = Converted(tensors, _rows_of)
+    checked = MadeOnDemand(tensors, _rows_of)
     if fold_masks:
         tensors = _folded(tensors)
-        converted = Converted(tensors, _rows_of)
+        checked = MadeOnDemand(tensors, _rows_of)
     _check_kinds(tensors)
     _check_contiguous(tensors)
     shared = [sorted(names) for names in sharing.find_shared_tensors(_strided(tensors)) if len(names) > 1]
@@ -306,7 +306,7 @@ def _checked(tensors: Mapping[str, torch.Tensor], fold_masks: bool) -> Converted
             f"these tensors share memory, which loading would not bring back: {groups}. save_model keeps one name of"
             " each group; .clone() makes a tensor with memory of its own",
         )
-    return converted
+    return checked
 
 
 def _strided(tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:

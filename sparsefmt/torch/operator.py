@@ -30,7 +30,7 @@ import torch
 from sparsefmt.adapters.torch import as_torch
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.threads import num_threads
-from sparsefmt.torch.registry import known
+from sparsefmt.torch.registry import Known, known
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """dtypes that x may have."""
@@ -45,8 +45,7 @@ def _linear(
     in_features: int,
 ) -> torch.Tensor:
     _check_input(x, in_features)
-    weights = known(arrays, table)
-    _check_features(weights.operand, out_features, in_features)
+    weights = _known(arrays, table, out_features, in_features)
     return _product(x, weights.operand, weights.wide, bias)
 
 
@@ -54,8 +53,7 @@ def _linear_backward(
     gradient: torch.Tensor, arrays: torch.Tensor, table: torch.Tensor, out_features: int, in_features: int
 ) -> torch.Tensor:
     """gradient @ W, for x."""
-    weights = known(arrays, table)
-    _check_features(weights.operand, out_features, in_features)
+    weights = _known(arrays, table, out_features, in_features)
     return _product(gradient, weights.transposed, weights.wide, None)
 
 
@@ -63,8 +61,7 @@ def _dense(
     arrays: torch.Tensor, table: torch.Tensor, dtype: torch.dtype, out_features: int, in_features: int
 ) -> torch.Tensor:
     """The weights (out_features, in_features), bit for bit. dtype: the one that they have."""
-    weights = known(arrays, table)
-    _check_features(weights.operand, out_features, in_features)
+    weights = _known(arrays, table, out_features, in_features)
     dense = as_torch(weights.tensor.todense(), weights.operand.dtype)
     if dense.dtype != dtype:
         raise RuntimeError(f"the weights have dtype {dense.dtype}, and the module {dtype}")
@@ -108,11 +105,15 @@ def _check_input(x: torch.Tensor, in_features: int) -> None:
         raise RuntimeError(f"x has dtype {x.dtype}; SparseLinear takes {names}")
 
 
-def _check_features(operand: Operand, out_features: int, in_features: int) -> None:
-    if (operand.rows, operand.cols) != (out_features, in_features):
+def _known(arrays: torch.Tensor, table: torch.Tensor, out_features: int, in_features: int) -> Known:
+    """The weights of a module with so many features. Raises RuntimeError if it has others, and as `known`."""
+    weights = known(arrays, table)
+    if (weights.operand.rows, weights.operand.cols) != (out_features, in_features):
         raise RuntimeError(
-            f"the weights have shape {(operand.rows, operand.cols)}, and the module {(out_features, in_features)}"
+            f"the weights have shape {(weights.operand.rows, weights.operand.cols)}, and the module"
+            f" {(out_features, in_features)}"
         )
+    return weights
 
 
 def _linear_fake(

@@ -157,7 +157,7 @@ def _read_table(table: torch.Tensor) -> tuple[Tiling, list[int]]:
 def _check_tiling(tiling: Tiling, number_count: int) -> None:
     """Refuse what no tensor of the format can have: it must not come to kernels that rely on it."""
     rows, cols, tile_rows = tiling.rows, tiling.cols, tiling.tile_rows
-    fits = rows >= 0 and cols >= 0 and max(rows, 1) * max(cols, 1) * tiling.dtype.bits <= MAX_TENSOR_BITS
+    fits = rows >= 0 and cols >= 0 and max(rows, 1) * max(cols, 1) * tiling.dtype.nbits <= MAX_TENSOR_BITS
     # without elements, there are no tiles
     fits &= 1 <= tile_rows <= rows if rows and cols else tile_rows == 0
     if fits and tiling.layout.sparse:

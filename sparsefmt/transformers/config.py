@@ -100,15 +100,15 @@ class SparsefmtConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json gets: what differs from the defaults, and a text for those who print it."""
-        chosen: dict[str, Any] = {"quant_method": METHOD, HINT: HOW_TO_LOAD}
+        settings: dict[str, Any] = {"quant_method": METHOD, HINT: HOW_TO_LOAD}
         if self.layout != "auto":
-            chosen["layout"] = self.layout
+            settings["layout"] = self.layout
         if self.min_sparsity != MIN_SPARSITY:
-            chosen["min_sparsity"] = self.min_sparsity
+            settings["min_sparsity"] = self.min_sparsity
         if self.include is not None:
-            chosen["include"] = list(self.include)
+            settings["include"] = list(self.include)
         if self.exclude is not None:
-            chosen["exclude"] = list(self.exclude)
+            settings["exclude"] = list(self.exclude)
         if self.min_size is not None:
-            chosen["min_size"] = self.min_size
-        return chosen
+            settings["min_size"] = self.min_size
+        return settings

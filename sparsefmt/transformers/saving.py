@@ -22,7 +22,7 @@ from sparsefmt.checkpoints.huggingface import SENTENCE_TRANSFORMERS
 from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.container.atomic import replacing
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.tensor_writer import Converted, NegativeZeros, TensorWriter, write_all
+from sparsefmt.tensor_writer import MadeOnDemand, NegativeZeros, TensorWriter, write_all
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.models import tensors_of
 from sparsefmt.transformers import placing
@@ -143,7 +143,7 @@ def _write_weights(
     )
     sign_bytes = written = 0
     for name, tensors in logging.tqdm(shards.filename_to_tensors.items(), desc="Writing model shards"):
-        stored = Converted({tensor: state[tensor] for tensor in tensors}, _stored)
+        stored = MadeOnDemand({tensor: state[tensor] for tensor in tensors}, _stored)
         with staged.writing(staged.path / name) as path, replacing(path) as sink:
             writer = TensorWriter(sink, {"format": "pt"}, negative_zeros=negative_zeros)
             content = write_all(writer, stored)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tracemalloc
-
 import ml_dtypes
 import numpy as np
 import pytest
 import scipy.sparse
 import sparse
-from helpers import PRUNABLE, pruned, same_bits, weights
+from helpers import PRUNABLE, peak_of, pruned, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -199,12 +197,7 @@ class TestScipy:
         size = 10_000
         matrix = scipy.sparse.eye_array(size, dtype=np.float32, format="csr").asformat(form)
         SparseTensor.from_scipy(scipy.sparse.eye_array(64), threads=1)
-        tracemalloc.start()
-        try:
-            tensor = SparseTensor.from_scipy(matrix, threads=1)
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+        tensor, peak = peak_of(lambda: SparseTensor.from_scipy(matrix, threads=1))
         assert tensor.nnz == size
         assert peak < 40e6
 
@@ -284,12 +277,7 @@ class TestPydata:
     def test_memory_is_that_of_the_elements_stored(self):
         value = sparse.eye(10_000, dtype=np.float32)
         SparseTensor.from_dense(sparse.eye(64), threads=1)
-        tracemalloc.start()
-        try:
-            tensor = SparseTensor.from_dense(value, threads=1)
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+        tensor, peak = peak_of(lambda: SparseTensor.from_dense(value, threads=1))
         assert tensor.nnz == 10_000
         assert peak < 40e6
 

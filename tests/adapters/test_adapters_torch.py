@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tracemalloc
 import warnings
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune as prune
-from helpers import PRUNABLE, pruned, random_bits, same_bits, weights
+from helpers import PRUNABLE, peak_of, pruned, random_bits, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
@@ -243,12 +242,7 @@ class TestSparse:
         ).coalesce()
         tensor = tensor.to_sparse(layout=getattr(torch, f"sparse_{layout}"))
         sparsefmt.save({"w": torch.eye(64).to_sparse_csr()}, codec="raw", threads=1)
-        tracemalloc.start()
-        try:
-            weight = SparseTensor.from_dense(tensor, threads=1)
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+        weight, peak = peak_of(lambda: SparseTensor.from_dense(tensor, threads=1))
         assert weight.nnz == stored
         assert peak < 40e6
 

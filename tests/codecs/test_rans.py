@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import naive
 import numpy as np
 import pytest
-from helpers import check_file_round_trip, each_of, pruned, random_bits
+from helpers import check_file_round_trip, each_of, peak_of, pruned, random_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -274,12 +273,7 @@ class TestElements:
         positions, info, out = Positions(2, cols, mask), ArrayInfo(1, 2, cols), np.empty_like(elements)
         stored = np.frombuffer(RANS.coder(model, info).encode(elements, positions), np.uint8)
         RANS.coder(model, info).decode(stored, positions, out)  # compiled
-        tracemalloc.start()
-        try:
-            RANS.coder(model, info).decode(stored, positions, out)
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
+        _, peak = peak_of(lambda: RANS.coder(model, info).decode(stored, positions, out))
         assert np.array_equal(out, elements)
         assert peak < 8 * elements.nbytes
 

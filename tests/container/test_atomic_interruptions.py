@@ -10,7 +10,6 @@ import re
 import resource
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import names_in, same_bits
+from helpers import in_threads, names_in, same_bits
 from saving_helpers import DEAD, LARGE, SMALL, Lazy, holds, raising
 
 import sparsefmt
@@ -186,23 +185,14 @@ class TestSeveralWriters:
     def test_threads_that_save_to_one_name_at_once(self, tmp_path):
         path = tmp_path / "w.sparsefmt"
         arrays = [np.full((50, 50), number + 1, np.float32) for number in range(4)]
-        failures = []
 
         def write(array):
-            try:
-                for _ in range(10):
-                    sparsefmt.save_file({"w": array}, path)
-                    loaded = sparsefmt.load_file(path)["w"]
-                    assert any(same_bits(loaded, other) for other in arrays)
-            except BaseException as error:
-                failures.append(error)
+            for _ in range(10):
+                sparsefmt.save_file({"w": array}, path)
+                loaded = sparsefmt.load_file(path)["w"]
+                assert any(same_bits(loaded, other) for other in arrays)
 
-        writers = [threading.Thread(target=write, args=(array,)) for array in arrays]
-        for writer in writers:
-            writer.start()
-        for writer in writers:
-            writer.join()
-        assert not failures
+        in_threads(write, arrays)
         assert names_in(tmp_path) == ["w.sparsefmt"]
 
     def test_processes_that_save_to_one_name_at_once(self, tmp_path):

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from helpers import PRUNABLE, SPARSE, same_bits, skewed
+from helpers import PRUNABLE, SPARSE, peak_of, same_bits, skewed
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -179,25 +180,21 @@ ONE = 64 * 256 * 4
 
 
 def loads_of_torch(path: Path, budget: int) -> list[Callable[[], dict[str, torch.Tensor]]]:
-    def get_tensors() -> dict[str, torch.Tensor]:
-        with sparsefmt.safe_open(path, "pt", max_decoded_bytes=budget) as file:
-            return file.get_tensors()
-
-    return [
-        lambda: sparsefmt.torch.load_file(path, max_decoded_bytes=budget),
-        lambda: sparsefmt.torch.load(path.read_bytes(), max_decoded_bytes=budget),
-        get_tensors,
-    ]
+    return loads_of(sparsefmt.torch, "pt", path, budget)
 
 
 def loads_of_numpy(path: Path, budget: int) -> list[Callable[[], dict[str, np.ndarray]]]:
-    def get_tensors() -> dict[str, np.ndarray]:
-        with sparsefmt.safe_open(path, "np", max_decoded_bytes=budget) as file:
+    return loads_of(sparsefmt.numpy, "np", path, budget)
+
+
+def loads_of(twin: ModuleType, framework: str, path: Path, budget: int) -> list[Callable[[], dict[str, Any]]]:
+    def get_tensors() -> dict[str, Any]:
+        with sparsefmt.safe_open(path, framework, max_decoded_bytes=budget) as file:
             return file.get_tensors()
 
     return [
-        lambda: sparsefmt.numpy.load_file(path, max_decoded_bytes=budget),
-        lambda: sparsefmt.numpy.load(path.read_bytes(), max_decoded_bytes=budget),
+        lambda: twin.load_file(path, max_decoded_bytes=budget),
+        lambda: twin.load(path.read_bytes(), max_decoded_bytes=budget),
         get_tensors,
     ]
 
@@ -225,19 +222,9 @@ class TestTiedNames:
         path = tmp_path / "large.sparsefmt"
         sparsefmt.save_file(dict.fromkeys(ALIASES, np.zeros((1024, 4096), np.float32)), path)
         for load in loads_of_numpy(path, 2 << 24):
-            tracemalloc.start()
-            try:
-                refused(load)
-                assert tracemalloc.get_traced_memory()[1] < 1 << 20
-            finally:
-                tracemalloc.stop()
+            assert peak_of(lambda load=load: refused(load))[1] < 1 << 20
         for load in loads_of_torch(path, 2 << 24):
-            tracemalloc.start()
-            try:
-                load()
-                assert tracemalloc.get_traced_memory()[1] < 3 << 24
-            finally:
-                tracemalloc.stop()
+            assert peak_of(load)[1] < 3 << 24
 
     @pytest.mark.parametrize("layout", ["auto", "dense", *SPARSE])
     def test_the_verbs_share(self, tied, layout):
@@ -314,13 +301,11 @@ class TestPairs:
         assert path.stat().st_size < 1 << 15
         for key in (slice(None), ..., (slice(None), 5)):
             with sparsefmt.safe_open(path, "pt", max_decoded_bytes=1 << 20) as file:
-                tracemalloc.start()
-                try:
-                    refused(lambda file=file, key=key: file.get_slice("w")[key])
-                    refused(lambda file=file: file.get_tensor("w"))
-                    assert tracemalloc.get_traced_memory()[1] < 1 << 20
-                finally:
-                    tracemalloc.stop()
+                for call in (
+                    lambda file=file, key=key: file.get_slice("w")[key],
+                    lambda file=file: file.get_tensor("w"),
+                ):
+                    assert peak_of(lambda call=call: refused(call))[1] < 1 << 20
 
 
 def test_numbers_of_rows_take_no_memory(tmp_path):
@@ -331,19 +316,13 @@ def test_numbers_of_rows_take_no_memory(tmp_path):
         part = file.get_slice("w")
         part[0]  # what has to be compiled for that is compiled now
         for key in (3, -1, slice(7, 9), slice(None, None, 1 << 20), [5, -5], slice(9, 3, -2)):
-            tracemalloc.start()
-            try:
-                assert not part[key].any()
-                assert tracemalloc.get_traced_memory()[1] < 3 << 20, key  # a tile is a MiB
-            finally:
-                tracemalloc.stop()
+            found, peak = peak_of(lambda key=key: part[key])
+            assert not found.any()
+            assert peak < 3 << 20, key  # a tile is a MiB
         for key in (slice(None), slice(None, None, -1), ...):
-            tracemalloc.start()
-            try:
-                assert part[key].shape == (1 << 22, 1)
-                assert tracemalloc.get_traced_memory()[1] < 8 << 20, key
-            finally:
-                tracemalloc.stop()
+            found, peak = peak_of(lambda key=key: part[key])
+            assert found.shape == (1 << 22, 1)
+            assert peak < 8 << 20, key
         with pytest.raises(IndexError, match=f"index {1 << 22} is out of bounds for axis 0 with size {1 << 22}"):
             part[1 << 22]
 

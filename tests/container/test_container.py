@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import struct
-import tracemalloc
 
 import msgpack
 import numpy as np
 import pytest
 import xxhash
-from helpers import dense
+from helpers import dense, peak_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparsefmt_files import small_file
@@ -332,10 +331,8 @@ def test_a_claimed_terabyte_is_refused_before_it_is_allocated():
         content["tensors"]["w"].update(shape=[1, elements], tile_rows=1)
         chunk_field(0, 2, elements * 4)(content)
 
-    tracemalloc.start()
-    assert code_of(rebuilt(change, data)) == "chunk-size"
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    code, peak = peak_of(lambda: code_of(rebuilt(change, data)))
+    assert code == "chunk-size"
     assert peak < 1 << 20
 
 

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 import torch
-from helpers import weights
+from helpers import in_threads, weights
 from test_opening import FUNCTIONS, READING, TENSORS, check_tensors
 
 import sparsefmt
@@ -146,18 +145,11 @@ def test_many_threads_share_a_position():
     rng = np.random.default_rng(0)
     tensors = {str(number): weights(rng, (300, 200), np.float32, 0.5) for number in range(8)}
     opened = sparsefmt.open_file(Plain(sparsefmt.save(tensors)))
-    wrong = []
 
     def read(name: str) -> None:
-        if not np.array_equal(opened.get_tensor(name), tensors[name]):
-            wrong.append(name)
+        assert np.array_equal(opened.get_tensor(name), tensors[name]), name
 
-    threads = [threading.Thread(target=read, args=(name,)) for name in tensors]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    in_threads(read, tensors)
 
 
 def test_a_file_object_that_ends_early():

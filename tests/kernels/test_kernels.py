@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import threading
 from functools import cache, cached_property
 from itertools import pairwise
 
@@ -11,7 +10,7 @@ import ml_dtypes
 import naive
 import numpy as np
 import pytest
-from helpers import PRUNABLE, WIDTHS, random_bits, run_python, weights
+from helpers import PRUNABLE, WIDTHS, in_threads, random_bits, run_python, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -492,20 +491,13 @@ def test_many_threads_at_once(monkeypatch):
     x = np.random.default_rng(9).standard_normal((4, 500)).astype(np.float32)
     tensors = [SparseTensor.from_dense(array, layout) for layout in LAYOUTS]
     expected = [linear(x, w, threads=1) for w in tensors]
-    failures = []
 
-    def work():
+    def work(_: int) -> None:
         for _ in range(10):
             for w, right in zip(tensors, expected, strict=True):
-                if not np.array_equal(linear(x, w, threads=3), right):
-                    failures.append(w.layout)
+                assert np.array_equal(linear(x, w, threads=3), right), w.layout
 
-    workers = [threading.Thread(target=work) for _ in range(8)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not failures
+    in_threads(work, range(8))
 
 
 def _product_in_child(connection, w, x):

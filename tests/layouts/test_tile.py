@@ -104,11 +104,11 @@ def test_checks_of_signs_alone(layout):
 @pytest.mark.parametrize("target", LAYOUTS)
 def test_conversions(layout, target):
     tile = tile_of(layout)
-    converted = tile.converted(LAYOUTS[target])
-    assert (converted is tile) == (layout == target)
-    check_same_tiles(converted, tile_of(target))
+    laid_out = tile.to_layout(LAYOUTS[target])
+    assert (laid_out is tile) == (layout == target)
+    check_same_tiles(laid_out, tile_of(target))
     if layout != target and "dense" not in (layout, target):
-        assert np.may_share_memory(converted[NEGATIVE_ZEROS], tile[NEGATIVE_ZEROS])
+        assert np.may_share_memory(laid_out[NEGATIVE_ZEROS], tile[NEGATIVE_ZEROS])
 
 
 @pytest.mark.parametrize("layout", SPARSE)
@@ -120,8 +120,8 @@ def test_conversions_take_memory_from_the_caller(layout):
         return taken[-1]
 
     (other,) = set(SPARSE) - {layout}
-    converted = tile_of(layout).converted(LAYOUTS[other], zeros)
-    for data in converted.arrays.values():
+    laid_out = tile_of(layout).to_layout(LAYOUTS[other], zeros)
+    for data in laid_out.arrays.values():
         assert any(np.may_share_memory(data, part) for part in taken if part.size)
 
 

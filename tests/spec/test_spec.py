@@ -50,7 +50,7 @@ def test_dtypes():
         (row["dtype"], int(row["bits"]), row["sparse layouts"] == "yes", int(row["negative zero"] or "0", 0))
         for row in table(section("3. Element types"))
     ]
-    assert specified == [(d.name, d.bits, d.prunable, d.negative_zero) for d in DTYPES.values()]
+    assert specified == [(d.name, d.nbits, d.prunable, d.negative_zero) for d in DTYPES.values()]
 
 
 def test_preamble_and_trailer():
@@ -108,7 +108,7 @@ def test_formulas_of_array_sizes(dtype, cols):
             "r": rows,
             "c": cols,
             "n": tile.nnz,
-            "w": dtype.bits // 8,
+            "w": dtype.nbits // 8,
             "L": -(-rows // 16),
             "S": tile["values"].size // 16,
             "ceil": np.ceil,

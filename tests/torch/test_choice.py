@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch.nn.utils import prune
@@ -82,20 +84,13 @@ class TestTransformers:
     def folder(self, tmp_path, monkeypatch):
         transformers = pytest.importorskip("transformers")
         pytest.importorskip("sparsefmt.transformers")
-        config = transformers.LlamaConfig(
-            vocab_size=96,
-            hidden_size=128,
-            intermediate_size=1024,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            pad_token_id=0,
-        )
-        model = transformers.LlamaForCausalLM(config)
-        for module in model.modules():
-            if isinstance(module, torch.nn.Linear):
-                prune.l1_unstructured(module, "weight", amount=0.9)
-                prune.remove(module, "weight")
+        import transformers_models
+
+        config = copy.deepcopy(transformers_models.CONFIGS["llama"])
+        config.update({"hidden_size": 128, "intermediate_size": 1024, "head_dim": 32})
+        model = transformers_models.prune(transformers.LlamaForCausalLM(config))
         model.save_pretrained(tmp_path / "dense")
+        transformers_models.convert(tmp_path / "dense", tmp_path / "sparse")
         return tmp_path
 
     def load(self, path, **chosen):
@@ -107,11 +102,6 @@ class TestTransformers:
         return transformers.AutoModelForCausalLM.from_pretrained(path, quantization_config=config)
 
     def test_small_layers_stay_dense(self, folder):
-        from sparsefmt.checkpoints.checkpoint import Checkpoint
-        from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint
-
-        with Checkpoint(folder / "dense", ["safetensors"]) as source:
-            convert_checkpoint(source, folder / "sparse", Settings())
         for path in (folder / "dense", folder / "sparse"):
             model = self.load(path)
             assert isinstance(model.model.layers[0].mlp.up_proj, SparseLinear)

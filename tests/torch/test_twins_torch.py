@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
-import tracemalloc
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import torch.nn.utils.prune
-from helpers import CODECS, arrays, check_signature, random_bits, same_bits, weights
+from helpers import CODECS, arrays, check_signature, peak_of, random_bits, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_helpers import raw, same, same_state
@@ -339,12 +338,7 @@ def test_loading_holds_the_tensor_and_a_few_tiles(tmp_path, codec):
     twin.save_file({"w": weight}, tmp_path / "w", codec=codec)
     with sparsefmt.open_file(tmp_path / "w") as file:
         tile = weight.numel() * 4 // file.reader.index.tensors["w"].tiles
-    tracemalloc.start()
-    try:
-        loaded = twin.load_file(tmp_path / "w")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    loaded, peak = peak_of(lambda: twin.load_file(tmp_path / "w"))
     assert same(loaded["w"], weight)
     assert peak < weight.numel() * 4 + 2 * (sparsefmt.threads.num_threads() + 1) * tile
 

@@ -218,7 +218,7 @@ def ask_library(data: bytes) -> str:
 
 def random_tensor(rng: np.random.Generator, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
     """Half of the time all bit patterns, half of the time few; some share of zeros, some of them negative."""
-    bits = rng.integers(0, 1 << min(dtype.bits, 63), shape, dtype=np.uint64)
+    bits = rng.integers(0, 1 << min(dtype.nbits, 63), shape, dtype=np.uint64)
     if rng.random() < 0.5:
         bits = rng.choice(bits.reshape(-1)[:4], shape) if bits.size else bits
     if dtype.name == "BOOL":

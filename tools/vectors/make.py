@@ -46,7 +46,7 @@ def tensor(dtype: DType, shape: tuple[int, ...], seed: int, zeros_of_16: int) ->
     """Any bit patterns, of which `zeros_of_16` in 16 are zero, one in three of those negative."""
     count = int(np.prod(shape, dtype=np.int64))
     patterns, choice = splitmix64(seed, count), splitmix64(seed + 1000, count)
-    bits = patterns % np.uint64(2) if dtype.name == "BOOL" else patterns & np.uint64((1 << dtype.bits) - 1)
+    bits = patterns % np.uint64(2) if dtype.name == "BOOL" else patterns & np.uint64((1 << dtype.nbits) - 1)
     zero = choice % np.uint64(16) < zeros_of_16
     bits[zero] = 0
     bits[zero & (choice // np.uint64(16) % np.uint64(3) == 0)] = dtype.negative_zero

@@ -12,7 +12,7 @@ import numpy as np
 from sparsefmt.codecs.rans.classes import MAX_CLASSES
 
 _ROUNDS = 4
-"""How often rows choose anew, given what the others have."""
+"""How often rows get other classes, given those that the others have."""
 
 _COSTS = 1 << 19
 """Costs of rows (or columns) that are computed at a time: 4 MiB. More of them are computed anew for every round."""
@@ -35,7 +35,7 @@ def assign_classes(costs: Callable[[slice], np.ndarray], count: int, classes: in
     """
     from sparsefmt.codecs.rans.jitted import classes as jitted
 
-    chosen, names = np.empty(count, np.uint8), np.zeros(classes)
+    assigned, names = np.empty(count, np.uint8), np.zeros(classes)
     height = max(_COSTS // classes, 1)
     parts = [slice(begin, min(begin + height, count)) for begin in range(0, count, height)]
     only = costs(parts[0]) if len(parts) == 1 else None
@@ -43,10 +43,10 @@ def assign_classes(costs: Callable[[slice], np.ndarray], count: int, classes: in
         # a class that nobody has may come back, but is dear
         often = np.full(classes, 0.1)
         for part in parts:
-            jitted.assign(costs(part) if only is None else only, names, chosen[part], often)
+            jitted.assign(costs(part) if only is None else only, names, assigned[part], often)
         names = np.log2(often.sum() / often)
-    chosen -= chosen.min(initial=255)
-    return chosen
+    assigned -= assigned.min(initial=255)
+    return assigned
 
 
 def merge_tables(

@@ -28,8 +28,8 @@ BYTE_BINS = 1 << 8
 MAX_WIDTH = 63
 """Bits of the place in a bin."""
 
-BITS_PER_BIN = 10.0
-"""What a bin costs in the model, about: two bits of the tree, its frequency."""
+COST_OF_BIN = 10.0
+"""Bits that a bin costs in the model, about: two bits of the tree, its frequency."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ class Keys:
     """How the bits of an element make a key.
 
     Attributes:
-        bits: of an element.
+        nbits: of an element.
         shift: low bits, the sign apart, that are zero in every element.
         folded: whether the sign is the lowest bit of the key.
     """
 
-    bits: int
+    nbits: int
     shift: int
     folded: bool
 
     @property
     def key_bits(self) -> int:
-        return self.bits - self.shift
+        return self.nbits - self.shift
 
     @property
     def prefix_bits(self) -> int:
@@ -57,7 +57,7 @@ class Keys:
 
     @property
     def sign(self) -> int:
-        return self.bits - 1 if self.folded else -1
+        return self.nbits - 1 if self.folded else -1
 
     def prefixes(self, elements: np.ndarray) -> np.ndarray:
         """The highest bits of the keys, PREFIX_BITS at most."""
@@ -76,21 +76,21 @@ class Keys:
         dtype = elements.dtype.type
         if not self.folded:
             return elements >> dtype(self.shift)
-        sign = elements >> dtype(self.bits - 1)
-        return ((elements & dtype((1 << (self.bits - 1)) - 1)) >> dtype(self.shift)) << dtype(1) | sign
+        sign = elements >> dtype(self.nbits - 1)
+        return ((elements & dtype((1 << (self.nbits - 1)) - 1)) >> dtype(self.shift)) << dtype(1) | sign
 
 
 class Bins(NamedTuple):
     """Disjoint dyadic intervals of keys, ascending.
 
     Attributes:
-        bits: that the elements they were made for and the model take, about.
+        cost: bits that the elements they were made for and the model take, about.
         lows: uint64, first key of each.
         widths: int64, log2 of the number of its keys.
         counts: int64, elements in it.
     """
 
-    bits: float
+    cost: float
     lows: np.ndarray
     widths: np.ndarray
     counts: np.ndarray
@@ -106,38 +106,38 @@ def best_bins(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits:
     """
 
     def at_most(bins: int) -> Bins:
-        bits_per_bin = BITS_PER_BIN
+        cost_of_bin = COST_OF_BIN
         while True:
-            found = _best_leaves(prefixes, counts, left_out, key_bits, bits_per_bin)
+            found = _best_leaves(prefixes, counts, left_out, key_bits, cost_of_bin)
             if len(found.lows) <= bins:
                 return found
-            bits_per_bin *= 2
+            cost_of_bin *= 2
 
     best = at_most(MAX_BINS)
     if len(best.lows) > BYTE_BINS:
         fewer = at_most(BYTE_BINS)
-        if fewer.bits <= 1.001 * best.bits:
+        if fewer.cost <= 1.001 * best.cost:
             return fewer
     return best
 
 
-def _best_leaves(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits: int, bits_per_bin: float) -> Bins:
+def _best_leaves(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits: int, cost_of_bin: float) -> Bins:
     from sparsefmt.codecs.rans.jitted import bins as jitted
 
     lows = np.empty(prefixes.size, np.uint64)
     widths, sizes = np.empty(prefixes.size, np.int64), np.empty(prefixes.size, np.int64)
-    bits, count = jitted.best_leaves(
+    cost, count = jitted.best_leaves(
         prefixes.astype(np.uint64),
         counts.astype(np.int64),
         left_out,
         key_bits,
-        bits_per_bin,
+        cost_of_bin,
         MAX_WIDTH,
         lows,
         widths,
         sizes,
     )
-    return Bins(bits, *(part[:count].copy() for part in (lows, widths, sizes)))
+    return Bins(cost, *(part[:count].copy() for part in (lows, widths, sizes)))
 
 
 def write_tree(writer: BitWriter, lows: np.ndarray, widths: np.ndarray, key_bits: int) -> None:

@@ -85,7 +85,7 @@ class ElementCoder(Coder):
             row_lengths = (CLASS_PRECISION - np.log2(classes.row_frequencies)).astype(np.float32)
         row_classes = np.zeros(where.counts.size, np.uint8)
         lengths = np.ascontiguousarray(lengths[classes.table_of])
-        fits = jitted.choose(
+        fits = jitted.shortest_classes(
             where.elements, where.counts, where.columns, self._column_classes, lengths, row_lengths, row_classes
         )
         if not fits:

@@ -28,7 +28,7 @@ def fit(info: ArrayInfo, each: Each) -> bytes:
 
     Beside the tiles, it takes up to 16 bytes for each row, and for each column if they get classes.
     """
-    bits = 8 * info.width
+    nbits = 8 * info.width
 
     def lag_of(chunk: Chunk) -> int | None:
         # what a mask keeps is not next to each other
@@ -40,10 +40,10 @@ def fit(info: ArrayInfo, each: Each) -> bytes:
     def each_coded(work: Callable[[np.ndarray], Result]) -> Iterator[Result]:
         return each(lambda chunk: work(differences(elements_of(chunk.raw, info.width), lag)))
 
-    found = list(_binned(each_coded, bits))
+    found = list(_binned(each_coded, nbits))
     if not found:
         return b""
-    bins, keys = min(found, key=lambda candidate: candidate[0].bits)
+    bins, keys = min(found, key=lambda candidate: candidate[0].cost)
     precision = 11 if len(bins.lows) <= 64 else 12 if len(bins.lows) <= 256 else 14
     one = Classes(1, np.zeros(1, np.uint8), np.array([1 << CLASS_PRECISION]), None)
     table = normalised(bins.counts, precision)
@@ -60,7 +60,7 @@ def _best_lag(elements: np.ndarray) -> int | None:
     sample, costs = elements[:_SAMPLE], {}
     for lag in LAGS:
         keys, counts = np.unique(differences(sample, lag), return_counts=True)
-        costs[lag] = best_bins(keys, counts, 0, 8 * elements.itemsize).bits
+        costs[lag] = best_bins(keys, counts, 0, 8 * elements.itemsize).cost
     best = min(costs, key=lambda lag: costs[lag])
     return best if costs[best] < 0.9 * costs[0] else 0
 
@@ -69,17 +69,17 @@ EachCoded = Callable[[Callable[[np.ndarray], Result]], Iterator[Result]]
 """each_coded(work): like `Each`, with what is coded of each chunk: elements, or their differences."""
 
 
-def _binned(each_coded: EachCoded, bits: int) -> Iterator[tuple[Bins, Keys]]:
+def _binned(each_coded: EachCoded, nbits: int) -> Iterator[tuple[Bins, Keys]]:
     """The best bins for each way of making keys; nothing if there are no elements."""
-    if bits <= PREFIX_BITS:
-        yield from _binned_short(each_coded, bits)
+    if nbits <= PREFIX_BITS:
+        yield from _binned_short(each_coded, nbits)
         return
     every, count = 0, 0
     for tile_or, tile_count in each_coded(lambda elements: (int(np.bitwise_or.reduce(elements)), elements.size)):
         every, count = every | tile_or, count + tile_count
     if not count:
         return
-    ways = _ways(every, bits)
+    ways = _ways(every, nbits)
 
     def count_prefixes(elements: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         numbers = (map(keys.prefixes, parts_of(elements)) for keys in ways)
@@ -98,25 +98,25 @@ def _binned(each_coded: EachCoded, bits: int) -> Iterator[tuple[Bins, Keys]]:
             yield best_bins(used.astype(np.uint64), counts, left_out, keys.key_bits), keys
 
 
-def _binned_short(each_coded: EachCoded, bits: int) -> Iterator[tuple[Bins, Keys]]:
+def _binned_short(each_coded: EachCoded, nbits: int) -> Iterator[tuple[Bins, Keys]]:
     """`_binned` for elements that are no longer than prefixes: they are counted once for all keys."""
-    total = Total(1 << bits)
-    for tile in each_coded(lambda elements: counted(parts_of(elements), elements.size, 1 << bits)):
+    total = Total(1 << nbits)
+    for tile in each_coded(lambda elements: counted(parts_of(elements), elements.size, 1 << nbits)):
         total.add(*tile)
     used, counts = total.used()
-    elements = used.astype(f"u{bits // 8}")
-    for keys in _ways(int(np.bitwise_or.reduce(used)), bits) if used.size else ():
+    elements = used.astype(f"u{nbits // 8}")
+    for keys in _ways(int(np.bitwise_or.reduce(used)), nbits) if used.size else ():
         of_elements = keys.of(elements)
         order = np.argsort(of_elements)
         yield best_bins(of_elements[order].astype(np.uint64), counts[order], 0, keys.key_bits), keys
 
 
-def _ways(every: int, bits: int) -> list[Keys]:
+def _ways(every: int, nbits: int) -> list[Keys]:
     """How keys can be made of elements, `every` being all of them or'ed together."""
     ways = []
     for folded in (False, True):
-        low = every & ~(int(folded) << (bits - 1))
-        ways.append(Keys(bits, (low & -low).bit_length() - 1 if low else bits - 1, folded))
+        low = every & ~(int(folded) << (nbits - 1))
+        ways.append(Keys(nbits, (low & -low).bit_length() - 1 if low else nbits - 1, folded))
     return ways
 
 

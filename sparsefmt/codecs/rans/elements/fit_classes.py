@@ -49,8 +49,8 @@ def with_classes(plain: Model, bins: Bins, info: ArrayInfo, each: Each) -> Model
         counts = np.zeros_like(counts)
         for (of_tile,) in each(counting.of([candidate])):
             counts += of_tile
-    bits, table_of = candidate.merged(counts)
-    if bits >= entropy_bits(bins.counts) + _table_bits(1, len(plain.lows)) or not table_of[-1]:
+    cost, table_of = candidate.merged(counts)
+    if cost >= entropy_bits(bins.counts) + _table_bits(1, len(plain.lows)) or not table_of[-1]:
         return None
     precision = min(plain.precision + 1, 12)
     tables = [normalised(line, precision) for line in counts_by_table(counts, table_of)]
@@ -145,8 +145,8 @@ class _Candidate(NamedTuple):
 
     def merged(self, counts: np.ndarray) -> tuple[float, np.ndarray]:
         """(bits of elements counted as (sums, symbols), and of the model; the table of each sum)."""
-        bits, table_of = merge_tables(counts, _table_bits(2, counts.shape[1]), 0.0)
-        return bits + sum(entropy_bits(member_counts(part)) for part in (self.rows, self.columns)), table_of
+        cost, table_of = merge_tables(counts, _table_bits(2, counts.shape[1]), 0.0)
+        return cost + sum(entropy_bits(member_counts(part)) for part in (self.rows, self.columns)), table_of
 
 
 def _candidates(of_rows: _Scale, of_columns: _Scale, squares: float) -> list[_Candidate]:

@@ -67,15 +67,15 @@ def write_model(model: Model) -> bytes:
     return writer.tobytes() + stream
 
 
-def read_model(data: bytes, bits: int, cols: int) -> Model:
+def read_model(data: bytes, nbits: int, cols: int) -> Model:
     """The model for elements of so many bits, of a tensor with so many columns. Raises FormatError (rans-model)."""
     reader = BitReader(data)
     lag, folded, shift = reader.read(2), bool(reader.read(1)), reader.read(6)
     if lag >= len(LAGS):
         raise FormatError("rans-model", "a model has differences of a kind that is not known")
-    if shift > bits - 1:
-        raise FormatError("rans-model", f"a model leaves out {shift} of {bits} bits")
-    keys, precision = Keys(bits, shift, folded), read_precision(reader)
+    if shift > nbits - 1:
+        raise FormatError("rans-model", f"a model leaves out {shift} of {nbits} bits")
+    keys, precision = Keys(nbits, shift, folded), read_precision(reader)
     rows, columns = read_class_count(reader), read_class_count(reader)
     table_of = read_table_steps(reader, rows, columns)
     lows, widths = read_tree(reader, keys.key_bits)

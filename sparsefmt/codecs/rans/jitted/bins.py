@@ -10,11 +10,11 @@ ONE = np.uint64(1)
 
 
 @jit
-def best_leaves(prefixes, counts, left_out, key_bits, bits_per_bin, max_width, lows, widths, sizes):
-    """Fill `lows`, `widths` and `sizes` with those leaves, ascending: (bits of all, how many).
+def best_leaves(prefixes, counts, left_out, key_bits, cost_of_bin, max_width, lows, widths, sizes):
+    """Fill `lows`, `widths` and `sizes` with those leaves, ascending: (cost of all, how many).
 
     prefixes: uint64 (n,), the highest bits of keys, ascending, all of which occur. counts: int64, how often. left_out:
-    lower bits of a key that the prefixes have not. lows (uint64), widths, sizes (int64): (n,).
+    lower bits of a key that the prefixes have not. cost_of_bin: in bits. lows (uint64), widths, sizes (int64): (n,).
     """
     levels, here, total = key_bits - left_out + 1, prefixes.shape[0], np.float64(counts.sum())
     is_leaf, first = np.empty((levels, here), np.bool_), np.empty((levels + 1, here + 1), np.int64)
@@ -22,7 +22,7 @@ def best_leaves(prefixes, counts, left_out, key_bits, bits_per_bin, max_width, l
     for level in range(levels):
         width = left_out + level
         for node in range(here):
-            leaf = sums[node] * (width + np.log2(total / sums[node])) + bits_per_bin
+            leaf = sums[node] * (width + np.log2(total / sums[node])) + cost_of_bin
             is_leaf[level, node] = width <= max_width and (level == 0 or leaf <= best[node])
             if is_leaf[level, node]:
                 best[node] = leaf

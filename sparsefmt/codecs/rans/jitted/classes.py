@@ -11,8 +11,8 @@ BYTES_OF_POPCOUNT = np.bincount(POPCOUNTS)
 
 
 @jit
-def assign(costs, names, chosen, often):
-    """Fill `chosen` (rows,) with the class that makes each row shortest, and add to `often` (classes,) who has it.
+def assign(costs, names, assigned, often):
+    """Fill `assigned` (rows,) with the class that makes each row shortest, and add to `often` (classes,) who has it.
 
     costs: float64 (rows, classes), bits without naming the class. names: float64 (classes,), bits that this takes.
     """
@@ -22,19 +22,19 @@ def assign(costs, names, chosen, often):
         for class_ in range(1, classes):
             if costs[row, class_] + names[class_] < costs[row, best] + names[best]:
                 best = class_
-        chosen[row] = best
+        assigned[row] = best
         often[best] += 1
 
 
 @jit
 def entropy_bits(counts):
     """Bits that symbols take if coded as well as possible."""
-    total, bits = 0, 0.0
+    total, cost = 0, 0.0
     for count in counts:
         if count:
             total += count
-            bits -= count * np.log2(np.float64(count))
-    return bits + total * np.log2(np.float64(total)) if total else 0.0
+            cost -= count * np.log2(np.float64(count))
+    return cost + total * np.log2(np.float64(total)) if total else 0.0
 
 
 @jit
@@ -44,16 +44,16 @@ def table_bits(counts, of_table, of_symbol, of_popcounts):
     used = 0
     for count in counts:
         used += count > 0
-    bits = entropy_bits(counts) + of_table + of_symbol * used
+    cost = entropy_bits(counts) + of_table + of_symbol * used
     if not of_popcounts < np.inf:
-        return bits, False
+        return cost, False
     by_popcount = np.zeros(9, np.int64)
     for byte in range(256):
         by_popcount[POPCOUNTS[byte]] += counts[byte]
     popcount_bits = entropy_bits(by_popcount) + of_popcounts
     for popcount in range(9):
         popcount_bits += by_popcount[popcount] * np.log2(np.float64(BYTES_OF_POPCOUNT[popcount]))
-    return min(bits, popcount_bits), popcount_bits <= bits
+    return min(cost, popcount_bits), popcount_bits <= cost
 
 
 @jit
@@ -69,9 +69,9 @@ def merge(counts, of_table, of_symbol, of_popcounts, table_of):
         line = np.zeros(counts.shape[1], np.int64)
         for end in range(begin + 1, sums + 1):
             line += counts[end - 1]
-            bits = best[begin] + table_bits(line, of_table, of_symbol, of_popcounts)[0]
-            if bits < best[end]:
-                best[end], came_from[end] = bits, begin
+            cost = best[begin] + table_bits(line, of_table, of_symbol, of_popcounts)[0]
+            if cost < best[end]:
+                best[end], came_from[end] = cost, begin
     end = sums
     while end:
         table_of[came_from[end] : end] = 0

@@ -202,7 +202,7 @@ def histogram(symbols, counts, columns, row_classes, column_classes, found):
 
 
 @jit
-def choose(symbols, counts, columns, column_classes, lengths, row_lengths, row_classes):
+def shortest_classes(symbols, counts, columns, column_classes, lengths, row_lengths, row_classes):
     """Fill `row_classes` with those that make rows shortest; False if a row has none that can code it.
 
     counts: elements of each row. columns: of each element. lengths: float32 (sums of classes, symbols), bits of a

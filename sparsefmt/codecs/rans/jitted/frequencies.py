@@ -44,13 +44,13 @@ def normalise_popcounts(counts, multiplicity, precision, found):
 @jit
 def _cost(counts, multiplicity, total, frequencies):
     """Bits of all bytes, that of no set bits having what the others leave; infinite if that is not enough."""
-    left, bits = total, 0.0
+    left, cost = total, 0.0
     for popcount in range(1, 9):
         left -= frequencies[popcount] * multiplicity[popcount]
         if counts[popcount]:
             if frequencies[popcount] < 1:
                 return np.inf
-            bits -= counts[popcount] * np.log2(np.float64(frequencies[popcount]))
+            cost -= counts[popcount] * np.log2(np.float64(frequencies[popcount]))
     if left < (counts[0] > 0):
         return np.inf
-    return bits - counts[0] * np.log2(np.float64(left)) if counts[0] else bits
+    return cost - counts[0] * np.log2(np.float64(left)) if counts[0] else cost

@@ -184,7 +184,7 @@ def join(groups, rows, columns, mask):
 
 
 @jit
-def choose(plain, copied, group_classes, table_of, copy, lengths, row_lengths, symbols):
+def shortest_symbols(plain, copied, group_classes, table_of, copy, lengths, row_lengths, symbols):
     """Fill `symbols` with the row symbols that make rows shortest; False if a row has none that can code it.
 
     plain, copied: bytes of each row, and of what differs from the row above. lengths: float32 (tables, 256), bits of a

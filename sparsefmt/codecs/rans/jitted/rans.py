@@ -90,7 +90,7 @@ def decode_symbols(words, states, slots, entries, precision, symbols, contexts, 
     """
     if not _begins(states):
         return STATE
-    bits, alphabet, at = np.uint64(precision), np.uint64(symbols), ZERO
+    shift, alphabet, at = np.uint64(precision), np.uint64(symbols), ZERO
     done, count, word_count = 0, out.shape[0], np.uint64(words.shape[0] - PADDING)
     group, lanes = 0, states.shape[0]
     if lanes % LANES == 0:
@@ -98,21 +98,21 @@ def decode_symbols(words, states, slots, entries, precision, symbols, contexts, 
             x0, x1, x2, x3 = states[group], states[group + 1], states[group + 2], states[group + 3]
             x4, x5, x6, x7 = states[group + 4], states[group + 5], states[group + 6], states[group + 7]
             table = ZERO if contexts is None else np.uint64(contexts[done])
-            out[done], x0, at = _step(x0, words, at, slots, table << bits, entries, table * alphabet, bits)
+            out[done], x0, at = _step(x0, words, at, slots, table << shift, entries, table * alphabet, shift)
             table = ZERO if contexts is None else np.uint64(contexts[done + 1])
-            out[done + 1], x1, at = _step(x1, words, at, slots, table << bits, entries, table * alphabet, bits)
+            out[done + 1], x1, at = _step(x1, words, at, slots, table << shift, entries, table * alphabet, shift)
             table = ZERO if contexts is None else np.uint64(contexts[done + 2])
-            out[done + 2], x2, at = _step(x2, words, at, slots, table << bits, entries, table * alphabet, bits)
+            out[done + 2], x2, at = _step(x2, words, at, slots, table << shift, entries, table * alphabet, shift)
             table = ZERO if contexts is None else np.uint64(contexts[done + 3])
-            out[done + 3], x3, at = _step(x3, words, at, slots, table << bits, entries, table * alphabet, bits)
+            out[done + 3], x3, at = _step(x3, words, at, slots, table << shift, entries, table * alphabet, shift)
             table = ZERO if contexts is None else np.uint64(contexts[done + 4])
-            out[done + 4], x4, at = _step(x4, words, at, slots, table << bits, entries, table * alphabet, bits)
+            out[done + 4], x4, at = _step(x4, words, at, slots, table << shift, entries, table * alphabet, shift)
             table = ZERO if contexts is None else np.uint64(contexts[done + 5])
-            out[done + 5], x5, at = _step(x5, words, at, slots, table << bits, entries, table * alphabet, bits)
+            out[done + 5], x5, at = _step(x5, words, at, slots, table << shift, entries, table * alphabet, shift)
             table = ZERO if contexts is None else np.uint64(contexts[done + 6])
-            out[done + 6], x6, at = _step(x6, words, at, slots, table << bits, entries, table * alphabet, bits)
+            out[done + 6], x6, at = _step(x6, words, at, slots, table << shift, entries, table * alphabet, shift)
             table = ZERO if contexts is None else np.uint64(contexts[done + 7])
-            out[done + 7], x7, at = _step(x7, words, at, slots, table << bits, entries, table * alphabet, bits)
+            out[done + 7], x7, at = _step(x7, words, at, slots, table << shift, entries, table * alphabet, shift)
             states[group], states[group + 1], states[group + 2], states[group + 3] = x0, x1, x2, x3
             states[group + 4], states[group + 5], states[group + 6], states[group + 7] = x4, x5, x6, x7
             done += LANES
@@ -122,7 +122,7 @@ def decode_symbols(words, states, slots, entries, precision, symbols, contexts, 
             return EARLY_END
         table, lane = ZERO if contexts is None else np.uint64(contexts[index]), index % lanes
         out[index], states[lane], at = _step(
-            states[lane], words, at, slots, table << bits, entries, table * alphabet, bits
+            states[lane], words, at, slots, table << shift, entries, table * alphabet, shift
         )
     return _ends(states, at, word_count)
 
@@ -154,8 +154,8 @@ def encode_symbols(symbols, contexts, entries, precision, alphabet, states, word
     """
     states[:] = LOWEST
     # a power of two; unsigned, since numba would look for negative indices
-    bits, at, last_lane = np.uint64(precision), np.uint64(words.shape[0]), np.uint64(states.shape[0] - 1)
-    alphabet, most = np.uint64(alphabet), np.uint64(32) - bits
+    shift, at, last_lane = np.uint64(precision), np.uint64(words.shape[0]), np.uint64(states.shape[0] - 1)
+    alphabet, most = np.uint64(alphabet), np.uint64(32) - shift
     for step in range(symbols.shape[0]):
         index = np.uint64(symbols.shape[0] - 1 - step)
         table = ZERO if contexts is None else np.uint64(contexts[index])
@@ -168,5 +168,5 @@ def encode_symbols(symbols, contexts, entries, precision, alphabet, states, word
             state >>= WORD_BITS
         # states have 32 bits, and so are divided in half the time
         whole = np.uint64(np.uint32(state) // np.uint32(frequency))
-        states[lane] = (whole << bits) + (state - whole * frequency) + (entry & WORD_MASK)
+        states[lane] = (whole << shift) + (state - whole * frequency) + (entry & WORD_MASK)
     return words.shape[0] - np.int64(at)

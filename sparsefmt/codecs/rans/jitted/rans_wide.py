@@ -30,7 +30,7 @@ LOWEST = np.uint32(1 << 16)
 
 ZERO, ONE = np.uint64(0), np.uint64(1)
 
-I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+I1, I8, I16, I32, I64 = (ir.IntType(nbits) for nbits in (1, 8, 16, 32, 64))
 
 
 @jit
@@ -105,16 +105,16 @@ def _sixteen_steps(typingctx, states, words, slots, entries, contexts, precision
         slot = builder.and_(x, builder.sub(builder.shl(constant(1), shift), constant(1)))
         several = builder.icmp_unsigned("!=", contexts, ir.Constant(I64, 0))
         # without contexts, what lies at `out` is read and not used
-        chosen = builder.load(pointer(builder.select(several, contexts, out), ir.VectorType(I8, LANES)), align=1)
-        chosen = builder.select(several, builder.zext(chosen, vector), constant(0))
-        slot_of_all = builder.add(slot, builder.shl(chosen, shift))
+        context = builder.load(pointer(builder.select(several, contexts, out), ir.VectorType(I8, LANES)), align=1)
+        context = builder.select(several, builder.zext(context, vector), constant(0))
+        slot_of_all = builder.add(slot, builder.shl(context, shift))
         look_twice = builder.icmp_unsigned("!=", entries, ir.Constant(I64, 0))
         quotient = builder.lshr(x, shift)
         results = []
         with builder.if_else(look_twice) as (twice, once):
             with twice:
                 symbol = builder.and_(gather(slots, slot_of_all, 1), constant(0xFF))
-                entry = gather(entries, builder.add(symbol, builder.shl(chosen, constant(8))), 4)
+                entry = gather(entries, builder.add(symbol, builder.shl(context, constant(8))), 4)
                 frequency = builder.add(builder.lshr(entry, constant(16)), constant(1))
                 distance = builder.sub(slot, builder.and_(entry, constant(0xFFFF)))
                 left = builder.add(builder.mul(frequency, quotient), distance)

@@ -78,16 +78,16 @@ class Candidate:
             return counts
         return np.concatenate([counts, np.zeros(self._copy - counts.size, np.int64), [np.count_nonzero(self.copies)]])
 
-    def bits(self) -> float:
+    def cost(self) -> float:
         """Bits of all masks and of the model, about."""
-        bits, self._table_of = merge_tables(self.counts[: self._sums], *_TABLE_BITS)
+        cost, self._table_of = merge_tables(self.counts[: self._sums], *_TABLE_BITS)
         if self._copy >= 0:
-            bits += merge_tables(self.counts[-1:], *_TABLE_BITS)[0]
-        bits += entropy_bits(self._symbol_counts())
-        return bits + (0.0 if self.column_classes is None else entropy_bits(member_counts(self.column_classes)))
+            cost += merge_tables(self.counts[-1:], *_TABLE_BITS)[0]
+        cost += entropy_bits(self._symbol_counts())
+        return cost + (0.0 if self.column_classes is None else entropy_bits(member_counts(self.column_classes)))
 
     def model(self) -> Model:
-        """The model, once `bits` was called."""
+        """The model, once `cost` was called."""
         from sparsefmt.codecs.rans.jitted import classes as jitted
 
         tables = [*counts_by_table(self.counts[: self._sums], self._table_of)]

@@ -40,7 +40,9 @@ class MaskCoder(Coder):
         plain = self._order.groups(mask, None)
         copied = plain if self._copy < 0 else self._order.groups(mask, np.arange(rows) > 0)
         symbols = np.zeros(rows, np.uint8)
-        fits = jitted.choose(plain, copied, group_classes, self._table_of, self._copy, lengths, row_lengths, symbols)
+        fits = jitted.shortest_symbols(
+            plain, copied, group_classes, self._table_of, self._copy, lengths, row_lengths, symbols
+        )
         if not fits:
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
         coded = plain if self._copy < 0 else np.where((symbols == self._copy)[:, None], copied, plain)

@@ -31,7 +31,7 @@ def fit(info: ArrayInfo, each: Each) -> bytes:
     for histograms in each(count):
         for candidate, histogram in zip(candidates, histograms, strict=True):
             candidate.counts += histogram
-    return write_model(min(candidates, key=lambda candidate: candidate.bits()).model())
+    return write_model(min(candidates, key=lambda candidate: candidate.cost()).model())
 
 
 def _candidates(info: ArrayInfo, each: Each) -> list[Candidate]:

@@ -1,4 +1,4 @@
-"""Converts one sparse layout to another. The zeros are never put back. Called by `Tile.converted`."""
+"""From one sparse layout to another. The zeros are never put back. Called by `Tile.to_layout`."""
 
 from __future__ import annotations
 

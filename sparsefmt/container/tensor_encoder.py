@@ -1,4 +1,4 @@
-"""Which codec each array of a tensor gets while it is written. With "auto": what does best on the first tile."""
+"""Encodes the arrays of a tensor while it is written, each by one codec. With "auto", several are tried on a tile."""
 
 from __future__ import annotations
 
@@ -70,27 +70,27 @@ class _Coding:
         return b"" if self._coder is None else self._coder.encode(raw, positions)
 
 
-class CodecChooser:
+class TensorEncoder:
     """Encodes the arrays of one tensor; with "auto", by the codec that did best on the first tile."""
 
     def __init__(self, codec: str, tiling: Tiling, tiles: Tiles) -> None:
         self._codec, self._tiling, self._tiles = codec, tiling, tiles
-        self._chosen: dict[str, _Coding] = {}
+        self._codings: dict[str, _Coding] = {}
 
-    def chosen(self, array: str) -> str:
-        return self._chosen[array].codec.name
+    def codec_of(self, array: str) -> str:
+        return self._codings[array].codec.name
 
     def has_model(self, array: str) -> bool:
-        return self._chosen[array].codec.has_models and not self._chosen[array].left_out
+        return self._codings[array].codec.has_models and not self._codings[array].left_out
 
     def model(self, array: str) -> bytes:
-        return self._chosen[array].model
+        return self._codings[array].model
 
     def encode(self, array: str, tile: Tile, number: int) -> bytes | memoryview:
         """The smallest coding of an array: its raw bytes if coding does not make them smaller."""
-        raw, coding = tile[array].view(np.uint8), self._chosen.get(array)
+        raw, coding = tile[array].view(np.uint8), self._codings.get(array)
         if coding is None:
-            coding, encoded = self._choose(array, tile, number)
+            coding, encoded = self._try_codecs(array, tile, number)
         else:
             encoded = self._encode(coding, array, tile, number)
         size = memoryview(encoded).nbytes
@@ -98,7 +98,7 @@ class CodecChooser:
         fits = size < raw.nbytes and (raw.nbytes <= size * coding.codec.max_ratio or coding.left_out)
         return encoded if fits else memoryview(raw)
 
-    def _choose(self, array: str, tile: Tile, number: int) -> tuple[_Coding, bytes | memoryview]:
+    def _try_codecs(self, array: str, tile: Tile, number: int) -> tuple[_Coding, bytes | memoryview]:
         tiling, layout, tried = self._tiling, self._tiling.layout, []
         info = ArrayInfo(tile.array_dtype(array).itemsize, tiling.rows, tiling.cols, array == layout.mask)
 
@@ -111,7 +111,7 @@ class CodecChooser:
             share = len(coding.model) * tiling.height(number) / max(tiling.rows, 1)
             tried.append((memoryview(encoded).nbytes + share, coding, encoded))
         _, coding, encoded = min(tried, key=lambda candidate: candidate[0])
-        self._chosen[array] = coding
+        self._codings[array] = coding
         return coding, encoded
 
     def _encode(self, coding: _Coding, array: str, tile: Tile, number: int) -> bytes | memoryview:
