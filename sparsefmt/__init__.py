@@ -7,6 +7,7 @@ from sparsefmt.errors import ChecksumError, FormatError, LimitError, SparsefmtEr
 from sparsefmt.safe_open import safe_open
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.tensor_writer import TensorWriter
 from sparsefmt.threads import set_num_threads
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "SparseFile",
     "SparseTensor",
     "SparsefmtError",
+    "TensorWriter",
     "UnsupportedError",
     "linear",
     "load",
