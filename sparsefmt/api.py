@@ -14,9 +14,8 @@ from sparsefmt.adapters.mistakes import expect_tensors
 from sparsefmt.container.file_objects import destination
 from sparsefmt.container.sources import Backend, source_of, source_of_content
 from sparsefmt.errors import in_file
-from sparsefmt.kernels import products
 from sparsefmt.sparse_file import SparseFile
-from sparsefmt.tensor import SparseTensor
+from sparsefmt.tensor import SparseTensor, products
 from sparsefmt.tensor_writer import NegativeZeros, Progress, TensorWriter, write_all
 
 if TYPE_CHECKING:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,6 @@ from sparsefmt.container.budget import NO_BUDGET, Budget
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import UnsupportedError
-from sparsefmt.kernels import products
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.layouts.auto import Filling, layout_for
 from sparsefmt.layouts.contract import Arrays
@@ -35,6 +36,15 @@ _PRODUCTS = tuple(getattr(np, name) for name in ("matmul", "vecdot", "matvec", "
 
 _POSITIONS_AT_ONCE = 1 << 20
 """Dense elements to hold while one goes through the rows."""
+
+
+@cache
+def products() -> ModuleType:
+    """`kernels/linear.py`, imported on first use. An import statement takes a microsecond each time, which small
+    products notice."""
+    from sparsefmt.kernels import linear
+
+    return linear
 
 
 class SparseTensor(NDArrayOperatorsMixin):

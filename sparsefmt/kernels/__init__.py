@@ -8,20 +8,7 @@ of `simd.py`; `expand.py` puts the values of a mask's column into the lanes of i
 Every kernel adds a row in one chain of fused multiply-adds, in ascending order of columns. So the bits are the same in
 every layout.
 
-`products` imports them on first use, since numba takes a second to load. Kernels release the GIL, trust their
+Imported on first use (`tensor.products`), since numba takes a second to load. Kernels release the GIL, trust their
 arguments, and add in the order that SPEC.md, "Products", fixes, so that the bits of a result depend neither on threads
 nor on batch size nor on the machine. They see arrays of a checked tile only.
 """
-
-from __future__ import annotations
-
-from functools import cache
-from types import ModuleType
-
-
-@cache
-def products() -> ModuleType:
-    """`linear.py`. An import in a function takes a microsecond each time, which small products notice."""
-    from sparsefmt.kernels import linear
-
-    return linear
