@@ -214,6 +214,21 @@ def outcome(reader: Reader, path: Path) -> str:
     return "no error"
 
 
+def check_file(reader: Reader, path: Path, name: str, expected: dict[str, Any], result: Result) -> None:
+    """A file of the kit, of which the manifest has `expected` under its name."""
+    result.files += 1
+    try:
+        if "error" in expected:
+            result.refused += 1
+            result.expect(name, outcome(reader, path), expected["error"])
+        else:
+            check_good(reader, path, expected, result)
+    except Refused as refused:
+        result.differences.append(f"{name}: refused with {refused}")
+    except RuntimeError as error:
+        result.differences.append(f"{name}: {error}")
+
+
 def run(reader: Reader, folder: Path, without: tuple[str, ...] = ()) -> Result:
     """Compare a reader with the manifest of a folder. `without`: files with one of these in their path are left out."""
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
@@ -221,18 +236,7 @@ def run(reader: Reader, folder: Path, without: tuple[str, ...] = ()) -> Result:
     for name in track(sorted(manifest), "reading", console=Console(stderr=True), transient=True):
         if any(part in name for part in without):
             continue
-        result.files += 1
-        path, expected = folder / name, manifest[name]
-        try:
-            if "error" in expected:
-                result.refused += 1
-                result.expect(name, outcome(reader, path), expected["error"])
-            else:
-                check_good(reader, path, expected, result)
-        except Refused as refused:
-            result.differences.append(f"{name}: refused with {refused}")
-        except RuntimeError as error:
-            result.differences.append(f"{name}: {error}")
+        check_file(reader, folder / name, name, manifest[name], result)
     return result
 
 

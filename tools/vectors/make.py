@@ -111,16 +111,33 @@ TILES = {21: 1, 22: 8, 23: 9, 24: 16, 25: 17, 200: 17}
 
 def edges() -> dict[str, np.ndarray]:
     """Where readers go wrong that read everything else: roundings of products, several tiles, names."""
-    # two products whose exact sum is next to a half-way point, and one that is too small for a float32
-    rounded = np.zeros((3, 130), np.uint32)
+    # pairs of products whose exact sum is next to a half-way point, one or two units of a float64 away, of any sign and
+    # size; and a product that is too small for a float32
+    rounded = np.zeros((8, 130), np.uint32)
     rounded[0, [106, 122]] = 0x44B7261F, 0xB7203C0A
     rounded[1, [113, 129]] = 0x4249B76C, 0x368D5A42
     rounded[2, 1] = 0x80000001
+    rounded[3, [83, 129]] = 0x404D64AE, 0xB40D5A42
+    rounded[4, [44, 105]] = 0xBEFA9448, 0x32A29D57
+    rounded[5, [51, 72]] = 0x3E2F1960, 0x33A0FA96
+    rounded[6, [47, 72]] = 0xBE100909, 0xB620FA96
+    rounded[7, [5, 8]] = 0x3C969954, 0x30100E52
     named = {"product/half-way": rounded.view(np.float32)}
     for dtype in "F64", "I64", "U64":
         named[f"product/{dtype}"] = tensor(DTYPES[dtype], (5, 40), 2000, 8)
     doubles = named["product/F64"].view(np.uint64)  # with all 53 bits, from 1 on and below 2
     doubles[...] = np.where(doubles << np.uint64(1) == 0, doubles, doubles % np.uint64(1 << 52) + np.uint64(1023 << 52))
+    # sums that are infinite, or become so, and then go on
+    infinite, largest = np.inf, np.finfo(np.float64).max
+    w = np.array([[infinite, 1, 1], [1, infinite, infinite], [1, -infinite, 1], [np.nan, 1, 0], [largest] * 3])
+    w = np.concatenate([w, w], axis=1)
+    w[4] = np.copysign(w[4], activations(6))
+    named["product/F64 not finite"] = np.concatenate([w, -w])
+    for dtype in DTYPES.values():
+        if dtype.bits < 8 or dtype.name.startswith("F8"):
+            patterns = np.arange(1 << dtype.bits, dtype=np.uint8)[:, None]
+            named[f"patterns/{dtype.name}"] = patterns.view(dtype.numpy)
+    named["patterns/F4, 6 of them"] = np.arange(10, 16, dtype=np.uint8).view(DTYPES["F4"].numpy).reshape(3, 2)
     for number, (cols, height) in enumerate(TILES.items()):
         dtype = DTYPES["F16" if cols < 200 else "U8"]
         w = tensor(dtype, (2 * height + 1, cols), 2100 + number, 8)

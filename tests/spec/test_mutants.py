@@ -1,0 +1,34 @@
+"""Readers that are broken in every way that the source of the reader tells: the list of those that no vector catches is
+kept true, and a sample of the others is caught. `python -m tools.vectors.mutants` runs all."""
+
+from __future__ import annotations
+
+import pytest
+
+from tools.vectors import mutants
+
+EVERY = 70
+
+
+def test_the_list_names_mutants():
+    """Each is still there, and has a reason. Of a reader that was edited, the tool says which are not caught."""
+    names = {mutant.name for mutant in mutants.mutants()}
+    assert len(names) > 1500
+    accepted = mutants.accepted()
+    assert [name for name in accepted if name not in names] == []
+    assert all(accepted.values())
+    assert len(accepted) < 0.1 * len(names)
+
+
+@pytest.mark.slow
+def test_a_sample_is_caught():
+    accepted = mutants.accepted()
+    sample = [mutant for mutant in mutants.mutants() if mutant.name not in accepted][::EVERY]
+    assert [mutant.name for mutant, vector in mutants.Run(2).caught(sample) if mutant and vector is None] == []
+
+
+@pytest.mark.slow
+def test_a_mutant_that_no_vector_catches_is_told():
+    """Whatever its message is, an error is the same."""
+    (mutant,) = [mutant for mutant in mutants.mutants() if mutant.function == "faults.Fault.__init__"]
+    assert [vector for _, vector in mutants.Run(1).caught([mutant])] == [None]
