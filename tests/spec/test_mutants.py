@@ -7,7 +7,7 @@ import pytest
 
 from tools.vectors import mutants
 
-EVERY = 70
+EVERY = 150
 
 
 def test_the_list_names_mutants():
