@@ -134,8 +134,8 @@ def edges() -> dict[str, np.ndarray]:
     w[4] = np.copysign(w[4], activations(6))
     named["product/F64 not finite"] = np.concatenate([w, -w])
     for dtype in DTYPES.values():
-        if dtype.bits < 8 or dtype.name.startswith("F8"):
-            patterns = np.arange(1 << dtype.bits, dtype=np.uint8)[:, None]
+        if dtype.nbits < 8 or dtype.name.startswith("F8"):
+            patterns = np.arange(1 << dtype.nbits, dtype=np.uint8)[:, None]
             named[f"patterns/{dtype.name}"] = patterns.view(dtype.numpy)
     named["patterns/F4, 6 of them"] = np.arange(10, 16, dtype=np.uint8).view(DTYPES["F4"].numpy).reshape(3, 2)
     for number, (cols, height) in enumerate(TILES.items()):
