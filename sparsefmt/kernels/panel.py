@@ -102,24 +102,24 @@ def _make_fill(masked, vectorised, kind, tables, values, mask, next_values, stri
     return of_bitmask if masked.literal_value else of_dense
 
 
-def _multiply(kind, tokens, groups, weights, columns, x, x_stride, sums_at, carried):
+def _multiply(summed, tokens, groups, weights, columns, x, x_stride, sums_at, carried):
     """The microkernel: a panel times groups of `tokens` tokens. Sums begin with zero unless they are `carried`."""
     raise NotImplementedError("jitted code only")
 
 
 @overload(_multiply, prefer_literal=True)
-def _make_multiply(kind, tokens, groups, weights, columns, x, x_stride, sums_at, carried):
-    summed = summed_kind(kind.literal_value)
-    size, (at_once, rows) = WIDTH[summed], shape(kind.literal_value)
+def _make_multiply(summed, tokens, groups, weights, columns, x, x_stride, sums_at, carried):
+    kind = summed.literal_value
+    size, (at_once, rows) = WIDTH[kind], shape(kind)
     lanes, count, parts = VECTOR_BYTES // size, VECTORS * tokens.literal_value, rows // at_once
     part_bytes, pitch, vector_bytes = at_once * size, rows * size, VECTOR_BYTES
 
-    def multiply(kind, tokens, groups, weights, columns, x, x_stride, sums_at, carried):
+    def multiply(summed, tokens, groups, weights, columns, x, x_stride, sums_at, carried):
         for group in range(groups):
             for number in range(parts):
-                sums = zeros(summed, lanes, count)
+                sums = zeros(kind, lanes, count)
                 if carried:
-                    sums = load(sums_at, vector_bytes, summed, lanes, count)
+                    sums = load(sums_at, vector_bytes, kind, lanes, count)
                 x_at = x + group * x_stride
                 weights_at = weights + number * part_bytes
                 for _ in range(columns):
@@ -197,11 +197,11 @@ def many_tokens_kernel(masked: bool, kind: int, alone: bool = False) -> Callable
                         x_wide = x_begin + col * wide * size
                         x_narrow = x_begin + (wides * wide * padded_cols + col * narrow) * size
                         _multiply(
-                            kind, wide, wides, weights, columns,
+                            summed, wide, wides, weights, columns,
                             x_wide, wide * padded_cols * size, unit_sums, col > 0,
                         )  # fmt: skip
                         _multiply(
-                            kind, narrow, narrows, weights, columns,
+                            summed, narrow, narrows, weights, columns,
                             x_narrow, narrow * padded_cols * size, unit_sums + wides * wide * pitch, col > 0,
                         )  # fmt: skip
                 y_tile = y_begin + table[tile, FIRST_ROW] * size

@@ -50,5 +50,5 @@ class Positions(NamedTuple):
         # jitted code takes read-only arrays for a type of their own
         begins, elements = np.cumsum(counts) - counts, elements.view()
         begins.flags.writeable = elements.flags.writeable = False
-        jitted.to_rows(self.mask, elements, begins, 1, out, columns)
+        jitted.to_rows(self.mask, elements, begins, 1, out, columns.view(np.uint32))  # which is compiled anyway
         return out, columns
