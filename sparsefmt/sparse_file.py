@@ -18,7 +18,8 @@ from sparsefmt.container.sources import Source
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.errors import file_closed
 from sparsefmt.file_tensor import FileTensor
-from sparsefmt.layouts import LAYOUTS, auto
+from sparsefmt.layouts import auto
+from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
@@ -129,12 +130,12 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         entry = self._entry(name)
         auto.expect_name(layout)
         target, most = self._target(entry, layout)
-        if target == "dense":
+        if not target.sparse:
             return self._tensor(entry, name).whole()
         budget = self._budget.together()
         stored_signs = self._reader.signs(entry)
         leave = stored_signs is not None
-        if target != entry.layout.name:
+        if target.form != entry.layout.form:
             signs = 0 if leave else self._reader.sign_bytes(entry)
             attempt = Attempt(budget, entry.name, None if most is None else most + signs)
             try:
@@ -144,13 +145,13 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
             except TooMuchError:
                 # rows differ so much that padding takes more than is gained, or than is allowed: only now is that known
                 attempt.give_up()
-                target = entry.layout.name
+                target = entry.layout
         budget.ask(self._reader.decoded_bytes(entry, target), entry.name)
         tiles = self._reader.tiles(entry, target, self._threads, leave_signs=leave)
         return self._made(entry, target, tiles, stored_signs)
 
-    def _made(self, entry: TensorEntry, layout: str, tiles: list[Tile], signs: Signs | None) -> SparseTensor:
-        tiling = Tiling(entry.dtype, entry.shape, LAYOUTS[layout], entry.tile_rows)
+    def _made(self, entry: TensorEntry, layout: Layout, tiles: list[Tile], signs: Signs | None) -> SparseTensor:
+        tiling = Tiling(entry.dtype, entry.shape, layout, entry.tile_rows)
         return SparseTensor(tiling, tiles, self._reader.budget, signs)
 
     def get_tensor(self, name: str) -> np.ndarray:
@@ -190,10 +191,10 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
     def _least_bytes(self, entry: TensorEntry, layout: str) -> int:
         """Bytes that `load(name, layout)` takes at least."""
         if not entry.layout.sparse:
-            return self._reader.decoded_bytes(entry, "dense")
+            return self._reader.decoded_bytes(entry, entry.layout)
         target = self._target(entry, layout)[0]
         # with "auto", a tensor may stay as it is stored
-        layouts = {target, entry.layout.name} if layout == "auto" else {target}
+        layouts = [target, entry.layout] if layout == "auto" else [target]
         return min(self._reader.decoded_bytes(entry, target) for target in layouts)
 
     def count_together(self) -> None:
@@ -204,12 +205,14 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
     def _budget(self) -> Budget:
         return self._counting or self._reader.budget
 
-    def _target(self, entry: TensorEntry, layout: str) -> tuple[str, int | None]:
+    def _target(self, entry: TensorEntry, layout: str) -> tuple[Layout, int | None]:
         """The layout of a tensor that `load(name, layout)` gives, if it takes no more than so many bytes; None for any
         number."""
         if not entry.layout.sparse:
-            return "dense", None
-        return self._reader.best_layout(entry) if layout == "auto" else (layout, None)
+            return entry.layout, None
+        if layout == "auto":
+            return self._reader.best_layout(entry)
+        return self._reader.layout_named(entry, layout), None
 
     def _entry(self, name: str) -> TensorEntry:
         try:
@@ -220,7 +223,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
     def layout_to_compute(self, entry: TensorEntry) -> str:
         """The layout of a sparse tensor that `load(name, "auto")` gives. If the counts of its rows differ too much, it
         stays as it is stored instead. For the library itself."""
-        return self._reader.best_layout(entry)[0]
+        return self._reader.best_layout(entry)[0].name
 
 
 def all_tensors(file: SparseFile, adapter: Adapter, device: Any = "cpu") -> dict[str, Any]:

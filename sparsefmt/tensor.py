@@ -17,11 +17,10 @@ from sparsefmt.container.budget import NO_BUDGET, Budget
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import UnsupportedError
-from sparsefmt.layouts import LAYOUTS
-from sparsefmt.layouts.auto import Filling, layout_for
+from sparsefmt.layouts import FORMS, LAYOUTS, layout_of
+from sparsefmt.layouts.auto import Filling, layout_for, stored_by_form
 from sparsefmt.layouts.contract import Arrays
 from sparsefmt.layouts.memory import Arena, padded_copy
-from sparsefmt.layouts.permuted import padded_nnz
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.threads import in_order
@@ -130,7 +129,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         survey = matrix.survey(threads)
         filling = matrix.filling(survey)
         layout = layout_for(wanted, "computing", matrix.shape, filling)
-        if wanted not in ("auto", layout):
+        if wanted not in ("auto", layout.name):
             raise UnsupportedError(
                 "layout-invalid",
                 f"layout {wanted!r} cannot hold {matrix.dtype.name} tensors of shape {list(matrix.shape)}: use 'dense'",
@@ -312,16 +311,18 @@ class SparseTensor(NDArrayOperatorsMixin):
             return self
         if not self._tiling.layout.sparse or layout not in LAYOUTS:
             return SparseTensor._from_rows(rows_of(self.todense(threads)), layout, threads, self._budget)
-        signs = self._signs if LAYOUTS[layout].sparse else None
-        nbytes = self.filling().nbytes(layout)
+        filling = self.filling()
+        target = filling.permuted if layout == "permuted" else FORMS[layout]
+        signs = self._signs if target.sparse else None
+        nbytes = filling.nbytes(target)
         self._budget.ask(nbytes)
         arena = Arena(nbytes)
 
         def laid_out(number: int) -> Tile:
-            return (self._tiles[number] if signs else self.tile(number)).to_layout(LAYOUTS[layout])
+            return (self._tiles[number] if signs else self.tile(number)).to_layout(target)
 
         kept = [arena.keep(tile) for tile in in_order(laid_out, range(len(self._tiles)), threads)]
-        return SparseTensor(self._tiling.with_layout(LAYOUTS[layout]), kept, self._budget, signs)
+        return SparseTensor(self._tiling.with_layout(target), kept, self._budget, signs)
 
     def __matmul__(self, x: Any) -> np.ndarray:
         """The product of the matrix view and x: x (cols,) gives (rows,), x (cols, n) gives (rows, n).
@@ -357,10 +358,13 @@ class SparseTensor(NDArrayOperatorsMixin):
         return self._operand
 
     def filling(self) -> Filling:
-        """How full a sparse tensor is, which gives the sizes of its arrays. O(rows). For the library itself."""
+        """How full a sparse tensor is, which gives the sizes of its arrays. One read of what says where values stand.
+
+        For the library itself.
+        """
         tiling = self._tiling
-        padded = sum(padded_nnz(tile.counts()) for tile in self._tiles)
-        return Filling(tiling.dtype, tiling.rows, tiling.cols, tiling.tile_rows, self.nnz, padded)
+        stored = stored_by_form((tile.counts(), tile.fillers()) for tile in self._tiles)
+        return Filling(tiling.dtype, tiling.rows, tiling.cols, tiling.tile_rows, self.nnz, stored)
 
     @property
     def tiling(self) -> Tiling:
@@ -401,7 +405,9 @@ def _unpickle(
     dtype_name: str, shape: tuple[int, ...], layout: str, tile_rows: int, tiles: tuple[Arrays, ...]
 ) -> SparseTensor:
     """Copy arrays to memory that kernels can read past the end of, which pickling does not keep, and check them."""
-    tiling, restored = Tiling(DTYPES[dtype_name], shape, LAYOUTS[layout], tile_rows), []
+    found = layout_of(layout, tiles[0] if tiles else ())
+    assert found is not None
+    tiling, restored = Tiling(DTYPES[dtype_name], shape, found, tile_rows), []
     for number, arrays in enumerate(tiles):
         tile = tiling.tile(number, arrays).moved(padded_copy)
         tile.check_sizes()

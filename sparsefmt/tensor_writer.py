@@ -17,7 +17,8 @@ from sparsefmt.container.index import Index
 from sparsefmt.container.names import check_name
 from sparsefmt.container.writer import Sink, Writer
 from sparsefmt.errors import in_tensor
-from sparsefmt.layouts import LAYOUTS, auto
+from sparsefmt.layouts import auto
+from sparsefmt.layouts.auto import Stored
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.tensor import SparseTensor
 
@@ -81,7 +82,7 @@ class TensorWriter:
         return self._writer.written
 
     def _add_dense(self, name: str, matrix: Rows) -> TensorEntry:
-        survey = Survey(0, 0, 0)
+        survey = Survey(0, 0, Stored(0, 0))
         if self._drop or auto.may_be_sparse(self._layout, matrix.dtype, matrix.shape, matrix.cols):
             survey = matrix.survey(self._threads)
         nnz, negatives = survey.nnz, survey.negative_zeros
@@ -98,9 +99,9 @@ class TensorWriter:
     def _add_laid_out(self, name: str, tensor: SparseTensor) -> TensorEntry:
         """Write a tensor that is laid out already, tile by tile. It is not made dense between sparse layouts."""
         layout = auto.layout_for(self._layout, self._purpose, tensor.shape, tensor.filling(), is_sparse=True)
-        if layout == "dense":
+        if not layout.sparse:
             return self._add_dense(name, rows_of(tensor))
-        tiling = tensor.tiling.with_layout(LAYOUTS[layout])
+        tiling = tensor.tiling.with_layout(layout)
         signs = (tensor.tile(number).negative_zeros for number in range(tiling.tiles))
         negatives = sum(int(np.bitwise_count(array).sum()) for array in signs if array is not None)
         keep = negatives > 0 and not self._drop

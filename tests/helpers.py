@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 import sparsefmt
 from sparsefmt.cli import main
 from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Each, Result
-from sparsefmt.dtypes import DTYPES, DType, as_bits
-from sparsefmt.layouts import LAYOUTS
+from sparsefmt.dtypes import DTYPES, DType, as_bits, dtype_of
+from sparsefmt.layouts import FORMS, LAYOUTS, auto
 from sparsefmt.layouts.tile import Tile
+from sparsefmt.layouts.tiling import Tiling
 
 ROOT = Path(__file__).parent.parent
-SPARSE = [name for name, layout in LAYOUTS.items() if layout.sparse]
+SPARSE = [name for name in LAYOUTS if name != "dense"]
+SPARSE_FORMS = [form for form, layout in FORMS.items() if layout.sparse]
 CODECS = ["raw", "zstd", "rans", "auto"]
 PRUNABLE = [dtype for dtype in DTYPES.values() if dtype.prunable]
 WIDTHS = [1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 130]
@@ -99,18 +101,30 @@ def dense(tensor: sparsefmt.SparseTensor | np.ndarray) -> np.ndarray:
     return tensor.todense() if isinstance(tensor, sparsefmt.SparseTensor) else tensor
 
 
+def in_form(array: np.ndarray, form: str, tile_rows: int = 0) -> sparsefmt.SparseTensor:
+    """A matrix in a layout's form, which need not be the one that is chosen for it, in tiles of so many rows."""
+    dtype, (rows, cols) = dtype_of(array.dtype), array.shape
+    tiling = Tiling(dtype, array.shape, FORMS[form], tile_rows or auto.sparse_tile_rows(rows, cols))
+    bits = as_bits(array, dtype)
+    parts = [bits[slice(*tiling.tile_range(number))] for number in range(tiling.tiles)]
+    return sparsefmt.SparseTensor(tiling, [Tile.from_dense(FORMS[form], part, dtype) for part in parts])
+
+
 def check_layout_round_trip(array: np.ndarray, dtype: DType, layout: str) -> None:
-    """One tile: laid out, checked, back to the same bits as a whole and by rows, and through every other layout."""
+    """One tile: laid out, checked, back to the same bits as a whole and by rows, and in every other form.
+
+    layout: by its form.
+    """
     bits = as_bits(array, dtype).reshape(array.shape[0], -1)
     rows, cols = bits.shape
-    tile = Tile.from_dense(LAYOUTS[layout], bits, dtype)
+    tile = Tile.from_dense(FORMS[layout], bits, dtype)
     assert tile.shape == (rows, cols)
     tile.check_sizes()
     tile.check()
     for begin, end in ((0, rows), (rows // 3, rows - rows // 4), (rows - 1, rows)):
         assert np.array_equal(tile.to_dense(begin, end), bits[begin:end])
-    for other in SPARSE if dtype.prunable else ["dense"]:
-        check_same_tiles(tile.to_layout(LAYOUTS[other]), Tile.from_dense(LAYOUTS[other], bits, dtype))
+    for other in SPARSE_FORMS if dtype.prunable else ["dense"]:
+        check_same_tiles(tile.to_layout(FORMS[other]), Tile.from_dense(FORMS[other], bits, dtype))
 
 
 def check_same_tiles(left: Tile, right: Tile) -> None:
@@ -246,6 +260,26 @@ def shapes() -> st.SearchStrategy[tuple[int, ...]]:
         st.tuples(st.sampled_from(WIDTHS), side),
         st.tuples(side, st.sampled_from([1, 2, 5]), st.sampled_from([1, 3]), st.sampled_from([0, 1, 3])),
     )
+
+
+@st.composite
+def far_apart(draw: st.DrawFn) -> np.ndarray:
+    """Matrices with few nonzeros in a row, at distances that gaps of 8 bits reach, and do not reach; -0.0 between."""
+    dtype = draw(st.sampled_from(PRUNABLE))
+    rows = draw(st.sampled_from([1, 2, 3, 15, 16, 17, 33]))
+    distance = st.sampled_from([1, 2, 100, 127, 128, 129, 254, 255, 256, 257, 509, 510, 511, 512, 765, 766, 1100])
+    distances = [draw(st.lists(distance, max_size=5)) for _ in range(min(rows, 5))]
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    cols = max(map(sum, distances)) + draw(st.sampled_from([0, 1, 255, 256]))
+    bits = np.zeros((rows, max(cols, 1)), dtype.bits_dtype)
+    if dtype.negative_zero and draw(st.booleans()):
+        bits[rng.random(bits.shape) < 0.05] = dtype.negative_zero
+    for row in range(rows):
+        of_row = rng.permutation(distances[row % len(distances)])
+        # the last column of all may be one
+        columns = np.cumsum(of_row).astype(np.int64) - draw(st.sampled_from([0, 1])) if len(of_row) else []
+        bits[row, np.minimum(columns, bits.shape[1] - 1).astype(np.int64)] = 3
+    return bits.view(dtype.numpy)
 
 
 def arrays(dtypes: list[DType] | None = None) -> st.SearchStrategy[np.ndarray]:

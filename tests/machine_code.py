@@ -49,8 +49,21 @@ def permuted_one_token_wide(kind: int) -> tuple[Any, ...]:
     return permuted.one_token_kernel(kind, True), TABLE, PIECES, 0, 0, FLOATS, FLOATS
 
 
+def gaps_one_token(kind: int) -> tuple[Any, ...]:
+    return permuted.one_token_kernel_of_gaps(kind, False), TABLE, PIECES, 0, 0, FLOATS, FLOATS
+
+
+def gaps_one_token_wide(kind: int) -> tuple[Any, ...]:
+    return permuted.one_token_kernel_of_gaps(kind, True), TABLE, PIECES, 0, 0, FLOATS, FLOATS
+
+
 def permuted_many_tokens(kind: int) -> tuple[Any, ...]:
-    kernel = permuted.many_tokens_kernel(kind, False, *permuted.token_shapes(kind)[0])
+    kernel = permuted.many_tokens_kernel(kind, False, False, *permuted.token_shapes(kind)[0])
+    return kernel, TABLE, PIECES, 0, 0, FLAT, 64, 8, 1, FLAT
+
+
+def gaps_many_tokens(kind: int) -> tuple[Any, ...]:
+    kernel = permuted.many_tokens_kernel(kind, False, True, *permuted.token_shapes(kind)[0])
     return kernel, TABLE, PIECES, 0, 0, FLAT, 64, 8, 1, FLAT
 
 
@@ -64,6 +77,9 @@ KERNELS: dict[str, Callable[[int], tuple[Any, ...]]] = {
         permuted_one_token,
         permuted_one_token_wide,
         permuted_many_tokens,
+        gaps_one_token,
+        gaps_one_token_wide,
+        gaps_many_tokens,
     )
 }
 

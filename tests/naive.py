@@ -56,24 +56,40 @@ def bitmask_arrays(array: np.ndarray) -> dict[str, np.ndarray]:
     return arrays | negative_zeros_array(array)
 
 
-def permuted_arrays(array: np.ndarray) -> dict[str, np.ndarray]:
-    """The arrays of SPEC.md 4.3 and 4.4 for one tile."""
+def entries_of(keep: np.ndarray, bits: np.ndarray, gaps: bool) -> list[tuple[int, int]]:
+    """Where each entry of a row stands, by its column or by its gap, and its value."""
+    entries, reached = [], 0
+    for col in np.nonzero(keep)[0].tolist():
+        if gaps:
+            while col - reached > 255:
+                entries.append((255, 0))
+                reached += 255
+        entries.append((col - reached if gaps else col, int(bits[col])))
+        reached = col
+    return entries
+
+
+def permuted_arrays(array: np.ndarray, gaps: bool = False) -> dict[str, np.ndarray]:
+    """The arrays of SPEC.md 4.3 and 4.4 for one tile, in the form with columns or with gaps."""
     keep, bits = stored(array), bits_of(array)
     rows, cols = keep.shape
-    order = sorted(range(rows), key=lambda row: -int(keep[row].sum()))
-    values, columns, offsets = [], [], [0]
+    entries = [entries_of(keep[row], bits[row], gaps) for row in range(rows)]
+    order = sorted(range(rows), key=lambda row: -len(entries[row]))
+    values, where, offsets = [], [], [0]
     for first in range(0, rows, SLICE_ROWS):
-        lanes = [np.nonzero(keep[row])[0] for row in order[first : first + SLICE_ROWS]]
+        lanes = [entries[row] for row in order[first : first + SLICE_ROWS]]
         slots = len(lanes[0])
         for slot in range(slots):
             for lane in range(SLICE_ROWS):
                 filled = lane < len(lanes) and slot < len(lanes[lane])
-                columns.append(lanes[lane][slot] if filled else 0)
-                values.append(bits[order[first + lane], lanes[lane][slot]] if filled else 0)
+                place, value = lanes[lane][slot] if filled else (0, 0)
+                where.append(place)
+                values.append(value)
         offsets.append(offsets[-1] + slots)
+    columns = np.uint16 if cols <= 65536 else np.uint32
     arrays = {
-        "columns": np.array(columns, np.uint16 if cols <= 65536 else np.uint32),
-        "row_counts": np.array([keep[row].sum() for row in order], np.uint32),
+        "gaps" if gaps else "columns": np.array(where, np.uint8 if gaps else columns),
+        "row_counts": np.array([len(entries[row]) for row in order], np.uint32),
         "row_permutation": np.array(order, np.uint16),
         "slice_offsets": np.array(offsets, np.uint32),
         "values": np.array(values, bits.dtype),

@@ -479,7 +479,7 @@ def test_loaded_raw_arrays_are_the_mapped_file(tmp_path):
         sparsefmt.save_file({"w": array}, path, layout=layout, codec="raw")
         w = sparsefmt.load_file(path)["w"]
         for tile in w.operand().tiles:
-            for name in LAYOUTS[layout].arrays:
+            for name in w.tiling.layout.arrays:
                 base = tile[name]
                 while isinstance(base, np.ndarray) and base.base is not None:
                     base = base.base

@@ -17,7 +17,7 @@ import sys, numpy, sparsefmt
 w = sparsefmt.SparseTensor.from_dense(numpy.eye(16, dtype="f4"), "permuted")
 print((w @ numpy.ones(16, "f4")).sum())
 from sparsefmt.kernels import permuted, simd
-kernel = permuted.one_token_kernel(simd.F32, False)
+kernel = permuted.one_token_kernel_of_gaps(simd.F32, False)
 print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
 """
 

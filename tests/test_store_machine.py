@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import naive
 import numpy as np
 import pytest
-from helpers import CODECS, arrays, dense, same_bits
+from helpers import CODECS, arrays, dense, far_apart, same_bits
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -41,6 +41,7 @@ import sparsefmt
 from sparsefmt import SparsefmtError, SparseTensor
 from sparsefmt.dtypes import SUMMED_IN_DOUBLE, as_bits, dtype_of
 from sparsefmt.layouts import LAYOUTS, auto
+from tools import forms
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +51,10 @@ STEPS = 40
 FILES = st.sampled_from(["a.sparsefmt", "b.sparsefmt", "ç d"])
 NAMES = st.sampled_from(["w", "bias", "layer.0.weight", "ü", "\x7f"])
 LAYOUT_WANTED = st.sampled_from(["auto", *LAYOUTS])
+FORM = st.sampled_from(["dense", "columns", "gaps"])
+"""Which form `permuted` has in a file; with the first, the smaller one."""
+
+TENSORS = st.one_of(arrays(), arrays(), far_apart())
 BACKENDS = st.sampled_from(["mmap", "pread"])
 NUMBERS = st.integers(0, 1000)
 KEYS = st.sampled_from([Ellipsis, slice(1, 5), slice(None, None, -2), slice(2, 2), (slice(1, None), Ellipsis)])
@@ -155,7 +160,7 @@ class Store(RuleBasedStateMachine):
     def one_held(self, number: int) -> Held:
         return self.held[number % len(self.held)]
 
-    @initialize(contents=st.lists(st.dictionaries(NAMES, arrays(), min_size=1, max_size=2), min_size=1, max_size=2))
+    @initialize(contents=st.lists(st.dictionaries(NAMES, TENSORS, min_size=1, max_size=2), min_size=1, max_size=2))
     def begin(self, contents):
         """With files of which one is open and loaded, so that every step can be the first."""
         for name, content in zip(["a.sparsefmt", "b.sparsefmt"], contents, strict=False):
@@ -165,15 +170,16 @@ class Store(RuleBasedStateMachine):
 
     @rule(
         name=FILES,
-        content=st.dictionaries(NAMES, arrays(), max_size=4),
+        content=st.dictionaries(NAMES, TENSORS, max_size=4),
         tied=NAMES,
         compressed=st.booleans(),
         metadata=st.dictionaries(st.text("ab\n", max_size=3), st.text("aß\0", max_size=3), max_size=2),
         layout=LAYOUT_WANTED,
+        form=FORM,
         codec=st.sampled_from(CODECS),
         negative_zeros=st.sampled_from(["keep", "keep", "drop"]),
     )
-    def save_new(self, name, content, tied, compressed, metadata, layout, codec, negative_zeros):
+    def save_new(self, name, content, tied, compressed, metadata, layout, form, codec, negative_zeros):
         """A new file, or a new version of one that others may have open and mapped."""
         self.took("save over a file" if name in self.files else "save")
         if content:
@@ -183,7 +189,8 @@ class Store(RuleBasedStateMachine):
             key: made.setdefault(id(array), SparseTensor.from_dense(array) if compressed else array)
             for key, array in content.items()
         }
-        self.save(name, tensors, content, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
+        with forms.choosing(form):
+            self.save(name, tensors, content, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
 
     @precondition(lambda self: self.held)
     @rule(name=FILES, numbers=st.lists(NUMBERS, min_size=1, max_size=3), codec=st.sampled_from(CODECS))

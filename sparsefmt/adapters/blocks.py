@@ -15,6 +15,7 @@ from sparsefmt.adapters.contract import Rows, Survey
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts.entries import Entries
+from sparsefmt.layouts.gaps import FillerCount
 
 _BLOCKS_AT_ONCE = 1 << 18
 """Blocks that are counted at a time."""
@@ -61,13 +62,17 @@ class BlocksRows(Rows):
         if not self.is_sparse:
             return super().survey(threads)
         counts, negatives = np.zeros((self.rows // self._height, self._height), np.uint32), 0
+        fillers = FillerCount(self.rows, self.cols)
         for begin in range(0, len(self._places), _BLOCKS_AT_ONCE):
             values = self._values[begin : begin + _BLOCKS_AT_ONCE]
             signs = values == self.dtype.negative_zero if self.dtype.negative_zero else np.zeros(values.shape, np.bool_)
             negatives += int(np.count_nonzero(signs))
-            of_rows = np.count_nonzero((values != 0) & ~signs, axis=2).astype(np.uint32)
-            np.add.at(counts, self._places[begin : begin + _BLOCKS_AT_ONCE] // self._grid_cols, of_rows)
-        return self._survey_of(counts.reshape(-1), negatives)
+            kept = (values != 0) & ~signs
+            block_rows, block_columns = np.divmod(self._places[begin : begin + _BLOCKS_AT_ONCE], self._grid_cols)
+            np.add.at(counts, block_rows, np.count_nonzero(kept, axis=2).astype(np.uint32))
+            blocks, rows, columns = np.nonzero(kept)
+            fillers.add(block_rows[blocks] * self._height + rows, block_columns[blocks] * self._width + columns)
+        return self._survey_of(counts.reshape(-1), fillers.found, negatives)
 
     def entries(self, begin: int, end: int) -> Entries:
         if not self.is_sparse:

@@ -14,11 +14,12 @@ import numpy as np
 
 from sparsefmt.dtypes import DType
 from sparsefmt.file_tensor import FileTensor
-from sparsefmt.layouts import LAYOUTS, auto
+from sparsefmt.layouts import auto
+from sparsefmt.layouts.auto import Stored, stored_by_form
 from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.entries import Entries
+from sparsefmt.layouts.gaps import fillers_of_bits
 from sparsefmt.layouts.memory import frozen
-from sparsefmt.layouts.permuted import padded_nnz
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.shapes import check_shape, matrix_view
@@ -31,12 +32,12 @@ class Survey(NamedTuple):
     Attributes:
         nnz: elements that are neither 0 nor -0.0.
         negative_zeros: elements that are -0.0.
-        padded_nnz: elements that layout `permuted` would store, those that pad its slices included.
+        stored: elements that layout `permuted` would store in each form, fillers and padding included.
     """
 
     nnz: int
     negative_zeros: int
-    padded_nnz: int
+    stored: Stored
 
 
 class Rows(ABC):
@@ -79,32 +80,33 @@ class Rows(ABC):
     def survey(self, threads: int | None = None) -> Survey:
         """Count nonzeros and negative zeros. One read of the tensor, in parallel."""
         if not self.dtype.prunable or not self.rows * self.cols:
-            return Survey(0, 0, 0)
+            return Survey(0, 0, Stored(0, 0))
         from sparsefmt.layouts.jitted import scan
 
-        counts = np.empty(self.rows, np.uint32)
+        counts, fillers = np.empty(self.rows, np.uint32), np.empty(self.rows, np.uint32)
 
         def count(run: tuple[int, int]) -> int:
             bits = frozen(self.bits(*run))
             found = np.empty(bits.shape[0], np.int64)
             negatives = scan.count(bits, bits.dtype.type(self.dtype.negative_zero), found)
             counts[slice(*run)] = found
+            fillers[slice(*run)] = fillers_of_bits(bits, self.dtype)
             return negatives
 
-        return self._survey_of(counts, sum(in_order(count, list(self._dense_runs(0, self.rows)), threads)))
+        return self._survey_of(counts, fillers, sum(in_order(count, list(self._dense_runs(0, self.rows)), threads)))
 
-    def _survey_of(self, counts: np.ndarray, negative_zeros: int) -> Survey:
-        """The survey of a matrix whose rows have so many nonzeros."""
+    def _survey_of(self, counts: np.ndarray, fillers: np.ndarray, negative_zeros: int) -> Survey:
+        """The survey of a matrix whose rows have so many nonzeros, and so many fillers (`layouts.gaps`)."""
         nnz = int(counts.sum(dtype=np.int64))
         # padding depends on which rows are in a tile; what cannot be laid out sparse has none
         height = self.tile_rows("permuted", nnz + negative_zeros) or max(self.rows, 1)
-        tiles = (counts[begin : begin + height] for begin in range(0, self.rows, height))
-        return Survey(nnz, negative_zeros, sum(map(padded_nnz, tiles)))
+        tiles = (slice(begin, begin + height) for begin in range(0, self.rows, height))
+        return Survey(nnz, negative_zeros, stored_by_form((counts[rows], fillers[rows]) for rows in tiles))
 
     def filling(self, survey: Survey) -> auto.Filling:
         """What the sizes of its arrays follow from."""
         height = self.tile_rows("permuted", survey.nnz + survey.negative_zeros) or 1
-        return auto.Filling(self.dtype, self.rows, self.cols, height, survey.nnz, survey.padded_nnz)
+        return auto.Filling(self.dtype, self.rows, self.cols, height, survey.nnz, survey.stored)
 
     def _dense_runs(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """Runs of rows as high as dense tiles; none without elements."""
@@ -118,7 +120,7 @@ class Rows(ABC):
         Args:
             entries: elements to store, -0.0 among them if their signs are kept; None if nobody counted them.
         """
-        if LAYOUTS[layout].sparse:
+        if layout != "dense":
             if layout == "permuted" and entries is not None and auto.is_very_sparse(self.rows, self.cols, entries):
                 return auto.very_sparse_tile_rows(self.rows, self.cols, entries)
             return auto.sparse_tile_rows(self.rows, self.cols)
@@ -126,9 +128,9 @@ class Rows(ABC):
         # tiles of packed elements start at whole bytes
         return min(self.rows, -(-height // 8) * 8) if self.dtype.packed else height
 
-    def tiling(self, layout: str, entries: int | None = None) -> Tiling:
+    def tiling(self, layout: Layout, entries: int | None = None) -> Tiling:
         """How to cut it into tiles of `layout`. entries: as in `tile_rows`."""
-        return Tiling(self.dtype, self.shape, LAYOUTS[layout], self.tile_rows(layout, entries))
+        return Tiling(self.dtype, self.shape, layout, self.tile_rows(layout.name, entries))
 
     def tile_maker(self, tiling: Tiling, drop_negative_zeros: bool = False) -> Callable[[int], Tile]:
         """A function that lays out tile number t."""

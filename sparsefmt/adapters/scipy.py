@@ -10,6 +10,7 @@ from sparsefmt.adapters.blocks import BlocksRows, as_blocks, expanded, flat_plac
 from sparsefmt.adapters.contract import Rows, Survey
 from sparsefmt.dtypes import DType, as_bits, dtype_of
 from sparsefmt.layouts.entries import Entries
+from sparsefmt.layouts.gaps import FillerCount
 
 
 def rows_of(matrix: Any) -> Rows:
@@ -68,6 +69,7 @@ class DiagonalsRows(Rows):
 
     def survey(self, threads: int | None = None) -> Survey:
         counts, negatives = np.zeros(self.rows, np.uint32), 0
+        fillers = FillerCount(self.rows, self.cols)
         height = max(_DIAGONAL_ELEMENTS // max(len(self._offsets), 1), 1)
         for begin in range(0, self.rows, height):
             entries = self.entries(begin, min(begin + height, self.rows))
@@ -76,8 +78,10 @@ class DiagonalsRows(Rows):
                 signs = entries.values == self.dtype.negative_zero
                 negatives += int(np.count_nonzero(signs))
                 kept &= ~signs
-            np.add.at(counts, entries.rows[kept] + begin, 1)
-        return self._survey_of(counts, negatives)
+            rows = entries.rows[kept] + begin
+            np.add.at(counts, rows, 1)
+            fillers.add(rows, entries.columns[kept])
+        return self._survey_of(counts, fillers.found, negatives)
 
 
 def _compressed(matrix: Any, dtype: DType, shape: tuple[int, ...]) -> BlocksRows:

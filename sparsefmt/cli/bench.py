@@ -68,7 +68,7 @@ With --json, one object, times in seconds:
 @options.threads
 @click.option(
     "--layout",
-    type=click.Choice(["auto", *(name for name, layout in LAYOUTS.items() if layout.sparse)]),
+    type=click.Choice(["auto", *(name for name in LAYOUTS if name != "dense")]),
     default="auto",
     show_default=True,
     help="The layout to multiply in, as in load_file.",

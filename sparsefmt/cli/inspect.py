@@ -140,7 +140,7 @@ def _print_tables(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> None:
                 name,
                 output.shape(entry.shape),
                 entry.dtype.name,
-                entry.layout.name,
+                _layout(entry),
                 _codecs(entry),
                 output.percent(entry.elements - entry.nnz, entry.elements) if entry.nnz is not None else "-",
                 output.size(entry.dense_nbytes),
@@ -165,6 +165,12 @@ def _print_tables(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> None:
             f"dense {output.size(total_dense)}, stored {output.size(total_stored)}, "
             f"{output.ratio(total_dense, total_stored)} smaller"
         )
+
+
+def _layout(entry: TensorEntry) -> str:
+    """The layout, and the form of one that has several."""
+    layout = entry.layout
+    return layout.name if layout.form == layout.name else f"{layout.name}, {layout.form}"
 
 
 def _codecs(entry: TensorEntry) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 
@@ -63,22 +64,24 @@ def _steps(dtypes: tuple[str, ...]) -> Iterator[Callable[[], object]]:
 
     for name in dtypes:
         dtype = ALL[name.upper()].numpy
-        array = np.zeros((16, 96), np.float32)
+        array = np.zeros((16, 288), np.float32)
         array[:, ::3] = 1.5
         array = array.astype(dtype)
         array[0, 1] = -0.0
-        x = np.ones((max(TOKENS), 96), np.float64 if name.upper() == "F64" else np.float32)
+        # so far apart that `permuted` has columns, and not gaps
+        far = np.zeros((16, 4096), dtype)
+        far[:, ::2047] = array[0, 0]
+        of_x = np.dtype(np.float64 if name.upper() == "F64" else np.float32)
 
-        def storing(array: np.ndarray = array) -> None:
-            for layout in LAYOUTS:
-                for codec in ("raw", "auto", "rans"):
-                    data = save({"w": array}, layout=layout, codec=codec)
+        def storing(array: np.ndarray = array, far: np.ndarray = far) -> None:
+            for layout, codec in itertools.product(LAYOUTS, ("raw", "auto", "rans")):
+                for some in (array, far):
+                    data = save({"w": some}, layout=layout, codec=codec)
                     for other in LAYOUTS:
                         load(data, layout=other)
 
-        def multiplying(layout: str, tokens: int, array: np.ndarray = array, x: np.ndarray = x) -> None:
-            w = SparseTensor.from_dense(array, layout)
-            some = np.array(x[:tokens])
+        def multiplying(w: SparseTensor, tokens: int, dtype: np.dtype = of_x) -> None:
+            some = np.ones((tokens, w.shape[1]), dtype)
             linear(some, w, threads=1)
             w @ np.ascontiguousarray(some.T)
             some[0, 0] = np.inf
@@ -96,6 +99,7 @@ def _steps(dtypes: tuple[str, ...]) -> Iterator[Callable[[], object]]:
 
         yield storing
         yield coding
-        for layout in LAYOUTS:
+        weights = [SparseTensor.from_dense(array, layout) for layout in LAYOUTS]
+        for w in (*weights, SparseTensor.from_dense(far, "permuted")):
             for tokens in TOKENS:
-                yield lambda layout=layout, tokens=tokens, run=multiplying: run(layout, tokens)  # type: ignore[misc]
+                yield lambda w=w, tokens=tokens, run=multiplying: run(w, tokens)  # type: ignore[misc]

@@ -22,7 +22,7 @@ from sparsefmt.codecs import CODECS
 from sparsefmt.container.canonical import Keys, expect_ints, expect_keys, expect_sorted, expect_type
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import FormatError, LimitError, UnsupportedError
-from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts import layout_of
 from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.layouts.tiling import Tiling
@@ -103,7 +103,7 @@ def decode_entry(name: str, entry: dict[str, Any], strict: bool) -> TensorEntry:
     expect_type(shape, list, "shape")
     expect_ints((*shape, entry["first_chunk"], entry["tile_rows"]), "its shape, first_chunk and tile_rows")
     try:
-        kind = _kind(layout.name, dtype, tuple(arrays.items()))
+        kind = _kind(layout, dtype, tuple(arrays.items()))
     except TypeError:  # a codec that cannot be looked up is no text
         raise FormatError("index-type", "the codec of an array must be str") from None
     shape = tuple(shape)
@@ -128,7 +128,8 @@ def decode_entry(name: str, entry: dict[str, Any], strict: bool) -> TensorEntry:
 def _decode_layout(entry: dict[str, Any]) -> Layout:
     name = entry.get("layout", "dense")  # an entry without a layout fails the check of its keys
     expect_type(name, str, "layout")
-    layout = LAYOUTS.get(name)
+    arrays = entry.get("arrays", ())
+    layout = layout_of(name, arrays if isinstance(arrays, dict) else ())
     if layout is None:
         raise UnsupportedError("layout-unknown", f"layout {name!r} is not known to this version")
     if "nnz" in entry and not layout.sparse:
@@ -150,11 +151,11 @@ class _Kind(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _kind(layout_name: str, dtype_name: str, items: tuple[tuple[str, str], ...]) -> _Kind:
+def _kind(layout: Layout, dtype_name: str, items: tuple[tuple[str, str], ...]) -> _Kind:
     """Check dtype, arrays and the codecs of those."""
     for array, codec in items:
         expect_type(codec, str, f"the codec of array {array!r}")
-    layout, dtype, arrays = LAYOUTS[layout_name], DTYPES.get(dtype_name), dict(items)
+    dtype, arrays = DTYPES.get(dtype_name), dict(items)
     if dtype is None:
         raise UnsupportedError("dtype-unknown", f"dtype {dtype_name!r} is not known to this version")
     expect_sorted(arrays, "the arrays")

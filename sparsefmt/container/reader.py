@@ -16,7 +16,8 @@ from sparsefmt.container.index import Index
 from sparsefmt.container.sources import Backend, Source
 from sparsefmt.container.stored_signs import WORTH_LEAVING, Signs, StoredSigns
 from sparsefmt.errors import FormatError, SparsefmtError, file_closed
-from sparsefmt.layouts import LAYOUTS, auto
+from sparsefmt.layouts import FORMS, auto
+from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.memory import Arena
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.layouts.tile import Tile
@@ -140,7 +141,7 @@ class Reader:
     def tiles(
         self,
         entry: TensorEntry,
-        layout: str | None = None,
+        layout: Layout | None = None,
         thread_count: int | None = None,
         taking: Callable[[int], None] = lambda nbytes: None,
         *,
@@ -157,8 +158,8 @@ class Reader:
         def kept(tile: Tile) -> Tile:
             return tile.with_negative_zeros(None) if leave_signs else tile
 
-        target = layout or entry.layout.name
-        same = target == entry.layout.name
+        target = layout or entry.layout
+        same = target.form == entry.layout.form
         if same and self.is_raw(entry):
             return list(self.each_tile(entry, lambda tile, number: kept(tile), thread_count))
         arena = Arena(self.filling(entry).nbytes(target))
@@ -172,24 +173,29 @@ class Reader:
             return arena.zeros(length, dtype)
 
         def laid_out(tile: Tile, number: int) -> Tile:
-            made = kept(tile).to_layout(LAYOUTS[target], zeros)
-            return arena.keep(made) if "dense" in (entry.layout.name, target) else made
+            made = kept(tile).to_layout(target, zeros)
+            return made if entry.layout.sparse and target.sparse else arena.keep(made)
 
         return list(self.each_tile(entry, laid_out, thread_count))
 
-    def decoded_bytes(self, entry: TensorEntry, layout: str) -> int:
+    def decoded_bytes(self, entry: TensorEntry, layout: Layout) -> int:
         """Memory that a tensor takes in a layout, going by the index: nothing for what stays mapped.
 
         To the byte, except that it is the least for a sparse layout that is not the stored one: how much `permuted` is
-        padded shows only when the tiles are laid out so.
+        padded, and has fillers, shows only when the tiles are laid out so.
         """
-        if layout == "dense":
-            return entry.elements * entry.dtype.numpy.itemsize
-        if layout == entry.layout.name:
+        if not layout.sparse:
+            return self.dense_bytes(entry)
+        if layout.form == entry.layout.form:
             chunks = self._chunks(entry, range(entry.tiles))
             # what is not all raw is moved to lie together
             return _coded_bytes(chunks) if self.is_raw(entry) else sum(chunks["raw"].tolist())
         return self.filling(entry).nbytes(layout) + self.sign_bytes(entry)
+
+    @staticmethod
+    def dense_bytes(entry: TensorEntry) -> int:
+        """Bytes of all elements as numpy holds them."""
+        return entry.elements * entry.dtype.numpy.itemsize
 
     def sign_bytes(self, entry: TensorEntry) -> int:
         """Bytes that `negative_zeros`, which is the same in every layout, decodes to."""
@@ -198,24 +204,32 @@ class Reader:
         place, arrays = list(entry.codecs).index(NEGATIVE_ZEROS), len(entry.codecs)
         return _coded_bytes(self._chunks(entry, range(entry.tiles))[place::arrays])
 
-    def best_layout(self, entry: TensorEntry) -> tuple[str, int]:
+    def layout_named(self, entry: TensorEntry, name: str) -> Layout:
+        """The layout of a name that a tensor is held in: the stored one, if it has the name."""
+        if name == "permuted":
+            # nobody has looked at the tiles yet
+            return entry.layout if entry.layout.name == name else self.filling(entry).likely_permuted
+        return FORMS[name]
+
+    def best_layout(self, entry: TensorEntry) -> tuple[Layout, int]:
         """The layout in which to hold a tensor that is stored sparse, and how many bytes it may take in it.
 
         If it turns out to take more, since `permuted` is padded much, the layout in which it is stored is the best.
         """
-        stored = entry.layout.name
+        stored = entry.layout
         # `permuted` is in a file because somebody chose it; `bitmask` may be there only because it codes well
-        if stored != "bitmask" or self.is_raw(entry):
+        if stored.name != "bitmask" or self.is_raw(entry):
             return stored, self.decoded_bytes(entry, stored)
         filling = self.filling(entry)
-        most = filling.most_bytes_of_permuted()
-        return ("permuted" if filling.nbytes("permuted") <= most else stored), most
+        permuted = filling.likely_permuted
+        most = filling.most_bytes_of(permuted)
+        return (permuted if filling.nbytes(permuted) <= most else stored), most
 
     @staticmethod
     def filling(entry: TensorEntry) -> auto.Filling:
-        """How full a tensor is, going by the index, with slices of `permuted` that need no padding."""
+        """How full a tensor is, going by the index, with slices of `permuted` that need neither padding nor fillers."""
         nnz = entry.nnz or 0
-        return auto.Filling(entry.dtype, entry.rows, entry.cols, entry.tile_rows, nnz, nnz)
+        return auto.Filling(entry.dtype, entry.rows, entry.cols, entry.tile_rows, nnz, auto.Stored(nnz, nnz))
 
     def _chunks(self, entry: TensorEntry, tiles: range) -> np.ndarray:
         """The records of some tiles."""

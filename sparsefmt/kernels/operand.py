@@ -16,16 +16,17 @@ FIRST_ROW, HEIGHT = 0, 1
 VALUES = 2
 SLICE_OFFSETS = 3
 MASK = 4
-COLUMNS, ROW_PERMUTATION, ROW_COUNTS = 4, 5, 6
+WHERE, ROW_PERMUTATION, ROW_COUNTS = 4, 5, 6
 """Where they find the addresses of its arrays: `values` of every layout, `slice_offsets` of the sparse ones, then those
-that only `bitmask` has, or only `permuted`."""
+that only `bitmask` has, or only `permuted`: WHERE is `columns` or `gaps`."""
 
 _ARRAYS = {
     "dense": ("values",),
     "bitmask": ("values", "slice_offsets", "mask"),
-    "permuted": ("values", "slice_offsets", "columns", "row_permutation", "row_counts"),
+    "columns": ("values", "slice_offsets", "columns", "row_permutation", "row_counts"),
+    "gaps": ("values", "slice_offsets", "gaps", "row_permutation", "row_counts"),
 }
-"""By layout, the arrays whose addresses are in the table, in that order, behind FIRST_ROW and HEIGHT."""
+"""By form of the layout, the arrays whose addresses are in the table, in that order, behind FIRST_ROW and HEIGHT."""
 
 
 class Work(NamedTuple):
@@ -57,7 +58,7 @@ class Operand:
         self.tiling, self.tiles = tiling, tiles
         # looked at by every product
         self.dtype, self.rows, self.cols, self.layout = tiling.dtype, tiling.rows, tiling.cols, tiling.layout.name
-        names = _ARRAYS[self.layout]
+        names = _ARRAYS[tiling.layout.form]
         self.table = np.array(
             [
                 [number * tiling.tile_rows, self.height(number), *(tile[name].ctypes.data for name in names)]

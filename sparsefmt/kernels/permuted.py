@@ -1,10 +1,12 @@
-"""Product with layout `permuted`: one chain of fused multiply-adds per row, in ascending column order.
+"""Product with layout `permuted`, in both forms: one chain of fused multiply-adds per row, in ascending column order.
 
 The lanes of a vector are the sixteen rows of a slice in `one_token_kernel`, and tokens in `many_tokens_kernel`, which
 does some slots for eight rows of a slice, then for the other eight. Both add in the same order, so the bits of a result
 do not depend on which was used.
 
-Lanes that are padding multiply column 0 by zero, which changes no bit as long as x is finite; for other x there is
+Gaps become columns in memory that stays in the first-level cache, some slots ahead of those that are multiplied.
+
+Padding and fillers multiply some column by zero, which changes no bit as long as x is finite; for other x there is
 `skipping_kernel`. Kernels see arrays of checked tiles only, release the GIL, and are made by functions that fix what
 is constant in them. They do the slices `pieces[lo:hi]` of `operand.Work`.
 """
@@ -20,25 +22,31 @@ import numpy as np
 from sparsefmt.jit import jit
 from sparsefmt.kernels.expand import copy_value
 from sparsefmt.kernels.operand import (
-    COLUMNS,
     FIRST_ROW,
     HEIGHT,
     ROW_COUNTS,
     ROW_PERMUTATION,
     SLICE_OFFSETS,
     VALUES,
+    WHERE,
 )
 from sparsefmt.kernels.simd import (
     VECTOR_BYTES,
     WIDTH,
+    first_columns,
     fma,
+    fma_row_of_gaps,
     fma_rows,
     fma_tokens,
     load,
     load_scalar,
+    load_u8,
     load_u16,
     load_u32,
+    memory,
+    next_columns,
     prefetch,
+    put_columns,
     scatter,
     store_rows,
     summed_kind,
@@ -89,7 +97,7 @@ def one_token_kernel(kind: int, wide: bool) -> Callable[..., Any]:
                 positions, offsets, rows = table[tile, ROW_PERMUTATION], table[tile, SLICE_OFFSETS], table[tile, HEIGHT]
                 y_tile = y_begin + (token * y.shape[1] + table[tile, FIRST_ROW]) * size
                 first = load_u32(offsets + 4 * begin)
-                values, columns = table[tile, VALUES] + first * slot, table[tile, COLUMNS] + first * col_slot
+                values, columns = table[tile, VALUES] + first * slot, table[tile, WHERE] + first * col_slot
                 for slice_ in range(begin, pieces[piece, 2]):
                     last = load_u32(offsets + 4 * (slice_ + 1))
                     sums = zeros(kind, sixteen, one)
@@ -108,24 +116,84 @@ def one_token_kernel(kind: int, wide: bool) -> Callable[..., Any]:
 
 
 @cache
-def many_tokens_kernel(kind: int, wide: bool, lanes: int, count: int) -> Callable[..., Any]:
-    """Kernel for blocks of `lanes * count` tokens, x being finite.
+def one_token_kernel_of_gaps(kind: int, wide: bool) -> Callable[..., Any]:
+    """Like `one_token_kernel`, for the form with gaps. `wide`: columns take more than 16 bits.
+
+    Columns of the next four slots are made while four are multiplied: what was written just now could not be read yet.
+    """
+    wide, width, col_slot, summed = int(wide), WIDTH[kind], SLICE_ROWS * (4 if wide else 2), summed_kind(kind)
+    size, sixteen, four, two, one = WIDTH[summed], SLICE_ROWS, 4, 2, 1
+    slot, gap_slot, gaps_ahead, lines = SLICE_ROWS * width, SLICE_ROWS, AHEAD // width, four * SLICE_ROWS * width // 64
+    half, room = four * col_slot, 2 * four * col_slot
+
+    @jit
+    def product(table, pieces, lo, hi, x, y):
+        halves = memory(room)
+        x_begin, y_begin = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
+        for token in range(x.shape[0]):
+            x_at = x_begin + token * x.shape[1] * size
+            for piece in range(lo, hi):
+                tile, begin = pieces[piece, 0], pieces[piece, 1]
+                positions, offsets, rows = table[tile, ROW_PERMUTATION], table[tile, SLICE_OFFSETS], table[tile, HEIGHT]
+                y_tile = y_begin + (token * y.shape[1] + table[tile, FIRST_ROW]) * size
+                first = load_u32(offsets + 4 * begin)
+                values = table[tile, VALUES] + first * slot
+                for slice_ in range(begin, pieces[piece, 2]):
+                    last = load_u32(offsets + 4 * (slice_ + 1))
+                    sums, gaps, columns = zeros(kind, sixteen, one), table[tile, WHERE] + first * gap_slot, halves
+                    at0 = put_columns(columns, next_columns(first_columns(wide), gaps))
+                    at1 = put_columns(columns + col_slot, next_columns(at0, gaps + gap_slot))
+                    at2 = put_columns(columns + 2 * col_slot, next_columns(at1, gaps + 2 * gap_slot))
+                    at3 = put_columns(columns + 3 * col_slot, next_columns(at2, gaps + 3 * gap_slot))
+                    for _ in range((last - first) // four):
+                        gaps += four * gap_slot
+                        prefetch(gaps + gaps_ahead, one, two)
+                        prefetch(values + AHEAD, lines, two)
+                        others = 2 * halves + half - columns
+                        next0 = put_columns(others, next_columns(at3, gaps))
+                        sums = fma_row_of_gaps(values, kind, at0, columns, x_at, sums)
+                        next1 = put_columns(others + col_slot, next_columns(next0, gaps + gap_slot))
+                        sums = fma_row_of_gaps(values + slot, kind, at1, columns + col_slot, x_at, sums)
+                        next2 = put_columns(others + 2 * col_slot, next_columns(next1, gaps + 2 * gap_slot))
+                        sums = fma_row_of_gaps(values + 2 * slot, kind, at2, columns + 2 * col_slot, x_at, sums)
+                        next3 = put_columns(others + 3 * col_slot, next_columns(next2, gaps + 3 * gap_slot))
+                        sums = fma_row_of_gaps(values + 3 * slot, kind, at3, columns + 3 * col_slot, x_at, sums)
+                        at0, at1, at2, at3, columns, values = next0, next1, next2, next3, others, values + four * slot
+                    for _ in range((last - first) % four):
+                        sums = fma_row_of_gaps(values, kind, at0, columns, x_at, sums)
+                        at0, at1, at2, columns, values = at1, at2, at3, columns + col_slot, values + slot
+                    scatter(y_tile, positions + 2 * SLICE_ROWS * slice_, rows - SLICE_ROWS * slice_, sums)
+                    first = last
+
+    return product
+
+
+@cache
+def many_tokens_kernel(kind: int, wide: bool, gaps: bool, lanes: int, count: int) -> Callable[..., Any]:
+    """Kernel for blocks of `lanes * count` tokens, x being finite. `gaps`: for that form.
 
     product(table, pieces, lo, hi, x, cols, rows, blocks, y): x is as `activations.in_tokens` makes it, and y as
     `activations.from_tokens` takes it, for `blocks` blocks and `rows` rows in all.
     """
-    wide, width, col_width, summed = int(wide), WIDTH[kind], 4 if wide else 2, summed_kind(kind)
+    wide, gaps, width, col_slot, summed = (
+        int(wide),
+        int(gaps),
+        WIDTH[kind],
+        SLICE_ROWS * (4 if wide else 2),
+        summed_kind(kind),
+    )
     size, eight, one, half0, half1, half_slot = WIDTH[summed], HALF, 1, 0, HALF, HALF * width
-    ahead, col_ahead = AT_ONCE * SLICE_ROWS * width, AT_ONCE * SLICE_ROWS * col_width
-    slot, col_slot, block_bytes, sums_count = (
+    slot, where_slot, block_bytes, sums_count = (
         SLICE_ROWS * width,
-        SLICE_ROWS * col_width,
+        SLICE_ROWS if gaps else col_slot,
         lanes * count * size,
         HALF * count,
     )
+    ahead, where_ahead, room = AT_ONCE * slot, AT_ONCE * where_slot, AT_ONCE * col_slot if gaps else 1
 
     @jit
     def product(table, pieces, lo, hi, x, cols, rows, blocks, y):
+        made = memory(room)
         x_begin, y_begin = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
         for piece in range(lo, hi):
             tile = pieces[piece, 0]
@@ -142,21 +210,29 @@ def many_tokens_kernel(kind: int, wide: bool, lanes: int, count: int) -> Callabl
                     last = load_u32(offsets + 4 * (slice_ + 1))
                     present = tile_rows - SLICE_ROWS * slice_
                     slots, values = last - first, table[tile, VALUES] + first * slot
-                    columns = table[tile, COLUMNS] + first * col_slot
+                    where = table[tile, WHERE] + first * where_slot
                     # the second half has values in no more slots than the first, since rows are sorted
                     further = (
                         load_u32(table[tile, ROW_COUNTS] + 4 * (SLICE_ROWS * slice_ + HALF)) if present > HALF else 0
                     )
                     sums0, sums1 = zeros(kind, lanes, sums_count), zeros(kind, lanes, sums_count)
+                    columns, reached = where, first_columns(wide)
                     for begin in range(0, slots, AT_ONCE):
+                        if gaps:
+                            columns = made - begin * col_slot
+                            for number in range(begin, min(begin + AT_ONCE, slots)):
+                                reached = next_columns(reached, where + number * where_slot)
+                                put_columns(columns + number * col_slot, reached)
                         for number in range(begin, min(begin + AT_ONCE, slots)):
                             prefetch(values + (begin + number) // 2 * slot + ahead, one, one)
-                            prefetch(columns + (begin + number) // 2 * col_slot + col_ahead, one, one)
+                            prefetch(where + (begin + number) // 2 * where_slot + where_ahead, one, one)
                             weights = load(values + number * slot, slot, kind, eight, one)
                             sums0 = fma_tokens(weights, columns + number * col_slot, wide, x_at, half0, sums0)
                         for number in range(begin, min(begin + AT_ONCE, further)):
                             prefetch(values + (begin + number) // 2 * slot + ahead + ahead // 2, one, one)
-                            prefetch(columns + (begin + number) // 2 * col_slot + col_ahead + col_ahead // 2, one, one)
+                            prefetch(
+                                where + (begin + number) // 2 * where_slot + where_ahead + where_ahead // 2, one, one
+                            )
                             weights = load(values + number * slot + half_slot, slot, kind, eight, one)
                             sums1 = fma_tokens(weights, columns + number * col_slot, wide, x_at, half1, sums1)
                     at = positions + 2 * SLICE_ROWS * slice_
@@ -168,12 +244,12 @@ def many_tokens_kernel(kind: int, wide: bool, lanes: int, count: int) -> Callabl
 
 
 @cache
-def skipping_kernel(kind: int, wide: bool) -> Callable[..., Any]:
-    """Slow kernel that skips pruned positions and padding, for x with Inf or NaN.
+def skipping_kernel(kind: int, wide: bool, gaps: bool) -> Callable[..., Any]:
+    """Slow kernel that skips pruned positions, padding and fillers, for x with Inf or NaN. `gaps`: for that form.
 
     product(table, pieces, lo, hi, x, scratch, y): x (tokens, at least cols), scratch 1 element, y (tokens, rows).
     """
-    wide, width, col_width = int(wide), WIDTH[kind], 4 if wide else 2
+    wide, gaps, width, col_width = int(wide), int(gaps), WIDTH[kind], 4 if wide else 2
 
     @jit
     def product(table, pieces, lo, hi, x, scratch, y):
@@ -187,13 +263,19 @@ def skipping_kernel(kind: int, wide: bool) -> Callable[..., Any]:
                     position = SLICE_ROWS * slice_ + lane
                     row = table[tile, FIRST_ROW] + load_u16(table[tile, ROW_PERMUTATION] + 2 * position)
                     for token in range(x.shape[0]):
-                        total = zero
+                        total, col = zero, 0
                         for number in range(load_u32(table[tile, ROW_COUNTS] + 4 * position)):
                             index = (first + number) * SLICE_ROWS + lane
-                            at = table[tile, COLUMNS] + index * col_width
-                            col = load_u32(at) if wide else load_u16(at)
+                            if gaps:
+                                col += load_u8(table[tile, WHERE] + index)
+                            else:
+                                at = table[tile, WHERE] + index * col_width
+                                col = load_u32(at) if wide else load_u16(at)
                             copy_value(table[tile, VALUES] + index * width, kind, value)
-                            total = fma(load_scalar(value, zero), x[token, col], total)
+                            weight = load_scalar(value, zero)
+                            # fillers alone are zero
+                            if weight != zero:
+                                total = fma(weight, x[token, col], total)
                         y[token, row] = total + zero
 
     return product

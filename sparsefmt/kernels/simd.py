@@ -149,12 +149,49 @@ def widened(builder, vector, kind: int):
 def columns_of_slot(builder, address, wide: bool, first: int, rows: int) -> list:
     """Columns of some rows of a slot of `permuted`, as int64, from 64-bit loads: fewer loads for the same work."""
     bits = 32 if wide else 16
-    columns = []
-    for begin in range(first * bits // 8, (first + rows) * bits // 8, 8):
-        word = load_as(builder, builder.add(address, integer(begin)), I64, 2)
-        for shift in range(0, 64, bits):
-            columns.append(builder.and_(builder.lshr(word, integer(shift)), integer((1 << bits) - 1)))
-    return columns
+    begins = range(first * bits // 8, (first + rows) * bits // 8, 8)
+    return split(builder, [load_as(builder, builder.add(address, integer(begin)), I64, 2) for begin in begins], bits)
+
+
+def split(builder, words: list, bits: int) -> list:
+    """The integers of so many bits in words of 64, the lowest first."""
+    mask = integer((1 << bits) - 1)
+    return [builder.and_(builder.lshr(word, integer(shift)), mask) for word in words for shift in range(0, 64, bits)]
+
+
+def gathered(builder, x, columns: list, vectors: Vectors):
+    """The activations at int64 address x of sixteen columns, in the lanes of an LLVM vector.
+
+    Scalar loads: the gather instruction is slower, on some processors four times.
+    """
+    eight = ir.VectorType(vectors.llvm.element, 8)
+    halves = []
+    for first in (0, 8):
+        activations = ir.Constant(eight, ir.Undefined)
+        for lane, column in enumerate(columns[first : first + 8]):
+            address = builder.add(x, builder.mul(column, integer(vectors.itemsize)))
+            activation = load_as(builder, address, eight.element, vectors.itemsize)
+            activations = builder.insert_element(activations, activation, I32(lane))
+        halves.append(activations)
+    return concatenated(builder, halves)
+
+
+class Columns(types.Type):
+    """The columns at which sixteen rows have got, in registers: of 16 bits each, or of 32 if `wide`."""
+
+    def __init__(self, wide: bool) -> None:
+        self.wide = wide
+        super().__init__(name=f"columns({wide})")
+
+    @property
+    def llvm(self) -> ir.VectorType:
+        return ir.VectorType(I32 if self.wide else I16, 16)
+
+
+@register_model(Columns)
+class _ColumnsModel(models.PrimitiveModel):
+    def __init__(self, manager, columns):
+        super().__init__(manager, columns, columns.llvm)
 
 
 def constant_of(literal) -> int:
@@ -186,7 +223,7 @@ def _scalar_reader(nbits):
     return read
 
 
-load_u16, load_u32, load_u64 = (_scalar_reader(nbits) for nbits in (16, 32, 64))
+load_u8, load_u16, load_u32, load_u64 = (_scalar_reader(nbits) for nbits in (8, 16, 32, 64))
 """load_u16(address): an unsigned integer as int64 (of 64 bits: its bits)."""
 
 
@@ -247,32 +284,90 @@ def fma(typingctx, a, b, c):
 
 @intrinsic(prefer_literal=True)
 def fma_rows(typingctx, values, kind, columns, wide, slots, x, sums):
-    """`slots` slots of `permuted` for one token: sums[row] + values[slot][row] * x[columns[slot][row]] in 16 lanes.
-
-    Sixteen scalar loads a slot: the gather instruction is slower, on some processors four times.
-    """
+    """`slots` slots of `permuted` for one token: sums[row] + values[slot][row] * x[columns[slot][row]] in 16 lanes."""
     stored, is_wide = constant_of(kind), constant_of(wide)
 
     def codegen(context, builder, signature, args):
         (total,) = unpacked(builder, args[6], sums)
-        eight = ir.VectorType(sums.llvm.element, 8)
         for slot in range(constant_of(slots)):
             at_values = builder.add(args[0], integer(16 * WIDTH[stored] * slot))
             weights = widened(builder, load_as(builder, at_values, stored_type(stored, 16), WIDTH[stored]), stored)
             at_columns = builder.add(args[2], integer((64 if is_wide else 32) * slot))
-            halves = []
-            for first in (0, 8):
-                activations = ir.Constant(eight, ir.Undefined)
-                for lane, column in enumerate(columns_of_slot(builder, at_columns, is_wide, first, 8)):
-                    address = builder.add(args[5], builder.mul(column, integer(sums.itemsize)))
-                    activation = load_as(builder, address, eight.element, sums.itemsize)
-                    activations = builder.insert_element(activations, activation, I32(lane))
-                halves.append(activations)
-            total = fused(builder, weights, concatenated(builder, halves), total)
+            activations = gathered(builder, args[5], columns_of_slot(builder, at_columns, is_wide, 0, 16), sums)
+            total = fused(builder, weights, activations, total)
         return packed(builder, [total])
 
     int64 = types.int64
     return sums(int64, kind, int64, wide, slots, int64, sums), codegen
+
+
+@intrinsic(prefer_literal=True)
+def first_columns(typingctx, wide):
+    """Column 0 in sixteen rows."""
+    result = Columns(bool(constant_of(wide)))
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(result.llvm, None)
+
+    return result(wide), codegen
+
+
+@intrinsic
+def next_columns(typingctx, columns, gaps):
+    """The columns of the next slot of `permuted`, whose sixteen gaps of 8 bits lie at an address."""
+
+    def codegen(context, builder, signature, args):
+        gaps = load_as(builder, args[1], ir.VectorType(I8, 16), 1)
+        return builder.add(args[0], builder.zext(gaps, columns.llvm))
+
+    return columns(columns, types.int64), codegen
+
+
+@intrinsic
+def put_columns(typingctx, address, columns):
+    """The same columns, written as a slot of array `columns` has them."""
+
+    def codegen(context, builder, signature, args):
+        store_at(builder, args[0], args[1], 2)
+        return args[1]
+
+    return columns(types.int64, columns), codegen
+
+
+@intrinsic(prefer_literal=True)
+def memory(typingctx, nbytes):
+    """The address of so many bytes on the stack, for as long as the function runs that asks for them."""
+    size = constant_of(nbytes)
+
+    def codegen(context, builder, signature, args):
+        block = cgutils.alloca_once(builder, ir.ArrayType(I8, size))
+        block.align = 64
+        return builder.ptrtoint(block, I64)
+
+    return types.int64(nbytes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def fma_row_of_gaps(typingctx, values, kind, columns, address, x, sums):
+    """A slot of `permuted` for one token, as in `fma_rows`: its columns are in registers, and lie at an address too.
+
+    The first of them come from registers, the others from memory: each way alone would be too narrow.
+    """
+    stored = constant_of(kind)
+    bits = 32 if columns.wide else 16
+
+    def codegen(context, builder, signature, args):
+        in_words = builder.bitcast(args[2], ir.VectorType(I64, bits // 4))
+        words = [builder.extract_element(in_words, I32(0))]
+        for number in range(1, bits // 4):
+            words.append(load_as(builder, builder.add(args[3], integer(8 * number)), I64, 2))
+        (total,) = unpacked(builder, args[5], sums)
+        weights = widened(builder, load_as(builder, args[0], stored_type(stored, 16), WIDTH[stored]), stored)
+        activations = gathered(builder, args[4], split(builder, words, bits), sums)
+        return packed(builder, [fused(builder, weights, activations, total)])
+
+    int64 = types.int64
+    return sums(int64, kind, columns, int64, int64, sums), codegen
 
 
 @intrinsic(prefer_literal=True)

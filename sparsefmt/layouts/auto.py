@@ -7,6 +7,7 @@ The rule, documented in docs/guide.md ("Choosing a layout"):
    its own.
 2. Arrays that will be computed on are `permuted` from PERMUTED_FROM zeros on, and `bitmask` below that. They are also
    `bitmask` where the slices of `permuted` would be padded much: where there are few rows, or one of many is full.
+   `permuted` has `gaps` or `columns`, whichever takes fewer bytes.
 3. Arrays that are entropy coded are `bitmask`: a coded mask is smaller than coded columns, and turning it into
    `permuted` while loading costs little beside decoding. But a mask takes time for every position: large matrices with
    hardly a nonzero (`is_very_sparse`) are `permuted`, in tiles that are as high as they are empty.
@@ -14,13 +15,17 @@ The rule, documented in docs/guide.md ("Choosing a layout"):
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import numpy as np
 
 from sparsefmt.dtypes import DType
-from sparsefmt.layouts import LAYOUTS
-from sparsefmt.layouts.permuted import MAX_U16_COLS
+from sparsefmt.layouts import FORMS, LAYOUTS
+from sparsefmt.layouts.contract import Layout
+from sparsefmt.layouts.permuted import MAX_GAP, MAX_U16_COLS, padded
 from sparsefmt.limits import MAX_SPARSE_COLS, MAX_SPARSE_TILE_POSITIONS, MAX_SPARSE_TILE_ROWS
 from sparsefmt.positions.masks import SLICE_ROWS, mask_bytes, slices_of
 
@@ -40,7 +45,8 @@ WORTHWHILE = 0.9
 
 MOST_PADDING = 1.25
 """`permuted` may store this many times as many elements as there are nonzeros, unless it is smaller than `bitmask` all
-the same: padding is multiplied and takes memory like any other element. Slices of 13 rows and more keep to it."""
+the same: padding and fillers are multiplied and take memory like any other element. Slices of 13 rows and more keep to
+it where there are no fillers."""
 
 CHUNK_OVERHEAD = 96
 """Bytes that a chunk of a file takes at most beside its own: 32 in the index, and up to 63 of padding."""
@@ -80,6 +86,22 @@ def may_be_sparse(wanted: str, dtype: DType, shape: tuple[int, ...], cols: int) 
     )
 
 
+class Stored(NamedTuple):
+    """Elements that `permuted` stores, in each of its forms."""
+
+    columns: int
+    gaps: int
+
+
+def stored_by_form(tiles: Iterable[tuple[np.ndarray, np.ndarray]]) -> Stored:
+    """Elements that tiles store whose rows have so many nonzeros, and so many fillers (`gaps.py`)."""
+    columns, gaps = 0, 0
+    for counts, fillers in tiles:
+        columns += padded(counts)
+        gaps += padded(counts + fillers)
+    return Stored(columns, gaps)
+
+
 @dataclass(frozen=True, slots=True)
 class Filling:
     """How full a matrix is: what the sizes of its arrays follow from.
@@ -87,8 +109,8 @@ class Filling:
     Attributes:
         tile_rows: rows in every tile but the last.
         nnz: elements that are not pruned.
-        padded_nnz: elements that `permuted` stores: those, and the padding of its slices, which depends on how many
-            each row of a tile has (`layouts.permuted.padded_nnz`).
+        stored: elements that `permuted` stores, by form: those, the fillers of `gaps`, and the padding of slices, which
+            depends on how many entries each row of a tile has (`stored_by_form`).
     """
 
     dtype: DType
@@ -96,34 +118,51 @@ class Filling:
     cols: int
     tile_rows: int
     nnz: int
-    padded_nnz: int
+    stored: Stored
 
-    def nbytes(self, layout: str) -> int:
+    def nbytes(self, layout: Layout) -> int:
         """Bytes of all arrays in memory, to the byte, without `negative_zeros`."""
         width, last_rows = self.dtype.bits_dtype.itemsize, self.rows - (self.tiles - 1) * self.tile_rows
         slices = (self.tiles - 1) * slices_of(self.tile_rows) + slices_of(last_rows)
-        if layout == "bitmask":
+        if layout.form == "bitmask":
             masks = (self.tiles - 1) * mask_bytes(self.tile_rows, self.cols) + mask_bytes(last_rows, self.cols)
             return masks + 4 * (slices + self.tiles) + self.nnz * width
-        if layout == "permuted":
+        if layout.form == "columns":
             column = 2 if self.cols <= MAX_U16_COLS else 4
-            return self.rows * 6 + 4 * (slices + self.tiles) + self.padded_nnz * (width + column)
+            return self.rows * 6 + 4 * (slices + self.tiles) + self.stored.columns * (width + column)
+        if layout.form == "gaps":
+            return self.rows * 6 + 4 * (slices + self.tiles) + self.stored.gaps * (width + 1)
         return self.dtype.nbytes(self.rows * self.cols)
+
+    @property
+    def permuted(self) -> Layout:
+        """The form of `permuted` that takes fewer bytes."""
+        columns, gaps = FORMS["columns"], FORMS["gaps"]
+        return gaps if self.nbytes(gaps) < self.nbytes(columns) else columns
+
+    @property
+    def likely_permuted(self) -> Layout:
+        """The form that takes fewer bytes if zeros are anywhere: for who knows how many there are, but not where."""
+        zeros = 1 - self.nnz / max(self.rows * self.cols, 1)
+        # of k * 255 + 1 columns and more, for k = 1, 2, …; a row of zeros has none to bridge
+        far = zeros**MAX_GAP if self.cols > MAX_GAP + 1 else 0.0
+        fillers = int(self.nnz * far / (1 - far)) if self.nnz else 0
+        return replace(self, stored=Stored(self.stored.columns, self.stored.gaps + fillers)).permuted
 
     @property
     def tiles(self) -> int:
         return -(-self.rows // self.tile_rows)
 
-    def most_bytes_of_permuted(self) -> int:
-        """Bytes up to which `permuted` is the layout to compute with, whatever its padding is; -1 if it never is."""
-        worthwhile, bitmask = int(WORTHWHILE * self.nbytes("dense")), self.nbytes("bitmask")
+    def most_bytes_of(self, permuted: Layout) -> int:
+        """Bytes up to which a form of `permuted` is what to compute with, however padded it is; -1 if it never is."""
+        worthwhile, bitmask = int(WORTHWHILE * self.nbytes(FORMS["dense"])), self.nbytes(FORMS["bitmask"])
         if bitmask > worthwhile:
             return worthwhile
         # half an element: a share of the elements was pruned, and there is no half of one
         if self.nnz > (1 - PERMUTED_FROM) * self.rows * self.cols + 0.5:
             return -1
-        padded = replace(self, padded_nnz=int(MOST_PADDING * self.nnz))
-        return min(worthwhile, max(bitmask, padded.nbytes("permuted")))
+        most = int(MOST_PADDING * self.nnz)
+        return min(worthwhile, max(bitmask, replace(self, stored=Stored(most, most)).nbytes(permuted)))
 
 
 Purpose = Literal["computing", "raw", "coded"]
@@ -138,8 +177,8 @@ def expect_name(wanted: str) -> None:
 
 def layout_for(
     wanted: str, purpose: Purpose, shape: tuple[int, ...], filling: Filling, *, is_sparse: bool = False
-) -> str:
-    """The layout that `wanted` ("auto" or a name) means for a tensor; "dense" where the format allows nothing else.
+) -> Layout:
+    """The layout that `wanted` ("auto" or a name) means for a tensor; `dense` where the format allows nothing else.
 
     With "auto", arrays never take more than those of `dense`: in memory, and in a file where they are stored raw.
 
@@ -151,25 +190,27 @@ def layout_for(
     """
     expect_name(wanted)
     if not (may_be_sparse(wanted, filling.dtype, shape, filling.cols) or is_sparse):
-        return "dense"
+        return FORMS["dense"]
     if wanted != "auto":
-        return wanted
+        return filling.permuted if wanted == "permuted" else FORMS[wanted]
     # a file has an entry for the tensor, too
     overhead = CHUNK_OVERHEAD * (_MOST_ARRAYS * filling.tiles + 1) if purpose == "raw" and not is_sparse else 0
     best = for_computing(filling, overhead)
-    if purpose != "coded" or best == "dense" or is_very_sparse(filling.rows, filling.cols, filling.nnz):
+    if purpose != "coded" or not best.sparse or is_very_sparse(filling.rows, filling.cols, filling.nnz):
         return best
-    return "bitmask"
+    return FORMS["bitmask"]
 
 
-def for_computing(filling: Filling, overhead: int = 0) -> str:
+def for_computing(filling: Filling, overhead: int = 0) -> Layout:
     """The layout to compute with, for a tensor that can be sparse.
 
     Args:
         overhead: bytes that a sparse layout takes beside its arrays.
     """
-    best = "permuted" if filling.nbytes("permuted") <= filling.most_bytes_of_permuted() else "bitmask"
-    return best if filling.nbytes(best) + overhead <= WORTHWHILE * filling.nbytes("dense") else "dense"
+    permuted = filling.permuted
+    best = permuted if filling.nbytes(permuted) <= filling.most_bytes_of(permuted) else FORMS["bitmask"]
+    worthwhile = WORTHWHILE * filling.nbytes(FORMS["dense"])
+    return best if filling.nbytes(best) + overhead <= worthwhile else FORMS["dense"]
 
 
 def is_very_sparse(rows: int, cols: int, entries: int) -> bool:

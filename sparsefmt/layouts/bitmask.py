@@ -20,6 +20,7 @@ from sparsefmt.errors import FormatError
 from sparsefmt.layouts.contract import Arrays, Layout, expect_at_most, expect_size
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.memory import Allocate, frozen, zeros
+from sparsefmt.layouts.permuted import MAX_GAP
 from sparsefmt.positions import Positions
 from sparsefmt.positions.masks import SLICE_ROWS, U16, in_slices, mask_bytes, put_slices, slices_of
 
@@ -35,7 +36,7 @@ def mask_of(tile: Tile) -> np.ndarray:
 
 
 class Bitmask(Layout):
-    name = "bitmask"
+    name = form = "bitmask"
     arrays = ("mask", "slice_offsets", "values")
     sparse = True
     mask = "mask"
@@ -91,6 +92,9 @@ class Bitmask(Layout):
     def counts(self, tile: Tile) -> np.ndarray:
         return counts_by_row(tile)
 
+    def fillers(self, tile: Tile) -> np.ndarray:
+        return fillers_by_row(tile)
+
     def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Arrays:
         from sparsefmt.layouts.jitted import bitmask as jitted
 
@@ -122,12 +126,12 @@ class Bitmask(Layout):
         jitted.to_dense(mask_of(tile), frozen(tile["slice_offsets"]), frozen(tile["values"]), begin, end, bits)
         return bits
 
-    def from_entries(self, entries: Entries, dtype: DType, shape: tuple[int, int]) -> Arrays:
+    def from_entries(self, entries: Entries, dtype: DType, shape: tuple[int, int], zeros: Allocate = zeros) -> Arrays:
         from sparsefmt.positions.jitted import masks as jitted
 
         rows, cols = shape
         counts = np.bincount(entries.rows, minlength=rows).astype(np.int64)
-        arrays, mask = self.allocate(counts, dtype, cols)
+        arrays, mask = self.allocate(counts, dtype, cols, zeros)
         begins = frozen(np.cumsum(counts) - counts)
         jitted.set_bits(entries.columns, begins, frozen(counts), 1, mask)
         jitted.from_rows(frozen(mask), entries.values, begins, 1, arrays["values"])
@@ -147,3 +151,13 @@ class Bitmask(Layout):
 def counts_by_row(tile: Tile) -> np.ndarray:
     """Number of stored values in each row, int64, the rows in their order."""
     return Positions(tile.rows, tile.cols, mask_of(tile)).counts()
+
+
+def fillers_by_row(tile: Tile) -> np.ndarray:
+    """Fillers that each row has in `permuted` with gaps, int64, the rows in their order."""
+    from sparsefmt.layouts.jitted import gaps as jitted
+
+    fillers = np.zeros(tile.rows, np.int64)
+    if tile.cols > MAX_GAP + 1:
+        jitted.fillers_of_mask(mask_of(tile), fillers)
+    return fillers

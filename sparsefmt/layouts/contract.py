@@ -28,6 +28,7 @@ import numpy as np
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts.entries import Entries
+from sparsefmt.layouts.memory import Allocate, zeros
 from sparsefmt.positions import Positions
 
 if TYPE_CHECKING:
@@ -38,10 +39,11 @@ Arrays = dict[str, np.ndarray]
 
 
 class Layout(ABC):
-    """One way to lay out a tile. Stateless; the instances are in `sparsefmt.layouts.LAYOUTS`.
+    """One way to lay out a tile. Stateless; the instances are in `sparsefmt.layouts.FORMS`.
 
     Attributes:
         name: name in files and in the API.
+        form: a name of its own for each: `permuted` has two sets of arrays, `columns` and `gaps`.
         arrays: names of the arrays that are always there, sorted.
         sparse: whether zeros are left out.
         mask: the array with a bit for each position, whose bytes lie as `positions/masks.py` says.
@@ -49,6 +51,7 @@ class Layout(ABC):
     """
 
     name: str
+    form: str
     arrays: tuple[str, ...]
     sparse: bool
     mask: str | None = None
@@ -89,6 +92,13 @@ class Layout(ABC):
         """Number of stored values in each row of a sparse layout, padding not counted; in any order of rows."""
         raise NotImplementedError
 
+    def fillers(self, tile: Tile) -> np.ndarray:
+        """Fillers that each row has in `permuted` with gaps (`gaps.py`), whatever this layout is; rows as in `counts`.
+
+        One read of what says where values stand.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Arrays:
         """Lay out dense `bits` (rows, cols), unsigned integers of the element width; `counts`: nonzeros of each row."""
@@ -97,10 +107,10 @@ class Layout(ABC):
     def to_dense(self, tile: Tile, begin: int, end: int) -> np.ndarray:
         """Dense bits (end - begin, cols) of rows `begin` to `end` of a checked tile."""
 
-    def from_entries(self, entries: Entries, dtype: DType, shape: tuple[int, int]) -> Arrays:
+    def from_entries(self, entries: Entries, dtype: DType, shape: tuple[int, int], zeros: Allocate = zeros) -> Arrays:
         """The arrays of a sparse layout for rows and columns `shape` whose other elements are zero.
 
-        entries: read-only, none of them a zero.
+        entries: read-only, none of them a zero. zeros: gives memory for the arrays.
         """
         raise NotImplementedError
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Dense(Layout):
-    name = "dense"
+    name = form = "dense"
     arrays = ("values",)
     sparse = False
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from sparsefmt.layouts import bitmask, permuted
 from sparsefmt.layouts.bitmask import Bitmask
 from sparsefmt.layouts.contract import Arrays, Layout
+from sparsefmt.layouts.entries import Entries
+from sparsefmt.layouts.gaps import Gaps
 from sparsefmt.layouts.memory import Allocate, frozen
-from sparsefmt.layouts.permuted import Permuted
+from sparsefmt.layouts.permuted import Columns
 from sparsefmt.positions.masks import SLICE_ROWS, put_slices
 
 if TYPE_CHECKING:
@@ -16,20 +18,36 @@ if TYPE_CHECKING:
 
 
 def between_sparse(tile: Tile, target: Layout, zeros: Allocate) -> Arrays:
-    """The arrays of another sparse layout for a checked tile, in memory that comes from `zeros`. O(nnz + mask)."""
-    return _CONVERSIONS[tile.layout.name, target.name](tile, zeros)
+    """The arrays of another sparse layout, or form, for a checked tile, in memory that comes from `zeros`.
+
+    O(nnz + mask). What is not done often goes through entries, which take some bytes each beside the result.
+    """
+    convert = _CONVERSIONS.get((tile.layout.form, target.form))
+    if convert is not None:
+        return convert(tile, zeros)
+    return target.from_entries(Entries(*map(frozen, tile.entries())), tile.dtype, tile.shape, zeros)
 
 
-def _bitmask_to_permuted(tile: Tile, zeros: Allocate) -> Arrays:
+def _bitmask_to_columns(tile: Tile, zeros: Allocate) -> Arrays:
     from sparsefmt.positions.jitted import masks as jitted
 
-    converted = Permuted().allocate(bitmask.counts_by_row(tile), tile.dtype, tile.cols, zeros)
+    converted = Columns().allocate(bitmask.counts_by_row(tile), tile.dtype, tile.cols, zeros)
     mask, begins = bitmask.mask_of(tile), permuted.begins_by_row(converted)
     jitted.to_rows(mask, frozen(tile["values"]), begins, SLICE_ROWS, converted["values"], converted["columns"])
     return converted
 
 
-def _permuted_to_bitmask(tile: Tile, zeros: Allocate) -> Arrays:
+def _bitmask_to_gaps(tile: Tile, zeros: Allocate) -> Arrays:
+    from sparsefmt.layouts.jitted import gaps as jitted
+
+    counts = bitmask.counts_by_row(tile) + bitmask.fillers_by_row(tile)
+    converted = Gaps().allocate(counts, tile.dtype, tile.cols, zeros)
+    mask, begins = bitmask.mask_of(tile), permuted.begins_by_row(converted)
+    jitted.of_mask(mask, frozen(tile["values"]), begins, converted["values"], converted["gaps"])
+    return converted
+
+
+def _columns_to_bitmask(tile: Tile, zeros: Allocate) -> Arrays:
     from sparsefmt.positions.jitted import masks as jitted
 
     counts, begins = permuted.counts_by_row(tile), permuted.begins_by_row(tile.arrays)
@@ -41,7 +59,8 @@ def _permuted_to_bitmask(tile: Tile, zeros: Allocate) -> Arrays:
 
 
 _CONVERSIONS = {
-    ("bitmask", "permuted"): _bitmask_to_permuted,
-    ("permuted", "bitmask"): _permuted_to_bitmask,
+    ("bitmask", "columns"): _bitmask_to_columns,
+    ("bitmask", "gaps"): _bitmask_to_gaps,
+    ("columns", "bitmask"): _columns_to_bitmask,
 }
-"""By names of the layouts: from which, to which."""
+"""By forms of the layouts: from which, to which."""

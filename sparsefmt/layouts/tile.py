@@ -32,7 +32,7 @@ class Tile:
             none, or if the signs are kept elsewhere.
     """
 
-    __slots__ = ("arrays", "cols", "dtype", "layout", "negative_zeros", "rows")
+    __slots__ = ("_nnz", "arrays", "cols", "dtype", "layout", "negative_zeros", "rows")
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class Tile:
         """`shape`: rows and columns; `signs`: becomes `negative_zeros`."""
         self.layout, self.dtype, self.arrays, self.negative_zeros = layout, dtype, arrays, signs
         self.rows, self.cols = shape
+        self._nnz: int | None = None
 
     @classmethod
     def from_dense(cls, layout: Layout, bits: np.ndarray, dtype: DType) -> Tile:
@@ -113,8 +114,13 @@ class Tile:
 
     @property
     def nnz(self) -> int:
-        """Number of stored values of a sparse layout, padding not counted. 0 in `dense`, where nobody has counted."""
-        return self.layout.nnz(self)
+        """Number of stored values of a sparse layout, padding not counted. 0 in `dense`, where nobody has counted.
+
+        Of a tile that has all its arrays. O(rows), but for `gaps` one read of the values, the first time.
+        """
+        if self._nnz is None:
+            self._nnz = self.layout.nnz(self)
+        return self._nnz
 
     @property
     def pruned(self) -> int:
@@ -124,6 +130,10 @@ class Tile:
     def counts(self) -> np.ndarray:
         """Number of stored values in each row of a sparse layout, padding not counted; in any order of rows."""
         return self.layout.counts(self)
+
+    def fillers(self) -> np.ndarray:
+        """Fillers that each row has in `permuted` with gaps, whatever the layout is; rows as in `counts`."""
+        return self.layout.fillers(self)
 
     @property
     def nbytes(self) -> int:
@@ -169,12 +179,12 @@ class Tile:
         return self.layout.to_entries(self)
 
     def to_layout(self, layout: Layout, zeros: Allocate = zeros) -> Tile:
-        """The tile in another layout; itself if it has that one.
+        """The tile in another layout, or form of it; itself if it has that one.
 
         Between the sparse layouts the zeros are never put back: O(nnz + mask), in memory that comes from `zeros`.
         O(rows * cols) to and from `dense`.
         """
-        if layout.name == self.layout.name:
+        if layout.form == self.layout.form:
             return self
         if not (layout.sparse and self.layout.sparse):
             return Tile.from_dense(layout, self.to_dense(0, self.rows), self.dtype)

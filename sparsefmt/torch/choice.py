@@ -101,7 +101,7 @@ class Choice:
             return f"its weight has {size:,} elements: below {self.least_size:,}, zeros save less than a call costs"
         if not auto.can_be_sparse(filling.dtype, (rows, cols), cols):
             return "no sparse layout can hold its weight"
-        if auto.for_computing(filling) == "dense":
+        if not auto.for_computing(filling).sparse:
             return "no sparse layout makes it 10 % smaller"
         return None
 

@@ -8,6 +8,7 @@ import torch
 from sparsefmt.adapters import Rows, Survey
 from sparsefmt.adapters.torch import DTYPES_BY_TORCH, TORCH_DTYPES, as_torch
 from sparsefmt.dtypes import as_bits
+from sparsefmt.layouts.gaps import FillerCount
 from sparsefmt.tensor import SparseTensor
 
 _POSITIONS_AT_ONCE = 1 << 22
@@ -63,13 +64,17 @@ class _Transposed(Rows):
     def survey(self, threads: int | None = None) -> Survey:
         # the rows of a transpose are columns here: they are counted without one
         counts, negatives = np.zeros(self.rows, np.int64), 0
+        fillers = FillerCount(self.rows, self.cols)
         at_once = max(1, _POSITIONS_AT_ONCE // max(self.rows, 1))
         for begin in range(0, self.cols if self.dtype.prunable else 0, at_once):
             bits = as_bits(self._weight[begin : begin + at_once], self.dtype)
             negative = bits == (self.dtype.negative_zero or bits.dtype.type(0))
-            counts += np.count_nonzero((bits != 0) & ~negative, axis=0)
+            kept = (bits != 0) & ~negative
+            counts += np.count_nonzero(kept, axis=0)
             negatives += int(np.count_nonzero(negative & (bits != 0)))
-        return self._survey_of(counts, negatives)
+            columns, rows = np.nonzero(kept)
+            fillers.add(rows, columns + begin)
+        return self._survey_of(counts, fillers.found, negatives)
 
     def bits(self, begin: int, end: int) -> np.ndarray:
         if begin < self._begin or end > self._begin + len(self._block):

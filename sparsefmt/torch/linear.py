@@ -235,7 +235,7 @@ class SparseLinear(torch.nn.Module):
         weight = weight.to("cpu", self._dtype)
         with in_tensor("weight"):
             matrix = rows_of(weight)
-        layout = auto.for_computing(matrix.filling(matrix.survey()))
+        layout = auto.for_computing(matrix.filling(matrix.survey())).name
         if layout != "dense" and self.has_weight:
             layout = self.sparse_tensor().layout
         device = self.weight_arrays.device

@@ -1,8 +1,8 @@
 """A SparseTensor as two torch tensors, and back: what a module holds, an operator takes, and torch saves.
 
     arrays   uint8 (n,)   all arrays of all tiles, wherever in it they lie, and 64 readable bytes behind the last
-    table    int64 (m,)   VERSION, dtype, rows, cols, layout, tile_rows; then, for each tile and each array of the
-                          layout in order of names, with `negative_zeros` last: where it begins in `arrays`, its bytes
+    table    int64 (m,)   VERSION, dtype, rows, cols, layout in its form, tile_rows; then, for each tile and each array
+                          of that in order of names, `negative_zeros` last: where it begins in `arrays`, its bytes
 
 Arrays that lie together in memory, as those of large tensors and of mapped files do, are not copied: `arrays` is a view
 of them. Nobody may write to it: the pages of a mapped file are read-only.
@@ -19,7 +19,8 @@ import torch
 from sparsefmt.container.stored_signs import HeldSigns, Signs
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError, UnsupportedError
-from sparsefmt.layouts import LAYOUTS, auto
+from sparsefmt.layouts import FORMS, auto
+from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.memory import ALIGNMENT, OVERREAD, frozen, padded_copy
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.layouts.tile import Tile
@@ -34,7 +35,7 @@ _HEADER = 6
 """Numbers in the table before those of the tiles."""
 
 # places in these tuples are what is saved: new names go to the end
-_LAYOUTS = ("dense", "bitmask", "permuted")
+_FORMS = ("dense", "bitmask", "columns", "gaps")
 _DTYPES = (
     *("F32", "BF16", "F16", "F64", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"),
     *("I8", "U8", "I16", "I32", "I64", "U16", "U32", "U64", "F8_E8M0", "BOOL"),
@@ -58,13 +59,13 @@ def pack(weight: SparseTensor) -> Packed:
     if operand.dtype.name not in _DTYPES:
         raise UnsupportedError("dtype-product", f"weights of dtype {operand.dtype.name} cannot be multiplied")
     numbers = [VERSION, _DTYPES.index(operand.dtype.name), operand.rows, operand.cols]
-    numbers += [_LAYOUTS.index(operand.layout), operand.tiling.tile_rows]
+    numbers += [_FORMS.index(operand.tiling.layout.form), operand.tiling.tile_rows]
     # weights that are set in inference mode shall serve outside of it as well
     with torch.inference_mode(False):
         arrays, places = _together(operand.tiles) or _copied(operand.tiles)
         for number, tile in enumerate(operand.tiles):
             arrays_of_tile = tile.all_arrays()
-            for name in _names(operand.layout):
+            for name in _names(operand.tiling.layout):
                 found = name in arrays_of_tile
                 numbers += (places[number, name], arrays_of_tile[name].nbytes) if found else (-1, 0)
         return Packed(arrays, torch.tensor(numbers, dtype=torch.int64, device="cpu"))
@@ -81,7 +82,7 @@ def unpack(memory: np.ndarray, table: torch.Tensor, *, check: bool) -> SparseTen
         FormatError: the two are no packed matrix.
     """
     tiling, numbers = _read_table(table)
-    names = _names(tiling.layout.name)
+    names = _names(tiling.layout)
     if check:
         _check_tiling(tiling, len(numbers))
     tiles: list[Tile] = []
@@ -138,8 +139,8 @@ def borrowed_memory_of(arrays: torch.Tensor) -> np.ndarray:
     return np.frombuffer((ctypes.c_uint8 * arrays.numel()).from_address(arrays.data_ptr()), np.uint8)
 
 
-def _names(layout: str) -> tuple[str, ...]:
-    return (*LAYOUTS[layout].arrays, NEGATIVE_ZEROS)
+def _names(layout: Layout) -> tuple[str, ...]:
+    return (*layout.arrays, NEGATIVE_ZEROS)
 
 
 def _read_table(table: torch.Tensor) -> tuple[Tiling, list[int]]:
@@ -148,9 +149,9 @@ def _read_table(table: torch.Tensor) -> tuple[Tiling, list[int]]:
     if len(numbers) < _HEADER or numbers[0] != VERSION:
         raise FormatError("weight-table", "this is not a weight table, or another version of the library wrote it")
     _, dtype, rows, cols, layout, tile_rows = numbers[:_HEADER]
-    if dtype not in range(len(_DTYPES)) or layout not in range(len(_LAYOUTS)):
+    if dtype not in range(len(_DTYPES)) or layout not in range(len(_FORMS)):
         raise FormatError("weight-table", f"the table has dtype {dtype} and layout {layout}, which are not known")
-    tiling = Tiling(DTYPES[_DTYPES[dtype]], (rows, cols), LAYOUTS[_LAYOUTS[layout]], tile_rows)
+    tiling = Tiling(DTYPES[_DTYPES[dtype]], (rows, cols), FORMS[_FORMS[layout]], tile_rows)
     return tiling, numbers[_HEADER:]
 
 
@@ -163,7 +164,7 @@ def _check_tiling(tiling: Tiling, number_count: int) -> None:
     if fits and tiling.layout.sparse:
         fits = auto.can_be_sparse(tiling.dtype, (rows, cols), cols)
         fits &= tile_rows <= MAX_SPARSE_TILE_ROWS and tile_rows * cols <= MAX_SPARSE_TILE_POSITIONS
-    if not fits or number_count != 2 * len(_names(tiling.layout.name)) * tiling.tiles:
+    if not fits or number_count != 2 * len(_names(tiling.layout)) * tiling.tiles:
         raise FormatError(
             "weight-table",
             f"the table does not fit {rows} rows and {cols} columns, with {tile_rows} rows in a tile, in layout"

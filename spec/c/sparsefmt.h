@@ -172,6 +172,7 @@ extern "C" {
 /* Arrays of all layouts, in order of their names: constant, name. */
 #define SPARSEFMT_ARRAYS(X)                       \
     X(COLUMNS, "columns")                         \
+    X(GAPS, "gaps")                               \
     X(MASK, "mask")                               \
     X(NEGATIVE_ZEROS, "negative_zeros")           \
     X(ROW_COUNTS, "row_counts")                   \
@@ -426,6 +427,7 @@ static const int sfi_layout_arrays[] = {
     SFI_BIT(SPARSEFMT_COLUMNS) | SFI_BIT(SPARSEFMT_ROW_COUNTS) | SFI_BIT(SPARSEFMT_ROW_PERMUTATION) |
         SFI_BIT(SPARSEFMT_SLICE_OFFSETS) | SFI_BIT(SPARSEFMT_VALUES),
 };
+#define SFI_FORMS (SFI_BIT(SPARSEFMT_COLUMNS) | SFI_BIT(SPARSEFMT_GAPS)) /* of layout permuted: it has one of them */
 
 const char *sparsefmt_code_name(sparsefmt_code code) {
     return (unsigned)code < SPARSEFMT_CODE_COUNT ? sfi_code_names[code] : "";
@@ -946,6 +948,7 @@ static sparsefmt_code sfi_check_arrays(const sparsefmt_entry *entry, const sfi_n
         if (entry->codecs[array] == SFI_RANS && !sfi_is_derived(entry, array)) modelled |= SFI_BIT(array);
     }
     needed = sfi_layout_arrays[entry->layout];
+    if (entry->layout == SPARSEFMT_PERMUTED && (present & SFI_FORMS) == SFI_BIT(SPARSEFMT_GAPS)) needed ^= SFI_FORMS;
     if (entry->layout != SPARSEFMT_DENSE && sfi_dtypes[entry->dtype].negative_zero)
         needed |= present & SFI_BIT(SPARSEFMT_NEGATIVE_ZEROS);
     if (notes->unknown_array || present != needed)
@@ -1183,7 +1186,7 @@ static uint64_t sfi_dense_bytes(const sparsefmt_entry *entry, uint64_t rows) {
 }
 
 /* Whether an array of a tile of that height may have so many bytes. `slots` are those of layout permuted, from the
-   columns, which come first. */
+   columns or gaps, which come first. */
 static int sfi_is_array_size(const sparsefmt_entry *entry, int array, uint64_t rows, uint64_t bytes, uint64_t *slots) {
     unsigned width = sfi_width(entry, array);
     switch (array) {
@@ -1192,7 +1195,7 @@ static int sfi_is_array_size(const sparsefmt_entry *entry, int array, uint64_t r
     case SPARSEFMT_ROW_COUNTS: return bytes == 4 * rows;
     case SPARSEFMT_ROW_PERMUTATION: return bytes == 2 * rows;
     case SPARSEFMT_SLICE_OFFSETS: return bytes == 4 * (sfi_ceil_div(rows, SFI_SLICE) + 1);
-    case SPARSEFMT_COLUMNS:
+    case SPARSEFMT_COLUMNS: case SPARSEFMT_GAPS:
         *slots = bytes / (SFI_SLICE * width);
         return bytes % (SFI_SLICE * width) == 0 && *slots <= sfi_ceil_div(rows, SFI_SLICE) * entry->cols;
     default: break;
@@ -2442,12 +2445,14 @@ static sparsefmt_code sfi_check_rows(const sparsefmt_entry *entry, sparsefmt_til
 
 enum { SFI_STORED_ZERO = 1, SFI_COLUMN_ORDER = 2, SFI_COLUMN_RANGE = 4, SFI_SLOT_PADDING = 8 };
 
-/* Values and columns of one slice of layout permuted, slot by slot. Bits of the faults that it has. */
-static unsigned sfi_check_slice(const sparsefmt_entry *entry, const sparsefmt_tile *tile, uint64_t slice) {
+/* Values and columns, or gaps, of one slice of layout permuted, slot by slot. Bits of the faults that it has. Fillers,
+   which row_counts count, are taken off tile->nnz. */
+static unsigned sfi_check_slice(const sparsefmt_entry *entry, sparsefmt_tile *tile, uint64_t slice) {
     const sfi_dtype *dtype = &sfi_dtypes[entry->dtype];
-    const unsigned width = dtype->bits / 8, column_width = sfi_width(entry, SPARSEFMT_COLUMNS);
+    const int gaps = sfi_has(entry, SPARSEFMT_GAPS), where = gaps ? SPARSEFMT_GAPS : SPARSEFMT_COLUMNS;
+    const unsigned width = dtype->bits / 8, where_width = sfi_width(entry, where);
     const unsigned char *values = tile->arrays[SPARSEFMT_VALUES].bytes;
-    const unsigned char *columns = tile->arrays[SPARSEFMT_COLUMNS].bytes;
+    const unsigned char *places = tile->arrays[where].bytes;
     const unsigned char *offsets = tile->arrays[SPARSEFMT_SLICE_OFFSETS].bytes + 4 * slice;
     const uint64_t first = sparsefmt_u32(offsets), slots = sparsefmt_u32(offsets + 4) - first;
     uint64_t counts[SFI_SLICE] = {0}, least[SFI_SLICE] = {0}, slot;
@@ -2457,13 +2462,17 @@ static unsigned sfi_check_slice(const sparsefmt_entry *entry, const sparsefmt_ti
     for (slot = 0; slot < slots; slot++) {
         for (lane = 0; lane < SFI_SLICE; lane++) {
             uint64_t at = SFI_SLICE * (first + slot) + lane;
-            uint64_t column = sfi_element(columns, at, column_width), value = sfi_element(values, at, width);
+            uint64_t place = sfi_element(places, at, where_width), value = sfi_element(values, at, width);
+            uint64_t column = gaps && slot ? least[lane] - 1 + place : place;
             if (slot >= counts[lane]) {
-                faults |= column || value ? SFI_SLOT_PADDING : 0;
+                faults |= place || value ? SFI_SLOT_PADDING : 0;
                 continue;
             }
-            faults |= (column >= entry->cols ? SFI_COLUMN_RANGE : 0) | (column < least[lane] ? SFI_COLUMN_ORDER : 0) |
-                      (sfi_is_stored_zero(dtype, value) ? SFI_STORED_ZERO : 0);
+            faults |= (column >= entry->cols ? SFI_COLUMN_RANGE : 0) | (column < least[lane] ? SFI_COLUMN_ORDER : 0);
+            if (gaps && !value && place == 255 && slot + 1 < counts[lane])
+                tile->nnz--;
+            else if (sfi_is_stored_zero(dtype, value))
+                faults |= SFI_STORED_ZERO;
             least[lane] = column + 1;
         }
     }
@@ -2478,7 +2487,7 @@ static sparsefmt_code sfi_check_permuted(const sfi_reader *reader, sparsefmt_til
     SFI_TRY(sfi_check_rows(reader->entry, tile, seen, error));
     for (slice = 0; SFI_SLICE * slice < tile->rows; slice++)
         faults |= sfi_check_slice(reader->entry, tile, slice);
-    if (faults & SFI_STORED_ZERO) SFI_FAIL(STORED_ZERO, "a stored value is zero");
+    if (faults & SFI_STORED_ZERO) SFI_FAIL(STORED_ZERO, "a stored value is zero, and no filler");
     if (faults & SFI_COLUMN_ORDER) SFI_FAIL(COLUMN_ORDER, "columns of a row do not ascend");
     if (faults & SFI_COLUMN_RANGE) SFI_FAIL(COLUMN_RANGE, "a column beyond the last");
     if (faults & SFI_SLOT_PADDING) SFI_FAIL(SLOT_PADDING, "a padding lane is not 0");
@@ -2639,17 +2648,19 @@ static void sfi_expand_bitmask(const sparsefmt_entry *entry, const sparsefmt_til
 }
 
 static void sfi_expand_permuted(const sparsefmt_entry *entry, const sparsefmt_tile *tile, unsigned char *dense) {
-    const unsigned width = sfi_dtypes[entry->dtype].bits / 8, column_width = sfi_width(entry, SPARSEFMT_COLUMNS);
+    const int gaps = sfi_has(entry, SPARSEFMT_GAPS), where = gaps ? SPARSEFMT_GAPS : SPARSEFMT_COLUMNS;
+    const unsigned width = sfi_dtypes[entry->dtype].bits / 8, where_width = sfi_width(entry, where);
     const unsigned char *values = tile->arrays[SPARSEFMT_VALUES].bytes;
-    const unsigned char *columns = tile->arrays[SPARSEFMT_COLUMNS].bytes;
+    const unsigned char *places = tile->arrays[where].bytes;
     uint64_t position, k;
     for (position = 0; position < tile->rows; position++) {
         uint64_t row = sparsefmt_u16(tile->arrays[SPARSEFMT_ROW_PERMUTATION].bytes + 2 * position);
         uint64_t count = sparsefmt_u32(tile->arrays[SPARSEFMT_ROW_COUNTS].bytes + 4 * position);
         uint64_t first = sparsefmt_u32(tile->arrays[SPARSEFMT_SLICE_OFFSETS].bytes + position / SFI_SLICE * 4);
+        uint64_t column = 0;
         for (k = 0; k < count; k++) {
             uint64_t at = SFI_SLICE * (first + k) + position % SFI_SLICE;
-            uint64_t column = sfi_element(columns, at, column_width);
+            column = sfi_element(places, at, where_width) + (gaps ? column : 0); /* a filler is 0 between elements */
             memcpy(dense + (row * entry->cols + column) * width, values + at * width, width);
         }
     }
@@ -2904,6 +2915,14 @@ static void sfi_read_columns(const unsigned char *columns, uint64_t first, unsig
     for (i = 0; i < count; i++) out[i] = narrow[i];
 }
 
+/* The columns of `count` elements, a multiple of 16, from their gaps. reached: those of the slot before. */
+static void sfi_add_up_gaps(const unsigned char *gaps, uint64_t first, unsigned count, uint32_t *reached,
+                            uint32_t *out) {
+    unsigned i, lane;
+    for (i = 0; i < count; i += SFI_SLICE)
+        for (lane = 0; lane < SFI_SLICE; lane++) out[i + lane] = reached[lane] += gaps[first + i + lane];
+}
+
 /* The products of a tile in each layout, for accumulators of type T. `finite` says whether all of x is: then multiplying
    zeros gives the same bits as skipping them. */
 #define SFI_PRODUCTS(TARGET, T, FMA, CONVERT, NAME)                                                                    \
@@ -2969,9 +2988,9 @@ static void sfi_read_columns(const unsigned char *columns, uint64_t first, unsig
                                                                                                                        \
     /* Rows of a slice end one after the other, the last lane first: all lanes as long as all have elements. */        \
     TARGET                                                                                                             \
-    static void sfi_permuted_##NAME(const sfi_numbers *w, const sparsefmt_tile *tile, uint64_t cols, const T *x,       \
-                                    T *y) {                                                                            \
-        const unsigned char *columns = tile->arrays[SPARSEFMT_COLUMNS].bytes;                                          \
+    static void sfi_permuted_##NAME(const sfi_numbers *w, const sparsefmt_tile *tile, uint64_t cols, int gaps,         \
+                                    const T *x, int finite, T *y) {                                                    \
+        const unsigned char *where = tile->arrays[gaps ? SPARSEFMT_GAPS : SPARSEFMT_COLUMNS].bytes;                    \
         const unsigned column_width = cols > 65536 ? 4 : 2;                                                            \
         T some[SFI_SOME];                                                                                              \
         uint32_t places[SFI_SOME];                                                                                     \
@@ -2983,6 +3002,7 @@ static void sfi_read_columns(const unsigned char *columns, uint64_t first, unsig
             const uint64_t left = tile->rows - position;                                                               \
             uint64_t counts[SFI_SLICE] = {0}, slot = 0;                                                                \
             const unsigned lanes = left < SFI_SLICE ? (unsigned)left : SFI_SLICE;                                      \
+            uint32_t reached[SFI_SLICE] = {0};                                                                         \
             unsigned active = lanes, i;                                                                                \
             T s[SFI_SLICE] = {0};                                                                                      \
             for (lane = 0; lane < lanes; lane++)                                                                       \
@@ -2991,14 +3011,18 @@ static void sfi_read_columns(const unsigned char *columns, uint64_t first, unsig
                 const uint64_t some_slots = slots - slot < SFI_SOME / SFI_SLICE ? slots - slot : SFI_SOME / SFI_SLICE; \
                 const unsigned count = (unsigned)some_slots * SFI_SLICE;                                               \
                 CONVERT(w, SFI_SLICE * (first + slot), count, some);                                                   \
-                sfi_read_columns(columns, SFI_SLICE * (first + slot), count, column_width, places);                    \
-                for (i = 0; i < count && slot < counts[SFI_SLICE - 1]; i += SFI_SLICE, slot++)                         \
+                if (gaps)                                                                                              \
+                    sfi_add_up_gaps(where, SFI_SLICE * (first + slot), count, reached, places);                        \
+                else                                                                                                   \
+                    sfi_read_columns(where, SFI_SLICE * (first + slot), count, column_width, places);                  \
+                for (i = 0; i < count && finite && slot < counts[SFI_SLICE - 1]; i += SFI_SLICE, slot++)               \
                     for (lane = 0; lane < SFI_SLICE; lane++)                                                           \
                         s[lane] = FMA(some[i + lane], x[places[i + lane]], s[lane]);                                   \
                 for (; i < count; i += SFI_SLICE, slot++) {                                                            \
                     while (counts[active - 1] <= slot) active--;                                                       \
                     for (lane = 0; lane < active; lane++)                                                              \
-                        s[lane] = FMA(some[i + lane], x[places[i + lane]], s[lane]);                                   \
+                        if (finite || some[i + lane] != 0) /* a filler */                                              \
+                            s[lane] = FMA(some[i + lane], x[places[i + lane]], s[lane]);                               \
                 }                                                                                                      \
             }                                                                                                          \
             for (lane = 0; lane < lanes; lane++) {                                                                     \
@@ -3023,7 +3047,9 @@ static void sfi_read_columns(const unsigned char *columns, uint64_t first, unsig
             w.bytes = tile->arrays[SPARSEFMT_VALUES].bytes;                                                            \
             switch (info->layout) {                                                                                    \
             case SPARSEFMT_BITMASK: sfi_bitmask_##NAME(&w, tile, info->cols, x, y); break;                             \
-            case SPARSEFMT_PERMUTED: sfi_permuted_##NAME(&w, tile, info->cols, x, y); break;                           \
+            case SPARSEFMT_PERMUTED:                                                                                   \
+                sfi_permuted_##NAME(&w, tile, info->cols, info->arrays >> SPARSEFMT_GAPS & 1, x, finite, y);           \
+                break;                                                                                                 \
             default: sfi_dense_##NAME(&w, tile, info->cols, x, finite, y);                                             \
             }                                                                                                          \
         }                                                                                                              \

@@ -279,7 +279,7 @@ def check_entry(entry: Entry) -> None:
         require(fits, "tile-size", f"{what}: tiles of {tile_rows} x {entry.cols}")
         require(entry.nnz is not None and entry.nnz <= elements, "nnz", f"{what}: {entry.nnz} of {elements} elements")
         optional = {"negative_zeros"} if dtype.negative_zero else set()
-    require(entry.arrays.keys() - optional == LAYOUTS[entry.layout], "array-set", f"{what}: {sorted(entry.arrays)}")
+    require(entry.arrays.keys() - optional in LAYOUTS[entry.layout], "array-set", f"{what}: {sorted(entry.arrays)}")
     modelled = {array for array, codec in entry.arrays.items() if codec == "rans" and not is_derived(entry, array)}
     found = sorted(entry.models)
     require(set(found) == modelled, "model-set", f"{what}: models of {found}, not of {sorted(modelled)}")

@@ -8,10 +8,13 @@ import numpy as np
 from dtypes import DType
 from faults import require
 
-LAYOUTS = {
-    "dense": {"values"},
-    "bitmask": {"mask", "slice_offsets", "values"},
-    "permuted": {"columns", "row_counts", "row_permutation", "slice_offsets", "values"},
+LAYOUTS = {  # the arrays, in each form
+    "dense": [{"values"}],
+    "bitmask": [{"mask", "slice_offsets", "values"}],
+    "permuted": [
+        {"columns", "row_counts", "row_permutation", "slice_offsets", "values"},
+        {"gaps", "row_counts", "row_permutation", "slice_offsets", "values"},
+    ],
 }
 Arrays = dict[str, np.ndarray]  # the arrays of a tile, by name
 Stored = tuple[np.ndarray, np.ndarray, np.ndarray]  # row, column and bits of each value of a sparse layout
@@ -40,11 +43,12 @@ def check_sizes(layout: str, dtype: DType, r: int, c: int, sizes: dict[str, int]
     n = min(sizes["values"] // w, r * c)
     slices = ceil_div(r, HEIGHT)
     slots = min(sizes["values"] // (HEIGHT * w), slices * c)
+    where = "gaps" if "gaps" in sizes else "columns"
     expected = {
         "dense": {"values": ceil_div(r * c * dtype.bits, 8)},
         "bitmask": {"mask": c * ceil_div(r, 8), "slice_offsets": 4 * (slices + 1), "values": n * w},
         "permuted": {
-            "columns": HEIGHT * slots * array_width("columns", dtype, c),
+            where: HEIGHT * slots * array_width(where, dtype, c),
             "row_counts": 4 * r,
             "row_permutation": 2 * r,
             "slice_offsets": 4 * (slices + 1),
@@ -152,15 +156,29 @@ def check_permuted(arrays: Arrays, r: int, c: int) -> Stored:
     first = np.concatenate([[0], np.cumsum(slots)])
     require(np.array_equal(arrays["slice_offsets"], first), "slice-offsets", "slice offsets other than the counts give")
     require(len(arrays["values"]) == HEIGHT * first[-1], "slice-offsets", "slice offsets other than `values` has")
-    columns, values = arrays["columns"].reshape(-1, HEIGHT).astype(np.int64), arrays["values"].reshape(-1, HEIGHT)
+    where, values = arrays["gaps" if "gaps" in arrays else "columns"], arrays["values"].reshape(-1, HEIGHT)
+    where = where.reshape(-1, HEIGHT).astype(np.int64)
     k = np.arange(first[-1]) - np.repeat(first[:-1], slots)  # of each slot in its slice
     position = np.repeat(np.arange(len(slots)) * HEIGHT, slots)[:, None] + np.arange(HEIGHT)  # of each slot and lane
-    stored = k[:, None] < np.pad(counts, (0, -r % HEIGHT))[position]
+    last = np.pad(counts, (0, -r % HEIGHT))[position] - 1  # slot of the row
+    taken = k[:, None] <= last
+    require(not (where[~taken].any() or values[~taken].any()), "slot-padding", "padding lane not zero")
+    columns = columns_of_gaps(where, first) if "gaps" in arrays else where
     require(bool((columns < c).all()), "column-range", f"column not below {c}")
-    require(not (columns[~stored].any() or values[~stored].any()), "slot-padding", "padding lane not zero")
-    follows = (k[1:] > 0)[:, None] & stored[1:]
+    follows = (k[1:] > 0)[:, None] & taken[1:]
     require(bool((np.diff(columns, axis=0)[follows] > 0).all()), "column-order", "columns of a row not ascending")
-    return permutation[position[stored]], columns[stored], values[stored]
+    if "gaps" in arrays:
+        fillers = taken & (values == 0)
+        good = (where == 255) & (k[:, None] < last)
+        require(bool(good[fillers].all()), "stored-zero", "value of bits 0 where no filler can be")
+        taken &= ~fillers
+    return permutation[position[taken]], columns[taken], values[taken]
+
+
+def columns_of_gaps(gaps: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The columns of all slots, of slices that begin at the slots `first`: of each lane the sum of the gaps so far."""
+    sums = np.concatenate([np.zeros((1, HEIGHT), np.int64), np.cumsum(gaps, axis=0)])
+    return sums[1:] - np.repeat(sums[first[:-1]], np.diff(first), axis=0)
 
 
 # ------------------------------------------------------------------------------------------------- 4.4 negative_zeros

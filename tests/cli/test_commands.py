@@ -242,6 +242,16 @@ def test_bad_index_is_one_line(tmp_path: Path) -> None:
 # inspect
 
 
+def test_inspect_shows_the_form_of_permuted(tmp_path: Path) -> None:
+    near, far = np.eye(32, 256, dtype=np.float32), np.eye(32, 9000, 8000, dtype=np.float32)
+    sparsefmt.save_file({"near": near, "far": far}, tmp_path / "a.sparsefmt", layout="permuted", codec="raw")
+    lines = succeed("inspect", tmp_path / "a.sparsefmt").splitlines()
+    assert [line for line in lines if "near" in line and "permuted, gaps" in line]
+    assert [line for line in lines if "far" in line and "permuted, columns" in line]
+    [file] = json.loads(succeed("inspect", tmp_path / "a.sparsefmt", "--json"))["files"]
+    assert {tensor["name"]: tensor["layout"] for tensor in file["tensors"]} == {"near": "permuted", "far": "permuted"}
+
+
 def test_inspect_as_json(model: Path, converted: Path) -> None:
     content = json.loads(succeed("inspect", converted, "--json"))
     assert (content["json_version"], content["index"]) == (1, None)
@@ -337,7 +347,7 @@ def test_strict_finds_what_checks_might_overlook(layout: str, tmp_path: Path, mo
     def with_a_change(reader: Reader, entry: TensorEntry, number: int, *options: object, **others: object) -> Tile:
         tile = read(reader, entry, number).moved(np.ndarray.copy)
         if layout == "permuted":  # padding of the first slice, of which products see nothing
-            for array in ("columns", "values"):
+            for array in ("gaps", "values"):
                 tile.put(array, np.concatenate([tile[array], np.zeros(16, tile[array].dtype)]))
         elif layout == "bitmask":
             tile["slice_offsets"][0] = 1

@@ -10,18 +10,16 @@ import ml_dtypes
 import naive
 import numpy as np
 import pytest
-from helpers import PRUNABLE, WIDTHS, in_threads, random_bits, run_python, weights
+from helpers import PRUNABLE, WIDTHS, far_apart, in_form, in_threads, random_bits, run_python, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparsefmt
 from sparsefmt import SparseTensor, UnsupportedError, isa, linear
-from sparsefmt.dtypes import DTYPES, as_bits, dtype_of
+from sparsefmt.dtypes import DTYPES
 from sparsefmt.kernels import multiply, panel, permuted, plans, simd
 from sparsefmt.kernels.operand import cut
-from sparsefmt.layouts import LAYOUTS
-from sparsefmt.layouts.tile import Tile
-from sparsefmt.layouts.tiling import Tiling
+from sparsefmt.layouts import FORMS
 
 FLOATS = [np.float32, ml_dtypes.bfloat16, np.float16, np.float64]
 
@@ -39,7 +37,7 @@ def accumulator(array: np.ndarray) -> type:
     return np.float64 if array.dtype in (np.float64, np.int32, np.uint32, np.int64, np.uint64) else np.float32
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FORMS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: np.dtype(dtype).name)
 @settings(max_examples=25, deadline=None)
 @given(
@@ -52,17 +50,17 @@ def test_equal_to_the_naive_order(layout, dtype, rows, cols, sparsity, seed):
     rng = np.random.default_rng(seed)
     array = weights(rng, (rows, cols), dtype, sparsity, negative_zeros=True)
     x = rng.standard_normal(cols).astype(accumulator(array))
-    w = SparseTensor.from_dense(array, layout)
+    w = in_form(array, layout)
     assert_same_bits(w @ x, naive.product(array, x, accumulator(array)))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FORMS)
 @pytest.mark.parametrize("dtype", [dtype for dtype in PRUNABLE if dtype.numpy.type not in FLOATS], ids=lambda d: d.name)
 def test_other_dtypes_by_their_cast(layout, dtype):
     rng = np.random.default_rng(5)
     array = weights(rng, (19, 75), dtype.numpy, 0.5)
     x = rng.standard_normal(75).astype(accumulator(array))
-    w = SparseTensor.from_dense(array, layout)
+    w = in_form(array, layout)
     assert_same_bits(w @ x, naive.product(array, x, accumulator(array)))
 
 
@@ -89,24 +87,24 @@ def test_every_finite_pattern_widens_exactly(dtype):
     patterns = np.arange(1 << (8 * width), dtype=f"u{width}").view(dtype)
     patterns = patterns[np.isfinite(patterns.astype(np.float32))].reshape(-1, 1)
     array = np.hstack([patterns, np.zeros_like(patterns), np.zeros_like(patterns)])
-    for layout in LAYOUTS:
-        y = SparseTensor.from_dense(array, layout) @ np.ones(3, np.float32)
+    for layout in FORMS:
+        y = in_form(array, layout) @ np.ones(3, np.float32)
         assert_same_bits(y, patterns[:, 0].astype(np.float32) + np.float32(0))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FORMS)
 def test_weights_with_inf_and_nan(layout):
     array = weights(np.random.default_rng(1), (17, 40), np.float16, 0.6)
     array[3, 5], array[4, 6], array[5, 7] = np.inf, np.nan, -np.inf
     x = np.random.default_rng(2).standard_normal(40).astype(np.float32)
-    y = SparseTensor.from_dense(array, layout) @ x
+    y = in_form(array, layout) @ x
     assert_same_bits(y, naive.product(array, x, np.float32))
     assert np.isinf(y[3])
     assert np.isnan(y[4])
     assert np.isfinite(np.delete(y, [3, 4, 5])).all()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FORMS)
 @pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan])
 def test_pruned_positions_are_skipped_whatever_x_is(layout, special):
     array = weights(np.random.default_rng(1), (21, 40), np.float32, 0.6, negative_zeros=True)
@@ -115,60 +113,60 @@ def test_pruned_positions_are_skipped_whatever_x_is(layout, special):
     array[5, 13] = 2
     x = np.random.default_rng(2).standard_normal(40).astype(np.float32)
     x[[0, 13]] = special
-    y = SparseTensor.from_dense(array, layout) @ x
+    y = in_form(array, layout) @ x
     assert_same_bits(y, naive.product(array, x, np.float32))
     assert np.isfinite(np.delete(y, 5)).all()
     assert not np.isfinite(y[5])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FORMS)
 def test_zero_results_are_positive(layout):
     """Sums that cancel, underflow to -0.0, or have no term."""
     array = np.zeros((4, 3), np.float32)
     array[0] = 1, -1, 0
     array[1] = -1e-40, 0, 0
     x = np.array([1e-40, 1e-40, -5], np.float32)
-    y = SparseTensor.from_dense(array, layout) @ x
+    y = in_form(array, layout) @ x
     assert_same_bits(y, np.zeros(4, np.float32))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FORMS)
 def test_subnormals_are_not_flushed(layout):
     array = np.array([[1e-40, 0, 3e-41]], np.float32)
-    y = SparseTensor.from_dense(array, layout) @ np.array([0.5, 1, 1], np.float32)
+    y = in_form(array, layout) @ np.array([0.5, 1, 1], np.float32)
     assert_same_bits(y, naive.product(array, np.array([0.5, 1, 1]), np.float32))
     assert y[0] > 0
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FORMS)
 @pytest.mark.parametrize("dtype", FLOATS[:3], ids=lambda dtype: np.dtype(dtype).name)
 def test_threads_batch_and_storage_change_no_bit(layout, dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(multiply, "WORTH_A_THREAD", 1)
     rng = np.random.default_rng(8)
     array = weights(rng, (900, 1300), dtype, 0.7, negative_zeros=True)
     x = rng.standard_normal((5, 1300)).astype(np.float32)
-    w = SparseTensor.from_dense(array, layout)
+    w = in_form(array, layout)
     expected = np.stack([w @ row for row in x])
     for threads in (1, 2, 3, 7):
         assert_same_bits(linear(x, w, threads=threads), expected)
     assert_same_bits(np.ascontiguousarray((w @ x.T).T), expected)
     for codec in ("raw", "zstd"):
         path = tmp_path / f"{codec}.sparsefmt"
-        sparsefmt.save_file({"w": w}, path, layout=layout, codec=codec)
+        sparsefmt.save_file({"w": w}, path, layout=w.layout, codec=codec)
         for backend in ("mmap", "pread"):
             with sparsefmt.open_file(path, backend=backend) as file:
-                loaded = file.load("w", layout=layout)
+                loaded = file.load("w", layout=w.layout)
             assert_same_bits(linear(x, loaded), expected)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FORMS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize("special", [False, True], ids=["finite", "with Inf and NaN"])
 def test_every_batch_size_gives_the_same_bits(layout, dtype, special):
     """All kernels, all shapes of their blocks, partly filled ones too; results by row and by column."""
     rng = np.random.default_rng(8)
     array = weights(rng, (27, 141), dtype, 0.7, negative_zeros=True)
-    w = SparseTensor.from_dense(array, layout)
+    w = in_form(array, layout)
     x = rng.standard_normal((150, 141)).astype(accumulator(array))
     if special:
         x[rng.random(x.shape) < 0.01] = np.inf
@@ -191,19 +189,48 @@ def test_the_same_bits_in_every_layout(dtype, rows, special):
         x[rng.random(x.shape) < 0.02] = np.inf
         x[rng.random(x.shape) < 0.02] = np.nan
     expected = naive.product(array, x, accumulator(array))
-    for layout in LAYOUTS:
-        w = in_tiles(array, layout, 16 if rows > 16 else rows)
+    for layout in FORMS:
+        w = in_form(array, layout, 16 if rows > 16 else rows)
         for tokens in (1, 2, 3, 6, 7, 33):
             assert_same_bits(linear(x[:tokens], w), expected[:tokens])
 
 
-def in_tiles(array: np.ndarray, layout: str, tile_rows: int) -> SparseTensor:
-    """The matrix in tiles of so many rows."""
-    dtype = dtype_of(array.dtype)
-    tiling = Tiling(dtype, array.shape, LAYOUTS[layout], tile_rows)
-    bits = as_bits(array, dtype)
-    parts = [bits[slice(*tiling.tile_range(number))] for number in range(tiling.tiles)]
-    return SparseTensor(tiling, [Tile.from_dense(LAYOUTS[layout], part, dtype) for part in parts])
+@settings(max_examples=60, deadline=None)
+@given(far_apart(), st.booleans(), st.integers(0, 1 << 32))
+def test_fillers_change_no_bit(array, special, seed):
+    """Rows with none, one and several fillers between elements; at fillers, x may be anything."""
+    rng = np.random.default_rng(seed)
+    array = weights(rng, array.shape, array.dtype, 0.0) * (array.astype(np.float64) != 0).astype(array.dtype)
+    x = rng.standard_normal((9, array.shape[1])).astype(accumulator(array))
+    if special:
+        x[:, ~array.astype(np.float64).any(axis=0)] = np.inf
+        x[5:, rng.integers(0, array.shape[1])] = np.nan
+    kept = np.flatnonzero(array.astype(np.float64).any(axis=0))
+    expected = naive.product(array[:, kept], x[:, kept], accumulator(array))
+    for form in FORMS:
+        w = in_form(array, form)
+        for tokens in (1, 2, 9):
+            assert_same_bits(linear(x[:tokens], w), expected[:tokens])
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 40])
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: np.dtype(dtype).name)
+def test_rows_of_any_number_of_slots(dtype, tokens):
+    """Gaps become columns some slots ahead, and 64 at once: every rest of both, and slices without a slot."""
+    rng = np.random.default_rng(4)
+    cols = 300
+    array = np.zeros((16 * 40, cols), np.float32)
+    for slice_ in range(40):
+        slots = [*range(12), *range(60, 70), *range(124, 134), 190, 191, 192, 193, 256, 257, 258, 300][slice_]
+        for row in range(16 * slice_, 16 * slice_ + 16):
+            array[row, rng.choice(cols, max(slots - row % 3, 0), replace=False)] = rng.standard_normal()
+    array = array.astype(dtype)
+    x = rng.standard_normal((tokens, cols)).astype(accumulator(array))
+    expected = naive.product(array, x, accumulator(array))
+    for form in ("columns", "gaps"):
+        # tiles of a slice each keep the rows where they are
+        for tile_rows in (16, 640):
+            assert_same_bits(linear(x, in_form(array, form, tile_rows)), expected)
 
 
 @pytest.mark.parametrize("layout", ["bitmask", "dense"])
@@ -217,7 +244,7 @@ def test_sums_carried_from_block_to_block_of_columns(layout, dtype, rows):
     array = weights(rng, (rows, cols), dtype, 0.6)
     x = rng.standard_normal((20, cols)).astype(accumulator(array))
     expected = naive.product(array, x, accumulator(array))
-    w = in_tiles(array, layout, min(rows, 160))
+    w = in_form(array, layout, min(rows, 160))
     for tokens in range(1, 21):
         assert_same_bits(linear(x[:tokens], w), expected[:tokens])
     many = np.resize(x, (plans.bitmask_and_dense.MAX_TOKENS + 10, cols))
@@ -307,7 +334,7 @@ def test_the_processor_changes_no_bit(processor):
 
 
 @pytest.mark.parametrize("cols", [65536, 65537, 70000])
-@pytest.mark.parametrize("layout", ["bitmask", "permuted"])
+@pytest.mark.parametrize("layout", ["bitmask", "columns", "gaps"])
 def test_columns_of_16_and_of_32_bits(layout, cols):
     rng = np.random.default_rng(cols)
     array = weights(rng, (9, cols), ml_dtypes.bfloat16, 0.99)
@@ -315,24 +342,24 @@ def test_columns_of_16_and_of_32_bits(layout, cols):
     narrow = array[:, np.sort(rng.choice(cols, 300, replace=False))]
     x = rng.standard_normal((2, cols)).astype(np.float32)
     reference = x.astype(np.float64) @ array.astype(np.float64).T
-    w = SparseTensor.from_dense(array, layout)
+    w = in_form(array, layout)
     np.testing.assert_allclose(linear(x, w), reference, rtol=1e-4, atol=1e-4)
     assert_same_bits(linear(x, w)[1], linear(x[1], w))
     # few columns moved far to the right: the columns differ, the order of additions does not
     wide = np.zeros((9, cols), array.dtype)
     wide[:, -304:-4] = narrow
     x = rng.standard_normal(cols).astype(np.float32)
-    assert_same_bits(SparseTensor.from_dense(wide, layout) @ x, naive.product(narrow, x[-304:-4], np.float32))
+    assert_same_bits(in_form(wide, layout) @ x, naive.product(narrow, x[-304:-4], np.float32))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FORMS)
 def test_close_to_float64_on_a_large_matrix(layout):
     rng = np.random.default_rng(4)
     array = weights(rng, (1000, 2000), np.float32, 0.8)
     x = rng.standard_normal((3, 2000)).astype(np.float32)
     reference = x.astype(np.float64) @ array.astype(np.float64).T
     scale = np.abs(x).astype(np.float64) @ np.abs(array).astype(np.float64).T
-    error = np.abs(linear(x, SparseTensor.from_dense(array, layout)) - reference)
+    error = np.abs(linear(x, in_form(array, layout)) - reference)
     # the bound of a sum of n products: n rounding errors
     assert (error <= 2000 * 2.0**-24 * scale).all()
 
@@ -406,8 +433,8 @@ class TestFrontEnd:
         assert np.array_equal(linear(frozen, self.w), expected)
         unaligned = np.empty(81, np.uint8)[1:].view(np.float32).reshape(2, 10)
         unaligned[...] = x
-        for layout in LAYOUTS:
-            w = self.w.to_layout(layout)
+        for layout in FORMS:
+            w = in_form(self.w.todense(), layout)
             for odd in (unaligned, frozen):
                 assert np.array_equal(linear(odd, w), expected)
                 assert np.array_equal(linear(odd[0], w), expected[0])
@@ -489,7 +516,7 @@ def test_many_threads_at_once(monkeypatch):
     monkeypatch.setattr(multiply, "WORTH_A_THREAD", 1)
     array = weights(np.random.default_rng(8), (300, 500), np.float32, 0.7)
     x = np.random.default_rng(9).standard_normal((4, 500)).astype(np.float32)
-    tensors = [SparseTensor.from_dense(array, layout) for layout in LAYOUTS]
+    tensors = [in_form(array, layout) for layout in FORMS]
     expected = [linear(x, w, threads=1) for w in tensors]
 
     def work(_: int) -> None:

@@ -33,6 +33,9 @@ KERNELS = [
     "permuted_one_token",
     "permuted_one_token_wide",
     "permuted_many_tokens",
+    "gaps_one_token",
+    "gaps_one_token_wide",
+    "gaps_many_tokens",
 ]
 SPILLING = ["bitmask_one_token", "permuted_one_token", "permuted_many_tokens"]
 """Those whose registers are counted, too."""

@@ -21,7 +21,7 @@ from sparsefmt import SparseTensor, load, load_file, save, save_file
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.kernels import scratch as scratches
 from sparsefmt.kernels.scratch import scratch
-from sparsefmt.layouts import LAYOUTS, memory
+from sparsefmt.layouts import FORMS, memory
 from sparsefmt.layouts.memory import ALIGNMENT, HUGE_PAGE, OVERREAD, Arena
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.torch.packed import pack
@@ -36,7 +36,7 @@ needs_mappings = pytest.mark.skipif(not hasattr(mmap, "MAP_ANONYMOUS"), reason="
 def tile(*sizes: int) -> Tile:
     rng = np.random.default_rng(0)
     arrays = {f"array{number}": rng.integers(0, 256, size, dtype=np.uint8) for number, size in enumerate(sizes)}
-    return Tile(LAYOUTS["dense"], DTYPES["U8"], (1, sum(sizes)), arrays)
+    return Tile(FORMS["dense"], DTYPES["U8"], (1, sum(sizes)), arrays)
 
 
 @needs_huge_pages

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import SPARSE, check_same_tiles, pruned, same_bits
+from helpers import SPARSE_FORMS, check_same_tiles, pruned, same_bits
 
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError
-from sparsefmt.layouts import LAYOUTS
+from sparsefmt.layouts import FORMS
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
@@ -22,10 +22,10 @@ def bits_of(signs: bool = True) -> np.ndarray:
 
 
 def tile_of(layout: str, signs: bool = True) -> Tile:
-    return Tile.from_dense(LAYOUTS[layout], bits_of(signs), F32)
+    return Tile.from_dense(FORMS[layout], bits_of(signs), F32)
 
 
-@pytest.mark.parametrize("layout", SPARSE)
+@pytest.mark.parametrize("layout", SPARSE_FORMS)
 def test_numbers(layout):
     bits, tile = bits_of(), tile_of(layout)
     stored = (bits != 0) & (bits != NEGATIVE_ZERO)
@@ -35,7 +35,7 @@ def test_numbers(layout):
     assert tile.nbytes == sum(data.nbytes for data in tile.all_arrays().values())
     assert tile.sign_nbytes == tile[NEGATIVE_ZEROS].nbytes == -(-tile.pruned // 8)
     for row in range(ROWS + 1):
-        assert LAYOUTS[layout].nnz_before(tile, row) == stored[:row].sum()
+        assert FORMS[layout].nnz_before(tile, row) == stored[:row].sum()
 
 
 def test_a_dense_tile_has_no_signs_beside_it():
@@ -46,17 +46,17 @@ def test_a_dense_tile_has_no_signs_beside_it():
     assert same_bits(tile.to_dense(3, 9), bits_of()[3:9])
 
 
-@pytest.mark.parametrize("layout", SPARSE)
+@pytest.mark.parametrize("layout", SPARSE_FORMS)
 def test_signs_lie_beside_the_arrays_of_the_layout(layout):
     """The layout's own arrays are the same with and without."""
     signed, bits = tile_of(layout), bits_of()
-    assert tuple(signed.arrays) == LAYOUTS[layout].arrays
-    assert [*signed.all_arrays()] == [*LAYOUTS[layout].arrays, NEGATIVE_ZEROS]
+    assert tuple(signed.arrays) == FORMS[layout].arrays
+    assert [*signed.all_arrays()] == [*FORMS[layout].arrays, NEGATIVE_ZEROS]
     assert signed.has_negative_zeros
     assert signed[NEGATIVE_ZEROS] is signed.negative_zeros
     assert signed.array_dtype(NEGATIVE_ZEROS) == np.uint8
     assert signed.positions(NEGATIVE_ZEROS) is None
-    plain = Tile.from_dense(LAYOUTS[layout], np.where(bits == NEGATIVE_ZERO, np.uint32(0), bits), F32)
+    plain = Tile.from_dense(FORMS[layout], np.where(bits == NEGATIVE_ZERO, np.uint32(0), bits), F32)
     assert plain.negative_zeros is None
     with pytest.raises(KeyError):
         plain[NEGATIVE_ZEROS]
@@ -64,7 +64,7 @@ def test_signs_lie_beside_the_arrays_of_the_layout(layout):
     check_same_tiles(plain.with_negative_zeros(signed.negative_zeros), signed)
 
 
-@pytest.mark.parametrize("layout", SPARSE)
+@pytest.mark.parametrize("layout", SPARSE_FORMS)
 def test_signs_of_some_rows(layout):
     """Any run of rows gets its own signs, and no others."""
     bits, tile = bits_of(), tile_of(layout)
@@ -75,7 +75,7 @@ def test_signs_of_some_rows(layout):
     assert same_bits(without, np.where(bits == NEGATIVE_ZERO, np.uint32(0), bits))
 
 
-@pytest.mark.parametrize("layout", SPARSE)
+@pytest.mark.parametrize("layout", SPARSE_FORMS)
 def test_an_array_that_marks_none(layout):
     signed, plain = tile_of(layout), tile_of(layout, signs=False)
     assert signed.with_sign_array() is signed
@@ -86,7 +86,7 @@ def test_an_array_that_marks_none(layout):
     assert same_bits(with_array.to_dense(0, ROWS), plain.to_dense(0, ROWS))
 
 
-@pytest.mark.parametrize("layout", SPARSE)
+@pytest.mark.parametrize("layout", SPARSE_FORMS)
 def test_checks_of_signs_alone(layout):
     tile = tile_of(layout)
     tile.check_negative_zeros()
@@ -100,18 +100,18 @@ def test_checks_of_signs_alone(layout):
     assert caught.value.code == "negative-zeros-padding"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("target", LAYOUTS)
+@pytest.mark.parametrize("layout", FORMS)
+@pytest.mark.parametrize("target", FORMS)
 def test_conversions(layout, target):
     tile = tile_of(layout)
-    laid_out = tile.to_layout(LAYOUTS[target])
+    laid_out = tile.to_layout(FORMS[target])
     assert (laid_out is tile) == (layout == target)
     check_same_tiles(laid_out, tile_of(target))
     if layout != target and "dense" not in (layout, target):
         assert np.may_share_memory(laid_out[NEGATIVE_ZEROS], tile[NEGATIVE_ZEROS])
 
 
-@pytest.mark.parametrize("layout", SPARSE)
+@pytest.mark.parametrize("layout", SPARSE_FORMS)
 def test_conversions_take_memory_from_the_caller(layout):
     taken = []
 
@@ -119,16 +119,16 @@ def test_conversions_take_memory_from_the_caller(layout):
         taken.append(np.zeros(length, dtype))
         return taken[-1]
 
-    (other,) = set(SPARSE) - {layout}
-    laid_out = tile_of(layout).to_layout(LAYOUTS[other], zeros)
-    for data in laid_out.arrays.values():
-        assert any(np.may_share_memory(data, part) for part in taken if part.size)
+    for other in set(SPARSE_FORMS) - {layout}:
+        laid_out = tile_of(layout).to_layout(FORMS[other], zeros)
+        for data in laid_out.arrays.values():
+            assert any(np.may_share_memory(data, part) for part in taken if part.size)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", FORMS)
 def test_filled_array_by_array(layout):
     tile = tile_of(layout)
-    tiling = Tiling(F32, (2 * ROWS - 1, COLS), LAYOUTS[layout], ROWS)
+    tiling = Tiling(F32, (2 * ROWS - 1, COLS), FORMS[layout], ROWS)
     filled = tiling.tile(0, {})
     for array, data in tile.all_arrays().items():
         assert filled.array_dtype(array) == data.dtype

@@ -40,9 +40,10 @@ class Patch(NamedTuple):
     vectors: list[str]
 
 
-EDGES = [f"good/edges-{layout}-raw.sparsefmt" for layout in ("dense", "bitmask", "permuted")]
+EDGES = [f"good/edges-{layout}-raw.sparsefmt" for layout in ("dense", "bitmask", "permuted", "gaps")]
 STREAMS = ["good/rans-streams.sparsefmt"]
 WIDE = ["good/wide-permuted-raw.sparsefmt", "good/wide-permuted-rans.sparsefmt"]
+FILLERS = [f"good/fillers-gaps-{codec}.sparsefmt" for codec in ("raw", "zstd", "rans")]
 CUMSUM = "elements = np.cumsum(differences, axis=0, dtype=np.uint64).reshape(-1)[:m]"
 WITHOUT_CARRY = """low, high = (np.cumsum(differences >> bits, axis=0, dtype=np.uint32) for bits in (0, 32))
             elements = (low.astype(np.uint64) | high.astype(np.uint64) << 32).reshape(-1)[:m]"""
@@ -88,9 +89,46 @@ PATCHES = [
     Patch(
         "checks low halves of padding",
         "layouts",
-        "values[~stored].any()",
-        "(values[~stored].astype('<u8') << 32).any()",
+        "values[~taken].any()",
+        "(values[~taken].astype('<u8') << 32).any()",
         bad("slot-padding", "high-half-permuted-of-64-bits") + bad("slot-padding", "minus-0-permuted-of-64-bits"),
+    ),
+    # gaps
+    Patch("takes fillers for elements", "layouts", "taken &= ~fillers", "taken &= taken", FILLERS),
+    Patch(
+        "adds gaps in 16 bits",
+        "layouts",
+        "np.cumsum(gaps, axis=0)",
+        "np.cumsum(gaps, axis=0) & 0xFFFF",
+        ["good/wide-gaps-raw.sparsefmt", *bad("column-range", "over-16-bits-wide-gaps")],
+    ),
+    Patch(
+        "adds gaps of all slices",
+        "layouts",
+        "- np.repeat(sums[first[:-1]], np.diff(first), axis=0)",
+        "",
+        EDGES[3:] + FILLERS,
+    ),
+    Patch(
+        "takes any zero for a filler",
+        "layouts",
+        "good = (where == 255) & (k[:, None] < last)",
+        "good = k[:, None] < last",
+        bad("stored-zero", "an-element-fillers") + bad("stored-zero", "filler-of-gap-254-fillers"),
+    ),
+    Patch(
+        "takes a filler at the end of a row",
+        "layouts",
+        "good = (where == 255) & (k[:, None] < last)",
+        "good = where == 255",
+        bad("stored-zero", "filler-at-the-end-of-a-row-fillers"),
+    ),
+    Patch(
+        "takes -0 for a filler",
+        "layouts",
+        "fillers = taken & (values == 0)",
+        "fillers = taken & (values << 1 == 0)",
+        bad("stored-zero", "minus-0-in-a-filler-fillers"),
     ),
     # rans
     Patch("has 1 state for 1024 symbols", "rans", "count < 1024", "count <= 1024", STREAMS),

@@ -22,8 +22,8 @@ GOOD = [path for path in MANIFEST if Path(path).parent.name == "good"]
 @cache
 def made() -> dict[str, np.ndarray]:
     """All tensors of those files but the one with dropped signs."""
-    parts = (make_vectors.tensors, make_vectors.modelled, make_vectors.edges, make_vectors.streams, make_vectors.wide)
-    return {name: tensor for part in parts for name, tensor in part().items()}
+    names = ("tensors", "modelled", "edges", "streams", "wide", "far_apart")
+    return {name: tensor for part in names for name, tensor in getattr(make_vectors, part)().items()}
 
 
 @pytest.mark.parametrize("path", GOOD)

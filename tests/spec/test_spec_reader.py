@@ -14,7 +14,8 @@ from helpers import ROOT
 from outcomes import BITS, DTYPES, dtype_name, outcome_of_library, outcome_of_reader, packed, reader
 
 import sparsefmt
-from sparsefmt.layouts import auto
+from sparsefmt.layouts import FORMS, auto
+from tools import forms
 from tools.taken_apart import TakenApart
 from tools.vectors.faults import FAULTS, rans_files
 from tools.vectors.faults.changes import base, changed, record, weight
@@ -27,7 +28,7 @@ SPEC = ROOT / "spec"
 
 ALWAYS_DENSE = {"BOOL", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "C64"}
 WITH_NEGATIVE_ZERO = {"F8_E5M2", "F8_E4M3", "F16", "BF16", "F32", "F64"}
-LAYOUTS = ["dense", "bitmask", "permuted"]
+LAYOUTS = list(forms.LAYOUTS)
 CODECS = ["raw", "zstd", "rans"]
 SHAPES = [
     (),
@@ -70,12 +71,12 @@ def random_bits(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], de
 
 
 def check_tensors(tensors: dict[str, np.ndarray], layout: str, codec: str, **options) -> None:
-    read = reader.read(sparsefmt.save(tensors, layout=layout, codec=codec, **options))
+    read = reader.read(forms.save(tensors, form=forms.LAYOUTS[layout], codec=codec, **options))
     assert read.keys() == tensors.keys()
     for name, array in tensors.items():
         dtype = dtype_name(array)
         may_be_sparse = array.ndim >= 2 and array.size > 0 and dtype not in ALWAYS_DENSE
-        expected = layout if may_be_sparse else "dense"
+        expected = FORMS[forms.LAYOUTS[layout]].name if may_be_sparse else "dense"
         assert (read[name].dtype, read[name].shape, read[name].layout) == (dtype, array.shape, expected), name
         assert read[name].data == packed(array, dtype), name
 
@@ -131,7 +132,7 @@ def test_tensors_of_several_tiles(layout):
     check_tensors(tensors, layout, "raw")
     check_tensors(tensors, layout, "zstd")
     check_tensors({dtype: tensors[dtype] for dtype in ("BF16", "F64", "F4")}, layout, "rans")
-    data = sparsefmt.save(tensors, layout=layout, codec="raw")
+    data = forms.save(tensors, form=forms.LAYOUTS[layout], codec="raw")
     entries = TakenApart(data).index["tensors"]
     assert all(entries[dtype]["tile_rows"] < shapes[dtype][0] for dtype in shapes if shapes[dtype][0] > 3)
 
@@ -233,7 +234,7 @@ def activations(rng: np.random.Generator, cols: int) -> list[np.ndarray]:
 def test_products_of_every_dtype(layout):
     rng = np.random.default_rng(4)
     tensors = {dtype: random_bits(rng, dtype, (27, 37), 0.4) for dtype in DTYPES if dtype != "C64"}
-    check_products(sparsefmt.save(tensors, layout=layout), activations(rng, 37))
+    check_products(forms.save(tensors, form=forms.LAYOUTS[layout]), activations(rng, 37))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -246,7 +247,7 @@ def test_products_of_every_width(cols, layout):
     tensors = {"F32": weight, "BF16": weight.astype(ml_dtypes.bfloat16), "tiny": weight * np.float32(1e-38)}
     tensors["cancels"] = np.concatenate([weight[:5], -weight[:5]], axis=1).reshape(-1, cols)
     tensors |= {"F64": weight.astype(np.float64) / 3} if narrow else {}
-    check_products(sparsefmt.save(tensors, layout=layout), activations(rng, cols)[: None if narrow else 2])
+    check_products(forms.save(tensors, form=forms.LAYOUTS[layout]), activations(rng, cols)[: None if narrow else 2])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -255,10 +256,11 @@ def test_products_of_special_tensors(layout):
     conv = rng.standard_normal((10, 3, 3, 3)).astype(np.float16)
     conv[rng.random(conv.shape) < 0.6] = -0.0
     check_products(
-        sparsefmt.save({"conv": conv, "zero": np.zeros((9, 27), np.float32)}, layout=layout), activations(rng, 27)
+        forms.save({"conv": conv, "zero": np.zeros((9, 27), np.float32)}, form=forms.LAYOUTS[layout]),
+        activations(rng, 27),
     )
     tall = random_bits(rng, "BF16", (70_000, 16), 0.1)
-    check_products(sparsefmt.save({"several tiles": tall}, layout=layout), activations(rng, 16)[:2])
+    check_products(forms.save({"several tiles": tall}, form=forms.LAYOUTS[layout]), activations(rng, 16)[:2])
     check_products(sparsefmt.save({"0-d": np.float32(3), "1-d": np.arange(5, dtype=np.float32)}), activations(rng, 1))
     check_products(sparsefmt.save({"no columns": np.ones((3, 0), np.float32)}), [np.ones(0, np.float32)])
 
@@ -390,9 +392,11 @@ def mutation_bases() -> list[bytes]:
         "wide": np.pad(small[:3], ((0, 0), (0, 66000))),
     }
     codecs = "raw", "zstd"
-    files = [sparsefmt.save(mixed, {"a": "b"}, layout=layout, codec=codec) for layout in LAYOUTS for codec in codecs]
-    files += [sparsefmt.save({"w": small}, layout=layout, codec="raw") for layout in LAYOUTS[1:]] * 4
-    return [*files, base("big bitmask"), base("big permuted")]
+    files = [
+        forms.save(mixed, {"a": "b"}, form=forms.LAYOUTS[layout], codec=codec) for layout in LAYOUTS for codec in codecs
+    ]
+    files += [forms.save({"w": small}, form=forms.LAYOUTS[layout], codec="raw") for layout in LAYOUTS[1:]] * 4
+    return [*files, *(base(name) for name in ("big bitmask", "big permuted", "big gaps", "fillers", "wide gaps"))]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -500,7 +504,7 @@ def rans_mutation_bases(rng: np.random.Generator) -> list[TakenApart]:
         "columns": structured_masks(rng, 64, 80)["columns"] * rng.integers(1, 9, (64, 80)).astype(np.int8),
         "copies": structured_masks(rng, 64, 80)["columns, in copies"] * np.float16(3),
     }
-    files = [TakenApart(sparsefmt.save(mixed, layout=layout, codec="rans")) for layout in LAYOUTS]
+    files = [TakenApart(forms.save(mixed, form=form, codec="rans")) for form in forms.LAYOUTS.values()]
     return files + [file_of_elements(rng) for _ in range(10)] + [file_of_positions(rng)[0] for _ in range(10)]
 
 

@@ -13,6 +13,7 @@ from helpers import ROOT
 import sparsefmt
 from sparsefmt.container.index import Index
 from sparsefmt.sparse_file import TensorSlice
+from tools import forms
 from tools.fuzz import reader as fuzz
 from tools.fuzz import reader_checks as checks
 from tools.fuzz import reader_files as files
@@ -40,8 +41,8 @@ def good() -> dict[str, bytes]:
     w[rng.random(w.shape) < 0.6] = 0
     w[rng.random(w.shape) < 0.1] = -0.0
     return {
-        f"{layout} {codec}": sparsefmt.save({"w": w, "tied": w}, {"key": "text"}, layout=layout, codec=codec)
-        for layout in ("dense", "bitmask", "permuted")
+        f"{layout} {codec}": forms.save({"w": w, "tied": w}, {"key": "text"}, form=form, codec=codec)
+        for layout, form in forms.LAYOUTS.items()
         for codec in files.CODECS
     }
 
@@ -105,8 +106,8 @@ def test_bounds_are_checked_and_what_is_not_an_error_of_ours_is_found(good, tmp_
     """Without the check of layout `permuted`, a column is out of range sooner or later."""
     without_check = fuzz.PROGRAM.replace(
         "fuzz_reader.fuzz(job)",
-        "from sparsefmt.layouts.jitted import permuted\n"
-        "permuted.check = lambda *arrays: (permuted.OK, 0)\n"
+        "from sparsefmt.layouts.permuted import Permuted\n"
+        "Permuted.check = lambda self, tile: None\n"
         "fuzz_reader.MUTATIONS[:] = [fuzz_reader.MUTATIONS[6]]\n"
         "fuzz_reader.fuzz(job)",
     )
@@ -245,7 +246,7 @@ def one_bit(part: bytes, _: int) -> bytes:
 def test_mutations_mend(mutation, good):
     """Whatever they change, neither the trailer nor a checksum is what a reader stumbles over."""
     rng, outcomes = np.random.default_rng(0), set()
-    for layout in ("bitmask", "permuted"):
+    for layout in ("bitmask", "permuted", "gaps"):
         for codec in files.CODECS:
             try:
                 data = mutation(rng, good[f"{layout} {codec}"], good["dense rans"])

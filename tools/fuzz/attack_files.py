@@ -40,7 +40,7 @@ from rich.table import Table
 
 import sparsefmt
 from sparsefmt.codecs import CODECS
-from sparsefmt.layouts import LAYOUTS
+from tools import forms
 from tools.taken_apart import mended
 
 Case = tuple[str, bytes]
@@ -75,11 +75,12 @@ def bases() -> dict[str, bytes]:
         "vector": np.arange(30, dtype=np.uint16),
         "flags": rng.random((3, 7)) < 0.5,
         "packed": rng.standard_normal((3, 5)).astype(ml_dtypes.float4_e2m1fn),
+        "far": np.eye(1, 520, 300, np.int8) + np.eye(1, 520, 519, np.int8),
         "tied": weight,
     }
     return {
-        f"{layout} {codec}": sparsefmt.save(tensors, {"key": "text"}, layout=layout, codec=codec)
-        for layout in LAYOUTS
+        f"{layout} {codec}": forms.save(tensors, {"key": "text"}, form=form, codec=codec)
+        for layout, form in forms.LAYOUTS.items()
         for codec in CODECS
     }
 

@@ -88,7 +88,8 @@ PASSES = {
     "sparsefmt.codecs.rans.jitted.elements": ("join", "contexts_of"),
     "sparsefmt.codecs.rans.jitted.masks": ("contexts_in_slices", "restore_copies", "join"),
     "sparsefmt.layouts.jitted.bitmask": ("check",),
-    "sparsefmt.layouts.jitted.permuted": ("check",),
+    "sparsefmt.layouts.jitted.gaps": ("check",),
+    "sparsefmt.layouts.jitted.permuted": ("check_columns", "check_rows"),
     "sparsefmt.positions.jitted.masks": ("offsets", "from_row_bytes"),
 }
 """Passes that decode and check, which --interpreted interprets."""

@@ -9,10 +9,10 @@ import numpy as np
 import zstandard
 
 import sparsefmt
-from tools import ROOT
+from sparsefmt.layouts import FORMS
+from tools import ROOT, forms
 from tools.fuzz.c_reader import (
     CODECS,
-    LAYOUTS,
     NOTHING_TO_MUTATE,
     Mutation,
     damage,
@@ -117,8 +117,10 @@ def resave(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
             elements[pruned] = 0
             elements[set_] = elements[like]
         tensors[name] = array
-    layout, codec = str(rng.choice(["auto", *LAYOUTS])), str(rng.choice(CODECS))
-    return sparsefmt.save(tensors, layout=layout, codec=codec, threads=1)
+    form, codec = str(rng.choice(["auto", *FORMS])), str(rng.choice(CODECS))
+    if form == "auto":
+        return sparsefmt.save(tensors, codec=codec, threads=1)
+    return forms.save(tensors, form=form, codec=codec, threads=1)
 
 
 OWN_MUTATIONS: list[Mutation] = [mutate_zstd_content, mutate_zstd_content, graft, resave]

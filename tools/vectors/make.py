@@ -24,8 +24,9 @@ import numpy as np
 
 import sparsefmt
 from sparsefmt.dtypes import DTYPES, DType, as_bits, pack
-from sparsefmt.layouts import LAYOUTS, auto
-from tools import ROOT
+from sparsefmt.layouts import auto
+from tools import ROOT, forms
+from tools.forms import LAYOUTS
 from tools.vectors.faults import FAULTS, Fault
 
 FOLDER = ROOT / "spec" / "vectors"
@@ -179,14 +180,32 @@ def wide() -> dict[str, np.ndarray]:
     return named
 
 
-def save_in_tiles(tensors: dict[str, np.ndarray], layout: str, codec: str) -> bytes:
+def far_apart() -> dict[str, np.ndarray]:
+    """Distances that gaps of 8 bits reach, and those that take fillers; -0.0 between."""
+    ends = (254, 255, 256, 257, 509, 510, 511, 512, 765, 766)
+    named = {}
+    for number, name in enumerate(("F32", "BF16", "F8_E4M3", "U8", "F64")):
+        dtype = DTYPES[name]
+        bits = as_bits(tensor(dtype, (18, 1800), 3000 + number, 0), dtype)
+        kept = np.zeros(bits.shape, np.bool_)
+        for row, distance in enumerate(ends):
+            kept[row, [1, 1 + distance, 2 + distance]] = True
+            kept[row + 5, distance] = True
+        kept[15, ::255], kept[16, -1], kept[17, :600] = True, True, True
+        signs = splitmix64(3100, bits.size).reshape(bits.shape) % np.uint64(9) == 0
+        zeros = np.where(signs, dtype.negative_zero, 0)
+        named[f"fillers/{name}"] = np.where(kept, bits | 1, zeros).astype(dtype.bits_dtype).view(dtype.numpy)
+    return named
+
+
+def save_in_tiles(tensors: dict[str, np.ndarray], form: str, codec: str) -> bytes:
     """A file with tiles as in TILES, which are far smaller than those that the library makes."""
 
     def height(rows: int, cols: int) -> int:
         return min(rows, TILES.get(cols, rows))
 
     with mock.patch.object(auto, "tile_rows", height), mock.patch.object(auto, "sparse_tile_rows", height):
-        return sparsefmt.save(tensors, layout=layout, codec=codec)
+        return forms.save(tensors, form=form, codec=codec)
 
 
 def dense_bytes(array: np.ndarray) -> bytes:
@@ -259,20 +278,28 @@ def faulty(large: bool) -> dict[str, bytes]:
 def make() -> dict[str, bytes]:
     """All files that are kept, by their path under spec/vectors/."""
     files = {"good/empty.sparsefmt": sparsefmt.save({}, {"key": "value", "": "β"})}
-    for layout in LAYOUTS:
+    for layout, form in LAYOUTS.items():
         for codec in ("raw", "zstd", "rans"):
-            files[f"good/{layout}-{codec}.sparsefmt"] = sparsefmt.save(tensors(), layout=layout, codec=codec)
+            files[f"good/{layout}-{codec}.sparsefmt"] = forms.save(tensors(), form=form, codec=codec)
     for layout in ("bitmask", "dense"):
         files[f"good/rans-models-{layout}.sparsefmt"] = sparsefmt.save(modelled(), layout=layout, codec="rans")
     files["good/dropped.sparsefmt"] = sparsefmt.save(
         {"w": tensors()["zeros/4"]}, codec="raw", layout="bitmask", negative_zeros="drop"
     )
-    for layout in LAYOUTS:
+    for layout, form in LAYOUTS.items():
         for codec in ("raw", "rans"):
-            files[f"good/edges-{layout}-{codec}.sparsefmt"] = save_in_tiles(edges(), layout, codec)
+            files[f"good/edges-{layout}-{codec}.sparsefmt"] = save_in_tiles(edges(), form, codec)
     files["good/rans-streams.sparsefmt"] = sparsefmt.save(streams(), layout="dense", codec="rans")
-    for layout, codec in ("bitmask", "rans"), ("permuted", "raw"), ("permuted", "rans"):
-        files[f"good/wide-{layout}-{codec}.sparsefmt"] = sparsefmt.save(wide(), layout=layout, codec=codec)
+    for layout, codec in (
+        ("bitmask", "rans"),
+        ("permuted", "raw"),
+        ("permuted", "rans"),
+        ("gaps", "raw"),
+        ("gaps", "rans"),
+    ):
+        files[f"good/wide-{layout}-{codec}.sparsefmt"] = forms.save(wide(), form=LAYOUTS[layout], codec=codec)
+    for layout, codec in ("bitmask", "rans"), ("permuted", "raw"), ("gaps", "raw"), ("gaps", "zstd"), ("gaps", "rans"):
+        files[f"good/fillers-{layout}-{codec}.sparsefmt"] = forms.save(far_apart(), form=LAYOUTS[layout], codec=codec)
     files |= faulty(large=False)
     files["manifest.json"] = json_of(manifest(files)).encode()
     return files

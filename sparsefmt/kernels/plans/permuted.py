@@ -32,7 +32,8 @@ def _one_token(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
     finite = activations.all_finite(x)
     if not finite:
         return _any_activations(x, w, y, kind)
-    kernel = permuted.one_token_kernel(kind, w.cols > MAX_U16_COLS)
+    make = permuted.one_token_kernel_of_gaps if _has_gaps(w) else permuted.one_token_kernel
+    kernel = make(kind, w.cols > MAX_U16_COLS)
 
     def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
         kernel(table, pieces, lo, hi, x, y)
@@ -71,7 +72,7 @@ def _many_tokens(x: np.ndarray, group: TokenGroup, w: Operand, y: np.ndarray, ki
     finite = activations.in_tokens(summed, lanes, vectors, across)(x.T if across else x, first, tokens, packed)
     if not finite:
         return _any_activations(x[first : first + tokens], w, y[first : first + tokens], kind)
-    kernel = permuted.many_tokens_kernel(kind, w.cols > MAX_U16_COLS, lanes, vectors)
+    kernel = permuted.many_tokens_kernel(kind, w.cols > MAX_U16_COLS, _has_gaps(w), lanes, vectors)
     sums = scratch("sums", blocks * lanes * vectors * w.rows, y.dtype)
 
     def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
@@ -86,7 +87,7 @@ def _many_tokens(x: np.ndarray, group: TokenGroup, w: Operand, y: np.ndarray, ki
 
 def _any_activations(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
     """For x with Inf or NaN: slow."""
-    kernel = permuted.skipping_kernel(kind, w.cols > MAX_U16_COLS)
+    kernel = permuted.skipping_kernel(kind, w.cols > MAX_U16_COLS, _has_gaps(w))
     x, result = contiguous(x), np.empty(y.shape, y.dtype)
 
     def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
@@ -96,3 +97,8 @@ def _any_activations(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Pla
         y[...] = result
 
     return Plan(x.shape[0], run, finish)
+
+
+def _has_gaps(w: Operand) -> bool:
+    """Whether it is of the form that has `gaps`."""
+    return w.tiling.layout.form == "gaps"

@@ -1,4 +1,4 @@
-"""Passes of layout `permuted`.
+"""Passes of layout `permuted`: those of both forms, and those of the form with `columns`.
 
 Values and columns are seen as (slots, 16): lane l of slice s holds row `row_permutation[16 * s + l]` of the tile.
 """
@@ -72,16 +72,8 @@ def _are_good(values: np.ndarray, columns: np.ndarray, negative_zero: int, first
 
 
 @jit
-def check(
-    values: np.ndarray,
-    columns: np.ndarray,
-    row_permutation: np.ndarray,
-    row_counts: np.ndarray,
-    slice_offsets: np.ndarray,
-    negative_zero: int,
-    cols: int,
-):
-    """(fault, position) of the first broken invariant, or (OK, 0). Reads every array once, nothing outside them."""
+def check_rows(row_permutation: np.ndarray, row_counts: np.ndarray, slice_offsets: np.ndarray, slots: int, cols: int):
+    """(fault, position) of the first broken invariant of these arrays, or (OK, 0). Reads nothing outside them."""
     rows = row_permutation.shape[0]
     seen = np.zeros(rows, np.bool_)
     for position in range(rows):
@@ -102,9 +94,22 @@ def check(
         length = np.int64(row_counts[slice_ * 16])
         if np.int64(slice_offsets[slice_]) + length != np.int64(slice_offsets[slice_ + 1]):
             return SLICE_OFFSETS, slice_ * 16
-    if np.int64(slice_offsets[slice_offsets.shape[0] - 1]) != values.shape[0]:
+    if np.int64(slice_offsets[slice_offsets.shape[0] - 1]) != slots:
         return SLICE_OFFSETS, rows
+    return OK, 0
 
+
+@jit
+def check_columns(
+    values: np.ndarray,
+    columns: np.ndarray,
+    row_counts: np.ndarray,
+    slice_offsets: np.ndarray,
+    negative_zero: int,
+    cols: int,
+):
+    """(fault, position) of the first broken invariant, or (OK, 0), the small arrays being right. Reads each once."""
+    rows = row_counts.shape[0]
     for slice_ in range(slice_offsets.shape[0] - 1):
         first = np.int64(slice_offsets[slice_])
         last = np.int64(slice_offsets[slice_ + 1])

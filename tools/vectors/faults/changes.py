@@ -14,11 +14,13 @@ import msgpack
 import numpy as np
 
 import sparsefmt
+from tools import forms
+from tools.forms import LAYOUTS
 from tools.taken_apart import Encoded, TakenApart, canonical
 
 Change = Callable[[TakenApart], Any]
 
-LAYOUTS = ("dense", "bitmask", "permuted")
+SPARSE = [layout for layout in LAYOUTS if layout != "dense"]
 CODECS = ("raw", "zstd", "rans")
 
 
@@ -56,7 +58,10 @@ def weight(negative: bool = True) -> np.ndarray:
 
 
 def saved(layout: str, codec: str, **tensors: np.ndarray) -> Callable[[], bytes]:
-    return lambda: sparsefmt.save(tensors, layout=layout, codec=codec)
+    """layout: of LAYOUTS, or "auto"."""
+    if layout == "auto":
+        return lambda: sparsefmt.save(tensors, layout=layout, codec=codec)
+    return lambda: forms.save(tensors, form=LAYOUTS[layout], codec=codec)
 
 
 def bases() -> dict[str, Callable[[], bytes]]:
@@ -64,14 +69,14 @@ def bases() -> dict[str, Callable[[], bytes]]:
     big = np.zeros((64, 4096), np.float32)
     big[::3, ::5] = 1.25
     files = {
-        f"{layout} {codec}": partial(sparsefmt.save, {"w": w, "v": vector}, {"a": "b"}, layout=layout, codec=codec)
-        for layout in LAYOUTS
+        f"{layout} {codec}": partial(forms.save, {"w": w, "v": vector}, {"a": "b"}, form=form, codec=codec)
+        for layout, form in LAYOUTS.items()
         for codec in CODECS
     }
-    files |= {f"positive {layout}": saved(layout, "raw", w=abs(w)) for layout in LAYOUTS[1:]}
+    files |= {f"positive {layout}": saved(layout, "raw", w=abs(w)) for layout in SPARSE}
     files |= {f"big {layout}": saved(layout, "zstd", w=big) for layout in LAYOUTS}
     for rows in 8, 9, 24, 25:
-        for layout in LAYOUTS[1:]:
+        for layout in SPARSE:
             files[f"{rows} rows {layout}"] = saved(layout, "raw", w=np.concatenate([w, w])[:rows])
     tall = np.zeros((1024, 9), np.uint8)
     tall[::7, ::2] = 5
@@ -80,6 +85,14 @@ def bases() -> dict[str, Callable[[], bytes]]:
     files["bool"] = saved("auto", "raw", w=w > 0)
     files["packed"] = saved("auto", "raw", w=w[:19, :3].astype(ml_dtypes.float4_e2m1fn))
     files["empty"] = saved("auto", "raw", w=w[:, :0], v=vector)
+    far = np.zeros((3, 1100), np.float32)
+    for row, distances in enumerate(([5, 255, 256, 511], [1000], [])):
+        far[row, np.cumsum(distances, dtype=np.int64)] = 1.5
+    files["fillers"] = saved("gaps", "raw", w=far)
+    files["fillers and signs"] = saved("gaps", "raw", w=np.where(far, far, np.float32(-0.0)))
+    wide = np.zeros((1, 65500), np.uint8)
+    wide[0, [0, 65400, 65450]] = 1, 2, 3
+    files["wide gaps"] = saved("gaps", "raw", w=wide)
     files["full"] = saved("bitmask", "raw", w=np.ones((8, 8), np.float32))
     return files
 

@@ -310,7 +310,7 @@ faults(
     {"negative_zeros": arrays(negative_zeros="raw"), "other": fields(arrays={"valuez": "raw"})},
 )
 faults("array-set", "integers", {"negative_zeros": arrays(negative_zeros="raw")})
-for _base in "positive bitmask", "positive permuted":
+for _base in "positive bitmask", "positive permuted", "positive gaps":
     faults(
         "nnz",
         _base,
@@ -404,6 +404,16 @@ faults(
     {
         "columns of a slot": array("columns", "u2", lambda columns: columns[:-16]),
         "negative_zeros": array("negative_zeros", "u1", lambda signs: np.append(signs, signs[:1] * 0)),
+    },
+)
+faults(
+    "array-size",
+    "gaps raw",
+    {
+        "gaps": array("gaps", "u1", lambda gaps: gaps[:-1]),
+        "gaps of a slot": array("gaps", "u1", lambda gaps: gaps[:-16]),
+        "gaps of 16 bits": array("gaps", "u1", lambda gaps: np.repeat(gaps, 2)),
+        "values": array("values", "u4", lambda values: values[:-16]),
     },
 )
 faults("array-size", "dense raw", {"values": array("values", "u4", lambda values: values[:-1])})
