@@ -20,7 +20,7 @@ SLOW_FILES = [
     *("quantizer", "replace_layers", "bench_model", "entries", "spec"),
     *("terminal", "stored_signs", "conformance", "bench_overhead", "memory_of_saving"),
     *("commands", "staging", "strangers", "adapters_torch", "loading"),
-    *("bench_memory", "safe_open", "hostile_names", "twins_numpy", "attack_index"),
+    *("mutants", "bench_memory", "safe_open", "hostile_names", "twins_numpy", "attack_index"),
 ]
 """Those that take 8 seconds or more. The slowest comes first, so that in the end no process waits long for another."""
 

@@ -185,6 +185,8 @@ def places(parent: ast.AST, function: str = "", statement: ast.stmt | None = Non
                 continue
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                 continue
+            if isinstance(node, ast.If) and ast.unparse(node.test).startswith("__name__ =="):
+                continue
             if (
                 isinstance(node, ast.UnaryOp)
                 and isinstance(parent, ast.Call)

@@ -212,19 +212,34 @@ def popcounts(f: list[int]) -> str:
     return "".join(map(str, out.bits))
 
 
-def of_two_classes_of_columns(file: TakenApart) -> None:
-    """And of one class of rows."""
-    tables, classes = [EVEN, (8, [200, 56])], [0, 1] * 5
-    head = "00" + "0" + "000000" + "000" + "00000" + "10000" + "1"
-    out = rans_files.BitsOut(head + TWO_BINS)
-    for precision, frequencies in tables:
-        rans_files.put_used_bins(out, frequencies, [1, 1], precision)
-    rans_files.put_symbols(out, [2048, 2048], 12)
-    model = out.done() + rans_files.encode_stream(classes, [(12, [2048, 2048])] * 10)
-    bins, offsets = [element // 2 for element in ELEMENTS], [element % 2 for element in ELEMENTS]
-    coded("values", 200, rans_files.encode_elements(bins, offsets, [1, 1], [tables[c] for c in classes * 10]), model)(
-        file
-    )
+def of_two_classes_of_columns(bits: int):
+    """And of one class of rows: 100 elements of so many bits in 10 columns."""
+
+    def change(file: TakenApart) -> None:
+        tables, classes = [EVEN, (8, [200, 56])], [0, 1] * 5
+        head = "00" + "0" + "000000" + "000" + "00000" + "10000" + "1"
+        out = rans_files.BitsOut(head + "1" * (bits - 1) + "01" * 2 + "00" * (bits - 2))
+        for precision, frequencies in tables:
+            rans_files.put_used_bins(out, frequencies, [1, 1], precision)
+        rans_files.put_symbols(out, [2048, 2048], 12)
+        model = out.done() + rans_files.encode_stream(classes, [(12, [2048, 2048])] * 10)
+        bins, offsets = [element // 2 for element in ELEMENTS], [element % 2 for element in ELEMENTS]
+        chunk = rans_files.encode_elements(bins, offsets, [1, 1], [tables[c] for c in classes * 10])
+        coded("values", 100 * bits // 8, chunk, model)(file)
+
+    return change
+
+
+def classes_of_columns(array: str, c: int):
+    """A model of bytes, of one bin and two classes of columns, and a chunk that is too short."""
+    out = rans_files.BitsOut("00" + "0" + "000000" + "000" + "00000" + "10000" + "0" + "01" + TWO_ROW_SYMBOLS)
+    model = out.done() + rans_files.encode_stream([0] * c, [(12, [2048, 2048])] * c)
+
+    def change(file: TakenApart) -> None:
+        _, raw = file.chunks[file.number(array)]
+        coded(array, raw, bytes(16), model)(file)
+
+    return change
 
 
 def of_one_column(file: TakenApart) -> None:
@@ -293,6 +308,24 @@ faults("rans-stream", "5 x 70", {"2^24 bytes of rows more": positions(value=lamb
 faults("ok", "u16", {"one column of class 1": of_one_column})
 BASES["5 x 65"] = saved("bitmask", "raw", w=np.zeros((5, 65), np.uint8))
 faults("ok", "5 x 65", {"a group of one column": a_group_of_one_column})
-faults("ok", "10 x 10", {"two classes of columns": of_two_classes_of_columns})
+faults("ok", "10 x 10", {"two classes of columns": of_two_classes_of_columns(16)})
+BASES["10 x 10 of u8"] = saved("dense", "raw", w=np.arange(100, dtype=np.uint8).reshape(10, 10))
+faults("ok", "10 x 10 of u8", {"two classes of columns": of_two_classes_of_columns(8)})
+faults("rans-model", "bitmask raw", {"classes of negative zeros": classes_of_columns("negative_zeros", 70)})
+faults("rans-model", "packed", {"classes of packed values": classes_of_columns("values", 3)})
+
+# 5.2
+
+BASES["600 sevens zstd"] = saved("dense", "raw", w=np.full(600, 7, np.uint8))
+
+
+def in_a_window_of_1024(file: TakenApart) -> None:
+    """One block of a byte that is repeated, in a frame that says its content size and the least window possible."""
+    head = bytes.fromhex("28B52FFD 40 00") + (600 - 256).to_bytes(2, "little")
+    file.entry()["arrays"]["values"] = "zstd"
+    file.chunks[0] = (head + (600 << 3 | 1 << 1 | 1).to_bytes(3, "little") + b"\7", 600)
+
+
+faults("ok", "600 sevens zstd", {"window of 1024": in_a_window_of_1024})
 faults("rans-model", "1,048,577 columns", {"classes of columns": of_wide_masks(2**20 + 1)})
 faults("rans-stream", "1,048,576 columns", {"classes of columns": of_wide_masks(2**20)})
