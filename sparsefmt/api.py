@@ -16,7 +16,7 @@ from sparsefmt.container.sources import Backend, source_of, source_of_content
 from sparsefmt.errors import in_file
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor, products
-from sparsefmt.tensor_writer import NegativeZeros, Progress, TensorWriter, write_all
+from sparsefmt.tensor_writer import NegativeZeros, Progress, RowDims, TensorWriter, write_all
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -30,6 +30,7 @@ def save_file(
     layout: str = "auto",
     codec: str = "auto",
     negative_zeros: NegativeZeros = "keep",
+    row_dims: RowDims = None,
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> None:
@@ -41,7 +42,8 @@ def save_file(
 
     Args:
         tensors: name to numpy array (any byte order and memory order), SparseTensor, or scipy.sparse matrix. Two names
-            of one tensor are stored once, and are one tensor again when loaded. Any mapping will do. Its values are
+            of one tensor are stored once, and are one tensor again when loaded. Tensors with the same elements are
+            stored once, too, and stay several tensors. Any mapping will do. Its values are
             taken one by one, so that a mapping which makes them on demand is saved in the memory of its largest
             tensor.
         path: the destination, usually ending in .sparsefmt. Or a binary file object: it is written from its position
@@ -50,6 +52,10 @@ def save_file(
         layout: "auto", "dense", "bitmask" or "permuted". Tensors of 0 or 1 dimension are always "dense".
         codec: "raw" (multiplied straight from the mapped file), "zstd", "rans", or "auto" (the smallest).
         negative_zeros: "keep" every bit, or "drop" the sign of zeros: -0.0 becomes 0.0, and the file records how many.
+        row_dims: how many leading dimensions make the rows of the matrix that a tensor is stored as: a number for all
+            tensors of more dimensions, or numbers by name. By default 1, and 2 for a stack of matrices: a tensor of
+            three dimensions whose last has 32 elements or more, unless its matrices are small. No tile has rows of two
+            matrices, so that `w[e]` is one of them without a copy.
         progress: called as progress(done, total) after each tensor, in dense bytes.
         threads: the number of threads; by default all usable cores. The file does not depend on it.
 
@@ -69,7 +75,14 @@ def save_file(
     expect_tensors(tensors)
     with destination(path) as file:
         writer = TensorWriter(
-            file, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros, threads=threads
+            file,
+            metadata,
+            layout=layout,
+            codec=codec,
+            negative_zeros=negative_zeros,
+            row_dims=row_dims,
+            threads=threads,
+            again=lambda name: tensors[name],
         )
         index = write_all(writer, tensors, progress)
     signs.warn(index, writer.written)
@@ -82,12 +95,22 @@ def save(
     layout: str = "auto",
     codec: str = "auto",
     negative_zeros: NegativeZeros = "keep",
+    row_dims: RowDims = None,
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> bytes:
     """The bytes that `save_file` writes, for the same arguments."""
     buffer = io.BytesIO()
-    writer = TensorWriter(buffer, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros, threads=threads)
+    writer = TensorWriter(
+        buffer,
+        metadata,
+        layout=layout,
+        codec=codec,
+        negative_zeros=negative_zeros,
+        row_dims=row_dims,
+        threads=threads,
+        again=lambda name: tensors[name],
+    )
     signs.warn(write_all(writer, tensors, progress), writer.written)
     return buffer.getvalue()
 
@@ -224,4 +247,11 @@ def _load_all(file: SparseFile, layout: str) -> dict[str, SparseTensor | np.ndar
     file.count_together()
     index = file.reader.index
     tensors = {name: file.load(name, layout) for name in index.tensors}
-    return {name: tensors[index.aliases.get(name, name)] for name in file}
+    for name in index.copies:
+        original = tensors[index.aliases[name]]
+        # what cannot change is shared by two tensors
+        if isinstance(original, SparseTensor):
+            tensors[name] = original.with_signs(original.signs)
+        else:
+            tensors[name] = original.copy()
+    return {name: tensors[index.tied.get(name, name)] for name in file}

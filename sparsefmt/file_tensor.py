@@ -142,4 +142,4 @@ class FileTensor:
             IndexError: as `slicing.index`.
             as `whole`.
         """
-        return slicing.index(key, self._entry.shape, self.some_rows)
+        return slicing.index(key, self._entry, self.some_rows)

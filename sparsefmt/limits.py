@@ -9,6 +9,10 @@ from __future__ import annotations
 MAX_INDEX_BYTES = 1 << 28
 """256 MiB: about a million tensors with long names. The index is held in memory as a whole."""
 
+MAX_INDEX_RATIO = 1 << 5
+"""Bytes of an index that each byte of a coded one can decode to. A checksum of eight bytes for each chunk, which does
+not compress, keeps an honest index far below."""
+
 MAX_INDEX_ARRAY = 1 << 10
 """Elements of one array in the index. Only shapes are arrays. A decoder allocates what an array claims to have."""
 

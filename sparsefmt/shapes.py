@@ -9,9 +9,11 @@ from sparsefmt.errors import LimitError
 from sparsefmt.limits import MAX_NDIM, MAX_TENSOR_BITS
 
 
-def matrix_view(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(rows, cols) of a tensor: the first dimension, and the product of the rest. (1, 1) for 0-d."""
-    return (shape[0], prod(shape[1:])) if shape else (1, 1)
+def matrix_view(shape: tuple[int, ...], row_dims: int = 1) -> tuple[int, int]:
+    """(rows, cols) of a tensor: the product of the first `row_dims` dimensions, and of the rest. (1, 1) for 0-d."""
+    if row_dims == 1:
+        return (shape[0], prod(shape[1:])) if shape else (1, 1)
+    return prod(shape[:row_dims]), prod(shape[row_dims:])
 
 
 def check_shape(shape: tuple[int, ...], dtype: DType) -> None:

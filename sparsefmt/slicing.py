@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -145,8 +146,8 @@ def dense_array(rows: int, cols: int, dtype: DType) -> np.ndarray:
         raise LimitError("memory", f"{rows:,} dense rows of {cols:,} columns do not fit in memory") from None
 
 
-def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[RowNumbers, slice], np.ndarray]) -> np.ndarray:
-    """`dense[key]` for a tensor of `shape` that can only be read by rows.
+def index(key: Any, tiling: Tiling, get_rows: Callable[[RowNumbers, slice], np.ndarray]) -> np.ndarray:
+    """`dense[key]` for a tensor that can only be read by rows.
 
     Args:
         key: an index of numpy. Its first part selects rows: it is an integer, a slice, an ellipsis, or a list or
@@ -156,6 +157,33 @@ def index(key: Any, shape: tuple[int, ...], get_rows: Callable[[RowNumbers, slic
     Raises:
         IndexError: it is out of range, has too many parts, or its first part is of another kind.
     """
+    if tiling.row_dims == 1:
+        return _index(key, tiling.shape, get_rows)
+    shape, height = tiling.shape, tiling.rows // tiling.shape[0]
+    parts = key if isinstance(key, tuple) else (key,)
+    if parts and isinstance(parts[0], (int, np.integer)) and not isinstance(parts[0], bool):
+        if not -shape[0] <= parts[0] < shape[0]:
+            raise IndexError(f"index {parts[0]} is out of bounds for a stack of {shape[0]} matrices")
+        first = int(parts[0]) % shape[0] * height
+
+        def rows_of_matrix(wanted: RowNumbers, cols: slice) -> np.ndarray:
+            if isinstance(wanted, range):
+                return get_rows(range(wanted.start + first, wanted.stop + first, wanted.step), cols)
+            return get_rows(wanted + first, cols)
+
+        return index(parts[1:], replace(tiling, shape=shape[1:], row_dims=tiling.row_dims - 1), rows_of_matrix)
+
+    def rows_of_matrices(wanted: RowNumbers, cols: slice) -> np.ndarray:
+        if isinstance(wanted, range) and wanted.step == 1:
+            return get_rows(range(wanted.start * height, wanted.stop * height), cols)
+        rows = np.asarray(wanted, np.int64)[:, None] * height + np.arange(height)
+        return get_rows(rows.reshape(-1), cols)
+
+    return _index(key, shape, rows_of_matrices)
+
+
+def _index(key: Any, shape: tuple[int, ...], get_rows: Callable[[RowNumbers, slice], np.ndarray]) -> np.ndarray:
+    """`dense[key]` for a tensor of `shape`; `get_rows` takes numbers of its first dimension."""
     parts = key if isinstance(key, tuple) else (key,)
     if 0 in shape:
         # there may be so many rows that their numbers would not fit in memory

@@ -151,7 +151,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         return self._made(entry, target, tiles, stored_signs)
 
     def _made(self, entry: TensorEntry, layout: Layout, tiles: list[Tile], signs: Signs | None) -> SparseTensor:
-        tiling = Tiling(entry.dtype, entry.shape, layout, entry.tile_rows)
+        tiling = Tiling(entry.dtype, entry.shape, layout, entry.tile_rows, row_dims=entry.row_dims)
         return SparseTensor(tiling, tiles, self._reader.budget, signs)
 
     def get_tensor(self, name: str) -> np.ndarray:
@@ -178,14 +178,16 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
     def expect_budget(self, layout: str) -> None:
         """Raise LimitError if all tensors together, loaded with this layout, take more than `max_decoded_bytes`.
 
-        Names of one tensor count once. This is called before anything is read, when the padding of `permuted` is not
-        known yet.
+        Names of one tensor count once, and so do equal tensors in a sparse layout, which cannot change. This is called
+        before anything is read, when the padding of `permuted` is not known yet.
 
         Raises ValueError for an unknown layout, also if there is no tensor.
         """
         auto.expect_name(layout)
         reader = self._reader
-        entries = reader.index.tensors.values()
+        copies = map(reader.index.entry, reader.index.copies)
+        dense_copies = [entry for entry in copies if not self._target(entry, layout)[0].sparse]
+        entries = [*reader.index.tensors.values(), *dense_copies]
         reader.budget.ask(sum(self._least_bytes(entry, layout) for entry in entries))
 
     def _least_bytes(self, entry: TensorEntry, layout: str) -> int:
@@ -235,13 +237,13 @@ def all_tensors(file: SparseFile, adapter: Adapter, device: Any = "cpu") -> dict
         as `adapter.tensor_of`.
     """
     index, device = file.reader.index, adapter.device_of(device)
-    aliases = index.aliases if adapter.SHARES_TIED else {}
-    stored = {name: file.tensor(name) for name in file if name not in aliases}
+    tied = index.tied if adapter.SHARES_TIED else {}
+    stored = {name: file.tensor(name) for name in file if name not in tied}
     file.reader.budget.ask(sum(map(adapter.nbytes_of, stored.values())))
     made: dict[str, Any] = {}
     tensors = {}
     for name in index.offset_keys():
-        target = aliases.get(name, name)
+        target = tied.get(name, name)
         if target not in made:
             made[target] = adapter.tensor_of(stored[target], device)
         tensors[name] = made[target]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -14,10 +15,10 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from sparsefmt import slicing
 from sparsefmt.adapters import Rows, is_scipy_sparse, rows_of
 from sparsefmt.container.budget import NO_BUDGET, Budget
-from sparsefmt.container.stored_signs import Signs
+from sparsefmt.container.stored_signs import Signs, SignsOfMatrix
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import UnsupportedError
-from sparsefmt.layouts import FORMS, LAYOUTS, layout_of
+from sparsefmt.layouts import FORMS, LAYOUTS, auto, layout_of
 from sparsefmt.layouts.auto import Filling, layout_for, stored_by_form
 from sparsefmt.layouts.contract import Arrays
 from sparsefmt.layouts.memory import Arena, padded_copy
@@ -87,7 +88,9 @@ class SparseTensor(NDArrayOperatorsMixin):
         self._operand: Operand | None = None
 
     @classmethod
-    def from_dense(cls, array: Any, layout: str = "auto", *, threads: int | None = None) -> SparseTensor:
+    def from_dense(
+        cls, array: Any, layout: str = "auto", *, row_dims: int | None = None, threads: int | None = None
+    ) -> SparseTensor:
         """Lay out a dense array, or anything else that `sparsefmt.save_file` takes.
 
         Args:
@@ -95,14 +98,20 @@ class SparseTensor(NDArrayOperatorsMixin):
                 tensor of torch. Sparse tensors of torch, scipy and pydata are taken too, and only single tiles of them
                 are made dense. It is not changed.
             layout: "auto" (see docs/guide.md, "Choosing a layout"), "dense", "bitmask" or "permuted".
+            row_dims: how many leading dimensions make rows; by default as in `sparsefmt.save_file`.
             threads: the number of threads; by default all usable cores.
 
         Raises:
             UnsupportedError: the format does not have the dtype, or the layout cannot hold dtype or shape.
+            FormatError: a tensor of that shape cannot have these row_dims.
 
         Cost: two reads of the array and one write of the result.
         """
-        return cls._from_rows(rows_of(array), layout, threads)
+        matrix = rows_of(array)
+        if row_dims is not None:
+            auto.expect_row_dims(row_dims, matrix.shape, matrix.dtype)
+            matrix.stack(row_dims)
+        return cls._from_rows(matrix, layout, threads)
 
     @classmethod
     def from_scipy(
@@ -253,7 +262,10 @@ class SparseTensor(NDArrayOperatorsMixin):
         )
 
     def __iter__(self) -> Iterator[Any]:
-        """The rows, as `todense()` would give them, made dense some at a time."""
+        """The rows, as `todense()` would give them, made dense some at a time; of a stack, its matrices."""
+        if self._tiling.row_dims > 1:
+            yield from map(self._matrix, range(len(self)))
+            return
         at_once = max(_POSITIONS_AT_ONCE // max(self.size // max(len(self), 1), 1), 1)
         for begin in range(0, len(self), at_once):
             yield from self[begin : begin + at_once]
@@ -266,13 +278,28 @@ class SparseTensor(NDArrayOperatorsMixin):
         hint = ": call todense(), whose result has it" if not name.startswith("_") and hasattr(np.ndarray, name) else ""
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
-    def __getitem__(self, key: Any) -> np.ndarray:
+    def __getitem__(self, key: Any) -> Any:
         """Dense elements, as `todense()[key]` gives them. Only the rows that `key` asks for are unpacked.
+
+        Of a stack of matrices, `w[e]` with an integer is matrix e as a SparseTensor on the same arrays, without a copy.
 
         `key` is any index of numpy whose first part is an integer, a slice, or a one-dimensional array of integers or
         booleans. A row costs O(cols) to unpack; in `permuted`, a run of rows costs O(rows of its tile) to find.
         """
-        return slicing.index(key, self._tiling.shape, slicing.Tiles(self._tiling, self.tile, self._budget).dense_rows)
+        if self._tiling.row_dims > 1 and isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+            return self._matrix(operator.index(key))
+        return slicing.index(key, self._tiling, slicing.Tiles(self._tiling, self.tile, self._budget).dense_rows)
+
+    def _matrix(self, number: int) -> SparseTensor:
+        """A matrix of a stack, or a lower stack."""
+        count, tiling = self._tiling.shape[0], self._tiling
+        if not -count <= number < count:
+            raise IndexError(f"index {number} is out of bounds for a stack of {count} matrices")
+        tiles = tiling.tiles // count
+        first = number % count * tiles
+        signs = None if self._signs is None else SignsOfMatrix(self._signs, range(first, first + tiles))
+        part = replace(tiling, shape=tiling.shape[1:], row_dims=tiling.row_dims - 1)
+        return SparseTensor(part, self._tiles[first : first + tiles], self._budget, signs)
 
     def to_scipy(self) -> scipy.sparse.csr_array:
         """The matrix view as scipy.sparse.csr_array, (rows, cols), columns ascending.
@@ -310,7 +337,9 @@ class SparseTensor(NDArrayOperatorsMixin):
         if layout == self.layout:
             return self
         if not self._tiling.layout.sparse or layout not in LAYOUTS:
-            return SparseTensor._from_rows(rows_of(self.todense(threads)), layout, threads, self._budget)
+            matrix = rows_of(self.todense(threads))
+            matrix.stack(self._tiling.row_dims)
+            return SparseTensor._from_rows(matrix, layout, threads, self._budget)
         filling = self.filling()
         target = filling.permuted if layout == "permuted" else FORMS[layout]
         signs = self._signs if target.sparse else None
@@ -347,7 +376,8 @@ class SparseTensor(NDArrayOperatorsMixin):
 
     def __reduce__(self) -> tuple[Any, ...]:
         tiles = tuple(self.tile(number).all_arrays() for number in range(len(self._tiles)))
-        return _unpickle, (self._tiling.dtype.name, self._tiling.shape, self.layout, self._tiling.tile_rows, tiles)
+        tiling = self._tiling
+        return _unpickle, (tiling.dtype.name, tiling.shape, self.layout, (tiling.tile_rows, tiling.row_dims), tiles)
 
     def operand(self) -> Operand:
         """The tensor as kernels take it; made once. For the library itself."""
@@ -402,12 +432,12 @@ class SparseTensor(NDArrayOperatorsMixin):
 
 
 def _unpickle(
-    dtype_name: str, shape: tuple[int, ...], layout: str, tile_rows: int, tiles: tuple[Arrays, ...]
+    dtype_name: str, shape: tuple[int, ...], layout: str, cut: tuple[int, int], tiles: tuple[Arrays, ...]
 ) -> SparseTensor:
     """Copy arrays to memory that kernels can read past the end of, which pickling does not keep, and check them."""
     found = layout_of(layout, tiles[0] if tiles else ())
     assert found is not None
-    tiling, restored = Tiling(DTYPES[dtype_name], shape, found, tile_rows), []
+    tiling, restored = Tiling(DTYPES[dtype_name], shape, found, cut[0], row_dims=cut[1]), []
     for number, arrays in enumerate(tiles):
         tile = tiling.tile(number, arrays).moved(padded_copy)
         tile.check_sizes()

@@ -16,6 +16,7 @@ from sparsefmt.container.in_progress import Contents
 from sparsefmt.container.index import Index
 from sparsefmt.container.names import check_name
 from sparsefmt.container.writer import Sink, Writer
+from sparsefmt.equal_tensors import EqualTensors
 from sparsefmt.errors import in_tensor
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.auto import Stored
@@ -27,6 +28,9 @@ Progress = Callable[[int, int], object]
 
 NegativeZeros = Literal["keep", "drop"]
 
+RowDims = int | Mapping[str, int] | None
+"""How many leading dimensions make rows: of every tensor that has more, or by name; None for what is usual."""
+
 
 class TensorWriter:
     """Writes tensors to a sink in one pass. The verbs and `sparsefmt convert` use it.
@@ -36,7 +40,9 @@ class TensorWriter:
 
     Args:
         sink: anything with `write`, at its start.
-        metadata, layout, codec, negative_zeros, threads: as in `sparsefmt.save_file`.
+        metadata, layout, codec, negative_zeros, row_dims, threads: as in `sparsefmt.save_file`.
+        again: gives a tensor that was added before, by its name, as it was. With it, a tensor that has the same
+            elements as an earlier one is stored as a copy of that.
         progress: called with the dense bytes of each tile once it is written; those of a tensor add up to its own.
     """
 
@@ -48,7 +54,9 @@ class TensorWriter:
         layout: str = "auto",
         codec: str = "auto",
         negative_zeros: NegativeZeros = "keep",
+        row_dims: RowDims = None,
         threads: int | None = None,
+        again: Callable[[str], Any] | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None:
         auto.expect_name(layout)
@@ -58,10 +66,16 @@ class TensorWriter:
         self._layout = layout
         self._purpose: auto.Purpose = "raw" if codec == "raw" else "coded"
         self._drop = negative_zeros == "drop"
+        self._row_dims = row_dims
         self._threads = threads
+        self._equal = None if again is None else EqualTensors(lambda name: rows_of(again(name)))
 
     def add(self, name: str, value: Rows | SparseTensor | Any) -> TensorEntry:
-        """Write one tensor: a SparseTensor, or an array or tensor of another library. Errors name the tensor."""
+        """Write one tensor: a SparseTensor, or an array or tensor of another library. Errors name the tensor.
+
+        Returns:
+            its entry in the index; that of the tensor that it is a copy of, if it is stored as one.
+        """
         check_name(name)
         with in_tensor(name):
             if isinstance(value, SparseTensor) and value.layout != "dense":
@@ -81,10 +95,24 @@ class TensorWriter:
         """Bytes that the sink has got so far."""
         return self._writer.written
 
+    def _row_dims_of(self, name: str, matrix: Rows) -> int:
+        if isinstance(self._row_dims, int):
+            return self._row_dims if self._row_dims < len(matrix.shape) and 0 not in matrix.shape else 1
+        if self._row_dims is not None and name in self._row_dims:
+            auto.expect_row_dims(self._row_dims[name], matrix.shape, matrix.dtype)
+            return self._row_dims[name]
+        return matrix.row_dims
+
     def _add_dense(self, name: str, matrix: Rows) -> TensorEntry:
+        row_dims = self._row_dims_of(name, matrix)
+        if row_dims != matrix.row_dims:
+            matrix.stack(row_dims)
         survey = Survey(0, 0, Stored(0, 0))
         if self._drop or auto.may_be_sparse(self._layout, matrix.dtype, matrix.shape, matrix.cols):
             survey = matrix.survey(self._threads)
+        target = self._equal.find(name, matrix, survey) if self._equal else None
+        if target is not None:
+            return self._writer.add_copy(name, target)
         nnz, negatives = survey.nnz, survey.negative_zeros
         layout = auto.layout_for(self._layout, self._purpose, matrix.shape, matrix.filling(survey))
         tiling = matrix.tiling(layout, nnz if self._drop else nnz + negatives)

@@ -29,7 +29,7 @@ import sparsefmt
 import sparsefmt.torch
 from sparsefmt.errors import SparsefmtError
 from sparsefmt.transformers import SparsefmtConfig, SparsefmtQuantizer
-from tools.taken_apart import canonical, join, split_and_decode
+from tools.taken_apart import canonical, join, merged, split_and_decode, with_kinds
 
 pytestmark = pytest.mark.usefixtures("small_layers")
 
@@ -238,11 +238,12 @@ def test_tensors_and_metadata_that_name_it(tmp_path, monkeypatch, spelling):
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize("key", ["layout", "dtype", "codec", "array", "alias_of", "models"])
+@pytest.mark.parametrize("key", ["layout", "dtype", "codec", "array", "kind", "alias_of", "copy_of", "models"])
 def test_an_index_that_names_it(tmp_path, monkeypatch, spelling, key):
     """Layouts, codecs, dtypes and arrays come from tables."""
     array = weights(np.random.default_rng(0), (64, 64), np.float32, 0.8)
     head, content = split_and_decode(sparsefmt.save({"w": array}, layout="permuted"))
+    content = merged(content)
     entry = content["tensors"]["w"]
     if key == "codec":
         entry["arrays"] = dict.fromkeys(entry["arrays"], spelling)
@@ -250,10 +251,13 @@ def test_an_index_that_names_it(tmp_path, monkeypatch, spelling, key):
         entry["arrays"][spelling] = "raw"
     elif key == "models":
         entry["models"] = {spelling: spelling.encode()}
-    elif key == "alias_of":
-        content["tensors"]["x"] = {"alias_of": spelling}
+    elif key in ("alias_of", "copy_of"):
+        content["tensors"]["x"] = {key: spelling}
     else:
         entry[key] = spelling
+    content = with_kinds(content)
+    if key == "kind":
+        content["tensors"]["w"]["kind"] = spelling
     data = join(head, canonical(content))
     with watched(tmp_path, monkeypatch), pytest.raises(SparsefmtError):
         sparsefmt.load(data)

@@ -23,6 +23,7 @@ STOREYS = [
     {"safe_open"},
     {"api"},
     {"tensor_writer", "sparse_file", "again", "signs"},
+    {"equal_tensors"},
     {"tensor"},
     {"adapters"},
     {"slicing", "file_tensor"},

@@ -27,7 +27,7 @@ import sparsefmt
 import sparsefmt.numpy
 import sparsefmt.torch
 from sparsefmt import ChecksumError, FormatError, SparseTensor
-from sparsefmt.container.chunks import CHUNK_RECORD
+from sparsefmt.container.chunks import STORED_RECORD
 from sparsefmt.container.sources import Memory
 from sparsefmt.layouts import auto
 from sparsefmt.sparse_file import SparseFile
@@ -261,20 +261,25 @@ def test_reading_runs_nothing(tmp_path):
     assert seen == []
 
 
+PREFIX = "model.layers." + "a_name_as_long_as_they_are_in_models_of_today." * 2 + "parameters"
+"""So long that the index of 50,000 tensors is as large as those that are read with more care."""
+
+
 def file_of_many(count: int) -> bytes:
     """So many tensors of one element each, made without the writer."""
     value = struct.pack("<f", 1.0)
-    head = preamble() + (value + bytes(60)) * count
-    table = np.zeros(count, CHUNK_RECORD)
-    table["offset"] = 64 + 64 * np.arange(count)
+    head = preamble() + (value + bytes(4)) * (count - 1) + value
+    table = np.zeros(count, STORED_RECORD)
     table["stored"] = table["raw"] = 4
     table["checksum"] = xxhash.xxh64_intdigest(value)
-    fixed = {"arrays": {"values": "raw"}, "dtype": "F32"}
+    kinds = {"0": {"arrays": {"values": "raw"}, "dtype": "F32", "layout": "dense"}}
     tensors = {
-        f"layers.{number:07}.bias": {**fixed, "first_chunk": number, "layout": "dense", "shape": [], "tile_rows": 1}
+        f"{PREFIX}.{number:07}.bias": {"first_chunk": number, "kind": "0", "shape": []}
+        if number
+        else {"kind": "0", "shape": []}
         for number in range(count)
     }
-    return join(head, msgpack.packb({"chunks": table.tobytes(), "metadata": {}, "tensors": tensors}))
+    return join(head, msgpack.packb({"chunks": table.tobytes(), "kinds": kinds, "metadata": {}, "tensors": tensors}))
 
 
 def steps_to_open(data: bytes) -> int:

@@ -43,6 +43,8 @@ class BlocksRows(Rows):
     ) -> None:
         super().__init__(dtype, shape)
         _, self._height, self._width = values.shape
+        if self._width and self.cols % self._width:  # matrices that are not made of such blocks
+            super().stack(1)
         if self.rows % self._height or (self._width and self.cols % self._width):
             raise invalid(f"{self.rows} rows of {self.cols} are not made of blocks of {self._height} x {self._width}")
         if not self.rows * self.cols:
@@ -57,6 +59,13 @@ class BlocksRows(Rows):
         self._values = values
         self._fill = fill
         self.is_sparse = not fill
+
+    def stack(self, row_dims: int) -> None:
+        super().stack(row_dims)
+        if self._width and self.cols % self._width:
+            raise invalid(f"row_dims {row_dims} makes {self.cols} columns, which blocks of {self._width} do not")
+        # places count blocks in row-major order, which are single rows wherever there are more than two dimensions
+        self._grid_cols = self.cols // self._width if self._width else 0
 
     def survey(self, threads: int | None = None) -> Survey:
         if not self.is_sparse:

@@ -45,6 +45,7 @@ class Rows(ABC):
 
     Attributes:
         dtype, shape: of the dense tensor.
+        row_dims: how many of its leading dimensions make rows.
         rows, cols: of its matrix view.
         is_sparse: whether `entries` takes time in proportion to what it gives.
     """
@@ -55,7 +56,18 @@ class Rows(ABC):
         check_shape(shape, dtype)
         self.dtype = dtype
         self.shape = shape
-        self.rows, self.cols = matrix_view(shape)
+        self.row_dims = auto.row_dims(shape, dtype)
+        self.rows, self.cols = matrix_view(shape, self.row_dims)
+
+    def stack(self, row_dims: int) -> None:
+        """Let so many leading dimensions make rows. Nothing has been read of it yet."""
+        self.row_dims = row_dims
+        self.rows, self.cols = matrix_view(self.shape, row_dims)
+
+    @property
+    def matrix_rows(self) -> int:
+        """Rows of a matrix of a stack; of any other tensor, all rows."""
+        return self.shape[self.row_dims - 1] if self.shape else 1
 
     @property
     def dense_nbytes(self) -> int:
@@ -70,7 +82,7 @@ class Rows(ABC):
         """What may not be zero in rows `begin` to `end`. O((end - begin) * cols) unless the tensor is a sparse one."""
         nowhere = np.zeros(0, np.int64)
         found = [(nowhere, nowhere, np.empty(0, self.dtype.bits_dtype))]
-        for first, last in self._dense_runs(begin, end):
+        for first, last in self.runs(begin, end):
             # a copy: the caller may be writing to it meanwhile, and numpy counts before it looks
             bits = np.array(self.bits(first, last))
             rows, columns = np.nonzero(bits)
@@ -93,7 +105,7 @@ class Rows(ABC):
             fillers[slice(*run)] = fillers_of_bits(bits, self.dtype)
             return negatives
 
-        return self._survey_of(counts, fillers, sum(in_order(count, list(self._dense_runs(0, self.rows)), threads)))
+        return self._survey_of(counts, fillers, sum(in_order(count, list(self.runs(0, self.rows)), threads)))
 
     def _survey_of(self, counts: np.ndarray, fillers: np.ndarray, negative_zeros: int) -> Survey:
         """The survey of a matrix whose rows have so many nonzeros, and so many fillers (`layouts.gaps`)."""
@@ -108,18 +120,22 @@ class Rows(ABC):
         height = self.tile_rows("permuted", survey.nnz + survey.negative_zeros) or 1
         return auto.Filling(self.dtype, self.rows, self.cols, height, survey.nnz, survey.stored)
 
-    def _dense_runs(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
-        """Runs of rows as high as dense tiles; none without elements."""
+    def runs(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Rows `begin` to `end` in runs as high as dense tiles; none without elements."""
         height = auto.tile_rows(self.rows, self.cols)
         for first in range(begin, end, height) if height else ():
             yield first, min(end, first + height)
 
     def tile_rows(self, layout: str, entries: int | None = None) -> int:
-        """Rows per tile for `layout`.
+        """Rows per tile for `layout`. Of a stack, they divide the rows of a matrix.
 
         Args:
             entries: elements to store, -0.0 among them if their signs are kept; None if nobody counted them.
         """
+        height = self._tile_rows(layout, entries)
+        return height if self.row_dims == 1 else auto.divisor(self.matrix_rows, height, self.dtype.packed)
+
+    def _tile_rows(self, layout: str, entries: int | None) -> int:
         if layout != "dense":
             if layout == "permuted" and entries is not None and auto.is_very_sparse(self.rows, self.cols, entries):
                 return auto.very_sparse_tile_rows(self.rows, self.cols, entries)
@@ -130,7 +146,8 @@ class Rows(ABC):
 
     def tiling(self, layout: Layout, entries: int | None = None) -> Tiling:
         """How to cut it into tiles of `layout`. entries: as in `tile_rows`."""
-        return Tiling(self.dtype, self.shape, layout, self.tile_rows(layout.name, entries))
+        height = self.tile_rows(layout.name, entries)
+        return Tiling(self.dtype, self.shape, layout, height, row_dims=self.row_dims)
 
     def tile_maker(self, tiling: Tiling, drop_negative_zeros: bool = False) -> Callable[[int], Tile]:
         """A function that lays out tile number t."""

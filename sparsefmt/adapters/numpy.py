@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -98,8 +98,23 @@ class ArrayRows(Rows):
         self._array = np.asarray(array)
 
     def bits(self, begin: int, end: int) -> np.ndarray:
+        if self.row_dims > 1:
+            parts = [as_bits(part, self.dtype) for part in self._runs(self._array, begin, end, self.row_dims)]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
         part = self._array[begin:end] if self.shape else self._array
         return as_bits(part, self.dtype).reshape(end - begin, self.cols)
+
+    def _runs(self, array: np.ndarray, begin: int, end: int, row_dims: int) -> Iterator[np.ndarray]:
+        """Rows `begin` to `end` of a stack, matrix by matrix. Of one in row-major order, they are one view."""
+        if array.flags.c_contiguous:
+            yield array.reshape(-1, self.cols)[begin:end]
+        elif row_dims == 1:
+            yield array[begin:end].reshape(end - begin, self.cols)
+        else:
+            height = array[0].size // self.cols
+            for number in range(begin // height, -(-end // height)):
+                first = number * height
+                yield from self._runs(array[number], max(begin - first, 0), min(end - first, height), row_dims - 1)
 
 
 class BytesRows(Rows):

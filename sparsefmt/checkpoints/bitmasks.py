@@ -45,6 +45,10 @@ class BitmaskRows(Rows):
         self._name = name
         dense_shape = self._read_shape(shape, compressed.dtype)
         super().__init__(compressed.dtype, dense_shape)
+        # runs are counted by the first dimension
+        self.stack(1)
+        bitmask.stack(1)
+        compressed.stack(1)
         if compressed.dtype.packed:
             raise UnsupportedError(
                 "bitmask-dtype", f"elements of {compressed.dtype.name} cannot be read so", tensor=name

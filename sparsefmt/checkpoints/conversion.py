@@ -52,13 +52,18 @@ class ConvertedTensor:
     """What became of one tensor.
 
     Attributes:
+        name: of the tensor.
+        entry: in the index; of a copy, that of what it is a copy of.
         survey: its zeros, as they were.
-        stored_nbytes: of all its chunks.
+        is_copy: whether it has the elements of another tensor, and is stored as a copy of that.
+        stored_nbytes: of all its chunks; 0 for a copy.
         sign_nbytes: of those, what the signs of negative zeros take.
     """
 
+    name: str
     entry: TensorEntry
     survey: Survey
+    is_copy: bool
     stored_nbytes: int
     sign_nbytes: int
 
@@ -132,6 +137,7 @@ def convert_file(
             codec=settings.codec,
             negative_zeros=settings.negative_zeros,
             threads=settings.threads,
+            again=source.rows_of,
             progress=progress,
         )
         for name in source.names:
@@ -144,10 +150,13 @@ def convert_file(
             surveys[name] = matrix.survey(settings.threads)
             writer.add(name, matrix)
         index = writer.finish()
-    return [
-        ConvertedTensor(entry := index.entry(name), survey, index.stored_nbytes(entry), index.sign_nbytes(entry))
-        for name, survey in surveys.items()
-    ]
+
+    def converted(name: str) -> ConvertedTensor:
+        entry, is_copy = index.entry(name), name in index.copies
+        sizes = (0, 0) if is_copy else (index.stored_nbytes(entry), index.sign_nbytes(entry))
+        return ConvertedTensor(name, entry, surveys[name], is_copy, *sizes)
+
+    return [converted(name) for name in surveys]
 
 
 class _SurveyedRows(Rows):
@@ -158,6 +167,12 @@ class _SurveyedRows(Rows):
         self._inner = inner
         self.is_sparse = inner.is_sparse
         self._survey: Survey | None = None
+        super().stack(inner.row_dims)
+
+    def stack(self, row_dims: int) -> None:
+        super().stack(row_dims)
+        self._inner.stack(row_dims)
+        self._survey = None
 
     def bits(self, begin: int, end: int) -> np.ndarray:
         return self._inner.bits(begin, end)

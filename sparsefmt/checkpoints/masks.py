@@ -49,6 +49,12 @@ class MaskedRows(Rows):
         super().__init__(original.dtype, original.shape)
         self._original = original
         self._mask = mask
+        self.stack(self.row_dims)
+
+    def stack(self, row_dims: int) -> None:
+        super().stack(row_dims)
+        self._original.stack(row_dims)
+        self._mask.stack(row_dims)
 
     def bits(self, begin: int, end: int) -> np.ndarray:
         original = self._original.bits(begin, end)

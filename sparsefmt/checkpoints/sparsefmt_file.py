@@ -53,6 +53,7 @@ class EntryRows(Rows):
 
     def __init__(self, reader: Reader, entry: TensorEntry) -> None:
         super().__init__(entry.dtype, entry.shape)
+        self.stack(entry.row_dims)
         self._reader = reader
         self._entry = entry
         self._tensor = FileTensor(reader, entry, entry.name, budget=reader.budget, threads=1)

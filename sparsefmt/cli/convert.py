@@ -213,11 +213,11 @@ def _groups(converted: list[ConvertedTensor]) -> list[_Group]:
     groups: dict[object, _Group] = {}
     for tensor in converted:
         entry = tensor.entry
-        label = output.pattern(entry.name)
+        label = output.pattern(tensor.name)
         groups.setdefault((label, entry.dtype, entry.shape), _Group(label)).tensors.append(tensor)
     for group in groups.values():
         if len(group.tensors) == 1:
-            group.label = group.tensors[0].entry.name
+            group.label = group.tensors[0].name
     return list(groups.values())
 
 
@@ -235,15 +235,15 @@ def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTenso
     from sparsefmt.cli import output
 
     notes = []
-    if dense := [tensor.entry.name for tensor in converted if _is_dense_all_the_same(tensor)]:
+    if dense := [tensor.name for tensor in converted if _is_dense_all_the_same(tensor)]:
         others = f" and {len(dense) - MOST_NAMED:,} more" if len(dense) > MOST_NAMED else ""
         notes.append(
             f"Stored dense, though {LOOKS_PRUNED:.0%} or more of it is zero, since a sparse layout would hardly be "
             f"smaller in memory, or was not asked for: {', '.join(dense[:MOST_NAMED])}{others}"
         )
-    sparse = [tensor for tensor in converted if tensor.entry.layout.sparse]
+    sparse = [tensor for tensor in converted if tensor.entry.layout.sparse and not tensor.is_copy]
     kept = sum(tensor.survey.negative_zeros for tensor in sparse if not tensor.entry.negative_zeros_dropped)
-    dropped = sum(tensor.entry.negative_zeros_dropped for tensor in converted)
+    dropped = sum(tensor.entry.negative_zeros_dropped for tensor in converted if not tensor.is_copy)
     cost = sum(tensor.sign_nbytes for tensor in sparse)
     if large := signs.note(cost, sum(tensor.stored_nbytes for tensor in converted), "--negative-zeros drop"):
         notes.append(f"{large}.")
@@ -258,6 +258,8 @@ def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTenso
         notes += file.notes
     if tied := sum(len(file.aliases) for file in source.files):
         notes.append(f"{output.plural(tied, 'name')} of a tensor that has another name, too: stored once.")
+    if copies := sum(tensor.is_copy for tensor in converted):
+        notes.append(f"{output.plural(copies, 'tensor')} with the same elements as another: stored once.")
     if source.folded:
         notes.append(f"{output.plural(len(source.folded), 'group')} of tensors were stored as one tensor each.")
     elif groups := foldable(source.names):

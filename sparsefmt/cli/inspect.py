@@ -35,13 +35,14 @@ With --json, one object:
   files                one object for each file:
     path, nbytes       name and size of the file
     format_version     "1.0"
-    index_nbytes       size of its index
+    index_nbytes       size of its index, as it is stored
     chunks             number of chunks
     metadata           text by text
-    tensors            sorted by name, each either {"name", "alias_of"} or
+    tensors            sorted by name, each {"name", "alias_of"}, {"name", "copy_of"} or
       name, dtype, shape, layout
       nnz              values stored; null in layout dense
       codecs           codec by array
+      row_dims         how many dimensions make rows: 1, or more for a stack of matrices
       tiles, tile_rows number of tiles, rows in each
       stored_nbytes, dense_nbytes
       negative_zeros   whether signs of zero are kept beside
@@ -64,7 +65,7 @@ def command(path: Path, as_json: bool) -> None:
 
 def _as_object(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> dict[str, Any]:
     described = [_file_as_object(file) for file in files]
-    tensors = [tensor for file in described for tensor in file["tensors"] if "alias_of" not in tensor]
+    tensors = [tensor for file in described for tensor in file["tensors"] if "layout" in tensor]
     return {
         "json_version": JSON_VERSION,
         "files": described,
@@ -84,7 +85,7 @@ def _file_as_object(file: SparsefmtFile) -> dict[str, Any]:
     tensors: list[dict[str, Any]] = []
     for name in index.names:
         if name in index.aliases:
-            tensors.append({"name": name, "alias_of": index.aliases[name]})
+            tensors.append({"name": name, "copy_of" if name in index.copies else "alias_of": index.aliases[name]})
             continue
         entry = index.tensors[name]
         tensors.append(
@@ -95,6 +96,7 @@ def _file_as_object(file: SparsefmtFile) -> dict[str, Any]:
                 "layout": entry.layout.name,
                 "nnz": entry.nnz,
                 "codecs": dict(entry.codecs),
+                "row_dims": entry.row_dims,
                 "tiles": entry.tiles,
                 "tile_rows": entry.tile_rows,
                 "stored_nbytes": index.stored_nbytes(entry),
@@ -129,7 +131,8 @@ def _print_tables(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> None:
         stored = dense = 0
         for name in index.names:
             if name in index.aliases:
-                output.add_row(table, f"{name} = {index.aliases[name]}")
+                what = "a copy of " if name in index.copies else ""
+                output.add_row(table, f"{name} = {what}{index.aliases[name]}")
                 continue
             entry = index.tensors[name]
             entry_stored = index.stored_nbytes(entry)
@@ -138,7 +141,7 @@ def _print_tables(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> None:
             output.add_row(
                 table,
                 name,
-                output.shape(entry.shape),
+                output.shape(entry.shape, entry.row_dims),
                 entry.dtype.name,
                 _layout(entry),
                 _codecs(entry),

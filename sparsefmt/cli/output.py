@@ -78,8 +78,10 @@ def percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "-"
 
 
-def shape(sizes: tuple[int, ...]) -> str:
-    """ "4096x1024"; "scalar" for no dimensions."""
+def shape(sizes: tuple[int, ...], row_dims: int = 1) -> str:
+    """ "4096x1024"; "8x(14336x4096)" for a stack of matrices, and "scalar" for no dimensions."""
+    if row_dims > 1:
+        return f"{shape(sizes[: row_dims - 1])}x({shape(sizes[row_dims - 1 :])})"
     return "x".join(map(str, sizes)) if sizes else "scalar"
 
 

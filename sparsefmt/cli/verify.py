@@ -142,9 +142,10 @@ def _reads(checkpoint: Checkpoint, comparable: set[str]) -> list[_Read]:
     for file in checkpoint.files:
         if isinstance(file, SparsefmtFile):
             tied = defaultdict(list)
-            for name, target in file.reader.index.aliases.items():
+            index = file.reader.index
+            for name in index.aliases:
                 if name in comparable:
-                    tied[target].append(name)
+                    tied[index.entry(name).name].append(name)
             entries = file.reader.index.tensors.values()
             reads += [_Read(file, entry, [entry.name, *tied[entry.name]]) for entry in entries]
     return reads

@@ -83,15 +83,19 @@ class _MaskCoder(_ZstdCoder):
 
 def _decompressed(stored: np.ndarray, size: int) -> np.ndarray:
     """The bytes of the frame that a chunk is, which must be so many: uint8, read-only."""
+    return np.frombuffer(decompressed(stored.data, size), np.uint8)
+
+
+def decompressed(stored: bytes | memoryview, size: int) -> bytes:
+    """The content of a zstd frame that fills `stored`, which must be so many bytes. Raises FormatError."""
     try:
-        frame = zstandard.get_frame_parameters(stored.data)
-        if stored.data[:4] != zstandard.FRAME_HEADER or frame.dict_id:
+        frame = zstandard.get_frame_parameters(stored)
+        if stored[:4] != zstandard.FRAME_HEADER or frame.dict_id:
             raise FormatError("zstd-corrupt", "a zstd frame is skippable, or wants a dictionary")
         if frame.content_size != size:
             raise FormatError("zstd-size", f"a zstd frame holds {frame.content_size:,} bytes, not {size:,}")
         if frame.window_size > max(size, _SMALLEST_WINDOW):
             raise FormatError("zstd-corrupt", f"a zstd frame wants a window of {frame.window_size:,} bytes")
-        content = _contexts.decompressor.decompress(stored.data, allow_extra_data=False)
+        return _contexts.decompressor.decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError("zstd-corrupt", f"a zstd frame does not decode: {error}") from None
-    return np.frombuffer(content, np.uint8)

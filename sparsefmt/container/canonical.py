@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgpack
@@ -12,9 +12,9 @@ from sparsefmt.limits import MAX_INDEX_ARRAY, MAX_INDEX_DEPTH
 
 _MAX_INT = (1 << 63) - 1
 
-BYTES_FOR_A_CONTAINER = 12
-"""An index has at most one map or array in so many bytes, or it is no index of ours: a tied name takes at least 14. An
-empty map is one byte there and 72 in memory; this keeps memory in proportion to the file."""
+BYTES_FOR_A_CONTAINER = 8
+"""An index has at most one map or array in so many bytes, or it is no index of ours: an entry with its shape and its
+name takes at least 17. An empty map is one byte there and 72 in memory: so memory is in proportion to the index."""
 
 _SMALL_INDEX = 1 << 22
 """Bytes of an index that may be anything."""
@@ -97,7 +97,7 @@ def expect_type(value: object, kind: type, what: str) -> None:
         raise FormatError("index-type", f"{what} must be {kind.__name__}, not {type(value).__name__}")
 
 
-def expect_ints(values: tuple[object, ...], what: str) -> None:
+def expect_ints(values: Iterable[object], what: str) -> None:
     for value in values:
         if type(value) is not int or not 0 <= value <= _MAX_INT:
             raise FormatError("index-type", f"{what} must have integers from 0 to 2**63 - 1, not {value!r}")

@@ -1,8 +1,9 @@
-"""The chunk table: where the bytes of each array of each tile lie, and whether that can be. No I/O.
+"""The chunk table: how long the bytes of each array of each tile are, where they lie, and whether that can be. No I/O.
 
-A table of 32-byte records in file order: offset, stored size, raw size and XXH64 of the stored bytes, each u64. A
-tensor owns the run of records that starts at its `first_chunk`: tile by tile, and within a tile one for each of its
-arrays in order of their names.
+In the file a table of 24-byte records in file order: stored size, raw size and XXH64 of the stored bytes, each u64. The
+chunks lie one after the other; where each starts follows from its sizes, and padding goes before those that are to be
+mapped. A tensor owns the run of records that starts at its `first_chunk`: tile by tile, and within a tile one for each
+of its arrays in order of their names.
 """
 
 from __future__ import annotations
@@ -14,43 +15,71 @@ import numpy as np
 
 from sparsefmt.codecs import CODECS
 from sparsefmt.container.entry import TensorEntry
-from sparsefmt.container.envelope import ALIGNMENT
+from sparsefmt.container.envelope import PREAMBLE_SIZE
 from sparsefmt.errors import FormatError, LimitError
+from sparsefmt.layouts.memory import ALIGNMENT, SMALL_ALIGNMENT
 from sparsefmt.limits import MAX_CHUNK_BYTES
 
-CHUNK_RECORD = np.dtype([("offset", "<u8"), ("stored", "<u8"), ("raw", "<u8"), ("checksum", "<u8")])
+STORED_RECORD = np.dtype([("stored", "<u8"), ("raw", "<u8"), ("checksum", "<u8")])
+"""A record as it stands in the file."""
+
+CHUNK_RECORD = np.dtype([("offset", "<u8"), *STORED_RECORD.descr, ("padding", "<u8")])
+"""A record with what follows from it: where the chunk starts, and how many zeros are behind it."""
+
+MAPPED = 1 << 12
+"""Bytes from which on a chunk that is stored raw starts at a multiple of ALIGNMENT: a cache line, and the widest vector
+register. Smaller ones start at multiples of SMALL_ALIGNMENT, and coded ones anywhere."""
 
 _DERIVED = 0
 """In place of a ratio: the array follows from others, and is not stored, or is stored as it is."""
 
 
+def start(end: int, stored: int, raw: int) -> int:
+    """Where a chunk of these sizes starts, if the one before ends at `end`."""
+    if stored != raw:
+        return end
+    return (end + ALIGNMENT - 1) & -ALIGNMENT if raw >= MAPPED else (end + SMALL_ALIGNMENT - 1) & -SMALL_ALIGNMENT
+
+
+def encode_chunks(chunks: np.ndarray) -> bytes:
+    """The chunk table, of CHUNK_RECORD, as it stands in the file."""
+    table = np.empty(len(chunks), STORED_RECORD)
+    for field in STORED_RECORD.names or ():
+        table[field] = chunks[field]
+    return table.tobytes()
+
+
 def decode_chunks(table: bytes, index_offset: int) -> np.ndarray:
-    """Check that the chunks lie one after the other from the first aligned offset to the index, without a gap."""
-    if len(table) % CHUNK_RECORD.itemsize:
+    """Where the chunks lie, CHUNK_RECORD. Checks that they end where the index starts."""
+    if len(table) % STORED_RECORD.itemsize:
         raise FormatError(
-            "index-type", f"the chunk table has {len(table):,} bytes, no multiple of {CHUNK_RECORD.itemsize}"
+            "index-type", f"the chunk table has {len(table):,} bytes, no multiple of {STORED_RECORD.itemsize}"
         )
-    chunks = np.frombuffer(table, CHUNK_RECORD)
-    too_large = np.maximum(chunks["stored"], chunks["raw"]) > MAX_CHUNK_BYTES
+    stored_records = np.frombuffer(table, STORED_RECORD)
+    stored, raw = stored_records["stored"], stored_records["raw"]
+    too_large = np.maximum(stored, raw) > MAX_CHUNK_BYTES
     if too_large.any():
-        number = int(too_large.argmax())
-        raise LimitError(
-            "chunk-limit", f"chunk {number} is over {MAX_CHUNK_BYTES:,} bytes", offset=int(chunks["offset"][number])
+        raise LimitError("chunk-limit", f"chunk {int(too_large.argmax())} is over {MAX_CHUNK_BYTES:,} bytes")
+    # sizes are at most 2**36 and records fewer than 2**24: offsets fit
+    ends, starts, end = [PREAMBLE_SIZE], [], PREAMBLE_SIZE
+    for stored_size, raw_size in zip(stored.tolist(), raw.tolist(), strict=True):
+        begin = start(end, stored_size, raw_size)
+        starts.append(begin)
+        end = begin + stored_size
+        ends.append(end)
+    if end > index_offset:
+        number = int(np.searchsorted(ends, index_offset, "right")) - 1
+        raise FormatError(
+            "chunk-out-of-bounds", f"chunk {number} ends at {ends[number + 1]:,}, beyond the start of the index"
         )
-    # sizes are below 2**36 and a table below 2**23 records: this cannot overflow
-    ends = chunks["stored"].astype(np.int64)
-    ends = np.cumsum(-(-ends // ALIGNMENT) * ALIGNMENT) + ALIGNMENT
-    expected = np.concatenate([[ALIGNMENT], ends]).astype(np.uint64)
-    actual = np.concatenate([chunks["offset"], np.array([index_offset], np.uint64)])
-    wrong = actual != expected
-    if wrong.any():
-        number = int(wrong.argmax())
-        what = f"chunk {number}" if number < len(chunks) else "the index"
-        at, due = int(actual[number]), int(expected[number])
-        if at > index_offset:
-            raise FormatError("chunk-out-of-bounds", f"{what} starts at {at:,}, beyond the index", offset=at)
-        code = "chunk-overlap" if at < due else "chunk-gap"
-        raise FormatError(code, f"{what} starts at {at:,}, but the one before makes it start at {due:,}", offset=at)
+    if end < index_offset:
+        raise FormatError(
+            "chunk-gap", f"the index starts at {index_offset:,}, and the chunks end at {end:,}", offset=end
+        )
+    chunks = np.empty(len(starts), CHUNK_RECORD)
+    chunks["offset"], chunks["stored"], chunks["raw"] = starts, stored, raw
+    chunks["checksum"] = stored_records["checksum"]
+    chunks["padding"] = np.array([*starts[1:], end], np.uint64) - np.array(ends[1:], np.uint64) if starts else 0
     return chunks
 
 

@@ -2,29 +2,22 @@
 
 An entry is one of
 
-    {"arrays": {name: codec}, "dtype", "first_chunk", "layout", "models"?, "negative_zeros_dropped"?, "nnz"?, "shape",
-     "tile_rows"}
+    {"first_chunk"?, "kind", "models"?, "negative_zeros_dropped"?, "nnz"?, "row_dims"?, "shape", "tile_rows"?}
     {"alias_of": name}
 
-of which this file decodes the first. Every check is O(1), and they are arranged so that an index of a hundred thousand
-tensors is read in a moment: what tensors of the same layout, dtype and codecs have in common is looked at once.
+of which this file decodes the first. What it shares with others, its **kind**, stands apart (kinds.py). Every check is
+O(1), and they are arranged so that an index of a hundred thousand tensors is read in a moment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-from sparsefmt.codecs import CODECS
 from sparsefmt.container.canonical import Keys, expect_ints, expect_keys, expect_sorted, expect_type
-from sparsefmt.dtypes import DTYPES, DType
-from sparsefmt.errors import FormatError, LimitError, UnsupportedError
-from sparsefmt.layouts import layout_of
-from sparsefmt.layouts.contract import Layout
-from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
+from sparsefmt.container.kinds import Kind, is_left_out
+from sparsefmt.errors import FormatError, LimitError
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.limits import (
     MAX_MODEL_BYTES,
@@ -37,10 +30,10 @@ from sparsefmt.shapes import check_shape
 _DENSE_KEYS = Keys(
     "its entry",
     3,
-    ("arrays", "dtype", "first_chunk", "layout", "shape", "tile_rows"),
-    ("models", "negative_zeros_dropped"),
+    ("kind", "shape"),
+    ("first_chunk", "models", "negative_zeros_dropped", "row_dims", "tile_rows"),
 )
-_SPARSE_KEYS = _DENSE_KEYS._replace(required=tuple(sorted((*_DENSE_KEYS.required, "nnz"))))
+_SPARSE_KEYS = _DENSE_KEYS._replace(required=("kind", "nnz", "shape"))
 
 
 @dataclass(slots=True)
@@ -66,128 +59,102 @@ class TensorEntry(Tiling):
     def chunk_count(self) -> int:
         return self.tiles * len(self.codecs)
 
+    @property
+    def kind(self) -> Kind:
+        """What it has in common with others."""
+        return Kind(self.layout, self.dtype, self.codecs)
+
     def is_left_out(self, array: str) -> bool:
         """Whether an array that is coded takes no byte, since it follows from others."""
-        return _is_left_out(self.layout, array, self.codecs[array])
+        return is_left_out(self.layout, array, self.codecs[array])
 
-    def to_object(self) -> dict[str, Any]:
-        """The entry as it stands in the index, keys sorted."""
-        entry: dict[str, Any] = {
-            "arrays": dict(self.codecs),
-            "dtype": self.dtype.name,
-            "first_chunk": self.first_chunk,
-            "layout": self.layout.name,
-        }
+    def to_object(self, kind: str) -> dict[str, Any]:
+        """The entry as it stands in the index, keys sorted; `kind`: the name of its kind there."""
+        entry: dict[str, Any] = {}
+        if self.first_chunk:
+            entry["first_chunk"] = self.first_chunk
+        entry["kind"] = kind
         if self.models:
             entry["models"] = self.models
         if self.negative_zeros_dropped:
             entry["negative_zeros_dropped"] = self.negative_zeros_dropped
         if self.nnz is not None:
             entry["nnz"] = self.nnz
+        if self.row_dims > 1:
+            entry["row_dims"] = self.row_dims
         entry["shape"] = self.shape
-        entry["tile_rows"] = self.tile_rows
+        if self.tile_rows not in (0, self.matrix_rows):
+            entry["tile_rows"] = self.tile_rows
         return entry
 
 
-def decode_entry(name: str, entry: dict[str, Any], strict: bool) -> TensorEntry:
+def decode_entry(name: str, entry: dict[str, Any], kinds: Mapping[str, Kind], strict: bool) -> TensorEntry:
     """The entry of tensor `name`, checked as far as that goes without the chunk table.
 
     Args:
+        kinds: those of the index, by name.
         strict: whether keys that this version does not know are refused.
     """
-    layout = _decode_layout(entry)
+    kind = _decode_kind(entry, kinds)
+    layout = kind.layout
     expect_keys(entry, _SPARSE_KEYS if layout.sparse else _DENSE_KEYS, strict)
-    dtype, arrays, shape = entry["dtype"], entry["arrays"], entry["shape"]
-    expect_type(dtype, str, "dtype")
-    expect_type(arrays, dict, "arrays")
+    shape = entry["shape"]
     expect_type(shape, list, "shape")
-    expect_ints((*shape, entry["first_chunk"], entry["tile_rows"]), "its shape, first_chunk and tile_rows")
-    try:
-        kind = _kind(layout, dtype, tuple(arrays.items()))
-    except TypeError:  # a codec that cannot be looked up is no text
-        raise FormatError("index-type", "the codec of an array must be str") from None
+    expect_ints(shape, "its shape")
     shape = tuple(shape)
     check_shape(shape, kind.dtype)
-    nnz, dropped, models = None, 0, {}
+    nnz, models = None, {}
     if layout.sparse:
         nnz = entry["nnz"]
         expect_ints((nnz,), "its nnz")
-    if "negative_zeros_dropped" in entry:
-        dropped = _decode_dropped(entry["negative_zeros_dropped"])
+    first_chunk = _decode_count(entry, "first_chunk")
+    dropped = _decode_count(entry, "negative_zeros_dropped")
     if kind.modelled or "models" in entry:
         models = _decode_models(entry.get("models", {}), kind.modelled)
+    row_dims = _decode_row_dims(entry, shape) if "row_dims" in entry else 1
     decoded = TensorEntry(
-        kind.dtype, shape, layout, entry["tile_rows"], name, kind.codecs, entry["first_chunk"], nnz, dropped, models
+        kind.dtype, shape, layout, 0, name, kind.codecs, first_chunk, nnz, dropped, models, row_dims=row_dims
     )
-    _check_tiles(decoded)
+    _put_tile_rows(decoded, entry)
     if layout.sparse:
         _check_sparse(decoded)
+    if dropped > (decoded.elements if kind.dtype.negative_zero else 0):
+        raise FormatError("negative-zeros-dropped", "more negative zeros were dropped than there can be")
     return decoded
 
 
-def _decode_layout(entry: dict[str, Any]) -> Layout:
-    name = entry.get("layout", "dense")  # an entry without a layout fails the check of its keys
-    expect_type(name, str, "layout")
-    arrays = entry.get("arrays", ())
-    layout = layout_of(name, arrays if isinstance(arrays, dict) else ())
-    if layout is None:
-        raise UnsupportedError("layout-unknown", f"layout {name!r} is not known to this version")
-    if "nnz" in entry and not layout.sparse:
-        raise FormatError("index-key", f"its entry has 'nnz', which layout {name!r} has not")
-    return layout
+def _decode_kind(entry: dict[str, Any], kinds: Mapping[str, Kind]) -> Kind:
+    name = entry.get("kind")
+    if name is None:
+        raise FormatError("index-key", "its entry lacks 'kind'")
+    expect_type(name, str, "kind")
+    kind = kinds.get(name)
+    if kind is None:
+        raise FormatError("kind-invalid", f"it is of kind {name!r}, which is not in the index")
+    if "nnz" in entry and not kind.layout.sparse:
+        raise FormatError("index-key", f"its entry has 'nnz', which layout {kind.layout.name!r} has not")
+    return kind
 
 
-class _Kind(NamedTuple):
-    """What tensors of one layout, dtype and codecs have in common.
-
-    Attributes:
-        codecs: codec name of each array, shared by all of them.
-        modelled: arrays whose codecs have models.
-    """
-
-    dtype: DType
-    codecs: Mapping[str, str]
-    modelled: list[str]
-
-
-@lru_cache(maxsize=256)
-def _kind(layout: Layout, dtype_name: str, items: tuple[tuple[str, str], ...]) -> _Kind:
-    """Check dtype, arrays and the codecs of those."""
-    for array, codec in items:
-        expect_type(codec, str, f"the codec of array {array!r}")
-    dtype, arrays = DTYPES.get(dtype_name), dict(items)
-    if dtype is None:
-        raise UnsupportedError("dtype-unknown", f"dtype {dtype_name!r} is not known to this version")
-    expect_sorted(arrays, "the arrays")
-    optional = {NEGATIVE_ZEROS} if layout.sparse and dtype.negative_zero else set()
-    if not set(layout.arrays) <= set(arrays) <= set(layout.arrays) | optional:
-        raise FormatError(
-            "array-set", f"layout {layout.name!r} has arrays {', '.join(layout.arrays)}, not {', '.join(arrays)}"
-        )
-    for array, codec in items:
-        if codec not in CODECS:
-            raise UnsupportedError("codec-unknown", f"codec {codec!r} of array {array!r} is not known to this version")
-    modelled = [array for array, codec in items if CODECS[codec].has_models and not _is_left_out(layout, array, codec)]
-    return _Kind(dtype, MappingProxyType(arrays), modelled)
+def _decode_count(entry: dict[str, Any], key: str) -> int:
+    """A number that is left out where it is 0."""
+    count = entry.get(key)
+    if count is None:
+        if key in entry:
+            expect_ints((count,), f"its {key}")
+        return 0
+    expect_ints((count,), f"its {key}")
+    if count == 0:
+        raise FormatError("index-not-canonical", f"{key} is 0; it must be left out then")
+    return count
 
 
-def _is_left_out(layout: Layout, array: str, codec: str) -> bool:
-    return array in layout.derived and CODECS[codec].leaves_out_derived
-
-
-def _decode_dropped(dropped: Any) -> int:
-    expect_ints((dropped,), "its negative_zeros_dropped")
-    if dropped == 0:
-        raise FormatError("index-not-canonical", "negative_zeros_dropped is 0; it must be left out then")
-    return dropped
-
-
-def _decode_models(models: Any, expected: list[str]) -> dict[str, bytes]:
+def _decode_models(models: Any, expected: tuple[str, ...]) -> dict[str, bytes]:
     """The models, one for each array whose codec has them; what they say is up to the codec."""
     expect_type(models, dict, "models")
     expect_sorted(models, "the models")
-    if list(models) != expected:
-        raise FormatError("model-set", f"it has models for {list(models)}, and needs them for {expected}")
+    if tuple(models) != expected:
+        raise FormatError("model-set", f"it has models for {list(models)}, and needs them for {list(expected)}")
     if not models:
         raise FormatError("index-not-canonical", "models is empty; it must be left out then")
     for array, model in models.items():
@@ -197,20 +164,33 @@ def _decode_models(models: Any, expected: list[str]) -> dict[str, bytes]:
     return models
 
 
-def _check_tiles(entry: TensorEntry) -> None:
-    """Refuse tiles and counts that cannot be."""
-    rows, tile_rows, dtype = entry.rows, entry.tile_rows, entry.dtype
-    if not (rows and entry.cols):
-        if tile_rows or entry.first_chunk:
-            raise FormatError(
-                "tile-rows", "a tensor without elements has no tiles: tile_rows and first_chunk must be 0"
-            )
-    elif not 1 <= tile_rows <= rows:
-        raise FormatError("tile-rows", f"tile_rows is {tile_rows:,}, and the tensor has {rows:,} rows")
-    if dtype.nbits < 8 and tile_rows % 8 and tile_rows < rows:
-        raise FormatError("tile-rows", f"tile_rows of a {dtype.name} tensor must be a multiple of 8")
-    if entry.negative_zeros_dropped > (entry.elements if dtype.negative_zero else 0):
-        raise FormatError("negative-zeros-dropped", "more negative zeros were dropped than there can be")
+def _decode_row_dims(entry: dict[str, Any], shape: tuple[int, ...]) -> int:
+    """How many dimensions make rows, of a stack."""
+    row_dims = entry["row_dims"]
+    expect_ints((row_dims,), "its row_dims")
+    if not 2 <= row_dims < len(shape) or 0 in shape:
+        raise FormatError(
+            "row-dims", f"row_dims is {row_dims:,}, which shape {list(shape)} cannot have, or which must be left out"
+        )
+    return row_dims
+
+
+def _put_tile_rows(decoded: TensorEntry, entry: dict[str, Any]) -> None:
+    """Take from its entry how a tensor is cut into tiles."""
+    usual = decoded.matrix_rows if decoded.elements else 0
+    tile_rows = decoded.tile_rows = entry.get("tile_rows", usual)
+    if "tile_rows" in entry:
+        expect_ints((tile_rows,), "its tile_rows")
+        if not 1 <= tile_rows < usual:
+            raise FormatError("tile-rows", f"tile_rows is {tile_rows:,}; less than {usual:,}, or left out, it must be")
+        if decoded.row_dims > 1 and usual % tile_rows:
+            raise FormatError("tile-rows", f"tiles of {tile_rows:,} rows do not divide matrices of {usual:,}")
+        if decoded.dtype.nbits < 8 and tile_rows % 8:
+            raise FormatError("tile-rows", f"tile_rows of a {decoded.dtype.name} tensor must be a multiple of 8")
+    elif decoded.row_dims > 1 and decoded.dtype.nbits < 8 and tile_rows % 8 and decoded.tiles > 1:
+        raise FormatError("tile-rows", f"matrices of a {decoded.dtype.name} stack must have a multiple of 8 rows")
+    if decoded.first_chunk and not usual:
+        raise FormatError("tile-rows", "a tensor without elements has no tiles: first_chunk must be left out")
 
 
 def _check_sparse(entry: TensorEntry) -> None:

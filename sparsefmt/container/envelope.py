@@ -25,21 +25,13 @@ MAJOR, MINOR = 1, 0
 KNOWN_FEATURES = 0
 """Incompatible-feature bits that this reader understands: version 1.0 defines none."""
 
-ALIGNMENT = 64
-"""Chunks and the index start at multiples of this."""
-
 _PREAMBLE = struct.Struct("<8sHHI")
 _TRAILER = struct.Struct("<QQQ8s")
 PREAMBLE_SIZE, TRAILER_SIZE = _PREAMBLE.size, _TRAILER.size
 TAIL_SIZE = 1 << 16
 """Bytes from the end of a file that `describe_end` wants to see."""
 
-MIN_FILE_SIZE = ALIGNMENT + TRAILER_SIZE
-
-
-def aligned(offset: int) -> int:
-    """The next multiple of ALIGNMENT."""
-    return -(-offset // ALIGNMENT) * ALIGNMENT
+MIN_FILE_SIZE = PREAMBLE_SIZE + TRAILER_SIZE
 
 
 def checksum(*parts: bytes | memoryview) -> int:
@@ -136,7 +128,7 @@ def decode_trailer(data: bytes, file_size: int) -> Trailer:
         raise FormatError("trailer-missing", describe_end(data, file_size), offset=start)
     if size > MAX_INDEX_BYTES:
         raise LimitError("index-size", f"the index has {size:,} bytes; the limit is {MAX_INDEX_BYTES:,}", offset=start)
-    if offset < ALIGNMENT or offset % ALIGNMENT or offset + size != start:
+    if offset < PREAMBLE_SIZE or offset + size != start:
         raise FormatError(
             "index-out-of-bounds",
             f"the index claims bytes {offset:,} to {offset + size:,}, and the trailer starts at {start:,}",

@@ -108,6 +108,7 @@ class TensorInProgress:
             contents.nnz,
             contents.negative_zeros_dropped,
             {array: encoder.model(array) for array in modelled},
+            row_dims=tiling.row_dims,
         )
 
     def _completed(self, number: int) -> Tile:

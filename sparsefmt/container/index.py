@@ -2,9 +2,10 @@
 
 Canonical msgpack, one encoding for one content:
 
-    {"chunks": bin, "metadata": {key: text}, "tensors": {name: entry}}
+    {"chunks": bin, "kinds": {name: kind}, "metadata": {key: text}, "tensors": {name: entry}}
 
-Chunks are described in chunks.py, entries in entry.py. Every check is O(1) per tensor or per chunk, and all run before
+Chunks are described in chunks.py, kinds in kinds.py, entries in entry.py. A file with coded chunks may have its index
+coded too (coded_index.py). Every check is O(1) per tensor or per chunk, and all run before
 anything is allocated for data.
 """
 
@@ -16,19 +17,21 @@ from typing import Any
 
 import numpy as np
 
-from sparsefmt.container import canonical
+from sparsefmt.container import canonical, coded_index
 from sparsefmt.container.canonical import Keys, expect_keys, expect_possible, expect_sorted, expect_type
-from sparsefmt.container.chunks import CHUNK_RECORD, check_owners, decode_chunks
+from sparsefmt.container.chunks import CHUNK_RECORD, check_owners, decode_chunks, encode_chunks
 from sparsefmt.container.entry import TensorEntry, decode_entry
 from sparsefmt.container.envelope import MINOR
+from sparsefmt.container.kinds import decode_kinds, names_of
 from sparsefmt.container.names import check_metadata, check_names
 from sparsefmt.errors import FormatError, LimitError, SparsefmtError
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.lazily import computed_once
 from sparsefmt.limits import MAX_TENSORS
 
-_TOP_KEYS = Keys("the index", 1, ("chunks", "metadata", "tensors"))
-_ALIAS_KEYS = Keys("an alias entry", 3, ("alias_of",))
+_TOP_KEYS = Keys("the index", 1, ("chunks", "kinds", "metadata", "tensors"))
+_ALIAS_OF, _COPY_OF = "alias_of", "copy_of"
+_ALIAS_KEYS, _COPY_KEYS = Keys("an alias entry", 3, (_ALIAS_OF,)), Keys("an alias entry", 3, (_COPY_OF,))
 
 
 @dataclass
@@ -37,14 +40,24 @@ class Index:
 
     Attributes:
         tensors: entries by name.
-        aliases: name of the tensor that each tied name stands for.
+        aliases: name of the tensor that each further name stands for: tied names, and those of equal tensors. What a
+            tied name stands for may be equal to another tensor.
+        copies: which of these are tensors of their own, with the elements of another.
         chunks: the chunk table, CHUNK_RECORD.
     """
 
     tensors: dict[str, TensorEntry] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
+    copies: set[str] = field(default_factory=set)
     metadata: dict[str, str] = field(default_factory=dict)
     chunks: np.ndarray = field(default_factory=lambda: np.empty(0, CHUNK_RECORD))
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Of the aliases, those that are one tensor with what they stand for."""
+        if not self.copies:
+            return self.aliases
+        return {name: target for name, target in self.aliases.items() if name not in self.copies}
 
     @computed_once
     def names(self) -> list[str]:
@@ -53,6 +66,7 @@ class Index:
 
     def entry(self, name: str) -> TensorEntry:
         """The entry of a tensor or of what it is an alias of. Raises KeyError."""
+        name = self.aliases.get(name, name)
         return self.tensors[self.aliases.get(name, name)]
 
     def offset_keys(self) -> list[str]:
@@ -87,17 +101,33 @@ class Index:
         first = entry.first_chunk + arrays.index(NEGATIVE_ZEROS)
         return int(self.chunks["stored"][first : entry.first_chunk + entry.chunk_count : len(arrays)].sum())
 
-    def encode(self) -> bytes:
-        """Canonical msgpack."""
-        tensors: dict[str, Any] = {name: {"alias_of": target} for name, target in self.aliases.items()}
-        tensors.update((name, entry.to_object()) for name, entry in self.tensors.items())
-        return canonical.encode(
+    def encode(self, *, coded: bool = False) -> bytes:
+        """The index as it stands in a file: canonical msgpack. `coded`: made smaller by zstd, if that does."""
+        tensors: dict[str, Any] = {
+            name: {_COPY_OF if name in self.copies else _ALIAS_OF: target} for name, target in self.aliases.items()
+        }
+        kinds = {entry.kind.key: entry.kind for _, entry in sorted(self.tensors.items())}
+        names = names_of(kinds.values())
+        tensors.update((name, entry.to_object(names[entry.kind.key])) for name, entry in self.tensors.items())
+        encoded = canonical.encode(
             {
-                "chunks": self.chunks.tobytes(),
+                "chunks": encode_chunks(self.chunks),
+                "kinds": dict(sorted((names[key], kind.to_object()) for key, kind in kinds.items())),
                 "metadata": dict(sorted(self.metadata.items())),
                 "tensors": dict(sorted(tensors.items())),
             }
         )
+        return coded_index.encode(encoded) if coded else encoded
+
+
+def content(data: bytes) -> dict[str, Any]:
+    """What an index says that is valid, whatever its kinds are called, and whether it is coded or not."""
+    top = canonical.decode(coded_index.decode(data))
+    tensors = {
+        name: {**entry, "kind": top["kinds"][entry["kind"]]} if "kind" in entry else entry
+        for name, entry in top["tensors"].items()
+    }
+    return {**top, "kinds": None, "tensors": tensors}
 
 
 def decode(data: bytes, index_offset: int, minor: int) -> Index:
@@ -116,9 +146,10 @@ def decode(data: bytes, index_offset: int, minor: int) -> Index:
 
 
 def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
-    top = canonical.decode(data)
+    top = canonical.decode(coded_index.decode(data))
     expect_keys(top, _TOP_KEYS, strict)
     tensors, metadata, chunks = top["tensors"], top["metadata"], top["chunks"]
+    kinds = decode_kinds(top["kinds"], strict)
     expect_type(chunks, bytes, "chunks")
     expect_type(metadata, dict, "metadata")
     expect_type(tensors, dict, "tensors")
@@ -134,22 +165,31 @@ def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
     check_names(tensors)
     try:
         for name, entry in tensors.items():
-            if type(entry) is dict and "alias_of" not in entry:
-                index.tensors[name] = decode_entry(name, entry, strict)
+            if type(entry) is dict and _ALIAS_OF not in entry and _COPY_OF not in entry:
+                index.tensors[name] = decode_entry(name, entry, kinds, strict)
             else:
-                index.aliases[name] = _decode_alias(entry, strict)
+                index.aliases[name], is_copy = _decode_alias(entry, strict)
+                if is_copy:
+                    index.copies.add(name)
     except SparsefmtError as error:
         raise error.within(name) from None
     for name, target in index.aliases.items():
-        if target not in index.tensors:
+        is_there = target in index.tensors or (target in index.copies and name not in index.copies)
+        if not is_there:
             raise FormatError("alias-invalid", f"it is an alias of {target!r}, which is no tensor here", tensor=name)
+    if len(kinds) > len(tensors) or kinds.keys() != {entry["kind"] for entry in tensors.values() if "kind" in entry}:
+        raise FormatError("kind-invalid", "the index has a kind that no tensor is of")
     check_owners(index.tensors.values(), index.chunks)
     return index
 
 
-def _decode_alias(entry: Any, strict: bool) -> str:
-    """Name of the tensor that another name stands for."""
+def _decode_alias(entry: Any, strict: bool) -> tuple[str, bool]:
+    """Name of the tensor that another name stands for, and whether it is a tensor of its own."""
     expect_type(entry, dict, "its entry")
-    expect_keys(entry, _ALIAS_KEYS, strict)
-    expect_type(entry["alias_of"], str, "alias_of")
-    return entry["alias_of"]
+    is_copy = _COPY_OF in entry
+    if is_copy and _ALIAS_OF in entry:
+        raise FormatError("index-key", f"an alias has both {_ALIAS_OF!r} and {_COPY_OF!r}")
+    key = _COPY_OF if is_copy else _ALIAS_OF
+    expect_keys(entry, _COPY_KEYS if is_copy else _ALIAS_KEYS, strict)
+    expect_type(entry[key], str, key)
+    return entry[key], is_copy

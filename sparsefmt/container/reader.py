@@ -60,8 +60,9 @@ class Reader:
         trailer = envelope.decode_trailer(end, self.size)
         encoded = source.read(trailer.index_offset, trailer.index_size).tobytes()
         trailer.check_index(head[: envelope.PREAMBLE_SIZE], encoded)
-        expect_zeros(source.read(envelope.PREAMBLE_SIZE, envelope.ALIGNMENT - envelope.PREAMBLE_SIZE), 16)
         self.index: Index = index.decode(encoded, trailer.index_offset, self.minor)
+        first = int(self.index.chunks["offset"][0]) if len(self.index.chunks) else envelope.PREAMBLE_SIZE
+        expect_zeros(source.read(envelope.PREAMBLE_SIZE, first - envelope.PREAMBLE_SIZE), envelope.PREAMBLE_SIZE)
         self.index_offset, self.index_size = trailer.index_offset, trailer.index_size
         self.index_checksum = trailer.index_checksum
         # nearly always, and then tiles need not be looked at one by one
@@ -278,7 +279,7 @@ class Reader:
 
 def _decoded_size(record: Record) -> int:
     """Bytes that a chunk decodes to; 0 if it is stored raw."""
-    _, stored, raw, _ = record
+    _, stored, raw, _, _ = record
     return raw if stored < raw else 0
 
 

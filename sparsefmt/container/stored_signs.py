@@ -42,6 +42,24 @@ class HeldSigns(Signs):
         return self._tiles[number]
 
 
+class SignsOfMatrix(Signs):
+    """Of a stack, the signs of one matrix.
+
+    Args:
+        signs: of the whole stack.
+        tiles: those of the matrix.
+    """
+
+    def __init__(self, signs: Signs, tiles: range) -> None:
+        self._signs, self._tiles = signs, tiles
+
+    def tile(self, number: int) -> np.ndarray:
+        return self._signs.tile(self._tiles[number])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HeldSigns, ([np.array(self.tile(number)) for number in range(len(self._tiles))],)
+
+
 class StoredSigns(Signs):
     """Signs in a file, which stays open for them.
 

@@ -12,7 +12,7 @@ import numpy as np
 from sparsefmt import threads
 from sparsefmt.codecs import CODECS
 from sparsefmt.container import envelope
-from sparsefmt.container.chunks import CHUNK_RECORD
+from sparsefmt.container.chunks import STORED_RECORD, decode_chunks, start
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.in_progress import Contents, EncodedChunk, TensorInProgress
 from sparsefmt.container.index import Index
@@ -64,10 +64,9 @@ class Writer:
         self._index = Index(metadata=metadata)
         self._partial = ""
         self._finished = False
-        self._records: list[tuple[int, int, int, int]] = []
+        self._records: list[tuple[int, int, int]] = []
         self._offset = 0
         self._write(envelope.encode_preamble())
-        self._pad()
 
     def add(self, name: str, tiling: Tiling, contents: Contents) -> TensorEntry:
         """Write one tensor.
@@ -94,12 +93,22 @@ class Writer:
         self._partial = ""
         return entry
 
+    def add_copy(self, name: str, target: str) -> TensorEntry:
+        """Say that `name` is another tensor with the elements of the one already written as `target`. Returns the entry
+        of that."""
+        self.add_alias(name, target)
+        self._index.copies.add(name)
+        entry = self._index.tensors[target]
+        if self._progress:
+            self._progress(entry.dense_nbytes)
+        return entry
+
     def add_alias(self, name: str, target: str) -> None:
         """Say that `name` is the tensor already written as `target`."""
         self._expect_usable()
         check_name(name)
         self._expect_new(name)
-        if target not in self._index.tensors:
+        if target not in self._index.tensors and target not in self._index.copies:
             raise FormatError(
                 "alias-invalid", f"it is to be an alias of {target!r}, which is not written yet", tensor=name
             )
@@ -112,8 +121,9 @@ class Writer:
             FormatError: a tensor failed after a part of it was written, or the file is finished already.
         """
         self._expect_usable()
-        self._index.chunks = np.array(self._records, CHUNK_RECORD)
-        encoded = self._index.encode()
+        self._index.chunks = decode_chunks(np.array(self._records, STORED_RECORD).tobytes(), self._offset)
+        # not for those who asked for what readers without zstd can read
+        encoded = self._index.encode(coded=self._codec in ("auto", "zstd"))
         if len(encoded) > MAX_INDEX_BYTES:
             raise LimitError("index-size", f"the index has {len(encoded):,} bytes; the limit is {MAX_INDEX_BYTES:,}")
         trailer = envelope.Trailer(self._offset, len(encoded), envelope.checksum(envelope.encode_preamble(), encoded))
@@ -143,9 +153,11 @@ class Writer:
 
     def _write_chunk(self, chunk: EncodedChunk) -> None:
         size = memoryview(chunk.stored).nbytes
-        self._records.append((self._offset, size, chunk.raw_size, envelope.checksum(chunk.stored)))
+        padding = start(self._offset, size, chunk.raw_size) - self._offset
+        if padding:
+            self._write(bytes(padding))
+        self._records.append((size, chunk.raw_size, envelope.checksum(chunk.stored)))
         self._write(chunk.stored)
-        self._pad()
 
     def _write(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
@@ -161,8 +173,3 @@ class Writer:
                 raise BlockingIOError(errno.EAGAIN, "the file takes no more bytes at the moment: open it as blocking")
             # raw files and pipes may take a part
             rest = rest.cast("B")[written:]
-
-    def _pad(self) -> None:
-        padding = envelope.aligned(self._offset) - self._offset
-        if padding:
-            self._write(bytes(padding))

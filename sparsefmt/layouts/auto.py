@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from sparsefmt.dtypes import DType
+from sparsefmt.errors import FormatError
 from sparsefmt.layouts import FORMS, LAYOUTS
 from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.permuted import MAX_GAP, MAX_U16_COLS, padded
@@ -48,8 +49,8 @@ MOST_PADDING = 1.25
 the same: padding and fillers are multiplied and take memory like any other element. Slices of 13 rows and more keep to
 it where there are no fillers."""
 
-CHUNK_OVERHEAD = 96
-"""Bytes that a chunk of a file takes at most beside its own: 32 in the index, and up to 63 of padding."""
+CHUNK_OVERHEAD = 87
+"""Bytes that a chunk of a file takes at most beside its own: 24 in the index, and up to 63 of padding."""
 
 _MOST_ARRAYS = 6
 """Arrays of a tile in the sparse layout that has most of them, with `negative_zeros`."""
@@ -62,6 +63,12 @@ for a few rows, and for a writer to hold."""
 VERY_SPARSE = 512
 """Positions to a nonzero from which a large matrix is stored by its columns: coding its mask would take longer than
 coding all that is in it."""
+
+STACK_COLS = 32
+"""Columns from which on a tensor of three dimensions is taken for a stack of matrices, and not for a convolution."""
+
+STACK_ELEMENTS = 1 << 14
+"""Elements of a tile from which on it is: an entry and its checksums should be little beside them."""
 
 TILE_ENTRIES = 1 << 18
 """Target for the entries of a tile of a very sparse matrix."""
@@ -228,6 +235,40 @@ def tile_rows(rows: int, cols: int) -> int:
             height -= height % multiple
             break
     return min(rows, height)
+
+
+def divisor(rows: int, height: int, packed: bool) -> int:
+    """The largest divisor of `rows`, the rows of a matrix, up to `height`; of a packed dtype, a multiple of 8.
+
+    Heights that are whole slices are preferred, unless they are less than half as high.
+    """
+    fitting = [number for number in range(1, min(rows, height) + 1) if rows % number == 0]
+    if packed:
+        return max([number for number in fitting if number % 8 == 0], default=0)
+    best = max(fitting, default=0)
+    return max([number for number in fitting if number % SLICE_ROWS == 0 and 2 * number >= best], default=best)
+
+
+def row_dims(shape: tuple[int, ...], dtype: DType) -> int:
+    """How many leading dimensions make rows if nobody says: 2 for a stack of matrices such as the weights of experts.
+
+    Convolutions of one dimension, whose kernels are short, are no stack, and neither are matrices so small that their
+    tiles would be, too.
+    """
+    if len(shape) != 3 or 0 in shape or shape[2] < STACK_COLS or shape[1] * shape[2] < STACK_ELEMENTS:
+        return 1
+    height = divisor(shape[1], sparse_tile_rows(shape[1], shape[2]), dtype.packed)
+    return 2 if height * shape[2] >= STACK_ELEMENTS else 1
+
+
+def expect_row_dims(row_dims: int, shape: tuple[int, ...], dtype: DType) -> None:
+    """Raise FormatError if a tensor cannot be a stack whose first so many dimensions make rows."""
+    if row_dims == 1:
+        return
+    if not 2 <= row_dims < len(shape) or 0 in shape:
+        raise FormatError("row-dims", f"shape {list(shape)} is no stack with row_dims {row_dims}")
+    if dtype.packed and shape[row_dims - 1] % 8:
+        raise FormatError("tile-rows", f"matrices of a {dtype.name} stack must have a multiple of 8 rows")
 
 
 def sparse_tile_rows(rows: int, cols: int) -> int:

@@ -22,6 +22,9 @@ from sparsefmt.errors import LimitError
 if TYPE_CHECKING:
     from sparsefmt.layouts.tile import Tile
 
+SMALL_ALIGNMENT = 8
+"""Small arrays of files lie at multiples of this: any element is aligned, which is what kernels rely on."""
+
 ALIGNMENT = 64
 OVERREAD = 64
 HUGE_PAGE = 1 << 21

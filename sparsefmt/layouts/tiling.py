@@ -18,7 +18,9 @@ class Tiling:
 
     Attributes:
         layout: of every tile.
-        tile_rows: rows in every tile but the last, which may have fewer. 0 if the tensor has no elements.
+        tile_rows: rows in every tile but the last, which may have fewer. 0 if the tensor has no elements. Of a stack, a
+            divisor of the rows of a matrix: no tile has rows of two.
+        row_dims: how many leading dimensions make rows: 1, or more if it is a stack of matrices.
         rows, cols: of its matrix view.
     """
 
@@ -26,11 +28,17 @@ class Tiling:
     shape: tuple[int, ...]
     layout: Layout
     tile_rows: int
+    row_dims: int = field(default=1, kw_only=True)
     rows: int = field(init=False)
     cols: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rows, self.cols = matrix_view(self.shape)
+        self.rows, self.cols = matrix_view(self.shape, self.row_dims)
+
+    @property
+    def matrix_rows(self) -> int:
+        """Rows of a matrix of a stack; of any other tensor, all rows."""
+        return self.shape[self.row_dims - 1] if self.shape else 1
 
     @property
     def elements(self) -> int:

@@ -41,6 +41,7 @@ class _Cast(Rows):
 
     def __init__(self, weight: SparseTensor, dtype: torch.dtype) -> None:
         super().__init__(DTYPES_BY_TORCH[dtype], weight.shape)
+        self.stack(1)
         self._weight = weight
         self._torch_dtype = dtype
 

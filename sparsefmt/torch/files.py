@@ -231,7 +231,7 @@ def load_model(
         api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file,
     ):
         state = all_tensors(file, adapter, device)
-        stored_as = {name: file.reader.index.aliases.get(name, name) for name in state}
+        stored_as = {name: file.reader.index.tied.get(name, name) for name in state}
     shared = sharing.remove_duplicate_names(_strided(model.state_dict()), preferred_names=state)
     sparse = layers_by_memory(model)
     try:

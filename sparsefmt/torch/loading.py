@@ -139,7 +139,7 @@ class _Stored(NamedTuple):
     @property
     def identity(self) -> tuple[Path, str]:
         """The same for names that are tied in the file."""
-        return self.path, self.file.reader.index.aliases.get(self.name, self.name)
+        return self.path, self.file.reader.index.tied.get(self.name, self.name)
 
     @property
     def shape(self) -> tuple[int, ...]:

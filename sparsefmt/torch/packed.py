@@ -21,7 +21,7 @@ from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError, UnsupportedError
 from sparsefmt.layouts import FORMS, auto
 from sparsefmt.layouts.contract import Layout
-from sparsefmt.layouts.memory import ALIGNMENT, OVERREAD, frozen, padded_copy
+from sparsefmt.layouts.memory import ALIGNMENT, OVERREAD, SMALL_ALIGNMENT, frozen, padded_copy
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
@@ -174,7 +174,7 @@ def _check_tiling(tiling: Tiling, number_count: int) -> None:
 
 def _check_places(places: dict[str, tuple[int, int]], number: int, size: int) -> None:
     for name, (begin, nbytes) in places.items():
-        if begin < 0 or nbytes < 0 or begin % ALIGNMENT or begin + nbytes + OVERREAD > size:
+        if begin < 0 or nbytes < 0 or begin % SMALL_ALIGNMENT or begin + nbytes + OVERREAD > size:
             raise FormatError("weight-table", f"array {name!r} of tile {number} does not lie in the {size:,} bytes")
 
 
@@ -188,11 +188,13 @@ def _together(tiles: tuple[Tile, ...]) -> tuple[torch.Tensor, Places] | None:
     if not arrays:
         return None
     owner = _owner(arrays[0])
-    begin = min(array.ctypes.data for array in arrays)
+    # large arrays are aligned, and stay so in what is made of these bytes
+    begin = min(array.ctypes.data for array in arrays) // ALIGNMENT * ALIGNMENT
     end = max(array.ctypes.data + array.nbytes for array in arrays) + OVERREAD
     total = sum(array.nbytes for array in arrays)
     if (
-        any(_owner(array) is not owner or array.ctypes.data % ALIGNMENT for array in arrays)
+        any(_owner(array) is not owner or array.ctypes.data % SMALL_ALIGNMENT for array in arrays)
+        or begin < owner.ctypes.data
         or end > owner.ctypes.data + owner.nbytes
         or end - begin > total + total // 8 + ALIGNMENT * len(arrays)
     ):

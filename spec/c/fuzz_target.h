@@ -24,14 +24,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 /* ---- A file in parts -------------------------------------------------------------------------------------------- */
 
-#define RECORD 32
+#define RECORD SFI_RECORD
 #define TRAILER 32
 #define SLACK 4096 /* bytes that a part may grow by */
 
 typedef struct parts {
     const unsigned char *data, *table; /* the file, and its chunk table */
     size_t records;
-    unsigned char preamble[64];
+    uint64_t *offsets; /* where the chunks are */
+    unsigned char preamble[16];
     unsigned char *index; /* to be changed, with room for SLACK bytes more */
     size_t index_size;
     size_t changed; /* number of the chunk that is another, SIZE_MAX for none */
@@ -59,28 +60,39 @@ static size_t find_table(const unsigned char *index, size_t size, size_t *record
     return 0;
 }
 
-/* 0 if it is no file that can be put together again. */
+static void discard(parts *file) {
+    free(file->offsets);
+    free(file->index);
+    free(file->chunk);
+}
+
+/* 0 if it is no file that can be put together again. One whose index is coded is none, since it would have to be coded
+   again: corpora have the same files with the index as it is. */
 static int take_apart(const unsigned char *data, size_t size, parts *file) {
-    uint64_t offset, index_size;
+    uint64_t offset, index_size, end = 16;
     size_t table, i;
     memset(file, 0, sizeof *file);
-    if (size < 96) return 0;
+    if (size < 48) return 0;
     offset = sparsefmt_u64(data + size - TRAILER);
     index_size = sparsefmt_u64(data + size - TRAILER + 8);
-    if (offset < 64 || offset > size - TRAILER || index_size != size - TRAILER - offset) return 0;
+    if (offset < 16 || offset > size - TRAILER || index_size != size - TRAILER - offset) return 0;
     table = find_table(data + offset, (size_t)index_size, &file->records);
     if (!table) return 0;
     file->data = data;
     file->table = data + offset + table;
+    file->offsets = (uint64_t *)malloc((file->records + 1) * sizeof *file->offsets);
+    insist(file->offsets != NULL, "no memory for offsets");
     for (i = 0; i < file->records; i++) {
-        const uint64_t start = sparsefmt_u64(file->table + RECORD * i);
-        if (start > offset || sparsefmt_u64(file->table + RECORD * i + 8) > offset - start) return 0;
+        const uint64_t stored = sparsefmt_u64(file->table + RECORD * i);
+        file->offsets[i] = end = sfi_place(end, stored, sparsefmt_u64(file->table + RECORD * i + 8));
+        if (end > offset || stored > offset - end) return 0;
+        end += stored;
     }
     file->changed = SIZE_MAX;
     file->index_size = (size_t)index_size;
     file->index = (unsigned char *)malloc(file->index_size + SLACK);
     insist(file->index != NULL, "no memory for an index");
-    memcpy(file->preamble, data, 64);
+    memcpy(file->preamble, data, 16);
     memcpy(file->index, data + offset, file->index_size);
     return 1;
 }
@@ -91,29 +103,29 @@ static void put(unsigned char *at, uint64_t number) { sfi_put(at, number, 8); }
 static size_t put_chunk(const parts *file, size_t number, unsigned char *record, unsigned char *out, size_t size,
                         size_t room) {
     const unsigned char *old = file->table + RECORD * number, *bytes = file->chunk;
-    uint64_t stored = file->chunk_size;
+    uint64_t stored = file->chunk_size, at;
     if (number >= file->records) return size; /* a record that was not there before: as it is */
     if (number != file->changed) {
-        bytes = file->data + sparsefmt_u64(old);
-        stored = sparsefmt_u64(old + 8);
-    } else if (sparsefmt_u64(record + 16) == sparsefmt_u64(old + 8)) {
-        put(record + 16, stored); /* it was stored as it is */
+        bytes = file->data + file->offsets[number];
+        stored = sparsefmt_u64(old);
+    } else if (sparsefmt_u64(record + 8) == sparsefmt_u64(old)) {
+        put(record + 8, stored); /* it was stored as it is */
     }
-    if (stored > room || sfi_aligned(stored) > room - size) return 0;
-    memcpy(out + size, bytes, (size_t)stored);
-    memset(out + size + stored, 0, (size_t)(sfi_aligned(stored) - stored));
-    put(record, size);
-    put(record + 8, stored);
-    put(record + 24, digest(bytes, (size_t)stored));
-    return size + (size_t)sfi_aligned(stored);
+    at = sfi_place(size, stored, sparsefmt_u64(record + 8));
+    if (at > room || stored > room - at) return 0;
+    memset(out + size, 0, (size_t)(at - size));
+    memcpy(out + at, bytes, (size_t)stored);
+    put(record, stored);
+    put(record + 16, digest(bytes, (size_t)stored));
+    return (size_t)(at + stored);
 }
 
 /* Returns the size of the file at `out`, or 0 if there is no room. */
 static size_t put_together(const parts *file, unsigned char *out, size_t room) {
-    size_t records = 0, size = 64, i;
+    size_t records = 0, size = 16, i;
     const size_t table = find_table(file->index, file->index_size, &records);
-    if (room < 64) return 0;
-    memcpy(out, file->preamble, 64);
+    if (room < 16) return 0;
+    memcpy(out, file->preamble, 16);
     for (i = 0; table && i < records; i++) {
         size = put_chunk(file, i, file->index + table + RECORD * i, out, size, room);
         if (!size) return 0;
@@ -168,10 +180,10 @@ static void change_chunk(parts *file, unsigned *seed) {
     if (!file->records) return;
     file->changed = pick(seed, file->records);
     record = file->table + RECORD * file->changed;
-    stored = (size_t)sparsefmt_u64(record + 8);
+    stored = (size_t)sparsefmt_u64(record);
     file->chunk = (unsigned char *)malloc(stored + SLACK);
     insist(file->chunk != NULL, "no memory for a chunk");
-    memcpy(file->chunk, file->data + sparsefmt_u64(record), stored);
+    memcpy(file->chunk, file->data + file->offsets[file->changed], stored);
     file->chunk_size = stored;
     if (pick(seed, 3))
         change(file->chunk, stored);
@@ -181,14 +193,18 @@ static void change_chunk(parts *file, unsigned *seed) {
 
 static void change_raw_size(parts *file, unsigned *seed) {
     const size_t table = find_table(file->index, file->index_size, &file->records);
-    if (file->records) change(file->index + table + RECORD * pick(seed, file->records) + 16, 8);
+    if (file->records) change(file->index + table + RECORD * pick(seed, file->records) + 8, 8);
 }
 
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned seed) {
     unsigned char *out;
     parts file;
     size_t kind = pick(&seed, 12);
-    if (!kind || !take_apart(data, size, &file)) return LLVMFuzzerMutate(data, size, most);
+    if (!kind) return LLVMFuzzerMutate(data, size, most);
+    if (!take_apart(data, size, &file)) {
+        discard(&file);
+        return LLVMFuzzerMutate(data, size, most);
+    }
     if (kind == 1)
         file.index_size = LLVMFuzzerMutate(file.index, file.index_size, file.index_size + SLACK);
     else if (kind == 2)
@@ -204,8 +220,7 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned
     size = put_together(&file, out, most);
     memcpy(data, out, size);
     free(out);
-    free(file.index);
-    free(file.chunk);
+    discard(&file);
     return size;
 }
 
@@ -245,7 +260,7 @@ int main(int count, char **arguments) {
             other = LLVMFuzzerCustomMutator(mutant, size, MOST_BYTES, seed);
             LLVMFuzzerTestOneInput(mutant, other);
             if (take_apart(mutant, other, &file)) whole++;
-            free(file.index);
+            discard(&file);
             mutants++;
         }
     }

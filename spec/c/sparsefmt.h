@@ -50,7 +50,8 @@
    not map a file that other programs may change or shorten: read it.
 
    Memory. Everything comes from the caller's allocator, or from malloc and free if that is NULL:
-     sparsefmt_open       about 130 bytes per tensor name until sparsefmt_close, and a bit per chunk while it runs
+     sparsefmt_open       about 130 bytes per tensor name, 8 per chunk, and the index if that is coded, at most 32
+                          times what it takes in the file, until sparsefmt_close; and a bit per chunk while it runs
      sparsefmt_load       about 220 bytes per tile; the raw bytes of those arrays that are coded; until sparsefmt_unload
      sparsefmt_read_tile  the raw bytes of those arrays of the tile that are coded; until sparsefmt_free_tile
      sparsefmt_dense      as sparsefmt_read_tile, one tile at a time, until it returns
@@ -64,8 +65,8 @@
    Threads. There are no variables but those of the caller. An open file or a loaded tensor may be read by any number of
    threads at a time, if the allocator may be.
 
-   Building. Codec zstd is read if SPARSEFMT_ZSTD is defined before the implementation; it includes <zstd.h>, and needs
-   -lzstd. Products are fastest with -O3. Where gcc or clang compile for x86-64, they use fma instructions of processors
+   Building. Codec zstd, and an index that is coded, are read if SPARSEFMT_ZSTD is defined before the implementation; it
+   includes <zstd.h>, and needs -lzstd. Products are fastest with -O3. Where gcc or clang compile for x86-64, they use fma instructions of processors
    that have them; with SPARSEFMT_PORTABLE defined, there is nothing but standard C. Arithmetic must be that of IEEE
    754: no -ffast-math nor a part of it, rounding to nearest, fma and fmaf that round once, and threads that do not
    flush subnormals to zero. */
@@ -94,6 +95,7 @@ extern "C" {
     X(INDEX_OUT_OF_BOUNDS, "index-out-of-bounds")          \
     X(INDEX_CHECKSUM, "index-checksum")                    \
     X(PADDING_NOT_ZERO, "padding-not-zero")                \
+    X(INDEX_FRAME, "index-frame")                          \
     X(INDEX_MALFORMED, "index-malformed")                  \
     X(INDEX_NOT_CANONICAL, "index-not-canonical")          \
     X(INDEX_TYPE, "index-type")                            \
@@ -104,12 +106,14 @@ extern "C" {
     X(METADATA_INVALID, "metadata-invalid")                \
     X(METADATA_SIZE, "metadata-size")                      \
     X(ALIAS_INVALID, "alias-invalid")                      \
+    X(KIND_INVALID, "kind-invalid")                        \
     X(DTYPE_UNKNOWN, "dtype-unknown")                      \
     X(LAYOUT_UNKNOWN, "layout-unknown")                    \
     X(CODEC_UNKNOWN, "codec-unknown")                      \
     X(SHAPE_NDIM, "shape-ndim")                            \
     X(SHAPE_SIZE, "shape-size")                            \
     X(LAYOUT_INVALID, "layout-invalid")                    \
+    X(ROW_DIMS, "row-dims")                                \
     X(TILE_ROWS, "tile-rows")                              \
     X(TILE_SIZE, "tile-size")                              \
     X(ARRAY_SET, "array-set")                              \
@@ -119,7 +123,6 @@ extern "C" {
     X(NEGATIVE_ZEROS_DROPPED, "negative-zeros-dropped")    \
     X(CHUNK_LIMIT, "chunk-limit")                          \
     X(CHUNK_OUT_OF_BOUNDS, "chunk-out-of-bounds")          \
-    X(CHUNK_OVERLAP, "chunk-overlap")                      \
     X(CHUNK_GAP, "chunk-gap")                              \
     X(CHUNK_ASSIGNMENT, "chunk-assignment")                \
     X(CHUNK_SIZE, "chunk-size")                            \
@@ -218,7 +221,11 @@ typedef struct sparsefmt_allocator {
 typedef struct sparsefmt_file {
     const unsigned char *data;
     size_t size, index_offset;
+    unsigned char *index; /* what the index was decoded to; NULL if it is not coded */
+    size_t index_size;
+    const unsigned char *index_end;
     const unsigned char *chunks; /* the chunk table */
+    uint64_t *offsets;           /* where each chunk starts */
     size_t chunk_count;
     const unsigned char *metadata; /* its first key */
     size_t metadata_count, tensor_count;
@@ -228,14 +235,16 @@ typedef struct sparsefmt_file {
 
 /* What the index says of a tensor. */
 typedef struct sparsefmt_info {
-    const char *name; /* UTF-8, in the bytes of the file, not ended by NUL */
+    const char *name; /* UTF-8, not ended by NUL; there until the file is closed */
     size_t name_bytes;
-    size_t alias_of; /* number of the tensor that this name also stands for, or SPARSEFMT_NONE */
+    size_t alias_of; /* number of the tensor that this name also stands for, which may be a copy; or SPARSEFMT_NONE */
+    int is_copy;     /* whether that is another tensor of the same elements, and not this one */
     sparsefmt_dtype dtype;
     sparsefmt_layout layout;
     unsigned ndim;
     uint64_t shape[SPARSEFMT_MAX_NDIM];
-    uint64_t rows, cols; /* of the matrix view: shape[0], and the product of the others */
+    unsigned row_dims;   /* how many dimensions make rows: 1, or more for a stack of matrices */
+    uint64_t rows, cols; /* of the matrix view: products of the first row_dims dimensions, and of the others */
     uint64_t elements;
     uint64_t nnz; /* positions that are not pruned; all elements in layout dense */
     double sparsity; /* share of pruned positions, 0 if there are no elements */
@@ -247,8 +256,8 @@ typedef struct sparsefmt_info {
 } sparsefmt_info;
 
 /* One array of a tile: typed as SPEC.md, section 4, says, and little-endian. One that is stored as it is lies in the
-   bytes of the file, at a multiple of 64 from the first, and others in memory of their own. At least 64 readable bytes
-   follow it. */
+   bytes of the file, at a multiple of 64 from the first, or of 8 if it has fewer than 4096 bytes; others lie in memory
+   of their own. At least 64 readable bytes follow it. */
 typedef struct sparsefmt_array {
     const unsigned char *bytes;
     size_t size;
@@ -390,6 +399,8 @@ extern "C" {
 #define SFI_MAX_SPARSE_COLS ((uint64_t)2147483648u)
 #define SFI_MAX_SPARSE_TILE_ROWS 65536
 #define SFI_MAX_SPARSE_TILE_POSITIONS 2147483647
+#define SFI_MAX_INDEX_RATIO 32
+#define SFI_ZSTD_MAGIC 0xFD2FB528u
 #define SFI_MAX_ZSTD_RATIO 32768
 #define SFI_MAX_RANS_RATIO 262144
 #define SFI_MAX_MODEL_BYTES 1048576
@@ -796,6 +807,19 @@ static void sfi_take(sfi_cursor *cursor, sfi_item *item) {
 
 /* ---- Index ------------------------------------------------------------------------------------------------------ */
 
+/* What tensors of one kind have in common. */
+typedef struct sfi_common {
+    const unsigned char *name;
+    uint64_t name_bytes;
+    unsigned char dtype, layout, used;
+    unsigned char codecs[SPARSEFMT_ARRAY_COUNT]; /* SFI_CODEC_COUNT for arrays that it does not have */
+} sfi_common;
+
+typedef struct sfi_kinds {
+    sfi_common *first;
+    size_t count;
+} sfi_kinds;
+
 typedef struct sparsefmt_entry {
     const unsigned char *name, *shape, *models; /* where the first element of each is; models may be NULL */
     uint64_t volume; /* product of max(d, 1) over the dimensions */
@@ -803,25 +827,32 @@ typedef struct sparsefmt_entry {
     size_t alias_of; /* the entry itself if it is no alias */
     uint32_t name_bytes, alias_bytes;
     const unsigned char *alias; /* name of the tensor; NULL if it is no alias */
-    unsigned char dtype, layout, ndim, model_count;
-    unsigned char codecs[SPARSEFMT_ARRAY_COUNT]; /* SFI_CODEC_COUNT for arrays that it does not have */
+    uint32_t row_dims;
+    unsigned char dtype, layout, ndim, model_count, is_copy;
+    unsigned char codecs[SPARSEFMT_ARRAY_COUNT]; /* as in its kind */
 } sparsefmt_entry;
 
 typedef struct sfi_record {
     uint64_t offset, stored, raw, checksum;
 } sfi_record;
 
+#define SFI_RECORD 24
+
 static sfi_record sfi_chunk(const sparsefmt_file *file, uint64_t number) {
-    const unsigned char *at = file->chunks + 32 * number;
+    const unsigned char *at = file->chunks + SFI_RECORD * number;
     sfi_record record;
-    record.offset = sparsefmt_u64(at);
-    record.stored = sparsefmt_u64(at + 8);
-    record.raw = sparsefmt_u64(at + 16);
-    record.checksum = sparsefmt_u64(at + 24);
+    record.offset = file->offsets[number];
+    record.stored = sparsefmt_u64(at);
+    record.raw = sparsefmt_u64(at + 8);
+    record.checksum = sparsefmt_u64(at + 16);
     return record;
 }
 
-static uint64_t sfi_aligned(uint64_t n) { return (n + 63) / 64 * 64; }
+/* Where a chunk of these sizes starts, if the one before ends at `end`. */
+static uint64_t sfi_place(uint64_t end, uint64_t stored, uint64_t raw) {
+    const uint64_t unit = stored != raw ? 1 : raw >= 4096 ? 64 : 8;
+    return (end + unit - 1) / unit * unit;
+}
 
 static int sfi_has(const sparsefmt_entry *entry, int array) { return entry->codecs[array] != SFI_CODEC_COUNT; }
 
@@ -860,17 +891,33 @@ static sparsefmt_code sfi_read_shape(sfi_cursor *cursor, sparsefmt_entry *entry,
     if (item.kind != SFI_LIST) SFI_FAIL(INDEX_TYPE, "shape is not an array");
     entry->shape = cursor->at;
     entry->ndim = item.number > SPARSEFMT_MAX_NDIM ? SPARSEFMT_MAX_NDIM + 1 : (unsigned char)item.number;
-    entry->rows = entry->cols = entry->volume = 1;
+    entry->volume = 1;
     for (i = 0; i < item.number; i++) {
         SFI_TRY(sfi_read_integer(cursor, "a dimension", &dimension, error));
         if (dimension > 1)
             entry->volume = entry->volume > UINT64_MAX / dimension ? UINT64_MAX : entry->volume * dimension;
-        if (i)
-            entry->cols *= dimension; /* wraps around only where the volume is over its limit */
-        else
-            entry->rows = dimension;
     }
     return SPARSEFMT_OK;
+}
+
+/* The matrix view of a shape whose volume is within its limit. Returns the rows of a matrix. */
+static uint64_t sfi_view(sparsefmt_entry *entry, const unsigned char *end) {
+    uint64_t matrix_rows = 1;
+    sfi_cursor cursor;
+    sfi_item item;
+    unsigned i;
+    cursor.at = entry->shape;
+    cursor.end = end;
+    entry->rows = entry->cols = 1;
+    for (i = 0; i < entry->ndim; i++) {
+        sfi_next(&cursor, &item);
+        if (i + 1 == entry->row_dims) matrix_rows = item.number;
+        if (i < entry->row_dims)
+            entry->rows *= item.number;
+        else
+            entry->cols *= item.number;
+    }
+    return matrix_rows;
 }
 
 /* Notes on an entry while it is read: what cannot be judged before all its keys are known. */
@@ -883,6 +930,7 @@ typedef struct sfi_notes {
     int models;         /* bits of the arrays that have one */
     int large_model;
     int left_out;       /* whether there is something that should be left out */
+    uint64_t row_dims;
 } sfi_notes;
 
 static sparsefmt_code sfi_read_arrays(sfi_cursor *cursor, sparsefmt_entry *entry, sfi_notes *notes,
@@ -930,10 +978,10 @@ static sparsefmt_code sfi_read_models(sfi_cursor *cursor, sparsefmt_entry *entry
     return SPARSEFMT_OK;
 }
 
-enum { SFI_ARRAYS, SFI_DTYPE, SFI_FIRST_CHUNK, SFI_LAYOUT, SFI_MODELS, SFI_DROPPED, SFI_NNZ, SFI_SHAPE, SFI_TILE_ROWS,
+enum { SFI_FIRST_CHUNK, SFI_KIND, SFI_MODELS, SFI_DROPPED, SFI_NNZ, SFI_ROW_DIMS, SFI_SHAPE, SFI_TILE_ROWS,
        SFI_KEY_COUNT };
-static const char *const sfi_keys[] = {"arrays", "dtype", "first_chunk", "layout", "models", "negative_zeros_dropped",
-                                       "nnz", "shape", "tile_rows"};
+static const char *const sfi_keys[] = {"first_chunk", "kind", "models", "negative_zeros_dropped", "nnz", "row_dims",
+                                       "shape", "tile_rows"};
 
 /* Whether codec rans derives an array from another, without a model. */
 static int sfi_is_derived(const sparsefmt_entry *entry, int array) {
@@ -941,13 +989,9 @@ static int sfi_is_derived(const sparsefmt_entry *entry, int array) {
 }
 
 static sparsefmt_code sfi_check_arrays(const sparsefmt_entry *entry, const sfi_notes *notes, sparsefmt_error *error) {
-    int array, needed = 0, present = 0, modelled = 0;
-    for (array = 0; array < SPARSEFMT_ARRAY_COUNT; array++) {
-        if (!sfi_has(entry, array)) continue;
-        present |= SFI_BIT(array);
-        if (entry->codecs[array] == SFI_RANS && !sfi_is_derived(entry, array)) modelled |= SFI_BIT(array);
-    }
-    needed = sfi_layout_arrays[entry->layout];
+    int array, needed = sfi_layout_arrays[entry->layout], present = 0;
+    for (array = 0; array < SPARSEFMT_ARRAY_COUNT; array++)
+        if (sfi_has(entry, array)) present |= SFI_BIT(array);
     if (entry->layout == SPARSEFMT_PERMUTED && (present & SFI_FORMS) == SFI_BIT(SPARSEFMT_GAPS)) needed ^= SFI_FORMS;
     if (entry->layout != SPARSEFMT_DENSE && sfi_dtypes[entry->dtype].negative_zero)
         needed |= present & SFI_BIT(SPARSEFMT_NEGATIVE_ZEROS);
@@ -956,26 +1000,55 @@ static sparsefmt_code sfi_check_arrays(const sparsefmt_entry *entry, const sfi_n
     if (notes->unknown_codec)
         SFI_FAIL(CODEC_UNKNOWN, "unknown codec '%.*s'", notes->codec.number > 40 ? 40 : (int)notes->codec.number,
                  (const char *)notes->codec.bytes);
+    if (notes->other_type) SFI_FAIL(INDEX_TYPE, "a codec that is no str");
+    return SPARSEFMT_OK;
+}
+
+static sparsefmt_code sfi_check_models(const sparsefmt_entry *entry, const sfi_notes *notes, sparsefmt_error *error) {
+    int array, modelled = 0;
+    for (array = 0; array < SPARSEFMT_ARRAY_COUNT; array++)
+        if (entry->codecs[array] == SFI_RANS && !sfi_is_derived(entry, array)) modelled |= SFI_BIT(array);
     if (notes->models != modelled) SFI_FAIL(MODEL_SET, "models of other arrays than need one");
-    if (notes->other_type) SFI_FAIL(INDEX_TYPE, "a codec that is no str, or a model that is no bin");
+    if (notes->other_type) SFI_FAIL(INDEX_TYPE, "a model that is no bin");
     if (notes->large_model) SFI_FAIL(MODEL_SIZE, "a model of over 2^20 bytes");
     return SPARSEFMT_OK;
 }
 
+/* How a tensor is cut into tiles: row_dims and tile_rows, as far as they are there. */
+static sparsefmt_code sfi_check_tiles(sparsefmt_entry *entry, const sfi_notes *notes, const unsigned char *end,
+                                      sparsefmt_error *error) {
+    const int stack = notes->seen >> SFI_ROW_DIMS & 1, cut = notes->seen >> SFI_TILE_ROWS & 1;
+    uint64_t matrix_rows;
+    if (stack && (notes->row_dims < 2 || notes->row_dims >= entry->ndim))
+        SFI_FAIL(ROW_DIMS, "row_dims that the shape cannot have, or that should be left out");
+    entry->row_dims = stack ? (uint32_t)notes->row_dims : 1;
+    matrix_rows = sfi_view(entry, end);
+    if (!entry->rows || !entry->cols) {
+        if (stack) SFI_FAIL(ROW_DIMS, "row_dims of a tensor without elements");
+        if (cut || entry->first_chunk) SFI_FAIL(TILE_ROWS, "tile_rows or first_chunk of a tensor without elements");
+        return SPARSEFMT_OK;
+    }
+    if (cut && (!entry->tile_rows || entry->tile_rows >= matrix_rows))
+        SFI_FAIL(TILE_ROWS, "tile_rows out of range, or that should be left out");
+    if (!cut) entry->tile_rows = matrix_rows;
+    if (stack && matrix_rows % entry->tile_rows) SFI_FAIL(TILE_ROWS, "tiles that do not divide the matrices of a stack");
+    entry->tiles = sfi_ceil_div(entry->rows, entry->tile_rows);
+    if (sfi_dtypes[entry->dtype].bits < 8 && entry->tiles > 1 && entry->tile_rows % 8)
+        SFI_FAIL(TILE_ROWS, "tile_rows of a packed dtype is not a multiple of 8");
+    return SPARSEFMT_OK;
+}
+
 /* Checks what an entry's fields say against each other. */
-static sparsefmt_code sfi_check_entry(sparsefmt_entry *entry, const sfi_notes *notes, sparsefmt_error *error) {
+static sparsefmt_code sfi_check_entry(sparsefmt_entry *entry, const sfi_notes *notes, const unsigned char *end,
+                                      sparsefmt_error *error) {
     const sfi_dtype *dtype = &sfi_dtypes[entry->dtype];
     const int sparse = entry->layout != SPARSEFMT_DENSE;
     uint64_t elements;
     if (entry->ndim > SPARSEFMT_MAX_NDIM) SFI_FAIL(SHAPE_NDIM, "more than %d dimensions", SPARSEFMT_MAX_NDIM);
     if (entry->volume > SFI_MAX_TENSOR_BITS / dtype->bits) SFI_FAIL(SHAPE_SIZE, "a shape of 2^63 bits or more");
-    SFI_TRY(sfi_check_arrays(entry, notes, error));
+    SFI_TRY(sfi_check_models(entry, notes, error));
+    SFI_TRY(sfi_check_tiles(entry, notes, end, error));
     elements = entry->rows * entry->cols;
-    if (elements ? !entry->tile_rows || entry->tile_rows > entry->rows : entry->tile_rows || entry->first_chunk)
-        SFI_FAIL(TILE_ROWS, "tile_rows out of range, or chunks without elements");
-    entry->tiles = elements ? sfi_ceil_div(entry->rows, entry->tile_rows) : 0;
-    if (dtype->bits < 8 && entry->tiles > 1 && entry->tile_rows % 8)
-        SFI_FAIL(TILE_ROWS, "tile_rows of a packed dtype is not a multiple of 8");
     if (sparse && (!dtype->sparse || entry->ndim < 2 || !elements))
         SFI_FAIL(LAYOUT_INVALID, "this dtype or shape must be dense");
     if (sparse && (entry->cols > SFI_MAX_SPARSE_COLS || entry->tile_rows > SFI_MAX_SPARSE_TILE_ROWS ||
@@ -987,8 +1060,7 @@ static sparsefmt_code sfi_check_entry(sparsefmt_entry *entry, const sfi_notes *n
         SFI_FAIL(NNZ, "nnz is more than the elements");
     if (entry->dropped > elements || (entry->dropped && !dtype->negative_zero))
         SFI_FAIL(NEGATIVE_ZEROS_DROPPED, "more dropped than elements, or a dtype without negative zero");
-    if (notes->left_out)
-        SFI_FAIL(INDEX_NOT_CANONICAL, "models of none, or negative_zeros_dropped of 0: they should be left out");
+    if (notes->left_out) SFI_FAIL(INDEX_NOT_CANONICAL, "models of none, or a number of 0: they should be left out");
     return SPARSEFMT_OK;
 }
 
@@ -1015,14 +1087,100 @@ static sparsefmt_code sfi_read_layout(const sfi_item *item, sparsefmt_entry *ent
     return SPARSEFMT_OK;
 }
 
+/* One kind of the index. */
+static sparsefmt_code sfi_read_kind(sfi_cursor *cursor, unsigned minor, sfi_common *kind, sparsefmt_error *error) {
+    static const char *const keys[] = {"arrays", "dtype", "layout"};
+    sfi_cursor ahead;
+    sfi_notes notes;
+    sfi_item item, key, map;
+    sparsefmt_entry read; /* of which it fills dtype, layout and codecs */
+    uint64_t i;
+    memset(&notes, 0, sizeof notes);
+    memset(&read, 0, sizeof read);
+    memset(read.codecs, SFI_CODEC_COUNT, sizeof read.codecs);
+    sfi_next(cursor, &map);
+    if (map.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "a kind is not a map");
+    ahead = *cursor;
+    for (i = 0; i < map.number; i++) {
+        sfi_next(&ahead, &key);
+        notes.seen |= SFI_BIT(sfi_lookup(&key, keys, 3));
+        sfi_skip(&ahead);
+    }
+    if ((notes.seen & 7) != 7 || (!minor && notes.seen > 7)) SFI_FAIL(INDEX_KEY, "a key of a kind is missing or unknown");
+    for (i = 0; i < map.number; i++) {
+        sfi_next(cursor, &key);
+        switch (sfi_lookup(&key, keys, 3)) {
+        case 0: SFI_TRY(sfi_read_arrays(cursor, &read, &notes, error)); break;
+        case 1:
+            sfi_next(cursor, &item);
+            SFI_TRY(sfi_read_dtype(&item, &read, error));
+            break;
+        case 2:
+            sfi_next(cursor, &item);
+            SFI_TRY(sfi_read_layout(&item, &read, error));
+            break;
+        default: sfi_skip(cursor);
+        }
+    }
+    SFI_TRY(sfi_check_arrays(&read, &notes, error));
+    kind->dtype = read.dtype;
+    kind->layout = read.layout;
+    memcpy(kind->codecs, read.codecs, sizeof kind->codecs);
+    return SPARSEFMT_OK;
+}
+
+static sparsefmt_code sfi_read_kinds(sfi_kinds *kinds, sfi_cursor cursor, unsigned minor, sparsefmt_error *error) {
+    sfi_item key;
+    size_t i;
+    for (i = 0; i < kinds->count; i++) {
+        sfi_common *kind = &kinds->first[i];
+        memset(kind, 0, sizeof *kind);
+        sfi_next(&cursor, &key);
+        kind->name = key.bytes;
+        kind->name_bytes = key.number;
+        SFI_TRY(sfi_read_kind(&cursor, minor, kind, error));
+    }
+    return SPARSEFMT_OK;
+}
+
+/* The kind of that name; NULL if there is none. Kinds are sorted by their names. */
+static sfi_common *sfi_find_kind(const sfi_kinds *kinds, const sfi_item *name) {
+    size_t low = 0, high = kinds->count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        sfi_common *kind = &kinds->first[middle];
+        int order = sfi_compare(kind->name, kind->name_bytes, name->bytes, name->number);
+        if (!order) return kind;
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return NULL;
+}
+
+static sparsefmt_code sfi_take_kind(sfi_cursor *cursor, const sfi_kinds *kinds, sparsefmt_entry *entry,
+                                    sparsefmt_error *error) {
+    sfi_common *kind;
+    sfi_item name;
+    sfi_next(cursor, &name);
+    if (name.kind != SFI_STR) SFI_FAIL(INDEX_TYPE, "kind is not a str");
+    kind = sfi_find_kind(kinds, &name);
+    if (!kind) SFI_FAIL(KIND_INVALID, "a kind that is not in the index");
+    kind->used = 1;
+    entry->dtype = kind->dtype;
+    entry->layout = kind->layout;
+    memcpy(entry->codecs, kind->codecs, sizeof entry->codecs);
+    return SPARSEFMT_OK;
+}
+
 /* The fields of an entry that is no alias, one by one. */
-static sparsefmt_code sfi_read_fields(sfi_cursor *cursor, uint64_t pairs, unsigned minor, sparsefmt_entry *entry,
-                                      sparsefmt_error *error) {
-    const int always = SFI_BIT(SFI_ARRAYS) | SFI_BIT(SFI_DTYPE) | SFI_BIT(SFI_FIRST_CHUNK) | SFI_BIT(SFI_LAYOUT) |
-                       SFI_BIT(SFI_SHAPE) | SFI_BIT(SFI_TILE_ROWS);
+static sparsefmt_code sfi_read_fields(sfi_cursor *cursor, uint64_t pairs, unsigned minor, const sfi_kinds *kinds,
+                                      sparsefmt_entry *entry, sparsefmt_error *error) {
+    const int always = SFI_BIT(SFI_KIND) | SFI_BIT(SFI_SHAPE);
     sfi_cursor ahead = *cursor;
     sfi_notes notes;
-    sfi_item key, item;
+    sfi_item key;
     uint64_t i;
     memset(&notes, 0, sizeof notes);
     for (i = 0; i < pairs; i++) {
@@ -1035,34 +1193,30 @@ static sparsefmt_code sfi_read_fields(sfi_cursor *cursor, uint64_t pairs, unsign
     for (i = 0; i < pairs; i++) {
         sfi_next(cursor, &key);
         switch (sfi_lookup(&key, sfi_keys, SFI_KEY_COUNT)) {
-        case SFI_ARRAYS: SFI_TRY(sfi_read_arrays(cursor, entry, &notes, error)); break;
-        case SFI_FIRST_CHUNK: SFI_TRY(sfi_read_integer(cursor, "first_chunk", &entry->first_chunk, error)); break;
+        case SFI_FIRST_CHUNK:
+            SFI_TRY(sfi_read_integer(cursor, "first_chunk", &entry->first_chunk, error));
+            if (!entry->first_chunk) notes.left_out = 1;
+            break;
+        case SFI_KIND: SFI_TRY(sfi_take_kind(cursor, kinds, entry, error)); break;
         case SFI_MODELS: SFI_TRY(sfi_read_models(cursor, entry, &notes, error)); break;
         case SFI_DROPPED:
             SFI_TRY(sfi_read_integer(cursor, "negative_zeros_dropped", &entry->dropped, error));
             if (!entry->dropped) notes.left_out = 1;
             break;
         case SFI_NNZ: SFI_TRY(sfi_read_integer(cursor, "nnz", &entry->nnz, error)); break;
+        case SFI_ROW_DIMS: SFI_TRY(sfi_read_integer(cursor, "row_dims", &notes.row_dims, error)); break;
         case SFI_SHAPE: SFI_TRY(sfi_read_shape(cursor, entry, error)); break;
         case SFI_TILE_ROWS: SFI_TRY(sfi_read_integer(cursor, "tile_rows", &entry->tile_rows, error)); break;
-        case SFI_DTYPE:
-            sfi_next(cursor, &item);
-            SFI_TRY(sfi_read_dtype(&item, entry, error));
-            break;
-        case SFI_LAYOUT:
-            sfi_next(cursor, &item);
-            SFI_TRY(sfi_read_layout(&item, entry, error));
-            break;
         default: sfi_skip(cursor);
         }
     }
     if (!(notes.seen & SFI_BIT(SFI_NNZ)) != (entry->layout == SPARSEFMT_DENSE))
         SFI_FAIL(INDEX_KEY, "nnz is missing, or is there in layout dense");
-    return sfi_check_entry(entry, &notes, error);
+    return sfi_check_entry(entry, &notes, cursor->end, error);
 }
 
-static sparsefmt_code sfi_read_entry(sfi_cursor *cursor, unsigned minor, sparsefmt_entry *entry,
-                                     sparsefmt_error *error) {
+static sparsefmt_code sfi_read_entry(sfi_cursor *cursor, unsigned minor, const sfi_kinds *kinds,
+                                     sparsefmt_entry *entry, sparsefmt_error *error) {
     sfi_item item, key;
     sfi_cursor ahead;
     uint64_t i;
@@ -1071,10 +1225,13 @@ static sparsefmt_code sfi_read_entry(sfi_cursor *cursor, unsigned minor, sparsef
     ahead = *cursor;
     for (i = 0; i < item.number; i++) {
         sfi_next(&ahead, &key);
-        if (sfi_is_text(&key, "alias_of")) {
+        const int is_copy = sfi_is_text(&key, "copy_of");
+        if (is_copy || sfi_is_text(&key, "alias_of")) {
             sfi_item target;
-            if (!sfi_next(&ahead, &target) || target.kind != SFI_STR) SFI_FAIL(INDEX_TYPE, "alias_of is not a str");
-            if (!minor && item.number > 1) SFI_FAIL(INDEX_KEY, "an alias with other keys");
+            if (!sfi_next(&ahead, &target) || target.kind != SFI_STR)
+                SFI_FAIL(INDEX_TYPE, "alias_of or copy_of is not a str");
+            if (entry->alias || (!minor && item.number > 1)) SFI_FAIL(INDEX_KEY, "an alias with other keys");
+            entry->is_copy = (unsigned char)is_copy;
             if (target.number > SFI_MAX_NAME_BYTES) SFI_FAIL(ALIAS_INVALID, "alias of a tensor that is not there");
             entry->alias = target.bytes;
             entry->alias_bytes = (uint32_t)target.number;
@@ -1082,7 +1239,7 @@ static sparsefmt_code sfi_read_entry(sfi_cursor *cursor, unsigned minor, sparsef
             sfi_skip(&ahead);
         }
     }
-    if (!entry->alias) return sfi_read_fields(cursor, item.number, minor, entry, error);
+    if (!entry->alias) return sfi_read_fields(cursor, item.number, minor, kinds, entry, error);
     *cursor = ahead;
     return SPARSEFMT_OK;
 }
@@ -1094,7 +1251,7 @@ static void sfi_name_tensor(const sparsefmt_entry *entry, sparsefmt_error *error
 }
 
 static sparsefmt_code sfi_read_tensors(sparsefmt_file *file, sfi_cursor cursor, unsigned minor,
-                                       sparsefmt_error *error) {
+                                       const sfi_kinds *kinds, sparsefmt_error *error) {
     sparsefmt_code code;
     sfi_item key;
     size_t i;
@@ -1112,7 +1269,7 @@ static sparsefmt_code sfi_read_tensors(sparsefmt_file *file, sfi_cursor cursor, 
             sfi_name_tensor(entry, error);
             return code;
         }
-        code = sfi_read_entry(&cursor, minor, entry, error);
+        code = sfi_read_entry(&cursor, minor, kinds, entry, error);
         if (code) {
             sfi_name_tensor(entry, error);
             return code;
@@ -1120,13 +1277,17 @@ static sparsefmt_code sfi_read_tensors(sparsefmt_file *file, sfi_cursor cursor, 
     }
     for (i = 0; i < file->tensor_count; i++) {
         sparsefmt_entry *entry = &file->entries[i];
+        const sparsefmt_entry *target;
         if (!entry->alias) continue;
         entry->alias_of = sparsefmt_find_bytes(file, (const char *)entry->alias, entry->alias_bytes);
-        if (entry->alias_of != SPARSEFMT_NONE && !file->entries[entry->alias_of].alias) continue;
+        target = entry->alias_of == SPARSEFMT_NONE ? NULL : &file->entries[entry->alias_of];
+        if (target && (!target->alias || (target->is_copy && !entry->is_copy))) continue;
         code = sfi_fail(error, SPARSEFMT_ERROR_ALIAS_INVALID, "alias of an alias, or of a tensor that is not there");
         sfi_name_tensor(entry, error);
         return code;
     }
+    for (i = 0; i < kinds->count; i++)
+        if (!kinds->first[i].used) SFI_FAIL(KIND_INVALID, "a kind that no tensor is of");
     return SPARSEFMT_OK;
 }
 
@@ -1149,23 +1310,29 @@ static sparsefmt_code sfi_read_metadata(sparsefmt_file *file, sfi_cursor *cursor
 }
 
 /* Where each chunk lies, one after the other. */
-static sparsefmt_code sfi_check_chunks(const sparsefmt_file *file, sparsefmt_error *error) {
-    uint64_t expected = 64;
+static sparsefmt_code sfi_place_chunks(sparsefmt_file *file, sparsefmt_error *error) {
+    uint64_t end = 16;
     size_t i;
+    file->offsets = (uint64_t *)sfi_allocate(&file->allocator, (uint64_t)file->chunk_count * sizeof *file->offsets);
+    if (!file->offsets) SFI_FAIL(MEMORY, "no memory for the offsets of %lu chunks", (unsigned long)file->chunk_count);
     for (i = 0; i < file->chunk_count; i++) {
-        sfi_record record = sfi_chunk(file, i);
-        if (record.stored > SFI_MAX_CHUNK_BYTES || record.raw > SFI_MAX_CHUNK_BYTES)
+        const unsigned char *record = file->chunks + SFI_RECORD * i;
+        const uint64_t stored = sparsefmt_u64(record), raw = sparsefmt_u64(record + 8);
+        if (stored > SFI_MAX_CHUNK_BYTES || raw > SFI_MAX_CHUNK_BYTES)
             SFI_FAIL(CHUNK_LIMIT, "chunk %lu has over 2^36 bytes", (unsigned long)i);
-        if (record.offset > file->index_offset)
-            SFI_FAIL(CHUNK_OUT_OF_BOUNDS, "chunk %lu is beyond the index", (unsigned long)i);
-        if (record.offset < expected)
-            SFI_FAIL(CHUNK_OVERLAP, "chunk %lu starts before the one before it ends", (unsigned long)i);
-        if (record.offset > expected) SFI_FAIL(CHUNK_GAP, "there is a gap before chunk %lu", (unsigned long)i);
-        expected = sfi_aligned(record.offset + record.stored);
+        file->offsets[i] = sfi_place(end, stored, raw);
+        end = file->offsets[i] + stored; /* fewer than 2^24 chunks: no overflow */
     }
-    if (expected > file->index_offset) SFI_FAIL(CHUNK_OVERLAP, "the index starts before the last chunk ends");
-    if (expected < file->index_offset) SFI_FAIL(CHUNK_GAP, "there is a gap before the index");
+    if (end > file->index_offset) SFI_FAIL(CHUNK_OUT_OF_BOUNDS, "the chunks end beyond the start of the index");
+    if (end < file->index_offset) SFI_FAIL(CHUNK_GAP, "there is a gap before the index");
+    end = file->chunk_count ? file->offsets[0] : 16;
+    if (!sfi_all_zero(file->data + 16, end - 16)) SFI_FAIL(PADDING_NOT_ZERO, "bytes before the first chunk are not zero");
     return SPARSEFMT_OK;
+}
+
+/* Bytes between a chunk and what follows. */
+static uint64_t sfi_padding(const sparsefmt_file *file, uint64_t number, uint64_t end) {
+    return (number + 1 < file->chunk_count ? file->offsets[number + 1] : file->index_offset) - end;
 }
 
 /* Bytes of an element of an array, as codecs see it. */
@@ -1280,49 +1447,156 @@ static sparsefmt_code sfi_check_assignment(const sparsefmt_file *file, sparsefmt
     return code;
 }
 
-static sparsefmt_code sfi_read_index(sparsefmt_file *file, sfi_cursor cursor, unsigned minor, sparsefmt_error *error) {
-    sfi_cursor check = cursor, tensors = cursor;
-    sfi_faults faults = {0, 0};
-    sfi_item top, key, item;
-    uint64_t i;
-    static const char *const keys[] = {"chunks", "metadata", "tensors"};
-    int seen = 0;
-    if (!sfi_check_value(&check, 0, &faults) || check.at != check.end)
-        SFI_FAIL(INDEX_MALFORMED, "the index is no msgpack of the types that an index has");
-    sfi_next(&cursor, &top);
-    if (top.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "the index is not a map");
-    check = cursor;
-    for (i = 0; i < top.number; i++) {
-        sfi_next(&check, &key);
-        seen |= SFI_BIT(sfi_lookup(&key, keys, 3));
-        sfi_skip(&check);
-    }
-    if ((seen & 7) != 7 || (!minor && seen > 7)) SFI_FAIL(INDEX_KEY, "a key of the index is missing or unknown");
-    for (i = 0; i < top.number; i++) {
-        sfi_next(&cursor, &key);
-        switch (sfi_lookup(&key, keys, 3)) {
-        case 0:
-            sfi_next(&cursor, &item);
-            if (item.kind != SFI_BIN || item.number % 32) SFI_FAIL(INDEX_TYPE, "no chunk table of records of 32 bytes");
-            file->chunks = item.bytes;
-            file->chunk_count = (size_t)(item.number / 32);
-            break;
-        case 1: SFI_TRY(sfi_read_metadata(file, &cursor, error)); break;
-        case 2: tensors = cursor; sfi_skip(&cursor); break;
-        default: sfi_skip(&cursor);
-        }
-    }
+/* The tensors of an index, each of one of its kinds. `kinds`: where they stand. */
+static sparsefmt_code sfi_read_all_tensors(sparsefmt_file *file, sfi_cursor kinds_at, sfi_cursor tensors, unsigned minor,
+                                           sparsefmt_error *error) {
+    sparsefmt_code code;
+    sfi_kinds kinds;
+    sfi_item item;
     sfi_next(&tensors, &item);
     if (item.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "tensors is not a map");
     if (item.number > SFI_MAX_TENSORS) SFI_FAIL(TENSOR_COUNT, "more than 2^20 tensors");
     file->entries = (sparsefmt_entry *)sfi_allocate(&file->allocator, item.number * sizeof *file->entries);
     if (!file->entries) SFI_FAIL(MEMORY, "no memory for the entries of %lu tensors", (unsigned long)item.number);
     file->tensor_count = (size_t)item.number;
-    SFI_TRY(sfi_check_chunks(file, error));
-    SFI_TRY(sfi_read_tensors(file, tensors, minor, error));
+    sfi_next(&kinds_at, &item);
+    if (item.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "kinds is not a map");
+    if (item.number > file->tensor_count) SFI_FAIL(KIND_INVALID, "more kinds than tensors");
+    kinds.count = (size_t)item.number;
+    kinds.first = (sfi_common *)sfi_allocate(&file->allocator, item.number * sizeof *kinds.first);
+    if (!kinds.first) SFI_FAIL(MEMORY, "no memory for %lu kinds", (unsigned long)item.number);
+    code = sfi_read_kinds(&kinds, kinds_at, minor, error);
+    if (!code) code = sfi_read_tensors(file, tensors, minor, &kinds, error);
+    sfi_release(&file->allocator, kinds.first, kinds.count * sizeof *kinds.first);
+    return code;
+}
+
+static sparsefmt_code sfi_read_index(sparsefmt_file *file, sfi_cursor cursor, unsigned minor, sparsefmt_error *error) {
+    sfi_cursor check = cursor, tensors = cursor, kinds = cursor;
+    sfi_faults faults = {0, 0};
+    sfi_item top, key, item;
+    uint64_t i;
+    static const char *const keys[] = {"chunks", "kinds", "metadata", "tensors"};
+    int seen = 0;
+    if (!sfi_check_value(&check, 0, &faults) || check.at != check.end)
+        SFI_FAIL(INDEX_MALFORMED, "the index is no msgpack of the types that an index has");
     if (faults.not_canonical) SFI_FAIL(INDEX_NOT_CANONICAL, "the index is not in canonical form");
+    sfi_next(&cursor, &top);
+    if (top.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "the index is not a map");
+    check = cursor;
+    for (i = 0; i < top.number; i++) {
+        sfi_next(&check, &key);
+        seen |= SFI_BIT(sfi_lookup(&key, keys, 4));
+        sfi_skip(&check);
+    }
+    if ((seen & 15) != 15 || (!minor && seen > 15)) SFI_FAIL(INDEX_KEY, "a key of the index is missing or unknown");
+    for (i = 0; i < top.number; i++) {
+        sfi_next(&cursor, &key);
+        switch (sfi_lookup(&key, keys, 4)) {
+        case 0:
+            sfi_next(&cursor, &item);
+            if (item.kind != SFI_BIN || item.number % SFI_RECORD)
+                SFI_FAIL(INDEX_TYPE, "no chunk table of records of 24 bytes");
+            file->chunks = item.bytes;
+            file->chunk_count = (size_t)(item.number / SFI_RECORD);
+            break;
+        case 1: kinds = cursor; sfi_skip(&cursor); break;
+        case 2: SFI_TRY(sfi_read_metadata(file, &cursor, error)); break;
+        case 3: tensors = cursor; sfi_skip(&cursor); break;
+        default: sfi_skip(&cursor);
+        }
+    }
+    SFI_TRY(sfi_place_chunks(file, error));
+    SFI_TRY(sfi_read_all_tensors(file, kinds, tensors, minor, error));
     if (faults.other_type) SFI_FAIL(INDEX_TYPE, "a value of a type that no index has");
     return sfi_check_assignment(file, error);
+}
+
+/* ---- Frames of zstd (SPEC.md, sections 2.4 and 5.2) --------------------------------------------------------------- */
+
+#ifdef SPARSEFMT_ZSTD
+/* What the head of a frame says (RFC 8878, section 3.1.1.1). */
+typedef struct sfi_frame {
+    uint64_t content, window; /* the size of the content, UINT64_MAX if it is not stated; 0 for no window */
+} sfi_frame;
+
+/* Reads the head of a frame that uses no dictionary. */
+static sparsefmt_code sfi_read_frame(const unsigned char *bytes, uint64_t stored, sfi_frame *frame,
+                                     sparsefmt_error *error) {
+    static const unsigned id_bytes[] = {0, 1, 2, 4}, size_bytes[] = {0, 2, 4, 8};
+    unsigned descriptor, single, ids, sizes, i;
+    frame->content = frame->window = 0;
+    if (stored < 5 || sparsefmt_u32(bytes) != SFI_ZSTD_MAGIC) SFI_FAIL(ZSTD_CORRUPT, "no zstd frame");
+    descriptor = bytes[4];
+    single = descriptor >> 5 & 1;
+    ids = id_bytes[descriptor & 3];
+    sizes = size_bytes[descriptor >> 6];
+    if (single && !sizes) sizes = 1;
+    if (descriptor & 8) SFI_FAIL(ZSTD_CORRUPT, "a zstd frame with a reserved bit");
+    if (stored < 5 + (1 - single) + ids + sizes) SFI_FAIL(ZSTD_CORRUPT, "the head of the zstd frame is cut off");
+    bytes += 5;
+    if (!single) {
+        frame->window = (uint64_t)1 << (10 + (*bytes >> 3));
+        frame->window += (frame->window >> 3) * (*bytes & 7);
+        bytes++;
+    }
+    for (i = 0; i < ids; i++)
+        if (*bytes++) SFI_FAIL(ZSTD_CORRUPT, "a zstd frame with a dictionary");
+    for (i = 0; i < sizes; i++) frame->content |= (uint64_t)*bytes++ << 8 * i;
+    if (sizes == 2) frame->content += 256;
+    if (!sizes) frame->content = UINT64_MAX;
+    return SPARSEFMT_OK;
+}
+
+/* Decodes a frame of `stored` bytes, which has to have `size` bytes of content. */
+static sparsefmt_code sfi_decode_frame(const unsigned char *frame, uint64_t stored, unsigned char *content,
+                                       uint64_t size, sparsefmt_error *error) {
+    sfi_frame head;
+    SFI_TRY(sfi_read_frame(frame, stored, &head, error));
+    if (head.content != size) SFI_FAIL(ZSTD_SIZE, "a zstd frame of another content size than its array has, or of none");
+    if (head.window > (size > 1024 ? size : 1024)) SFI_FAIL(ZSTD_CORRUPT, "a zstd frame with too large a window");
+    if (ZSTD_findFrameCompressedSize(frame, (size_t)stored) != (size_t)stored)
+        SFI_FAIL(ZSTD_CORRUPT, "the zstd frame does not fill its chunk");
+    if (ZSTD_decompress(content, (size_t)size, frame, (size_t)stored) != (size_t)size)
+        SFI_FAIL(ZSTD_CORRUPT, "the zstd frame does not decode");
+    return SPARSEFMT_OK;
+}
+#else
+static sparsefmt_code sfi_decode_frame(const unsigned char *frame, uint64_t stored, unsigned char *content,
+                                       uint64_t size, sparsefmt_error *error) {
+    (void)frame, (void)stored, (void)content, (void)size;
+    SFI_FAIL(CODEC_UNKNOWN, "codec zstd: this reader was built without it");
+}
+#endif
+
+/* Decodes the index at the cursor, if it is coded, and points the cursor to what it is then. */
+static sparsefmt_code sfi_decode_index(sparsefmt_file *file, sfi_cursor *cursor, sparsefmt_error *error) {
+    const size_t stored = (size_t)(cursor->end - cursor->at);
+    if (stored < 4 || sparsefmt_u32(cursor->at) != SFI_ZSTD_MAGIC) return SPARSEFMT_OK;
+#ifdef SPARSEFMT_ZSTD
+    {
+        const unsigned char *frame = cursor->at;
+        sfi_frame head;
+        uint64_t size;
+        if (stored < 32 || sfi_read_frame(frame, stored, &head, error) || head.content == UINT64_MAX)
+            SFI_FAIL(INDEX_FRAME, "the index is no frame of 32 bytes or more that states its size");
+        size = head.content;
+        if (size > SFI_MAX_INDEX_BYTES) SFI_FAIL(INDEX_SIZE, "an index of over 2^28 bytes");
+        if (size / SFI_MAX_INDEX_RATIO > stored || size > (uint64_t)stored * SFI_MAX_INDEX_RATIO)
+            SFI_FAIL(INDEX_FRAME, "an index of over 32 times its coded bytes");
+        file->index = (unsigned char *)sfi_allocate(&file->allocator, size);
+        if (!file->index) SFI_FAIL(MEMORY, "no memory for an index of %lu bytes", (unsigned long)size);
+        file->index_size = (size_t)size;
+        if (sfi_decode_frame(frame, stored, file->index, size, error))
+            SFI_FAIL(INDEX_FRAME, "the coded index does not decode");
+        cursor->at = file->index;
+        cursor->end = file->index + size;
+        return SPARSEFMT_OK;
+    }
+#else
+    (void)file;
+    SFI_FAIL(CODEC_UNKNOWN, "the index is coded by zstd: this reader was built without it");
+#endif
 }
 
 /* ---- Container (SPEC.md, section 2) ----------------------------------------------------------------------------- */
@@ -1334,7 +1608,7 @@ static sparsefmt_code sfi_open(sparsefmt_file *file, sparsefmt_error *error) {
     uint64_t offset, size;
     sfi_cursor cursor;
     if (file->size < 8 || memcmp(data, magic, 8)) SFI_FAIL(NOT_SPARSEFMT, "does not start as a .sparsefmt file does");
-    if (file->size < 96) SFI_FAIL(FILE_TOO_SHORT, "%lu bytes are too few", (unsigned long)file->size);
+    if (file->size < 48) SFI_FAIL(FILE_TOO_SHORT, "%lu bytes are too few", (unsigned long)file->size);
     if (sparsefmt_u16(data + 8) != 1)
         SFI_FAIL(VERSION_UNSUPPORTED, "version %u.%u", (unsigned)sparsefmt_u16(data + 8),
                  (unsigned)sparsefmt_u16(data + 10));
@@ -1346,14 +1620,15 @@ static sparsefmt_code sfi_open(sparsefmt_file *file, sparsefmt_error *error) {
     offset = sparsefmt_u64(trailer);
     size = sparsefmt_u64(trailer + 8);
     if (size > SFI_MAX_INDEX_BYTES) SFI_FAIL(INDEX_SIZE, "an index of over 2^28 bytes");
-    if (offset % 64 || offset < 64 || offset > file->size - 32 || size != file->size - 32 - offset)
-        SFI_FAIL(INDEX_OUT_OF_BOUNDS, "the index is not aligned, or not right before the trailer");
+    if (offset < 16 || offset > file->size - 32 || size != file->size - 32 - offset)
+        SFI_FAIL(INDEX_OUT_OF_BOUNDS, "the index is not right before the trailer");
     file->index_offset = (size_t)offset;
     if (sparsefmt_xxh64(data, 16, data + offset, (size_t)size) != sparsefmt_u64(trailer + 16))
         SFI_FAIL(INDEX_CHECKSUM, "preamble or index changed");
-    if (!sfi_all_zero(data + 16, 48)) SFI_FAIL(PADDING_NOT_ZERO, "bytes 16 to 63 are not zero");
     cursor.at = data + offset;
     cursor.end = trailer;
+    SFI_TRY(sfi_decode_index(file, &cursor, error));
+    file->index_end = cursor.end;
     return sfi_read_index(file, cursor, sparsefmt_u16(data + 10), error);
 }
 
@@ -1376,6 +1651,8 @@ sparsefmt_code sparsefmt_open(sparsefmt_file *file, const void *data, size_t siz
 
 void sparsefmt_close(sparsefmt_file *file) {
     sfi_release(&file->allocator, file->entries, file->tensor_count * sizeof *file->entries);
+    sfi_release(&file->allocator, file->offsets, (uint64_t)file->chunk_count * sizeof *file->offsets);
+    sfi_release(&file->allocator, file->index, file->index_size);
     memset(file, 0, sizeof *file);
 }
 
@@ -1410,7 +1687,7 @@ void sparsefmt_metadata(const sparsefmt_file *file,
     sfi_item key, value;
     size_t i;
     cursor.at = file->metadata;
-    cursor.end = file->data + file->size;
+    cursor.end = file->index_end;
     for (i = 0; i < file->metadata_count; i++) {
         sfi_next(&cursor, &key);
         sfi_next(&cursor, &value);
@@ -1424,7 +1701,8 @@ static const sparsefmt_entry *sfi_entry(const sparsefmt_file *file, size_t numbe
         sfi_fail(error, SPARSEFMT_ERROR_ARGUMENT, "no such tensor");
         return NULL;
     }
-    return &file->entries[file->entries[number].alias_of];
+    while (file->entries[number].alias) number = file->entries[number].alias_of; /* at most twice */
+    return &file->entries[number];
 }
 
 sparsefmt_code sparsefmt_describe(const sparsefmt_file *file, size_t number, sparsefmt_info *info,
@@ -1437,16 +1715,18 @@ sparsefmt_code sparsefmt_describe(const sparsefmt_file *file, size_t number, spa
     info->name = (const char *)file->entries[number].name;
     info->name_bytes = file->entries[number].name_bytes;
     info->alias_of = file->entries[number].alias ? file->entries[number].alias_of : SPARSEFMT_NONE;
+    info->is_copy = file->entries[number].is_copy;
     info->dtype = (sparsefmt_dtype)entry->dtype;
     info->layout = (sparsefmt_layout)entry->layout;
     info->ndim = entry->ndim;
     cursor.at = entry->shape;
-    cursor.end = file->data + file->size;
+    cursor.end = file->index_end;
     for (i = 0; i < entry->ndim; i++) {
         sfi_item item;
         sfi_next(&cursor, &item);
         info->shape[i] = item.number;
     }
+    info->row_dims = entry->row_dims;
     info->rows = entry->rows;
     info->cols = entry->cols;
     info->elements = entry->rows * entry->cols;
@@ -1548,55 +1828,6 @@ typedef struct sfi_reader {
     struct sfi_model *models[SPARSEFMT_ARRAY_COUNT]; /* of codec rans; NULL until they are needed */
     sparsefmt_error *error;
 } sfi_reader;
-
-#ifdef SPARSEFMT_ZSTD
-/* Checks the head of a frame (RFC 8878, section 3.1.1.1) for what section 5.2 asks of it. */
-static sparsefmt_code sfi_check_frame(const unsigned char *frame, uint64_t stored, uint64_t size,
-                                      sparsefmt_error *error) {
-    static const unsigned id_bytes[] = {0, 1, 2, 4}, size_bytes[] = {0, 2, 4, 8};
-    unsigned descriptor, single, ids, sizes, i;
-    uint64_t content = 0, window = 0;
-    if (stored < 5 || sparsefmt_u32(frame) != 0xFD2FB528u) SFI_FAIL(ZSTD_CORRUPT, "no zstd frame");
-    descriptor = frame[4];
-    single = descriptor >> 5 & 1;
-    ids = id_bytes[descriptor & 3];
-    sizes = size_bytes[descriptor >> 6];
-    if (single && !sizes) sizes = 1;
-    if (descriptor & 8) SFI_FAIL(ZSTD_CORRUPT, "a zstd frame with a reserved bit");
-    if (stored < 5 + (1 - single) + ids + sizes) SFI_FAIL(ZSTD_CORRUPT, "the head of the zstd frame is cut off");
-    frame += 5;
-    if (!single) {
-        window = (uint64_t)1 << (10 + (*frame >> 3));
-        window += (window >> 3) * (*frame & 7);
-        frame++;
-    }
-    for (i = 0; i < ids; i++)
-        if (*frame++) SFI_FAIL(ZSTD_CORRUPT, "a zstd frame with a dictionary");
-    if (!sizes) SFI_FAIL(ZSTD_SIZE, "a zstd frame that does not state its content size");
-    for (i = 0; i < sizes; i++) content |= (uint64_t)*frame++ << 8 * i;
-    if (sizes == 2) content += 256;
-    if (content != size) SFI_FAIL(ZSTD_SIZE, "a zstd frame of another content size than its array has");
-    if (window > (size > 1024 ? size : 1024)) SFI_FAIL(ZSTD_CORRUPT, "a zstd frame with too large a window");
-    return SPARSEFMT_OK;
-}
-
-/* Decodes a frame of `stored` bytes, which has to have `size` bytes of content. */
-static sparsefmt_code sfi_decode_frame(const unsigned char *frame, uint64_t stored, unsigned char *content,
-                                       uint64_t size, sparsefmt_error *error) {
-    SFI_TRY(sfi_check_frame(frame, stored, size, error));
-    if (ZSTD_findFrameCompressedSize(frame, (size_t)stored) != (size_t)stored)
-        SFI_FAIL(ZSTD_CORRUPT, "the zstd frame does not fill its chunk");
-    if (ZSTD_decompress(content, (size_t)size, frame, (size_t)stored) != (size_t)size)
-        SFI_FAIL(ZSTD_CORRUPT, "the zstd frame does not decode");
-    return SPARSEFMT_OK;
-}
-#else
-static sparsefmt_code sfi_decode_frame(const unsigned char *frame, uint64_t stored, unsigned char *content,
-                                       uint64_t size, sparsefmt_error *error) {
-    (void)frame, (void)stored, (void)content, (void)size;
-    SFI_FAIL(CODEC_UNKNOWN, "codec zstd: this reader was built without it");
-}
-#endif
 
 /* Decodes `stored` bytes to the `raw` bytes of an array that is no mask. */
 static sparsefmt_code sfi_decode_planes(sfi_reader *reader, const unsigned char *chunk, uint64_t stored,
@@ -2359,7 +2590,7 @@ static sparsefmt_code sfi_read_array(sfi_reader *reader, int number, sparsefmt_t
     unsigned char *bytes;
     if (sparsefmt_xxh64(NULL, 0, file->data + record.offset, (size_t)record.stored) != record.checksum)
         SFI_FAIL(CHUNK_CHECKSUM, "%s: its bytes are not the ones that were written", sfi_array_names[number]);
-    if (!sfi_all_zero(file->data + end, sfi_aligned(end) - end))
+    if (!sfi_all_zero(file->data + end, sfi_padding(file, chunk, end)))
         SFI_FAIL(PADDING_NOT_ZERO, "%s: bytes behind its chunk are not zero", sfi_array_names[number]);
     if (record.stored == record.raw) {
         array->bytes = file->data + record.offset;

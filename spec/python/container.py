@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import faults
 import msgpack
 import xxhash
+import zstandard
 from dtypes import DTYPES, DType
 from faults import Fault, require
+from frames import ZSTD_MAGIC, decode_frame
 from layouts import LAYOUTS, ceil_div, check_sizes
 
 MAGIC, END_MAGIC = bytes.fromhex("89 53 50 46 0D 0A 1A 0A"), bytes.fromhex("0A 1A 0A 0D 46 50 53 89")
@@ -21,12 +23,22 @@ CODECS = {"raw": 1, "zstd": faults.MAX_ZSTD_RATIO, "rans": faults.MAX_RANS_RATIO
 
 
 class Record(NamedTuple):
-    """One record of the chunk table."""
+    """One record of the chunk table, and where its chunk lies."""
 
     offset: int
     stored: int
     raw: int
     checksum: int
+    padding: int  # bytes behind the chunk
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What tensors of one kind have in common."""
+
+    dtype: DType
+    layout: str
+    arrays: dict[str, str]  # array name to codec name, in order of the array names
 
 
 @dataclass(frozen=True)
@@ -39,17 +51,22 @@ class Entry:
     layout: str
     arrays: dict[str, str]  # array name to codec name, in order of the array names
     models: dict[str, bytes]
+    row_dims: int
     tile_rows: int
     first_chunk: int
     nnz: int | None
 
     @property
     def rows(self) -> int:
-        return self.shape[0] if self.shape else 1
+        return math.prod(self.shape[: self.row_dims])
 
     @property
     def cols(self) -> int:
-        return math.prod(self.shape[1:])
+        return math.prod(self.shape[self.row_dims :])
+
+    @property
+    def matrix_rows(self) -> int:
+        return self.shape[self.row_dims - 1] if self.shape else 1
 
     @property
     def tiles(self) -> int:
@@ -72,18 +89,22 @@ class Container:
         return zip(entry.arrays, self.records[first : first + len(entry.arrays)], strict=True)
 
 
-def aligned(n: int) -> int:
-    return ceil_div(n, 64) * 64
+def place(end: int, stored: int, raw: int) -> int:
+    """Where a chunk starts, if the one before ends there."""
+    unit = 1 if stored != raw else 64 if raw >= 4096 else 8
+    return ceil_div(end, unit) * unit
 
 
 def open_container(data: bytes) -> Container:
     minor = check_preamble(data)
     index_offset = find_index(data)
-    root = decode_canonical(data[index_offset:-32])
-    check_keys(root, {"chunks", "metadata", "tensors"}, set(), minor, "the index")
+    root = decode_canonical(decode_index(data[index_offset:-32]))
+    check_keys(root, {"chunks", "kinds", "metadata", "tensors"}, set(), minor, "the index")
     check_metadata(root["metadata"])
     records = read_records(root["chunks"], index_offset)
-    names = read_tensors(root["tensors"], minor)
+    first = records[0].offset if records else 16
+    require(not any(data[16:first]), "padding-not-zero", f"bytes 16 to {first}")
+    names = read_tensors(root["tensors"], read_kinds(root["kinds"], minor), minor)
     container = Container(data, root["metadata"], names, records)
     check_chunks(container)
     return container
@@ -95,11 +116,10 @@ def open_container(data: bytes) -> Container:
 def check_preamble(data: bytes) -> int:
     """The minor version."""
     require(data[:8] == MAGIC, "not-sparsefmt", "no magic")
-    require(len(data) >= 96, "file-too-short", f"{len(data)} bytes")
+    require(len(data) >= 48, "file-too-short", f"{len(data)} bytes")
     major, minor, features = struct.unpack_from("<HHI", data, 8)
     require(major == MAJOR, "version-unsupported", f"version {major}.{minor}")
     require(features & ~FEATURES == 0, "feature-unsupported", f"feature bits {features:#x}")
-    require(not any(data[16:64]), "padding-not-zero", "bytes 16 to 63")
     return minor
 
 
@@ -108,24 +128,21 @@ def check_preamble(data: bytes) -> int:
 
 def read_records(table: Any, index_offset: int) -> list[Record]:
     """The chunk table (2.4), whose chunks fill the file up to the index."""
-    whole = isinstance(table, bytes) and len(table) % 32 == 0
+    whole = isinstance(table, bytes) and len(table) % 24 == 0
     require(whole, "index-type", "the chunk table is no bin of whole records")
-    records = [Record(*fields) for fields in struct.iter_unpack("<QQQQ", table)]
-    end = 64
-    for number, (offset, stored, raw, _) in enumerate(records):
+    fields = list(struct.iter_unpack("<QQQ", table))
+    end, offsets = 16, []
+    for number, (stored, raw, _) in enumerate(fields):
         size = max(stored, raw)
         require(size <= faults.MAX_CHUNK_BYTES, "chunk-limit", f"chunk {number} of {size} bytes")
-        require(offset <= index_offset, "chunk-out-of-bounds", f"chunk {number} at {offset}")
-        check_place(offset, end, f"chunk {number}")
-        end = offset + stored
-    check_place(index_offset, end, "the index")
+        offsets.append(place(end, stored, raw))
+        end = offsets[-1] + stored
+    require(end <= index_offset, "chunk-out-of-bounds", f"the chunks end at {end}, the index starts at {index_offset}")
+    require(end >= index_offset, "chunk-gap", f"the chunks end at {end}, the index starts at {index_offset}")
+    records, behind = [], [*offsets, end][1:]
+    for offset, (stored, raw, checksum), following in zip(offsets, fields, behind, strict=True):
+        records.append(Record(offset, stored, raw, checksum, following - offset - stored))
     return records
-
-
-def check_place(offset: int, end: int, what: str) -> None:
-    """Each chunk, and the index, starts at aligned(end) of the chunk before."""
-    require(offset >= aligned(end), "chunk-overlap", f"{what} at {offset}, before {aligned(end)}")
-    require(offset <= aligned(end), "chunk-gap", f"{what} at {offset}, later than {aligned(end)}")
 
 
 # -------------------------------------------------------------------------------------------------------- 2.3 Trailer
@@ -137,7 +154,7 @@ def find_index(data: bytes) -> int:
     offset, size, checksum, end_magic = struct.unpack_from("<QQQ8s", data, trailer)
     require(end_magic == END_MAGIC, "trailer-missing", "no end magic at the end")
     require(size <= faults.MAX_INDEX_BYTES, "index-size", f"index of {size} bytes")
-    in_bounds = offset % 64 == 0 and offset >= 64 and offset + size == trailer
+    in_bounds = offset >= 16 and offset + size == trailer
     require(in_bounds, "index-out-of-bounds", f"index of {size} bytes at {offset}")
     digest = xxhash.xxh64_intdigest(data[:16] + data[offset:trailer])
     require(digest == checksum, "index-checksum", "preamble or index changed")
@@ -145,6 +162,22 @@ def find_index(data: bytes) -> int:
 
 
 # --------------------------------------------------------------------------------------------- 2.4 Index: its msgpack
+
+
+def decode_index(stored: bytes) -> bytes:
+    """The index, which may be coded."""
+    if stored[:4] != ZSTD_MAGIC:
+        return stored
+    require(len(stored) >= 32, "index-frame", f"a coded index of {len(stored)} bytes")
+    try:
+        size = zstandard.frame_content_size(stored)
+        require(size <= faults.MAX_INDEX_BYTES, "index-size", f"index of {size} bytes")
+        require(0 <= size <= len(stored) * faults.MAX_INDEX_RATIO, "index-frame", f"{size} of {len(stored)} bytes")
+        return decode_frame(stored, size)
+    except zstandard.ZstdError as error:
+        raise Fault("index-frame", str(error)) from None
+    except Fault as fault:
+        raise Fault("index-frame", str(fault)) if fault.code.startswith("zstd") else fault from None
 
 
 def decode_canonical(index: bytes) -> Any:
@@ -208,69 +241,95 @@ def check_metadata(metadata: Any) -> None:
     require(size <= faults.MAX_METADATA_BYTES, "metadata-size", f"{size} bytes of metadata")
 
 
-def read_tensors(tensors: Any, minor: int) -> dict[str, Entry]:
+def read_kinds(kinds: Any, minor: int) -> dict[str, Kind]:
+    typed(kinds, dict, "kinds")
+    read = {}
+    for name, fields in kinds.items():
+        what = f"kind {name!r}"
+        check_keys(fields, {"arrays", "dtype", "layout"}, set(), minor, what)
+        arrays, dtype, layout = fields["arrays"], fields["dtype"], fields["layout"]
+        for value, kind in ((arrays, dict), (dtype, str), (layout, str)):
+            typed(value, kind, what)
+        for codec in arrays.values():
+            require(typed(codec, str, what) in CODECS, "codec-unknown", f"{what}: {codec!r:.80}")
+        require(dtype in DTYPES, "dtype-unknown", f"{what}: {dtype!r:.80}")
+        require(layout in LAYOUTS, "layout-unknown", f"{what}: {layout!r:.80}")
+        has_signs = layout != "dense" and DTYPES[dtype].negative_zero is not None
+        optional = {"negative_zeros"} if has_signs else set()
+        require(arrays.keys() - optional in LAYOUTS[layout], "array-set", f"{what}: {sorted(arrays)}")
+        read[name] = Kind(DTYPES[dtype], layout, arrays)
+    return read
+
+
+def read_tensors(tensors: Any, kinds: dict[str, Kind], minor: int) -> dict[str, Entry]:
     """The entry of every name, aliases included."""
     typed(tensors, dict, "tensors")
     require(len(tensors) <= faults.MAX_TENSORS, "tensor-count", f"{len(tensors)} tensors")
-    entries, aliases = {}, {}
+    entries, aliases, copies, used = {}, {}, {}, set()
     for name, fields in tensors.items():
         require(name != "" and "\0" not in name, "name-invalid", f"name {name!r:.80}")
         require(len(name.encode()) <= faults.MAX_NAME_BYTES, "name-length", f"name of {len(name.encode())} bytes")
         typed(fields, dict, repr(name))
-        if "alias_of" in fields:
-            check_keys(fields, {"alias_of"}, set(), minor, repr(name))
-            aliases[name] = typed(fields["alias_of"], str, repr(name))
+        if "alias_of" in fields or "copy_of" in fields:
+            require("alias_of" not in fields or "copy_of" not in fields, "index-key", f"{name!r} has both keys")
+            key = "alias_of" if "alias_of" in fields else "copy_of"
+            check_keys(fields, {key}, set(), minor, repr(name))
+            (aliases if key == "alias_of" else copies)[name] = typed(fields[key], str, repr(name))
         else:
-            entries[name] = read_entry(name, fields, minor)
+            entries[name] = read_entry(name, fields, kinds, minor)
             check_entry(entries[name])
-    for name, target in aliases.items():
-        require(target in entries, "alias-invalid", f"{name!r} is an alias of {target!r:.80}, which is no tensor")
-    return {name: entries[aliases.get(name, name)] for name in tensors}
+            used.add(fields["kind"])
+    for name, target in [*copies.items(), *aliases.items()]:
+        there = target in entries or (name in aliases and target in copies)
+        require(there, "alias-invalid", f"{name!r} is an alias of {target!r:.80}, which is no tensor")
+    require(used == kinds.keys(), "kind-invalid", f"no tensor is of the kinds {sorted(kinds.keys() - used)}")
+    targets = {name: aliases.get(name, name) for name in tensors}
+    return {name: entries[copies.get(target, target)] for name, target in targets.items()}
 
 
-def read_entry(name: str, fields: dict[str, Any], minor: int) -> Entry:
+def read_entry(name: str, fields: dict[str, Any], kinds: dict[str, Kind], minor: int) -> Entry:
     """Keys and types."""
     what = repr(name)
-    always = {"arrays", "dtype", "first_chunk", "layout", "shape", "tile_rows"}
-    check_keys(fields, always, {"models", "negative_zeros_dropped", "nnz"}, minor, what)
-    for key, kind in {"arrays": dict, "dtype": str, "layout": str, "models": dict, "shape": list}.items():
+    sometimes = {"first_chunk", "models", "negative_zeros_dropped", "nnz", "row_dims", "tile_rows"}
+    check_keys(fields, {"kind", "shape"}, sometimes, minor, what)
+    for key, kind in {"kind": str, "models": dict, "shape": list}.items():
         typed(fields.get(key, kind()), kind, what)
-    for key in "first_chunk", "negative_zeros_dropped", "nnz", "tile_rows":
+    for key in "first_chunk", "negative_zeros_dropped", "nnz", "row_dims", "tile_rows":
         typed(fields.get(key, 0), int, what)
-    dtype, layout, shape, models = fields["dtype"], fields["layout"], fields["shape"], fields.get("models", {})
-    for dimension in shape:
+    for dimension in fields["shape"]:
         typed(dimension, int, what)
-    for codec in fields["arrays"].values():
-        require(typed(codec, str, what) in CODECS, "codec-unknown", f"{what}: {codec!r:.80}")
+    require(fields["kind"] in kinds, "kind-invalid", f"{what}: {fields['kind']!r:.80}")
+    shape, models, kind = fields["shape"], fields.get("models", {}), kinds[fields["kind"]]
     for model in models.values():
         size = len(typed(model, bytes, what))
         require(size <= faults.MAX_MODEL_BYTES, "model-size", f"{what}: model of {size} bytes")
-    require(dtype in DTYPES, "dtype-unknown", f"{what}: {dtype!r:.80}")
-    require(layout in LAYOUTS, "layout-unknown", f"{what}: {layout!r:.80}")
-    require(("nnz" in fields) == (layout != "dense"), "index-key", f"{what}: `nnz` in `dense`, or none elsewhere")
-    require(models != {} or "models" not in fields, "index-not-canonical", f"{what}: `models` that is empty")
-    if "negative_zeros_dropped" in fields:
-        dropped = fields["negative_zeros_dropped"]
-        require(dropped > 0, "index-not-canonical", f"{what}: `negative_zeros_dropped` of 0")
-        possible = DTYPES[dtype].negative_zero is not None and dropped <= math.prod(shape)
-        require(possible, "negative-zeros-dropped", f"{what}: {dropped} of {dtype} {shape}")
-    places = fields["tile_rows"], fields["first_chunk"], fields.get("nnz")
-    return Entry(name, DTYPES[dtype], tuple(shape), layout, fields["arrays"], models, *places)
+    require(("nnz" in fields) == (kind.layout != "dense"), "index-key", f"{what}: `nnz` in `dense`, or none elsewhere")
+    for key in "first_chunk", "models", "negative_zeros_dropped":
+        require(fields.get(key) not in (0, {}), "index-not-canonical", f"{what}: `{key}` should be left out")
+    dropped = fields.get("negative_zeros_dropped", 0)
+    possible = dropped == 0 or (kind.dtype.negative_zero is not None and dropped <= math.prod(shape))
+    require(possible, "negative-zeros-dropped", f"{what}: {dropped} of {kind.dtype.name} {shape}")
+    require(len(shape) <= faults.MAX_NDIM, "shape-ndim", f"{what}: {len(shape)} dimensions")
+    size = math.prod(max(dimension, 1) for dimension in shape) * kind.dtype.bits
+    require(size <= faults.MAX_TENSOR_BITS, "shape-size", f"{what}: {size} bits")
+    row_dims, elements = fields.get("row_dims", 1), math.prod(shape)
+    fits = "row_dims" not in fields or (2 <= row_dims < len(shape) and elements > 0)
+    require(fits, "row-dims", f"{what}: {row_dims} of {shape}")
+    matrix_rows = shape[row_dims - 1] if shape else 1
+    tile_rows = fields.get("tile_rows", matrix_rows if elements else 0)
+    fits = "tile_rows" not in fields or (elements > 0 and 1 <= tile_rows < matrix_rows)
+    fits = fits and (row_dims == 1 or matrix_rows % tile_rows == 0)
+    require(fits, "tile-rows", f"{what}: tiles of {tile_rows} of {matrix_rows} rows")
+    places = row_dims, tile_rows, fields.get("first_chunk", 0), fields.get("nnz")
+    return Entry(name, kind.dtype, tuple(shape), kind.layout, kind.arrays, models, *places)
 
 
 def check_entry(entry: Entry) -> None:
     """What the values must be, beside the chunk table."""
     dtype, elements, tile_rows, what = entry.dtype, math.prod(entry.shape), entry.tile_rows, repr(entry.name)
-    require(len(entry.shape) <= faults.MAX_NDIM, "shape-ndim", f"{what}: {len(entry.shape)} dimensions")
-    size = math.prod(max(dimension, 1) for dimension in entry.shape) * dtype.bits
-    require(size <= faults.MAX_TENSOR_BITS, "shape-size", f"{what}: {size} bits")
-    if elements == 0:
-        require(tile_rows == 0 and entry.first_chunk == 0, "tile-rows", f"{what} has no tiles")
-    else:
-        whole_bytes = dtype.bits >= 8 or tile_rows == entry.rows or tile_rows % 8 == 0
-        fits = 1 <= tile_rows <= entry.rows and whole_bytes
-        require(fits, "tile-rows", f"{what}: tiles of {tile_rows} of {entry.rows} rows")
-    optional = set()
+    require(elements > 0 or entry.first_chunk == 0, "tile-rows", f"{what} has no tiles")
+    whole_bytes = dtype.bits >= 8 or entry.tiles < 2 or tile_rows % 8 == 0
+    require(whole_bytes, "tile-rows", f"{what}: tiles of {tile_rows} rows of a packed type")
     if entry.layout != "dense":
         may_be_sparse = dtype.sparse and len(entry.shape) >= 2 and elements > 0
         require(may_be_sparse, "layout-invalid", f"{what} must be dense")
@@ -278,8 +337,6 @@ def check_entry(entry: Entry) -> None:
         fits = fits and tile_rows * entry.cols <= faults.MAX_SPARSE_TILE_POSITIONS
         require(fits, "tile-size", f"{what}: tiles of {tile_rows} x {entry.cols}")
         require(entry.nnz is not None and entry.nnz <= elements, "nnz", f"{what}: {entry.nnz} of {elements} elements")
-        optional = {"negative_zeros"} if dtype.negative_zero else set()
-    require(entry.arrays.keys() - optional in LAYOUTS[entry.layout], "array-set", f"{what}: {sorted(entry.arrays)}")
     modelled = {array for array, codec in entry.arrays.items() if codec == "rans" and not is_derived(entry, array)}
     found = sorted(entry.models)
     require(set(found) == modelled, "model-set", f"{what}: models of {found}, not of {sorted(modelled)}")
@@ -301,7 +358,7 @@ def check_chunks(container: Container) -> None:
     for entry in entries.values():
         for tile in range(entry.tiles):
             chunks = dict(container.chunks(entry, tile))
-            for array, (_, stored, raw, _) in chunks.items():
+            for array, (_, stored, raw, _, _) in chunks.items():
                 codec = entry.arrays[array]
                 derived = codec == "rans" and is_derived(entry, array)
                 possible = stored in (0, raw) if derived else stored <= raw <= stored * CODECS[codec]

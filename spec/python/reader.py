@@ -3,6 +3,7 @@
     container.py   2        preamble, chunk table, trailer, index: what is checked when a file is opened
     dtypes.py      3        element types
     layouts.py     4        the arrays of a tile
+    frames.py      5.2      frames of zstd, of chunks and of the index
     reader.py      5        reading tensors; chunks of the codecs `raw` and `zstd`. Start here
     rans.py        5.3      codec `rans`
     products.py    6        products, to the bit
@@ -24,13 +25,13 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-import zstandard
 
 sys.path.insert(0, str(Path(__file__).parent))  # if this file was loaded by its path
 import products
 import rans
-from container import Container, Entry, Record, aligned, is_derived, open_container
+from container import Container, Entry, Record, is_derived, open_container
 from faults import Fault, require
+from frames import decode_frame
 from layouts import (
     Arrays,
     Tile,
@@ -119,7 +120,7 @@ def read_chunk(data: bytes, record: Record) -> bytes:
     end = record.offset + record.stored
     chunk = data[record.offset : end]
     require(xxhash.xxh64_intdigest(chunk) == record.checksum, "chunk-checksum", f"chunk at {record.offset} changed")
-    require(not any(data[end : aligned(end)]), "padding-not-zero", f"behind the chunk at {record.offset}")
+    require(not any(data[end : end + record.padding]), "padding-not-zero", f"behind the chunk at {record.offset}")
     return chunk
 
 
@@ -138,8 +139,6 @@ def decode(chunk: bytes, raw: int, entry: Entry, array: str, r: int, arrays: Arr
 
 # ---------------------------------------------------------------------------------------------------------- 5.2 zstd
 
-ZSTD_MAGIC = bytes.fromhex("28 B5 2F FD")
-
 
 def decode_planes(chunk: bytes, raw: int, width: int) -> bytes:
     """An array of elements of so many bytes."""
@@ -152,19 +151,6 @@ def decode_rows(chunk: bytes, r: int, c: int) -> bytes:
     bits = np.unpackbits(rows, axis=1, bitorder="little")
     require(not bits[:, c:].any(), "zstd-corrupt", f"mask bit beyond column {c - 1}")
     return write_mask(bits[:, :c])
-
-
-def decode_frame(chunk: bytes, size: int) -> bytes:
-    """One frame that states this content size, uses no dictionary, and fills the chunk exactly."""
-    try:
-        require(chunk[:4] == ZSTD_MAGIC, "zstd-corrupt", "no zstd frame")
-        frame = zstandard.get_frame_parameters(chunk)
-        require(frame.dict_id == 0, "zstd-corrupt", "frame with a dictionary")
-        require(frame.content_size == size, "zstd-size", f"content size {frame.content_size}, not {size}")
-        require(frame.window_size <= max(size, 1024), "zstd-corrupt", f"window of {frame.window_size} bytes")
-        return zstandard.ZstdDecompressor().decompress(chunk, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise Fault("zstd-corrupt", str(error)) from None
 
 
 # ---------------------------------------------------------------------------------------------------------- 5.3 rans

@@ -321,7 +321,7 @@ def test_inspect_loads_no_numba(converted: Path) -> None:
     imported = set(result.stderr.split())
     assert "sparsefmt.cli.inspect" in imported
     assert not {name for name in imported if name.split(".")[0] in ("numba", "llvmlite", "torch", "scipy")}
-    assert not {name for name in imported if name.startswith(("sparsefmt.kernels", "sparsefmt.layouts.jitted"))}
+    assert not {name for name in imported if name.startswith(("sparsefmt.kernels.", "sparsefmt.layouts.jitted"))}
 
 
 # verify, diff

@@ -24,7 +24,7 @@ from sparsefmt_files import small_file
 import sparsefmt
 from sparsefmt.container.sources import Memory
 from sparsefmt.sparse_file import SparseFile
-from tools.taken_apart import canonical, join, split_and_decode
+from tools.taken_apart import RECORD, canonical, join, split_and_decode
 
 NEWER = struct.pack("<H", 7)
 
@@ -33,14 +33,14 @@ NEWER = struct.pack("<H", 7)
 def parts() -> tuple[bytes, list[bytes]]:
     """What is in front of the index of a small file, of a greater minor version, and the pairs of its map."""
     head, content = split_and_decode(small_file())
-    pairs = [msgpack.packb(key) + msgpack.packb(content[key]) for key in ("chunks", "metadata", "tensors")]
+    pairs = [msgpack.packb(key) + msgpack.packb(content[key]) for key in ("chunks", "kinds", "metadata", "tensors")]
     return head[:10] + NEWER + head[12:], pairs
 
 
 def with_value(value: bytes) -> bytes:
     """A file whose index has the key "zzz" with these bytes as its value."""
     head, pairs = parts()
-    return join(head, b"\x84" + b"".join(pairs) + b"\xa3zzz" + value)
+    return join(head, b"\x85" + b"".join(pairs) + b"\xa3zzz" + value)
 
 
 def text(length: int) -> bytes:
@@ -185,19 +185,19 @@ def changed_entries() -> Iterator[tuple[str, bytes]]:
             head, content = split_and_decode(small_file())
             content["tensors"][name]["shape"] = shape
             yield f"{name}: shape {shape}", join(head, canonical(content))
-            content["tensors"][name]["tile_rows"] = min(shape[0], 1 << 20)
+            content["tensors"][name]["tile_rows"] = min(max(shape[0] - 1, 0), 1 << 20)
             yield f"{name}: shape {shape} and tile_rows", join(head, canonical(content))
 
 
 def changed_records() -> Iterator[tuple[str, bytes]]:
     """The same for the chunk table, and for the trailer."""
     _, content = split_and_decode(small_file())
-    for number in range(len(content["chunks"]) // 32):
-        for field in range(3):
+    for number in range(len(content["chunks"]) // RECORD.size):
+        for field in range(2):
             for end in ENDS:
                 head, content = split_and_decode(small_file())
                 table = bytearray(content["chunks"])
-                struct.pack_into("<Q", table, number * 32 + field * 8, end)
+                struct.pack_into("<Q", table, number * RECORD.size + field * 8, end)
                 content["chunks"] = bytes(table)
                 yield f"chunk {number}, field {field}: {end}", join(head, canonical(content))
     for field in range(2):
@@ -249,9 +249,9 @@ def lies() -> Iterator[tuple[str, bytes]]:
     for codec in ("zstd", "rans"):
         for elements in (1 << 20, 1 << 26, 1 << 30):
             head, content = split_and_decode(sparsefmt.save({"w": noise}, codec=codec, layout="dense"))
-            content["tensors"]["w"].update(shape=[1, elements], tile_rows=1)
+            content["tensors"]["w"].update(shape=[1, elements])
             table = bytearray(content["chunks"])
-            struct.pack_into("<Q", table, 16, 4 * elements)
+            struct.pack_into("<Q", table, 8, 4 * elements)
             content["chunks"] = bytes(table)
             yield f"{codec} of {elements} elements", join(head, canonical(content))
     for name in ("half", "most"):

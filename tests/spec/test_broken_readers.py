@@ -185,8 +185,8 @@ PATCHES = [
     Patch(
         "drops U+FEFF from names",
         "container",
-        "return {name: entries[aliases.get(name, name)] for name in tensors}",
-        "return {name.removeprefix('\\ufeff'): entries[aliases.get(name, name)] for name in tensors}",
+        "return {name: entries[copies.get(target, target)] for name, target",
+        "return {name.removeprefix('\\ufeff'): entries[copies.get(target, target)] for name, target",
         EDGES + odd("name-that-begins-with-u-feff-bitmask-raw"),
     ),
     Patch(

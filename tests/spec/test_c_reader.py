@@ -429,7 +429,7 @@ def test_messages_are_printable(cat: Path, tmp_path: Path):
         path.write_bytes(bytes(parts))
         result = subprocess.run([cat, path], capture_output=True)
         assert result.returncode == 1
-        assert result.stderr.startswith(f"{key}-unknown: tensor 'w': unknown {key} '?[2J".encode())
+        assert result.stderr.startswith(f"{key}-unknown: unknown {key} '?[2J".encode())
         assert all(0x20 <= byte < 0x7F for byte in result.stderr[:-1]), result.stderr
 
 

@@ -17,9 +17,13 @@ pytestmark = pytest.mark.slow
 def test_nothing_is_verified_meanwhile(codec: str, tmp_path: Path) -> None:
     weights = np.where(np.arange(64 * 96).reshape(64, 96) % 5, 0, 1.5).astype(np.float32)
     path = tmp_path / "a.sparsefmt"
-    sparsefmt.save_file({"w": weights}, path, layout="bitmask", codec=codec)
+    # small ones are stored as they are, with padding between
+    small = {"a": np.array([1, 2, 3], np.uint8), "b": np.array([4], np.uint8)}
+    sparsefmt.save_file({**small, "w": weights}, path, layout="bitmask", codec=codec)
     with sparsefmt.open_file(path) as file:
-        end = int(file.reader.index.chunks[-1]["offset"] + file.reader.index.chunks[-1]["stored"])
+        chunks = file.reader.index.chunks
+        padded = chunks[chunks["padding"] > 0][0]
+        end = int(padded["offset"] + padded["stored"])
     damaged = bytearray(path.read_bytes())
     damaged[end] ^= 1  # padding
     path.write_bytes(damaged)

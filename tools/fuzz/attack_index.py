@@ -23,21 +23,21 @@ from multiprocessing.connection import Connection
 
 import click
 import msgpack
-import numpy as np
 import xxhash
+import zstandard
 from rich.console import Console
 from rich.table import Table
 
 import sparsefmt
 from sparsefmt.limits import MAX_TENSORS
 from tools.bench.harness import status
-from tools.taken_apart import join, preamble
+from tools.taken_apart import RECORD, join, preamble
 
 MOST_TIMES = 40
 """Bytes of memory for each byte of the index."""
 
-EMPTY = {"chunks": b"", "metadata": {}, "tensors": {}}
-NO_ELEMENTS = {"arrays": {"values": "raw"}, "dtype": "U8", "first_chunk": 0, "layout": "dense"}
+EMPTY = {"chunks": b"", "kinds": {}, "metadata": {}, "tensors": {}}
+KINDS = {"0": {"arrays": {"values": "raw"}, "dtype": "U8", "layout": "dense"}}
 
 
 def with_unknown(size: int, *pieces: bytes) -> bytes:
@@ -45,7 +45,7 @@ def with_unknown(size: int, *pieces: bytes) -> bytes:
     inner = array_of(list(pieces) * (1024 // len(pieces)))
     inners = [inner] * ((size - 1000) // len(inner))
     middles = [array_of(inners[first : first + 1024]) for first in range(0, len(inners), 1024)]
-    return b"\x84" + msgpack.packb(EMPTY)[1:] + msgpack.packb("unknown") + array_of(middles)
+    return b"\x85" + msgpack.packb(EMPTY)[1:] + msgpack.packb("unknown") + array_of(middles)
 
 
 def array_of(elements: list[bytes]) -> bytes:
@@ -55,40 +55,51 @@ def array_of(elements: list[bytes]) -> bytes:
 
 def tensors(dimensions: int, size: int) -> bytes:
     """An index with as many tensors as fit."""
-    entry = {**NO_ELEMENTS, "shape": [0] * dimensions, "tile_rows": 0}
+    entry = {"kind": "0", "shape": [0] * dimensions}
     count = min(MAX_TENSORS, (size - 100) // (len(msgpack.packb(entry)) + 9))
-    return msgpack.packb({**EMPTY, "tensors": {f"{number:08x}": entry for number in range(count)}})
+    return msgpack.packb({**EMPTY, "kinds": KINDS, "tensors": {f"{number:08x}": entry for number in range(count)}})
+
+
+def kinds(size: int) -> bytes:
+    """As many kinds as fit, each of a tensor of its own."""
+    kind, entry = KINDS["0"], {"kind": "00000000", "shape": [0]}
+    count = min(MAX_TENSORS, (size - 100) // (len(msgpack.packb(kind)) + len(msgpack.packb(entry)) + 18))
+    names = [f"{number:08x}" for number in range(count)]
+    tensors = {name: {**entry, "kind": name} for name in names}
+    return msgpack.packb({**EMPTY, "kinds": dict.fromkeys(names, kind), "tensors": tensors})
 
 
 def aliases(size: int) -> bytes:
     count = min(MAX_TENSORS, (size - 200) // 23) - 1
     tied = {f"{number:08x}": {"alias_of": "0"} for number in range(count)}
-    return msgpack.packb({**EMPTY, "tensors": {"0": {**NO_ELEMENTS, "shape": [0], "tile_rows": 0}, **tied}})
+    return msgpack.packb({**EMPTY, "kinds": KINDS, "tensors": {"0": {"kind": "0", "shape": [0]}, **tied}})
 
 
 def chunk_table(size: int) -> bytes:
     """One tensor of as many tiles as fit, none of the bytes of which are there."""
-    count = (size - 200) // 32
-    records = np.zeros((count, 4), "<u8")
-    records[:, 0] = 64
-    entry = {**NO_ELEMENTS, "shape": [count], "tile_rows": 1}
-    return msgpack.packb({**EMPTY, "chunks": records.tobytes(), "tensors": {"w": entry}})
+    count = (size - 200) // RECORD.size
+    entry = {"kind": "0", "shape": [count], "tile_rows": 1}
+    return msgpack.packb({**EMPTY, "chunks": bytes(RECORD.size * count), "kinds": KINDS, "tensors": {"w": entry}})
 
 
 def many_tiles(size: int) -> tuple[bytes, bytes]:
     """A dense tensor of as many tiles as fit, with all their bytes."""
-    count = min((size - 200) // 32, 1 << 23)
-    records = np.zeros((count, 4), "<u8")
-    records[:, 0] = 64 * np.arange(1, count + 1)
-    records[:, 1:3] = 1
-    records[:, 3] = xxhash.xxh64_intdigest(b"\0")
-    entry = {**NO_ELEMENTS, "shape": [count], "tile_rows": 1}
-    return msgpack.packb({**EMPTY, "chunks": records.tobytes(), "tensors": {"w": entry}}), bytes(64 * count)
+    count = min((size - 200) // RECORD.size, 1 << 23)
+    records = RECORD.pack(1, 1, xxhash.xxh64_intdigest(b"\0")) * count
+    entry = {"kind": "0", "shape": [count], "tile_rows": 1}
+    return msgpack.packb({**EMPTY, "chunks": records, "kinds": KINDS, "tensors": {"w": entry}}), bytes(8 * count - 7)
+
+
+def coded(size: int) -> bytes:
+    """A frame that claims as much as a coded index of that size may become."""
+    return zstandard.compress(bytes(32 * size - 32 * 64)).ljust(size, b"\0")
 
 
 CASES: dict[str, Callable[[int], tuple[bytes, int, bytes]]] = {
     "tensors without elements": lambda size: (tensors(1, size), 0, b""),
     "tensors of 32 dimensions": lambda size: (tensors(32, size), 0, b""),
+    "kinds": lambda size: (kinds(size), 0, b""),
+    "zeros, coded": lambda size: (coded(size), 0, b""),
     "tied names": lambda size: (aliases(size), 0, b""),
     "chunks, and no bytes": lambda size: (chunk_table(size), 0, b""),
     "tiles of one byte": lambda size: ((made := many_tiles(size))[0], 0, made[1]),

@@ -47,7 +47,7 @@ from sparsefmt.container.sources import Memory
 from sparsefmt.dtypes import DTYPES, DType, as_bits, pack
 from sparsefmt.layouts import FORMS
 from tools import ROOT, forms
-from tools.taken_apart import TakenApart, join, split
+from tools.taken_apart import TakenApart, chunks_of, join, split
 
 SOURCES = ROOT / "spec" / "c"
 LAYOUTS, CODECS = ("dense", "bitmask", "permuted"), ("raw", "zstd", "rans")
@@ -171,6 +171,8 @@ def product_digest(weight: Any, rows: int, cols: int) -> int:
     """Digest of the product with a vector that is the same in check_reader.c; 0 if there is none."""
     if weight.dtype.kind == "c" or max(rows, cols) > MOST_IN_PRODUCTS:
         return 0
+    if isinstance(weight, np.ndarray):
+        weight = weight.reshape(rows, cols)
     result = sparsefmt.linear(element_of_x(cols), weight, threads=1).astype(np.float64)
     bits = result.view(np.uint64).copy()
     bits[np.isnan(result)] = 0x7FF8 << 48
@@ -250,10 +252,14 @@ def random_file(rng: np.random.Generator, codecs: Sequence[str] = CODECS) -> byt
         tensors[f"t{number}"] = random_tensor(rng, dtype, random_shape(rng))
     if rng.random() < 0.1:
         tensors["tied"] = tensors["t0"]
+    if rng.random() < 0.1:
+        tensors["copy"] = tensors["t0"].copy()
     metadata, codec = {"by": "fuzz"} if rng.random() < 0.2 else None, str(rng.choice(codecs))
+    row_dims = int(rng.choice([1, 2]))
     if all(DTYPES_OF[array.dtype].prunable for array in tensors.values()):
-        return forms.save(tensors, metadata, form=str(rng.choice(list(FORMS))), codec=codec)
-    return sparsefmt.save(tensors, metadata, codec=codec)
+        form = str(rng.choice(list(FORMS)))
+        return forms.save(tensors, metadata, form=form, codec=codec, row_dims=row_dims)
+    return sparsefmt.save(tensors, metadata, codec=codec, row_dims=row_dims)
 
 
 DTYPES_OF = {dtype.numpy: dtype for dtype in DTYPES.values()}
@@ -264,12 +270,11 @@ def single_tensors(data: bytes) -> Iterator[bytes]:
     parts = TakenApart(data)
     chunks, entries = parts.chunks, parts.index["tensors"]
     for name, entry in entries.items():
-        if "alias_of" in entry or entry["tile_rows"] == 0:
+        if "shape" not in entry or 0 in entry["shape"]:
             continue
-        tiles = -(-(entry["shape"] or [1])[0] // entry["tile_rows"])
-        first, count = entry["first_chunk"], tiles * len(entry["arrays"])
-        parts.chunks = chunks[first : first + count]
-        parts.index = {"metadata": {}, "tensors": {name: {**entry, "first_chunk": 0}}}
+        parts.chunks = chunks[chunks_of(entry)]
+        alone = {key: value for key, value in entry.items() if key != "first_chunk"}
+        parts.index = {"metadata": {}, "tensors": {name: alone}}
         yield bytes(parts)
 
 
@@ -299,7 +304,7 @@ def write_corpus(folder: Path, seed: int) -> int:
 
 NUMBERS = [0, 1, 2, 3, 7, 8, 63, 64, 65, 255, 256, 1023, 1024, 65535, 65536, 2**20, 2**31 - 1, 2**31, 2**32, 2**36]
 ODD_VALUES = [None, -1, 1.5, True, b"", "", [], {}, "w", [[]], {"a": 1}, msgpack.ExtType(1, b"")]
-ODD_KEYS = ["", "a", "alias_of", "x" * 1025, "nul\0", "models", "\u00e9", "values"]
+ODD_KEYS = ["", "a", "alias_of", "copy_of", "x" * 1025, "nul\0", "models", "\u00e9", "values"]
 LARGE_NUMBERS = [2**36 + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 
 
@@ -355,7 +360,7 @@ def mutate_index_bytes(rng: np.random.Generator, data: bytes, other: bytes) -> b
 
 def mutate_preamble(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
     parts = TakenApart(data)
-    parts.preamble[rng.integers(8, 64)] ^= 1 << int(rng.integers(8))
+    parts.preamble[rng.integers(8, 16)] ^= 1 << int(rng.integers(8))
     return bytes(parts)
 
 
@@ -417,7 +422,9 @@ def mutate_entry(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
     """A number or a name of an entry."""
     parts = TakenApart(data)
     entry = some_entry(rng, parts)
-    key = str(rng.choice(["arrays", "dtype", "first_chunk", "layout", "nnz", "shape", "tile_rows", "dropped"]))
+    key = str(
+        rng.choice(["arrays", "dtype", "first_chunk", "layout", "nnz", "row_dims", "shape", "tile_rows", "dropped"])
+    )
     if key == "arrays":
         entry["arrays"][str(rng.choice(ARRAYS))] = str(rng.choice(CODECS))
     elif key == "dtype":
@@ -454,7 +461,8 @@ def mutate_index(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
         parts.preamble[10] = 1
         chosen["unknown"] = odd_value
     elif kind == 4:
-        index["tensors"]["alias"] = {"alias_of": str(rng.choice([*index["tensors"], "", "alias"]))}
+        key = str(rng.choice(["alias_of", "copy_of"]))
+        index["tensors"]["alias"] = {key: str(rng.choice([*index["tensors"], "", "alias"]))}
     else:
         entry["models"] = {str(rng.choice(ARRAYS)): b"" for _ in range(int(rng.integers(3)))}
     return bytes(parts)

@@ -21,7 +21,7 @@ from tools.fuzz.c_reader import (
     single_tensors,
 )
 from tools.fuzz.reader_checks import dense
-from tools.taken_apart import TakenApart, join, mended, split
+from tools.taken_apart import TakenApart, chunks_of, join, mended, split
 
 VECTORS = ROOT / "spec" / "vectors"
 
@@ -96,13 +96,14 @@ def mutate_zstd_content(rng: np.random.Generator, data: bytes, other: bytes) -> 
 def graft(rng: np.random.Generator, data: bytes, other: bytes) -> bytes:
     """A tensor of another file, chunks and all."""
     parts, others = TakenApart(data), TakenApart(other)
-    names = [name for name, entry in others.index["tensors"].items() if "first_chunk" in entry]
+    names = [name for name, entry in others.index["tensors"].items() if "shape" in entry]
     name = names[rng.integers(len(names))]
     entry = others.index["tensors"][name]
-    tiles = -(-(entry["shape"] or [1])[0] // entry["tile_rows"]) if entry["tile_rows"] else 0
-    first, count = entry["first_chunk"], tiles * len(entry["arrays"])
-    parts.index["tensors"][f"{name}+"] = {**entry, "first_chunk": len(parts.chunks) if count else 0}
-    parts.chunks += others.chunks[first : first + count]
+    chunks = others.chunks[chunks_of(entry)]
+    grafted = parts.index["tensors"][f"{name}+"] = {key: value for key, value in entry.items() if key != "first_chunk"}
+    if chunks and parts.chunks:
+        grafted["first_chunk"] = len(parts.chunks)
+    parts.chunks += chunks
     return bytes(parts)
 
 

@@ -196,7 +196,7 @@ def check_good(reader: Reader, path: Path, expected: dict[str, Any], result: Res
         result.tensors += 1
         if tensor["product_sha256"]:
             dtype = np.dtype("<f8" if tensor["dtype"] in SUMMED_IN_DOUBLE else "<f4")
-            x = activations(matrix_view(shape)[1]).astype(dtype)
+            x = activations(matrix_view(shape, tensor.get("row_dims", 1))[1]).astype(dtype)
             y = np.frombuffer(reader.product(path, name, x), dtype).copy()
             y[np.isnan(y)] = np.nan
             digest = hashlib.sha256(y.tobytes()).hexdigest()

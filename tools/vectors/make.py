@@ -65,6 +65,7 @@ def tensors() -> dict[str, np.ndarray]:
     for rows in (7, 8, 9, 15, 16, 17, 24, 25):  # slices of all kinds
         named[f"rows/{rows}"] = tensor(DTYPES["F16"], (rows, 11), rows, 8)
     named["tied/one"] = named["tied/two"] = tensor(DTYPES["BF16"], (12, 100), 888, 8)
+    named["equal/one"] = named["equal/two"] = named["tied/one"].copy()  # tied to each other, and equal to those
     return named
 
 
@@ -110,6 +111,10 @@ TILES = {21: 1, 22: 8, 23: 9, 24: 16, 25: 17, 200: 17}
 """Rows of the tiles of a matrix of so many columns, in the files of `edges`."""
 
 
+STACKS = {(3, 18, 23): 2, (2, 2, 16, 24): 3, (2, 17, 25): 2, (1, 16, 22): 2}
+"""Shapes of stacks in the files of `edges`, and how many of their dimensions make rows."""
+
+
 def edges() -> dict[str, np.ndarray]:
     """Where readers go wrong that read everything else: roundings of products, several tiles, names."""
     # pairs of products whose exact sum is next to a half-way point, one or two units of a float64 away, of any sign and
@@ -144,6 +149,8 @@ def edges() -> dict[str, np.ndarray]:
         w = tensor(dtype, (2 * height + 1, cols), 2100 + number, 8)
         named[f"tiles/{height} of {cols} columns"] = w if cols < 200 else w & np.uint8(3)
     named["tiles/packed"] = tensor(DTYPES["F6_E3M2"], (17, 22), 2200, 4)
+    for number, shape in enumerate(STACKS):
+        named[f"stack/{list(shape)}"] = tensor(DTYPES["F16"], shape, 2300 + number, 8)
     # the order of the last three by UTF-16 would be another
     for number, name in enumerate(("\ufeffname", "\uffee", "\U0001f600", "\U0001f600" * 256)):
         named[name] = np.full((1, 3), number, np.uint8)
@@ -205,7 +212,8 @@ def save_in_tiles(tensors: dict[str, np.ndarray], form: str, codec: str) -> byte
         return min(rows, TILES.get(cols, rows))
 
     with mock.patch.object(auto, "tile_rows", height), mock.patch.object(auto, "sparse_tile_rows", height):
-        return forms.save(tensors, form=form, codec=codec)
+        row_dims = {f"stack/{list(shape)}": dims for shape, dims in STACKS.items()}
+        return forms.save(tensors, form=form, codec=codec, row_dims=row_dims)
 
 
 def dense_bytes(array: np.ndarray) -> bytes:
@@ -247,12 +255,17 @@ def manifest_of(data: bytes) -> dict[str, Any]:
                 "dtype": entry.dtype.name,
                 "shape": list(entry.shape),
                 "layout": entry.layout.name,
+                **({"row_dims": entry.row_dims} if entry.row_dims > 1 else {}),
                 "sha256": hashlib.sha256(dense_bytes(file.get_tensor(name))).hexdigest(),
                 "product_sha256": product_sha256(loaded, entry.rows, entry.cols),
             }
     except sparsefmt.SparsefmtError as error:
         return {"error": error.code}
-    return {"metadata": index.metadata, "aliases": index.aliases, "tensors": tensors}
+    return {
+        "metadata": index.metadata,
+        "aliases": {name: index.entry(name).name for name in index.aliases},
+        "tensors": tensors,
+    }
 
 
 def path_of(fault: Fault) -> str:

@@ -14,8 +14,8 @@ import msgpack
 import numpy as np
 
 import sparsefmt
-from sparsefmt.container.chunks import CHUNK_RECORD
-from sparsefmt.container.envelope import PREAMBLE_SIZE, TRAILER_SIZE, aligned, decode_trailer
+from sparsefmt.container.chunks import STORED_RECORD, start
+from sparsefmt.container.envelope import PREAMBLE_SIZE, TRAILER_SIZE, decode_trailer
 from tools import ROOT
 
 SPEC = ROOT / "spec" / "SPEC.md"
@@ -37,6 +37,8 @@ def annotated(data: bytes) -> str:
     """Every byte of `data` as hexadecimal, field by field."""
     lines, offset = [], 0
     for size, meaning in fields(data):
+        if not size:
+            continue
         part = data[offset : offset + size]
         if size > BYTES_PER_LINE and not any(part):
             lines.append(f"{offset:04x}  {'00 … 00':{BYTES_PER_LINE * 3 - 1}}  {meaning}")
@@ -56,16 +58,18 @@ def fields(data: bytes) -> Iterator[Field]:
     trailer = decode_trailer(data[-TRAILER_SIZE:], len(data))
     index = msgpack.unpackb(data[trailer.index_offset : -TRAILER_SIZE])
     yield from ((8, "magic"), (2, "major 1"), (2, "minor 0"), (4, "no incompatible features"))
-    yield 64 - PREAMBLE_SIZE, "zeros up to byte 64"
     names = [
         (f"{name}, {array}: {codec}", name, array)
-        for name, entry in sorted(index["tensors"].items(), key=lambda item: item[1]["first_chunk"])
-        for array, codec in sorted(entry["arrays"].items())
+        for name, entry in sorted(index["tensors"].items(), key=lambda item: item[1].get("first_chunk", 0))
+        for array, codec in sorted(index["kinds"][entry["kind"]]["arrays"].items())
     ]
-    for record, (title, _, _) in zip(np.frombuffer(index["chunks"], CHUNK_RECORD), names, strict=True):
+    end = PREAMBLE_SIZE
+    for record, (title, _, _) in zip(np.frombuffer(index["chunks"], STORED_RECORD), names, strict=True):
         stored = int(record["stored"])
+        at = start(end, stored, int(record["raw"]))
+        yield at - end, "padding"
         yield stored, f"chunk: {title}"
-        yield aligned(stored) - stored, "padding"
+        end = at + stored
     yield from index_fields(index, [title for title, _, _ in names])
     yield 8, f"index offset {trailer.index_offset}"
     yield 8, f"index size {trailer.index_size}"
@@ -84,16 +88,16 @@ def index_fields(index: dict[str, object], chunk_titles: list[str]) -> Iterator[
             if key == "chunks":
                 table = bytes(value)
                 yield size(key), f"{indent}key 'chunks'"
-                yield size(table) - len(table), f"{indent}bin of {len(table)} bytes: offset, stored, raw, XXH64"
+                yield size(table) - len(table), f"{indent}bin of {len(table)} bytes: stored, raw, XXH64"
                 for title in chunk_titles:
-                    yield from ((16, f"{indent}  {title}: offset, stored"), (16, f"{indent}  raw, XXH64"))
+                    yield from ((16, f"{indent}  {title}: stored, raw"), (8, f"{indent}  XXH64"))
             elif isinstance(value, dict) and value:
                 yield size(key) + 1, f"{indent}key {key!r}: map of {len(value)}"
                 yield from items(value, indent + "  ")
             else:
                 yield size({key: value}) - 1, f"{indent}{key!r}: {value!r}"
 
-    yield 1, "index: map of 3"
+    yield 1, "index: map of 4"
     yield from items(index, "  ")
 
 

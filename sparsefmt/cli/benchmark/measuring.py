@@ -128,7 +128,7 @@ def find_groups(
     for part in checkpoint.files:
         assert isinstance(part, SparsefmtFile)
         index = part.reader.index
-        wanted = {index.aliases.get(name, name) for name in index.names if _matches(name, patterns)}
+        wanted = {index.entry(name).name for name in index.names if _matches(name, patterns)}
         with in_file(part.path):
             file = open_again(part.path)
         for entry in index.tensors.values():

@@ -16,7 +16,7 @@ import numpy as np
 import sparsefmt
 from tools import forms
 from tools.forms import LAYOUTS
-from tools.taken_apart import Encoded, TakenApart, canonical
+from tools.taken_apart import Encoded, TakenApart, canonical, with_kinds
 
 Change = Callable[[TakenApart], Any]
 
@@ -64,6 +64,23 @@ def saved(layout: str, codec: str, **tensors: np.ndarray) -> Callable[[], bytes]
     return lambda: forms.save(tensors, form=LAYOUTS[layout], codec=codec)
 
 
+def mapped() -> bytes:
+    """Chunks that lie where they can be mapped, and small ones."""
+    large = np.arange(1, 1201, dtype=np.float32)
+    return sparsefmt.save({"a": large, "b": large[:1], "c": large[:3], "d": 2 * large}, codec="raw")
+
+
+def stack() -> bytes:
+    """Matrices above each other, in tiles of four rows, and a stack without elements."""
+    w = weight(False)[:, :18].reshape(2, 20, 9)
+    return sparsefmt.save({"w": w, "e": w[:0]}, layout="bitmask", codec="raw", row_dims=2)
+
+
+def packed_stack() -> bytes:
+    w = weight(False)[:16, :5].reshape(2, 8, 5).astype(ml_dtypes.float4_e2m1fn)
+    return sparsefmt.save({"w": w}, codec="raw", row_dims=2)
+
+
 def bases() -> dict[str, Callable[[], bytes]]:
     w, vector = weight(), np.arange(1, 71, dtype=np.float32)
     big = np.zeros((64, 4096), np.float32)
@@ -81,6 +98,9 @@ def bases() -> dict[str, Callable[[], bytes]]:
     tall = np.zeros((1024, 9), np.uint8)
     tall[::7, ::2] = 5
     files["tall mask zstd"] = saved("bitmask", "zstd", w=tall)
+    files["mapped raw"] = mapped
+    files["stack"] = stack
+    files["packed stack"] = packed_stack
     files["integers"] = saved("bitmask", "raw", w=(w * 10).astype(np.int8))
     files["bool"] = saved("auto", "raw", w=w > 0)
     files["packed"] = saved("auto", "raw", w=w[:19, :3].astype(ml_dtypes.float4_e2m1fn))
@@ -180,6 +200,16 @@ def raw_index(**values):
         return canonical({key: value for key, value in changed.items() if value is not ...})
 
     return lambda file: setattr(file, "change_index", replaced)
+
+
+def kinds(change):
+    """Change the kinds of the index, by their names: numbers in the order of the tensors."""
+
+    def changed(file: TakenApart):
+        file.index = with_kinds(file.index)
+        change(file.index["kinds"])
+
+    return changed
 
 
 def array(name: str, dtype: str, value):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import msgpack
 import numpy as np
+import zstandard
 
-from tools.taken_apart import Encoded, TakenApart, canonical
+from tools.taken_apart import KIND_KEYS, Encoded, TakenApart, canonical, with_kinds
 from tools.vectors.faults.changes import (
     array,
     arrays,
+    both,
     entry_named,
     faults,
     fields,
     index,
+    kinds,
     later,
     nested,
     preamble,
@@ -23,9 +26,36 @@ from tools.vectors.faults.changes import (
     whole,
 )
 
-ALIAS = {"alias_of": "w"}
-KEYS = ("arrays", "dtype", "first_chunk", "layout", "nnz", "shape", "tile_rows")
-"""Of an entry of `bitmask raw`."""
+ALIAS, COPY = {"alias_of": "w"}, {"copy_of": "w"}
+
+
+def unnamed_kind(file: TakenApart) -> None:
+    file.index = with_kinds(file.index)
+    file.index["kinds"][""] = file.index["kinds"].pop("0")
+    for entry in file.index["tensors"].values():
+        entry["kind"] = entry["kind"].replace("0", "")
+
+
+def renamed_kind(file: TakenApart) -> None:
+    """Each tensor gets a kind of its own, and these are equal."""
+    file.index = with_kinds(file.index)
+    file.index["kinds"]["1"] = file.index["kinds"]["0"]
+    file.index["tensors"]["x"] = ALIAS
+    file.index["tensors"]["v"]["kind"] = "1"
+
+
+FRAME_OF_2_28 = zstandard.FRAME_HEADER + bytes([0xA0]) + (2**28 + 1).to_bytes(4, "little") + bytes(2**9)
+"""What begins as a frame of a byte more than an index may have."""
+
+
+def coded(change):
+    """The index as a zstd frame, changed."""
+    return index(lambda content: change(zstandard.ZstdCompressor(level=19).compress(content)))
+
+
+KEYS = ("arrays", "dtype", "layout", "nnz", "shape")
+"""Of an entry of `bitmask raw`, and of its kind."""
+
 
 faults(
     "ok",
@@ -34,6 +64,8 @@ faults(
         "as it was": lambda file: None,
         "a greater minor version": preamble(10, 7),
         "an alias": entry_named("x", ALIAS),
+        "a copy": entry_named("x", COPY),
+        "an alias of a copy": lambda file: file.index["tensors"].update(x=COPY, y={"alias_of": "x"}),
         "unknown keys of a greater minor version": later({"a": [b"", "", 2**64 - 1, {}]}),
         "unknown key in an entry of a greater minor version": fields(minor=1, later=1),
         "name of 1024 bytes": entry_named("é" * 512, ALIAS),
@@ -55,7 +87,7 @@ faults("not-sparsefmt", "bitmask raw", {"magic": preamble(0, 0x88), "nothing": w
 faults(
     "file-too-short",
     "bitmask raw",
-    {"magic only": whole(lambda data: data[:8]), "95 bytes": whole(lambda data: data[:95])},
+    {"magic only": whole(lambda data: data[:8]), "47 bytes": whole(lambda data: data[:47])},
 )
 faults("version-unsupported", "bitmask raw", {"major 2": preamble(8, 2), "major 0": preamble(8, 0)})
 faults("feature-unsupported", "bitmask raw", {"bit 0": preamble(12, 1), "bit 31": preamble(15, 128)})
@@ -73,7 +105,8 @@ faults(
         "too large": trailer(1, lambda size: size + 1),
         "later": trailer(0, lambda offset: offset + 64),
         "huge offset": trailer(0, lambda offset: 2**63),
-        "not aligned": trailer(0, lambda offset: offset + 1),
+        "one later": trailer(0, lambda offset: offset + 1),
+        "in the preamble": trailer(0, lambda offset: 0),
     },
 )
 faults(
@@ -85,8 +118,17 @@ faults(
         "index": whole(lambda data: data.replace(b"dtype", b"dtypf")),
     },
 )
-faults("padding-not-zero", "bitmask raw", {"byte 16": preamble(16, 1), "byte 63": preamble(63, 1)})
-for _n in range(1, 5):
+faults(
+    "padding-not-zero",
+    "mapped raw",
+    {
+        "byte 16": lambda file: file.preamble.extend(b"\1"),
+        "byte 63": lambda file: file.preamble.extend(bytes(47) + b"\1"),
+        "before a mapped chunk": lambda file: file.behind.update({2: bytes(43) + b"\1"}),
+        "before a small chunk": lambda file: file.behind.update({1: b"\1"}),
+    },
+)
+for _n in 1, 2, 3:
     faults(
         "padding-not-zero", "bitmask raw", {f"behind chunk {_n}": lambda file, n=_n: file.behind.update({n: b"\0\1"})}
     )
@@ -166,6 +208,8 @@ faults(
         "keys by UTF-16": top(metadata=Encoded(b"\x82\xa4\xf0\x9f\x98\x80\xa1a\xa3\xef\xbf\xae\xa1b")),
         "key twice": top(metadata=Encoded(b"\x82\xa1b\xa1b\xa1b\xa1b")),
         "negative_zeros_dropped of 0": fields(negative_zeros_dropped=0),
+        "first_chunk of 0": fields(first_chunk=0),
+        "kinds not sorted": top(kinds=Encoded(b"\x82\xa1b\xa1b\xa1a\xa1a")),
     },
 )
 faults("index-not-canonical", "bitmask raw", {"later keys not sorted": later(Encoded(b"\x82\xa1b\1\xa1a\1"))})
@@ -180,13 +224,17 @@ faults(
         "chunks": raw_index(chunks=[]),
         "half a record": raw_index(chunks=b"a" * 31),
         "tensors": raw_index(tensors=[]),
+        "kinds": raw_index(kinds=[]),
+        "kind": kinds(lambda kinds: kinds.update({"0": 5})),
+        "name of a kind": fields(kind=0),
         "entry": entry_named("x", 5),
         "alias": entry_named("x", {"alias_of": []}),
+        "copy": entry_named("x", {"copy_of": 0}),
         "dimension": fields(shape=[20, 2**63]),
         "dimension is str": fields(shape=[20, "70"]),
     },
 )
-for _key in "first_chunk", "nnz", "tile_rows", "negative_zeros_dropped", "shape", "arrays":
+for _key in "first_chunk", "nnz", "tile_rows", "row_dims", "negative_zeros_dropped", "shape", "arrays":
     for _value in "x", b"x", [], {}, 2**63:
         if (_key, _value) not in (("arrays", {}), ("shape", [])):
             faults("index-type", "bitmask raw", {f"{_key} = {_value!r}": fields(**{_key: _value})})
@@ -205,11 +253,16 @@ faults(
     "bitmask raw",
     {
         **{f"no {key}": fields(**{key: ...}) for key in KEYS},
-        **{f"no {key} in the index": raw_index(**{key: ...}) for key in ("chunks", "metadata", "tensors")},
+        "no kind": fields(**{key: ... for key in KIND_KEYS}),
+        **{f"no {key} in the index": raw_index(**{key: ...}) for key in ("chunks", "kinds", "metadata", "tensors")},
         "unknown": top(later=1),
         "unknown in the entry": fields(later=1),
+        "unknown in the kind": kinds(lambda kinds: kinds["0"].update(later=1)),
         "no keys": index(b"\x80"),
         "alias and more": entry_named("x", ALIAS | {"dtype": "F32"}),
+        "copy and more": entry_named("x", COPY | {"later": 1}),
+        "alias and copy": entry_named("x", ALIAS | COPY),
+        "alias and copy of a greater minor version": both(entry_named("x", ALIAS | COPY), preamble(10, 1)),
         "empty entry": entry_named("x", {}),
     },
 )
@@ -235,6 +288,7 @@ faults(
 
 # 2.4: tensors
 def too_many_tensors(file: TakenApart) -> None:
+    file.index = with_kinds(file.index)
     names = {f"{n:x}".encode() for n in range(2**20)}
     entries = [canonical("w") + canonical(file.entry())]
     entries += [bytes([0xA0 + len(name)]) + name + b"\x81\xa8alias_of\xa1w" for name in sorted(names)]
@@ -251,9 +305,56 @@ faults(
     {
         "of nothing": entry_named("x", {"alias_of": "y"}),
         "of itself": entry_named("x", {"alias_of": "x"}),
+        "copy of nothing": entry_named("x", {"copy_of": "y"}),
+        "copy of a copy": lambda file: file.index["tensors"].update(x=COPY, y={"copy_of": "x"}),
+        "copy of an alias": lambda file: file.index["tensors"].update(x=ALIAS, y={"copy_of": "x"}),
+        "alias of an alias of a copy": lambda file: file.index["tensors"].update(
+            x=COPY, y={"alias_of": "x"}, z={"alias_of": "y"}
+        ),
         "of an alias": lambda file: file.index["tensors"].update(x=ALIAS, y={"alias_of": "x"}),
     },
 )
+faults(
+    "kind-invalid",
+    "bitmask raw",
+    {
+        "of none": fields(kind="2"),
+        "of no tensor": kinds(lambda kinds: kinds.update({"9": dict(kinds["0"])})),
+        "empty name": fields(kind=""),
+    },
+)
+faults(
+    "ok",
+    "bitmask raw",
+    {
+        "a kind without a name": unnamed_kind,
+        "unknown key in a kind of a greater minor version": both(
+            kinds(lambda kinds: kinds["0"].update(later=1)), preamble(10, 1)
+        ),
+    },
+)
+faults("ok", "dense raw", {"two equal kinds": renamed_kind})
+faults(
+    "index-frame",
+    "bitmask raw",
+    {
+        "cut": coded(lambda frame: frame[:-1]),
+        "byte behind": coded(lambda frame: frame + b"\0"),
+        "two frames": coded(lambda frame: frame + zstandard.compress(b"")),
+        "no content size": index(lambda index: zstandard.ZstdCompressor(write_content_size=False).compress(index)),
+        "31 bytes": index(zstandard.compress(b"\x81" + bytes(17))),
+        "magic only": index(zstandard.FRAME_HEADER),
+        "over 32 times": index(lambda index: zstandard.compress(index + bytes(2**16))),
+        "damaged": coded(lambda frame: frame[:20] + b"\xff\xff\xff" + frame[23:]),
+    },
+)
+faults("index-size", "bitmask raw", {"coded": index(FRAME_OF_2_28)})
+faults(
+    "index-malformed",
+    "bitmask raw",
+    {"coded twice": index(lambda index: zstandard.compress(zstandard.compress(index)))},
+)
+faults("ok", "bitmask raw", {"coded index": coded(lambda frame: frame)})
 faults("dtype-unknown", "bitmask raw", {"F33": fields(dtype="F33"), "f32": fields(dtype="f32")})
 faults("layout-unknown", "bitmask raw", {"csr": fields(layout="csr")})
 faults("codec-unknown", "bitmask raw", {"lz4": arrays(values="lz4")})
@@ -267,13 +368,43 @@ faults(
 faults(
     "tile-rows",
     "dense raw",
-    {"0": fields(tile_rows=0), "over rows": fields(tile_rows=21), "huge": fields(tile_rows=2**62)},
+    {
+        "0": fields(tile_rows=0),
+        "all rows": fields(tile_rows=20),
+        "over rows": fields(tile_rows=21),
+        "huge": fields(tile_rows=2**62),
+    },
 )
 faults(
     "tile-rows",
     "empty",
     {"tile_rows without tiles": fields(tile_rows=1), "first_chunk without tiles": fields(first_chunk=1)},
 )
+
+
+faults(
+    "row-dims",
+    "stack",
+    {
+        "0": fields(row_dims=0),
+        "1": fields(row_dims=1),
+        "all dimensions": fields(row_dims=3),
+        "huge": fields(row_dims=2**62),
+        "of a matrix": fields(shape=[40, 9], row_dims=2),
+        "without elements": fields("e", row_dims=2),
+    },
+)
+faults(
+    "tile-rows",
+    "stack",
+    {
+        "rows of two matrices": fields(tile_rows=40),
+        "rows of one matrix": fields(tile_rows=20),
+        "no divisor": fields(tile_rows=16),
+        "more than a matrix": fields(tile_rows=24),
+    },
+)
+faults("tile-rows", "packed stack", {"matrices of 4 rows": fields(shape=[4, 4, 5])})
 
 
 def split(tile_rows: int):
@@ -294,9 +425,10 @@ faults(
     "tile-size",
     "bitmask raw",
     {
-        "rows": fields(shape=[65537, 70], tile_rows=65537),
-        "positions": fields(shape=[65536, 32768], tile_rows=65536),
-        "columns": fields(shape=[1, 2**31 + 1], tile_rows=1),
+        "rows": fields(shape=[65537, 70]),
+        "positions": fields(shape=[65536, 32768]),
+        "columns": fields(shape=[1, 2**31 + 1]),
+        "rows of a matrix": fields(shape=[2, 65537, 70], row_dims=2),
     },
 )
 faults(
@@ -329,34 +461,34 @@ def no_chunks(file: TakenApart) -> None:
     file.preamble += bytes(64)
 
 
+def sizes(number: int, change: int):
+    """Another size of a chunk that is stored raw, which its bytes do not have."""
+
+    def change_records(records: list[list[int]]) -> None:
+        records[number][0] += change
+        records[number][1] += change
+
+    return lambda file: setattr(file, "change_records", change_records)
+
+
 faults(
     "chunk-limit",
     "bitmask raw",
-    {"stored": record(1, 1, lambda size: 2**36 + 1), "raw": record(1, 2, lambda size: 2**64 - 1)},
+    {"stored": record(1, 0, lambda size: 2**36 + 1), "raw": record(1, 1, lambda size: 2**64 - 1)},
 )
 faults(
     "chunk-out-of-bounds",
     "bitmask raw",
-    {"far": record(2, 0, lambda offset: 2**20), "huge": record(2, 0, lambda offset: 2**64 - 64)},
+    {"by little": sizes(2, 64), "far": sizes(2, 2**20), "huge": sizes(2, 2**36 - 2**10), "last": sizes(4, 8)},
 )
-faults(
-    "chunk-overlap",
-    "bitmask raw",
-    {
-        "first": record(0, 0, lambda offset: 0),
-        "chunk": record(2, 0, lambda offset: offset - 64),
-        "not aligned": record(2, 0, lambda offset: offset - 1),
-    },
-)
-faults("chunk-overlap", "big bitmask", {"index": record(2, 1, lambda size: size + 64)})
 faults(
     "chunk-gap",
     "bitmask raw",
     {
-        "first": record(0, 0, lambda offset: 128),
-        "chunk": lambda file: file.behind.update({1: bytes(64)}),
-        "not aligned": record(2, 0, lambda offset: offset + 1),
+        "chunk": sizes(0, -8),
+        "last": sizes(4, -4),
         "index": lambda file: file.behind.update({4: bytes(64)}),
+        "index by a byte": lambda file: file.behind.update({4: bytes(1)}),
         "no chunks": no_chunks,
     },
 )
@@ -375,7 +507,10 @@ faults("chunk-assignment", "dense raw", {"of several": lambda file: file.index["
 faults(
     "chunk-size",
     "bitmask raw",
-    {"stored over raw": record(2, 1, lambda size: size + 1), "raw codec": record(2, 2, lambda size: size + 4)},
+    {
+        "stored over raw": lambda file: file.chunks.__setitem__(2, (file.chunks[2][0] + b"\0", file.chunks[2][1])),
+        "raw codec": lambda file: file.chunks.__setitem__(2, (file.chunks[2][0], file.chunks[2][1] + 4)),
+    },
 )
 faults("chunk-size", "big dense", {"ratio": lambda file: file.chunks.__setitem__(0, (b"a" * 31, 2**20))})
 faults(
@@ -417,4 +552,4 @@ faults(
     },
 )
 faults("array-size", "dense raw", {"values": array("values", "u4", lambda values: values[:-1])})
-faults("chunk-checksum", "bitmask raw", {"checksum": record(2, 3, lambda checksum: checksum ^ 1)})
+faults("chunk-checksum", "bitmask raw", {"checksum": record(2, 2, lambda checksum: checksum ^ 1)})

@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from functools import partial
 
-from tools.taken_apart import END_MAGIC, TRAILER, TakenApart, checksum_of_index, join, split
+import msgpack
+import numpy as np
+import zstandard
+
+import sparsefmt
+from tools.taken_apart import END_MAGIC, TRAILER, TakenApart, canonical, checksum_of_index, join, split
 from tools.taken_apart import preamble as empty_preamble
 from tools.vectors.faults import rans_files
 from tools.vectors.faults.changes import (
@@ -16,6 +21,7 @@ from tools.vectors.faults.changes import (
     changed,
     faults,
     fields,
+    index,
     preamble,
     record,
     saved,
@@ -44,6 +50,10 @@ tall = np.zeros((1 << 16, 1), np.uint8)
 tall[::999] = 7
 BASES["65,536 rows zstd"] = saved("bitmask", "zstd", w=tall)
 BASES["1 x 1"] = saved("bitmask", "raw", w=np.ones((1, 1), np.float32))
+BASES["stack of 1 x 1"] = partial(
+    sparsefmt.save, {"w": np.ones((1, 1, 1), np.float32)}, layout="bitmask", codec="raw", row_dims=2
+)
+BASES["scalar"] = saved("dense", "raw", w=np.array(1.5, np.float32))
 BASES["two vectors"] = saved("dense", "raw", v=np.arange(8, dtype=np.uint8), w=np.arange(8, 16, dtype=np.uint8))
 
 # 2.1, 2.3
@@ -65,9 +75,13 @@ faults(
     "bitmask raw",
     {
         "as large as it may be": trailer(1, lambda size: 2**28),
-        "between multiples of 64": whole(lambda data: join(split(data)[0] + bytes(32), split(data)[1])),
         "at 0": whole(is_its_own_index),
     },
+)
+faults(
+    "chunk-gap",
+    "bitmask raw",
+    {"zeros before the index": whole(lambda data: join(split(data)[0] + bytes(32), split(data)[1]))},
 )
 faults(
     "index-checksum",
@@ -79,8 +93,37 @@ faults(
 faults("ok", "bitmask raw", {"1025 texts of metadata": top(metadata={str(n): "" for n in range(1025)})})
 faults("ok", "empty", {"ones beside a large dimension": fields(shape=[1, 1, 1, 1, 1, 0, 2**55])})
 faults("ok", "1 x 1", {"a single element": lambda file: None})
+faults("ok", "stack of 1 x 1", {"a stack of one element": lambda file: None})
+faults("tile-rows", "scalar", {"tiles of no dimension": fields(tile_rows=1)})
+faults(
+    "index-frame",
+    "bitmask raw",
+    {"31 bytes that decode": index(zstandard.compress(bytes(range(130, 152))))},
+)
+faults(
+    "index-malformed",
+    "bitmask raw",
+    {"a frame of nothing": index(zstandard.FRAME_HEADER + b"\x20\0" + bytes(24) + b"\1\0\0")},
+)
+
+
+def as_large_as_coded_may_become(file: TakenApart) -> None:
+    """A text of the metadata is so long that the index has 32 times the bytes of its frame."""
+
+    def change(content: bytes) -> bytes:
+        for length in range(1 << 16):
+            longer = canonical(msgpack.unpackb(content) | {"metadata": {"a": "a" * length}})
+            coded = zstandard.ZstdCompressor(level=19).compress(longer)
+            if len(longer) == 32 * len(coded):
+                return coded
+        raise AssertionError("there is no such length")
+
+    file.change_index = change
+
+
+faults("ok", "1 x 1", {"an index 32 times as large as its frame": as_large_as_coded_may_become})
 faults("ok", "65,536 rows zstd", {"the highest tile": lambda file: None})
-faults("nnz", "bitmask raw", {"of the largest tile": fields(shape=[1, 2**31 - 1], tile_rows=1, nnz=2**31)})
+faults("nnz", "bitmask raw", {"of the largest tile": fields(shape=[1, 2**31 - 1], nnz=2**31)})
 faults(
     "layout-invalid",
     "empty",
@@ -91,12 +134,16 @@ faults(
     "integers",
     {dtype: fields(dtype=dtype) for dtype in ("BOOL", "F6_E2M3", "F6_E3M2", "F8_E8M0")},
 )
-faults("chunk-assignment", "two vectors", {"shared": fields(first_chunk=0)})
-faults("chunk-size", "bitmask raw", {"as large as chunks may be": record(1, 2, lambda raw: 2**36)})
+faults("chunk-assignment", "two vectors", {"shared": fields(first_chunk=...)})
+faults(
+    "chunk-size",
+    "bitmask raw",
+    {"as large as chunks may be": lambda file: file.chunks.__setitem__(1, (file.chunks[1][0], 2**36))},
+)
 faults(
     "chunk-checksum",
     "bitmask raw",
-    {"greater": record(2, 3, lambda checksum: checksum + 1), "less": record(2, 3, lambda checksum: checksum - 1)},
+    {"greater": record(2, 2, lambda checksum: checksum + 1), "less": record(2, 2, lambda checksum: checksum - 1)},
 )
 
 
@@ -107,7 +154,7 @@ def ratio(most: int, more: int):
         values = file.number("values")
 
         def set_raw(records):
-            records[values][2] = records[values][1] * most + more
+            records[values][1] = records[values][0] * most + more
 
         file.change_records = set_raw
 

@@ -308,7 +308,7 @@ faults(
     "chunk-size",
     "u16",
     {
-        "ratio of rans": coded("values", 262146, b"a", b"", shape=[131073], tile_rows=131073),
+        "ratio of rans": coded("values", 262146, b"a", b"", shape=[131073]),
         "nothing": coded("values", 200, b"", b""),
     },
 )
