@@ -97,7 +97,7 @@ class TensorWriter:
 
     def _row_dims_of(self, name: str, matrix: Rows) -> int:
         if isinstance(self._row_dims, int):
-            return self._row_dims if self._row_dims < len(matrix.shape) and 0 not in matrix.shape else 1
+            return self._row_dims if auto.can_be_stack(self._row_dims, matrix.shape, matrix.dtype) else 1
         if self._row_dims is not None and name in self._row_dims:
             auto.expect_row_dims(self._row_dims[name], matrix.shape, matrix.dtype)
             return self._row_dims[name]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from helpers import CODECS, arrays, dense, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,9 +19,10 @@ from outcomes import outcome_of_reader
 import sparsefmt
 from sparsefmt import FormatError, SparsefmtError, SparseTensor, limits
 from sparsefmt.adapters import ArrayRows
-from sparsefmt.container import in_progress, writer
+from sparsefmt.container import coded_index, in_progress, writer
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.tensor_writer import TensorWriter, write_all
+from tools.taken_apart import split_as_stored
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]), max_size=5)
 """With NUL, surrogates, and characters that have several forms."""
@@ -153,9 +155,16 @@ def test_limits_of_a_file(folder, monkeypatch):
     monkeypatch.setattr(in_progress, "MAX_CHUNK_BYTES", 32)
     assert saved(tensors, {}, folder) is not None
     assert saved({**tensors, "c": np.ones((1, 5))}, {}, folder) is None
-    monkeypatch.setattr(writer, "MAX_INDEX_BYTES", 200)
-    assert saved({"a": np.ones(2)}, {}, folder) is not None
-    assert saved(tensors, {}, folder) is None
+    for codec, most in (("auto", 150), ("raw", 200)):
+        monkeypatch.setattr(writer, "MAX_INDEX_BYTES", most)
+        assert saved({"a": np.ones(2)}, {}, folder, codec=codec) is not None
+        assert saved(tensors, {}, folder, codec=codec) is None
+    monkeypatch.setattr(writer, "MAX_INDEX_BYTES", limits.MAX_INDEX_BYTES)
+    # what readers would not decode is not coded
+    monkeypatch.setattr(coded_index, "MAX_INDEX_BYTES", 150)
+    found = saved(tensors, {}, folder)
+    assert found is not None
+    assert not split_as_stored(found)[1].startswith(zstandard.FRAME_HEADER)
 
 
 @pytest.mark.parametrize("layout", ["bitmask", "permuted"])

@@ -23,7 +23,7 @@ that can be read behind every chunk."""
 def encode(index: bytes) -> bytes:
     """The index coded, or as it is if that is no larger, or if readers would refuse the coded one as impossible."""
     coded = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(index)
-    fits = SMALLEST <= len(coded) < len(index) <= len(coded) * MAX_INDEX_RATIO
+    fits = SMALLEST <= len(coded) < len(index) <= min(len(coded) * MAX_INDEX_RATIO, MAX_INDEX_BYTES)
     return coded if fits else index
 
 

@@ -261,14 +261,19 @@ def row_dims(shape: tuple[int, ...], dtype: DType) -> int:
     return 2 if height * shape[2] >= STACK_ELEMENTS else 1
 
 
+def can_be_stack(row_dims: int, shape: tuple[int, ...], dtype: DType) -> bool:
+    """Whether a tensor can be a stack whose first so many dimensions make rows."""
+    return 2 <= row_dims < len(shape) and 0 not in shape and not (dtype.packed and shape[row_dims - 1] % 8)
+
+
 def expect_row_dims(row_dims: int, shape: tuple[int, ...], dtype: DType) -> None:
     """Raise FormatError if a tensor cannot be a stack whose first so many dimensions make rows."""
     if row_dims == 1:
         return
-    if not 2 <= row_dims < len(shape) or 0 in shape:
-        raise FormatError("row-dims", f"shape {list(shape)} is no stack with row_dims {row_dims}")
-    if dtype.packed and shape[row_dims - 1] % 8:
+    if dtype.packed and 2 <= row_dims < len(shape) and shape[row_dims - 1] % 8:
         raise FormatError("tile-rows", f"matrices of a {dtype.name} stack must have a multiple of 8 rows")
+    if not can_be_stack(row_dims, shape, dtype):
+        raise FormatError("row-dims", f"shape {list(shape)} is no stack with row_dims {row_dims}")
 
 
 def sparse_tile_rows(rows: int, cols: int) -> int:

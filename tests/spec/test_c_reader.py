@@ -169,10 +169,12 @@ def test_example_in_the_header_runs(folder: Path, tmp_path: Path):
     """)
     flags = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{fuzz.SOURCES}"]
     subprocess.run([fuzz.compiler(), *flags, str(source), "-o", str(program), "-lm"], check=True)
-    sparsefmt.save_file({"layer.weight": np.float32([[1, 0, 2], [0, 3, 0]]), "b": np.ones(2, np.int8)}, path)
+    sparsefmt.save_file(
+        {"layer.weight": np.float32([[1, 0, 2], [0, 3, 0]]), "b": np.ones(2, np.int8)}, path, codec="raw"
+    )
     assert run(program, given=path.read_bytes()).decode() == "b: I8\nlayer.weight: F32\n7 6\n"
-    other_shape = sparsefmt.save({"layer.weight": np.ones((2, 4), np.float32)})
-    other_dtype = sparsefmt.save({"layer.weight": np.ones((2, 3))})
+    other_shape = sparsefmt.save({"layer.weight": np.ones((2, 4), np.float32)}, codec="raw")
+    other_dtype = sparsefmt.save({"layer.weight": np.ones((2, 3))}, codec="raw")
     for data, said in [
         (b"no", b"not-sparsefmt: "),
         (sparsefmt.save({}), b"argument: "),
@@ -467,7 +469,8 @@ def test_example_keeps_nan(mlp: Path, tmp_path: Path):
 
 def test_example_tells_what_is_wrong(mlp: Path, tmp_path: Path):
     path = tmp_path / "mlp.sparsefmt"
-    sparsefmt.save_file({"0.weight": np.ones((2, 3), np.float32), "0.bias": np.ones(3, np.float32)}, path)
+    tensors = {"0.weight": np.ones((2, 3), np.float32), "0.bias": np.ones(3, np.float32)}
+    sparsefmt.save_file(tensors, path, codec="raw")
     result = subprocess.run([mlp, path], input=bytes(12), capture_output=True, text=False)
     assert (result.returncode, result.stdout) == (1, b"")
     assert b"a bias that does not fit" in result.stderr

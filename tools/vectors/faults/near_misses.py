@@ -103,7 +103,7 @@ faults(
 faults(
     "index-malformed",
     "bitmask raw",
-    {"a frame of nothing": index(zstandard.FRAME_HEADER + b"\x20\0" + bytes(24) + b"\1\0\0")},
+    {"coded index of nothing": index(zstandard.FRAME_HEADER + b"\x20\0" + bytes(24) + b"\1\0\0")},
 )
 
 
@@ -121,7 +121,7 @@ def as_large_as_coded_may_become(file: TakenApart) -> None:
     file.change_index = change
 
 
-faults("ok", "1 x 1", {"an index 32 times as large as its frame": as_large_as_coded_may_become})
+faults("ok", "1 x 1", {"coded index of 32 times its bytes": as_large_as_coded_may_become})
 faults("ok", "65,536 rows zstd", {"the highest tile": lambda file: None})
 faults("nnz", "bitmask raw", {"of the largest tile": fields(shape=[1, 2**31 - 1], nnz=2**31)})
 faults(
