@@ -57,7 +57,7 @@ FORM = st.sampled_from(["dense", "columns", "gaps"])
 TENSORS = st.one_of(arrays(), arrays(), far_apart())
 BACKENDS = st.sampled_from(["mmap", "pread"])
 NUMBERS = st.integers(0, 1000)
-KEYS = st.sampled_from([Ellipsis, slice(1, 5), slice(None, None, -2), slice(2, 2), (slice(1, None), Ellipsis)])
+KEYS = st.sampled_from([Ellipsis, slice(1, 5), slice(None, None, -2), slice(2, 2), (slice(1, None), Ellipsis), -1])
 MOST_HELD = 12
 
 Content = dict[str, np.ndarray]
@@ -178,8 +178,9 @@ class Store(RuleBasedStateMachine):
         form=FORM,
         codec=st.sampled_from(CODECS),
         negative_zeros=st.sampled_from(["keep", "keep", "drop"]),
+        row_dims=st.sampled_from([None, 1, 2, 3]),
     )
-    def save_new(self, name, content, tied, compressed, metadata, layout, form, codec, negative_zeros):
+    def save_new(self, name, content, tied, compressed, metadata, layout, form, codec, negative_zeros, row_dims):
         """A new file, or a new version of one that others may have open and mapped."""
         self.took("save over a file" if name in self.files else "save")
         if content:
@@ -190,7 +191,8 @@ class Store(RuleBasedStateMachine):
             for key, array in content.items()
         }
         with forms.choosing(form):
-            self.save(name, tensors, content, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
+            options = {"layout": layout, "codec": codec, "negative_zeros": negative_zeros, "row_dims": row_dims}
+            self.save(name, tensors, content, metadata, **options)
 
     @precondition(lambda self: self.held)
     @rule(name=FILES, numbers=st.lists(NUMBERS, min_size=1, max_size=3), codec=st.sampled_from(CODECS))
@@ -389,6 +391,8 @@ class Store(RuleBasedStateMachine):
         having = [held for held in self.held if held.has_product]
         held = having[number % len(having)]
         dtype, expected = dtype_of(held.expected.dtype), held.expected
+        if isinstance(held.tensor, SparseTensor):  # a stack, perhaps
+            expected = expected.reshape(held.tensor.tiling.rows, held.tensor.tiling.cols)
         summed = np.float64 if dtype.name in SUMMED_IN_DOUBLE else np.float32
         x = np.random.default_rng(number).standard_normal((2, expected[0].size)).astype(summed)
         with np.errstate(all="ignore"):

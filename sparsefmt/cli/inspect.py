@@ -36,6 +36,7 @@ With --json, one object:
     path, nbytes       name and size of the file
     format_version     "1.0"
     index_nbytes       size of its index, as it is stored
+    index_is_coded     whether that is coded by zstd
     chunks             number of chunks
     metadata           text by text
     tensors            sorted by name, each {"name", "alias_of"}, {"name", "copy_of"} or
@@ -110,6 +111,7 @@ def _file_as_object(file: SparsefmtFile) -> dict[str, Any]:
         "nbytes": file.nbytes,
         "format_version": _format_version(file),
         "index_nbytes": file.reader.index_size,
+        "index_is_coded": file.reader.index_is_coded,
         "chunks": len(index.chunks),
         "metadata": index.metadata,
         "tensors": tensors,
@@ -153,7 +155,8 @@ def _print_tables(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> None:
         output.print_table(table)
         output.say()
         output.say(
-            f"{file.path}: format {_format_version(file)}, {output.size(file.nbytes)}, "
+            f"{file.path}: format {_format_version(file)}, {output.size(file.nbytes)}, index "
+            f"{output.size(file.reader.index_size)}{', coded' if file.reader.index_is_coded else ''}, "
             f"{output.plural(len(index.names), 'tensor')}, {output.plural(len(index.chunks), 'chunk')}, dense "
             f"{output.size(dense)}, stored {output.size(stored)}, {output.ratio(dense, stored)} smaller"
         )

@@ -20,6 +20,11 @@ SMALLEST = 32
 that can be read behind every chunk."""
 
 
+def is_coded(stored: bytes) -> bool:
+    """Whether an index that begins so is coded."""
+    return stored.startswith(zstandard.FRAME_HEADER)
+
+
 def encode(index: bytes) -> bytes:
     """The index coded, or as it is if that is no larger, or if readers would refuse the coded one as impossible."""
     coded = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(index)
@@ -29,7 +34,7 @@ def encode(index: bytes) -> bytes:
 
 def decode(stored: bytes) -> bytes:
     """The index, decoded if it is coded. How large it becomes is known, and limited, before it is decoded."""
-    if not stored.startswith(zstandard.FRAME_HEADER):
+    if not is_coded(stored):
         return stored
     if len(stored) < SMALLEST:
         raise FormatError("index-frame", f"a coded index has at least {SMALLEST} bytes, not {len(stored)}")

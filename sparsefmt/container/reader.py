@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from sparsefmt import threads
-from sparsefmt.container import envelope, index, sniff
+from sparsefmt.container import coded_index, envelope, index, sniff
 from sparsefmt.container.array_reader import ArrayReader, Record, expect_zeros
 from sparsefmt.container.budget import Budget
 from sparsefmt.container.entry import TensorEntry
@@ -67,6 +67,11 @@ class Reader:
         self.index_checksum = trailer.index_checksum
         # nearly always, and then tiles need not be looked at one by one
         self._all_within = self.budget.allows(self.index.chunks["raw"].sum(dtype=np.float64))
+
+    @property
+    def index_is_coded(self) -> bool:
+        """Whether the index is stored as a zstd frame."""
+        return coded_index.is_coded(self.encoded_index()[:4])
 
     def encoded_index(self) -> bytes:
         """The index as it stands in the file."""

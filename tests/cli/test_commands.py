@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import struct
 import subprocess
@@ -280,6 +281,7 @@ def test_inspect_as_table(converted: Path) -> None:
     assert row.split()[1:5] == ["64x96", "F32", "bitmask", "rans"]
     assert f" {zeros:.1f}% " in row
     assert "format 1.0" in out
+    assert re.search(r", index [\d.]+ k?B, coded, ", out)
     assert "5 tensors" in out
     assert "  format: pt" in out
     assert "signs of negative zeros are kept in 1 of the tensors" in out
