@@ -65,10 +65,6 @@ class Entry:
         return math.prod(self.shape[self.row_dims :])
 
     @property
-    def matrix_rows(self) -> int:
-        return self.shape[self.row_dims - 1] if self.shape else 1
-
-    @property
     def tiles(self) -> int:
         return ceil_div(self.rows, self.tile_rows) if self.rows * self.cols else 0
 

@@ -54,6 +54,14 @@ BASES["stack of 1 x 1"] = partial(
     sparsefmt.save, {"w": np.ones((1, 1, 1), np.float32)}, layout="bitmask", codec="raw", row_dims=2
 )
 BASES["scalar"] = saved("dense", "raw", w=np.array(1.5, np.float32))
+BASES["about a page"] = saved(
+    "dense",
+    "raw",
+    a=np.arange(3, dtype=np.uint8),
+    b=np.full(4096, 5, np.uint8),
+    c=np.arange(1, dtype=np.uint8),
+    d=np.full(4095, 7, np.uint8),
+)
 BASES["two vectors"] = saved("dense", "raw", v=np.arange(8, dtype=np.uint8), w=np.arange(8, 16, dtype=np.uint8))
 
 # 2.1, 2.3
@@ -63,6 +71,17 @@ def is_its_own_index(data: bytes) -> bytes:
     """The trailer says that the index begins where the file does."""
     before = data[: -TRAILER.size]
     return before + TRAILER.pack(0, len(before), checksum_of_index(before, before), END_MAGIC)
+
+
+def with_index_at(offset: int):
+    """The trailer says that the index begins there."""
+
+    def change(data: bytes) -> bytes:
+        before = data[: -TRAILER.size]
+        index = before[offset:]
+        return before + TRAILER.pack(offset, len(index), checksum_of_index(before, index), END_MAGIC)
+
+    return whole(change)
 
 
 faults("not-sparsefmt", "bitmask raw", {"greater magic": preamble(0, 0x8A)})
@@ -76,6 +95,7 @@ faults(
     {
         "as large as it may be": trailer(1, lambda size: 2**28),
         "at 0": whole(is_its_own_index),
+        "at 15": with_index_at(15),
     },
 )
 faults(
@@ -93,6 +113,7 @@ faults(
 faults("ok", "bitmask raw", {"1025 texts of metadata": top(metadata={str(n): "" for n in range(1025)})})
 faults("ok", "empty", {"ones beside a large dimension": fields(shape=[1, 1, 1, 1, 1, 0, 2**55])})
 faults("ok", "1 x 1", {"a single element": lambda file: None})
+faults("ok", "about a page", {"chunks of 4095 and of 4096 bytes": lambda file: None})
 faults("ok", "stack of 1 x 1", {"a stack of one element": lambda file: None})
 faults("tile-rows", "scalar", {"tiles of no dimension": fields(tile_rows=1)})
 faults(
@@ -103,25 +124,31 @@ faults(
 faults(
     "index-malformed",
     "bitmask raw",
+    {"coded index of 32 bytes": index(zstandard.compress(bytes(range(130, 153))))},
+)
+faults(
+    "index-malformed",
+    "bitmask raw",
     {"coded index of nothing": index(zstandard.FRAME_HEADER + b"\x20\0" + bytes(24) + b"\1\0\0")},
 )
 
 
-def as_large_as_coded_may_become(file: TakenApart) -> None:
-    """A text of the metadata is so long that the index has 32 times the bytes of its frame."""
+def as_large_as_coded_may_become(more: int):
+    """A text of the metadata is so long that the index has 32 times the bytes of its frame, and some more."""
 
     def change(content: bytes) -> bytes:
         for length in range(1 << 16):
             longer = canonical(msgpack.unpackb(content) | {"metadata": {"a": "a" * length}})
             coded = zstandard.ZstdCompressor(level=19).compress(longer)
-            if len(longer) == 32 * len(coded):
+            if len(longer) == 32 * len(coded) + more:
                 return coded
         raise AssertionError("there is no such length")
 
-    file.change_index = change
+    return lambda file: setattr(file, "change_index", change)
 
 
-faults("ok", "1 x 1", {"coded index of 32 times its bytes": as_large_as_coded_may_become})
+faults("ok", "1 x 1", {"coded index of 32 times its bytes": as_large_as_coded_may_become(0)})
+faults("index-frame", "1 x 1", {"coded index of 32 times its bytes and one": as_large_as_coded_may_become(1)})
 faults("ok", "65,536 rows zstd", {"the highest tile": lambda file: None})
 faults("nnz", "bitmask raw", {"of the largest tile": fields(shape=[1, 2**31 - 1], nnz=2**31)})
 faults(
