@@ -65,6 +65,7 @@ class TensorWriter:
         self._writer = Writer(sink, codec=codec, metadata=metadata, thread_count=threads, progress=progress)
         self._layout = layout
         self._purpose: auto.Purpose = "raw" if codec == "raw" else "coded"
+        _expect_row_dims(row_dims)
         self._drop = negative_zeros == "drop"
         self._row_dims = row_dims
         self._threads = threads
@@ -94,6 +95,13 @@ class TensorWriter:
     def written(self) -> int:
         """Bytes that the sink has got so far."""
         return self._writer.written
+
+    def expect_names(self, tensors: Mapping[str, Any]) -> None:
+        """Raise ValueError if `row_dims` names what is none of these tensors."""
+        names = self._row_dims if isinstance(self._row_dims, Mapping) else ()
+        for name in names:
+            if name not in tensors:
+                raise ValueError(f"row_dims names {name!r}, which is no tensor here")
 
     def _row_dims_of(self, name: str, matrix: Rows) -> int:
         if isinstance(self._row_dims, int):
@@ -143,6 +151,16 @@ class TensorWriter:
         return self._writer.add(name, tiling, contents)
 
 
+def _expect_row_dims(row_dims: object) -> None:
+    """Raise TypeError or ValueError if this says nothing about dimensions."""
+    numbers = row_dims.values() if isinstance(row_dims, Mapping) else () if row_dims is None else (row_dims,)
+    for number in numbers:
+        if type(number) is not int:
+            raise TypeError(f"row_dims takes a number of dimensions, or numbers by name, not {number!r}")
+        if number < 1:
+            raise ValueError(f"row_dims must be 1 or more, not {number}")
+
+
 class MadeOnDemand(Mapping[str, Any]):
     """A mapping in order of names, so that a file does not depend on the order of a dict; values are made on demand.
 
@@ -171,6 +189,7 @@ class MadeOnDemand(Mapping[str, Any]):
 def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progress | None = None) -> Index:
     """Write a dict of tensors in its order and finish. Names that share one tensor share its chunks."""
     expect_tensors(tensors)
+    writer.expect_names(tensors)
     # a lazy mapping makes every value again, so read them twice only if progress is reported
     total = sum(_dense_nbytes(value) for value in tensors.values()) if progress else 0
     done = 0

@@ -186,6 +186,25 @@ def test_who_saves_may_say_otherwise(tmp_path):
         assert same_bits(sparsefmt.load(sparsefmt.save({"w": packed}, row_dims=2))["w"], packed)
 
 
+@pytest.mark.parametrize(
+    ("row_dims", "error", "words"),
+    [
+        ("2", TypeError, "not '2'"),
+        (True, TypeError, "not True"),
+        ([2], TypeError, r"not \[2\]"),
+        (2.0, TypeError, "not 2.0"),
+        ({"w": "2"}, TypeError, "not '2'"),
+        (0, ValueError, "1 or more, not 0"),
+        ({"w": -1}, ValueError, "1 or more, not -1"),
+        ({"typo": 2}, ValueError, "names 'typo', which is no tensor here"),
+    ],
+)
+def test_row_dims_that_say_nothing(row_dims, error, words, tmp_path):
+    with pytest.raises(error, match=words):
+        sparsefmt.save_file({"w": EXPERTS}, tmp_path / "w.sparsefmt", row_dims=row_dims)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_odd_memory():
     for array in (EXPERTS[::-1], np.asfortranarray(EXPERTS), EXPERTS[:, ::2], EXPERTS.astype(">f4")):
         w = SparseTensor.from_dense(array, row_dims=2)
