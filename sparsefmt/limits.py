@@ -9,6 +9,10 @@ from __future__ import annotations
 MAX_INDEX_BYTES = 1 << 28
 """256 MiB: about a million tensors with long names. The index is held in memory as a whole."""
 
+MAX_CODED_INDEX_BYTES = 1 << 24
+"""16 MiB: what a coded index may decode to. A larger one is stored as it is, so that a small file cannot cost what a
+large index does."""
+
 MAX_INDEX_RATIO = 1 << 5
 """Bytes of an index that each byte of a coded one can decode to. A checksum of eight bytes for each chunk, which does
 not compress, keeps an honest index far below."""

@@ -161,7 +161,7 @@ def test_limits_of_a_file(folder, monkeypatch):
         assert saved(tensors, {}, folder, codec=codec) is None
     monkeypatch.setattr(writer, "MAX_INDEX_BYTES", limits.MAX_INDEX_BYTES)
     # what readers would not decode is not coded
-    monkeypatch.setattr(coded_index, "MAX_INDEX_BYTES", 150)
+    monkeypatch.setattr(coded_index, "MAX_CODED_INDEX_BYTES", 150)
     found = saved(tensors, {}, folder)
     assert found is not None
     assert not split_as_stored(found)[1].startswith(zstandard.FRAME_HEADER)

@@ -10,7 +10,7 @@ import zstandard
 
 from sparsefmt.codecs.zstd import decompressed
 from sparsefmt.errors import FormatError, LimitError
-from sparsefmt.limits import MAX_INDEX_BYTES, MAX_INDEX_RATIO
+from sparsefmt.limits import MAX_CODED_INDEX_BYTES, MAX_INDEX_RATIO
 
 LEVEL = 9
 """Higher levels take far longer, and make an index hardly smaller: most of what is left of it is checksums."""
@@ -27,8 +27,10 @@ def is_coded(stored: bytes) -> bool:
 
 def encode(index: bytes) -> bytes:
     """The index coded, or as it is if that is no larger, or if readers would refuse the coded one as impossible."""
+    if len(index) > MAX_CODED_INDEX_BYTES:
+        return index
     coded = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(index)
-    fits = SMALLEST <= len(coded) < len(index) <= min(len(coded) * MAX_INDEX_RATIO, MAX_INDEX_BYTES)
+    fits = SMALLEST <= len(coded) < len(index) <= len(coded) * MAX_INDEX_RATIO
     return coded if fits else index
 
 
@@ -42,8 +44,9 @@ def decode(stored: bytes) -> bytes:
         size = zstandard.frame_content_size(stored)
     except zstandard.ZstdError as error:
         raise FormatError("index-frame", f"the coded index is no zstd frame: {error}") from None
-    if size > MAX_INDEX_BYTES:
-        raise LimitError("index-size", f"the index has {size:,} bytes; the limit is {MAX_INDEX_BYTES:,}")
+    if size > MAX_CODED_INDEX_BYTES:
+        limit = f"the limit of a coded one is {MAX_CODED_INDEX_BYTES:,}"
+        raise LimitError("index-size", f"the coded index decodes to {size:,} bytes; {limit}")
     if not 0 <= size <= len(stored) * MAX_INDEX_RATIO:
         raise FormatError("index-frame", f"a coded index of {len(stored):,} bytes cannot decode to {size:,}")
     try:

@@ -399,6 +399,7 @@ extern "C" {
 #define SFI_MAX_SPARSE_COLS ((uint64_t)2147483648u)
 #define SFI_MAX_SPARSE_TILE_ROWS 65536
 #define SFI_MAX_SPARSE_TILE_POSITIONS 2147483647
+#define SFI_MAX_CODED_INDEX_BYTES 16777216
 #define SFI_MAX_INDEX_RATIO 32
 #define SFI_ZSTD_MAGIC 0xFD2FB528u
 #define SFI_MAX_ZSTD_RATIO 32768
@@ -1581,7 +1582,7 @@ static sparsefmt_code sfi_decode_index(sparsefmt_file *file, sfi_cursor *cursor,
         if (stored < 32 || sfi_read_frame(frame, stored, &head, error) || head.content == UINT64_MAX)
             SFI_FAIL(INDEX_FRAME, "the index is no frame of 32 bytes or more that states its size");
         size = head.content;
-        if (size > SFI_MAX_INDEX_BYTES) SFI_FAIL(INDEX_SIZE, "an index of over 2^28 bytes");
+        if (size > SFI_MAX_CODED_INDEX_BYTES) SFI_FAIL(INDEX_SIZE, "a coded index of over 2^24 bytes");
         if (size / SFI_MAX_INDEX_RATIO > stored || size > (uint64_t)stored * SFI_MAX_INDEX_RATIO)
             SFI_FAIL(INDEX_FRAME, "an index of over 32 times its coded bytes");
         file->index = (unsigned char *)sfi_allocate(&file->allocator, size);

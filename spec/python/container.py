@@ -167,7 +167,7 @@ def decode_index(stored: bytes) -> bytes:
     require(len(stored) >= 32, "index-frame", f"a coded index of {len(stored)} bytes")
     try:
         size = zstandard.frame_content_size(stored)
-        require(size <= faults.MAX_INDEX_BYTES, "index-size", f"index of {size} bytes")
+        require(size <= faults.MAX_CODED_INDEX_BYTES, "index-size", f"index of {size} bytes")
         require(0 <= size <= len(stored) * faults.MAX_INDEX_RATIO, "index-frame", f"{size} of {len(stored)} bytes")
         return decode_frame(stored, size)
     except zstandard.ZstdError as error:

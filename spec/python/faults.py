@@ -21,6 +21,7 @@ def require(condition: bool, code: str, message: str) -> None:
 # ----------------------------------------------------------------------------------------------------------- 8. Limits
 
 MAX_INDEX_BYTES = 268435456
+MAX_CODED_INDEX_BYTES = 16777216
 MAX_INDEX_RATIO = 32
 MAX_INDEX_ARRAY = 1024
 MAX_INDEX_DEPTH = 16

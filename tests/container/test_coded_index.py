@@ -12,7 +12,7 @@ from helpers import weights
 import sparsefmt
 from sparsefmt.container import coded_index
 from sparsefmt.errors import FormatError, LimitError
-from sparsefmt.limits import MAX_INDEX_BYTES, MAX_INDEX_RATIO
+from sparsefmt.limits import MAX_CODED_INDEX_BYTES, MAX_INDEX_RATIO
 from tools.taken_apart import join, split, split_as_stored
 
 TENSORS = {f"layers.{n}.weight": weights(np.random.default_rng(n), (40, 60), np.float32, 0.8) for n in range(20)}
@@ -70,7 +70,7 @@ def test_other_frames_are_refused(stored):
 
 @pytest.mark.parametrize(
     ("claimed", "code"),
-    [(MAX_INDEX_BYTES + 1, "index-size"), (MAX_INDEX_BYTES, "index-frame"), (1 << 62, "index-size")],
+    [(MAX_CODED_INDEX_BYTES + 1, "index-size"), (MAX_CODED_INDEX_BYTES, "index-frame"), (1 << 62, "index-size")],
 )
 def test_a_claim_takes_no_memory(claimed, code):
     frame = zstandard.FRAME_HEADER + bytes([0xE0]) + claimed.to_bytes(8, "little") + bytes(1000)

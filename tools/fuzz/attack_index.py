@@ -15,6 +15,7 @@ taken.
 from __future__ import annotations
 
 import multiprocessing
+import random
 import sys
 import tempfile
 import time
@@ -29,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 import sparsefmt
-from sparsefmt.limits import MAX_TENSORS
+from sparsefmt.container import coded_index
+from sparsefmt.limits import MAX_CODED_INDEX_BYTES, MAX_TENSORS
 from tools.bench.harness import status
 from tools.taken_apart import RECORD, join, preamble
 
@@ -40,12 +42,14 @@ EMPTY = {"chunks": b"", "kinds": {}, "metadata": {}, "tensors": {}}
 KINDS = {"0": {"arrays": {"values": "raw"}, "dtype": "U8", "layout": "dense"}}
 
 
-def with_unknown(size: int, *pieces: bytes) -> bytes:
-    """An index of about `size` bytes with an unknown key, whose value has `pieces` over and over, in arrays."""
+def with_unknown(size: int, *pieces: bytes, text: str = "") -> bytes:
+    """An index of about `size` bytes with an unknown key, whose value has `pieces` over and over, in arrays. text: of
+    the metadata, beside that size."""
     inner = array_of(list(pieces) * (1024 // len(pieces)))
     inners = [inner] * ((size - 1000) // len(inner))
     middles = [array_of(inners[first : first + 1024]) for first in range(0, len(inners), 1024)]
-    return b"\x85" + msgpack.packb(EMPTY)[1:] + msgpack.packb("unknown") + array_of(middles)
+    top = {**EMPTY, "metadata": {"a": text}} if text else EMPTY
+    return b"\x85" + msgpack.packb(top)[1:] + msgpack.packb("unknown") + array_of(middles)
 
 
 def array_of(elements: list[bytes]) -> bytes:
@@ -91,15 +95,17 @@ def many_tiles(size: int) -> tuple[bytes, bytes]:
 
 
 def coded(size: int) -> bytes:
-    """A frame that claims as much as a coded index of that size may become."""
-    return zstandard.compress(bytes(32 * size - 32 * 64)).ljust(size, b"\0")
+    """A frame that becomes as much as a coded index may, or 28 times its size if that is less."""
+    decoded = min(28 * size, MAX_CODED_INDEX_BYTES)
+    text = random.Random(0).randbytes(decoded // 28).hex()
+    return zstandard.compress(with_unknown(decoded - len(text), b"\x81\xa0\xa0", text=text))
 
 
 CASES: dict[str, Callable[[int], tuple[bytes, int, bytes]]] = {
     "tensors without elements": lambda size: (tensors(1, size), 0, b""),
     "tensors of 32 dimensions": lambda size: (tensors(32, size), 0, b""),
     "kinds": lambda size: (kinds(size), 0, b""),
-    "zeros, coded": lambda size: (coded(size), 0, b""),
+    "maps of one text, coded": lambda size: (coded(size), 1, b""),
     "tied names": lambda size: (aliases(size), 0, b""),
     "chunks, and no bytes": lambda size: (chunk_table(size), 0, b""),
     "tiles of one byte": lambda size: ((made := many_tiles(size))[0], 0, made[1]),
@@ -160,10 +166,11 @@ def main(mib: int, folder: str | None) -> None:
         for name, make in CASES.items():
             index, minor, body = make(size)
             outcome, seconds, memory = run(join(preamble(minor) + body, index), folder)
-            times = max(memory - base, 0) / len(index)
+            nbytes = len(coded_index.decode(index))
+            times = max(memory - base, 0) / nbytes
             bad |= outcome.startswith("crash") or times > MOST_TIMES
             numbers = f"{seconds:.1f}", f"{memory / 2**20:,.0f} MiB", f"{times:.1f}"
-            table.add_row(name, f"{len(index) / 2**20:.0f}", outcome, *numbers)
+            table.add_row(name, f"{nbytes / 2**20:.0f}", outcome, *numbers)
         Console(width=110).print(table)
     sys.exit(1 if bad else 0)
 

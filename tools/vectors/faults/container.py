@@ -44,7 +44,7 @@ def renamed_kind(file: TakenApart) -> None:
     file.index["tensors"]["v"]["kind"] = "1"
 
 
-FRAME_OF_2_28 = zstandard.FRAME_HEADER + bytes([0xA0]) + (2**28 + 1).to_bytes(4, "little") + bytes(2**9)
+FRAME_OF_2_24 = zstandard.FRAME_HEADER + bytes([0xA0]) + (2**24 + 1).to_bytes(4, "little") + bytes(2**9)
 """What begins as a frame of a byte more than an index may have."""
 
 
@@ -348,7 +348,7 @@ faults(
         "damaged": coded(lambda frame: frame[:20] + b"\xff\xff\xff" + frame[23:]),
     },
 )
-faults("index-size", "bitmask raw", {"coded": index(FRAME_OF_2_28)})
+faults("index-size", "bitmask raw", {"coded": index(FRAME_OF_2_24)})
 faults(
     "index-malformed",
     "bitmask raw",
