@@ -21,12 +21,12 @@ class computed_once(Generic[Value]):
         self.__doc__ = compute.__doc__
 
     @overload
-    def __get__(self, owner: None, kind: type) -> computed_once[Value]: ...
+    def __get__(self, owner: None, owner_type: type) -> computed_once[Value]: ...
 
     @overload
-    def __get__(self, owner: object, kind: type) -> Value: ...
+    def __get__(self, owner: object, owner_type: type) -> Value: ...
 
-    def __get__(self, owner: object | None, kind: type) -> computed_once[Value] | Value:
+    def __get__(self, owner: object | None, owner_type: type) -> computed_once[Value] | Value:
         if owner is None:
             return self
         # from now on found before this descriptor is

@@ -47,7 +47,7 @@ class Tiles(NamedTuple):
             wanted: numbers of rows.
 
         Raises:
-            LimitError: whole rows, which are unpacked and then cut, exceed the budget, or memory.
+            LimitError: whole rows, which are expanded and then cut, exceed the budget, or memory.
         """
         dtype, tile_rows, all_cols = self.tiling.dtype, self.tiling.tile_rows, self.tiling.cols
         self.budget.ask(len(wanted) * all_cols * dtype.numpy.itemsize, self.name)
@@ -119,7 +119,7 @@ def _pieces_of_array(wanted: np.ndarray, tile_rows: int) -> Iterator[_Piece]:
 
     def runs_of(tile: int, first: int, last: int) -> Iterator[tuple[int, int, slice | np.ndarray]]:
         rows = ascending[first:last] - tile * tile_rows
-        # runs of consecutive rows are unpacked together
+        # runs of consecutive rows are expanded together
         starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
         for begin, end in pairwise([*starts.tolist(), rows.size]):
             target = slice(first + begin, first + end)

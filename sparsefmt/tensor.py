@@ -207,7 +207,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         return self._tiling.shape[0]
 
     def todense(self, threads: int | None = None, *, max_decoded_bytes: int | None = None) -> np.ndarray:
-        """The dense array, bit for bit. O(rows * cols); tiles are unpacked in parallel.
+        """The dense array, bit for bit. O(rows * cols); tiles are expanded in parallel.
 
         Args:
             max_decoded_bytes: the most bytes that a tensor from a file may take; by default the limit of the file that
@@ -279,12 +279,12 @@ class SparseTensor(NDArrayOperatorsMixin):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
     def __getitem__(self, key: Any) -> Any:
-        """Dense elements, as `todense()[key]` gives them. Only the rows that `key` asks for are unpacked.
+        """Dense elements, as `todense()[key]` gives them. Only the rows that `key` asks for are expanded.
 
         Of a stack of matrices, `w[e]` with an integer is matrix e as a SparseTensor on the same arrays, without a copy.
 
         `key` is any index of numpy whose first part is an integer, a slice, or a one-dimensional array of integers or
-        booleans. A row costs O(cols) to unpack; in `permuted`, a run of rows costs O(rows of its tile) to find.
+        booleans. A row costs O(cols) to expand; in `permuted`, a run of rows costs O(rows of its tile) to find.
         """
         if self._tiling.row_dims > 1 and isinstance(key, (int, np.integer)) and not isinstance(key, bool):
             return self._matrix(operator.index(key))

@@ -59,10 +59,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="module")
 def small_layers() -> Iterator[None]:
     """Layers of any size become sparse by default, so that tests can have models of tiny ones."""
-    from sparsefmt.torch import choice
+    from sparsefmt.torch import selection
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice, "MIN_SIZE", 0)
+        patch.setattr(selection, "MIN_SIZE", 0)
         yield
 
 

@@ -170,7 +170,7 @@ def test_errors_say_which_tensor():
         twin.save({"layer.w": np.zeros(3, np.complex128)})
 
 
-def test_files_of_another_kind(tmp_path):
+def test_files_of_another_format(tmp_path):
     safetensors.numpy.save_file({"w": np.zeros(3)}, tmp_path / "w.safetensors")
     with pytest.raises(FormatError, match="sparsefmt convert"):
         twin.load_file(tmp_path / "w.safetensors")

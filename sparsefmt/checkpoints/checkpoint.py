@@ -34,21 +34,21 @@ from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.staging import is_unfinished
 from sparsefmt.errors import FormatError, in_file
 
-Kind = Literal["safetensors", "sparsefmt", "torch"]
+FileFormat = Literal["safetensors", "sparsefmt", "torch"]
 
-_SUFFIXES: dict[Kind, tuple[str, ...]] = {
+_SUFFIXES: dict[FileFormat, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
     "sparsefmt": (".sparsefmt",),
     "torch": (".bin", ".pt", ".pth"),
 }
-_CALLED: dict[Kind, str] = {
+_CALLED: dict[FileFormat, str] = {
     "safetensors": "safetensors",
     "sparsefmt": "a .sparsefmt file",
     "torch": "a PyTorch checkpoint",
 }
 _INDEX = ".index.json"
 _WITH_RECIPES = (".gguf", ".onnx", ".h5", ".keras", ".npz", *_SUFFIXES["safetensors"], *_SUFFIXES["torch"])
-"""Files that make a folder without weights of the kinds asked for understood."""
+"""Files that make a folder without weights of the formats asked for understood."""
 
 _SHARD_NUMBER = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _MAX_INDEX_BYTES = 1 << 28
@@ -75,7 +75,7 @@ class Checkpoint:
     Attributes:
         path: what was opened: a file, an index file or a folder.
         is_folder: whether it is more than a single file.
-        kind: what the files are.
+        file_format: what the files are.
         files: in order of their names.
         index: the index, or None if there is none.
         holder: which file has a tensor, by its name.
@@ -83,30 +83,30 @@ class Checkpoint:
 
     Args:
         path: a file, an index file (*.index.json), or a folder with an index file or without.
-        kinds: what the files may be; in a folder that has several kinds, the first of them.
+        formats: what the files may be; in a folder that has several formats, the first of them.
         max_decoded_bytes: of each .sparsefmt file, as in `sparsefmt.load_file`.
 
     Raises:
-        FileNotFoundError: nothing of these kinds is there.
+        FileNotFoundError: nothing of these formats is there.
         FormatError: index and files disagree, a tensor is in two files, or a file is damaged.
         OSError: a file cannot be read.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], kinds: Sequence[Kind], max_decoded_bytes: int | None = None
+        self, path: str | os.PathLike[str], formats: Sequence[FileFormat], max_decoded_bytes: int | None = None
     ) -> None:
         self.path = Path(path)
         self.index: CheckpointIndex | None = None
         self.is_folder = self.path.is_dir() or self.path.suffix == ".json"
         if self.is_folder:
-            paths, self.kind = self._find_files(kinds)
+            paths, self.file_format = self._find_files(formats)
         else:
-            paths, self.kind = [self.path], expect_kind(self.path, kinds)
+            paths, self.file_format = [self.path], expect_format(self.path, formats)
         with ExitStack() as stack:
             self.files: list[TensorFile] = []
             for file_path in paths:
                 with in_file(file_path):
-                    self.files.append(stack.enter_context(_open(file_path, self.kind, max_decoded_bytes)))
+                    self.files.append(stack.enter_context(_open(file_path, self.file_format, max_decoded_bytes)))
             self.holder = _holders(self.files)
             self.folded: list[Group] = []
             if self.index is not None:
@@ -149,7 +149,7 @@ class Checkpoint:
 
     @property
     def unlisted(self) -> list[Path]:
-        """Files of the same kind in the folder that are no part of the checkpoint."""
+        """Files of the same format in the folder that are no part of the checkpoint."""
         if not self.is_folder:
             return []
         suffix = self.files[0].path.suffix
@@ -168,35 +168,35 @@ class Checkpoint:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
 
-    def _find_files(self, kinds: Sequence[Kind]) -> tuple[list[Path], Kind]:
-        """Paths of the files, and their kind. Reads the index if there is one."""
+    def _find_files(self, formats: Sequence[FileFormat]) -> tuple[list[Path], FileFormat]:
+        """Paths of the files, and their format. Reads the index if there is one."""
         if not self.path.is_dir():
             self.index = read_index(self.path)
-            kind = _kind_of_shards(self.index, kinds)
-            return _shard_paths(self.index, kind), kind
+            file_format = _format_of_shards(self.index, formats)
+            return _shard_paths(self.index, file_format), file_format
         entries = sorted(entry for entry in self.path.iterdir() if not entry.name.startswith("."))
-        for kind in kinds:
-            indexes = [entry for entry in entries if _is_index(entry.name, kind)]
+        for file_format in formats:
+            indexes = [entry for entry in entries if _is_index(entry.name, file_format)]
             if len(indexes) > 1:
                 names = ", ".join(entry.name for entry in indexes)
                 raise FormatError("checkpoint-index", f"{self.path}: it has several indexes, give one of them: {names}")
             if indexes:
                 self.index = read_index(indexes[0])
-                return _shard_paths(self.index, kind), kind
-            files = [entry for entry in entries if entry.suffix in _SUFFIXES[kind]]
-            if kind == "torch":
+                return _shard_paths(self.index, file_format), file_format
+            files = [entry for entry in entries if entry.suffix in _SUFFIXES[file_format]]
+            if file_format == "torch":
                 files = _weights_of_torch(files)
             if files:
-                whole = self.path / f"model.{kind}"
+                whole = self.path / f"model.{file_format}"
                 if whole in files and (self.path / "config.json").exists():
-                    return [whole], kind
+                    return [whole], file_format
                 _check_numbering(files)
-                return files, kind
-        wanted = _or(suffix for kind in kinds for suffix in _SUFFIXES[kind])
+                return files, file_format
+        wanted = _or(suffix for file_format in formats for suffix in _SUFFIXES[file_format])
         raise FileNotFoundError(
             errno.ENOENT, f"the folder has no {wanted} file{self._instead(entries)}", str(self.path)
         )
@@ -206,23 +206,23 @@ class Checkpoint:
         if is_unfinished(self.path):
             return "; it is being written, or was not finished: convert again"
         for path in entries:
-            if path.suffix in _WITH_RECIPES and path.is_file() and (kind := foreign.kind_of(path)):
-                return f", but {path.name}, {kind}: {foreign.recipe(path, kind)}"
+            if path.suffix in _WITH_RECIPES and path.is_file() and (file_format := foreign.format_of(path)):
+                return f", but {path.name}, {file_format}: {foreign.recipe(path, file_format)}"
         return ""
 
 
-def _open(path: Path, kind: Kind, max_decoded_bytes: int | None) -> TensorFile:
-    if kind == "safetensors":
+def _open(path: Path, file_format: FileFormat, max_decoded_bytes: int | None) -> TensorFile:
+    if file_format == "safetensors":
         return SafetensorsFile(path)
-    if kind == "sparsefmt":
+    if file_format == "sparsefmt":
         return SparsefmtFile(path, max_decoded_bytes)
     from sparsefmt.checkpoints.pytorch_file import TorchFile
 
     return TorchFile(path)
 
 
-def _is_index(name: str, kind: Kind) -> bool:
-    return name.endswith(tuple(suffix + _INDEX for suffix in _SUFFIXES[kind]))
+def _is_index(name: str, file_format: FileFormat) -> bool:
+    return name.endswith(tuple(suffix + _INDEX for suffix in _SUFFIXES[file_format]))
 
 
 def _or(texts: Iterable[str]) -> str:
@@ -277,8 +277,8 @@ def saved_weights(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and not entry.is_dir())
-    kinds: tuple[Kind, ...] = ("safetensors", "sparsefmt")
-    indexes = [entry for entry in entries if any(_is_index(entry.name, kind) for kind in kinds)]
+    formats: tuple[FileFormat, ...] = ("safetensors", "sparsefmt")
+    indexes = [entry for entry in entries if any(_is_index(entry.name, file_format) for file_format in formats)]
     listed: set[str] = set()
     for index in indexes:
         with suppress(FormatError):  # a damaged one
@@ -286,12 +286,12 @@ def saved_weights(folder: Path) -> list[Path]:
 
     def is_saved(entry: Path) -> bool:
         name_is_known = entry.stem == "model" or _SHARD_NUMBER.fullmatch(entry.stem) or entry.name in listed
-        return entry.suffix.removeprefix(".") in kinds and bool(name_is_known)
+        return entry.suffix.removeprefix(".") in formats and bool(name_is_known)
 
     return [*filter(is_saved, entries), *indexes]
 
 
-def index_name(path: Path, old: Kind, new: Kind) -> str:
+def index_name(path: Path, old: FileFormat, new: FileFormat) -> str:
     """Name of an index file for the same checkpoint in another format."""
     for suffix in _SUFFIXES[old]:
         if old != "torch" and f"{suffix}." in path.name:
@@ -303,42 +303,42 @@ def _is_plain_file_name(name: str) -> bool:
     return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
 
 
-def expect_kind(path: Path, kinds: Sequence[Kind]) -> Kind:
+def expect_format(path: Path, formats: Sequence[FileFormat]) -> FileFormat:
     """What a file is, where it may be several things: what it starts with decides, not its name.
 
-    Damaged files and files of unknown kinds are taken for the first, so that opening them says what is wrong.
+    Damaged files and files of unknown formats are taken for the first, so that opening them says what is wrong.
 
     Raises:
-        FormatError: it is whole, and of a kind that is not among these (`file-foreign`); the message says what to do.
+        FormatError: it is whole, and of a format that is not among these (`file-foreign`); the message says what to do.
     """
     expect_regular_file(path)
-    expected = _or(dict.fromkeys(_CALLED[kind] for kind in kinds))
+    expected = _or(dict.fromkeys(_CALLED[file_format] for file_format in formats))
     if foreign.is_sparsefmt(path):
-        if "sparsefmt" in kinds:
+        if "sparsefmt" in formats:
             return "sparsefmt"
         raise FormatError(foreign.FOREIGN, f"{path}: it is a .sparsefmt file already, not {expected}")
-    found = foreign.kind_of(path)
+    found = foreign.format_of(path)
     if found is None:
-        return kinds[0]
-    for kind in kinds:
-        if _CALLED[kind] == found:
-            return kind
+        return formats[0]
+    for file_format in formats:
+        if _CALLED[file_format] == found:
+            return file_format
     raise foreign.foreign(path, found, expected)
 
 
-def _kind_of_shards(index: CheckpointIndex, kinds: Sequence[Kind]) -> Kind:
+def _format_of_shards(index: CheckpointIndex, formats: Sequence[FileFormat]) -> FileFormat:
     suffixes = {Path(shard).suffix for shard in index.weight_map.values()}
-    for kind in kinds:
+    for file_format in formats:
         # of torch, too, all shards have one suffix: converted, two of one stem would have one name
-        if len(suffixes) == 1 and suffixes <= set(_SUFFIXES[kind]):
-            return kind
-    wanted = _or(suffix for kind in kinds for suffix in _SUFFIXES[kind])
+        if len(suffixes) == 1 and suffixes <= set(_SUFFIXES[file_format]):
+            return file_format
+    wanted = _or(suffix for file_format in formats for suffix in _SUFFIXES[file_format])
     found = ", ".join(sorted(suffix or "no suffix" for suffix in suffixes))
     raise FormatError("checkpoint-index", f"{index.path}: its files have {found}, not {wanted}")
 
 
-def _shard_paths(index: CheckpointIndex, kind: Kind) -> list[Path]:
-    _kind_of_shards(index, [kind])
+def _shard_paths(index: CheckpointIndex, file_format: FileFormat) -> list[Path]:
+    _format_of_shards(index, [file_format])
     paths = [index.path.with_name(shard) for shard in sorted(set(index.weight_map.values()))]
     for path in paths:
         if not path.exists():

@@ -22,7 +22,7 @@ import numpy as np
 
 from sparsefmt.adapters import Rows, Survey
 from sparsefmt.checkpoints import cards, huggingface
-from sparsefmt.checkpoints.checkpoint import Checkpoint, Kind, index_name, saved_weights
+from sparsefmt.checkpoints.checkpoint import Checkpoint, FileFormat, index_name, saved_weights
 from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.safetensors_file import write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
@@ -186,7 +186,7 @@ class _SurveyedRows(Rows):
         return self._survey
 
 
-def targets_of(source: Checkpoint, destination: Path, new: Kind) -> dict[Path, Path]:
+def targets_of(source: Checkpoint, destination: Path, new: FileFormat) -> dict[Path, Path]:
     """Which file each file of a checkpoint is written to, a single file to `destination` itself."""
     if not source.is_folder:
         return {source.files[0].path: destination}
@@ -198,7 +198,7 @@ def targets_of(source: Checkpoint, destination: Path, new: Kind) -> dict[Path, P
 def _write_checkpoint(
     source: Checkpoint,
     destination: Path,
-    new: Kind,
+    new: FileFormat,
     overwrite: bool,
     write: Callable[[TensorFile, Path], list[str]],
 ) -> None:
@@ -234,7 +234,7 @@ def _write_checkpoint(
         if source.index is not None or len(source.files) > 1 or others:
             fields = source.index.fields if source.index else {"metadata": {"total_size": source.dense_nbytes}}
             content = {**fields, "weight_map": dict(sorted(weight_map.items()))}
-            name = index_name(source.index.path, source.kind, new) if source.index else f"model.{new}.index.json"
+            name = index_name(source.index.path, source.file_format, new) if source.index else f"model.{new}.index.json"
             indexes.append(destination / name)
             with folder.writing(indexes[0]) as path:
                 _write_whole(path, _encode_index(content))
@@ -254,7 +254,7 @@ def _write_checkpoint(
         folder.commit(list(targets.values()), indexes, [path for path in obsolete if path not in indexes])
 
 
-def _obsolete(source: Checkpoint, destination: Path, new: Kind) -> list[Path]:
+def _obsolete(source: Checkpoint, destination: Path, new: FileFormat) -> list[Path]:
     """What of an earlier model is in the folder to be written to, and is not written anew: weights and indexes.
 
     Raises:
@@ -271,19 +271,19 @@ def _obsolete(source: Checkpoint, destination: Path, new: Kind) -> list[Path]:
     return obsolete
 
 
-def unlisted_files(source: Checkpoint, destination: Path, new: Kind, obsolete: Sequence[Path] = ()) -> list[Path]:
-    """Files of the new kind in the folder `destination` that may be anybody's, and are no part of the model there."""
+def unlisted_files(source: Checkpoint, destination: Path, new: FileFormat, obsolete: Sequence[Path] = ()) -> list[Path]:
+    """Files of the new format in the folder `destination` that may be anybody's, and are no part of the model there."""
     known = {*targets_of(source, destination, new).values(), *obsolete}
     return sorted(path for path in destination.iterdir() if path.suffix == f".{new}" and path not in known)
 
 
-def _config(model: huggingface.ModelFolder | None, new: Kind, folded: bool) -> bytes:
+def _config(model: huggingface.ModelFolder | None, new: FileFormat, folded: bool) -> bytes:
     if model is None:
         return b""
     return model.config_for_sparsefmt(folded) if new == "sparsefmt" else model.config_for_safetensors()
 
 
-def _card(model: huggingface.ModelFolder, destination: Path, new: Kind) -> bytes | None:
+def _card(model: huggingface.ModelFolder, destination: Path, new: FileFormat) -> bytes | None:
     """README.md of the new folder: made of that of the source, or of the one that is there; None if there is none."""
     # one that is a link to nowhere is an error, as for any other file
     from_source = model.card in model.companions

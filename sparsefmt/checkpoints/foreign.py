@@ -47,14 +47,14 @@ _RECIPES = {
 """What to do with each; NAME and STEM are those of the file."""
 
 
-def kind_of(path: Path) -> str | None:
+def format_of(path: Path) -> str | None:
     """What a file that is neither damaged nor ours is, as one of the keys of the recipes; else None."""
     with open(path, "rb") as file:
         head = file.read(sniff.HEAD_SIZE)
     if sniff.is_safetensors(head):
         return "safetensors"
     if head.startswith(b"PK\x03\x04"):
-        return _kind_of_archive(path)
+        return _format_of_archive(path)
     if head[:1] == b"\x80" and len(head) > 1 and head[1] in _PROTOCOLS:
         return "a PyTorch checkpoint"
     # a field of protobuf, the version: nothing but the name tells what it is of
@@ -62,7 +62,7 @@ def kind_of(path: Path) -> str | None:
         return "an ONNX model"
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite model"
-    for signature, kind in (
+    for signature, file_format in (
         (b"GGUF", "a GGUF file"),
         (b"\x89HDF", "an HDF5 file"),
         (b"\x93NUMPY", "a .npy array"),
@@ -70,7 +70,7 @@ def kind_of(path: Path) -> str | None:
         (b"\x28\xb5\x2f\xfd", "zstd compressed data"),
     ):
         if head.startswith(signature):
-            return kind
+            return file_format
     return None
 
 
@@ -79,17 +79,17 @@ def is_sparsefmt(path: Path) -> bool:
         return file.read(len(envelope.MAGIC)) == envelope.MAGIC
 
 
-def foreign(path: Path, kind: str, expected: str) -> FormatError:
-    """The error for a file of a kind that `kind_of` gave, in place of what was expected, "a .sparsefmt file"."""
-    return FormatError(FOREIGN, f"{path}: not {expected} but {kind}: {recipe(path, kind)}")
+def foreign(path: Path, file_format: str, expected: str) -> FormatError:
+    """The error for a file of a format that `format_of` gave, in place of what was expected, "a .sparsefmt file"."""
+    return FormatError(FOREIGN, f"{path}: not {expected} but {file_format}: {recipe(path, file_format)}")
 
 
-def recipe(path: Path, kind: str) -> str:
-    """How the tensors of a file of that kind come into a .sparsefmt file."""
-    return _RECIPES[kind].replace("NAME", path.name).replace("STEM", path.stem)
+def recipe(path: Path, file_format: str) -> str:
+    """How the tensors of a file of that format come into a .sparsefmt file."""
+    return _RECIPES[file_format].replace("NAME", path.name).replace("STEM", path.stem)
 
 
-def _kind_of_archive(path: Path) -> str | None:
+def _format_of_archive(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

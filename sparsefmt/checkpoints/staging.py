@@ -170,7 +170,7 @@ class StagedFolder:
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         shutil.rmtree(self._inner, ignore_errors=True)
         if self._lock >= 0:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from sparsefmt import signs
-from sparsefmt.checkpoints.checkpoint import Checkpoint, Kind, saved_weights
+from sparsefmt.checkpoints.checkpoint import Checkpoint, FileFormat, saved_weights
 from sparsefmt.checkpoints.conversion import (
     ConvertedTensor,
     Settings,
@@ -112,18 +112,18 @@ def command(
                 output.say(line)
 
 
-def destination_of(source: Checkpoint, given: Path | None, kind: Kind) -> Path:
+def destination_of(source: Checkpoint, given: Path | None, file_format: FileFormat) -> Path:
     """The destination: the given path, if it makes sense; without one, a path beside the source with another suffix.
 
     Raises Failure for a name that belongs to something else: a typing error must not cost the source, and a file must
     be what its name says.
     """
-    suffix = f".{kind}"
+    suffix = f".{file_format}"
     if given is None:
         if not source.is_folder:
             return source.path.with_suffix(suffix)
         folder = Path(os.path.abspath(source.folder))
-        return folder.with_name(f"{re.sub('-(safetensors|sparsefmt)$', '', folder.name)}-{kind}")
+        return folder.with_name(f"{re.sub('-(safetensors|sparsefmt)$', '', folder.name)}-{file_format}")
     if source.is_folder:
         if is_weights(given.name):
             raise Failure(f"{given}: the destination must be a folder, as the source is one", 2)
@@ -274,7 +274,7 @@ def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTenso
     return notes + _model_notes(source, destination)
 
 
-def notes_on_folder(source: Checkpoint, destination: Path, before: list[Path], new: Kind) -> list[str]:
+def notes_on_folder(source: Checkpoint, destination: Path, before: list[Path], new: FileFormat) -> list[str]:
     """Sentences on files that were in the folder before. before: files that belonged to a model."""
     notes = []
     if removed := [path.name for path in before if not os.path.lexists(path)]:

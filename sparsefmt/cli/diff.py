@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sparsefmt.checkpoints import verification
-from sparsefmt.checkpoints.checkpoint import Checkpoint, Kind
+from sparsefmt.checkpoints.checkpoint import Checkpoint, FileFormat
 from sparsefmt.cli import options
 
 
@@ -37,8 +37,8 @@ def command(
     """
     from sparsefmt.cli import output
 
-    kinds: list[Kind] = ["sparsefmt", "safetensors", "torch"]
-    with Checkpoint(a, kinds, max_decoded_bytes) as ours, Checkpoint(b, kinds, max_decoded_bytes) as theirs:
+    formats: list[FileFormat] = ["sparsefmt", "safetensors", "torch"]
+    with Checkpoint(a, formats, max_decoded_bytes) as ours, Checkpoint(b, formats, max_decoded_bytes) as theirs:
         if fold:
             ours.fold()
             theirs.fold()

@@ -136,23 +136,23 @@ def _look_at(destination: str) -> tuple[str, os.stat_result | None]:
         raise IsADirectoryError(errno.EISDIR, "is a folder, not a regular file")
     if not stat.S_ISREG(old.st_mode):
         raise OSError(
-            errno.EINVAL, f"is {kind_of(old.st_mode)}, not a regular file, which alone can be replaced safely"
+            errno.EINVAL, f"is {file_type_of(old.st_mode)}, not a regular file, which alone can be replaced safely"
         )
     if not os.access(destination, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise PermissionError(errno.EACCES, "is write-protected")
     return os.path.realpath(destination), old
 
 
-def kind_of(mode: int) -> str:
+def file_type_of(mode: int) -> str:
     """What a thing that is no regular file is, in words."""
-    kinds = {
+    types = {
         stat.S_IFDIR: "a folder",
         stat.S_IFIFO: "a pipe",
         stat.S_IFSOCK: "a socket",
         stat.S_IFCHR: "a device",
         stat.S_IFBLK: "a device",
     }
-    return kinds.get(stat.S_IFMT(mode), "something else")
+    return types.get(stat.S_IFMT(mode), "something else")
 
 
 def _create(temporary: str, mode: int, destination: str) -> _NamedFile | None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from sparsefmt.container import envelope
-from sparsefmt.container.atomic import kind_of, replacing
+from sparsefmt.container.atomic import file_type_of, replacing
 from sparsefmt.errors import UnsupportedError, file_closed
 
 Path = str | os.PathLike[str]
@@ -101,8 +101,8 @@ def _expect_replaceable(path: Any) -> None:
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(
             errno.EINVAL,
-            f"is {kind_of(mode)}, not a regular file, which alone can be replaced: open it with mode 'wb' and save to"
-            " the open file",
+            f"is {file_type_of(mode)}, not a regular file, which alone can be replaced: open it with mode 'wb' and save"
+            " to the open file",
             os.fspath(path),
         )
 

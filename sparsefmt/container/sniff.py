@@ -1,4 +1,4 @@
-"""Names the kind of a file that is no .sparsefmt file, since "bad magic" helps nobody."""
+"""Names the format of a file that is no .sparsefmt file, since "bad magic" helps nobody."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def describe(head: bytes, expected: str = "a sparsefmt file") -> str:
         return "the file is empty"
     if not head.strip(b"\0"):
         return f"not {expected}: it starts with zeros, as files do after a crash"
-    for signature, kind in _SIGNATURES:
+    for signature, file_format in _SIGNATURES:
         if head.startswith(signature):
-            return f"not {expected} but {kind}"
+            return f"not {expected} but {file_format}"
     if head[8:11] == b"\xef\xbb\xbf" and expected == "a safetensors file":
         return "its header begins with a byte order mark, which safetensors does not allow: an editor has put it there"
     # before HTML: a header length of 60 starts with the byte of "<"

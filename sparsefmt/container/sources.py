@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 
 from sparsefmt.container import envelope, file_objects
-from sparsefmt.container.atomic import kind_of
+from sparsefmt.container.atomic import file_type_of
 from sparsefmt.errors import FormatError, file_closed
 from sparsefmt.layouts.memory import ALIGNMENT, empty, frozen, padded_copy
 
@@ -334,7 +334,7 @@ class _OpenFile:
             )
         if not stat.S_ISREG(mode):
             remedy = "read it to its end and give sparsefmt.load its bytes"
-            raise OSError(errno.EINVAL, f"is {kind_of(mode)}, not a regular file: {remedy}", self._path)
+            raise OSError(errno.EINVAL, f"is {file_type_of(mode)}, not a regular file: {remedy}", self._path)
 
     def size(self) -> int:
         return os.fstat(self.descriptor).st_size

@@ -12,7 +12,7 @@ from sparsefmt.layouts.gaps import FillerCount
 from sparsefmt.tensor import SparseTensor
 
 _POSITIONS_AT_ONCE = 1 << 22
-"""Dense elements to hold while a matrix is transposed. Every one of its rows is unpacked once for so many of them."""
+"""Dense elements to hold while a matrix is transposed. Every one of its rows is expanded once for so many of them."""
 
 
 def cast(weight: SparseTensor, dtype: torch.dtype) -> SparseTensor:

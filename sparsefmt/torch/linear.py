@@ -18,11 +18,11 @@ from sparsefmt.errors import SparsefmtError, in_tensor
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.torch import packed, registry
+from sparsefmt.torch import registry, weight_tensors
 from sparsefmt.torch.derived import cast, torch_dtype_of, transposed
 from sparsefmt.torch.operator import linear_op
-from sparsefmt.torch.packed import Packed, pack
 from sparsefmt.torch.weight import SparseWeight
+from sparsefmt.torch.weight_tensors import WeightTensors, to_tensors
 
 _BUFFERS = ("weight_arrays", "weight_table")
 SIGNS = "weight_signs"
@@ -129,7 +129,7 @@ class SparseLinear(torch.nn.Module):
         self._weight: weakref.ref[SparseWeight] | None = None
         self._dtype = torch.get_default_dtype() if dtype is None else dtype
         self._signs: _SignsOf | None = None
-        self._unpacked: tuple[torch.Tensor, torch.Tensor, SparseTensor] | None = None
+        self._as_sparse_tensor: tuple[torch.Tensor, torch.Tensor, SparseTensor] | None = None
         self.register_buffer("weight_arrays", torch.empty(0, dtype=torch.uint8, device=device))
         self.register_buffer("weight_table", torch.empty(0, dtype=torch.int64, device=device))
         if bias:
@@ -197,7 +197,7 @@ class SparseLinear(torch.nn.Module):
             raise ValueError(
                 f"the weight has shape {weight.shape}; this layer needs {(self.out_features, self.in_features)}"
             )
-        made = pack(weight)
+        made = to_tensors(weight)
         registry.remember(made)
         self._tie = None
         self._hold(made, torch_dtype_of(weight))
@@ -213,16 +213,16 @@ class SparseLinear(torch.nn.Module):
     def share_memory_with(self, other: SparseLinear) -> None:
         """Take the weights that another layer of the same shape has now, without a copy and without a tie."""
         self._tie = None
-        self._hold(Packed(other.weight_arrays, other.weight_table), other._dtype)
+        self._hold(WeightTensors(other.weight_arrays, other.weight_table), other._dtype)
         self._signs = other._signs
 
     def follow(self, other: SparseLinear) -> None:
         """Take the weights that a layer has now with which this one had its weights in common; a tie stays as it is."""
         if other is not self:
-            self._hold(Packed(other.weight_arrays, other.weight_table), other._dtype)
+            self._hold(WeightTensors(other.weight_arrays, other.weight_table), other._dtype)
             self._signs = other._signs
 
-    def _hold(self, weights: Packed, dtype: torch.dtype) -> None:
+    def _hold(self, weights: WeightTensors, dtype: torch.dtype) -> None:
         self.weight_arrays, self.weight_table = weights
         self._dtype = dtype
 
@@ -240,7 +240,7 @@ class SparseLinear(torch.nn.Module):
             layout = self.sparse_tensor().layout
         device = self.weight_arrays.device
         self.set_weight(SparseTensor.from_dense(matrix, layout))
-        self._hold(Packed(*(tensor.to(device) for tensor in (self.weight_arrays, self.weight_table))), self._dtype)
+        self._hold(WeightTensors(self.weight_arrays.to(device), self.weight_table.to(device)), self._dtype)
 
     @property
     def weight(self) -> SparseWeight:
@@ -281,13 +281,13 @@ class SparseLinear(torch.nn.Module):
         """
         if not self.has_weight:
             raise RuntimeError("this SparseLinear has no weights yet: load some, or call set_weight")
-        held = self._unpacked
+        held = self._as_sparse_tensor
         if held is None or held[0] is not self.weight_arrays or held[1] is not self.weight_table:
             arrays, table = self.weight_arrays.cpu(), self.weight_table.cpu()
             registry.known(arrays, table)
-            tensor = packed.unpack(packed.memory_of(arrays), table, check=False)
+            tensor = weight_tensors.from_tensors(weight_tensors.memory_of(arrays), table, check=False)
             tensor = tensor if self._signs is None else self._signs.put_on(tensor, table)
-            self._unpacked = held = self.weight_arrays, self.weight_table, tensor
+            self._as_sparse_tensor = held = self.weight_arrays, self.weight_table, tensor
         return held[2]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -307,7 +307,7 @@ class SparseLinear(torch.nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> SparseLinear:
         """What `.to`, `.half`, `.share_memory` and the like do to every tensor of a module."""
-        before = Packed(self.weight_arrays, self.weight_table)
+        before = WeightTensors(self.weight_arrays, self.weight_table)
         super()._apply(fn, recurse)
         # `.type()` would turn even integers into what it is asked for
         for name, old in zip(_BUFFERS, before, strict=True):
@@ -318,9 +318,9 @@ class SparseLinear(torch.nn.Module):
         if dtype != self._dtype:
             if self.has_weight:
                 device = self.weight_arrays.device
-                made = pack(cast(self.sparse_tensor(), dtype))
+                made = to_tensors(cast(self.sparse_tensor(), dtype))
                 registry.remember(made)
-                self._hold(Packed(*(tensor.to(device) for tensor in made)), dtype)
+                self._hold(WeightTensors(*(tensor.to(device) for tensor in made)), dtype)
                 self._signs = None
             self._dtype = dtype
         return self
@@ -334,7 +334,7 @@ class SparseLinear(torch.nn.Module):
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_unpacked": None, "_weight": None}
+        return {**self.__dict__, "_as_sparse_tensor": None, "_weight": None}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -360,7 +360,9 @@ class SparseLinear(torch.nn.Module):
             if keys[2] in state_dict:
                 self._load_weight(state_dict[keys[2]], assign)
             elif keys[0] in state_dict and keys[1] in state_dict:
-                self._load_packed(Packed(state_dict[keys[0]], state_dict[keys[1]]), state_dict.get(keys[3]), assign)
+                self._load_tensors(
+                    WeightTensors(state_dict[keys[0]], state_dict[keys[1]]), state_dict.get(keys[3]), assign
+                )
             else:
                 missing_keys += [key for key in keys[:2] if key not in state_dict]
         except (SparsefmtError, RuntimeError) as error:
@@ -391,16 +393,16 @@ class SparseLinear(torch.nn.Module):
             matrix = rows_of(weight)
         self.set_weight(SparseTensor.from_dense(matrix, "auto"))
 
-    def _load_packed(self, weights: Packed, signs: torch.Tensor | None, assign: bool) -> None:
+    def _load_tensors(self, weights: WeightTensors, signs: torch.Tensor | None, assign: bool) -> None:
         if not weights.table.numel():
             raise RuntimeError("it was saved from a layer without weights")
         if not assign:
-            weights = Packed(*(tensor.detach().to("cpu", copy=True) for tensor in weights))
+            weights = WeightTensors(*(tensor.detach().to("cpu", copy=True) for tensor in weights))
         registry.known(*(tensor.cpu() for tensor in weights))
-        tensor = packed.unpack(packed.memory_of(weights.arrays.cpu()), weights.table, check=False)
+        tensor = weight_tensors.from_tensors(weight_tensors.memory_of(weights.arrays.cpu()), weights.table, check=False)
         self._expect_shape(tensor.shape)
         if signs is not None:
-            tensor = tensor.with_signs(packed.signs_of(tensor, signs))
+            tensor = tensor.with_signs(weight_tensors.signs_of(tensor, signs))
         if assign or torch_dtype_of(tensor) == self._dtype:
             self._hold(weights, torch_dtype_of(tensor))
             self._signs = None if tensor.signs is None else _SignsOf(weights.table, tensor.signs)

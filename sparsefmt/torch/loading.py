@@ -19,10 +19,10 @@ from sparsefmt.container.sources import Backend
 from sparsefmt.errors import in_file, in_tensor
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.torch.choice import MIN_SPARSITY, Choice, why_dense
 from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.layers import Holder, Patterns, expect_cpu, is_linear, modules_with_names, replace
 from sparsefmt.torch.linear import SparseLinear, is_conv1d
+from sparsefmt.torch.selection import MIN_SPARSITY, Selection, why_dense
 from sparsefmt.torch.summary import Summary, summary_of
 
 
@@ -113,16 +113,16 @@ def load_into(
         ...     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
         >>> result = load_into(model, "model.sparsefmt")
     """
-    choice = Choice.of(layout, min_sparsity, include, exclude, min_size)
+    selection = Selection.of(layout, min_sparsity, include, exclude, min_size)
     with ExitStack() as stack:
         stored = _open(path, backend, threads, max_decoded_bytes, stack)
-        plan = _planned(model, stored, choice)
+        plan = _planned(model, stored, selection)
         _raise_if_it_does_not_fit(model, plan, path, strict)
         # biases first: the layers that will be replaced hold them
         _load_dense(plan)
-        _WeightLoader(model, plan, choice).load_all()
+        _WeightLoader(model, plan, selection).load_all()
     dense = dict(sorted(plan.reasons.items()))
-    return LoadResult(sorted(plan.sparse), plan.missing, plan.unexpected, dense, summary_of(model, choice, dense))
+    return LoadResult(sorted(plan.sparse), plan.missing, plan.unexpected, dense, summary_of(model, selection, dense))
 
 
 class _Stored(NamedTuple):
@@ -194,7 +194,7 @@ def _open(
     return stored
 
 
-def _planned(model: torch.nn.Module, stored: dict[str, _Stored], choice: Choice) -> _Plan:
+def _planned(model: torch.nn.Module, stored: dict[str, _Stored], selection: Selection) -> _Plan:
     plan = _Plan()
     used = set()
     not_found = []
@@ -214,7 +214,7 @@ def _planned(model: torch.nn.Module, stored: dict[str, _Stored], choice: Choice)
                 f" {str(tensor.path)!r}, the shape in current model is {torch.Size(expected)}."
             )
             continue
-        reasons = {} if _is_sparse(holders[0]) else why_dense(holders, choice)
+        reasons = {} if _is_sparse(holders[0]) else why_dense(holders, selection)
         if reasons:
             plan.dense.append((tensor, holders))
             plan.reasons |= {
@@ -319,8 +319,8 @@ def _load_dense(plan: _Plan) -> None:
 class _WeightLoader:
     """Fills the layers that are SparseLinear, replaces those that are pruned, and fills the others."""
 
-    def __init__(self, model: torch.nn.Module, plan: _Plan, choice: Choice) -> None:
-        self._model, self._plan, self._choice = model, plan, choice
+    def __init__(self, model: torch.nn.Module, plan: _Plan, selection: Selection) -> None:
+        self._model, self._plan, self._selection = model, plan, selection
         self._loaded: dict[tuple[Path, str, bool], SparseLinear] = {}
         """Layers by what they have from the files."""
 
@@ -336,7 +336,7 @@ class _WeightLoader:
         weight = None
         if any((*stored.identity, _is_transposed(holder.module)) not in self._loaded for holder in holders):
             with in_file(stored.path):
-                weight = _read(stored, holders, self._choice)
+                weight = _read(stored, holders, self._selection)
         if isinstance(weight, _Dense):
             _fill(holders, weight.tensor)
             self._plan.reasons |= {holder.layer: weight.reason for holder in holders}
@@ -353,7 +353,7 @@ class _WeightLoader:
                 layer.share_memory_with(self._loaded[same])
             else:
                 assert weight is not None
-                layer.set_weight(transposed(weight, self._choice.layout) if layer.transposed else weight)
+                layer.set_weight(transposed(weight, self._selection.layout) if layer.transposed else weight)
             self._loaded[same] = own[layer.transposed] = layer
             layer.name = name
             if layer is not module:
@@ -371,14 +371,14 @@ class _Dense(NamedTuple):
     reason: str
 
 
-def _read(stored: _Stored, holders: list[Holder], choice: Choice) -> SparseTensor | _Dense:
+def _read(stored: _Stored, holders: list[Holder], selection: Selection) -> SparseTensor | _Dense:
     """The weight of linear layers: compressed, or dense with the reason."""
     entry, filled = stored.entry, any(_is_sparse(holder) for holder in holders)
     trainable = not filled and any(_held(holder).requires_grad for holder in holders)
     if entry.layout.sparse:
-        reason = choice.why_not_worth(stored.file.reader.filling(entry), trainable=trainable)
+        reason = selection.why_not_worth(stored.file.reader.filling(entry), trainable=trainable)
         if filled or reason is None:
-            weight = stored.file.load(stored.name, choice.layout)
+            weight = stored.file.load(stored.name, selection.layout)
             assert isinstance(weight, SparseTensor)
             return weight
         return _Dense(stored.dense(), reason)
@@ -388,10 +388,10 @@ def _read(stored: _Stored, holders: list[Holder], choice: Choice) -> SparseTenso
     with in_tensor(stored.name):
         matrix = adapter.rows_of(tensor)
     if not filled:
-        reason = choice.why_not_worth(matrix.filling(matrix.survey()), trainable=trainable)
+        reason = selection.why_not_worth(matrix.filling(matrix.survey()), trainable=trainable)
         if reason is not None:
             return _Dense(tensor, reason)
-    return SparseTensor.from_dense(matrix, choice.layout)
+    return SparseTensor.from_dense(matrix, selection.layout)
 
 
 def _empty_like(module: torch.nn.Module) -> SparseLinear:

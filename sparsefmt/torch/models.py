@@ -10,7 +10,6 @@ from sparsefmt.adapters.torch import rows_of
 from sparsefmt.errors import in_tensor
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.torch.choice import MIN_SIZE, MIN_SPARSITY, Choice
 from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.layers import (
     Holder,
@@ -24,6 +23,7 @@ from sparsefmt.torch.layers import (
 )
 from sparsefmt.torch.linear import SparseLinear, dense_layer, dense_weight, leaving_signs, parameter_of_weight
 from sparsefmt.torch.mapped_files import MappedFiles
+from sparsefmt.torch.selection import MIN_SIZE, MIN_SPARSITY, Selection
 from sparsefmt.torch.summary import Summary, summary_of
 
 __all__ = [
@@ -105,17 +105,17 @@ def sparsify(
         >>> sorted(sparsify(model).sparse)
         ['0']
     """
-    choice = Choice.of(layout, min_sparsity, include, exclude, min_size)
-    groups, dense = _groups(model, choice)
+    selection = Selection.of(layout, min_sparsity, include, exclude, min_size)
+    groups, dense = _groups(model, selection)
     _expect_cpu(groups)
-    result = _compressed(model, choice, groups, dense)
-    return result._replace(summary=summary_of(model, choice, result.dense))
+    result = _compressed(model, selection, groups, dense)
+    return result._replace(summary=summary_of(model, selection, result.dense))
 
 
-def sparsify_by(model: torch.nn.Module, choice: Choice) -> SparsifyResult:
+def sparsify_by(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
     """What `sparsify` does, for a model that has been loaded. Layers on other devices stay as they are."""
-    groups, dense = _groups(model, choice)
-    return _compressed(model, choice, _without_other_devices(groups, dense), dense)
+    groups, dense = _groups(model, selection)
+    return _compressed(model, selection, _without_other_devices(groups, dense), dense)
 
 
 def make_dense(model: torch.nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -249,7 +249,7 @@ def layers_by_memory(model: torch.nn.Module) -> list[list[tuple[str, SparseLinea
     return list(groups.values())
 
 
-def _groups(model: torch.nn.Module, choice: Choice) -> tuple[list[list[Holder]], dict[str, str]]:
+def _groups(model: torch.nn.Module, selection: Selection) -> tuple[list[list[Holder]], dict[str, str]]:
     """The linear layers that can be replaced, their elements aside, those that share a weight together; and why not.
 
     A layer that has several names is there under each of them.
@@ -260,7 +260,7 @@ def _groups(model: torch.nn.Module, choice: Choice) -> tuple[list[list[Holder]],
     for name, module in modules_with_names(model):
         if not is_linear(module) or isinstance(module, SparseLinear):
             continue
-        reason = _why_not(Holder(name, module, "weight"), choice, holders)
+        reason = _why_not(Holder(name, module, "weight"), selection, holders)
         if reason is None:
             groups.setdefault(_identity(module), []).append(Holder(name, module, "weight"))
         else:
@@ -268,16 +268,16 @@ def _groups(model: torch.nn.Module, choice: Choice) -> tuple[list[list[Holder]],
     return list(groups.values()), dense
 
 
-def _why_not(layer: Holder, choice: Choice, holders: dict[int, list[Holder]]) -> str | None:
+def _why_not(layer: Holder, selection: Selection, holders: dict[int, list[Holder]]) -> str | None:
     """What is against replacing a linear layer, its elements aside."""
-    reason = choice.why_not_held(layer)
+    reason = selection.why_not_held(layer)
     if reason is not None:
         return reason
     for attribute in ("weight", "weight_orig"):
         for holder in holders.get(id(layer.module._parameters.get(attribute)), []):
             # torch.nn.utils.prune calls a weight that it masks weight_orig
             masked = holder.attribute == "weight_orig" and is_linear(holder.module)
-            if choice.why_not_held(holder._replace(attribute="weight") if masked else holder) is not None:
+            if selection.why_not_held(holder._replace(attribute="weight") if masked else holder) is not None:
                 return f"its weight is also {holder.key}"
     weight = dense_weight(layer.module)[0]
     return None if weight.dtype.is_floating_point else f"its weight has dtype {weight.dtype}"
@@ -311,13 +311,13 @@ def _identity(module: torch.nn.Module) -> tuple[int, ...]:
 
 
 def _compressed(
-    model: torch.nn.Module, choice: Choice, groups: list[list[Holder]], dense: dict[str, str]
+    model: torch.nn.Module, selection: Selection, groups: list[list[Holder]], dense: dict[str, str]
 ) -> SparsifyResult:
     """Replace the layers that are worth it. Empties `groups`, so that nothing here keeps a weight after its turn."""
     result, files = SparsifyResult({}, dense), MappedFiles()
     groups.reverse()
     while groups:
-        _compress(model, choice, groups.pop(), result, files)
+        _compress(model, selection, groups.pop(), result, files)
     files.release(model)
     if result.sparse:
         give_back()
@@ -325,15 +325,15 @@ def _compressed(
 
 
 def _compress(
-    model: torch.nn.Module, choice: Choice, group: list[Holder], result: SparsifyResult, files: MappedFiles
+    model: torch.nn.Module, selection: Selection, group: list[Holder], result: SparsifyResult, files: MappedFiles
 ) -> None:
     """Replace the layers that share one weight, if that is worth it."""
-    reason = _why_not_worth(group[0].module, choice)
+    reason = _why_not_worth(group[0].module, selection)
     if reason is not None:
         result.dense.update((holder.layer, reason) for holder in group)
         return
     files.compressed(parameter_of_weight(group[0].module))
-    first = SparseLinear.from_linear(group[0].module, choice.layout)
+    first = SparseLinear.from_linear(group[0].module, selection.layout)
     layers = {id(group[0].module): first}
     for holder in group:
         layer = layers.get(id(holder.module))
@@ -344,12 +344,12 @@ def _compress(
         result.sparse[holder.layer] = layer
 
 
-def _why_not_worth(module: torch.nn.Module, choice: Choice) -> str | None:
+def _why_not_worth(module: torch.nn.Module, selection: Selection) -> str | None:
     weight, _ = dense_weight(module)
     with in_tensor("weight"):
         matrix = rows_of(weight)
     trainable = parameter_of_weight(module).requires_grad
-    return choice.why_not_worth(matrix.filling(matrix.survey()), trainable=trainable)
+    return selection.why_not_worth(matrix.filling(matrix.survey()), trainable=trainable)
 
 
 def _sharing(layer: SparseLinear, module: torch.nn.Module) -> SparseLinear:

@@ -4,9 +4,9 @@
     linear_backward(Tensor gradient, Tensor arrays, Tensor table, SymInt out_features, SymInt in_features) -> Tensor
     dense(Tensor arrays, Tensor table, ScalarType dtype, SymInt out_features, SymInt in_features) -> Tensor
 
-`arrays` and `table` are the weights, as packed.py has them: plain tensors, so that they survive whatever is done to a
-module's buffers, in another process too, where `import sparsefmt.torch` makes the operators known. Weights that were
-not made in this process are verified when they are first multiplied by. Nobody may write to them afterwards.
+`arrays` and `table` are the weights, as weight_tensors.py has them: plain tensors, so that they survive whatever is
+done to a module's buffers, in another process too, where `import sparsefmt.torch` makes the operators known. Weights
+that were not made in this process are verified when they are first multiplied by. Nobody may write to them afterwards.
 
 The result has the dtype of x. Sums are float32, or float64 if x or the weights are float64 or integers of 32 bits or
 more; bias is added to the sums, which are rounded once.

@@ -16,7 +16,7 @@ from sparsefmt.kernels.operand import Operand
 from sparsefmt.lazily import computed_once
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.derived import transposed
-from sparsefmt.torch.packed import Packed, borrowed_memory_of, unpack
+from sparsefmt.torch.weight_tensors import WeightTensors, borrowed_memory_of, from_tensors
 
 
 class Known:
@@ -45,9 +45,9 @@ _known: dict[tuple[int, ...], Known] = {}
 """By the addresses of the storages, and where in them the tensors begin."""
 
 
-def remember(packed: Packed) -> None:
-    """Take these weights, just made by `pack`, for verified."""
-    _learn(packed.arrays, packed.table, check=False)
+def remember(weights: WeightTensors) -> None:
+    """Take these weights, just made by `to_tensors`, for verified."""
+    _learn(weights.arrays, weights.table, check=False)
 
 
 def known(arrays: torch.Tensor, table: torch.Tensor) -> Known:
@@ -80,7 +80,7 @@ def _learn(arrays: torch.Tensor, table: torch.Tensor, *, check: bool) -> Known:
     if arrays.dtype != torch.uint8 or table.dtype != torch.int64 or not arrays.is_contiguous():
         raise RuntimeError("the weights of a SparseLinear are a contiguous tensor of uint8, and one of int64")
     try:
-        tensor = unpack(borrowed_memory_of(arrays), table, check=check)
+        tensor = from_tensors(borrowed_memory_of(arrays), table, check=check)
     except FormatError as error:
         raise FormatError(error.code, f"the weights of a SparseLinear are damaged: {error.message}") from None
     entry = Known(tensor, (StorageWeakRef(arrays.untyped_storage()), StorageWeakRef(table.untyped_storage())))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsefmt.torch.choice import MIN_SPARSITY, Choice, name_of
 from sparsefmt.torch.layers import holders_of_parameters, is_linear
 from sparsefmt.torch.linear import SparseLinear
+from sparsefmt.torch.selection import MIN_SPARSITY, Selection, name_of
 
 NAMED = 3
 """Names that a line has of what stays dense."""
@@ -51,11 +51,11 @@ class Summary:
         return text
 
 
-def summary_of(model: torch.nn.Module, choice: Choice, reasons: dict[str, str]) -> Summary:
+def summary_of(model: torch.nn.Module, selection: Selection, reasons: dict[str, str]) -> Summary:
     """The summary of a model whose layers have been replaced.
 
     Args:
-        choice: by which they were.
+        selection: by which they were.
         reasons: names of what stays dense, and why.
 
     Cost: looks at 65,536 elements of each dense weight at most.
@@ -76,15 +76,15 @@ def summary_of(model: torch.nn.Module, choice: Choice, reasons: dict[str, str]) 
         if zeros < MIN_SPARSITY or (zeros == 1 and weight.requires_grad):
             continue
         pruned += weight.numel()
-        is_wanted = zeros >= choice.min_sparsity and weight.numel() >= choice.least_size
-        if is_wanted and all(choice.why_not_named(holder.layer) is None for holder in holders):
+        is_wanted = zeros >= selection.min_sparsity and weight.numel() >= selection.least_size
+        if is_wanted and all(selection.why_not_named(holder.layer) is None for holder in holders):
             name = name_of(holders[0])
-            reason = reasons.get(name) or choice.why_not_held(holders[0])
+            reason = reasons.get(name) or selection.why_not_held(holders[0])
             if reason is not None:
                 surprises[name] = reason
-    if choice.include is not None:
+    if selection.include is not None:
         # layers that were asked for by name, however few zeros they have
-        surprises |= {name: why for name, why in reasons.items() if choice.why_not_named(name) is None}
+        surprises |= {name: why for name, why in reasons.items() if selection.why_not_named(name) is None}
     return Summary(
         linear=len(layers),
         compressed=len(sparse),

@@ -10,8 +10,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from sparsefmt.checkpoints.cards import HOW_TO_LOAD
 from sparsefmt.checkpoints.huggingface import HINT, METHOD
 from sparsefmt.container.sources import BACKENDS, Backend
-from sparsefmt.torch.choice import MIN_SPARSITY, Choice
 from sparsefmt.torch.layers import Patterns
+from sparsefmt.torch.selection import MIN_SPARSITY, Selection
 
 _OF_THE_CALL = ("backend", "max_decoded_bytes")
 """What depends on the machine, and on whom its user trusts: not written to a config.json, nor taken from one."""
@@ -62,7 +62,7 @@ class SparsefmtConfig(QuantizationConfigMixin):
         max_decoded_bytes: int | None = None,
         **others: Any,
     ) -> None:
-        choice = Choice.of(layout, min_sparsity, include, exclude, min_size)
+        selection = Selection.of(layout, min_sparsity, include, exclude, min_size)
         if quant_method != METHOD:
             raise ValueError(f"quant_method of a SparsefmtConfig is {METHOD!r}, not {quant_method!r}")
         if backend not in BACKENDS:
@@ -71,11 +71,11 @@ class SparsefmtConfig(QuantizationConfigMixin):
             names = ", ".join(map(repr, others))
             raise ValueError(f"the quantization_config has {names}, which this version of sparsefmt does not know")
         self.quant_method = METHOD  # type: ignore[assignment]
-        self.layout = choice.layout
-        self.min_sparsity = choice.min_sparsity
-        self.include = choice.include
-        self.exclude = choice.exclude
-        self.min_size = choice.min_size
+        self.layout = selection.layout
+        self.min_sparsity = selection.min_sparsity
+        self.include = selection.include
+        self.exclude = selection.exclude
+        self.min_size = selection.min_size
         self.backend: Backend = backend
         self.max_decoded_bytes = max_decoded_bytes
 
@@ -94,9 +94,9 @@ class SparsefmtConfig(QuantizationConfigMixin):
         return super().from_dict(config_dict, return_unused_kwargs, **kwargs)
 
     @property
-    def choice(self) -> Choice:
+    def selection(self) -> Selection:
         """The same, as the rest of the library takes it."""
-        return Choice(self.layout, self.min_sparsity, self.include, self.exclude, self.min_size)
+        return Selection(self.layout, self.min_sparsity, self.include, self.exclude, self.min_size)
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json gets: what differs from the defaults, and a text for those who print it."""

@@ -16,10 +16,10 @@ from sparsefmt.container import budget
 from sparsefmt.errors import in_tensor
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.torch.choice import Choice
 from sparsefmt.torch.layers import Holder
 from sparsefmt.torch.mapped_files import MappedFiles
 from sparsefmt.torch.models import SparsifyResult, make_dense
+from sparsefmt.torch.selection import Selection
 from sparsefmt.transformers import replace_layers
 from sparsefmt.transformers.compressed_parameter import StandIn
 from sparsefmt.transformers.config import SparsefmtConfig
@@ -28,7 +28,7 @@ from sparsefmt.transformers.files import ARGUMENT, SUFFIX, CompressedFile
 _logger = logging.get_logger("transformers.sparsefmt")
 
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-"""Device maps that leave the choice to us."""
+"""Device maps that leave to us where layers lie."""
 
 
 @register_quantizer(METHOD)
@@ -83,15 +83,15 @@ class SparsefmtQuantizer(HfQuantizer):
             return False
         module, attribute = get_module_from_name(model, param_name)
         name = param_name.removesuffix(f".{attribute}")
-        return self._compress and self._choice.why_not_held(Holder(name, module, attribute)) is None
+        return self._compress and self._selection.why_not_held(Holder(name, module, attribute)) is None
 
     def get_quantize_ops(self) -> ConversionOps:
-        return Compress(self._choice, self._mismatched, self._files)
+        return Compress(self._selection, self._mismatched, self._files)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         self._check_shapes(model)
         with budget.calling_it(ARGUMENT):
-            self.result = replace_layers.settle(model, self._choice)
+            self.result = replace_layers.settle(model, self._selection)
         self._files.release(model)
         give_back()
         self._say_what_became_of_it()
@@ -116,8 +116,8 @@ class SparsefmtQuantizer(HfQuantizer):
             raise RuntimeError("\n    ".join([f"Error(s) in loading the weights of {type(model).__name__}:", *wrong]))
 
     @property
-    def _choice(self) -> Choice:
-        return self.quantization_config.choice
+    def _selection(self) -> Selection:
+        return self.quantization_config.selection
 
     def _dequantize(self, model: Any, dtype: Any = None) -> Any:
         make_dense(model, _dtype_named(dtype) if isinstance(dtype, str) else dtype)
@@ -143,8 +143,8 @@ class Compress(ConversionOps):
         files: are told of each that is compressed.
     """
 
-    def __init__(self, choice: Choice, mismatched: set[str], files: MappedFiles) -> None:
-        self._choice = choice
+    def __init__(self, selection: Selection, mismatched: set[str], files: MappedFiles) -> None:
+        self._selection = selection
         self._mismatched = mismatched
         self._files = files
 
@@ -161,10 +161,10 @@ class Compress(ConversionOps):
             return tensor
         with in_tensor(name):
             matrix = rows_of(tensor)
-        if self._choice.why_not_worth(matrix.filling(matrix.survey()), trainable=False) is not None:
+        if self._selection.why_not_worth(matrix.filling(matrix.survey()), trainable=False) is not None:
             return tensor
         self._files.compressed(tensor)
-        return StandIn(SparseTensor._from_rows(matrix, self._choice.layout, None))
+        return StandIn(SparseTensor._from_rows(matrix, self._selection.layout, None))
 
 
 def _dtype_named(name: str) -> torch.dtype:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from sparsefmt.torch.choice import Choice, name_of, why_dense
 from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.layers import Holder, holders_of_parameters, replace
 from sparsefmt.torch.linear import SparseLinear, is_conv1d
 from sparsefmt.torch.models import SparsifyResult, sparsify_by
+from sparsefmt.torch.selection import Selection, name_of, why_dense
 from sparsefmt.torch.summary import summary_of
 from sparsefmt.transformers.compressed_parameter import StandIn
 
 
-def settle(model: torch.nn.Module, choice: Choice) -> SparsifyResult:
-    """Make each chosen linear layer whose weight is a StandIn a SparseLinear, and every other StandIn dense.
+def settle(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
+    """Make each selected linear layer whose weight is a StandIn a SparseLinear, and every other StandIn dense.
 
     Linear layers that share a weight share the compressed one. A weight that an embedding has too becomes dense, and
     stays tied. What was loaded dense and is pruned, as `sparsify` sees it, is compressed too.
@@ -29,22 +29,22 @@ def settle(model: torch.nn.Module, choice: Choice) -> SparsifyResult:
         weight = holders[0].module._parameters[holders[0].attribute]
         if not isinstance(weight, StandIn):
             continue
-        reasons = why_dense(holders, choice) or _why_not_worth(weight, holders, choice)
+        reasons = why_dense(holders, selection) or _why_not_worth(weight, holders, selection)
         if reasons:
             _fill(weight, holders)
             dense |= reasons
         else:
-            layers = _compress(model, weight, {id(holder.module): holder for holder in holders}, choice.layout)
+            layers = _compress(model, weight, {id(holder.module): holder for holder in holders}, selection.layout)
             sparse |= {holder.layer: layers[id(holder.module)] for holder in holders}
     _fill_buffers(model)
-    rest = sparsify_by(model, choice)
+    rest = sparsify_by(model, selection)
     dense = dict(sorted((dense | rest.dense).items()))
-    return SparsifyResult(dict(sorted((sparse | rest.sparse).items())), dense, summary_of(model, choice, dense))
+    return SparsifyResult(dict(sorted((sparse | rest.sparse).items())), dense, summary_of(model, selection, dense))
 
 
-def _why_not_worth(weight: StandIn, holders: list[Holder], choice: Choice) -> dict[str, str]:
+def _why_not_worth(weight: StandIn, holders: list[Holder], selection: Selection) -> dict[str, str]:
     # what transformers calls a quantized model is not trained
-    reason = choice.why_not_worth(weight.compressed.filling(), trainable=False)
+    reason = selection.why_not_worth(weight.compressed.filling(), trainable=False)
     return {} if reason is None else {name_of(holder): reason for holder in holders}
 
 

@@ -24,7 +24,7 @@ from sparsefmt.kernels.scratch import scratch
 from sparsefmt.layouts import FORMS, memory
 from sparsefmt.layouts.memory import ALIGNMENT, HUGE_PAGE, OVERREAD, Arena
 from sparsefmt.layouts.tile import Tile
-from sparsefmt.torch.packed import pack
+from sparsefmt.torch.weight_tensors import to_tensors
 
 needs_huge_pages = pytest.mark.skipif(
     not hasattr(mmap, "MADV_HUGEPAGE"), reason="a system without huge pages to ask for"
@@ -97,7 +97,7 @@ def test_what_is_loaded_is_not_copied_into_a_layer(layout, codec):
     found.append(found[0].to_layout("bitmask" if layout == "permuted" else "permuted"))
     for tensor in found:
         assert tensor.nbytes > memory.WORTH_A_MAPPING
-        held = pack(tensor).arrays
+        held = to_tensors(tensor).arrays
         begin, end = held.data_ptr(), held.data_ptr() + held.numel()
         for part in (part for one in tensor._tiles for part in one.all_arrays().values()):
             assert begin <= part.ctypes.data < part.ctypes.data + part.nbytes <= end

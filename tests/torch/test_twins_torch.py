@@ -546,7 +546,7 @@ class TestSharing:
             assert str(again) == str(caught.value)
 
 
-def test_files_of_another_kind(tmp_path):
+def test_files_of_another_format(tmp_path):
     safetensors.torch.save_file({"w": torch.ones(3)}, tmp_path / "w.safetensors")
     with pytest.raises(FormatError, match="sparsefmt convert"):
         twin.load_file(tmp_path / "w.safetensors")

@@ -31,7 +31,7 @@ import sparsefmt
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import SparseLinear, load_into, sparsify
-from sparsefmt.torch.choice import Choice
+from sparsefmt.torch.selection import Selection
 from sparsefmt.transformers import SparsefmtConfig, replace_layers
 from sparsefmt.transformers.compressed_parameter import StandIn
 
@@ -90,20 +90,20 @@ def test_linear_layers_that_share_a_weight_share_the_compressed_one() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64), torch.nn.Embedding(64, 64))
     for module in model:
         module.weight = weight
-    replace_layers.settle(model, Choice(exclude=("2",)))
+    replace_layers.settle(model, Selection(exclude=("2",)))
     assert not sparse_layers(model)
     assert model[0].weight is model[1].weight is model[2].weight
     assert model[0].weight.equal(torch.eye(64))
     pair = model[:2]
     for module in pair:
         module.weight = weight
-    replace_layers.settle(pair, Choice())
+    replace_layers.settle(pair, Selection())
     assert sparse_layers(pair) == {"0", "1"}
     assert pair[0].weight_arrays.data_ptr() == pair[1].weight_arrays.data_ptr()
     assert pair[0].bias is not pair[1].bias
     twice = torch.nn.ModuleDict(dict.fromkeys(("one", "same"), torch.nn.Linear(64, 64)))
     twice["one"].weight = weight
-    replace_layers.settle(twice, Choice())
+    replace_layers.settle(twice, Selection())
     assert type(twice["one"]) is SparseLinear
     assert twice["one"] is twice["same"]
 
@@ -181,7 +181,7 @@ def test_tied_buffers_stay_tied() -> None:
     for module, name in ((model[1], "a"), (model[1], "b"), (model[2], "c")):
         module.register_buffer(name, stand_in, persistent=name != "b")
     model[2].register_buffer("nothing", None)
-    replace_layers.settle(model, Choice())
+    replace_layers.settle(model, Selection())
     check_plain(model)
     assert model[1].a is model[1].b is model[2].c
     assert model[1].a.equal(torch.eye(64))

@@ -1,4 +1,4 @@
-"""From which size on a SparseLinear is faster than a Linear: what MIN_SIZE of sparsefmt/torch/choice.py stands on.
+"""From which size on a SparseLinear is faster than a Linear: what MIN_SIZE of sparsefmt/torch/selection.py stands on.
 
     python -m tools.bench.small_layers                 float32, 80 %, one thread, in half a minute
     python -m tools.bench.small_layers --dtype bfloat16 --sparsity 0.5 --threads 2
@@ -20,7 +20,7 @@ from rich.table import Table
 
 import sparsefmt
 from sparsefmt.torch import SparseLinear
-from sparsefmt.torch.choice import MIN_SIZE
+from sparsefmt.torch.selection import MIN_SIZE
 
 SIDES = (64, 128, 192, 256, 320, 384, 448, 512, 768)
 BATCHES = (1, 8, 32)

@@ -185,6 +185,6 @@ class _Counting:
         return count
 
 
-def _table_bits(kind: int, bins: int) -> float:
-    """Bits of a table: of the only one, and of one of several, where bins may not occur."""
-    return (6.0 + kind) * bins
+def _table_bits(tables: int, bins: int) -> float:
+    """Bits of a table: of the only one (1), and of one of several (2), where bins may not occur."""
+    return (6.0 + tables) * bins

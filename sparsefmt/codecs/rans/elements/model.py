@@ -72,7 +72,7 @@ def read_model(data: bytes, nbits: int, cols: int) -> Model:
     reader = BitReader(data)
     lag, folded, shift = reader.read(2), bool(reader.read(1)), reader.read(6)
     if lag >= len(LAGS):
-        raise FormatError("rans-model", "a model has differences of a kind that is not known")
+        raise FormatError("rans-model", "a model has differences that are not known to this version")
     if shift > nbits - 1:
         raise FormatError("rans-model", f"a model leaves out {shift} of {nbits} bits")
     keys, precision = Keys(nbits, shift, folded), read_precision(reader)

@@ -1,4 +1,4 @@
-"""Weights packed as two tensors come back in the form that they had, checked."""
+"""Weights as two tensors come back in the form that they had, checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from helpers import in_form, same_bits, weights
 
 import sparsefmt
 from sparsefmt.layouts import FORMS
-from sparsefmt.torch.packed import memory_of, pack, unpack
+from sparsefmt.torch.weight_tensors import from_tensors, memory_of, to_tensors
 
 
 def weight(form: str) -> sparsefmt.SparseTensor:
@@ -22,8 +22,8 @@ def weight(form: str) -> sparsefmt.SparseTensor:
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_comes_back(form):
     w, x = weight(form), np.random.default_rng(3).standard_normal((5, 900)).astype(np.float32)
-    packed = pack(w)
-    back = unpack(memory_of(packed.arrays), packed.table, check=True)
+    tensors = to_tensors(w)
+    back = from_tensors(memory_of(tensors.arrays), tensors.table, check=True)
     assert back.tiling.layout is w.tiling.layout
     assert (back.nnz, back.nbytes) == (w.nnz, w.nbytes)
     assert same_bits(back.todense(), w.todense())
@@ -34,13 +34,13 @@ def test_every_form_comes_back(form):
 def test_places_outside_the_matrix_are_refused(form, width):
     """They would be read by kernels."""
     w = weight(form)
-    packed = pack(w)
-    arrays = packed.arrays.clone()
-    begin = int(packed.table[6])
+    tensors = to_tensors(w)
+    arrays = tensors.arrays.clone()
+    begin = int(tensors.table[6])
     entries = int(w.operand().tiles[0]["row_counts"][0])
     for slot in range(entries):
         at = begin + 16 * width * slot
         arrays[at : at + width] = torch.full((width,), 255, dtype=torch.uint8)
     with pytest.raises(sparsefmt.FormatError) as caught:
-        unpack(memory_of(arrays), packed.table, check=True)
+        from_tensors(memory_of(arrays), tensors.table, check=True)
     assert caught.value.code in ("column-range", "column-order")

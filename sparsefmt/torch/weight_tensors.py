@@ -42,14 +42,14 @@ _DTYPES = (
 )
 
 
-class Packed(NamedTuple):
+class WeightTensors(NamedTuple):
     """A matrix as two tensors on the CPU. See the head of this file."""
 
     arrays: torch.Tensor
     table: torch.Tensor
 
 
-def pack(weight: SparseTensor) -> Packed:
+def to_tensors(weight: SparseTensor) -> WeightTensors:
     """The two tensors for a matrix. Its arrays are shared where they lie together, else copied.
 
     Raises:
@@ -68,18 +68,18 @@ def pack(weight: SparseTensor) -> Packed:
             for name in _names(operand.tiling.layout):
                 found = name in arrays_of_tile
                 numbers += (places[number, name], arrays_of_tile[name].nbytes) if found else (-1, 0)
-        return Packed(arrays, torch.tensor(numbers, dtype=torch.int64, device="cpu"))
+        return WeightTensors(arrays, torch.tensor(numbers, dtype=torch.int64, device="cpu"))
 
 
-def unpack(memory: np.ndarray, table: torch.Tensor, *, check: bool) -> SparseTensor:
-    """The matrix whose arrays are views of `memory`, the bytes of a packed one.
+def from_tensors(memory: np.ndarray, table: torch.Tensor, *, check: bool) -> SparseTensor:
+    """The matrix whose arrays are views of `memory`, those of `arrays`.
 
     Args:
         memory: uint8, aligned to 64 bytes.
-        check: verify everything, as for a file. False if these two were made by `pack`.
+        check: verify everything, as for a file. False if these two were made by `to_tensors`.
 
     Raises:
-        FormatError: the two are no packed matrix.
+        FormatError: the two are not a matrix.
     """
     tiling, numbers = _read_table(table)
     names = _names(tiling.layout)
@@ -127,7 +127,7 @@ def signs_of(tensor: SparseTensor, signs: torch.Tensor) -> Signs:
 
 
 def memory_of(arrays: torch.Tensor) -> np.ndarray:
-    """The bytes of packed arrays as numpy takes them, aligned; copied only if they are not. Keeps them alive."""
+    """The bytes of `arrays` as numpy takes them, aligned; copied only if they are not. Keeps them alive."""
     memory = arrays.detach().numpy()
     return memory if memory.ctypes.data % ALIGNMENT == 0 else padded_copy(memory)
 

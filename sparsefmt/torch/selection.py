@@ -25,7 +25,7 @@ LAYOUTS_TO_CHOOSE = ("auto", "bitmask", "permuted")
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """What a caller asked for: the layout of compressed weights, and which layers shall have such.
 
     Attributes:
@@ -55,8 +55,8 @@ class Choice:
     @classmethod
     def of(
         cls, layout: str, min_sparsity: float, include: Patterns, exclude: Patterns, min_size: int | None = None
-    ) -> Choice:
-        """The choice that arguments of public functions make. Raises TypeError for patterns that are not text."""
+    ) -> Selection:
+        """The selection that arguments of public functions make. Raises TypeError for patterns that are not text."""
         return cls(layout, min_sparsity, matcher("include", include), matcher("exclude", exclude), min_size)
 
     @property
@@ -106,13 +106,13 @@ class Choice:
         return None
 
 
-def why_dense(holders: list[Holder], choice: Choice) -> dict[str, str]:
+def why_dense(holders: list[Holder], selection: Selection) -> dict[str, str]:
     """What is against compressing a tensor, its elements aside, by the names of the modules that hold it.
 
     Empty if nothing is against it in any of them: they share it, so it is compressed for all or for none. Tensors of
     modules that are not linear layers have their own names.
     """
-    reasons = {holder.key: choice.why_not_held(holder) for holder in holders}
+    reasons = {holder.key: selection.why_not_held(holder) for holder in holders}
     against = next((key for key, reason in reasons.items() if reason is not None), None)
     if against is None:
         return {}

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils import prune
 
 from sparsefmt.torch import SparseLinear, load_into, save_model, sparsify
-from sparsefmt.torch.choice import MIN_SIZE, Choice
+from sparsefmt.torch.selection import MIN_SIZE, Selection
 
 WIDE = MIN_SIZE // 64
 
@@ -69,7 +69,7 @@ def test_a_size_given_holds_for_layers_that_are_asked_for():
 
 def test_an_impossible_size():
     for call in (
-        lambda: Choice(min_size=-1),
+        lambda: Selection(min_size=-1),
         lambda: sparsify(pruned_model(), min_size=-1),
         lambda: load_into(pruned_model(), "model.sparsefmt", min_size=-1),
     ):
