@@ -17,6 +17,7 @@ import numpy as np
 from numba import njit, typeof
 
 from sparsefmt.kernels import bitmask, dense, panel, permuted, simd
+from sparsefmt.kernels import permuted_in_blocks as blocks
 
 TABLE, PIECES = np.zeros((1, 7), np.int64), np.zeros((0, 3), np.int64)
 FLOATS = np.zeros((1, 64), np.float32)
@@ -67,6 +68,14 @@ def gaps_many_tokens(kind: int) -> tuple[Any, ...]:
     return kernel, TABLE, PIECES, 0, 0, FLAT, 64, 8, 1, FLAT
 
 
+def permuted_in_blocks(kind: int) -> tuple[Any, ...]:
+    return blocks.blocked_kernel(kind, False, False, 8), TABLE, PIECES, 0, 0, FLAT, 64, 8, 96, 48, 1, FLAT
+
+
+def gaps_in_blocks(kind: int) -> tuple[Any, ...]:
+    return blocks.blocked_kernel(kind, False, True, 8), TABLE, PIECES, 0, 0, FLAT, 64, 8, 96, 48, 1, FLAT
+
+
 KERNELS: dict[str, Callable[[int], tuple[Any, ...]]] = {
     made.__name__: made
     for made in (
@@ -80,6 +89,8 @@ KERNELS: dict[str, Callable[[int], tuple[Any, ...]]] = {
         gaps_one_token,
         gaps_one_token_wide,
         gaps_many_tokens,
+        permuted_in_blocks,
+        gaps_in_blocks,
     )
 }
 

@@ -396,6 +396,31 @@ def fma_tokens(typingctx, values, columns, wide, x, first, sums):
     return sums(values, types.int64, wide, types.int64, first, sums), codegen
 
 
+def _spread(builder, address, kind: int, vectors: Vectors):
+    """The stored value at an int64 address, widened, in every lane of an LLVM vector."""
+    if WIDTH[kind] == vectors.itemsize:
+        return broadcast(builder, address, vectors)
+    halves = ir.VectorType(I16, vectors.lanes)
+    alone = builder.insert_element(ir.Constant(halves, ir.Undefined), load_as(builder, address, I16, 2), I32(0))
+    return widened(builder, builder.shuffle_vector(alone, alone, lanes_of([0] * vectors.lanes)), kind)
+
+
+@intrinsic(prefer_literal=True)
+def fma_entry(typingctx, weight, kind, x, sums):
+    """sums[i] + weight * x[i] for vectors of tokens that lie at x, and the stored value at the address `weight`."""
+    stored = constant_of(kind)
+
+    def codegen(context, builder, signature, args):
+        spread = _spread(builder, args[0], stored, sums)
+        result = []
+        for number, total in enumerate(unpacked(builder, args[3], sums)):
+            at = builder.add(args[2], integer(sums.itemsize * sums.lanes * number))
+            result.append(fused(builder, spread, load_as(builder, at, sums.llvm, sums.itemsize), total))
+        return packed(builder, result)
+
+    return sums(types.int64, kind, types.int64, sums), codegen
+
+
 @intrinsic
 def scatter(typingctx, y, positions, count, vectors):
     """Write the first `count` lanes of one vector, + 0.0, to y[positions[lane]]; positions are u16."""

@@ -277,7 +277,7 @@ def test_blocks_of_tokens_hold_each_once(kind):
         for group in plans.permuted.token_groups(tokens, kind):
             assert group.first == first
             assert group.tokens > 0
-            assert (group.lanes, group.vectors) in permuted.token_shapes(kind)
+            assert group.in_blocks or (group.lanes, group.vectors) in permuted.token_shapes(kind)
             first += group.tokens
         assert first == tokens
 

@@ -36,6 +36,8 @@ KERNELS = [
     "gaps_one_token",
     "gaps_one_token_wide",
     "gaps_many_tokens",
+    "permuted_in_blocks",
+    "gaps_in_blocks",
 ]
 SPILLING = ["bitmask_one_token", "permuted_one_token", "permuted_many_tokens"]
 """Those whose registers are counted, too."""
@@ -132,6 +134,20 @@ def test_the_microkernel_stays_in_registers(processor):
         assert not any(re.match(r"v?mov\S+\s+%[xyz]mm\d+,.*\(", line) for line in loop)
         found.add(tokens)
     assert found == set(code["tokens"])
+
+
+@pytest.mark.slow
+@needs_x86
+@pytest.mark.parametrize("processor", LOOKED_INTO)
+@pytest.mark.parametrize("kernel", ["permuted_in_blocks", "gaps_in_blocks"])
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_sums_of_a_row_stay_in_registers(processor, kernel, kind):
+    """An entry costs eight fused multiply-adds with what lies at its column, its weight, its position, and no store."""
+    (loop,) = compiled(processor)[f"{kernel}/{kind}"]
+    assert sum("fmadd" in line and "(" in line for line in loop) == 8
+    assert sum("(" in line and not line.startswith("lea") for line in loop) <= 10
+    assert not any(re.match(r"v?mov\S+\s+%\w+,.*\(", line) for line in loop)
+    assert len(loop) <= 24
 
 
 @pytest.mark.slow

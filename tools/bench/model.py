@@ -57,7 +57,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsefmt.isa import ISA
-from tools.bench.harness import time_text, usable_cores
+from tools.bench.harness import processor, time_text, usable_cores
 from tools.bench.model_cases import EMBEDDING_TOLERANCE, LlamaSize, Subject, encoder, llama, set_threads
 from tools.bench.model_rows import PEERS, SAME_BITS, Plan, Row, load_all, loaded, resident, run, stored, verified
 
@@ -230,16 +230,6 @@ def describe(console: Console, threads: Iterable[int]) -> None:
     console.print(f"Python {platform.python_version()}, {versions}", soft_wrap=True, highlight=False)
     counts = ", ".join(map(str, threads))
     console.print(f"{processor()}, {usable_cores()} core(s), {ISA}; threads: {counts}", highlight=False)
-
-
-def processor() -> str:
-    """Its name, as Linux has it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def parse_peers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
