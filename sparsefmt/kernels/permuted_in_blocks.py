@@ -83,8 +83,8 @@ def blocked_kernel(kind: int, wide: bool, gaps: bool, count: int) -> Callable[..
     and y as `activations.from_tokens` takes it, for so many groups and `rows` rows in all; step and typical are
     `block_columns`.
     """
-    wide, gaps, width, summed = int(wide), int(gaps), WIDTH[kind], summed_kind(kind)
-    col_width, size = 1 if gaps else 4 if wide else 2, WIDTH[summed]
+    width, size, summed = WIDTH[kind], WIDTH[summed_kind(kind)], summed_kind(kind)
+    col_width, gaps_of_entries, columns_of_32_bits = 1 if gaps else 4 if wide else 2, int(gaps), int(wide)
     slot, where_slot = SLICE_ROWS * width, SLICE_ROWS * col_width
     lanes, vector_bytes, row_bytes = VECTOR_BYTES // size, VECTOR_BYTES, VECTOR_BYTES * count
     room, one, two = 16 * SLICE_ROWS * PANEL, 1, 2
@@ -129,9 +129,9 @@ def blocked_kernel(kind: int, wide: bool, gaps: bool, count: int) -> Callable[..
                                 sums = load(sums_at, vector_bytes, summed, lanes, count)
                             while at < end_at:
                                 col = reached
-                                if gaps:
+                                if gaps_of_entries:
                                     col += load_u8(at) * row_bytes
-                                elif wide:
+                                elif columns_of_32_bits:
                                     col = load_u32(at) * row_bytes
                                 else:
                                     col = load_u16(at) * row_bytes

@@ -3,7 +3,7 @@
     python -m tools.bench.map                              float32 and bfloat16 weights, one thread; two minutes
     python -m tools.bench.map --threads 1 --threads 2 --csv map.csv --svg map.svg      all of it, to keep or to send
     python -m tools.bench.map --isa avx2                   everybody held to AVX2, on a processor that has more
-    python -m tools.bench.map --layout bitmask --layout permuted --dtype f32 --shape 768x768     what `auto` chooses from
+    python -m tools.bench.map --layout bitmask --layout permuted --dtype f32 --shape 768x768
     python -m tools.bench.map --from-csv map.csv --svg map.svg
 
 A cell says how many times faster `sparsefmt.linear` is, with what a user gets by default (`--layout auto`), than the
@@ -25,7 +25,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
