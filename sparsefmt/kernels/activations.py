@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 
 from sparsefmt.jit import jit
-from sparsefmt.kernels.simd import WIDTH, all_zero, fma, load, plus_zero, store, transpose, zeros
+from sparsefmt.kernels.simd import WIDTH, all_zero, fma, fma_all, load, load_rows, plus_zero, store, transpose, zeros
+
+OVERFLOW = 16
+"""Elements that are written behind packed activations."""
 
 
 @jit
@@ -27,33 +30,45 @@ def all_finite(x):
     return odd == 0
 
 
-@jit
-def in_groups(x, padded_cols, wide, wides, narrow, narrows, packed):
-    """Pack x for kernels with rows in the lanes (`panel.py`, `bitmask.py`, `dense.py`). Returns whether it is finite.
+@cache
+def in_groups(kind: int, count: int) -> Callable[..., Any]:
+    """Packer for kernels with rows in the lanes (`panel.py`, `bitmask.py`, `dense.py`).
 
-    Fills packed, flat, with `wides` groups of `wide` tokens, then `narrows` groups of `narrow` ones: column by column,
-    the tokens of the group side by side; with zeros where tokens or columns end.
+    pack(x, first, groups, padded_cols, packed, begin) fills packed, flat, from element `begin` on with groups of
+    `count` tokens, from token `first` on: column by column, the tokens of a group side by side; with zeros where
+    columns end. Where tokens end, the last one stands again. Returns whether all are finite. Behind the last group, up
+    to OVERFLOW elements are written, too.
     """
-    tokens, cols = x.shape
-    nothing = packed.dtype.type(0)
-    first, index, odd = 0, 0, 0
-    for group in range(wides + narrows):
-        count = wide if group < wides else narrow
-        for lane in range(count):
-            at = index + lane
-            token = first + lane
-            done = 0
-            if token < tokens:
-                for col in range(cols):
-                    value = x[token, col]
-                    odd |= value - value != 0
-                    packed[at + col * count] = value
-                done = cols
-            for col in range(done, padded_cols):
-                packed[at + col * count] = nothing
-        first += count
-        index += count * padded_cols
-    return odd == 0
+    size, lanes, one = WIDTH[kind], max(8, 1 << (count - 1).bit_length()), 1
+    row_bytes = count * size
+
+    @jit
+    def pack(x, first, groups, padded_cols, packed, begin):
+        tokens, cols = x.shape
+        x_begin, to = np.int64(x.ctypes.data), np.int64(packed.ctypes.data) + begin * size
+        poison, zero = zeros(kind, lanes, one), zeros(kind, lanes, one)
+        whole_cols = cols // lanes * lanes
+        finite = True
+        for group in range(groups):
+            token, at = first + group * count, to + group * padded_cols * row_bytes
+            rows = x_begin + token * cols * size
+            for col in range(0, whole_cols, lanes):
+                values = load_rows(rows + col * size, cols * size, tokens - 1 - token, kind, lanes, count)
+                poison = fma_all(values, zero, poison)
+                # each is stored with more lanes than there are tokens: what follows comes later
+                store(at + col * row_bytes, row_bytes, transpose(values))
+            index = begin + (group * padded_cols + whole_cols) * count
+            for col in range(whole_cols, padded_cols):
+                for lane in range(count):
+                    value = packed.dtype.type(0)
+                    if col < cols:
+                        value = x[min(token + lane, tokens - 1), col]
+                    finite &= value - value == 0
+                    packed[index] = value
+                    index += 1
+        return finite and all_zero(poison)
+
+    return pack
 
 
 @cache

@@ -255,6 +255,42 @@ def load(typingctx, address, stride, kind, lanes, count):
     return result(types.int64, types.int64, kind, lanes, count), codegen
 
 
+@intrinsic(prefer_literal=True)
+def load_rows(typingctx, address, stride, last, kind, lanes, count):
+    """A square of `lanes` vectors: values of `count` rows, `stride` bytes apart, and zeros. Rows behind row `last` are
+    that one again."""
+    stored = constant_of(kind)
+    result = Vectors(accumulator(stored), constant_of(lanes), constant_of(lanes))
+
+    def codegen(context, builder, signature, args):
+        vectors = []
+        for number in range(constant_of(count)):
+            row = integer(number)
+            row = builder.select(builder.icmp_signed("<", row, args[2]), row, args[2])
+            address = builder.add(args[0], builder.mul(row, args[1]))
+            vectors.append(load_as(builder, address, stored_type(stored, result.lanes), WIDTH[stored]))
+        vectors += [ir.Constant(result.llvm, None)] * (result.lanes - len(vectors))
+        return packed(builder, vectors)
+
+    return result(types.int64, types.int64, types.int64, kind, lanes, count), codegen
+
+
+@intrinsic
+def fma_all(typingctx, vectors, factor, total):
+    """total + vector * factor for one vector after the other."""
+
+    def codegen(context, builder, signature, args):
+        (factor,), (total,) = (
+            unpacked(builder, args[1], signature.args[1]),
+            unpacked(builder, args[2], signature.args[2]),
+        )
+        for vector in unpacked(builder, args[0], vectors):
+            total = fused(builder, vector, factor, total)
+        return packed(builder, [total])
+
+    return total(vectors, factor, total), codegen
+
+
 @intrinsic
 def store(typingctx, address, stride, vectors):
     """Write vectors, `stride` bytes apart."""

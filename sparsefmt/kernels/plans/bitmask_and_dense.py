@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from sparsefmt.dtypes import DOUBLE
+from sparsefmt.dtypes import DOUBLE, SINGLE
 from sparsefmt.kernels import bitmask, dense, expand, panel
-from sparsefmt.kernels.activations import all_finite, in_groups
+from sparsefmt.kernels.activations import OVERFLOW, all_finite, in_groups
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.kernels.plans.contract import Plan, contiguous
 from sparsefmt.kernels.scratch import room, scratch
+from sparsefmt.kernels.simd import F32, F64
 
 MAX_TOKENS = 240 if panel.WIDE == 12 else 132
 """Tokens that are multiplied at once: their sums and a block of activations share the second-level cache."""
@@ -113,9 +114,16 @@ def _packed(x: np.ndarray, dtype: np.dtype, wide: tuple[int, int], narrow: tuple
     padded_cols = -(-x.shape[1] // _WHOLE_COLUMNS) * _WHOLE_COLUMNS
     if wide == (1, 1) and padded_cols == x.shape[1]:
         return x.reshape(-1), all_finite(x)
-    tokens = wide[0] * wide[1] + narrow[0] * narrow[1]
-    packed = scratch("activations", tokens * padded_cols, dtype)
-    return packed, in_groups(x, padded_cols, *wide, *narrow, packed)
+    in_wide = wide[0] * wide[1]
+    packed = scratch("activations", (in_wide + narrow[0] * narrow[1]) * padded_cols + OVERFLOW, dtype)
+    if wide == (1, 1):
+        packed[: x.shape[1]], packed[x.shape[1] : padded_cols] = x[0], 0
+        return packed, all_finite(x)
+    kind, finite = F32 if dtype == SINGLE else F64, True
+    for first, (count, groups) in ((0, wide), (in_wide, narrow)):
+        if groups:
+            finite &= in_groups(kind, count)(x, first, groups, padded_cols, packed, first * padded_cols)
+    return packed, finite
 
 
 def _any_activations(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
