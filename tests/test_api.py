@@ -212,7 +212,7 @@ class TestLayoutWhenLoaded:
         ("saved", "codec", "sparsity", "loaded"),
         [
             ("auto", "raw", 0.5, "bitmask"),
-            ("auto", "zstd", 0.5, "bitmask"),
+            ("auto", "zstd", 0.3, "bitmask"),
             ("auto", "raw", 0.8, "permuted"),
             ("auto", "zstd", 0.8, "permuted"),
             ("bitmask", "raw", 0.8, "bitmask"),

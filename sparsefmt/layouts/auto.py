@@ -5,9 +5,11 @@ The rule, documented in docs/guide.md ("Choosing a layout"):
 1. 0-d and 1-d tensors, types that cannot be pruned, tensors of less than SMALL bytes, and whatever a sparse layout
    would not make at least 10 % smaller are `dense`. Few columns or few zeros end here: every row costs some bytes of
    its own.
-2. Arrays that will be computed on are `permuted` from PERMUTED_FROM zeros on, and `bitmask` below that. They are also
-   `bitmask` where the slices of `permuted` would be padded much: where there are few rows, or one of many is full.
-   `permuted` has `gaps` or `columns`, whichever takes fewer bytes.
+2. Arrays that will be computed on are `permuted` from a share of zeros on that depends on the processor and on the
+   width of a value (PERMUTED_FROM), and `bitmask` below that. They are also `bitmask` where the slices of `permuted`
+   would be padded much: where there are few rows, or one of many is full. `permuted` has `gaps` or `columns`, whichever
+   takes fewer bytes. Results have the same bits in every layout, so nobody sees from them which was taken. Arrays that
+   a file stores as they are will be computed on, too, but nobody knows where: files are the same on every processor.
 3. Arrays that are entropy coded are `bitmask`: a coded mask is smaller than coded columns, and turning it into
    `permuted` while loading costs little beside decoding. But a mask takes time for every position: large matrices with
    hardly a nonzero (`is_very_sparse`) are `permuted`, in tiles that are as high as they are empty.
@@ -30,12 +32,21 @@ from sparsefmt.layouts.permuted import MAX_GAP, MAX_U16_COLS, padded
 from sparsefmt.limits import MAX_SPARSE_COLS, MAX_SPARSE_TILE_POSITIONS, MAX_SPARSE_TILE_ROWS
 from sparsefmt.positions.masks import SLICE_ROWS, mask_bytes, slices_of
 
-PERMUTED_FROM = 0.7
-"""Sparsity from which `permuted` is the better layout to compute with (docs/benchmarks.md).
+PERMUTED_FROM = {
+    "avx2": {1: 0.65, 2: 0.57, 4: 0.45, 8: 0.4},
+    "avx512": {1: 0.65, 2: 0.65, 4: 0.65, 8: 0.4},
+    "portable": {1: 0.65, 2: 0.45, 4: 0.45, 8: 0.4},
+}
+"""By instruction set and bytes of a value, the share of zeros from which `permuted` is the better layout to compute
+with: no number of tokens is slower than with a dense matrix, and the geometric mean of one token and of 128 is better
+by 5 % or more (`python -m tools.bench.map --layout bitmask --layout permuted`).
 
-For one token, the two take equally long a little below. For eight tokens and more, `permuted` is faster well below, but
-takes up to 40 % more memory there in float32, and in 16-bit types as much as a dense tensor at 50 %
-(`tools/bench/kernels.py` prints times and bytes of both)."""
+With AVX2, `permuted` has the better mean at 50 % in float32, and from 60 % on in types of 16 bits, where `bitmask`
+takes far fewer bytes. With AVX-512, `bitmask` expands sixteen rows by one instruction; there, the blocks of columns of
+`permuted` were not measured yet. Portable code and float64 have no fast way to expand a mask."""
+
+PERMUTED_FROM_IN_FILES = 0.65
+"""The same for arrays that a file stores as they are: whoever loads it may have any processor."""
 
 SMALL = 1 << 12
 """Bytes of a dense tensor below which it stays dense: to decode its three to five arrays takes longer than to decode it
@@ -160,13 +171,17 @@ class Filling:
     def tiles(self) -> int:
         return -(-self.rows // self.tile_rows)
 
-    def most_bytes_of(self, permuted: Layout) -> int:
-        """Bytes up to which a form of `permuted` is what to compute with, however padded it is; -1 if it never is."""
+    def most_bytes_of(self, permuted: Layout, least_zeros: float) -> int:
+        """Bytes up to which a form of `permuted` is what to compute with, however padded it is; -1 if it never is.
+
+        Args:
+            least_zeros: share of zeros from which it is the faster one (`permuted_from`).
+        """
         worthwhile, bitmask = int(WORTHWHILE * self.nbytes(FORMS["dense"])), self.nbytes(FORMS["bitmask"])
         if bitmask > worthwhile:
             return worthwhile
         # half an element: a share of the elements was pruned, and there is no half of one
-        if self.nnz > (1 - PERMUTED_FROM) * self.rows * self.cols + 0.5:
+        if self.nnz > (1 - least_zeros) * self.rows * self.cols + 0.5:
             return -1
         most = int(MOST_PADDING * self.nnz)
         return min(worthwhile, max(bitmask, replace(self, stored=Stored(most, most)).nbytes(permuted)))
@@ -174,6 +189,15 @@ class Filling:
 
 Purpose = Literal["computing", "raw", "coded"]
 """What a layout is chosen for: arrays in memory; arrays in a file, stored as they are, or entropy coded."""
+
+
+def permuted_from(dtype: DType, purpose: Purpose = "computing") -> float:
+    """Share of zeros from which `permuted` is what to compute with: on this processor, or in a file."""
+    if purpose != "computing":
+        return PERMUTED_FROM_IN_FILES
+    from sparsefmt.isa import ISA  # loads numba, as whoever computes does
+
+    return PERMUTED_FROM[ISA][dtype.bits_dtype.itemsize]
 
 
 def expect_name(wanted: str) -> None:
@@ -202,20 +226,22 @@ def layout_for(
         return filling.permuted if wanted == "permuted" else FORMS[wanted]
     # a file has an entry for the tensor, too
     overhead = CHUNK_OVERHEAD * (_MOST_ARRAYS * filling.tiles + 1) if purpose == "raw" and not is_sparse else 0
-    best = for_computing(filling, overhead)
+    best = for_computing(filling, overhead, purpose)
     if purpose != "coded" or not best.sparse or is_very_sparse(filling.rows, filling.cols, filling.nnz):
         return best
     return FORMS["bitmask"]
 
 
-def for_computing(filling: Filling, overhead: int = 0) -> Layout:
+def for_computing(filling: Filling, overhead: int = 0, purpose: Purpose = "computing") -> Layout:
     """The layout to compute with, for a tensor that can be sparse.
 
     Args:
         overhead: bytes that a sparse layout takes beside its arrays.
+        purpose: whether they stay in memory, or go to a file.
     """
     permuted = filling.permuted
-    best = permuted if filling.nbytes(permuted) <= filling.most_bytes_of(permuted) else FORMS["bitmask"]
+    most = filling.most_bytes_of(permuted, permuted_from(filling.dtype, purpose))
+    best = permuted if filling.nbytes(permuted) <= most else FORMS["bitmask"]
     worthwhile = WORTHWHILE * filling.nbytes(FORMS["dense"])
     return best if filling.nbytes(best) + overhead <= worthwhile else FORMS["dense"]
 

@@ -115,7 +115,9 @@ def test_sizes_are_exact(seed: int, rows: int, cols: int, dtype: DType):
         if layout == "bitmask" and filling.tile_rows == tensor.tiling.tile_rows:
             assert tensor.filling() == filling
     best = auto.for_computing(filling)
-    assert (best.name == "permuted") == (filling.nbytes(filling.permuted) <= filling.most_bytes_of(filling.permuted))
+    assert (best.name == "permuted") == (
+        filling.nbytes(filling.permuted) <= filling.most_bytes_of(filling.permuted, auto.permuted_from(filling.dtype))
+    )
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])

@@ -10,6 +10,7 @@ import pytest
 from helpers import PRUNABLE, SPARSE_FORMS, WIDTHS, arrays, check_layout_round_trip, far_apart, pruned, random_bits
 from hypothesis import given, settings
 
+from sparsefmt import isa
 from sparsefmt.dtypes import DTYPES, DType, as_bits, dtype_of
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts import FORMS, auto
@@ -333,6 +334,20 @@ class TestAuto:
         assert chosen("BF16", 1000, 1000, 500_000) == "bitmask"
         assert chosen("F32", 1000, 1000, 100_000) == "permuted"
         assert chosen("F32", 1000, 1000, 100_000, "coded") == "bitmask"
+
+    @pytest.mark.parametrize("instructions", isa.ISAS)
+    @pytest.mark.parametrize("dtype", ["I8", "BF16", "F16", "F32", "F64"])
+    def test_the_processor_counts_in_memory_only(self, instructions, dtype, monkeypatch):
+        """Files are the same on each. What is pruned to 70 % may have a little less, and is `permuted` anywhere."""
+        monkeypatch.setattr(isa, "ISA", instructions)
+        size, cols = 1_000_000, 1000
+        least = auto.PERMUTED_FROM[instructions][DTYPES[dtype].bits_dtype.itemsize]
+        assert least < 0.6997
+        assert chosen(dtype, 1000, cols, int(size * (1 - least)) - 1) == "permuted"
+        assert chosen(dtype, 1000, cols, int(size * (1 - least)) + 2) == "bitmask"
+        assert chosen(dtype, 1000, cols, int(size * 0.3003)) == "permuted"
+        assert chosen(dtype, 1000, cols, size // 2, "raw") == "bitmask"
+        assert chosen(dtype, 1000, cols, int(size * 0.3003), "raw") == "permuted"
 
     def test_narrow_rows_are_not_padded(self):
         assert chosen("F32", 1000, 1, 500) == "dense"

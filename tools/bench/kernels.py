@@ -55,6 +55,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from sparsefmt.isa import ISA
 from sparsefmt.layouts.auto import PERMUTED_FROM
 from tools.bench import kernels_peers
 from tools.bench.harness import Others, in_turns, spread
@@ -79,6 +80,8 @@ COMPRESSED = (f"{OURS}bitmask f32", f"{OURS}permuted f32")
 SPREAD_OF = (f"{OURS}dense f32", *COMPRESSED)
 
 CSR_COLOURS = {MKL: "tab:green", "torch CSR": "tab:olive"}
+VALUE_BYTES = {"f32": 4, "bf16": 2}
+
 LAYOUT_CURVES = {
     "f32": {f"{OURS}bitmask f32": "tab:blue", f"{OURS}permuted f32": "tab:red", **CSR_COLOURS},
     "bf16": {
@@ -365,7 +368,13 @@ def plot_layouts(rows: list[Row], path: Path) -> None:
             panel.set_yticks((), minor=True)
             panel.grid(alpha=0.3)
             panel.axhline(1, color="black", linewidth=0.8, label="dense float32, the faster of numpy and PyTorch")
-            panel.axvline(PERMUTED_FROM, color="black", linewidth=0.8, linestyle="-.", label="where auto switches")
+            panel.axvline(
+                PERMUTED_FROM[ISA][VALUE_BYTES[values]],
+                color="black",
+                linewidth=0.8,
+                linestyle="-.",
+                label="where auto switches",
+            )
             for name, colour in colours.items():
                 label = name.removesuffix(f" {values}") if name.startswith(OURS) else name
                 curve = [row for row in shown if (row.batch, row.contender) == (batch, name)]

@@ -14,7 +14,7 @@ from sparsefmt.kernels.plans.contract import Plan, contiguous
 from sparsefmt.kernels.scratch import room, scratch
 from sparsefmt.kernels.simd import F32, F64
 
-MAX_TOKENS = 240 if panel.WIDE == 12 else 132
+MAX_TOKENS = 240 if panel.WIDE == 12 else 264
 """Tokens that are multiplied at once: their sums and a block of activations share the second-level cache."""
 
 FEW = {"bitmask": bitmask.FEW, "dense": dense.FEW}
