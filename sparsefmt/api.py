@@ -101,17 +101,17 @@ def save(
 ) -> bytes:
     """The bytes that `save_file` writes, for the same arguments."""
     buffer = io.BytesIO()
-    writer = TensorWriter(
+    save_file(
+        tensors,
         buffer,
         metadata,
         layout=layout,
         codec=codec,
         negative_zeros=negative_zeros,
         row_dims=row_dims,
+        progress=progress,
         threads=threads,
-        again=lambda name: tensors[name],
     )
-    signs.warn(write_all(writer, tensors, progress), writer.written)
     return buffer.getvalue()
 
 

@@ -15,7 +15,7 @@ from sparsefmt.adapters.contract import Rows, Survey
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts.entries import Entries
-from sparsefmt.layouts.gaps import FillerCount
+from sparsefmt.layouts.fillers import FillerCount
 
 _BLOCKS_AT_ONCE = 1 << 18
 """Blocks that are counted at a time."""

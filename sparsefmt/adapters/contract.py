@@ -14,11 +14,10 @@ import numpy as np
 
 from sparsefmt.dtypes import DType
 from sparsefmt.file_tensor import FileTensor
-from sparsefmt.layouts import auto
+from sparsefmt.layouts import auto, fillers
 from sparsefmt.layouts.auto import Stored, stored_by_form
 from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.entries import Entries
-from sparsefmt.layouts.gaps import fillers_of_bits
 from sparsefmt.layouts.memory import frozen
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
@@ -95,25 +94,25 @@ class Rows(ABC):
             return Survey(0, 0, Stored(0, 0))
         from sparsefmt.layouts.jitted import scan
 
-        counts, fillers = np.empty(self.rows, np.uint32), np.empty(self.rows, np.uint32)
+        counts, filled = np.empty(self.rows, np.uint32), np.empty(self.rows, np.uint32)
 
         def count(run: tuple[int, int]) -> int:
             bits = frozen(self.bits(*run))
             found = np.empty(bits.shape[0], np.int64)
             negatives = scan.count(bits, bits.dtype.type(self.dtype.negative_zero), found)
             counts[slice(*run)] = found
-            fillers[slice(*run)] = fillers_of_bits(bits, self.dtype)
+            filled[slice(*run)] = fillers.of_bits(bits, self.dtype)
             return negatives
 
-        return self._survey_of(counts, fillers, sum(in_order(count, list(self.runs(0, self.rows)), threads)))
+        return self._survey_of(counts, filled, sum(in_order(count, list(self.runs(0, self.rows)), threads)))
 
-    def _survey_of(self, counts: np.ndarray, fillers: np.ndarray, negative_zeros: int) -> Survey:
-        """The survey of a matrix whose rows have so many nonzeros, and so many fillers (`layouts.gaps`)."""
+    def _survey_of(self, counts: np.ndarray, filled: np.ndarray, negative_zeros: int) -> Survey:
+        """The survey of a matrix whose rows have so many nonzeros, and so many fillers (`layouts/fillers.py`)."""
         nnz = int(counts.sum(dtype=np.int64))
         # padding depends on which rows are in a tile; what cannot be laid out sparse has none
         height = self.tile_rows("permuted", nnz + negative_zeros) or max(self.rows, 1)
         tiles = (slice(begin, begin + height) for begin in range(0, self.rows, height))
-        return Survey(nnz, negative_zeros, stored_by_form((counts[rows], fillers[rows]) for rows in tiles))
+        return Survey(nnz, negative_zeros, stored_by_form((counts[rows], filled[rows]) for rows in tiles))
 
     def filling(self, survey: Survey) -> auto.Filling:
         """What the sizes of its arrays follow from."""

@@ -10,7 +10,7 @@ from sparsefmt.adapters.blocks import BlocksRows, as_blocks, expanded, flat_plac
 from sparsefmt.adapters.contract import Rows, Survey
 from sparsefmt.dtypes import DType, as_bits, dtype_of
 from sparsefmt.layouts.entries import Entries
-from sparsefmt.layouts.gaps import FillerCount
+from sparsefmt.layouts.fillers import FillerCount
 
 
 def rows_of(matrix: Any) -> Rows:

@@ -28,7 +28,8 @@ from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts import FORMS, LAYOUTS
 from sparsefmt.layouts.contract import Layout
-from sparsefmt.layouts.permuted import MAX_GAP, MAX_U16_COLS, padded
+from sparsefmt.layouts.fillers import MAX_GAP
+from sparsefmt.layouts.permuted import MAX_U16_COLS, padded
 from sparsefmt.limits import MAX_SPARSE_COLS, MAX_SPARSE_TILE_POSITIONS, MAX_SPARSE_TILE_ROWS
 from sparsefmt.positions.masks import SLICE_ROWS, mask_bytes, slices_of
 

@@ -17,10 +17,10 @@ import numpy as np
 
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
+from sparsefmt.layouts import fillers
 from sparsefmt.layouts.contract import Arrays, Layout, expect_at_most, expect_size
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.memory import Allocate, frozen, zeros
-from sparsefmt.layouts.permuted import MAX_GAP
 from sparsefmt.positions import Positions
 from sparsefmt.positions.masks import SLICE_ROWS, U16, in_slices, mask_bytes, put_slices, slices_of
 
@@ -93,7 +93,7 @@ class Bitmask(Layout):
         return counts_by_row(tile)
 
     def fillers(self, tile: Tile) -> np.ndarray:
-        return fillers_by_row(tile)
+        return fillers.of_mask(mask_of(tile), tile.rows)
 
     def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Arrays:
         from sparsefmt.layouts.jitted import bitmask as jitted
@@ -151,13 +151,3 @@ class Bitmask(Layout):
 def counts_by_row(tile: Tile) -> np.ndarray:
     """Number of stored values in each row, int64, the rows in their order."""
     return Positions(tile.rows, tile.cols, mask_of(tile)).counts()
-
-
-def fillers_by_row(tile: Tile) -> np.ndarray:
-    """Fillers that each row has in `permuted` with gaps, int64, the rows in their order."""
-    from sparsefmt.layouts.jitted import gaps as jitted
-
-    fillers = np.zeros(tile.rows, np.int64)
-    if tile.cols > MAX_GAP + 1:
-        jitted.fillers_of_mask(mask_of(tile), fillers)
-    return fillers

@@ -25,8 +25,10 @@ import numpy as np
 
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
+from sparsefmt.layouts import fillers
 from sparsefmt.layouts.contract import Arrays, Layout, expect_at_most, expect_size
 from sparsefmt.layouts.entries import Entries
+from sparsefmt.layouts.fillers import FillerCount
 from sparsefmt.layouts.memory import Allocate, frozen, zeros
 from sparsefmt.positions.masks import SLICE_ROWS, slices_of
 
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 
 U16, U32 = np.dtype("<u2"), np.dtype("<u4")
 MAX_U16_COLS = 1 << 16
-MAX_GAP = 255
 
 
 def padded(counts: np.ndarray) -> int:
@@ -49,11 +50,13 @@ class Permuted(Layout):
 
     Attributes:
         where: the array that says where the values stand.
+        has_fillers: whether there are entries that bridge long distances; see `fillers.py`.
     """
 
     name = "permuted"
     sparse = True
     where: str
+    has_fillers: bool
 
     @abstractmethod
     def where_dtype(self, cols: int) -> np.dtype:
@@ -124,45 +127,11 @@ class Permuted(Layout):
         arrays["row_permutation"][:] = order
         return arrays
 
-    def slots(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
-        """Values and where they stand, as (slots, 16)."""
-        return arrays["values"].reshape(-1, SLICE_ROWS), arrays[self.where].reshape(-1, SLICE_ROWS)
-
-
-class Columns(Permuted):
-    """The form with `columns`."""
-
-    form = where = "columns"
-    arrays = ("columns", "row_counts", "row_permutation", "slice_offsets", "values")
-
-    def where_dtype(self, cols: int) -> np.dtype:
-        return U16 if cols <= MAX_U16_COLS else U32
-
-    def find_fault(self, tile: Tile) -> tuple[int, int]:
-        from sparsefmt.layouts.jitted import permuted as jitted
-
-        values, columns, _, row_counts, slice_offsets = slot_arrays(tile)
-        negative_zero = values.dtype.type(tile.dtype.negative_zero)
-        return jitted.check_columns(values, columns, row_counts, slice_offsets, negative_zero, tile.cols)
-
-    def nnz(self, tile: Tile) -> int:
-        return int(tile["row_counts"].sum(dtype=np.int64))
-
-    def counts(self, tile: Tile) -> np.ndarray:
-        return tile["row_counts"]
-
-    def fillers(self, tile: Tile) -> np.ndarray:
-        from sparsefmt.layouts.jitted import gaps as jitted
-
-        fillers = np.zeros(tile.rows, np.int64)
-        if tile.cols > MAX_GAP + 1:
-            _, columns, _, row_counts, slice_offsets = slot_arrays(tile)
-            jitted.fillers_of_columns(columns, row_counts, slice_offsets, fillers)
-        return fillers
-
     def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Arrays:
         from sparsefmt.layouts.jitted import permuted as jitted
 
+        if self.has_fillers:
+            counts = counts + fillers.of_bits(bits, dtype)
         arrays = self.allocate(counts, dtype, bits.shape[1])
         jitted.from_dense(
             frozen(bits),
@@ -185,13 +154,15 @@ class Columns(Permuted):
 
         rows, cols = shape
         counts = np.bincount(entries.rows, minlength=rows).astype(np.int64)
-        arrays = self.allocate(counts, dtype, cols, zeros)
+        needed = FillerCount(rows, cols if self.has_fillers else 0)
+        needed.add(entries.rows, entries.columns)
+        arrays = self.allocate(counts + needed.found, dtype, cols, zeros)
         jitted.of_entries(
             entries.columns,
             entries.values,
             frozen(np.cumsum(counts) - counts),
+            frozen(counts),
             frozen(arrays["row_permutation"]),
-            frozen(arrays["row_counts"]),
             frozen(arrays["slice_offsets"]),
             *self.slots(arrays),
         )
@@ -205,6 +176,38 @@ class Columns(Permuted):
         columns, values = np.empty(nnz, np.int64), np.empty(nnz, tile["values"].dtype)
         jitted.to_entries(*slot_arrays(tile), frozen(np.cumsum(counts) - counts), columns, values)
         return Entries(np.repeat(np.arange(tile.rows), counts), columns, values)
+
+    def slots(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
+        """Values and where they stand, as (slots, 16)."""
+        return arrays["values"].reshape(-1, SLICE_ROWS), arrays[self.where].reshape(-1, SLICE_ROWS)
+
+
+class Columns(Permuted):
+    """The form with `columns`."""
+
+    form = where = "columns"
+    has_fillers = False
+    arrays = ("columns", "row_counts", "row_permutation", "slice_offsets", "values")
+
+    def where_dtype(self, cols: int) -> np.dtype:
+        return U16 if cols <= MAX_U16_COLS else U32
+
+    def find_fault(self, tile: Tile) -> tuple[int, int]:
+        from sparsefmt.layouts.jitted import permuted as jitted
+
+        values, columns, _, row_counts, slice_offsets = slot_arrays(tile)
+        negative_zero = values.dtype.type(tile.dtype.negative_zero)
+        return jitted.check_columns(values, columns, row_counts, slice_offsets, negative_zero, tile.cols)
+
+    def nnz(self, tile: Tile) -> int:
+        return int(tile["row_counts"].sum(dtype=np.int64))
+
+    def counts(self, tile: Tile) -> np.ndarray:
+        return tile["row_counts"]
+
+    def fillers(self, tile: Tile) -> np.ndarray:
+        _, columns, _, row_counts, slice_offsets = slot_arrays(tile)
+        return fillers.of_columns(columns, row_counts, slice_offsets, tile.cols)
 
 
 def counts_by_row(tile: Tile) -> np.ndarray:

@@ -40,7 +40,7 @@ def _bitmask_to_columns(tile: Tile, zeros: Allocate) -> Arrays:
 def _bitmask_to_gaps(tile: Tile, zeros: Allocate) -> Arrays:
     from sparsefmt.layouts.jitted import gaps as jitted
 
-    counts = bitmask.counts_by_row(tile) + bitmask.fillers_by_row(tile)
+    counts = bitmask.counts_by_row(tile) + tile.fillers()
     converted = Gaps().allocate(counts, tile.dtype, tile.cols, zeros)
     mask, begins = bitmask.mask_of(tile), permuted.begins_by_row(converted)
     jitted.of_mask(mask, frozen(tile["values"]), begins, converted["values"], converted["gaps"])

@@ -8,7 +8,7 @@ import torch
 from sparsefmt.adapters import Rows, Survey
 from sparsefmt.adapters.torch import DTYPES_BY_TORCH, TORCH_DTYPES, as_torch
 from sparsefmt.dtypes import as_bits
-from sparsefmt.layouts.gaps import FillerCount
+from sparsefmt.layouts.fillers import FillerCount
 from sparsefmt.tensor import SparseTensor
 
 _POSITIONS_AT_ONCE = 1 << 22

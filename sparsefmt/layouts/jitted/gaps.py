@@ -1,7 +1,4 @@
-"""Passes of layout `permuted` with gaps (`gaps.py`), and how many fillers that form of a tile needs.
-
-Values and gaps are seen as (slots, 16): lane l of slice s holds row `row_permutation[16 * s + l]` of the tile.
-"""
+"""Passes of layout `permuted` with gaps alone: those of both forms are in `permuted.py`."""
 
 from __future__ import annotations
 
@@ -12,102 +9,11 @@ from sparsefmt.jit import jit
 from sparsefmt.layouts.jitted.permuted import COLUMN_ORDER, COLUMN_RANGE, OK, SLOT_PADDING, STORED_ZERO
 from sparsefmt.positions.jitted.masks import last_columns
 
-BLOCK = 128
-"""Columns that are looked at together: rows that have a nonzero in each block of so many need no filler."""
-
 AT_ONCE = 256
 """Slots whose gaps are added up in 16 bits."""
 
 ZERO, ONE, FOUR, LANE, SLOT = (np.uint64(number) for number in (0, 1, 4, 15, 16))
 FULL, EVERY_OTHER, EIGHT = np.uint64(255), np.uint64(0x00FF00FF00FF00FF), np.uint64(8)
-
-
-@jit
-def _fillers(distance: int) -> int:
-    """Fillers before an element so many columns from the one before, or from column 0."""
-    return (distance - 1) // 255 if distance > 255 else 0
-
-
-@jit
-def _put(values: np.ndarray, gaps: np.ndarray, slot: int, lane: int, distance: int, value: int) -> int:
-    """Put an element in zeroed slots, fillers first, from `slot` on; the slot after it."""
-    while distance > 255:
-        gaps[slot, lane] = 255
-        distance -= 255
-        slot += 1
-    gaps[slot, lane] = distance
-    values[slot, lane] = value
-    return slot + 1
-
-
-@jit
-def from_dense(
-    bits: np.ndarray,
-    negative_zero: int,
-    row_permutation: np.ndarray,
-    slice_offsets: np.ndarray,
-    values: np.ndarray,
-    gaps: np.ndarray,
-) -> None:
-    """Fill zeroed `values` and `gaps` (slots, 16) from `bits` (rows, cols)."""
-    for position in range(row_permutation.shape[0]):
-        row = np.int64(row_permutation[position])
-        slot, last = np.int64(slice_offsets[position >> 4]), 0
-        for col in range(bits.shape[1]):
-            value = bits[row, col]
-            if value != 0 and value != negative_zero:
-                slot = _put(values, gaps, slot, position & 15, col - last, value)
-                last = col
-
-
-@jit
-def to_dense(
-    values: np.ndarray,
-    gaps: np.ndarray,
-    row_permutation: np.ndarray,
-    row_counts: np.ndarray,
-    slice_offsets: np.ndarray,
-    begin: int,
-    end: int,
-    bits: np.ndarray,
-) -> None:
-    """Scatter rows `begin` to `end` into zeroed `bits` (end - begin, cols)."""
-    for position in range(row_permutation.shape[0]):
-        row = np.int64(row_permutation[position])
-        if begin <= row < end:
-            slot, col = np.int64(slice_offsets[position >> 4]), 0
-            for _ in range(np.int64(row_counts[position])):
-                col += np.int64(gaps[slot, position & 15])
-                # fillers are zeros between two elements
-                bits[row - begin, col] = values[slot, position & 15]
-                slot += 1
-
-
-@jit
-def of_entries(columns, values, begins, counts, row_permutation, slice_offsets, slot_values, slot_gaps):
-    """Fill zeroed `slot_values` and `slot_gaps` (slots, 16). begins, counts: int64 (rows,), entries of each row."""
-    for position in range(row_permutation.shape[0]):
-        row = np.int64(row_permutation[position])
-        slot, last = np.int64(slice_offsets[position >> 4]), 0
-        for entry in range(begins[row], begins[row] + counts[row]):
-            slot = _put(slot_values, slot_gaps, slot, position & 15, columns[entry] - last, values[entry])
-            last = columns[entry]
-
-
-@jit
-def to_entries(slot_values, slot_gaps, row_permutation, row_counts, slice_offsets, begins, columns, values):
-    """Undo `of_entries`."""
-    for position in range(row_permutation.shape[0]):
-        slot, lane, col = np.int64(slice_offsets[position >> 4]), position & 15, 0
-        entry = begins[np.int64(row_permutation[position])]
-        for _ in range(np.int64(row_counts[position])):
-            col += np.int64(slot_gaps[slot, lane])
-            value = slot_values[slot, lane]
-            if value != 0:
-                values[entry] = value
-                columns[entry] = col
-                entry += 1
-            slot += 1
 
 
 @jit
@@ -238,92 +144,3 @@ def check(
                 if values[slot, lane] != 0 or gaps[slot, lane] != 0:
                     return SLOT_PADDING, position
     return OK, 0
-
-
-@jit
-def fillers_of_entries(rows, columns, lasts, fillers):
-    """Add to `fillers` (rows,) those before elements, whose columns ascend in each row. lasts: where each row ends."""
-    for entry in range(rows.shape[0]):
-        row = rows[entry]
-        fillers[row] += _fillers(columns[entry] - lasts[row])
-        lasts[row] = columns[entry]
-
-
-@jit
-def fillers_of_columns(columns, row_counts, slice_offsets, fillers):
-    """Add to zeroed `fillers` (rows,) those of rows by their columns (slots, 16), in sorted order."""
-    for position in range(row_counts.shape[0]):
-        first, lane, last = np.int64(slice_offsets[position >> 4]), position & 15, 0
-        for slot in range(first, first + np.int64(row_counts[position])):
-            col = np.int64(columns[slot, lane])
-            fillers[position] += _fillers(col - last)
-            last = col
-
-
-@jit
-def fillers_of_mask(mask, fillers):
-    """Add to zeroed `fillers` (rows,) those of rows by their mask, uint16 (slices, cols)."""
-    cols = mask.shape[1]
-    whole = cols & -4
-    lasts = np.zeros(16, np.int64)
-    for slice_ in range(mask.shape[0]):
-        columns = mask[slice_]
-        last = last_columns(columns)
-        height = min(16, fillers.shape[0] - 16 * slice_)
-        # bits of rows that are empty in some block: none of the others needs a filler
-        empty = np.uint16(0)
-        for begin in range(0, cols - BLOCK + 1, BLOCK):
-            found = np.uint16(0)
-            for column in range(np.uint64(begin), np.uint64(begin + BLOCK)):
-                found = np.uint16(found | columns[column])
-            empty = np.uint16(empty | ~found)
-        if not np.int64(empty) & ((1 << height) - 1):
-            continue
-        lasts[:] = 0
-        for column in range(0, cols, 4):
-            bits = four_of(columns, column) if column < whole else last
-            while bits != ZERO:
-                bit = np.int64(lowest_bit(bits))
-                lane, col = bit & 15, column + (bit >> 4)
-                distance = col - lasts[lane]
-                if distance > 255:
-                    fillers[16 * slice_ + lane] += (distance - 1) // 255
-                lasts[lane] = col
-                bits &= bits - ONE
-
-
-@jit
-def _is_empty(row, first, last, kept):
-    """Whether columns `first` to `last` of a row have no bit of those in `kept`."""
-    found = np.uint8(0)
-    for col in range(np.uint64(first), np.uint64(last)):
-        found |= np.uint8((row[col] & kept) != 0)
-    return found == 0
-
-
-@jit
-def fillers_of_bits(bits, kept, fillers):
-    """Add to zeroed `fillers` (rows,) those of dense rows. kept: the bits of an element of which zeros have none.
-
-    Elements are looked for one by one only where empty blocks begin and end.
-    """
-    cols = bits.shape[1]
-    for row_number in range(bits.shape[0]):
-        row = bits[row_number]
-        # the element before the block, if empty blocks are between: column 0 counts as one
-        last, is_known = np.int64(0), True
-        for begin in range(0, cols, BLOCK):
-            end = min(begin + BLOCK, cols)
-            if _is_empty(row, begin, end, kept):
-                if not is_known:
-                    # the last element of the block before
-                    last = begin - 1
-                    while row[last] & kept == 0:
-                        last -= 1
-                    is_known = True
-            elif is_known:
-                col = begin
-                while row[col] & kept == 0:
-                    col += 1
-                fillers[row_number] += _fillers(col - last)
-                is_known = False

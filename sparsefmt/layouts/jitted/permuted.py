@@ -1,15 +1,52 @@
 """Passes of layout `permuted`: those of both forms, and those of the form with `columns`.
 
-Values and columns are seen as (slots, 16): lane l of slice s holds row `row_permutation[16 * s + l]` of the tile.
+Values and where they stand are seen as (slots, 16): lane l of slice s holds row `row_permutation[16 * s + l]` of the
+tile. `where` is an array of gaps, of 8 bits, or of columns, of 16 or 32.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
 from sparsefmt.jit import jit
 
 OK, PERMUTATION, ROW_COUNTS, SLICE_OFFSETS, COLUMN_RANGE, COLUMN_ORDER, STORED_ZERO, SLOT_PADDING = range(8)
+
+
+@intrinsic
+def _are_gaps(typingctx, where):
+    """Whether an array that says where values stand has gaps, which its type tells. Compiled, no branch is left."""
+    of_gaps = where.dtype == types.uint8
+
+    def codegen(context, builder, signature, args):
+        return context.get_constant(types.boolean, of_gaps)
+
+    return types.boolean(where), codegen
+
+
+@jit
+def _put(values, where, slot, lane, last, col, value):
+    """Put the element at column `col` in zeroed slots from `slot` on, `last` being the column before it, or 0.
+
+    With gaps, fillers come first. Returns the slot after it.
+    """
+    if _are_gaps(where):
+        col -= last
+        while col > 255:
+            where[slot, lane] = 255
+            col -= 255
+            slot += 1
+    where[slot, lane] = col
+    values[slot, lane] = value
+    return slot + 1
+
+
+@jit
+def _column(where, slot, lane, last):
+    """The column of the entry in a slot, `last` being that of the entry before it, or 0."""
+    return (last if _are_gaps(where) else 0) + np.int64(where[slot, lane])
 
 
 @jit
@@ -19,25 +56,23 @@ def from_dense(
     row_permutation: np.ndarray,
     slice_offsets: np.ndarray,
     values: np.ndarray,
-    columns: np.ndarray,
+    where: np.ndarray,
 ) -> None:
-    """Fill zeroed `values` and `columns` (slots, 16) from `bits` (rows, cols)."""
+    """Fill zeroed `values` and `where` (slots, 16) from `bits` (rows, cols)."""
     for position in range(row_permutation.shape[0]):
         row = np.int64(row_permutation[position])
-        slot = np.int64(slice_offsets[position >> 4])
-        lane = position & 15
+        slot, last = np.int64(slice_offsets[position >> 4]), 0
         for col in range(bits.shape[1]):
             value = bits[row, col]
             if value != 0 and value != negative_zero:
-                values[slot, lane] = value
-                columns[slot, lane] = col
-                slot += 1
+                slot = _put(values, where, slot, position & 15, last, col, value)
+                last = col
 
 
 @jit
 def to_dense(
     values: np.ndarray,
-    columns: np.ndarray,
+    where: np.ndarray,
     row_permutation: np.ndarray,
     row_counts: np.ndarray,
     slice_offsets: np.ndarray,
@@ -49,10 +84,41 @@ def to_dense(
     for position in range(row_permutation.shape[0]):
         row = np.int64(row_permutation[position])
         if begin <= row < end:
-            slot = np.int64(slice_offsets[position >> 4])
+            slot, col = np.int64(slice_offsets[position >> 4]), 0
             for _ in range(np.int64(row_counts[position])):
-                bits[row - begin, np.int64(columns[slot, position & 15])] = values[slot, position & 15]
+                col = _column(where, slot, position & 15, col)
+                # fillers are zeros between two elements
+                bits[row - begin, col] = values[slot, position & 15]
                 slot += 1
+
+
+@jit
+def of_entries(columns, values, begins, counts, row_permutation, slice_offsets, slot_values, slot_where):
+    """Fill zeroed `slot_values` and `slot_where` (slots, 16) with elements row by row.
+
+    begins, counts: int64 (rows,), the first element of each row, and how many it has.
+    """
+    for position in range(row_permutation.shape[0]):
+        row = np.int64(row_permutation[position])
+        slot, last = np.int64(slice_offsets[position >> 4]), 0
+        for entry in range(begins[row], begins[row] + counts[row]):
+            slot = _put(slot_values, slot_where, slot, position & 15, last, columns[entry], values[entry])
+            last = columns[entry]
+
+
+@jit
+def to_entries(slot_values, slot_where, row_permutation, row_counts, slice_offsets, begins, columns, values):
+    """Undo `of_entries`."""
+    for position in range(row_permutation.shape[0]):
+        first, lane, col = np.int64(slice_offsets[position >> 4]), position & 15, 0
+        entry = np.uint64(begins[np.int64(row_permutation[position])])
+        for slot in range(first, first + np.int64(row_counts[position])):
+            col = _column(slot_where, slot, lane, col)
+            value = slot_values[slot, lane]
+            if value != 0 or not _are_gaps(slot_where):
+                values[entry] = value
+                columns[entry] = col
+                entry += np.uint64(1)
 
 
 @jit
@@ -134,27 +200,3 @@ def check_columns(
                 if values[slot, lane] != 0 or columns[slot, lane] != 0:
                     return SLOT_PADDING, position
     return OK, 0
-
-
-@jit
-def of_entries(columns, values, begins, row_permutation, row_counts, slice_offsets, slot_values, slot_columns):
-    """Fill zeroed `slot_values` and `slot_columns` (slots, 16). begins: int64 (rows,), the first entry of each row."""
-    for position in range(row_permutation.shape[0]):
-        slot, lane = np.int64(slice_offsets[position >> 4]), position & 15
-        begin = begins[np.int64(row_permutation[position])]
-        for entry in range(begin, begin + np.int64(row_counts[position])):
-            slot_values[slot, lane] = values[entry]
-            slot_columns[slot, lane] = columns[entry]
-            slot += 1
-
-
-@jit
-def to_entries(slot_values, slot_columns, row_permutation, row_counts, slice_offsets, begins, columns, values):
-    """Undo `of_entries`."""
-    for position in range(row_permutation.shape[0]):
-        slot, lane = np.int64(slice_offsets[position >> 4]), position & 15
-        begin = begins[np.int64(row_permutation[position])]
-        for entry in range(begin, begin + np.int64(row_counts[position])):
-            values[entry] = slot_values[slot, lane]
-            columns[entry] = slot_columns[slot, lane]
-            slot += 1

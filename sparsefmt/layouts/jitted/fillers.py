@@ -1,0 +1,109 @@
+"""Counts the fillers that rows have in layout `permuted` with gaps, from whatever says where their elements stand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsefmt.bits_of_words import four_of, lowest_bit
+from sparsefmt.jit import jit
+from sparsefmt.positions.jitted.masks import last_columns
+
+BLOCK = 128
+"""Columns that are looked at together: rows that have a nonzero in each block of so many need no filler."""
+
+ZERO, ONE = np.uint64(0), np.uint64(1)
+
+
+@jit
+def _before(distance: int) -> int:
+    """Fillers before an element so many columns from the one before, or from column 0."""
+    return (distance - 1) // 255 if distance > 255 else 0
+
+
+@jit
+def of_entries(rows, columns, lasts, fillers):
+    """Add to `fillers` (rows,) those before elements, whose columns ascend in each row. lasts: where each row ends."""
+    for entry in range(rows.shape[0]):
+        row = rows[entry]
+        fillers[row] += _before(columns[entry] - lasts[row])
+        lasts[row] = columns[entry]
+
+
+@jit
+def of_columns(columns, row_counts, slice_offsets, fillers):
+    """Add to zeroed `fillers` (rows,) those of rows by their columns (slots, 16), in sorted order."""
+    for position in range(row_counts.shape[0]):
+        first, lane, last = np.int64(slice_offsets[position >> 4]), position & 15, 0
+        for slot in range(first, first + np.int64(row_counts[position])):
+            col = np.int64(columns[slot, lane])
+            fillers[position] += _before(col - last)
+            last = col
+
+
+@jit
+def of_mask(mask, fillers):
+    """Add to zeroed `fillers` (rows,) those of rows by their mask, uint16 (slices, cols)."""
+    cols = mask.shape[1]
+    whole = cols & -4
+    lasts = np.zeros(16, np.int64)
+    for slice_ in range(mask.shape[0]):
+        columns = mask[slice_]
+        last = last_columns(columns)
+        height = min(16, fillers.shape[0] - 16 * slice_)
+        # bits of rows that are empty in some block: none of the others needs a filler
+        empty = np.uint16(0)
+        for begin in range(0, cols - BLOCK + 1, BLOCK):
+            found = np.uint16(0)
+            for column in range(np.uint64(begin), np.uint64(begin + BLOCK)):
+                found = np.uint16(found | columns[column])
+            empty = np.uint16(empty | ~found)
+        if not np.int64(empty) & ((1 << height) - 1):
+            continue
+        lasts[:] = 0
+        for column in range(0, cols, 4):
+            bits = four_of(columns, column) if column < whole else last
+            while bits != ZERO:
+                bit = np.int64(lowest_bit(bits))
+                lane, col = bit & 15, column + (bit >> 4)
+                distance = col - lasts[lane]
+                if distance > 255:
+                    fillers[16 * slice_ + lane] += (distance - 1) // 255
+                lasts[lane] = col
+                bits &= bits - ONE
+
+
+@jit
+def _is_empty(row, first, last, kept):
+    """Whether columns `first` to `last` of a row have no bit of those in `kept`."""
+    found = np.uint8(0)
+    for col in range(np.uint64(first), np.uint64(last)):
+        found |= np.uint8((row[col] & kept) != 0)
+    return found == 0
+
+
+@jit
+def of_bits(bits, kept, fillers):
+    """Add to zeroed `fillers` (rows,) those of dense rows. kept: the bits of an element of which zeros have none.
+
+    Elements are looked for one by one only where empty blocks begin and end.
+    """
+    cols = bits.shape[1]
+    for row_number in range(bits.shape[0]):
+        row = bits[row_number]
+        # the element before the block, if empty blocks are between: column 0 counts as one
+        last, is_known = np.int64(0), True
+        for begin in range(0, cols, BLOCK):
+            end = min(begin + BLOCK, cols)
+            if _is_empty(row, begin, end, kept):
+                if not is_known:
+                    # the last element of the block before
+                    last = begin - 1
+                    while row[last] & kept == 0:
+                        last -= 1
+                    is_known = True
+            elif is_known:
+                col = begin
+                while row[col] & kept == 0:
+                    col += 1
+                fillers[row_number] += _before(col - last)
+                is_known = False
