@@ -23,10 +23,16 @@ def linear(
 ) -> np.ndarray:
     """The product behind `sparsefmt.linear`, which documents it."""
     x = np.asarray(x)
-    if x.ndim < 1 or x.shape[-1] != w.cols:
-        raise ValueError(f"x has shape {x.shape}; its last dimension must be the {w.cols:,} columns of the weights")
+    shape = x.shape
+    if not shape or shape[-1] != w.cols:
+        raise ValueError(f"x has shape {shape}; its last dimension must be the {w.cols:,} columns of the weights")
     accumulator, result_dtype = product_dtypes(w.dtype, x.dtype)
-    shape = (*x.shape[:-1], w.rows)
+    if len(shape) == 2 and result_dtype is accumulator and bias is out is threads is None:
+        # small products take about as long as all that is below
+        y = np.empty((shape[0], w.rows), accumulator)
+        multiply(x, w, y, None)
+        return y
+    shape = (*shape[:-1], w.rows)
     if bias is not None:
         bias = np.asarray(bias)
         if bias.shape != (w.rows,):

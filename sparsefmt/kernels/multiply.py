@@ -41,10 +41,14 @@ def multiply(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None) -> N
         x = x.astype(y.dtype)
     summed = F32 if y.dtype == SINGLE else F64
     kind = _KINDS.get(w.dtype.name)
-    if kind is not None and summed_kind(kind) != summed:
-        kind = None  # float32 and narrower are widened to float32 only
-    for plan in PLANS[w.layout](x, w, y, summed if kind is None else kind):
-        _run(plan if kind is not None else widened(plan, w, y.dtype), w, threads)
+    if kind is None or summed_kind(kind) != summed:
+        # float32 and narrower are widened to float32 only
+        for plan in PLANS[w.layout](x, w, y, summed):
+            _run(widened(plan, w, y.dtype), w, threads)
+            plan.finish()
+        return
+    for plan in PLANS[w.layout](x, w, y, kind):
+        _run(plan, w, threads)
         plan.finish()
 
 

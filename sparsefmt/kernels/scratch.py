@@ -10,7 +10,6 @@ import threading
 
 import numpy as np
 
-from sparsefmt.dtypes import DOUBLE
 from sparsefmt.layouts.memory import empty
 
 KEPT_BYTES = 1 << 24
@@ -31,12 +30,12 @@ def scratch(purpose: str, length: int, dtype: np.dtype) -> np.ndarray:
     return block[:nbytes].view(dtype)
 
 
-def room(purpose: str, nbytes: int) -> np.ndarray:
-    """Like `scratch`, of so many bytes or more, for kernels that take its address alone. The purposes are its own."""
-    if nbytes > KEPT_BYTES:
-        return empty(nbytes // 8 + 1, DOUBLE)
+def room(purpose: str, length: int, dtype: np.dtype) -> np.ndarray:
+    """Like `scratch`, of so many elements or more, which takes less time. The purposes are its own."""
+    if length * dtype.itemsize > KEPT_BYTES:
+        return empty(length, dtype)
     kept: dict[str, np.ndarray] = _mine.__dict__
     block = kept.get(purpose)
-    if block is None or 8 * block.size < nbytes:
-        block = kept[purpose] = empty(max(nbytes, 1 << 12) // 8 + 1, DOUBLE)
+    if block is None or block.size < length or block.dtype is not dtype:
+        block = kept[purpose] = empty(max(length, 1 << 10), dtype)
     return block

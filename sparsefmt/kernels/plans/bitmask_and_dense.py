@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from sparsefmt.dtypes import DOUBLE, SINGLE
+from sparsefmt.dtypes import DOUBLE
 from sparsefmt.kernels import bitmask, dense, expand, panel
 from sparsefmt.kernels.activations import OVERFLOW, all_finite, in_groups
 from sparsefmt.kernels.operand import Operand
-from sparsefmt.kernels.plans.contract import Plan, contiguous
+from sparsefmt.kernels.plans.contract import Plan, Run, contiguous
 from sparsefmt.kernels.scratch import room, scratch
-from sparsefmt.kernels.simd import F32, F64
+from sparsefmt.kernels.simd import summed_kind
 
 MAX_TOKENS = 240 if panel.WIDE == 12 else 264
 """Tokens that are multiplied at once: their sums and a block of activations share the second-level cache."""
@@ -27,106 +29,96 @@ _WHOLE_COLUMNS = 8
 """Kernels read activations up to a multiple of so many columns."""
 
 
+class Recipe(NamedTuple):
+    """How so many tokens are multiplied by matrices of so many columns, whatever their elements.
+
+    Attributes:
+        packers: (pack, first token, groups, begin) of `activations.in_groups`; none if x is taken as it is.
+        padded_cols: columns of packed activations.
+        length: elements of packed activations.
+        kernel: the kernel, a function (table, pieces, lo, hi, x, *arguments, scratch, y).
+        scratch: elements, of 8 bytes.
+    """
+
+    packers: tuple[tuple[Callable[..., bool], int, int, int], ...]
+    padded_cols: int
+    length: int
+    kernel: Callable[..., None]
+    arguments: tuple[int, ...]
+    scratch: int
+
+
 def plans(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Iterable[Plan]:
     """See `PLANS`."""
-    if x.shape[0] == 1 and not w.cols % _WHOLE_COLUMNS and _in_registers(w, kind):
-        return (_one_token(contiguous(x), w, y, kind),)
-    return _plans_of_packed(x, w, y, kind)
-
-
-def _one_token(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
-    """For a token that kernels can read as it is: small matrices are multiplied in less time than packing it takes.
-
-    y of one token is C-contiguous, and so is its transpose.
-    """
-    return _few_tokens_plan(x.reshape(-1), 1, w, y, kind) if all_finite(x) else _any_activations(x, w, y, kind)
-
-
-def _plans_of_packed(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Iterator[Plan]:
-    for first in range(0, x.shape[0], MAX_TOKENS):
-        yield _plan(contiguous(x[first : first + MAX_TOKENS]), w, y[first : first + MAX_TOKENS], kind)
+    if x.shape[0] <= MAX_TOKENS:
+        return (_plan(contiguous(x), w, y, kind),)
+    parts = (slice(first, first + MAX_TOKENS) for first in range(0, x.shape[0], MAX_TOKENS))
+    return (_plan(contiguous(x[part]), w, y[part], kind) for part in parts)
 
 
 def _plan(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
     """For at most `MAX_TOKENS` tokens. Kernels write tokens by rows; what `w @ x` wants by columns is copied."""
-    make = _few_tokens if x.shape[0] <= FEW[w.layout] and _in_registers(w, kind) else _many_tokens
-    if y.flags.c_contiguous:
-        return make(x, w, y, kind)
-    result = scratch("result", y.size, y.dtype).reshape(y.shape)
-    plan = make(x, w, result, kind)
+    recipe = _recipe(w.layout, kind, w.cols, x.shape[0])
+    packed, finite = _packed(x, y.dtype, recipe)
+    result = y if y.flags.c_contiguous else scratch("result", y.size, y.dtype).reshape(y.shape)
+    if not finite:
+        run = _any_activations(x, w, result, kind)
+    else:
+        kernel, arguments, nwords = recipe.kernel, recipe.arguments, recipe.scratch
+
+        def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
+            kernel(table, pieces, lo, hi, packed, *arguments, room("weights", nwords, DOUBLE), result)
+
+    if result is y:
+        return Plan(x.shape[0], run)
 
     def finish() -> None:
         y[...] = result
 
-    return Plan(plan.tokens, plan.run, finish)
+    return Plan(x.shape[0], run, finish)
 
 
-def _in_registers(w: Operand, kind: int) -> bool:
-    return w.layout == "dense" or expand.in_registers(kind)
+@lru_cache(maxsize=1 << 12)
+def _recipe(layout: str, kind: int, cols: int, tokens: int) -> Recipe:
+    """A token that needs no padding is not packed: small matrices are multiplied in less time than that takes."""
+    padded_cols = -(-cols // _WHOLE_COLUMNS) * _WHOLE_COLUMNS
+    of_bitmask = layout == "bitmask"
+    tables = expand.tables(kind) if of_bitmask else 0
+    if tokens <= FEW[layout] and (not of_bitmask or expand.in_registers(kind)):
+        # all in one group, of the next larger size that there is a kernel for
+        count = next(size for size in _GROUPS if size >= tokens)
+        groups = [(count, 1)]
+        if of_bitmask:
+            kernel, nbytes = bitmask.few_tokens_kernel(kind, count), bitmask.scratch_bytes(cols)
+            arguments: tuple[int, ...] = (cols, tables)
+        else:
+            kernel, arguments, nbytes = dense.few_tokens_kernel(kind, count), (cols,), dense.SCRATCH_BYTES
+    else:
+        wides, narrows, padded = (1, 0, 1) if tokens == 1 else panel.groups_of(tokens)
+        groups = [(1, 1)] if tokens == 1 else [(panel.WIDE, wides), (panel.NARROW, narrows)]
+        kernel = panel.many_tokens_kernel(of_bitmask, kind, tokens == 1)
+        arguments, nbytes = (cols, wides, narrows, tables), panel.scratch_bytes(kind, cols, padded)
+    packers, first = [], 0
+    for count, number in groups:
+        if number:
+            packers.append((in_groups(summed_kind(kind), count), first, number, first * padded_cols))
+        first += count * number
+    as_it_is = tokens == 1 and padded_cols == cols
+    length = first * padded_cols + OVERFLOW
+    return Recipe(() if as_it_is else tuple(packers), padded_cols, length, kernel, arguments, nbytes // 8 + 1)
 
 
-def _few_tokens(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
-    """All tokens in one group, of the next larger size that there is a kernel for."""
-    group = next(size for size in _GROUPS if size >= x.shape[0])
-    packed, finite = _packed(x, y.dtype, (group, 1), (group, 0))
-    return _few_tokens_plan(packed, group, w, y, kind) if finite else _any_activations(x, w, y, kind)
-
-
-def _few_tokens_plan(packed: np.ndarray, group: int, w: Operand, y: np.ndarray, kind: int) -> Plan:
-    """The plan for finite activations in a group of so many tokens, column by column."""
-    cols, tokens = w.cols, y.shape[0]
-    if w.layout == "dense":
-        of_dense = dense.few_tokens_kernel(kind, group)
-
-        def run_dense(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-            of_dense(table, pieces, lo, hi, packed, cols, room("weights", dense.SCRATCH_BYTES), y)
-
-        return Plan(tokens, run_dense)
-    of_bitmask, tables = bitmask.few_tokens_kernel(kind, group), expand.tables(kind)
-    nbytes = bitmask.scratch_bytes(cols)
-
-    def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-        of_bitmask(table, pieces, lo, hi, packed, cols, tables, room("weights", nbytes), y)
-
-    return Plan(tokens, run)
-
-
-def _many_tokens(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
-    """Tokens in groups, one behind the other."""
-    tokens, masked = x.shape[0], w.layout == "bitmask"
-    alone = tokens == 1
-    wides, narrows, padded = (1, 0, 1) if alone else panel.groups_of(tokens)
-    wide, narrow = (1, 1) if alone else (panel.WIDE, panel.NARROW)
-    packed, finite = _packed(x, y.dtype, (wide, wides), (narrow, narrows))
-    if not finite:
-        return _any_activations(x, w, y, kind)
-    kernel, tables = panel.many_tokens_kernel(masked, kind, alone), expand.tables(kind)
-    size = panel.scratch_bytes(kind, w.cols, padded)
-
-    def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-        kernel(table, pieces, lo, hi, packed, w.cols, wides, narrows, tables, room("weights", size), y)
-
-    return Plan(tokens, run)
-
-
-def _packed(x: np.ndarray, dtype: np.dtype, wide: tuple[int, int], narrow: tuple[int, int]) -> tuple[np.ndarray, bool]:
-    """x in groups, given as (tokens of a group, groups), and whether it is finite."""
-    padded_cols = -(-x.shape[1] // _WHOLE_COLUMNS) * _WHOLE_COLUMNS
-    if wide == (1, 1) and padded_cols == x.shape[1]:
+def _packed(x: np.ndarray, dtype: np.dtype, recipe: Recipe) -> tuple[np.ndarray, bool]:
+    """x as the kernel takes it, and whether it is finite."""
+    if not recipe.packers:
         return x.reshape(-1), all_finite(x)
-    in_wide = wide[0] * wide[1]
-    packed = scratch("activations", (in_wide + narrow[0] * narrow[1]) * padded_cols + OVERFLOW, dtype)
-    if wide == (1, 1):
-        packed[: x.shape[1]], packed[x.shape[1] : padded_cols] = x[0], 0
-        return packed, all_finite(x)
-    kind, finite = F32 if dtype == SINGLE else F64, True
-    for first, (count, groups) in ((0, wide), (in_wide, narrow)):
-        if groups:
-            finite &= in_groups(kind, count)(x, first, groups, padded_cols, packed, first * padded_cols)
+    packed, finite = room("activations", recipe.length, dtype), True
+    for pack, first, groups, begin in recipe.packers:
+        finite &= pack(x, first, groups, recipe.padded_cols, packed, begin)
     return packed, finite
 
 
-def _any_activations(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
+def _any_activations(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Run:
     """For x with Inf or NaN: slow."""
     make: Callable[[int], Callable[..., None]] = (
         bitmask.skipping_kernel if w.layout == "bitmask" else dense.skipping_kernel
@@ -136,4 +128,4 @@ def _any_activations(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Pla
     def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
         kernel(table, pieces, lo, hi, x, w.cols, np.empty((2 * w.cols + 64) // 8 + 2, DOUBLE), y)
 
-    return Plan(x.shape[0], run)
+    return run

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Run = Callable[[np.ndarray, np.ndarray, int, int], None]
+"""run(table, pieces, lo, hi) multiplies by the rows `pieces[lo:hi]` (`operand.Work`) of the tiles in `table`."""
+
 
 def _nothing() -> None:
     """The kernel wrote into y."""
@@ -23,13 +26,12 @@ class Plan:
 
     Attributes:
         tokens: their number.
-        run: run(table, pieces, lo, hi) multiplies by the rows `pieces[lo:hi]` (`operand.Work`) of the tiles in `table`.
-            Threads may call it at once, each with rows of its own.
+        run: Threads may call it at once, each with rows of its own.
         finish: puts the results into y, once all rows were run.
     """
 
     tokens: int
-    run: Callable[[np.ndarray, np.ndarray, int, int], None]
+    run: Run
     finish: Callable[[], None] = _nothing
 
 

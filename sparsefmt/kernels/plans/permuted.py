@@ -11,7 +11,7 @@ import numpy as np
 from sparsefmt.kernels import activations, permuted, permuted_in_blocks
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.kernels.plans.contract import Plan, contiguous
-from sparsefmt.kernels.scratch import scratch
+from sparsefmt.kernels.scratch import room
 from sparsefmt.kernels.simd import VECTOR_BYTES, WIDTH, summed_kind
 from sparsefmt.layouts.permuted import MAX_U16_COLS
 
@@ -86,13 +86,13 @@ def _many_tokens(x: np.ndarray, group: TokenGroup, w: Operand, y: np.ndarray, ki
     """For a group of the tokens of x. Both x and y are C- or F-contiguous."""
     first, tokens, lanes, vectors, in_blocks = group
     summed, blocks = summed_kind(kind), -(-tokens // (lanes * vectors))
-    packed = scratch("activations", blocks * lanes * vectors * w.cols, y.dtype)
+    packed = room("activations", blocks * lanes * vectors * w.cols, y.dtype)
     across = not x.flags.c_contiguous
     finite = activations.in_tokens(summed, lanes, vectors, across)(x.T if across else x, first, tokens, packed)
     if not finite:
         return _any_activations(x[first : first + tokens], w, y[first : first + tokens], kind)
     wide, gaps = w.cols > MAX_U16_COLS, _has_gaps(w)
-    sums = scratch("sums", blocks * lanes * vectors * w.rows, y.dtype)
+    sums = room("sums", blocks * lanes * vectors * w.rows, y.dtype)
 
     if in_blocks:
         blocked = permuted_in_blocks.blocked_kernel(kind, wide, gaps, vectors)
