@@ -20,7 +20,8 @@ from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import registry, weight_tensors
 from sparsefmt.torch.derived import cast, torch_dtype_of, transposed
-from sparsefmt.torch.operator import linear_op
+from sparsefmt.torch.eager import is_unwatched
+from sparsefmt.torch.operator import linear_op, product
 from sparsefmt.torch.weight import SparseWeight
 from sparsefmt.torch.weight_tensors import WeightTensors, to_tensors
 
@@ -291,6 +292,20 @@ class SparseLinear(torch.nn.Module):
         return held[2]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling():
+            # from the dictionaries: a module looks its attributes up in three of them, which takes a microsecond each
+            arrays, table = self._buffers["weight_arrays"], self._buffers["weight_table"]
+            # a bias that is computed anew each time is no parameter
+            bias = self._parameters.get("bias")
+            if (
+                "bias" in self._parameters
+                and arrays is not None
+                and table is not None
+                and input.is_cpu
+                and arrays.is_cpu
+                and is_unwatched(input, bias)
+            ):
+                return product(input, arrays, table, bias, self.out_features, self.in_features)
         for what, device in (("x is", input.device), ("its weights are", self.weight_arrays.device)):
             if device.type not in ("cpu", "meta"):
                 raise NotImplementedError(f"a SparseLinear multiplies on the CPU; {what} on {device}: move it there")
