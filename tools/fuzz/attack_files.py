@@ -28,6 +28,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -46,6 +47,9 @@ from tools.taken_apart import mended
 Case = tuple[str, bytes]
 """The name of the file that was damaged, and what became of it."""
 
+Damage = tuple[str, Callable[[], bytes]]
+"""The name of the file that is damaged, and what makes the damaged one: of a sample, the others need not be made."""
+
 MAX_DECODED_BYTES = 1 << 24
 """Whatever a file claims, no more memory is taken."""
 
@@ -54,11 +58,11 @@ class Campaign(NamedTuple):
     """A way to damage files.
 
     Attributes:
-        cases: every damaged file.
+        cases: every damaged file, still to be made.
         must_refuse: whether each of them must be refused, and not only do no harm.
     """
 
-    cases: Callable[[dict[str, bytes]], Iterator[Case]]
+    cases: Callable[[dict[str, bytes]], Iterator[Damage]]
     must_refuse: bool
 
 
@@ -85,51 +89,50 @@ def bases() -> dict[str, bytes]:
     }
 
 
-def flips(files: dict[str, bytes]) -> Iterator[Case]:
+def flips(files: dict[str, bytes]) -> Iterator[Damage]:
     for name, data in files.items():
         for bit in range(8 * len(data)):
-            yield name, flipped(data, bit)
+            yield name, partial(flipped, data, bit)
 
 
-def mended_flips(files: dict[str, bytes]) -> Iterator[Case]:
+def mended_flips(files: dict[str, bytes]) -> Iterator[Damage]:
     for name, data in files.items():
         for bit in range(8 * 64, 8 * (len(data) - 32)):
-            yield name, mended(flipped(data, bit))
+            yield name, partial(mended_flip, data, bit)
 
 
-def truncations(files: dict[str, bytes]) -> Iterator[Case]:
+def truncations(files: dict[str, bytes]) -> Iterator[Damage]:
     for name, data in files.items():
         for size in range(len(data)):
-            yield name, data[:size]
+            yield name, partial(spliced, data, size, b"", 0)
 
 
-def zeroed_tails(files: dict[str, bytes]) -> Iterator[Case]:
+def zeroed_tails(files: dict[str, bytes]) -> Iterator[Damage]:
     for name, data in files.items():
         for begin in range(len(data)):
             if data[begin:].strip(b"\0"):
-                yield name, data[:begin] + bytes(len(data) - begin)
+                yield name, partial(zeroed, data, begin, len(data))
 
 
-def zeroed_blocks(files: dict[str, bytes]) -> Iterator[Case]:
+def zeroed_blocks(files: dict[str, bytes]) -> Iterator[Damage]:
     for name, data in files.items():
         for begin in range(0, len(data), 16):
             if data[begin : begin + 16].strip(b"\0"):
-                yield name, data[:begin] + bytes(min(16, len(data) - begin)) + data[begin + 16 :]
+                yield name, partial(zeroed, data, begin, begin + 16)
 
 
-def mended_blocks(files: dict[str, bytes]) -> Iterator[Case]:
-    for name, data in zeroed_blocks(files):
-        yield name, mended(data)
+def mended_blocks(files: dict[str, bytes]) -> Iterator[Damage]:
+    for name, damaged in zeroed_blocks(files):
+        yield name, lambda damaged=damaged: mended(damaged())
 
 
-def splices(files: dict[str, bytes]) -> Iterator[Case]:
+def splices(files: dict[str, bytes]) -> Iterator[Damage]:
     for name, data in files.items():
         for other, tail in files.items():
             for cut in range(16, min(len(data), len(tail)), 16) if other != name else ():
-                spliced = data[:cut] + tail[cut:]
-                if spliced not in (data, tail):
-                    yield name, spliced
-                    yield name, data[: len(data) - cut] + tail[len(tail) - cut :]
+                if data[:cut] != tail[:cut] and data[cut:] != tail[cut:]:
+                    yield name, partial(spliced, data, cut, tail, cut)
+                    yield name, partial(spliced, data, len(data) - cut, tail, len(tail) - cut)
 
 
 CAMPAIGNS = {
@@ -147,6 +150,20 @@ def flipped(data: bytes, bit: int) -> bytes:
     out = bytearray(data)
     out[bit // 8] ^= 1 << bit % 8
     return bytes(out)
+
+
+def mended_flip(data: bytes, bit: int) -> bytes:
+    return mended(flipped(data, bit))
+
+
+def zeroed(data: bytes, begin: int, end: int) -> bytes:
+    end = min(end, len(data))
+    return data[:begin] + bytes(end - begin) + data[end:]
+
+
+def spliced(data: bytes, head: int, other: bytes, tail: int) -> bytes:
+    """The head of one file, and what is behind the head of the other."""
+    return data[:head] + other[tail:]
 
 
 def content(data: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -221,9 +238,10 @@ class Report(NamedTuple):
 def attack(campaign: Campaign, files: dict[str, bytes], share: float, seed: int, each: Callable[[], object]) -> Report:
     """Read a share of the damaged files of a campaign."""
     rng, victim, report = random.Random(seed), Victim(files), Report(Counter(), [])
-    for case in campaign.cases(files):
+    for name, damaged in campaign.cases(files):
         if share < 1 and rng.random() >= share:
             continue
+        case = name, damaged()
         found = victim.read(case)
         report.outcomes[found.split(":")[0]] += 1
         if found.startswith("crash") or (campaign.must_refuse and found != "refused"):
