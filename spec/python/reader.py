@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -101,7 +102,7 @@ def read_tiles(container: Container, entry: Entry) -> Iterator[Tile]:
         for array, record in container.chunks(entry, number):
             chunk = read_chunk(container.data, record)
             if record.stored < record.raw:  # never if the codec is `raw`
-                chunk = decode(chunk, record.raw, entry, array, r, arrays, models)
+                chunk = decode(chunk, record.raw, array, Before(entry, r, arrays, models))
             arrays[array] = np.frombuffer(chunk, f"<u{array_width(array, entry.dtype, entry.cols)}")
         tile = check_tile(entry.layout, entry.dtype, arrays, (r, entry.cols))
         nnz += len(tile.stored[2]) if tile.stored else 0
@@ -127,14 +128,24 @@ def read_chunk(data: bytes, record: Record) -> bytes:
 Models = dict[str, rans.ElementModel | rans.PositionModel]  # those of a tensor that a chunk has needed so far
 
 
-def decode(chunk: bytes, raw: int, entry: Entry, array: str, r: int, arrays: Arrays, models: Models) -> bytes:
-    """An array of `raw` bytes of a tile of r rows, given the arrays before it, and the models that are decoded."""
+class Before(NamedTuple):
+    """What is known when an array of a tile of r rows is decoded."""
+
+    entry: Entry
+    r: int
+    arrays: Arrays  # those before it
+    models: Models
+
+
+def decode(chunk: bytes, raw: int, array: str, before: Before) -> bytes:
+    """An array of `raw` bytes."""
+    entry, r, arrays, _ = before
     width = array_width(array, entry.dtype, entry.cols)
     if entry.arrays[array] == "zstd":
         return decode_rows(chunk, r, entry.cols) if array == "mask" else decode_planes(chunk, raw, width)
     if is_derived(entry, array):  # 5.3.7
         return offsets_of_slices(read_mask(arrays["mask"], r, entry.cols)).astype("<u4").tobytes()
-    return decode_rans(chunk, raw // width, entry, array, r, arrays, models)
+    return decode_rans(chunk, raw // width, array, before)
 
 
 # ---------------------------------------------------------------------------------------------------------- 5.2 zstd
@@ -156,8 +167,9 @@ def decode_rows(chunk: bytes, r: int, c: int) -> bytes:
 # ---------------------------------------------------------------------------------------------------------- 5.3 rans
 
 
-def decode_rans(chunk: bytes, m: int, entry: Entry, array: str, r: int, arrays: Arrays, models: Models) -> bytes:
+def decode_rans(chunk: bytes, m: int, array: str, before: Before) -> bytes:
     """An array of m elements; faults of the model, then of the chunk."""
+    entry, r, arrays, models = before
     code = "rans-model"
     try:
         if array not in models:

@@ -20,6 +20,7 @@ from helpers import ROOT, SPARSE, pruned, random_bits
 import sparsefmt
 from sparsefmt.dtypes import DTYPES, DType
 from tools.fuzz import c_reader as fuzz
+from tools.fuzz.asked import Asked
 from tools.taken_apart import TakenApart
 
 VECTORS = ROOT / "spec" / "vectors"
@@ -283,7 +284,7 @@ def test_files_with_a_changed_byte_are_refused_alike(codec: str, reader: fuzz.CR
 @pytest.mark.parametrize("seed", [1, 2])
 def test_mutated_files_are_read_or_refused_alike(seed: int, reader: fuzz.CReader, tmp_path: Path):
     """A short run of tools/fuzz/c_reader.py, with checksums made right again."""
-    figures = fuzz.run(reader, seed, 1500, 1000.0, DAMAGED_CODECS, tmp_path)
+    figures = fuzz.run(reader, Asked(seed, 1500, 1000.0, tmp_path), DAMAGED_CODECS)
     assert figures.disagreements == 0
     assert min(figures.accepted, figures.refused) > 100
     assert len(figures.refusals) > 30

@@ -17,6 +17,7 @@ from tools import forms
 from tools.fuzz import reader as fuzz
 from tools.fuzz import reader_checks as checks
 from tools.fuzz import reader_files as files
+from tools.fuzz.asked import Asked
 from tools.taken_apart import TakenApart
 
 pytestmark = pytest.mark.slow
@@ -68,7 +69,7 @@ def starting() -> list[bytes]:
 
 @needs_atheris
 def test_a_short_run(starting):
-    figures = fuzz.run(seed=0, count=1200, seconds=600, starting=starting)
+    figures = fuzz.run(Asked(seed=0, count=1200, seconds=600), starting=starting)
     assert figures.findings == []
     assert figures.deaths == 0
     assert figures.inputs >= 1200
@@ -91,9 +92,9 @@ def test_interpreted_passes_have_coverage(good):
     """Of the files to start from: what mutated ones reach is left to chance."""
     starting = [good["bitmask rans"], *vectors("bad/rans-*/*u16*")]
     count = len(starting) + 4
-    compiled, interpreted = (fuzz.run(0, count, 600, mode, starting=starting) for mode in (False, True))
+    compiled, interpreted = (fuzz.run(Asked(0, count, 600), mode, starting) for mode in (False, True))
     assert interpreted.coverage > compiled.coverage + 100
-    mutated = fuzz.run(0, 150, 600, True, starting=starting)
+    mutated = fuzz.run(Asked(0, 150, 600), True, starting)
     assert mutated.outcomes.total() > 50
     assert compiled.findings == interpreted.findings == mutated.findings == []
 
@@ -111,7 +112,7 @@ def test_bounds_are_checked_and_what_is_not_an_error_of_ours_is_found(good, tmp_
         "fuzz_reader.MUTATIONS[:] = [fuzz_reader.MUTATIONS[6]]\n"
         "fuzz_reader.fuzz(job)",
     )
-    figures = fuzz.run(0, 400, 600, keep=tmp_path, starting=[good["permuted raw"]], program=without_check)
+    figures = fuzz.run(Asked(0, 400, 600, tmp_path), starting=[good["permuted raw"]], program=without_check)
     assert any("IndexError" in finding for finding in figures.findings)
     kept = [path for path in tmp_path.glob("*.sparsefmt") if "IndexError" in path.with_suffix(".txt").read_text()]
     assert [judged(path.read_bytes()) for path in kept] != []
@@ -133,7 +134,7 @@ def test_a_death_is_found_and_its_input_kept(good, tmp_path, monkeypatch):
         "fuzz_reader.fuzz(job)",
     )
     monkeypatch.setattr(fuzz, "MOST_DEATHS", 2)
-    figures = fuzz.run(0, 400, 600, keep=tmp_path, starting=[good["dense raw"]], program=deadly)
+    figures = fuzz.run(Asked(0, 400, 600, tmp_path), starting=[good["dense raw"]], program=deadly)
     assert figures.deaths == 2
     assert [finding.split(":")[0] for finding in figures.findings] == ["death-1", "death-2"]
     inputs = list(tmp_path.glob("crash-*"))

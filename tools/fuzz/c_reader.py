@@ -47,6 +47,7 @@ from sparsefmt.container.sources import Memory
 from sparsefmt.dtypes import DTYPES, DType, as_bits, pack
 from sparsefmt.layouts import FORMS
 from tools import ROOT, forms
+from tools.fuzz.asked import Asked, add_options, asked
 from tools.taken_apart import TakenApart, chunks_of, join, split
 
 SOURCES = ROOT / "spec" / "c"
@@ -554,13 +555,11 @@ def compare(reader: CReader, data: bytes, figures: Figures) -> tuple[str, str] |
     return None if figures.add(of_c, of_library) else (of_c, of_library)
 
 
-def run(
-    reader: CReader, seed: int, count: int | None, seconds: float, codecs: Sequence[str], keep: Path | None = None
-) -> Figures:
+def run(reader: CReader, asked: Asked, codecs: Sequence[str]) -> Figures:
     """Mutates and compares, until the count or the time is over."""
-    rng, figures, end = np.random.default_rng(seed), Figures(), time.monotonic() + seconds
+    rng, figures, end = np.random.default_rng(asked.seed), Figures(), time.monotonic() + asked.seconds
     files: list[bytes] = []
-    while (count is None or figures.tried < count) and time.monotonic() < end:
+    while (asked.count is None or figures.tried < asked.count) and time.monotonic() < end:
         if figures.tried % 20_000 == 0:
             files = seeds(rng, 200, codecs)
         data, other = files[rng.integers(len(files))], files[rng.integers(len(files))]
@@ -574,18 +573,15 @@ def run(
         if different is None:
             continue
         print(f"file {figures.tried}: C {different[0]!r}, library {different[1]!r}", flush=True)
-        if keep is not None:
-            keep.mkdir(parents=True, exist_ok=True)
-            (keep / f"seed{seed}-{figures.tried}.sparsefmt").write_bytes(data)
+        if asked.keep is not None:
+            asked.keep.mkdir(parents=True, exist_ok=True)
+            (asked.keep / f"seed{asked.seed}-{figures.tried}.sparsefmt").write_bytes(data)
     return figures
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=60.0, help="stop after so many")
-    parser.add_argument("--count", type=int, help="stop after so many files")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="folder for files that disagree")
+    add_options(parser)
     parser.add_argument("--no-sanitizers", action="store_true")
     parser.add_argument("--zstd", default=find_zstd(), help="libzstd for the C reader, a path with a slash in it")
     parser.add_argument("--corpus", type=Path, help="only write files to start from to this folder")
@@ -603,7 +599,7 @@ def main() -> int:
         codecs = CODECS if is_same_zstd(options.zstd) else ("raw", "rans")
         if codecs != CODECS:
             print(f"without codec zstd, which {options.zstd or 'no library'} may decode in another way")
-        figures = run(reader, options.seed, options.count, options.seconds, codecs, options.keep)
+        figures = run(reader, asked(options), codecs)
         status = reader.close()
     print(figures.text())
     return 1 if figures.disagreements or status else 0

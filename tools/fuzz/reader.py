@@ -52,6 +52,7 @@ import numpy as np
 import xxhash
 
 from tools import ROOT
+from tools.fuzz.asked import Asked, add_options, asked
 from tools.fuzz.c_reader import MUTATIONS
 from tools.fuzz.reader_checks import judge
 from tools.fuzz.reader_files import (
@@ -238,46 +239,45 @@ class Figures:
 
 
 def run(
-    seed: int,
-    count: int | None,
-    seconds: float,
-    interpreted: bool = False,
-    keep: Path | None = None,
-    starting: Sequence[bytes] | None = None,
-    program: str = PROGRAM,
+    asked: Asked, interpreted: bool = False, starting: Sequence[bytes] | None = None, program: str = PROGRAM
 ) -> Figures:
     """Fuzz in a process of its own, and in another if it died, until the count or the time is over.
 
     Args:
-        keep: folder for findings.
         starting: files to start from, instead of `seeds`.
         program: what the process runs.
     """
-    figures, started, sizes = Figures(), time.monotonic(), INTERPRETED if interpreted else COMPILED
+    figures, started, sizes = Figures(), time.monotonic(), sizes_of(interpreted)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("seeds", "corpus", "findings"):
             (folder / part).mkdir()
-        for number, data in enumerate(seeds(seed, sizes.file) if starting is None else starting):
+        for number, data in enumerate(seeds(asked.seed, sizes.file) if starting is None else starting):
             (folder / "seeds" / f"{number:04}.sparsefmt").write_bytes(data)
         while figures.deaths < MOST_DEATHS:
-            left = seconds - (time.monotonic() - started)
-            runs = -1 if count is None else max(0, count - figures.inputs)
+            left = asked.seconds - (time.monotonic() - started)
+            runs = None if asked.count is None else max(0, asked.count - figures.inputs)
             if left <= 0 or runs == 0:
                 break
-            job = job_of(folder, sizes, interpreted, seed + figures.deaths, runs, left)
+            job = job_of(folder, Asked(asked.seed + figures.deaths, runs, left), interpreted)
             if not dies(job, program, figures):
                 break
         figures.seconds = time.monotonic() - started
-        collect_findings(folder / "findings", keep, figures)
+        collect_findings(folder / "findings", asked.keep, figures)
     return figures
 
 
-def job_of(folder: Path, sizes: Sizes, interpreted: bool, seed: int, runs: int, seconds: float) -> dict[str, Any]:
+def sizes_of(interpreted: bool) -> Sizes:
+    return INTERPRETED if interpreted else COMPILED
+
+
+def job_of(folder: Path, asked: Asked, interpreted: bool) -> dict[str, Any]:
     """What the process needs to know."""
+    sizes, runs = sizes_of(interpreted), -1 if asked.count is None else asked.count
     arguments = [
-        *(str(folder / "corpus"), str(folder / "seeds"), f"-artifact_prefix={folder}/findings/", f"-seed={seed + 1}"),
-        *(f"-runs={runs}", f"-max_total_time={max(1, round(seconds))}", f"-max_len={sizes.file}"),
+        *(str(folder / "corpus"), str(folder / "seeds"), f"-artifact_prefix={folder}/findings/"),
+        *(f"-seed={asked.seed + 1}", f"-runs={runs}", f"-max_total_time={max(1, round(asked.seconds))}"),
+        f"-max_len={sizes.file}",
         *(f"-timeout={MOST_SECONDS_OF_ALL}", "-report_slow_units=1000", "-rss_limit_mb=4096", "-reload=0"),
         "-mutate_depth=2",  # of more mutations, one leaves nothing that can be taken apart
     ]
@@ -348,7 +348,7 @@ def read_files(files: Sequence[Path], interpreted: bool) -> int:
         interpret(lambda function: function)
     found = False
     for path in files:
-        outcome, what = judge(path.read_bytes(), (INTERPRETED if interpreted else COMPILED).decoded)
+        outcome, what = judge(path.read_bytes(), sizes_of(interpreted).decoded)
         print(f"{path}: {outcome}\n{what}".strip(), flush=True)
         found |= outcome == "finding"
     return int(found)
@@ -357,10 +357,7 @@ def read_files(files: Sequence[Path], interpreted: bool) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="read these, and do not fuzz")
-    parser.add_argument("--seconds", type=float, default=60.0, help="stop after so many")
-    parser.add_argument("--count", type=int, help="stop after so many inputs")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="folder for findings")
+    add_options(parser)
     parser.add_argument("--interpreted", action="store_true", help="interpret the passes that decode and check")
     options = parser.parse_args()
     if options.files:
@@ -368,7 +365,7 @@ def main() -> int:
     if importlib.util.find_spec("atheris") is None:
         print("no atheris: python -m pip install atheris", file=sys.stderr)
         return 2
-    figures = run(options.seed, options.count, options.seconds, options.interpreted, options.keep)
+    figures = run(asked(options), options.interpreted)
     print(figures.text())
     for finding in figures.findings:
         print(f"\n{finding}")
