@@ -105,6 +105,11 @@ def share(work: Callable[[int], None], count: int, threads: int) -> None:
         future.result()
 
 
+def is_worker() -> bool:
+    """Whether this thread is one of the pool's, at work: what it calls has no threads of its own."""
+    return getattr(_worker, "busy", False)
+
+
 def _submit(pool: ThreadPoolExecutor, work: Callable[[Item], Result], item: Item) -> Future[Result]:
     with suppress(RuntimeError):
         return pool.submit(_marked, work, item)

@@ -13,70 +13,63 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numba import njit, typeof
+from numba import njit, types
 
 from sparsefmt.kernels import bitmask, dense, panel, permuted, simd
 from sparsefmt.kernels import permuted_in_blocks as blocks
 
-TABLE, PIECES = np.zeros((1, 7), np.int64), np.zeros((0, 3), np.int64)
-FLOATS = np.zeros((1, 64), np.float32)
-FLAT = FLOATS.reshape(-1)
-SCRATCH = np.zeros(8192)
 KINDS = {"F32": simd.F32, "BF16": simd.BF16, "F16": simd.F16}
 
 
-def bitmask_one_token(kind: int) -> tuple[Any, ...]:
-    return bitmask.few_tokens_kernel(kind, 1), TABLE, PIECES, 0, 0, FLAT, 64, 0, SCRATCH, FLOATS
+def bitmask_one_token(kind: int) -> Any:
+    return bitmask.few_tokens_kernel(kind, 1)
 
 
-def dense_one_token(kind: int) -> tuple[Any, ...]:
-    return dense.few_tokens_kernel(kind, 1), TABLE, PIECES, 0, 0, FLAT, 64, SCRATCH, FLOATS
+def dense_one_token(kind: int) -> Any:
+    return dense.few_tokens_kernel(kind, 1)
 
 
-def bitmask_many_tokens(kind: int) -> tuple[Any, ...]:
-    return panel.many_tokens_kernel(True, kind), TABLE, PIECES, 0, 0, FLAT, 64, 1, 1, 0, SCRATCH, FLOATS
+def bitmask_many_tokens(kind: int) -> Any:
+    return panel.many_tokens_kernel(True, kind)
 
 
-def dense_many_tokens(kind: int) -> tuple[Any, ...]:
-    return panel.many_tokens_kernel(False, kind), TABLE, PIECES, 0, 0, FLAT, 64, 1, 1, 0, SCRATCH, FLOATS
+def dense_many_tokens(kind: int) -> Any:
+    return panel.many_tokens_kernel(False, kind)
 
 
-def permuted_one_token(kind: int) -> tuple[Any, ...]:
-    return permuted.one_token_kernel(kind, False), TABLE, PIECES, 0, 0, FLOATS, FLOATS
+def permuted_one_token(kind: int) -> Any:
+    return permuted.one_token_kernel(kind, False)
 
 
-def permuted_one_token_wide(kind: int) -> tuple[Any, ...]:
-    return permuted.one_token_kernel(kind, True), TABLE, PIECES, 0, 0, FLOATS, FLOATS
+def permuted_one_token_wide(kind: int) -> Any:
+    return permuted.one_token_kernel(kind, True)
 
 
-def gaps_one_token(kind: int) -> tuple[Any, ...]:
-    return permuted.one_token_kernel_of_gaps(kind, False), TABLE, PIECES, 0, 0, FLOATS, FLOATS
+def gaps_one_token(kind: int) -> Any:
+    return permuted.one_token_kernel_of_gaps(kind, False)
 
 
-def gaps_one_token_wide(kind: int) -> tuple[Any, ...]:
-    return permuted.one_token_kernel_of_gaps(kind, True), TABLE, PIECES, 0, 0, FLOATS, FLOATS
+def gaps_one_token_wide(kind: int) -> Any:
+    return permuted.one_token_kernel_of_gaps(kind, True)
 
 
-def permuted_many_tokens(kind: int) -> tuple[Any, ...]:
-    kernel = permuted.many_tokens_kernel(kind, False, False, *permuted.token_shapes(kind)[0])
-    return kernel, TABLE, PIECES, 0, 0, FLAT, 64, 8, 1, FLAT
+def permuted_many_tokens(kind: int) -> Any:
+    return permuted.many_tokens_kernel(kind, False, False, *permuted.token_shapes(kind)[0])
 
 
-def gaps_many_tokens(kind: int) -> tuple[Any, ...]:
-    kernel = permuted.many_tokens_kernel(kind, False, True, *permuted.token_shapes(kind)[0])
-    return kernel, TABLE, PIECES, 0, 0, FLAT, 64, 8, 1, FLAT
+def gaps_many_tokens(kind: int) -> Any:
+    return permuted.many_tokens_kernel(kind, False, True, *permuted.token_shapes(kind)[0])
 
 
-def permuted_in_blocks(kind: int) -> tuple[Any, ...]:
-    return blocks.blocked_kernel(kind, False, False, 8), TABLE, PIECES, 0, 0, FLAT, 64, 8, 96, 48, 1, FLAT
+def permuted_in_blocks(kind: int) -> Any:
+    return blocks.blocked_kernel(kind, False, False, 8)
 
 
-def gaps_in_blocks(kind: int) -> tuple[Any, ...]:
-    return blocks.blocked_kernel(kind, False, True, 8), TABLE, PIECES, 0, 0, FLAT, 64, 8, 96, 48, 1, FLAT
+def gaps_in_blocks(kind: int) -> Any:
+    return blocks.blocked_kernel(kind, False, True, 8)
 
 
-KERNELS: dict[str, Callable[[int], tuple[Any, ...]]] = {
+KERNELS: dict[str, Callable[[int], Any]] = {
     made.__name__: made
     for made in (
         bitmask_one_token,
@@ -95,10 +88,10 @@ KERNELS: dict[str, Callable[[int], tuple[Any, ...]]] = {
 }
 
 
-def loops(kernel: Any, *arguments: Any) -> list[list[str]]:
+def loops(kernel: Any) -> list[list[str]]:
     """Instructions of each innermost loop with a fused multiply-add, compiled afresh, not from the cache."""
     fresh = njit(nogil=True)(kernel.py_func)
-    fresh.compile(tuple(typeof(argument) for argument in arguments))
+    fresh.compile((types.int64,) * 4)
     (assembly,) = fresh.inspect_asm().values()
     found = []
     for block in re.split(r"\n(?=\.LBB)", assembly):
@@ -114,7 +107,7 @@ def main() -> None:
     found: dict[str, Any] = {"isa": simd.ISA, "tokens": [panel.WIDE, panel.NARROW]}
     for name in sys.argv[1:]:
         kernel, kind = name.split("/")
-        found[name] = loops(*KERNELS[kernel](KINDS[kind]))
+        found[name] = loops(KERNELS[kernel](KINDS[kind]))
     json.dump(found, sys.stdout)
 
 

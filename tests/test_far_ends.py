@@ -22,6 +22,7 @@ from sparsefmt.container.in_progress import Contents
 from sparsefmt.container.writer import Writer
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.kernels import permuted
+from sparsefmt.kernels.job import block
 from sparsefmt.kernels.operand import Work
 from sparsefmt.kernels.simd import F32
 from sparsefmt.layouts import FORMS, layout_of
@@ -171,16 +172,19 @@ def test_the_widest_row(layout):
         for weight, (_, col, value) in zip((1.0, 10.0, 100.0, 1000.0), places, strict=True):
             x[col] = weight / value
         operand, y = w.operand(), np.empty((1, 1), np.float32)
-        pieces = np.array([[0, 0, 1]])
-        permuted.one_token_kernel(F32, True)(operand.table, pieces, 0, 1, x[None, :64], y)
-        assert y.tolist() == [[1111.0]]
-        permuted.skipping_kernel(F32, True, False)(operand.table, pieces, 0, 1, x[None], np.empty(1, np.float32), y)
-        assert y.tolist() == [[1111.0]]
+        pieces, scratch = np.array([[0, 0, 1]]), np.empty(1)
+        addresses = (array.ctypes.data for array in (operand.table, pieces, x, y))
+        job = block(*addresses, cols, 1, 1)
+        for kernel in (permuted.one_token_kernel(F32, True), permuted.skipping_kernel(F32, True, False)):
+            y[...] = 0
+            kernel(job.buffer_info()[0], 0, 1, scratch.ctypes.data)
+            assert y.tolist() == [[1111.0]]
 
 
 def only(w: SparseTensor, begin: int, end: int) -> SparseTensor:
     """Products do some rows (in `permuted`, slices) of the first tile and leave all others as they are."""
-    w.operand()._work[1] = Work(1, np.array([[0, begin, end]], np.int64), (0, 1))
+    pieces = np.array([[0, begin, end]], np.int64)
+    w.operand().whole = Work(1, pieces, pieces.ctypes.data, np.array([0, 1]))
     return w
 
 

@@ -8,7 +8,7 @@ row in ascending order, so the bits of a result do not depend on which ran.
 A slice of eight rows or fewer has masks of eight bits. They are widened first, so that all other code sees sixteen.
 
 Kernels see arrays of checked tiles only, release the GIL, and are made by functions that fix what is constant in
-them. They do the slices `pieces[lo:hi]` of `operand.Work`.
+them. `job.py` says what they get.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from numba.extending import overload
 from sparsefmt.bits_of_words import lowest_bit, popcount
 from sparsefmt.jit import jit
 from sparsefmt.kernels.expand import COLUMNS, copy_value, expand_word, fma_word
+from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
 from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SLICE_OFFSETS, VALUES
 from sparsefmt.kernels.simd import (
     VECTOR_BYTES,
@@ -62,10 +63,10 @@ def widen_mask(mask, cols, to):
 
 
 @jit
-def mask_of(table, tile, slice_, cols, scratch):
+def mask_of(line, slice_, cols, scratch):
     """Address of the mask of a slice, 16 bits for each column: in the tile, or widened in the scratch."""
-    mask = table[tile, MASK] + 2 * cols * slice_
-    if table[tile, HEIGHT] - SLICE_ROWS * slice_ > 8:
+    mask = field(line, MASK) + 2 * cols * slice_
+    if field(line, HEIGHT) - SLICE_ROWS * slice_ > 8:
         return mask
     widen_mask(mask, cols, scratch)
     return scratch
@@ -84,11 +85,10 @@ def scratch_bytes(cols: int) -> int:
 
 @cache
 def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
-    """Kernel for at most `tokens` tokens, x being finite.
+    """Kernel for at most `tokens` tokens, x being finite. Its own number: `expand.tables(kind)`.
 
-    product(table, pieces, lo, hi, x, cols, tables, scratch, y) fills y (that many tokens or fewer, rows). x is flat,
-    column by column, `tokens` activations each, with zeros up to a multiple of four columns; tables is
-    `expand.tables(kind)`; scratch is `scratch_bytes`.
+    y (that many tokens or fewer, rows). x is flat, column by column, `tokens` activations each, with zeros up to a
+    multiple of four columns; scratch is `scratch_bytes`.
     """
     width, summed = WIDTH[kind], summed_kind(kind)
     size = WIDTH[summed]
@@ -96,15 +96,15 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
     step = COLUMNS * tokens * size
 
     @jit
-    def product(table, pieces, lo, hi, x, cols, tables, scratch, y):
-        x_begin, last0 = np.int64(x.ctypes.data), np.int64(scratch.ctypes.data)
-        last1, widened = last0 + 8, last0 + 16
-        y_begin, y_stride, y_count = np.int64(y.ctypes.data), np.int64(y.shape[1] * size), np.int64(y.shape[0])
+    def product(job, lo, hi, scratch):
+        x_begin, cols, tables = load_u64(job + X), load_u64(job + COLS), own(job, 0)
+        last0, last1, widened = scratch, scratch + 8, scratch + 16
+        y_begin, y_stride, y_count = load_u64(job + Y), load_u64(job + ROWS) * size, load_u64(job + TOKENS)
         words = cols // COLUMNS
-        for piece in range(lo, hi):
-            tile, begin, end = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2]
-            values, offsets, height = table[tile, VALUES], table[tile, SLICE_OFFSETS], table[tile, HEIGHT]
-            y_tile = y_begin + table[tile, FIRST_ROW] * size
+        for number in range(lo, hi):
+            line, begin, end = piece(job, number)
+            values, offsets, height = field(line, VALUES), field(line, SLICE_OFFSETS), field(line, HEIGHT)
+            y_tile = y_begin + field(line, FIRST_ROW) * size
             half = (end - begin + 1) // 2
             for slice0 in range(begin, begin + half):
                 # two slices at once, so that none waits for its last addition; far apart, so that memory is read in
@@ -112,8 +112,8 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
                 slice1 = min(slice0 + half, end - 1)
                 at0 = values + load_u32(offsets + 4 * slice0) * width
                 at1 = values + load_u32(offsets + 4 * slice1) * width
-                mask0 = mask_of(table, tile, slice0, cols, widened)
-                mask1 = mask_of(table, tile, slice1, cols, widened)
+                mask0 = mask_of(line, slice0, cols, widened)
+                mask1 = mask_of(line, slice1, cols, widened)
                 sums0, sums1 = zeros(kind, sixteen, tokens), zeros(kind, sixteen, tokens)
                 x_at = x_begin
                 for word in range(0, 8 * words, 8):
@@ -135,17 +135,17 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
                 store_sums(y_tile + SLICE_ROWS * size * slice1, y_stride, y_count, height - SLICE_ROWS * slice1, sums1)
 
     @jit
-    def product_one_by_one(table, pieces, lo, hi, x, cols, tables, scratch, y):
-        x_begin, last = np.int64(x.ctypes.data), np.int64(scratch.ctypes.data)
-        y_begin, y_stride, y_count = np.int64(y.ctypes.data), np.int64(y.shape[1] * size), np.int64(y.shape[0])
+    def product_one_by_one(job, lo, hi, scratch):
+        x_begin, cols, tables, last = load_u64(job + X), load_u64(job + COLS), own(job, 0), scratch
+        y_begin, y_stride, y_count = load_u64(job + Y), load_u64(job + ROWS) * size, load_u64(job + TOKENS)
         words = cols // COLUMNS
-        for piece in range(lo, hi):
-            tile, begin, end = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2]
-            offsets, height = table[tile, SLICE_OFFSETS], table[tile, HEIGHT]
-            y_tile = y_begin + table[tile, FIRST_ROW] * size
-            at = table[tile, VALUES] + load_u32(offsets + 4 * begin) * width
+        for number in range(lo, hi):
+            line, begin, end = piece(job, number)
+            offsets, height = field(line, SLICE_OFFSETS), field(line, HEIGHT)
+            y_tile = y_begin + field(line, FIRST_ROW) * size
+            at = field(line, VALUES) + load_u32(offsets + 4 * begin) * width
             for slice_ in range(begin, end):
-                mask, sums, x_at = mask_of(table, tile, slice_, cols, last + 16), zeros(kind, sixteen, tokens), x_begin
+                mask, sums, x_at = mask_of(line, slice_, cols, last + 16), zeros(kind, sixteen, tokens), x_begin
                 for word in range(0, 8 * words, 8):
                     prefetch(at + AHEAD, lines, one)
                     prefetch(mask + word + MASK_AHEAD, one, one)
@@ -210,33 +210,36 @@ def _make_expand_columns(vectorised, kind, tables, values, mask, columns, ahead,
 def skipping_kernel(kind: int) -> Callable[..., Any]:
     """Slow kernel that skips pruned positions, for x with Inf or NaN.
 
-    product(table, pieces, lo, hi, x, cols, scratch, y): x (tokens, cols); y (tokens, rows); scratch has an element of
-    y's type, then the bytes of a widened mask.
+    x (tokens, cols); y (tokens, rows); scratch has an element of y's type, then the bytes of a widened mask.
     """
-    width = WIDTH[kind]
+    width, size = WIDTH[kind], WIDTH[summed_kind(kind)]
+    zero = np.float64(0) if size == 8 else np.float32(0)
 
     @jit
-    def product(table, pieces, lo, hi, x, cols, scratch, y):
-        value, zero = np.int64(scratch.ctypes.data), y.dtype.type(0)
-        for piece in range(lo, hi):
-            tile = pieces[piece, 0]
-            for slice_ in range(pieces[piece, 1], pieces[piece, 2]):
-                mask = mask_of(table, tile, slice_, cols, value + 8)
-                first = table[tile, FIRST_ROW] + SLICE_ROWS * slice_
-                begin = table[tile, VALUES] + load_u32(table[tile, SLICE_OFFSETS] + 4 * slice_) * width
-                for token in range(y.shape[0]):
-                    at = begin
-                    for row in range(first, min(first + SLICE_ROWS, table[tile, FIRST_ROW] + table[tile, HEIGHT])):
-                        y[token, row] = 0
+    def product(job, lo, hi, scratch):
+        x_begin, y_begin, value = load_u64(job + X), load_u64(job + Y), scratch
+        cols, rows, tokens = load_u64(job + COLS), load_u64(job + ROWS), load_u64(job + TOKENS)
+        for number in range(lo, hi):
+            line, slices_begin, slices_end = piece(job, number)
+            for slice_ in range(slices_begin, slices_end):
+                mask = mask_of(line, slice_, cols, value + 8)
+                first = field(line, FIRST_ROW) + SLICE_ROWS * slice_
+                end = min(first + SLICE_ROWS, field(line, FIRST_ROW) + field(line, HEIGHT))
+                begin = field(line, VALUES) + load_u32(field(line, SLICE_OFFSETS) + 4 * slice_) * width
+                for token in range(tokens):
+                    at, y = begin, y_begin + token * rows * size
+                    for row in range(first, end):
+                        store_scalar(y + row * size, zero)
                     for col in range(cols):
+                        activation = load_scalar(x_begin + (token * cols + col) * size, zero)
                         bits = load_u16(mask + 2 * col)
                         while bits != 0:
-                            row = first + lowest_bit(bits)
+                            y_at = y + (first + lowest_bit(bits)) * size
                             copy_value(at, kind, value)
-                            y[token, row] = fma(load_scalar(value, zero), x[token, col], y[token, row])
+                            store_scalar(y_at, fma(load_scalar(value, zero), activation, load_scalar(y_at, zero)))
                             at += width
                             bits &= bits - 1
-                    for row in range(first, min(first + SLICE_ROWS, table[tile, FIRST_ROW] + table[tile, HEIGHT])):
-                        y[token, row] += zero
+                    for row in range(first, end):
+                        store_scalar(y + row * size, load_scalar(y + row * size, zero) + zero)
 
     return product

@@ -6,7 +6,7 @@ x there is `skipping_kernel`. All add the columns of a row in ascending order, s
 which ran.
 
 Kernels see arrays of checked tiles only, release the GIL, and are made by functions that fix what is constant in
-them. They do the slices `pieces[lo:hi]` of `operand.Work`.
+them. `job.py` says what they get.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from numba.extending import intrinsic, overload
 
 from sparsefmt.jit import jit
 from sparsefmt.kernels.expand import copy_value
+from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, piece
 from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, VALUES
 from sparsefmt.kernels.simd import (
     BF16,
@@ -42,6 +43,7 @@ from sparsefmt.kernels.simd import (
     lanes_of,
     load_as,
     load_scalar,
+    load_u64,
     packed,
     part,
     prefetch,
@@ -197,8 +199,8 @@ def copy_block(values, stride, rows, row_bytes, to, all_rows):
 def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
     """Kernel for at most `tokens` tokens, x being finite.
 
-    product(table, pieces, lo, hi, x, cols, scratch, y) fills y (that many tokens or fewer, rows). x is flat, column by
-    column, `tokens` activations each, with zeros up to a multiple of eight columns; scratch is SCRATCH_BYTES.
+    y (that many tokens or fewer, rows). x is flat, column by column, `tokens` activations each, with zeros up to a
+    multiple of eight columns; scratch is SCRATCH_BYTES.
     """
     width, size = WIDTH[kind], WIDTH[summed_kind(kind)]
     slices = 2 if tokens == 1 else 1
@@ -207,18 +209,17 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
     lines, two, rows_per_piece = BLOCK_BYTES // 64, 2, rows_at_once * PIECE // BLOCK_BYTES
 
     @jit
-    def product(table, pieces, lo, hi, x, cols, scratch, y):
-        x_begin, block = np.int64(x.ctypes.data), np.int64(scratch.ctypes.data)
-        y_begin, y_stride, y_count = np.int64(y.ctypes.data), np.int64(y.shape[1] * size), np.int64(y.shape[0])
-        stride = cols * width
-        for piece in range(lo, hi):
-            tile = pieces[piece, 0]
-            begin, end = pieces[piece, 1] * SLICE_ROWS, min(pieces[piece, 2] * SLICE_ROWS, table[tile, HEIGHT])
+    def product(job, lo, hi, scratch):
+        x_begin, block, stride = load_u64(job + X), scratch, load_u64(job + COLS) * width
+        y_begin, y_stride, y_count = load_u64(job + Y), load_u64(job + ROWS) * size, load_u64(job + TOKENS)
+        for number in range(lo, hi):
+            line, slices_begin, slices_end = piece(job, number)
+            begin, end = slices_begin * SLICE_ROWS, min(slices_end * SLICE_ROWS, field(line, HEIGHT))
             for row in range(begin, end, rows_at_once):
                 # the last rows may be done twice
                 first = max(begin, min(row, end - rows_at_once))
                 present = min(end - first, rows_at_once)
-                at, x_at = table[tile, VALUES] + first * stride, x_begin
+                at, x_at = field(line, VALUES) + first * stride, x_begin
                 sums = zeros(kind, sixteen, sums_count)
                 for done in range(0, stride, BLOCK_BYTES):
                     row_bytes = min(BLOCK_BYTES, stride - done)
@@ -231,7 +232,7 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
                             ahead += stride
                         sums = fma_transposed(piece_at, PITCH, kind, slices, x_at, sums)
                         x_at += step
-                y_at = y_begin + (table[tile, FIRST_ROW] + first) * size
+                y_at = y_begin + (field(line, FIRST_ROW) + first) * size
                 store_sums(y_at, y_stride, y_count, present, part(sums, none, tokens))
                 if slices > 1:
                     store_sums(
@@ -275,25 +276,26 @@ def _make_transpose_columns(kind, values, stride, rows, columns, to, pitch, scra
 def skipping_kernel(kind: int) -> Callable[..., Any]:
     """Slow kernel that skips zeros of either sign, for x with Inf or NaN.
 
-    product(table, pieces, lo, hi, x, cols, scratch, y): x (tokens, cols); y (tokens, rows); scratch has an element of
-    y's type.
+    x (tokens, cols); y (tokens, rows); scratch has an element of y's type.
     """
-    width = WIDTH[kind]
+    width, size = WIDTH[kind], WIDTH[summed_kind(kind)]
+    zero = np.float64(0) if size == 8 else np.float32(0)
 
     @jit
-    def product(table, pieces, lo, hi, x, cols, scratch, y):
-        value, zero = np.int64(scratch.ctypes.data), y.dtype.type(0)
-        for piece in range(lo, hi):
-            tile = pieces[piece, 0]
-            for row in range(pieces[piece, 1] * SLICE_ROWS, min(pieces[piece, 2] * SLICE_ROWS, table[tile, HEIGHT])):
-                at = table[tile, VALUES] + row * cols * width
-                for token in range(y.shape[0]):
+    def product(job, lo, hi, scratch):
+        x_begin, y_begin, value = load_u64(job + X), load_u64(job + Y), scratch
+        cols, rows, tokens = load_u64(job + COLS), load_u64(job + ROWS), load_u64(job + TOKENS)
+        for number in range(lo, hi):
+            line, begin, end = piece(job, number)
+            for row in range(begin * SLICE_ROWS, min(end * SLICE_ROWS, field(line, HEIGHT))):
+                at = field(line, VALUES) + row * cols * width
+                for token in range(tokens):
                     total = zero
                     for col in range(cols):
                         copy_value(at + col * width, kind, value)
                         weight = load_scalar(value, zero)
                         if weight != 0:
-                            total = fma(weight, x[token, col], total)
-                    y[token, table[tile, FIRST_ROW] + row] = total + zero
+                            total = fma(weight, load_scalar(x_begin + (token * cols + col) * size, zero), total)
+                    store_scalar(y_begin + (token * rows + field(line, FIRST_ROW) + row) * size, total + zero)
 
     return product

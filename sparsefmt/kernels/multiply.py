@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsefmt.dtypes import SINGLE
+from sparsefmt.dtypes import DOUBLE, SINGLE
+from sparsefmt.kernels.job import PIECES
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.kernels.plans import PLANS
 from sparsefmt.kernels.plans.contract import Plan
+from sparsefmt.kernels.scratch import room
 from sparsefmt.kernels.simd import BF16, F16, F32, F64, summed_kind
-from sparsefmt.kernels.widening import widened
+from sparsefmt.kernels.team import run_on_threads
+from sparsefmt.kernels.widening import run_widened
 from sparsefmt.threads import num_threads, share
 
 WORTH_A_THREAD = 1 << 19
@@ -41,29 +44,35 @@ def multiply(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None) -> N
         x = x.astype(y.dtype)
     summed = F32 if y.dtype == SINGLE else F64
     kind = _KINDS.get(w.dtype.name)
-    if kind is None or summed_kind(kind) != summed:
-        # float32 and narrower are widened to float32 only
-        for plan in PLANS[w.layout](x, w, y, summed):
-            _run(widened(plan, w, y.dtype), w, threads)
-            plan.finish()
-        return
-    for plan in PLANS[w.layout](x, w, y, kind):
-        _run(plan, w, threads)
+    # float32 and narrower are widened to float32 only
+    in_registers = kind is not None and summed_kind(kind) == summed
+    accumulator = None if in_registers else y.dtype
+    for plan in PLANS[w.layout](x, w, y, summed if kind is None or not in_registers else kind):
+        _run(plan, w, threads, accumulator)
         plan.finish()
 
 
-def _run(plan: Plan, w: Operand, threads: int | None) -> None:
-    """Run a plan over all rows, cut into units of equal work, on as many threads as there is work for."""
-    whole = w.work(1)
+def _run(plan: Plan, w: Operand, threads: int | None, accumulator: np.dtype | None) -> None:
+    """Run a plan over all rows, cut into units of equal work, on as many threads as there is work for.
+
+    Args:
+        accumulator: what values are widened to in memory; None where the kernel does it in registers.
+    """
+    whole = w.whole
     useful = whole.multiply_adds * (TOKENS_LIKE_ONE + plan.tokens) // (TOKENS_LIKE_ONE + 1) // WORTH_A_THREAD
     if useful > 1:
         useful = min(useful, num_threads(threads))
-    if useful <= 1:
-        plan.run(w.table, whole.pieces, 0, len(whole.pieces))
+    work = whole if useful <= 1 else w.work(useful * UNITS_PER_THREAD)
+    if accumulator is None:
+        plan.job[PIECES // 8] = work.address
+        job, _ = plan.job.buffer_info()
+        if useful <= 1:
+            plan.kernel(job, 0, len(work.pieces), room("weights", plan.scratch, DOUBLE).address)
+        else:
+            run_on_threads(plan.kernel, job, work.units, useful, plan.scratch)
         return
-    _, pieces, units = w.work(useful * UNITS_PER_THREAD)
 
     def run_unit(number: int) -> None:
-        plan.run(w.table, pieces, units[number], units[number + 1])
+        run_widened(plan, w, (work.pieces, work.units[number], work.units[number + 1]), accumulator)
 
-    share(run_unit, len(units) - 1, useful)
+    share(run_unit, len(work.units) - 1, useful)

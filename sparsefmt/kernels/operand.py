@@ -20,6 +20,9 @@ WHERE, ROW_PERMUTATION, ROW_COUNTS = 4, 5, 6
 """Where they find the addresses of its arrays: `values` of every layout, `slice_offsets` of the sparse ones, then those
 that only `bitmask` has, or only `permuted`: WHERE is `columns` or `gaps`."""
 
+LINE = 56
+"""Bytes of a line of the table."""
+
 _ARRAYS = {
     "dense": ("values",),
     "bitmask": ("values", "slice_offsets", "mask"),
@@ -35,12 +38,14 @@ class Work(NamedTuple):
     Attributes:
         multiply_adds: about how many all rows take for one token.
         pieces: int64 (pieces, 3): tile, first slice of it, one past the last.
-        units: bounds in `pieces`: unit u is pieces[units[u]:units[u + 1]], about as much work as any other.
+        address: of the pieces.
+        units: int64, bounds in `pieces`: unit u is pieces[units[u]:units[u + 1]], about as much work as any other.
     """
 
     multiply_adds: int
     pieces: np.ndarray
-    units: tuple[int, ...]
+    address: int
+    units: np.ndarray
 
 
 class Operand:
@@ -49,24 +54,25 @@ class Operand:
     Attributes:
         tiling: how it is cut into tiles.
         tiles: those of the tensor. Kept, so that `table` stays valid.
-        table: int64 (tiles, columns). A line for each tile: see FIRST_ROW and VALUES.
+        table: int64 (tiles, 7). A line for each tile: see FIRST_ROW and VALUES.
+        address: of the table.
+        whole: all rows as one unit.
     """
 
-    __slots__ = ("_work", "cols", "dtype", "layout", "rows", "table", "tiles", "tiling")
+    __slots__ = ("_work", "address", "cols", "dtype", "layout", "rows", "table", "tiles", "tiling", "whole")
 
     def __init__(self, tiling: Tiling, tiles: tuple[Tile, ...]) -> None:
         self.tiling, self.tiles = tiling, tiles
         # looked at by every product
         self.dtype, self.rows, self.cols, self.layout = tiling.dtype, tiling.rows, tiling.cols, tiling.layout.name
         names = _ARRAYS[tiling.layout.form]
-        self.table = np.array(
-            [
-                [number * tiling.tile_rows, self.height(number), *(tile[name].ctypes.data for name in names)]
-                for number, tile in enumerate(tiles)
-            ],
-            np.int64,
-        ).reshape(len(tiles), 2 + len(names))
+        self.table = np.zeros((len(tiles), LINE // 8), np.int64)
+        for number, tile in enumerate(tiles):
+            line = number * tiling.tile_rows, self.height(number), *(tile[name].ctypes.data for name in names)
+            self.table[number, : len(line)] = line
+        self.address = self.table.ctypes.data
         self._work: dict[int, Work] = {}
+        self.whole = self.work(1)
 
     def height(self, number: int) -> int:
         """Rows of tile `number`."""
@@ -109,4 +115,5 @@ def cut(ends: list[np.ndarray], unit_count: int) -> Work:
                 filled = 0
     if filled:
         units.append(len(pieces))
-    return Work(total, np.array(pieces, np.int64).reshape(-1, 3), tuple(units))
+    table = np.array(pieces, np.int64).reshape(-1, 3)
+    return Work(total, table, table.ctypes.data, np.array(units, np.int64))

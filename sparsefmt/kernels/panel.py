@@ -22,6 +22,7 @@ from sparsefmt.jit import jit
 from sparsefmt.kernels.bitmask import expand_columns, widen_mask
 from sparsefmt.kernels.dense import SCRATCH_BYTES, transpose_columns
 from sparsefmt.kernels.expand import in_registers
+from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
 from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SLICE_OFFSETS, VALUES
 from sparsefmt.kernels.simd import (
     VECTOR_BYTES,
@@ -134,11 +135,11 @@ def _make_multiply(summed, tokens, groups, weights, columns, x, x_stride, sums_a
 
 @cache
 def many_tokens_kernel(masked: bool, kind: int, alone: bool = False) -> Callable[..., Any]:
-    """Kernel for layout `bitmask` (`masked`) or `dense`, x being finite.
+    """Kernel for layout `bitmask` (`masked`) or `dense`, x being finite, with three numbers of its own.
 
-    product(table, pieces, lo, hi, x, cols, wides, narrows, tables, scratch, y) fills y (tokens, rows). x is as
-    `activations.in_groups` makes it, for so many groups of WIDE tokens and of NARROW ones, or of one token (`alone`)
-    and none; tables is `expand.tables(kind)`; scratch is `scratch_bytes`.
+    y (tokens, rows). x is as `activations.in_groups` makes it, for so many groups of WIDE tokens and so many of NARROW
+    ones, the first two numbers, or of one token (`alone`) and none. The third is `expand.tables(kind)`; scratch is
+    `scratch_bytes`.
     """
     is_masked, vectorised = int(masked), int(masked and in_registers(kind))
     width, summed = WIDTH[kind], summed_kind(kind)
@@ -148,9 +149,10 @@ def many_tokens_kernel(masked: bool, kind: int, alone: bool = False) -> Callable
     part_bytes, one = at_once * size, 1
 
     @jit
-    def product(table, pieces, lo, hi, x, cols, wides, narrows, tables, scratch, y):
-        x_begin, weights = np.int64(x.ctypes.data), np.int64(scratch.ctypes.data)
-        y_begin, y_stride, y_count = np.int64(y.ctypes.data), np.int64(y.shape[1] * size), np.int64(y.shape[0])
+    def product(job, lo, hi, scratch):
+        x_begin, weights, cols = load_u64(job + X), scratch, load_u64(job + COLS)
+        wides, narrows, tables = own(job, 0), own(job, 1), own(job, 2)
+        y_begin, y_stride, y_count = load_u64(job + Y), load_u64(job + ROWS) * size, load_u64(job + TOKENS)
         padded_cols = (cols + 7) // 8 * 8
         tokens = wides * wide + narrows * narrow
         unit_bytes = tokens * pitch
@@ -159,21 +161,21 @@ def many_tokens_kernel(masked: bool, kind: int, alone: bool = False) -> Callable
         resume = edge + SCRATCH_BYTES
         widened = resume + 8 * PANEL
         stride = cols * width
-        for piece in range(lo, hi):
-            tile, end = pieces[piece, 0], pieces[piece, 2]
-            values, height = table[tile, VALUES], table[tile, HEIGHT]
+        for number_of_piece in range(lo, hi):
+            line, first_slice, end = piece(job, number_of_piece)
+            values, height = field(line, VALUES), field(line, HEIGHT)
             mask = np.int64(0)
             if is_masked:
-                mask = table[tile, MASK]
+                mask = field(line, MASK)
                 last = (height - 1) // SLICE_ROWS
                 if end > last and height - SLICE_ROWS * last <= 8:
                     widen_mask(mask + 2 * cols * last, cols, widened)
-            for begin in range(pieces[piece, 1], end, PANEL):
+            for begin in range(first_slice, end, PANEL):
                 panel_end = min(begin + PANEL, end)
                 for slice_ in range(begin, panel_end):
                     at = values + SLICE_ROWS * slice_ * stride
                     if is_masked:
-                        at = values + load_u32(table[tile, SLICE_OFFSETS] + 4 * slice_) * width
+                        at = values + load_u32(field(line, SLICE_OFFSETS) + 4 * slice_) * width
                     store_scalar(resume + 8 * (slice_ - begin), at)
                 for col in range(0, cols, BLOCK):
                     columns = min(BLOCK, cols - col)
@@ -204,7 +206,7 @@ def many_tokens_kernel(masked: bool, kind: int, alone: bool = False) -> Callable
                             summed, narrow, narrows, weights, columns,
                             x_narrow, narrow * padded_cols * size, unit_sums + wides * wide * pitch, col > 0,
                         )  # fmt: skip
-                y_tile = y_begin + table[tile, FIRST_ROW] * size
+                y_tile = y_begin + field(line, FIRST_ROW) * size
                 at = sums
                 for unit in range(begin, panel_end, slices):
                     for group in range(wides + narrows):

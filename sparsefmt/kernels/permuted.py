@@ -8,7 +8,7 @@ Gaps become columns in memory that stays in the first-level cache, some slots ah
 
 Padding and fillers multiply some column by zero, which changes no bit as long as x is finite; for other x there is
 `skipping_kernel`. Kernels see arrays of checked tiles only, release the GIL, and are made by functions that fix what
-is constant in them. They do the slices `pieces[lo:hi]` of `operand.Work`.
+is constant in them. `job.py` says what they get.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from sparsefmt.jit import jit
 from sparsefmt.kernels.expand import copy_value
+from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
 from sparsefmt.kernels.operand import (
     FIRST_ROW,
     HEIGHT,
@@ -43,12 +44,14 @@ from sparsefmt.kernels.simd import (
     load_u8,
     load_u16,
     load_u32,
+    load_u64,
     memory,
     next_columns,
     prefetch,
     put_columns,
     scatter,
     store_rows,
+    store_scalar,
     summed_kind,
     zeros,
 )
@@ -78,39 +81,34 @@ def token_shapes(kind: int) -> tuple[tuple[int, int], ...]:
 
 @cache
 def one_token_kernel(kind: int, wide: bool) -> Callable[..., Any]:
-    """Kernel for one token at a time, x being finite.
-
-    product(table, pieces, lo, hi, x, y) fills y (tokens, rows) from x (tokens, at least cols). `wide`: columns are u32.
-    """
+    """Kernel for one token, x being finite: y (rows) from x (cols). `wide`: columns are u32."""
     wide, width, col_width, summed = int(wide), WIDTH[kind], 4 if wide else 2, summed_kind(kind)
     size, sixteen, four, two, one = WIDTH[summed], SLICE_ROWS, 4, 2, 1
     slot, col_slot = SLICE_ROWS * width, SLICE_ROWS * col_width
     col_ahead, lines, col_lines = AHEAD // width * col_width, four * slot // 64, four * col_slot // 64
 
     @jit
-    def product(table, pieces, lo, hi, x, y):
-        x_begin, y_begin = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
-        for token in range(x.shape[0]):
-            x_at = x_begin + token * x.shape[1] * size
-            for piece in range(lo, hi):
-                tile, begin = pieces[piece, 0], pieces[piece, 1]
-                positions, offsets, rows = table[tile, ROW_PERMUTATION], table[tile, SLICE_OFFSETS], table[tile, HEIGHT]
-                y_tile = y_begin + (token * y.shape[1] + table[tile, FIRST_ROW]) * size
-                first = load_u32(offsets + 4 * begin)
-                values, columns = table[tile, VALUES] + first * slot, table[tile, WHERE] + first * col_slot
-                for slice_ in range(begin, pieces[piece, 2]):
-                    last = load_u32(offsets + 4 * (slice_ + 1))
-                    sums = zeros(kind, sixteen, one)
-                    for _ in range((last - first) // four):
-                        prefetch(values + AHEAD, lines, two)
-                        prefetch(columns + col_ahead, col_lines, two)
-                        sums = fma_rows(values, kind, columns, wide, four, x_at, sums)
-                        values, columns = values + four * slot, columns + four * col_slot
-                    for _ in range((last - first) % four):
-                        sums = fma_rows(values, kind, columns, wide, one, x_at, sums)
-                        values, columns = values + slot, columns + col_slot
-                    scatter(y_tile, positions + 2 * SLICE_ROWS * slice_, rows - SLICE_ROWS * slice_, sums)
-                    first = last
+    def product(job, lo, hi, scratch):
+        x_at, y_begin = load_u64(job + X), load_u64(job + Y)
+        for number in range(lo, hi):
+            line, begin, end = piece(job, number)
+            positions, offsets = field(line, ROW_PERMUTATION), field(line, SLICE_OFFSETS)
+            rows, y_tile = field(line, HEIGHT), y_begin + field(line, FIRST_ROW) * size
+            first = load_u32(offsets + 4 * begin)
+            values, columns = field(line, VALUES) + first * slot, field(line, WHERE) + first * col_slot
+            for slice_ in range(begin, end):
+                last = load_u32(offsets + 4 * (slice_ + 1))
+                sums = zeros(kind, sixteen, one)
+                for _ in range((last - first) // four):
+                    prefetch(values + AHEAD, lines, two)
+                    prefetch(columns + col_ahead, col_lines, two)
+                    sums = fma_rows(values, kind, columns, wide, four, x_at, sums)
+                    values, columns = values + four * slot, columns + four * col_slot
+                for _ in range((last - first) % four):
+                    sums = fma_rows(values, kind, columns, wide, one, x_at, sums)
+                    values, columns = values + slot, columns + col_slot
+                scatter(y_tile, positions + 2 * SLICE_ROWS * slice_, rows - SLICE_ROWS * slice_, sums)
+                first = last
 
     return product
 
@@ -127,43 +125,41 @@ def one_token_kernel_of_gaps(kind: int, wide: bool) -> Callable[..., Any]:
     half, room = four * col_slot, 2 * four * col_slot
 
     @jit
-    def product(table, pieces, lo, hi, x, y):
+    def product(job, lo, hi, scratch):
         halves = memory(room)
-        x_begin, y_begin = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
-        for token in range(x.shape[0]):
-            x_at = x_begin + token * x.shape[1] * size
-            for piece in range(lo, hi):
-                tile, begin = pieces[piece, 0], pieces[piece, 1]
-                positions, offsets, rows = table[tile, ROW_PERMUTATION], table[tile, SLICE_OFFSETS], table[tile, HEIGHT]
-                y_tile = y_begin + (token * y.shape[1] + table[tile, FIRST_ROW]) * size
-                first = load_u32(offsets + 4 * begin)
-                values = table[tile, VALUES] + first * slot
-                for slice_ in range(begin, pieces[piece, 2]):
-                    last = load_u32(offsets + 4 * (slice_ + 1))
-                    sums, gaps, columns = zeros(kind, sixteen, one), table[tile, WHERE] + first * gap_slot, halves
-                    at0 = put_columns(columns, next_columns(first_columns(wide), gaps))
-                    at1 = put_columns(columns + col_slot, next_columns(at0, gaps + gap_slot))
-                    at2 = put_columns(columns + 2 * col_slot, next_columns(at1, gaps + 2 * gap_slot))
-                    at3 = put_columns(columns + 3 * col_slot, next_columns(at2, gaps + 3 * gap_slot))
-                    for _ in range((last - first) // four):
-                        gaps += four * gap_slot
-                        prefetch(gaps + gaps_ahead, one, two)
-                        prefetch(values + AHEAD, lines, two)
-                        others = 2 * halves + half - columns
-                        next0 = put_columns(others, next_columns(at3, gaps))
-                        sums = fma_row_of_gaps(values, kind, at0, columns, x_at, sums)
-                        next1 = put_columns(others + col_slot, next_columns(next0, gaps + gap_slot))
-                        sums = fma_row_of_gaps(values + slot, kind, at1, columns + col_slot, x_at, sums)
-                        next2 = put_columns(others + 2 * col_slot, next_columns(next1, gaps + 2 * gap_slot))
-                        sums = fma_row_of_gaps(values + 2 * slot, kind, at2, columns + 2 * col_slot, x_at, sums)
-                        next3 = put_columns(others + 3 * col_slot, next_columns(next2, gaps + 3 * gap_slot))
-                        sums = fma_row_of_gaps(values + 3 * slot, kind, at3, columns + 3 * col_slot, x_at, sums)
-                        at0, at1, at2, at3, columns, values = next0, next1, next2, next3, others, values + four * slot
-                    for _ in range((last - first) % four):
-                        sums = fma_row_of_gaps(values, kind, at0, columns, x_at, sums)
-                        at0, at1, at2, columns, values = at1, at2, at3, columns + col_slot, values + slot
-                    scatter(y_tile, positions + 2 * SLICE_ROWS * slice_, rows - SLICE_ROWS * slice_, sums)
-                    first = last
+        x_at, y_begin = load_u64(job + X), load_u64(job + Y)
+        for number in range(lo, hi):
+            line, begin, end = piece(job, number)
+            positions, offsets = field(line, ROW_PERMUTATION), field(line, SLICE_OFFSETS)
+            rows, y_tile = field(line, HEIGHT), y_begin + field(line, FIRST_ROW) * size
+            first = load_u32(offsets + 4 * begin)
+            values = field(line, VALUES) + first * slot
+            for slice_ in range(begin, end):
+                last = load_u32(offsets + 4 * (slice_ + 1))
+                sums, gaps, columns = zeros(kind, sixteen, one), field(line, WHERE) + first * gap_slot, halves
+                at0 = put_columns(columns, next_columns(first_columns(wide), gaps))
+                at1 = put_columns(columns + col_slot, next_columns(at0, gaps + gap_slot))
+                at2 = put_columns(columns + 2 * col_slot, next_columns(at1, gaps + 2 * gap_slot))
+                at3 = put_columns(columns + 3 * col_slot, next_columns(at2, gaps + 3 * gap_slot))
+                for _ in range((last - first) // four):
+                    gaps += four * gap_slot
+                    prefetch(gaps + gaps_ahead, one, two)
+                    prefetch(values + AHEAD, lines, two)
+                    others = 2 * halves + half - columns
+                    next0 = put_columns(others, next_columns(at3, gaps))
+                    sums = fma_row_of_gaps(values, kind, at0, columns, x_at, sums)
+                    next1 = put_columns(others + col_slot, next_columns(next0, gaps + gap_slot))
+                    sums = fma_row_of_gaps(values + slot, kind, at1, columns + col_slot, x_at, sums)
+                    next2 = put_columns(others + 2 * col_slot, next_columns(next1, gaps + 2 * gap_slot))
+                    sums = fma_row_of_gaps(values + 2 * slot, kind, at2, columns + 2 * col_slot, x_at, sums)
+                    next3 = put_columns(others + 3 * col_slot, next_columns(next2, gaps + 3 * gap_slot))
+                    sums = fma_row_of_gaps(values + 3 * slot, kind, at3, columns + 3 * col_slot, x_at, sums)
+                    at0, at1, at2, at3, columns, values = next0, next1, next2, next3, others, values + four * slot
+                for _ in range((last - first) % four):
+                    sums = fma_row_of_gaps(values, kind, at0, columns, x_at, sums)
+                    at0, at1, at2, columns, values = at1, at2, at3, columns + col_slot, values + slot
+                scatter(y_tile, positions + 2 * SLICE_ROWS * slice_, rows - SLICE_ROWS * slice_, sums)
+                first = last
 
     return product
 
@@ -172,8 +168,8 @@ def one_token_kernel_of_gaps(kind: int, wide: bool) -> Callable[..., Any]:
 def many_tokens_kernel(kind: int, wide: bool, gaps: bool, lanes: int, count: int) -> Callable[..., Any]:
     """Kernel for blocks of `lanes * count` tokens, x being finite. `gaps`: for that form.
 
-    product(table, pieces, lo, hi, x, cols, rows, blocks, y): x is as `activations.in_tokens` makes it, and y as
-    `activations.from_tokens` takes it, for `blocks` blocks and `rows` rows in all.
+    x is as `activations.in_tokens` makes it, and y as `activations.from_tokens` takes it, for so many blocks as the
+    kernel's own number says.
     """
     wide, gaps, width, col_slot, summed = (
         int(wide),
@@ -192,28 +188,26 @@ def many_tokens_kernel(kind: int, wide: bool, gaps: bool, lanes: int, count: int
     ahead, where_ahead, room = AT_ONCE * slot, AT_ONCE * where_slot, AT_ONCE * col_slot if gaps else 1
 
     @jit
-    def product(table, pieces, lo, hi, x, cols, rows, blocks, y):
+    def product(job, lo, hi, scratch):
         made = memory(room)
-        x_begin, y_begin = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
-        for piece in range(lo, hi):
-            tile = pieces[piece, 0]
-            positions, offsets, tile_rows = (
-                table[tile, ROW_PERMUTATION],
-                table[tile, SLICE_OFFSETS],
-                table[tile, HEIGHT],
-            )
+        x_begin, y_begin = load_u64(job + X), load_u64(job + Y)
+        cols, rows, blocks = load_u64(job + COLS), load_u64(job + ROWS), own(job, 0)
+        for number_of_piece in range(lo, hi):
+            line, first_slice, end = piece(job, number_of_piece)
+            positions, offsets = field(line, ROW_PERMUTATION), field(line, SLICE_OFFSETS)
+            tile_rows = field(line, HEIGHT)
             for block in range(blocks):
                 x_at = x_begin + block * cols * block_bytes
-                y_tile = y_begin + (block * rows + table[tile, FIRST_ROW]) * block_bytes
-                first = load_u32(offsets + 4 * pieces[piece, 1])
-                for slice_ in range(pieces[piece, 1], pieces[piece, 2]):
+                y_tile = y_begin + (block * rows + field(line, FIRST_ROW)) * block_bytes
+                first = load_u32(offsets + 4 * first_slice)
+                for slice_ in range(first_slice, end):
                     last = load_u32(offsets + 4 * (slice_ + 1))
                     present = tile_rows - SLICE_ROWS * slice_
-                    slots, values = last - first, table[tile, VALUES] + first * slot
-                    where = table[tile, WHERE] + first * where_slot
+                    slots, values = last - first, field(line, VALUES) + first * slot
+                    where = field(line, WHERE) + first * where_slot
                     # the second half has values in no more slots than the first, since rows are sorted
                     further = (
-                        load_u32(table[tile, ROW_COUNTS] + 4 * (SLICE_ROWS * slice_ + HALF)) if present > HALF else 0
+                        load_u32(field(line, ROW_COUNTS) + 4 * (SLICE_ROWS * slice_ + HALF)) if present > HALF else 0
                     )
                     sums0, sums1 = zeros(kind, lanes, sums_count), zeros(kind, lanes, sums_count)
                     columns, reached = where, first_columns(wide)
@@ -247,35 +241,37 @@ def many_tokens_kernel(kind: int, wide: bool, gaps: bool, lanes: int, count: int
 def skipping_kernel(kind: int, wide: bool, gaps: bool) -> Callable[..., Any]:
     """Slow kernel that skips pruned positions, padding and fillers, for x with Inf or NaN. `gaps`: for that form.
 
-    product(table, pieces, lo, hi, x, scratch, y): x (tokens, at least cols), scratch 1 element, y (tokens, rows).
+    x (tokens, cols), y (tokens, rows); scratch has an element of y's type.
     """
-    wide, gaps, width, col_width = int(wide), int(gaps), WIDTH[kind], 4 if wide else 2
+    wide, gaps, width = int(wide), int(gaps), WIDTH[kind]
+    size = WIDTH[summed_kind(kind)]
+    zero = np.float64(0) if size == 8 else np.float32(0)
 
     @jit
-    def product(table, pieces, lo, hi, x, scratch, y):
-        value = np.int64(scratch.ctypes.data)
-        zero = x.dtype.type(0)
-        for piece in range(lo, hi):
-            tile = pieces[piece, 0]
-            for slice_ in range(pieces[piece, 1], pieces[piece, 2]):
-                first = load_u32(table[tile, SLICE_OFFSETS] + 4 * slice_)
-                for lane in range(min(SLICE_ROWS, table[tile, HEIGHT] - SLICE_ROWS * slice_)):
+    def product(job, lo, hi, scratch):
+        x_begin, y_begin, value = load_u64(job + X), load_u64(job + Y), scratch
+        cols, rows, tokens = load_u64(job + COLS), load_u64(job + ROWS), load_u64(job + TOKENS)
+        for number_of_piece in range(lo, hi):
+            line, first_slice, end = piece(job, number_of_piece)
+            where, values = field(line, WHERE), field(line, VALUES)
+            for slice_ in range(first_slice, end):
+                first = load_u32(field(line, SLICE_OFFSETS) + 4 * slice_)
+                for lane in range(min(SLICE_ROWS, field(line, HEIGHT) - SLICE_ROWS * slice_)):
                     position = SLICE_ROWS * slice_ + lane
-                    row = table[tile, FIRST_ROW] + load_u16(table[tile, ROW_PERMUTATION] + 2 * position)
-                    for token in range(x.shape[0]):
+                    row = field(line, FIRST_ROW) + load_u16(field(line, ROW_PERMUTATION) + 2 * position)
+                    for token in range(tokens):
                         total, col = zero, 0
-                        for number in range(load_u32(table[tile, ROW_COUNTS] + 4 * position)):
+                        for number in range(load_u32(field(line, ROW_COUNTS) + 4 * position)):
                             index = (first + number) * SLICE_ROWS + lane
                             if gaps:
-                                col += load_u8(table[tile, WHERE] + index)
+                                col += load_u8(where + index)
                             else:
-                                at = table[tile, WHERE] + index * col_width
-                                col = load_u32(at) if wide else load_u16(at)
-                            copy_value(table[tile, VALUES] + index * width, kind, value)
+                                col = load_u32(where + 4 * index) if wide else load_u16(where + 2 * index)
+                            copy_value(values + index * width, kind, value)
                             weight = load_scalar(value, zero)
                             # fillers alone are zero
                             if weight != zero:
-                                total = fma(weight, x[token, col], total)
-                        y[token, row] = total + zero
+                                total = fma(weight, load_scalar(x_begin + (token * cols + col) * size, zero), total)
+                        store_scalar(y_begin + (token * rows + row) * size, total + zero)
 
     return product

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from sparsefmt.jit import jit
+from sparsefmt.kernels.job import COLS, ROWS, X, Y, field, own, piece
 from sparsefmt.kernels.operand import (
     FIRST_ROW,
     HEIGHT,
@@ -79,9 +78,8 @@ def block_columns(cols: int, count: int, density: float) -> tuple[int, int]:
 def blocked_kernel(kind: int, wide: bool, gaps: bool, count: int) -> Callable[..., Any]:
     """Kernel for groups of `count` vectors of tokens, x being finite. `wide`, `gaps`: see `permuted.py`.
 
-    product(table, pieces, lo, hi, x, cols, rows, step, typical, groups, y): x is as `activations.in_tokens` makes it,
-    and y as `activations.from_tokens` takes it, for so many groups and `rows` rows in all; step and typical are
-    `block_columns`.
+    x is as `activations.in_tokens` makes it, and y as `activations.from_tokens` takes it, for so many groups as the
+    first of the kernel's own numbers says. The others are `block_columns`.
     """
     width, size, summed = WIDTH[kind], WIDTH[summed_kind(kind)], summed_kind(kind)
     col_width, gaps_of_entries, columns_of_32_bits = 1 if gaps else 4 if wide else 2, int(gaps), int(wide)
@@ -90,19 +88,26 @@ def blocked_kernel(kind: int, wide: bool, gaps: bool, count: int) -> Callable[..
     room, one, two = 16 * SLICE_ROWS * PANEL, 1, 2
 
     @jit
-    def product(table, pieces, lo, hi, x, cols, rows, step, typical, groups, y):
+    def product(job, lo, hi, scratch):
         resume = memory(room)
-        x_begin, y_begin = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
-        for piece in range(lo, hi):
-            tile, begin, end = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2]
-            positions, offsets = table[tile, ROW_PERMUTATION], table[tile, SLICE_OFFSETS]
-            values, where, counts = table[tile, VALUES], table[tile, WHERE], table[tile, ROW_COUNTS]
+        x_begin, y_begin = load_u64(job + X), load_u64(job + Y)
+        cols, rows, groups, step, typical = (
+            load_u64(job + COLS),
+            load_u64(job + ROWS),
+            own(job, 0),
+            own(job, 1),
+            own(job, 2),
+        )
+        for number in range(lo, hi):
+            line, begin, end = piece(job, number)
+            positions, offsets = field(line, ROW_PERMUTATION), field(line, SLICE_OFFSETS)
+            values, where, counts = field(line, VALUES), field(line, WHERE), field(line, ROW_COUNTS)
             for panel in range(begin, end, PANEL):
                 first_row = SLICE_ROWS * panel
-                end_row = min(SLICE_ROWS * min(panel + PANEL, end), table[tile, HEIGHT])
+                end_row = min(SLICE_ROWS * min(panel + PANEL, end), field(line, HEIGHT))
                 for group in range(groups):
                     x_at = x_begin + group * cols * row_bytes
-                    y_at = y_begin + (group * rows + table[tile, FIRST_ROW]) * row_bytes
+                    y_at = y_begin + (group * rows + field(line, FIRST_ROW)) * row_bytes
                     for row in range(first_row, end_row):
                         first = load_u32(offsets + 4 * (row // SLICE_ROWS))
                         at = where + first * where_slot + row % SLICE_ROWS * col_width

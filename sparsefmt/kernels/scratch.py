@@ -7,6 +7,7 @@ product. What is kept of a thread goes when the thread does.
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,12 +31,24 @@ def scratch(purpose: str, length: int, dtype: np.dtype) -> np.ndarray:
     return block[:nbytes].view(dtype)
 
 
-def room(purpose: str, length: int, dtype: np.dtype) -> np.ndarray:
+class Room(NamedTuple):
+    """Memory, and where it begins."""
+
+    array: np.ndarray
+    address: int
+
+
+def room(purpose: str, length: int, dtype: np.dtype) -> Room:
     """Like `scratch`, of so many elements or more, which takes less time. The purposes are its own."""
     if length * dtype.itemsize > KEPT_BYTES:
-        return empty(length, dtype)
-    kept: dict[str, np.ndarray] = _mine.__dict__
-    block = kept.get(purpose)
-    if block is None or block.size < length or block.dtype is not dtype:
-        block = kept[purpose] = empty(max(length, 1 << 10), dtype)
-    return block
+        return _new_room(length, dtype)
+    kept: dict[str, Room] = _mine.__dict__
+    found = kept.get(purpose)
+    if found is None or found.array.size < length or found.array.dtype is not dtype:
+        found = kept[purpose] = _new_room(max(length, 1 << 10), dtype)
+    return found
+
+
+def _new_room(length: int, dtype: np.dtype) -> Room:
+    array = empty(length, dtype)
+    return Room(array, array.ctypes.data)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsefmt.dtypes import DType, unpack
+from sparsefmt.dtypes import DOUBLE, DType, unpack
 from sparsefmt.errors import UnsupportedError
+from sparsefmt.kernels.job import PIECES, TABLE
 from sparsefmt.kernels.operand import VALUES, Operand
 from sparsefmt.kernels.plans.contract import Plan
+from sparsefmt.kernels.scratch import room
 from sparsefmt.layouts.memory import empty
 
 
@@ -30,14 +32,15 @@ def widened_values(values: np.ndarray, dtype: DType, positions: int, accumulator
     return wide
 
 
-def widened(plan: Plan, w: Operand, accumulator: np.dtype) -> Plan:
-    """A plan that runs another one on one tile after the other, whose values it first widens in memory. Slower."""
-
-    def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-        for tile, begin, end in pieces[lo:hi].tolist():
-            values = widened_values(w.tiles[tile]["values"], w.dtype, w.height(tile) * w.cols, accumulator)
-            line = table[tile : tile + 1].copy()
-            line[0, VALUES] = values.ctypes.data
-            plan.run(line, np.array([[0, begin, end]], np.int64), 0, 1)
-
-    return Plan(plan.tokens, run, plan.finish)
+def run_widened(plan: Plan, w: Operand, units: tuple[np.ndarray, int, int], accumulator: np.dtype) -> None:
+    """Run a plan over pieces `lo` to `hi` of some, (pieces, lo, hi), one tile after the other, whose values are first
+    widened in memory. Slower."""
+    pieces, lo, hi = units
+    memory = room("weights", plan.scratch, DOUBLE)
+    for tile, begin, end in pieces[lo:hi].tolist():
+        values = widened_values(w.tiles[tile]["values"], w.dtype, w.height(tile) * w.cols, accumulator)
+        line, piece = w.table[tile].copy(), np.array([0, begin, end], np.int64)
+        line[VALUES] = values.ctypes.data
+        job = plan.job[:]
+        job[TABLE // 8], job[PIECES // 8] = line.ctypes.data, piece.ctypes.data
+        plan.kernel(job.buffer_info()[0], 0, 1, memory.address)

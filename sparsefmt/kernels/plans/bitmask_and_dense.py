@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsefmt.dtypes import DOUBLE
 from sparsefmt.kernels import bitmask, dense, expand, panel
 from sparsefmt.kernels.activations import OVERFLOW, all_finite, in_groups
+from sparsefmt.kernels.job import address, block
 from sparsefmt.kernels.operand import Operand
-from sparsefmt.kernels.plans.contract import Plan, Run, contiguous
+from sparsefmt.kernels.plans.contract import Kernel, Plan, contiguous
 from sparsefmt.kernels.scratch import room, scratch
 from sparsefmt.kernels.simd import summed_kind
 
@@ -36,15 +36,15 @@ class Recipe(NamedTuple):
         packers: (pack, first token, groups, begin) of `activations.in_groups`; none if x is taken as it is.
         padded_cols: columns of packed activations.
         length: elements of packed activations.
-        kernel: the kernel, a function (table, pieces, lo, hi, x, *arguments, scratch, y).
-        scratch: elements, of 8 bytes.
+        own: the kernel's own numbers.
+        scratch: elements of 8 bytes that it needs.
     """
 
     packers: tuple[tuple[Callable[..., bool], int, int, int], ...]
     padded_cols: int
     length: int
-    kernel: Callable[..., None]
-    arguments: tuple[int, ...]
+    kernel: Kernel
+    own: tuple[int, ...]
     scratch: int
 
 
@@ -58,24 +58,28 @@ def plans(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Iterable[Plan]
 
 def _plan(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
     """For at most `MAX_TOKENS` tokens. Kernels write tokens by rows; what `w @ x` wants by columns is copied."""
-    recipe = _recipe(w.layout, kind, w.cols, x.shape[0])
-    packed, finite = _packed(x, y.dtype, recipe)
-    result = y if y.flags.c_contiguous else scratch("result", y.size, y.dtype).reshape(y.shape)
-    if not finite:
-        run = _any_activations(x, w, result, kind)
+    tokens = x.shape[0]
+    recipe = _recipe(w.layout, kind, w.cols, tokens)
+    if not recipe.packers:
+        packed, x_address, finite = x, address(x), all_finite(x)
     else:
-        kernel, arguments, nwords = recipe.kernel, recipe.arguments, recipe.scratch
-
-        def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-            kernel(table, pieces, lo, hi, packed, *arguments, room("weights", nwords, DOUBLE), result)
-
+        (packed, x_address), finite = room("activations", recipe.length, y.dtype), True
+        for pack, first, groups, begin in recipe.packers:
+            finite &= pack(x, first, groups, recipe.padded_cols, packed, begin)
+    result = y if y.flags.c_contiguous else scratch("result", y.size, y.dtype).reshape(y.shape)
+    kernel, own, nwords = recipe.kernel, recipe.own, recipe.scratch
+    if not finite:
+        packed, x_address = x, address(x)
+        kernel, own = (bitmask if w.layout == "bitmask" else dense).skipping_kernel(kind), ()
+        nwords = (2 * w.cols + 64) // 8 + 2
+    job = block(w.address, 0, x_address, address(result), w.cols, tokens, w.rows, *own)
     if result is y:
-        return Plan(x.shape[0], run)
+        return Plan(tokens, kernel, job, nwords, (packed, y))
 
     def finish() -> None:
         y[...] = result
 
-    return Plan(x.shape[0], run, finish)
+    return Plan(tokens, kernel, job, nwords, (packed, result), finish)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -90,14 +94,14 @@ def _recipe(layout: str, kind: int, cols: int, tokens: int) -> Recipe:
         groups = [(count, 1)]
         if of_bitmask:
             kernel, nbytes = bitmask.few_tokens_kernel(kind, count), bitmask.scratch_bytes(cols)
-            arguments: tuple[int, ...] = (cols, tables)
+            own: tuple[int, ...] = (tables,)
         else:
-            kernel, arguments, nbytes = dense.few_tokens_kernel(kind, count), (cols,), dense.SCRATCH_BYTES
+            kernel, own, nbytes = dense.few_tokens_kernel(kind, count), (), dense.SCRATCH_BYTES
     else:
         wides, narrows, padded = (1, 0, 1) if tokens == 1 else panel.groups_of(tokens)
         groups = [(1, 1)] if tokens == 1 else [(panel.WIDE, wides), (panel.NARROW, narrows)]
         kernel = panel.many_tokens_kernel(of_bitmask, kind, tokens == 1)
-        arguments, nbytes = (cols, wides, narrows, tables), panel.scratch_bytes(kind, cols, padded)
+        own, nbytes = (wides, narrows, tables), panel.scratch_bytes(kind, cols, padded)
     packers, first = [], 0
     for count, number in groups:
         if number:
@@ -105,27 +109,4 @@ def _recipe(layout: str, kind: int, cols: int, tokens: int) -> Recipe:
         first += count * number
     as_it_is = tokens == 1 and padded_cols == cols
     length = first * padded_cols + OVERFLOW
-    return Recipe(() if as_it_is else tuple(packers), padded_cols, length, kernel, arguments, nbytes // 8 + 1)
-
-
-def _packed(x: np.ndarray, dtype: np.dtype, recipe: Recipe) -> tuple[np.ndarray, bool]:
-    """x as the kernel takes it, and whether it is finite."""
-    if not recipe.packers:
-        return x.reshape(-1), all_finite(x)
-    packed, finite = room("activations", recipe.length, dtype), True
-    for pack, first, groups, begin in recipe.packers:
-        finite &= pack(x, first, groups, recipe.padded_cols, packed, begin)
-    return packed, finite
-
-
-def _any_activations(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Run:
-    """For x with Inf or NaN: slow."""
-    make: Callable[[int], Callable[..., None]] = (
-        bitmask.skipping_kernel if w.layout == "bitmask" else dense.skipping_kernel
-    )
-    kernel = make(kind)
-
-    def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-        kernel(table, pieces, lo, hi, x, w.cols, np.empty((2 * w.cols + 64) // 8 + 2, DOUBLE), y)
-
-    return run
+    return Recipe(() if as_it_is else tuple(packers), padded_cols, length, kernel, own, nbytes // 8 + 1)

@@ -1,4 +1,4 @@
-"""What a plan is: one kernel, the activations laid out for it, and the place of its results.
+"""What a plan is: one kernel, and its job: the activations laid out for it, and the place of its results.
 
 Whoever makes a plan lays x out and asks whether it is finite, before any thread starts. Kernels multiply zero weights,
 pruned positions and padding, too, which changes no bit unless x has Inf or NaN. Such x gets a plan with a slow kernel
@@ -7,13 +7,15 @@ that skips them.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-Run = Callable[[np.ndarray, np.ndarray, int, int], None]
-"""run(table, pieces, lo, hi) multiplies by the rows `pieces[lo:hi]` (`operand.Work`) of the tiles in `table`."""
+Kernel = Callable[[int, int, int, int], object]
+"""kernel(job, lo, hi, scratch), compiled (`job.py`)."""
 
 
 def _nothing() -> None:
@@ -26,12 +28,18 @@ class Plan:
 
     Attributes:
         tokens: their number.
-        run: Threads may call it at once, each with rows of its own.
+        kernel: Threads may call it at once, each with rows and scratch of its own.
+        job: what it gets, without the pieces, which the caller puts in.
+        scratch: elements of 8 bytes that it needs.
+        holds: arrays whose addresses are in the job.
         finish: puts the results into y, once all rows were run.
     """
 
     tokens: int
-    run: Run
+    kernel: Kernel
+    job: array[int]
+    scratch: int
+    holds: tuple[Any, ...]
     finish: Callable[[], None] = _nothing
 
 

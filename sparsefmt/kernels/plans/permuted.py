@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsefmt.kernels import activations, permuted, permuted_in_blocks
+from sparsefmt.kernels.activations import all_finite
+from sparsefmt.kernels.job import address, block
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.kernels.plans.contract import Plan, contiguous
 from sparsefmt.kernels.scratch import room
@@ -33,16 +35,11 @@ def plans(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Iterable[Plan]
 
 
 def _one_token(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
-    finite = activations.all_finite(x)
-    if not finite:
+    if not all_finite(x):
         return _any_activations(x, w, y, kind)
     make = permuted.one_token_kernel_of_gaps if _has_gaps(w) else permuted.one_token_kernel
     kernel = make(kind, w.cols > MAX_U16_COLS)
-
-    def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-        kernel(table, pieces, lo, hi, x, y)
-
-    return Plan(1, run)
+    return Plan(1, kernel, block(w.address, 0, address(x), address(y), w.cols, 1, w.rows), 0, (x, y))
 
 
 class TokenGroup(NamedTuple):
@@ -86,33 +83,27 @@ def _many_tokens(x: np.ndarray, group: TokenGroup, w: Operand, y: np.ndarray, ki
     """For a group of the tokens of x. Both x and y are C- or F-contiguous."""
     first, tokens, lanes, vectors, in_blocks = group
     summed, blocks = summed_kind(kind), -(-tokens // (lanes * vectors))
-    packed = room("activations", blocks * lanes * vectors * w.cols, y.dtype)
     across = not x.flags.c_contiguous
-    finite = activations.in_tokens(summed, lanes, vectors, across)(x.T if across else x, first, tokens, packed)
-    if not finite:
+    packed = room("activations", blocks * lanes * vectors * w.cols, y.dtype)
+    pack = activations.in_tokens(summed, lanes, vectors, across)
+    if not pack(x.T if across else x, first, tokens, packed.array):
         return _any_activations(x[first : first + tokens], w, y[first : first + tokens], kind)
-    wide, gaps = w.cols > MAX_U16_COLS, _has_gaps(w)
     sums = room("sums", blocks * lanes * vectors * w.rows, y.dtype)
-
+    wide, gaps = w.cols > MAX_U16_COLS, _has_gaps(w)
+    own: tuple[int, ...] = (blocks,)
     if in_blocks:
-        blocked = permuted_in_blocks.blocked_kernel(kind, wide, gaps, vectors)
+        kernel = permuted_in_blocks.blocked_kernel(kind, wide, gaps, vectors)
         density = w.work(1).multiply_adds / (w.rows * w.cols)
-        step, typical = permuted_in_blocks.block_columns(w.cols, vectors, density)
-
-        def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-            blocked(table, pieces, lo, hi, packed, w.cols, w.rows, step, typical, blocks, sums)
-
+        own = (blocks, *permuted_in_blocks.block_columns(w.cols, vectors, density))
     else:
         kernel = permuted.many_tokens_kernel(kind, wide, gaps, lanes, vectors)
 
-        def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-            kernel(table, pieces, lo, hi, packed, w.cols, w.rows, blocks, sums)
-
     def finish() -> None:
         across = not y.flags.c_contiguous
-        activations.from_tokens(summed, lanes, vectors, across)(sums, y.T if across else y, first, tokens)
+        activations.from_tokens(summed, lanes, vectors, across)(sums.array, y.T if across else y, first, tokens)
 
-    return Plan(tokens, run, finish)
+    job = block(w.address, 0, packed.address, sums.address, w.cols, tokens, w.rows, *own)
+    return Plan(tokens, kernel, job, 0, (packed, sums), finish)
 
 
 def _any_activations(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
@@ -120,13 +111,11 @@ def _any_activations(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Pla
     kernel = permuted.skipping_kernel(kind, w.cols > MAX_U16_COLS, _has_gaps(w))
     x, result = contiguous(x), np.empty(y.shape, y.dtype)
 
-    def run(table: np.ndarray, pieces: np.ndarray, lo: int, hi: int) -> None:
-        kernel(table, pieces, lo, hi, x, np.empty(1, y.dtype), result)
-
     def finish() -> None:
         y[...] = result
 
-    return Plan(x.shape[0], run, finish)
+    job = block(w.address, 0, address(x), address(result), w.cols, x.shape[0], w.rows)
+    return Plan(x.shape[0], kernel, job, 1, (x, result), finish)
 
 
 def _has_gaps(w: Operand) -> bool:

@@ -1,0 +1,65 @@
+"""What a kernel gets: addresses and numbers, in one block of integers.
+
+Every kernel is a function (job, lo, hi, scratch) of four integers of 64 bits: it multiplies by the rows `pieces[lo:hi]`
+of `operand.Work`. `job` is the address of a block made by `block`, `scratch` that of memory of its own. So one piece of
+native code can call any kernel on any thread (`team.py`), and a call from Python costs little.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import NamedTuple
+
+import numpy as np
+
+from sparsefmt.jit import jit
+from sparsefmt.kernels.operand import LINE
+from sparsefmt.kernels.simd import load_u64
+
+TABLE, PIECES, X, Y, COLS, TOKENS, ROWS = (8 * number for number in range(7))
+"""Where numbers stand in a block: addresses of `Operand.table`, of `Work.pieces`, of the activations and of the result;
+columns of the weights, tokens and rows of the result."""
+
+OWN = 56
+"""Where a kernel's own numbers begin."""
+
+PIECE = 24
+"""Bytes of a piece: tile, first slice, one past the last."""
+
+
+class Piece(NamedTuple):
+    """Some slices of a tile. `line`: address of its line of `Operand.table`."""
+
+    line: int
+    begin: int
+    end: int
+
+
+@jit
+def piece(job, number):
+    """The piece of a number."""
+    at = load_u64(job + PIECES) + PIECE * number
+    return Piece(load_u64(job + TABLE) + LINE * load_u64(at), load_u64(at + 8), load_u64(at + 16))
+
+
+@jit
+def own(job, number):
+    """A kernel's own number."""
+    return load_u64(job + OWN + 8 * number)
+
+
+@jit
+def field(line, number):
+    """A number of a line of `Operand.table`."""
+    return load_u64(line + 8 * number)
+
+
+@jit
+def address(array):
+    """Where an array begins: much faster than what numpy offers."""
+    return np.int64(array.ctypes.data)
+
+
+def block(*numbers: int) -> array[int]:
+    """A block: TABLE to ROWS, then the kernel's own numbers."""
+    return array("q", numbers)
