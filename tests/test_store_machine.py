@@ -117,6 +117,7 @@ class Store(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        gc.freeze()  # what is here before is not looked through at the end of each run
         self.positions_of_a_tile = auto.TILE_POSITIONS
         auto.TILE_POSITIONS = 256  # small tensors have several tiles
         self.descriptors = len(os.listdir("/dev/fd"))
@@ -438,7 +439,7 @@ class Store(RuleBasedStateMachine):
 
 def test_any_order_of_steps():
     Store.steps.clear()
-    gc.freeze()  # what other tests have left is not looked through each time
+    gc.collect()
     try:
         run_state_machine_as_test(
             Store,
@@ -450,6 +451,5 @@ def test_any_order_of_steps():
             ),
         )
     finally:
-        gc.unfreeze()
         print(f"\n{sum(Store.steps.values()):,} steps:", dict(Store.steps.most_common()))
     assert len(Store.steps) > 20  # of 25 kinds: the machine does reach what it is about

@@ -1,9 +1,11 @@
 """spec/python was written from SPEC.md alone. What it and the library make of the same bytes must be the same."""
 
 import copy
+import gc
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import ml_dtypes
 import naive
@@ -287,6 +289,15 @@ def test_fused_multiply_add():
 # ----------------------------------------------------------------------------------------------------------- faults
 
 
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """An index of a million maps is no garbage, but would be looked through again and again while it is decoded."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_garbage_collection")
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.code}: {fault.name}, {fault.base}")
 def test_fault(fault):
     data = fault.file()
