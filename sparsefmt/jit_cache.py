@@ -71,6 +71,17 @@ def _imported_files(source: str) -> Iterator[Path]:
 
 
 @cache
+def _source(file: Path) -> tuple[bytes, list[Path]]:
+    """A digest of a source file, and the files that it imports. Files of kernels mostly import the same ones.
+
+    Raises:
+        OSError: the source is no file.
+    """
+    source = file.read_bytes()
+    return hashlib.sha256(source).digest(), list(_imported_files(source.decode()))
+
+
+@cache
 def digest(file: Path) -> str:
     """A digest of a source file, of all files that it imports, and of the compiler.
 
@@ -81,11 +92,11 @@ def digest(file: Path) -> str:
     while waiting:
         path = waiting.pop()
         if path not in seen:
-            seen[path] = path.read_bytes()
-            waiting += _imported_files(seen[path].decode())
+            seen[path], imported = _source(path)
+            waiting += imported
     whole = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {ISA}".encode())
     for path in sorted(seen):
-        whole.update(hashlib.sha256(seen[path]).digest())
+        whole.update(seen[path])
     return whole.hexdigest()[:16]
 
 
