@@ -11,13 +11,16 @@ from sparsefmt.kernels.plans import PLANS
 from sparsefmt.kernels.plans.contract import Plan
 from sparsefmt.kernels.scratch import room
 from sparsefmt.kernels.simd import BF16, F16, F32, F64, summed_kind
-from sparsefmt.kernels.team import run_on_threads
+from sparsefmt.kernels.team import has_team, run_on_threads
 from sparsefmt.kernels.widening import run_widened
 from sparsefmt.threads import num_threads, share
 
 WORTH_A_THREAD = 1 << 19
 """Multiply-adds for one token for each thread below which handing work over, some 30 microseconds, costs more than it
 saves (tools/bench/overhead.py)."""
+
+WORTH_IN_A_TEAM = 1 << 15
+"""The same on threads of an OpenMP runtime, which takes some 5 microseconds (`team.py`)."""
 
 TOKENS_LIKE_ONE = 10
 """Further tokens that cost as much as the first, for which the weights are loaded and spread."""
@@ -59,7 +62,8 @@ def _run(plan: Plan, w: Operand, threads: int | None, accumulator: np.dtype | No
         accumulator: what values are widened to in memory; None where the kernel does it in registers.
     """
     whole = w.whole
-    useful = whole.multiply_adds * (TOKENS_LIKE_ONE + plan.tokens) // (TOKENS_LIKE_ONE + 1) // WORTH_A_THREAD
+    useful = whole.multiply_adds * (TOKENS_LIKE_ONE + plan.tokens) // (TOKENS_LIKE_ONE + 1)
+    useful //= min(WORTH_A_THREAD, WORTH_IN_A_TEAM) if accumulator is None and has_team() else WORTH_A_THREAD
     if useful > 1:
         useful = min(useful, num_threads(threads))
     work = whole if useful <= 1 else w.work(useful * UNITS_PER_THREAD)

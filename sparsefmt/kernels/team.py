@@ -56,7 +56,7 @@ def run_on_threads(kernel: Kernel, job: int, units: np.ndarray, count: int, word
     """
     number = len(units) - 1
     count = min(count, number)
-    parallel = None if count < 2 or _forked or threads.is_worker() else _openmp()
+    parallel = _openmp() if count > 1 and has_team() else None
     if parallel is not None:
         # a line of the cache between two places
         stride = (words + 15) // 8 * 8
@@ -70,6 +70,11 @@ def run_on_threads(kernel: Kernel, job: int, units: np.ndarray, count: int, word
         kernel(job, bounds[unit], bounds[unit + 1], room("weights", words, DOUBLE).address)
 
     threads.share(run_unit, number, count)
+
+
+def has_team() -> bool:
+    """Whether a product of this thread would run on the threads of an OpenMP runtime."""
+    return not _forked and _openmp() is not None and not threads.is_worker()
 
 
 @cache
@@ -126,10 +131,10 @@ def _team() -> int:
 
 def _openmp() -> Callable[..., None] | None:
     """GOMP_parallel of the runtime that PyTorch has loaded, if it has, and nobody forbids it."""
-    if "torch" not in sys.modules or os.environ.get(ENVIRONMENT_VARIABLE) == "0":
+    if "torch" not in sys.modules:
         return None
     if "torch" not in _found:
-        _found["torch"] = _look_for_openmp()
+        _found["torch"] = None if os.environ.get(ENVIRONMENT_VARIABLE) == "0" else _look_for_openmp()
     return _found["torch"]
 
 

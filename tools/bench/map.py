@@ -10,11 +10,12 @@ A cell says how many times faster `sparsefmt.linear` is, with what a user gets b
 faster of numpy's and PyTorch's dense float32 product, with float32 activations. Under 0.97 it is red: slower than
 dense. Matrices of fewer than 100,000 weights stay dense, and may take 4 us longer than numpy takes.
 
-As in a model, a weight was not used a moment ago: of each matrix there are copies of 32 MB in all, at most 64, which
-are multiplied in turn. Each has been multiplied once before. Contenders take turns, call by call; numbers are ratios of
-medians. --isa holds all contenders to the same instructions: each count of threads runs in a process of its own, with
-an environment in which numpy (OpenBLAS), PyTorch (MKL, oneDNN, ATen) and sparsefmt take no better ones. Without --isa,
-variables that name a processor for OpenBLAS are taken out of it.
+As in a model, a weight was not used a moment ago: of each matrix there are copies of 96 MB in all, at most 64, which
+are multiplied in turn. Each has been multiplied once before. Contenders take turns, call by call; with several threads,
+numpy comes first, whose threads are then left to fall asleep. Numbers are ratios of medians. --isa holds all contenders
+to the same instructions: each count of threads runs in a process of its own, with an environment in which numpy
+(OpenBLAS), PyTorch (MKL, oneDNN, ATen) and sparsefmt take no better ones. Without --isa, variables that name a
+processor for OpenBLAS are taken out of it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from rich.table import Table
 import sparsefmt
 from sparsefmt.isa import ISA, ISAS
 from tools.bench.harness import in_turns, processor, seconds_of, spread, usable_cores
+from tools.bench.kernels_contenders import settle
 
 SHAPES = (
     "64x64",
@@ -58,7 +60,7 @@ SHAPES = (
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
-EVICTING_BYTES = 32_000_000
+EVICTING_BYTES = 96_000_000
 MOST_COPIES = 64
 MOST_MULTIPLY_ADDS = 3e9
 """Larger products are left out: they take long, and say what those of fewer tokens say."""
@@ -193,7 +195,13 @@ def _cells(
         samples[layout] = lambda copies=copies: seconds_of(sparsefmt.linear, x, copies.next())
     work = rows * cols * len(x)
     turns = max(wanted.turns // 8, 4) if work >= 3e8 else max(wanted.turns // 3, 4) if work >= 3e7 else wanted.turns
-    times = in_turns(samples, turns, warm_up=2)
+    if wanted.threads == 1:
+        times = in_turns(samples, turns, warm_up=2)
+    else:
+        # numpy's threads spin for a while after each product, on cores that the others need; these share theirs
+        times = in_turns({"numpy": samples.pop("numpy")}, turns, warm_up=2)
+        settle()
+        times |= in_turns(samples, turns, warm_up=4)
     medians = {name: float(np.median(found)) * 1e6 for name, found in times.items()}
     best = min("numpy", "torch", key=lambda name: medians[name])
     for layout, copies in ours.items():
