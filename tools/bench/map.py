@@ -23,7 +23,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -40,7 +39,7 @@ from rich.table import Table
 
 import sparsefmt
 from sparsefmt.isa import ISA, ISAS
-from tools.bench.harness import in_turns, processor, seconds_of, spread, usable_cores
+from tools.bench.harness import held_to, in_turns, processor, seconds_of, spread, usable_cores
 from tools.bench.kernels_contenders import settle
 
 SHAPES = (
@@ -73,24 +72,6 @@ SMALL_SECONDS = 4e-6
 """Matrices of fewer weights may take so much longer: they stay dense, and most of their time is that of the call."""
 
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
-
-HELD = {
-    "avx2": {
-        "OPENBLAS_CORETYPE": "Haswell",
-        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-        "ATEN_CPU_CAPABILITY": "avx2",
-        "ONEDNN_MAX_CPU_ISA": "AVX2",
-    },
-    "portable": {
-        "OPENBLAS_CORETYPE": "Nehalem",
-        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
-        "ATEN_CPU_CAPABILITY": "default",
-        "ONEDNN_MAX_CPU_ISA": "SSE41",
-    },
-}
-"""By instruction set, what holds the dense products to it."""
-
-OF_OPENBLAS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "SPARSEFMT_NUM_THREADS")
 
@@ -217,10 +198,7 @@ def _form(w: sparsefmt.SparseTensor) -> str:
 
 def measured(wanted: Wanted, isa: str | None, progress: Progress) -> Iterator[Cell]:
     """All cells, in a process of its own with an environment made for it."""
-    environment = {name: value for name, value in os.environ.items() if name not in OF_OPENBLAS}
-    environment |= dict.fromkeys(COUNTS, str(wanted.threads))
-    if isa:
-        environment |= {"SPARSEFMT_ISA": isa, **HELD.get(isa, {})}
+    environment = held_to(isa) | dict.fromkeys(COUNTS, str(wanted.threads))
     command = [sys.executable, "-m", "tools.bench.map", "--child", json.dumps(asdict(wanted))]
     task = progress.add_task(f"{wanted.threads} thread(s)", total=len(list(wanted.cases())) * len(wanted.layouts))
     last = None
