@@ -15,12 +15,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SLOW_FILES = [
-    *("spec_reader", "kernels", "real_weights", "c_reader", "simd"),
-    *("placing", "jit_cache", "concurrency", "rans", "api"),
-    *("quantizer", "replace_layers", "bench_model", "entries", "spec"),
-    *("terminal", "stored_signs", "conformance", "bench_overhead", "memory_of_saving"),
-    *("commands", "staging", "strangers", "adapters_torch", "loading"),
-    *("mutants", "bench_memory", "safe_open", "hostile_names", "twins_numpy", "attack_index"),
+    *("kernels", "spec_reader", "c_reader", "simd", "real_weights", "adapters_sparse_libraries", "concurrency"),
+    *("bench", "bench_model", "conformance", "jit_cache", "rans", "spec", "placing", "commands", "terminal", "api"),
+    *("strangers", "bench_overhead", "mutants", "stored_signs", "budget", "adapters_torch", "memory_of_saving"),
+    *("warmup", "entries", "loading", "far_ends", "store_machine", "hostile_names", "twins_numpy", "staging"),
+    *("bench_memory", "safe_open", "quantizer", "replace_layers"),
 ]
 """Those that take 8 seconds or more. The slowest comes first, so that in the end no process waits long for another."""
 
