@@ -14,9 +14,10 @@ from sparsefmt.adapters.mistakes import expect_tensors
 from sparsefmt.container.file_objects import destination
 from sparsefmt.container.sources import Backend, source_of, source_of_content
 from sparsefmt.errors import in_file
+from sparsefmt.mappings import Progress, write_all
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor, products
-from sparsefmt.tensor_writer import NegativeZeros, Progress, RowDims, TensorWriter, write_all
+from sparsefmt.tensor_writer import NegativeZeros, RowDims, TensorWriter
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

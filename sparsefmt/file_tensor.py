@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsefmt import slicing
+from sparsefmt import indexing, slicing
 from sparsefmt.container.budget import Budget
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
@@ -139,7 +139,7 @@ class FileTensor:
         """`whole()[key]`. Only the tiles of the rows that `key` asks for are read.
 
         Raises:
-            IndexError: as `slicing.index`.
+            IndexError: as `indexing.index`.
             as `whole`.
         """
-        return slicing.index(key, self._entry, self.some_rows)
+        return indexing.index(key, self._entry, self.some_rows)

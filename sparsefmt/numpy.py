@@ -18,8 +18,9 @@ from sparsefmt import api
 from sparsefmt.adapters import numpy as adapter
 from sparsefmt.container.sources import Backend, source_of_content
 from sparsefmt.errors import in_file
+from sparsefmt.mappings import MadeOnDemand
 from sparsefmt.sparse_file import SparseFile, all_tensors
-from sparsefmt.tensor_writer import MadeOnDemand, NegativeZeros
+from sparsefmt.tensor_writer import NegativeZeros
 
 __all__ = ["load", "load_file", "save", "save_file"]
 

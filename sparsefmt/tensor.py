@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from sparsefmt import slicing
+from sparsefmt import indexing, slicing
 from sparsefmt.adapters import Rows, is_scipy_sparse, rows_of
 from sparsefmt.container.budget import NO_BUDGET, Budget
 from sparsefmt.container.stored_signs import Signs, SignsOfMatrix
@@ -288,7 +288,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         """
         if self._tiling.row_dims > 1 and isinstance(key, (int, np.integer)) and not isinstance(key, bool):
             return self._matrix(operator.index(key))
-        return slicing.index(key, self._tiling, slicing.Tiles(self._tiling, self.tile, self._budget).dense_rows)
+        return indexing.index(key, self._tiling, slicing.Tiles(self._tiling, self.tile, self._budget).dense_rows)
 
     def _matrix(self, number: int) -> SparseTensor:
         """A matrix of a stack, or a lower stack."""

@@ -10,8 +10,10 @@ import sys
 from typing import Any
 
 from sparsefmt.adapters import numpy
-from sparsefmt.adapters.contract import Adapter, Rows, Survey
-from sparsefmt.adapters.numpy import ArrayRows, BytesRows
+from sparsefmt.adapters.bytes_rows import BytesRows
+from sparsefmt.adapters.contract import Adapter
+from sparsefmt.adapters.numpy import ArrayRows
+from sparsefmt.adapters.rows import Rows, Survey
 from sparsefmt.errors import UnsupportedError
 
 __all__ = [

@@ -11,7 +11,7 @@ from math import prod
 
 import numpy as np
 
-from sparsefmt.adapters.contract import Rows, Survey
+from sparsefmt.adapters.rows import Rows, Survey
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts.entries import Entries

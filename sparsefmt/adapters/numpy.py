@@ -1,15 +1,15 @@
-"""numpy arrays, those of ml_dtypes among them: bfloat16, fp8 and sub-byte types. And bytes that stand for an array."""
+"""numpy arrays, those of ml_dtypes among them: bfloat16, fp8 and sub-byte types."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from sparsefmt.adapters import mistakes
-from sparsefmt.adapters.contract import Rows
-from sparsefmt.dtypes import DType, as_bits, dtype_of, unpack
+from sparsefmt.adapters.rows import Rows
+from sparsefmt.dtypes import as_bits, dtype_of
 from sparsefmt.errors import FormatError, UnsupportedError
 from sparsefmt.file_tensor import FileTensor
 
@@ -68,7 +68,7 @@ def part_of(stored: FileTensor, key: Any, device: Any = "cpu") -> np.ndarray:
     """`tensor_of(stored)[key]`, indexed as numpy does it.
 
     Raises:
-        IndexError: out of range, or another kind of index than `slicing.index` takes.
+        IndexError: out of range, or another kind of index than `indexing.index` takes.
         as `FileTensor.whole`.
     """
     # an index of single elements gives scalars
@@ -115,25 +115,3 @@ class ArrayRows(Rows):
             for number in range(begin // height, -(-end // height)):
                 first = number * height
                 yield from self._runs(array[number], max(begin - first, 0), min(end - first, height), row_dims - 1)
-
-
-class BytesRows(Rows):
-    """A dense tensor as it lies in a file: little-endian, row-major, sub-byte types packed.
-
-    Args:
-        read: gives `size` bytes of the tensor at byte `offset` as a uint8 array: read(offset, size).
-    """
-
-    def __init__(self, read: Callable[[int, int], np.ndarray], dtype: DType, shape: tuple[int, ...]) -> None:
-        super().__init__(dtype, shape)
-        self._read = read
-
-    def bits(self, begin: int, end: int) -> np.ndarray:
-        elements = (end - begin) * self.cols
-        data = self._read(begin * self.cols * self.dtype.nbits // 8, self.dtype.nbytes(elements))
-        if self.dtype.packed:
-            bits = unpack(data, self.dtype, elements)
-        else:
-            # files guarantee no alignment
-            bits = np.require(data.view(self.dtype.bits_dtype), requirements="A")
-        return bits.reshape(end - begin, self.cols)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from sparsefmt.adapters.blocks import BlocksRows, as_blocks, flat_places
-from sparsefmt.adapters.contract import Rows
 from sparsefmt.adapters.numpy import ArrayRows
+from sparsefmt.adapters.rows import Rows
 from sparsefmt.dtypes import as_bits, dtype_of
 
 

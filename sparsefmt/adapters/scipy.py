@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sparsefmt.adapters.blocks import BlocksRows, as_blocks, expanded, flat_places
-from sparsefmt.adapters.contract import Rows, Survey
+from sparsefmt.adapters.rows import Rows, Survey
 from sparsefmt.dtypes import DType, as_bits, dtype_of
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.fillers import FillerCount

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from sparsefmt.adapters.blocks import BlocksRows, as_blocks, expanded, flat_places
-from sparsefmt.adapters.contract import Rows
-from sparsefmt.adapters.numpy import BytesRows
+from sparsefmt.adapters.bytes_rows import BytesRows
+from sparsefmt.adapters.rows import Rows
 from sparsefmt.adapters.torch_indexing import carried, indexed, pairs
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import UnsupportedError

@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 
-from sparsefmt.adapters.contract import Rows
+from sparsefmt.adapters.rows import Rows
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError, SparsefmtError, UnsupportedError
 from sparsefmt.layouts import auto

@@ -14,59 +14,26 @@ others beside it are older forms, or parts, that transformers would not load eit
 from __future__ import annotations
 
 import errno
-import json
 import os
-import re
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
 
 from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints import foreign
-from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file
+from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.folding import Group, foldable, folded_files
+from sparsefmt.checkpoints.formats import SHARD_NUMBER, SUFFIXES, FileFormat, expect_format, is_index, joined_by_or
+from sparsefmt.checkpoints.index_file import CheckpointIndex, read_index
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
-from sparsefmt.checkpoints.safetensors_header import dict_of_distinct_keys
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.staging import is_unfinished
 from sparsefmt.errors import FormatError, in_file
 
-FileFormat = Literal["safetensors", "sparsefmt", "torch"]
-
-_SUFFIXES: dict[FileFormat, tuple[str, ...]] = {
-    "safetensors": (".safetensors",),
-    "sparsefmt": (".sparsefmt",),
-    "torch": (".bin", ".pt", ".pth"),
-}
-_CALLED: dict[FileFormat, str] = {
-    "safetensors": "safetensors",
-    "sparsefmt": "a .sparsefmt file",
-    "torch": "a PyTorch checkpoint",
-}
-_INDEX = ".index.json"
-_WITH_RECIPES = (".gguf", ".onnx", ".h5", ".keras", ".npz", *_SUFFIXES["safetensors"], *_SUFFIXES["torch"])
+_WITH_RECIPES = (".gguf", ".onnx", ".h5", ".keras", ".npz", *SUFFIXES["safetensors"], *SUFFIXES["torch"])
 """Files that make a folder without weights of the formats asked for understood."""
-
-_SHARD_NUMBER = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})")
-_MAX_INDEX_BYTES = 1 << 28
-
-
-@dataclass(frozen=True)
-class CheckpointIndex:
-    """The content of an index file.
-
-    Attributes:
-        path: where it is.
-        fields: everything in it but the weight map, "metadata" among it.
-        weight_map: file name of each tensor.
-    """
-
-    path: Path
-    fields: dict[str, Any]
-    weight_map: dict[str, str]
 
 
 class Checkpoint:
@@ -180,14 +147,14 @@ class Checkpoint:
             return _shard_paths(self.index, file_format), file_format
         entries = sorted(entry for entry in self.path.iterdir() if not entry.name.startswith("."))
         for file_format in formats:
-            indexes = [entry for entry in entries if _is_index(entry.name, file_format)]
+            indexes = [entry for entry in entries if is_index(entry.name, file_format)]
             if len(indexes) > 1:
                 names = ", ".join(entry.name for entry in indexes)
                 raise FormatError("checkpoint-index", f"{self.path}: it has several indexes, give one of them: {names}")
             if indexes:
                 self.index = read_index(indexes[0])
                 return _shard_paths(self.index, file_format), file_format
-            files = [entry for entry in entries if entry.suffix in _SUFFIXES[file_format]]
+            files = [entry for entry in entries if entry.suffix in SUFFIXES[file_format]]
             if file_format == "torch":
                 files = _weights_of_torch(files)
             if files:
@@ -196,7 +163,7 @@ class Checkpoint:
                     return [whole], file_format
                 _check_numbering(files)
                 return files, file_format
-        wanted = _or(suffix for file_format in formats for suffix in _SUFFIXES[file_format])
+        wanted = joined_by_or(suffix for file_format in formats for suffix in SUFFIXES[file_format])
         raise FileNotFoundError(
             errno.ENOENT, f"the folder has no {wanted} file{self._instead(entries)}", str(self.path)
         )
@@ -221,15 +188,6 @@ def _open(path: Path, file_format: FileFormat, max_decoded_bytes: int | None) ->
     return TorchFile(path)
 
 
-def _is_index(name: str, file_format: FileFormat) -> bool:
-    return name.endswith(tuple(suffix + _INDEX for suffix in _SUFFIXES[file_format]))
-
-
-def _or(texts: Iterable[str]) -> str:
-    *others, last = texts
-    return f"{', '.join(others)} or {last}" if others else last
-
-
 def _weights_of_torch(files: list[Path]) -> list[Path]:
     """Of the files with the suffixes of torch, those that are the model: others hold the state of a training.
 
@@ -238,7 +196,7 @@ def _weights_of_torch(files: list[Path]) -> list[Path]:
     """
     whole = [path for path in files if path.name == "pytorch_model.bin"]
     shards = [
-        path for path in files if (match := _SHARD_NUMBER.fullmatch(path.stem)) and match["stem"] == "pytorch_model"
+        path for path in files if (match := SHARD_NUMBER.fullmatch(path.stem)) and match["stem"] == "pytorch_model"
     ]
     if whole or shards or len(files) < 2:
         return whole or shards or files
@@ -246,93 +204,13 @@ def _weights_of_torch(files: list[Path]) -> list[Path]:
     raise FormatError("checkpoint-index", f"{files[0].parent}: which is the model? Give one of its files: {names}")
 
 
-def read_index(path: Path) -> CheckpointIndex:
-    """Read an index file. Raises FormatError if it is not an index, or names a file that is not beside it."""
-
-    def invalid(message: str) -> FormatError:
-        return FormatError("checkpoint-index", f"{path}: {message}")
-
-    expect_regular_file(path)
-    if path.stat().st_size > _MAX_INDEX_BYTES:
-        raise invalid("it is too large for an index")
-    try:
-        fields = json.loads(path.read_text("utf-8"), object_pairs_hook=dict_of_distinct_keys)
-    except (ValueError, RecursionError) as error:
-        raise invalid(f"it is no JSON: {error}") from None
-    weight_map = fields.pop("weight_map", None) if isinstance(fields, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise invalid('it has no "weight_map": is it the index of a checkpoint?')
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _is_plain_file_name(shard):
-            raise invalid(f"tensor {name!r} is in {shard!r}, which is not the plain name of a file beside the index")
-    return CheckpointIndex(path, fields, weight_map)
-
-
-def saved_weights(folder: Path) -> list[Path]:
-    """What conversions and `save_pretrained` have left in a folder, if it is there: weights, then indexes.
-
-    safetensors and .sparsefmt are looked for. Known are files that the indexes list, and names: model.sparsefmt,
-    model.safetensors, and numbered shards. Files of other names may be anybody's.
-    """
-    if not folder.is_dir():
-        return []
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and not entry.is_dir())
-    formats: tuple[FileFormat, ...] = ("safetensors", "sparsefmt")
-    indexes = [entry for entry in entries if any(_is_index(entry.name, file_format) for file_format in formats)]
-    listed: set[str] = set()
-    for index in indexes:
-        with suppress(FormatError):  # a damaged one
-            listed.update(read_index(index).weight_map.values())
-
-    def is_saved(entry: Path) -> bool:
-        name_is_known = entry.stem == "model" or _SHARD_NUMBER.fullmatch(entry.stem) or entry.name in listed
-        return entry.suffix.removeprefix(".") in formats and bool(name_is_known)
-
-    return [*filter(is_saved, entries), *indexes]
-
-
-def index_name(path: Path, old: FileFormat, new: FileFormat) -> str:
-    """Name of an index file for the same checkpoint in another format."""
-    for suffix in _SUFFIXES[old]:
-        if old != "torch" and f"{suffix}." in path.name:
-            return path.name.replace(f"{suffix}.", f".{new}.")
-    return f"model.{new}{_INDEX}"
-
-
-def _is_plain_file_name(name: str) -> bool:
-    return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
-
-
-def expect_format(path: Path, formats: Sequence[FileFormat]) -> FileFormat:
-    """What a file is, where it may be several things: what it starts with decides, not its name.
-
-    Damaged files and files of unknown formats are taken for the first, so that opening them says what is wrong.
-
-    Raises:
-        FormatError: it is whole, and of a format that is not among these (`file-foreign`); the message says what to do.
-    """
-    expect_regular_file(path)
-    expected = _or(dict.fromkeys(_CALLED[file_format] for file_format in formats))
-    if foreign.is_sparsefmt(path):
-        if "sparsefmt" in formats:
-            return "sparsefmt"
-        raise FormatError(foreign.FOREIGN, f"{path}: it is a .sparsefmt file already, not {expected}")
-    found = foreign.format_of(path)
-    if found is None:
-        return formats[0]
-    for file_format in formats:
-        if _CALLED[file_format] == found:
-            return file_format
-    raise foreign.foreign(path, found, expected)
-
-
 def _format_of_shards(index: CheckpointIndex, formats: Sequence[FileFormat]) -> FileFormat:
     suffixes = {Path(shard).suffix for shard in index.weight_map.values()}
     for file_format in formats:
         # of torch, too, all shards have one suffix: converted, two of one stem would have one name
-        if len(suffixes) == 1 and suffixes <= set(_SUFFIXES[file_format]):
+        if len(suffixes) == 1 and suffixes <= set(SUFFIXES[file_format]):
             return file_format
-    wanted = _or(suffix for file_format in formats for suffix in _SUFFIXES[file_format])
+    wanted = joined_by_or(suffix for file_format in formats for suffix in SUFFIXES[file_format])
     found = ", ".join(sorted(suffix or "no suffix" for suffix in suffixes))
     raise FormatError("checkpoint-index", f"{index.path}: its files have {found}, not {wanted}")
 
@@ -350,7 +228,7 @@ def _check_numbering(files: Sequence[Path]) -> None:
     """Refuse a folder without index of whose numbered shards some are missing."""
     present: dict[tuple[str, int], set[int]] = {}
     for path in files:
-        if match := _SHARD_NUMBER.fullmatch(path.stem):
+        if match := SHARD_NUMBER.fullmatch(path.stem):
             present.setdefault((match["stem"], int(match["count"])), set()).add(int(match["number"]))
     for (stem, count), numbers in present.items():
         missing = min(set(range(1, count + 1)) - numbers, default=None)

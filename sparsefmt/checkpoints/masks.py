@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sparsefmt.adapters.contract import Rows
+from sparsefmt.adapters.rows import Rows
 from sparsefmt.errors import FormatError
 
 ORIGINAL = "_orig"

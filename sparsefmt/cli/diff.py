@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from sparsefmt.checkpoints import verification
-from sparsefmt.checkpoints.checkpoint import Checkpoint, FileFormat
+from sparsefmt.checkpoints import comparison
+from sparsefmt.checkpoints.checkpoint import Checkpoint
+from sparsefmt.checkpoints.formats import FileFormat
 from sparsefmt.cli import options
 
 
@@ -42,15 +43,15 @@ def command(
         if fold:
             ours.fold()
             theirs.fold()
-        differences, comparable = verification.compare_names(ours, theirs)
-        differences += verification.compare_metadata(ours, theirs)
+        differences, comparable = comparison.compare_names(ours, theirs)
+        differences += comparison.compare_metadata(ours, theirs)
         matrices = {name: ours.rows_of(name) for name in sorted(comparable)}
         total = sum(matrix.dense_nbytes for matrix in matrices.values())
         with output.progress_bar("comparing", total, quiet) as progress:
             for name, matrix in matrices.items():
-                found = verification.compare_tensors(matrix, theirs.rows_of(name), progress=progress, threads=threads)
+                found = comparison.compare_tensors(matrix, theirs.rows_of(name), progress=progress, threads=threads)
                 if found.elements:
-                    differences.append(verification.describe(name, matrix.dtype, matrix.shape, found))
+                    differences.append(comparison.describe(name, matrix.dtype, matrix.shape, found))
     if not quiet:
         for difference in differences:
             output.say(difference)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import click
 
-from sparsefmt.checkpoints.checkpoint import Checkpoint, saved_weights
+from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import export_checkpoint
+from sparsefmt.checkpoints.saved_weights import saved_weights
 from sparsefmt.cli import options
-from sparsefmt.cli.convert import destination_of, notes_on_folder
+from sparsefmt.cli.conversion_report import notes_on_folder
+from sparsefmt.cli.convert import destination_of
 
 
 @click.command(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from sparsefmt.checkpoints import verification
+from sparsefmt.checkpoints import comparison
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.verification import Verifier, check_index
@@ -82,7 +82,7 @@ def command(
         found = _Found()
         comparable: set[str] = set()
         if other is not None:
-            found.faults, comparable = verification.compare_names(checkpoint, other)
+            found.faults, comparable = comparison.compare_names(checkpoint, other)
         if strict:
             found.faults += _index_faults(checkpoint)
         reads = _reads(checkpoint, comparable)
@@ -163,7 +163,7 @@ def _verify(read: _Read, theirs: Callable[[str], Rows | None], verifier: Verifie
             found.faults.append(f"{file.path}: {error}")
             break
         if difference.elements:
-            found.faults.append(verification.describe(name, entry.dtype, entry.shape, difference))
+            found.faults.append(comparison.describe(name, entry.dtype, entry.shape, difference))
         if against is not None and difference.signs != entry.negative_zeros_dropped:
             found.faults.append(
                 f"tensor {name!r}: {difference.signs:,} negative zeros are 0.0 here, and the file records "

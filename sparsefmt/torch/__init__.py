@@ -6,11 +6,14 @@ It has more than safetensors.torch: SparseLinear, load_into and sparsify make mo
 from __future__ import annotations
 
 from sparsefmt.torch import sharing
+from sparsefmt.torch.counts import ParameterCount, parameter_count
 from sparsefmt.torch.files import load, load_file, load_model, save, save_file, save_model
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.loading import LoadResult, load_into
-from sparsefmt.torch.models import ParameterCount, SparsifyResult, make_dense, parameter_count, sparsify, tensors_of
+from sparsefmt.torch.models import SparsifyResult, sparsify
 from sparsefmt.torch.sharing import SharedTensorsError, storage_ptr, storage_size
+from sparsefmt.torch.state import tensors_of
+from sparsefmt.torch.to_dense import make_dense
 from sparsefmt.torch.weight import SparseWeight
 
 __all__ = [

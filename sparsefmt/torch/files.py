@@ -13,25 +13,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 
 from sparsefmt import api
-from sparsefmt.adapters import Rows, identity_of, mistakes
 from sparsefmt.adapters import torch as adapter
-from sparsefmt.adapters.torch import check_kind, is_strided
-from sparsefmt.checkpoints.masks import expect_one_shape, masked_pairs
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend, source_of_content
-from sparsefmt.errors import FormatError, UnsupportedError, in_file, in_tensor
+from sparsefmt.errors import UnsupportedError, in_file
+from sparsefmt.mappings import MadeOnDemand
 from sparsefmt.sparse_file import SparseFile, all_tensors
-from sparsefmt.tensor import SparseTensor
-from sparsefmt.tensor_writer import MadeOnDemand, NegativeZeros
+from sparsefmt.tensor_writer import NegativeZeros
 from sparsefmt.torch import sharing
-from sparsefmt.torch.models import layers_by_memory, tensors_of
-from sparsefmt.torch.sharing import SharedTensorsError
+from sparsefmt.torch.state import layers_by_memory, tensors_of
+from sparsefmt.torch.storable import check_contiguous, check_kinds, checked, folded, rows_of, strided, tied_pairs
 
 
 def save(
@@ -44,7 +40,7 @@ def save(
     fold_masks: bool = False,
 ) -> bytes:
     """The bytes that `save_file` writes, for the same arguments."""
-    return api.save(_checked(tensors, fold_masks), metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
+    return api.save(checked(tensors, fold_masks), metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
 
 
 def save_file(
@@ -90,8 +86,8 @@ def save_file(
         >>> from sparsefmt.torch import save_file
         >>> save_file({"weight": torch.eye(64, dtype=torch.bfloat16)}, "model.sparsefmt")
     """
-    checked = _checked(tensors, fold_masks)
-    api.save_file(checked, filename, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
+    to_store = checked(tensors, fold_masks)
+    api.save_file(to_store, filename, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
 
 
 def load(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> dict[str, torch.Tensor]:
@@ -178,20 +174,20 @@ def save_model(
     """
     state = tensors_of(model)
     if fold_masks:
-        state = _folded(state)
-    _check_kinds(state)
+        state = folded(state)
+    check_kinds(state)
     notes = dict(metadata or {})
-    for kept, dropped in (sharing.remove_duplicate_names(_strided(state)) | _tied_pairs(state)).items():
+    for kept, dropped in (sharing.remove_duplicate_names(strided(state)) | tied_pairs(state)).items():
         for name in dropped:
             notes.setdefault(name, kept)
             del state[name]
     if not force_contiguous:
         try:
-            _check_contiguous(state)
+            check_contiguous(state)
         except UnsupportedError as error:
             remedy = f"{error.message}; or use save_model(..., force_contiguous=True)"
             raise UnsupportedError(error.code, remedy, tensor=error.tensor) from None
-    tensors = MadeOnDemand(state, _rows_of)
+    tensors = MadeOnDemand(state, rows_of)
     api.save_file(tensors, filename, notes, layout=layout, codec=codec, negative_zeros=negative_zeros)
 
 
@@ -232,7 +228,7 @@ def load_model(
     ):
         state = all_tensors(file, adapter, device)
         stored_as = {name: file.reader.index.tied.get(name, name) for name in state}
-    shared = sharing.remove_duplicate_names(_strided(model.state_dict()), preferred_names=state)
+    shared = sharing.remove_duplicate_names(strided(model.state_dict()), preferred_names=state)
     sparse = layers_by_memory(model)
     try:
         missing, unexpected = map(list, model.load_state_dict(state, strict=False))
@@ -258,101 +254,3 @@ def load_model(
         lines.append(f"in the file {file_objects.name_of(filename)}")
         raise RuntimeError("\n    ".join(lines))
     return missing, unexpected
-
-
-class _Pruned(NamedTuple):
-    """A tensor that torch.nn.utils.prune keeps in two."""
-
-    original: torch.Tensor
-    mask: torch.Tensor
-
-    def product(self) -> torch.Tensor:
-        """The tensor that the pruned module computes with."""
-        return (self.mask.to(dtype=self.original.dtype) * self.original).detach()
-
-
-def _rows_of(value: torch.Tensor | SparseTensor | _Pruned) -> Rows | SparseTensor:
-    if isinstance(value, SparseTensor):
-        return value
-    return adapter.rows_of(value.product() if isinstance(value, _Pruned) else value)
-
-
-def _folded(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The same tensors, with each pair of an original and a mask in place of the two."""
-    pairs = masked_pairs(tensors)
-    parts = {name for pair in pairs.values() for name in pair}
-    folded = {name: tensor for name, tensor in tensors.items() if name not in parts}
-    for name, (original, mask) in pairs.items():
-        if name in folded:
-            raise FormatError("mask-name", f"it is there beside {original!r}, which is to be stored so", tensor=name)
-        folded[name] = _Pruned(tensors[original], tensors[mask])
-    return folded
-
-
-def _checked(tensors: Mapping[str, torch.Tensor], fold_masks: bool) -> MadeOnDemand:
-    """The tensors as they are to be stored, made one by one. Raises what stands against storing any."""
-    checked = MadeOnDemand(tensors, _rows_of)
-    if fold_masks:
-        tensors = _folded(tensors)
-        checked = MadeOnDemand(tensors, _rows_of)
-    _check_kinds(tensors)
-    _check_contiguous(tensors)
-    shared = [sorted(names) for names in sharing.find_shared_tensors(_strided(tensors)) if len(names) > 1]
-    shared += [[kept, *dropped] for kept, dropped in _tied_pairs(tensors).items()]
-    if shared:
-        groups = "; ".join(", ".join(map(repr, names)) for names in shared)
-        raise SharedTensorsError(
-            "tensors-shared",
-            f"these tensors share memory, which loading would not bring back: {groups}. save_model keeps one name of"
-            " each group; .clone() makes a tensor with memory of its own",
-        )
-    return checked
-
-
-def _strided(tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Those tensors that have memory to be shared."""
-    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor) and is_strided(tensor)}
-
-
-def _tied_pairs(tensors: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Of pairs of one original and one mask, the first name, and the others."""
-    names: dict[object, list[str]] = {}
-    for name, value in sorted(tensors.items(), key=lambda item: str(item[0])):
-        identity = tuple(map(identity_of, value)) if isinstance(value, _Pruned) else (None,)
-        if None not in identity:
-            names.setdefault(identity, []).append(name)
-    return {kept: dropped for kept, *dropped in names.values() if dropped}
-
-
-def _check_kinds(tensors: Mapping[str, Any]) -> None:
-    for name, value in tensors.items():
-        if isinstance(value, SparseTensor):
-            continue
-        for tensor in value if isinstance(value, _Pruned) else (value,):
-            if not isinstance(tensor, torch.Tensor):
-                raise FormatError(
-                    "tensors-invalid", _refusal(tensor), tensor=name if isinstance(name, str) else repr(name)
-                )
-            with in_tensor(name):
-                check_kind(tensor)
-        if isinstance(value, _Pruned):
-            with in_tensor(name):
-                expect_one_shape(tuple(value.original.shape), tuple(value.mask.shape))
-
-
-def _refusal(value: Any) -> str:
-    """Why this, which is not a tensor of torch, cannot be stored."""
-    if isinstance(value, np.ndarray):
-        return "it is a numpy array: torch.from_numpy makes a tensor of it, and sparsefmt.save_file takes it as it is"
-    return mistakes.refusal(value) or f"its type is {type(value).__name__}, not torch.Tensor"
-
-
-def _check_contiguous(tensors: Mapping[str, Any]) -> None:
-    for name, tensor in _strided(tensors).items():
-        if not tensor.is_contiguous():
-            raise UnsupportedError(
-                "tensor-not-contiguous",
-                f"strides {tuple(tensor.stride())} of shape {list(tensor.shape)} are not contiguous: call"
-                " .contiguous() on it first",
-                tensor=name,
-            )

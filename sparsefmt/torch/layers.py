@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from sparsefmt.torch.linear import SparseLinear, is_conv1d
+from sparsefmt.torch.dense_layers import is_conv1d
+from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.products import why_not_linear
 
 Patterns = str | Iterable[str] | None

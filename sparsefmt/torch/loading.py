@@ -19,9 +19,10 @@ from sparsefmt.container.sources import Backend
 from sparsefmt.errors import in_file, in_tensor
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch.dense_layers import is_conv1d
 from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.layers import Holder, Patterns, expect_cpu, is_linear, modules_with_names, replace
-from sparsefmt.torch.linear import SparseLinear, is_conv1d
+from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.selection import MIN_SPARSITY, Selection, why_dense
 from sparsefmt.torch.summary import Summary, summary_of
 

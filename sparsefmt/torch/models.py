@@ -1,4 +1,4 @@
-"""sparsify compresses the pruned layers of a model in memory. tensors_of gives such a model as tensors to save."""
+"""sparsify: compresses the pruned linear layers of a model in memory."""
 
 from __future__ import annotations
 
@@ -9,34 +9,20 @@ import torch
 from sparsefmt.adapters.torch import rows_of
 from sparsefmt.errors import in_tensor
 from sparsefmt.layouts.memory import give_back
-from sparsefmt.tensor import SparseTensor
-from sparsefmt.torch.derived import transposed
+from sparsefmt.torch.dense_layers import dense_weight, parameter_of_weight
 from sparsefmt.torch.layers import (
     Holder,
     Patterns,
     expect_cpu,
     holders_of_parameters,
     is_linear,
-    joined,
     modules_with_names,
     replace,
 )
-from sparsefmt.torch.linear import SparseLinear, dense_layer, dense_weight, leaving_signs, parameter_of_weight
+from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.mapped_files import MappedFiles
-from sparsefmt.torch.selection import MIN_SIZE, MIN_SPARSITY, Selection
+from sparsefmt.torch.selection import MIN_SPARSITY, Selection
 from sparsefmt.torch.summary import Summary, summary_of
-
-__all__ = [
-    "MIN_SIZE",
-    "MIN_SPARSITY",
-    "ParameterCount",
-    "SparsifyResult",
-    "make_dense",
-    "parameter_count",
-    "sparsify",
-    "sparsify_by",
-    "tensors_of",
-]
 
 
 class SparsifyResult(NamedTuple):
@@ -116,137 +102,6 @@ def sparsify_by(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
     """What `sparsify` does, for a model that has been loaded. Layers on other devices stay as they are."""
     groups, dense = _groups(model, selection)
     return _compressed(model, selection, _without_other_devices(groups, dense), dense)
-
-
-def make_dense(model: torch.nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Replace every SparseLinear in a model by a torch.nn.Linear, or the Conv1D that it was, in place.
-
-    The weights are Parameters with the elements of the compressed ones, bit for bit, and require gradients if the
-    weights did that the layers were made of, so that the model trains as before. Layers that share their weights share
-    one Parameter. Biases stay the Parameters that they are.
-
-    Args:
-        model: any model. A SparseLinear that is the model itself cannot be replaced.
-        dtype: of the weights; by default the one that each has.
-
-    Raises:
-        TypeError: the model is a SparseLinear itself.
-        RuntimeError: a layer has no weights yet.
-
-    Cost: the dense weights. Each compressed one is freed as its layer is replaced, unless somebody else keeps it.
-    """
-    if isinstance(model, SparseLinear):
-        raise TypeError("the model is a SparseLinear itself, which cannot be replaced in itself: use weight.to_dense()")
-    layers = [module for module in model.modules() if isinstance(module, SparseLinear)][::-1]
-    made: dict[tuple[int, bool], torch.nn.Parameter] = {}
-    while layers:
-        _replace_by_dense(model, layers.pop(), dtype, made)
-
-
-def _replace_by_dense(
-    model: torch.nn.Module,
-    layer: SparseLinear,
-    dtype: torch.dtype | None,
-    made: dict[tuple[int, bool], torch.nn.Parameter],
-) -> None:
-    """Replace one layer. made: the weights of layers that others are tied to."""
-    key = id(layer._tie), layer.transposed
-    weight = made.get(key)
-    if weight is None:
-        dense = layer.weight.to_dense().to(layer.weight.dtype if dtype is None else dtype)
-        trained = layer.weight_requires_grad and dense.is_floating_point()
-        weight = torch.nn.Parameter(dense, requires_grad=trained)
-    if layer._tie is not None:
-        made[key] = weight
-    replace(model, layer, dense_layer(layer, weight))
-
-
-class ParameterCount(NamedTuple):
-    """How many elements the parameters of a model have, as those of the dense model.
-
-    Attributes:
-        total: all of them.
-        nonzero: those that are neither 0 nor -0.0.
-    """
-
-    total: int
-    nonzero: int
-
-    @property
-    def sparsity(self) -> float:
-        """Part of them that is zero, 0.0 to 1.0. 0.0 for a model without parameters."""
-        return 1 - self.nonzero / self.total if self.total else 0.0
-
-
-def parameter_count(model: torch.nn.Module) -> ParameterCount:
-    """Count the elements of a model's parameters, the weights of its SparseLinear layers among them.
-
-    Those are buffers, so that `model.parameters()`, and what counts with it, such as `num_parameters()` in
-    transformers, leave them out. Parameters and weights that several layers share count once.
-
-    Raises:
-        RuntimeError: a SparseLinear has no weights yet, or a parameter is on device "meta".
-
-    Cost: one read of the dense parameters.
-
-    Example:
-        >>> import torch
-        >>> from sparsefmt.torch import parameter_count
-        >>> parameter_count(torch.nn.Sequential(torch.nn.Linear(4, 2))).total
-        10
-    """
-    total = nonzero = 0
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise RuntimeError(f'{name} is on device "meta": its elements cannot be counted before it is loaded')
-        total += parameter.numel()
-        nonzero += int(parameter.count_nonzero())
-    seen = set()
-    for module in model.modules():
-        if isinstance(module, SparseLinear):
-            # layers that share their weights on purpose have a tie
-            tie = module if module._tie is None else module._tie
-            if id(tie) not in seen:
-                seen.add(id(tie))
-                tensor = module.sparse_tensor()
-                total += tensor.size
-                nonzero += tensor.nnz
-    return ParameterCount(total, nonzero)
-
-
-def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor | SparseTensor]:
-    """The state of a model under the names of the dense model: a SparseTensor for the weight of each SparseLinear.
-
-    Layers that share their weights give the same SparseTensor. Weights of what was a Conv1D are transposed back.
-    """
-    held: dict[str, str] = {}
-    tensors: dict[str, torch.Tensor | SparseTensor] = {}
-    once: dict[tuple[int, bool], SparseTensor] = {}
-    sparse = {name: module for name, module in modules_with_names(model) if isinstance(module, SparseLinear)}
-    for prefix in sparse:
-        held |= {joined(prefix, buffer): prefix for buffer in ("weight_arrays", "weight_table")}
-    with leaving_signs():
-        state = model.state_dict()
-    for name, tensor in state.items():
-        if name not in held:
-            tensors[name] = tensor
-        elif name.endswith("weight_arrays"):
-            layer = sparse[held[name]]
-            key = id(layer.weight_arrays), layer.transposed
-            if key not in once:
-                weight = layer.sparse_tensor()
-                once[key] = transposed(weight, "auto") if layer.transposed else weight
-            tensors[joined(held[name], "weight")] = once[key]
-    return tensors
-
-
-def layers_by_memory(model: torch.nn.Module) -> list[list[tuple[str, SparseLinear]]]:
-    """The SparseLinear layers of a model under all of their names, those that have the same memory together."""
-    groups: dict[tuple[int, bool], list[tuple[str, SparseLinear]]] = {}
-    for name, module in modules_with_names(model):
-        if isinstance(module, SparseLinear):
-            groups.setdefault((id(module.weight_arrays), module.transposed), []).append((name, module))
-    return list(groups.values())
 
 
 def _groups(model: torch.nn.Module, selection: Selection) -> tuple[list[list[Holder]], dict[str, str]]:

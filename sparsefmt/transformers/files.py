@@ -1,4 +1,4 @@
-"""The .sparsefmt files of a model folder as transformers wants weights: paths, and a dict of tensors to be read."""
+"""The .sparsefmt files of a model: found in its folder, or downloaded, and compared with their index."""
 
 from __future__ import annotations
 
@@ -6,25 +6,14 @@ import errno
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from sparsefmt.adapters import torch as adapter
-from sparsefmt.api import open_file
-from sparsefmt.checkpoints.checkpoint import Checkpoint, read_index
-from sparsefmt.container import budget
-from sparsefmt.errors import FormatError, in_file
-from sparsefmt.file_tensor import FileTensor
-from sparsefmt.sparse_file import SparseFile
-from sparsefmt.tensor import SparseTensor
-from sparsefmt.transformers.compressed_parameter import StandIn
-from sparsefmt.transformers.config import SparsefmtConfig
+from sparsefmt.checkpoints.checkpoint import Checkpoint
+from sparsefmt.checkpoints.index_file import read_index
+from sparsefmt.errors import FormatError
 
 SUFFIX = ".sparsefmt"
-
-ARGUMENT = "SparsefmtConfig(max_decoded_bytes=...)"
-"""What raises the limit of `from_pretrained`, given as its quantization_config."""
 
 _DOWNLOAD_OPTIONS = (
     "cache_dir",
@@ -36,21 +25,6 @@ _DOWNLOAD_OPTIONS = (
     "subfolder",
 )
 _logger = logging.get_logger("transformers.sparsefmt")
-
-
-class CompressedFile(str):
-    """A path of a file whose sparse matrices shall stay compressed.
-
-    Attributes:
-        config: how the file is read, and in which layout they are held.
-    """
-
-    config: SparsefmtConfig
-
-    def __new__(cls, path: str, config: SparsefmtConfig) -> CompressedFile:
-        made = super().__new__(cls, path)
-        made.config = config
-        return made
 
 
 def file_name(variant: str | None) -> str:
@@ -125,53 +99,3 @@ def _checked(path: Path) -> list[str]:
         if error.code == "checkpoint-shard-missing":
             raise OSError(errno.ENOENT, error.message) from None
         raise
-
-
-def state_dict(path: str, map_location: Any = "cpu") -> dict[str, Any]:
-    """The tensors of one file by name, each read when it is indexed, as slices of safetensors are.
-
-    Args:
-        path: a CompressedFile, or a file of which all tensors are wanted dense.
-        map_location: "meta" for tensors without data.
-    """
-    config = path.config if isinstance(path, CompressedFile) else SparsefmtConfig()
-    with in_file(path):
-        file = open_file(path, backend=config.backend, max_decoded_bytes=config.max_decoded_bytes)
-    file.count_together()
-    slices = {name: LazyTensor(file, path, name) for name in file}
-    if str(map_location) == "meta":
-        return {name: part.without_data() for name, part in slices.items()}
-    return slices
-
-
-class LazyTensor:
-    """A tensor in an open file, with what transformers calls on a slice of safetensors."""
-
-    def __init__(self, file: SparseFile, path: str, name: str) -> None:
-        self._file = file
-        self._path = path
-        self._name = name
-
-    @property
-    def _tensor(self) -> FileTensor:
-        return self._file.tensor(self._name)
-
-    def get_shape(self) -> list[int]:
-        return list(adapter.shape_of(self._tensor))
-
-    def get_dtype(self) -> str:
-        return self._tensor.dtype.name
-
-    def without_data(self) -> torch.Tensor:
-        """The same on device "meta"."""
-        return torch.empty(self.get_shape(), dtype=adapter.torch_dtype_of(self._tensor), device="meta")
-
-    def __getitem__(self, key: Any) -> torch.Tensor:
-        with in_file(self._path), budget.calling_it(ARGUMENT):
-            if key is not Ellipsis:
-                return adapter.part_of(self._tensor, key)
-            if isinstance(self._path, CompressedFile) and len(self.get_shape()) == 2:
-                tensor = self._file.load(self._name, self._path.config.layout)
-                if isinstance(tensor, SparseTensor):
-                    return StandIn(tensor)
-            return adapter.tensor_of(self._tensor)

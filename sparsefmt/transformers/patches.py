@@ -30,7 +30,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from sparsefmt.checkpoints import huggingface
 from sparsefmt.errors import UnsupportedError
-from sparsefmt.transformers import files, placing, saving
+from sparsefmt.transformers import files, lazy_tensors, placing, saving
 from sparsefmt.transformers.config import SparsefmtConfig
 
 _NAMES = {
@@ -131,7 +131,7 @@ def _read_file(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     path = given.arguments["checkpoint_file"]
     if not os.fspath(path).endswith(files.SUFFIX):
         return original(*args, **kwargs)
-    return files.state_dict(path, given.arguments["map_location"])
+    return lazy_tensors.state_dict(path, given.arguments["map_location"])
 
 
 def _save(original: Callable[..., Any], model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:

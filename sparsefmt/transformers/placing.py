@@ -18,7 +18,8 @@ from pathlib import Path
 from transformers.utils import logging
 
 from sparsefmt.checkpoints import cards, huggingface
-from sparsefmt.checkpoints.checkpoint import FileFormat, read_index
+from sparsefmt.checkpoints.formats import FileFormat
+from sparsefmt.checkpoints.index_file import read_index
 from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.errors import FormatError
 

@@ -18,12 +18,14 @@ from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.layers import Holder
 from sparsefmt.torch.mapped_files import MappedFiles
-from sparsefmt.torch.models import SparsifyResult, make_dense
+from sparsefmt.torch.models import SparsifyResult
 from sparsefmt.torch.selection import Selection
+from sparsefmt.torch.to_dense import make_dense
 from sparsefmt.transformers import replace_layers
 from sparsefmt.transformers.compressed_parameter import StandIn
 from sparsefmt.transformers.config import SparsefmtConfig
-from sparsefmt.transformers.files import ARGUMENT, SUFFIX, CompressedFile
+from sparsefmt.transformers.files import SUFFIX
+from sparsefmt.transformers.lazy_tensors import ARGUMENT, CompressedFile
 
 _logger = logging.get_logger("transformers.sparsefmt")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from sparsefmt.torch.dense_layers import is_conv1d
 from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.layers import Holder, holders_of_parameters, replace
-from sparsefmt.torch.linear import SparseLinear, is_conv1d
+from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.models import SparsifyResult, sparsify_by
 from sparsefmt.torch.selection import Selection, name_of, why_dense
 from sparsefmt.torch.summary import summary_of

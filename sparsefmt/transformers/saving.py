@@ -21,10 +21,11 @@ from sparsefmt.checkpoints import cards
 from sparsefmt.checkpoints.huggingface import SENTENCE_TRANSFORMERS
 from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.container.atomic import replacing
+from sparsefmt.mappings import MadeOnDemand, write_all
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.tensor_writer import MadeOnDemand, NegativeZeros, TensorWriter, write_all
+from sparsefmt.tensor_writer import NegativeZeros, TensorWriter
 from sparsefmt.torch.linear import SparseLinear
-from sparsefmt.torch.models import tensors_of
+from sparsefmt.torch.state import tensors_of
 from sparsefmt.transformers import placing
 from sparsefmt.transformers.compressed_parameter import StandIn
 from sparsefmt.transformers.config import SparsefmtConfig

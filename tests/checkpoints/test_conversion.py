@@ -17,10 +17,11 @@ from safetensors_files import ONE, SHARDS, TWO, craft, craft_tensors, patterns, 
 
 import sparsefmt
 from sparsefmt.checkpoints.checkpoint import Checkpoint
+from sparsefmt.checkpoints.comparison import compare_tensors
 from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint, export_checkpoint
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
-from sparsefmt.checkpoints.verification import Verifier, compare_tensors
+from sparsefmt.checkpoints.verification import Verifier
 from sparsefmt.container.sources import ReadFile
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError, UnsupportedError

@@ -9,8 +9,9 @@ import pytest
 
 import sparsefmt
 from sparsefmt.adapters import ArrayRows
+from sparsefmt.checkpoints.comparison import compare_tensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
-from sparsefmt.checkpoints.verification import Verifier, compare_tensors
+from sparsefmt.checkpoints.verification import Verifier
 from sparsefmt.errors import FormatError
 
 

@@ -1,0 +1,183 @@
+"""What an adapter makes of a tensor: the rows of its matrix view, a run of them at a time.
+
+Rows are given as bits: C-contiguous, little-endian unsigned integers, in memory of no more than those rows, so that a
+tensor in odd memory or byte order costs a tile and not a second tensor.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from sparsefmt.dtypes import DType
+from sparsefmt.layouts import auto, fillers
+from sparsefmt.layouts.auto import Stored, stored_by_form
+from sparsefmt.layouts.contract import Layout
+from sparsefmt.layouts.entries import Entries
+from sparsefmt.layouts.memory import frozen
+from sparsefmt.layouts.tile import Tile
+from sparsefmt.layouts.tiling import Tiling
+from sparsefmt.shapes import check_shape, matrix_view
+from sparsefmt.threads import in_order
+
+
+class Survey(NamedTuple):
+    """What one read of a tensor tells.
+
+    Attributes:
+        nnz: elements that are neither 0 nor -0.0.
+        negative_zeros: elements that are -0.0.
+        stored: elements that layout `permuted` would store in each form, fillers and padding included.
+    """
+
+    nnz: int
+    negative_zeros: int
+    stored: Stored
+
+
+class Rows(ABC):
+    """A dense tensor to be laid out.
+
+    Attributes:
+        dtype, shape: of the dense tensor.
+        row_dims: how many of its leading dimensions make rows.
+        rows, cols: of its matrix view.
+        is_sparse: whether `entries` takes time in proportion to what it gives.
+    """
+
+    is_sparse = False
+
+    def __init__(self, dtype: DType, shape: tuple[int, ...]) -> None:
+        check_shape(shape, dtype)
+        self.dtype = dtype
+        self.shape = shape
+        self.row_dims = auto.row_dims(shape, dtype)
+        self.rows, self.cols = matrix_view(shape, self.row_dims)
+
+    def stack(self, row_dims: int) -> None:
+        """Let so many leading dimensions make rows. Nothing has been read of it yet."""
+        self.row_dims = row_dims
+        self.rows, self.cols = matrix_view(self.shape, row_dims)
+
+    @property
+    def matrix_rows(self) -> int:
+        """Rows of a matrix of a stack; of any other tensor, all rows."""
+        return self.shape[self.row_dims - 1] if self.shape else 1
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of all elements, those of sub-byte types packed."""
+        return self.dtype.nbytes(self.rows * self.cols)
+
+    @abstractmethod
+    def bits(self, begin: int, end: int) -> np.ndarray:
+        """Bits (end - begin, cols) of rows `begin` to `end`, one element each also for sub-byte types."""
+
+    def entries(self, begin: int, end: int) -> Entries:
+        """What may not be zero in rows `begin` to `end`. O((end - begin) * cols) unless the tensor is a sparse one."""
+        nowhere = np.zeros(0, np.int64)
+        found = [(nowhere, nowhere, np.empty(0, self.dtype.bits_dtype))]
+        for first, last in self.runs(begin, end):
+            # a copy: the caller may be writing to it meanwhile, and numpy counts before it looks
+            bits = np.array(self.bits(first, last))
+            rows, columns = np.nonzero(bits)
+            found.append((rows + (first - begin), columns, bits[rows, columns]))
+        return Entries(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+    def survey(self, threads: int | None = None) -> Survey:
+        """Count nonzeros and negative zeros. One read of the tensor, in parallel."""
+        if not self.dtype.prunable or not self.rows * self.cols:
+            return Survey(0, 0, Stored(0, 0))
+        from sparsefmt.layouts.jitted import scan
+
+        counts, filled = np.empty(self.rows, np.uint32), np.empty(self.rows, np.uint32)
+
+        def count(run: tuple[int, int]) -> int:
+            bits = frozen(self.bits(*run))
+            found = np.empty(bits.shape[0], np.int64)
+            negatives = scan.count(bits, bits.dtype.type(self.dtype.negative_zero), found)
+            counts[slice(*run)] = found
+            filled[slice(*run)] = fillers.of_bits(bits, self.dtype)
+            return negatives
+
+        return self._survey_of(counts, filled, sum(in_order(count, list(self.runs(0, self.rows)), threads)))
+
+    def _survey_of(self, counts: np.ndarray, filled: np.ndarray, negative_zeros: int) -> Survey:
+        """The survey of a matrix whose rows have so many nonzeros, and so many fillers (`layouts/fillers.py`)."""
+        nnz = int(counts.sum(dtype=np.int64))
+        # padding depends on which rows are in a tile; what cannot be laid out sparse has none
+        height = self.tile_rows("permuted", nnz + negative_zeros) or max(self.rows, 1)
+        tiles = (slice(begin, begin + height) for begin in range(0, self.rows, height))
+        return Survey(nnz, negative_zeros, stored_by_form((counts[rows], filled[rows]) for rows in tiles))
+
+    def filling(self, survey: Survey) -> auto.Filling:
+        """What the sizes of its arrays follow from."""
+        height = self.tile_rows("permuted", survey.nnz + survey.negative_zeros) or 1
+        return auto.Filling(self.dtype, self.rows, self.cols, height, survey.nnz, survey.stored)
+
+    def runs(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Rows `begin` to `end` in runs as high as dense tiles; none without elements."""
+        height = auto.tile_rows(self.rows, self.cols)
+        for first in range(begin, end, height) if height else ():
+            yield first, min(end, first + height)
+
+    def tile_rows(self, layout: str, entries: int | None = None) -> int:
+        """Rows per tile for `layout`. Of a stack, they divide the rows of a matrix.
+
+        Args:
+            entries: elements to store, -0.0 among them if their signs are kept; None if nobody counted them.
+        """
+        height = self._tile_rows(layout, entries)
+        return height if self.row_dims == 1 else auto.divisor(self.matrix_rows, height, self.dtype.packed)
+
+    def _tile_rows(self, layout: str, entries: int | None) -> int:
+        if layout != "dense":
+            if layout == "permuted" and entries is not None and auto.is_very_sparse(self.rows, self.cols, entries):
+                return auto.very_sparse_tile_rows(self.rows, self.cols, entries)
+            return auto.sparse_tile_rows(self.rows, self.cols)
+        height = auto.tile_rows(self.rows, self.cols)
+        # tiles of packed elements start at whole bytes
+        return min(self.rows, -(-height // 8) * 8) if self.dtype.packed else height
+
+    def tiling(self, layout: Layout, entries: int | None = None) -> Tiling:
+        """How to cut it into tiles of `layout`. entries: as in `tile_rows`."""
+        height = self.tile_rows(layout.name, entries)
+        return Tiling(self.dtype, self.shape, layout, height, row_dims=self.row_dims)
+
+    def tile_maker(self, tiling: Tiling, drop_negative_zeros: bool = False) -> Callable[[int], Tile]:
+        """A function that lays out tile number t."""
+        layout = tiling.layout
+        # a tile that is higher than usual has few entries, and would be large if it were made dense
+        by_entries = layout.sparse and (self.is_sparse or tiling.tile_rows > self.tile_rows(layout.name))
+        dropped = self.dtype.negative_zero if drop_negative_zeros else 0
+
+        def make_tile(number: int) -> Tile:
+            begin, end = tiling.tile_range(number)
+            make = self._tile_of_entries if by_entries else self._tile_of_bits
+            return make(layout, begin, end, dropped)
+
+        return make_tile
+
+    def _tile_of_entries(self, layout: Layout, begin: int, end: int, dropped: int) -> Tile:
+        entries = self.entries(begin, end)
+        # a copy: the caller may be writing to it meanwhile
+        values = _without(np.array(entries.values), dropped)
+        return Tile.from_entries(layout, entries._replace(values=values), self.dtype, (end - begin, self.cols))
+
+    def _tile_of_bits(self, layout: Layout, begin: int, end: int, dropped: int) -> Tile:
+        bits = _without(self.bits(begin, end), dropped)
+        if layout.sparse:
+            # counted, then laid out: the caller may be writing to it meanwhile, and laying out trusts the counts
+            return Tile.from_dense(layout, np.array(bits), self.dtype)
+        tile = Tile.from_dense(layout, bits, self.dtype)
+        # a BOOL can hold other bits than 0 and 1; sparse layouts are right by construction
+        tile.check()
+        return tile
+
+
+def _without(bits: np.ndarray, dropped: int) -> np.ndarray:
+    """Bits with 0 in place of `dropped`."""
+    return np.where(bits == bits.dtype.type(dropped), bits.dtype.type(0), bits) if dropped else bits

@@ -1,0 +1,127 @@
+"""Compares models: names, dtypes, shapes, metadata, and every bit, a tile at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from sparsefmt.adapters import Rows
+from sparsefmt.checkpoints.checkpoint import Checkpoint
+from sparsefmt.dtypes import DType
+from sparsefmt.threads import in_order
+
+Progress = Callable[[int], object]
+"""Called with the dense bytes of each tile done."""
+
+
+class Difference(NamedTuple):
+    """How a tensor differs from another of the same dtype and shape.
+
+    Attributes:
+        elements: how many differ.
+        first: row-major number of the first that does; -1 if none does.
+        bits: of that element, in this tensor and in the other.
+        signs: elements that are 0 here and -0.0 there, where that is not counted as a difference.
+    """
+
+    elements: int = 0
+    first: int = -1
+    bits: tuple[int, int] = (0, 0)
+    signs: int = 0
+
+    def followed_by(self, later: Difference) -> Difference:
+        """The difference of two runs of elements together, `later` having its numbers in the same tensor."""
+        first = later if self.first < 0 else self
+        return Difference(self.elements + later.elements, first.first, first.bits, self.signs + later.signs)
+
+
+def compare_tensors(
+    ours: Rows, theirs: Rows, *, progress: Progress | None = None, threads: int | None = None
+) -> Difference:
+    """Compare two tensors of the same dtype and shape bit for bit, holding a few tiles of each."""
+    height = ours.tile_rows("dense")
+
+    def compare(begin: int) -> Difference:
+        end = min(begin + height, ours.rows)
+        found = compare_bits(ours.bits(begin, end), theirs.bits(begin, end), begin * ours.cols)
+        if progress:
+            progress(ours.dtype.nbytes((end - begin) * ours.cols))
+        return found
+
+    total = Difference()
+    for found in in_order(compare, range(0, ours.rows if height else 0, height or 1), threads):
+        total = total.followed_by(found)
+    return total
+
+
+def compare_bits(ours: np.ndarray, theirs: np.ndarray, begin: int, dropped: DType | None = None) -> Difference:
+    """Compare bits of one shape, whose first element has number `begin` in its tensor.
+
+    Args:
+        dropped: the dtype, if negative zeros of `theirs` have become zeros in `ours`: that is counted in `signs` then.
+    """
+    if np.array_equal(ours, theirs):
+        return Difference()
+    unequal = ours != theirs
+    signs = 0
+    if dropped is not None and dropped.negative_zero:
+        cleared = unequal & (ours == 0) & (theirs == ours.dtype.type(dropped.negative_zero))
+        signs = int(np.count_nonzero(cleared))
+        unequal &= ~cleared
+    elements = int(np.count_nonzero(unequal))
+    if not elements:
+        return Difference(signs=signs)
+    first = int(unequal.argmax())
+    bits = int(ours.reshape(-1)[first]), int(theirs.reshape(-1)[first])
+    return Difference(elements, begin + first, bits, signs)
+
+
+def compare_names(ours: Checkpoint, theirs: Checkpoint) -> tuple[list[str], set[str]]:
+    """Sentences on tensors that only one has or whose dtype or shape differ, and the names of all other tensors."""
+    differences = []
+    comparable = set()
+    for name in sorted({*ours.holder, *theirs.holder}):
+        if name not in theirs.holder or name not in ours.holder:
+            holder, other = (ours, theirs) if name in ours.holder else (theirs, ours)
+            differences.append(f"tensor {name!r}: only in {holder.path}, not in {other.path}")
+            continue
+        one, two = ours.rows_of(name), theirs.rows_of(name)
+        if one.dtype != two.dtype or one.shape != two.shape:
+            differences.append(
+                f"tensor {name!r}: {one.dtype.name} {list(one.shape)} in {ours.path}, "
+                f"{two.dtype.name} {list(two.shape)} in {theirs.path}"
+            )
+        else:
+            comparable.add(name)
+    return differences, comparable
+
+
+def compare_metadata(ours: Checkpoint, theirs: Checkpoint) -> list[str]:
+    """Sentences on metadata that differs; that of several files is taken together."""
+    one, two = _metadata(ours), _metadata(theirs)
+    return [
+        f"metadata {key!r}: {sorted(one.get(key, ()))} in {ours.path}, {sorted(two.get(key, ()))} in {theirs.path}"
+        for key in sorted({*one, *two})
+        if one.get(key) != two.get(key)
+    ]
+
+
+def _metadata(checkpoint: Checkpoint) -> dict[str, set[str]]:
+    values: dict[str, set[str]] = {}
+    for file in checkpoint.files:
+        for key, value in file.metadata.items():
+            values.setdefault(key, set()).add(value)
+    return values
+
+
+def describe(name: str, dtype: DType, shape: tuple[int, ...], difference: Difference) -> str:
+    """A sentence on a tensor whose elements differ."""
+    position = [int(place) for place in np.unravel_index(difference.first, shape)] if shape else []
+    ours, theirs = (f"0x{bits:0{max(dtype.nbits, 8) // 4}x}" for bits in difference.bits)
+    return (
+        f"tensor {name!r}: {difference.elements:,} of {prod(shape):,} elements differ, first at {position}: "
+        f"bits {ours}, not {theirs}"
+    )

@@ -1,0 +1,190 @@
+"""What `sparsefmt convert` says in the end: a table of the tensors, and what a user should know."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparsefmt import signs
+from sparsefmt.checkpoints.checkpoint import Checkpoint
+from sparsefmt.checkpoints.conversion import ConvertedTensor
+from sparsefmt.checkpoints.folding import foldable
+from sparsefmt.checkpoints.formats import FileFormat
+from sparsefmt.checkpoints.huggingface import read_model_folder
+from sparsefmt.checkpoints.target_folder import targets_of, unlisted_files
+
+LOOKS_PRUNED = 0.4
+"""Share of zeros from which on people expect a matrix to become sparse."""
+
+MOST_NAMED = 3
+"""The most tensors that a sentence names. It gives the number of the others."""
+
+MOST_ROWS = 40
+"""The most rows of the closing table. If there are more groups, the largest are shown."""
+
+
+@dataclass
+class _Group:
+    """Tensors of one row of the table."""
+
+    label: str
+    tensors: list[ConvertedTensor] = field(default_factory=list)
+
+    @property
+    def before(self) -> int:
+        return sum(tensor.entry.dense_nbytes for tensor in self.tensors)
+
+    @property
+    def after(self) -> int:
+        return sum(tensor.stored_nbytes for tensor in self.tensors)
+
+    def cells(self) -> list[str]:
+        from sparsefmt.cli import output
+
+        entries = [tensor.entry for tensor in self.tensors]
+        # types that cannot be pruned have not been surveyed
+        surveyed = [tensor for tensor in self.tensors if tensor.entry.dtype.prunable]
+        elements = sum(tensor.entry.elements for tensor in surveyed)
+        zeros = elements - sum(tensor.survey.nnz for tensor in surveyed)
+        return [
+            self.label,
+            _common(output.shape(entry.shape) for entry in entries),
+            _common(entry.dtype.name for entry in entries),
+            _common(entry.layout.name for entry in entries),
+            f"{len(entries):,}",
+            output.percent(zeros, elements),
+            output.size(self.before),
+            output.size(self.after),
+            output.ratio(self.before, self.after),
+        ]
+
+
+def _common(texts: Any) -> str:
+    distinct = set(texts)
+    return distinct.pop() if len(distinct) == 1 else "mixed"
+
+
+def report(source: Checkpoint, destination: Path, converted: list[ConvertedTensor], elapsed: float) -> None:
+    from sparsefmt.cli import output
+
+    table = output.table("tensors", "shape", "dtype", "layout", "n", "zeros", "before", "after", "ratio", left=4)
+    for group in _rows(_groups(converted)):
+        style = output.WARNING if any(map(_is_dense_all_the_same, group.tensors)) else ""
+        output.add_row(table, *group.cells(), style=style)
+    table.add_total(*_Group("total", converted).cells())
+    output.print_table(table)
+    output.say()
+    after = sum(path.stat().st_size for path in targets_of(source, destination, "sparsefmt").values())
+    output.say(
+        f"{source.path} ({output.size(source.nbytes)}) -> {destination} ({output.size(after)}): "
+        f"{output.ratio(source.nbytes, after)} smaller, in {elapsed:.1f} s"
+    )
+    for line in _notes(source, destination, converted):
+        output.say(line)
+
+
+def _is_dense_all_the_same(tensor: ConvertedTensor) -> bool:
+    """Whether a tensor is stored dense although it looks pruned."""
+    entry = tensor.entry
+    if entry.layout.sparse or not entry.dtype.prunable or len(entry.shape) < 2:
+        return False
+    return tensor.survey.nnz < (1 - LOOKS_PRUNED) * entry.elements
+
+
+def _groups(converted: list[ConvertedTensor]) -> list[_Group]:
+    """Groups of tensors of one dtype and shape whose names differ in numbers only, in the order of the file."""
+    from sparsefmt.cli import output
+
+    groups: dict[object, _Group] = {}
+    for tensor in converted:
+        entry = tensor.entry
+        label = output.pattern(tensor.name)
+        groups.setdefault((label, entry.dtype, entry.shape), _Group(label)).tensors.append(tensor)
+    for group in groups.values():
+        if len(group.tensors) == 1:
+            group.label = group.tensors[0].name
+    return list(groups.values())
+
+
+def _rows(groups: list[_Group]) -> list[_Group]:
+    if len(groups) <= MOST_ROWS:
+        return groups
+    largest = sorted(groups, key=lambda group: group.before, reverse=True)[: MOST_ROWS - 1]
+    others = [group for group in groups if group not in largest]
+    rest = _Group(f"{len(others)} smaller groups", [tensor for group in others for tensor in group.tensors])
+    return [*(group for group in groups if group in largest), rest]
+
+
+def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTensor]) -> list[str]:
+    """Sentences on what a user should know and might not expect."""
+    from sparsefmt.cli import output
+
+    notes = []
+    if dense := [tensor.name for tensor in converted if _is_dense_all_the_same(tensor)]:
+        others = f" and {len(dense) - MOST_NAMED:,} more" if len(dense) > MOST_NAMED else ""
+        notes.append(
+            f"Stored dense, though {LOOKS_PRUNED:.0%} or more of it is zero, since a sparse layout would hardly be "
+            f"smaller in memory, or was not asked for: {', '.join(dense[:MOST_NAMED])}{others}"
+        )
+    sparse = [tensor for tensor in converted if tensor.entry.layout.sparse and not tensor.is_copy]
+    kept = sum(tensor.survey.negative_zeros for tensor in sparse if not tensor.entry.negative_zeros_dropped)
+    dropped = sum(tensor.entry.negative_zeros_dropped for tensor in converted if not tensor.is_copy)
+    cost = sum(tensor.sign_nbytes for tensor in sparse)
+    if large := signs.note(cost, sum(tensor.stored_nbytes for tensor in converted), "--negative-zeros drop"):
+        notes.append(f"{large}.")
+    elif kept:
+        notes.append(
+            f"{kept:,} of the pruned zeros are -0.0. Their signs are kept and take {output.size(cost)}; "
+            "--negative-zeros drop leaves them out."
+        )
+    if dropped:
+        notes.append(f"{dropped:,} zeros were -0.0 and are stored as 0.0; the file records that.")
+    for file in source.files:
+        notes += file.notes
+    if tied := sum(len(file.aliases) for file in source.files):
+        notes.append(f"{output.plural(tied, 'name')} of a tensor that has another name, too: stored once.")
+    if copies := sum(tensor.is_copy for tensor in converted):
+        notes.append(f"{output.plural(copies, 'tensor')} with the same elements as another: stored once.")
+    if source.folded:
+        notes.append(f"{output.plural(len(source.folded), 'group')} of tensors were stored as one tensor each.")
+    elif groups := foldable(source.names):
+        first = groups[0]
+        notes.append(
+            f"{first.name!r} and {output.plural(len(groups) - 1, 'other')} are spelled in several tensors "
+            f"({', '.join(first.parts)}): --fold stores each as one, smaller and ready to be multiplied."
+        )
+    if source.unlisted:
+        names = ", ".join(path.name for path in source.unlisted)
+        notes.append(f"Not part of the checkpoint, and not converted: {names}")
+    return notes + _model_notes(source, destination)
+
+
+def notes_on_folder(source: Checkpoint, destination: Path, before: list[Path], new: FileFormat) -> list[str]:
+    """Sentences on files that were in the folder before. before: files that belonged to a model."""
+    notes = []
+    if removed := [path.name for path in before if not os.path.lexists(path)]:
+        notes.append(f"Removed, of the model that was there: {', '.join(removed)}")
+    if source.is_folder and (others := unlisted_files(source, destination, new)):
+        notes.append(f"Left alone, and no part of the model: {', '.join(path.name for path in others)}")
+    return notes
+
+
+def _model_notes(source: Checkpoint, destination: Path) -> list[str]:
+    """Sentences on the other files of a model: which were copied, and which were not."""
+    from sparsefmt.cli import output
+
+    model = read_model_folder(source.path, destination) if source.path.is_dir() else None
+    if model is None:
+        return []
+    converted = {Path(path.name) for path in (*(file.path for file in source.files), *source.unlisted)}
+    if source.index is not None:
+        converted.add(Path(source.index.path.name))
+    others = [str(path) for path in model.left_out if path not in converted]
+    notes = [
+        f"Copied: config.json, with a quantization_config, and {output.plural(len(model.companions), 'other file')}."
+    ]
+    if others:
+        notes.append(f"Weights of other formats, not copied: {', '.join(others)}")
+    return notes

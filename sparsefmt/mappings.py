@@ -1,0 +1,72 @@
+"""Mappings of names to tensors: written whole, names of one tensor together, and made on demand."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
+from typing import Any
+
+from sparsefmt.adapters import identity_of
+from sparsefmt.adapters.mistakes import expect_tensors
+from sparsefmt.container.index import Index
+from sparsefmt.errors import in_tensor
+from sparsefmt.tensor_writer import TensorWriter
+
+Progress = Callable[[int, int], object]
+"""Called as progress(done, total) after each tensor, in bytes of the dense tensors."""
+
+
+class MadeOnDemand(Mapping[str, Any]):
+    """A mapping in order of names, so that a file does not depend on the order of a dict; values are made on demand.
+
+    Args:
+        make: called with a tensor each time it is asked for. Its errors name the tensor.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any], make: Callable[[Any], Any]) -> None:
+        expect_tensors(tensors, "tensor")
+        self._tensors = tensors
+        self._make = make
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._tensors[name]
+        with in_tensor(name):
+            return self._make(value)
+
+    def __iter__(self) -> Iterator[str]:
+        # names that are no text have no order; writing them says what is wrong with them
+        return iter(sorted(self._tensors, key=str))
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progress | None = None) -> Index:
+    """Write a dict of tensors in its order and finish. Names that share one tensor share its chunks."""
+    expect_tensors(tensors)
+    writer.expect_names(tensors)
+    # a lazy mapping makes every value again, so read them twice only if progress is reported
+    total = sum(_dense_nbytes(value) for value in tensors.values()) if progress else 0
+    done = 0
+    written: dict[object, tuple[weakref.ref[Any], str]] = {}
+    for name, value in tensors.items():
+        identity = identity_of(value)
+        # an address identifies an object only while that is alive: a lazy mapping may reuse the memory
+        first = written.get(identity)
+        if first is not None and first[0]() is not None:
+            writer.add_alias(name, first[1])
+        else:
+            writer.add(name, value)
+            if type(value).__weakrefoffset__:
+                written[identity] = weakref.ref(value), name
+        done += _dense_nbytes(value)
+        if progress:
+            progress(done, total)
+    return writer.finish()
+
+
+def _dense_nbytes(value: Any) -> int:
+    """Bytes of the dense elements of a value that has a shape and a dtype with a size; 0 for others."""
+    itemsize = getattr(getattr(value, "dtype", None), "itemsize", 0)
+    return prod(getattr(value, "shape", ())) * itemsize

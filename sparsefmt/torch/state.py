@@ -1,0 +1,45 @@
+"""The state of a model with SparseLinear layers, as tensors to save, and which of the layers share memory."""
+
+from __future__ import annotations
+
+import torch
+
+from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch.derived import transposed
+from sparsefmt.torch.layers import joined, modules_with_names
+from sparsefmt.torch.linear import SparseLinear, leaving_signs
+
+
+def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor | SparseTensor]:
+    """The state of a model under the names of the dense model: a SparseTensor for the weight of each SparseLinear.
+
+    Layers that share their weights give the same SparseTensor. Weights of what was a Conv1D are transposed back.
+    """
+    held: dict[str, str] = {}
+    tensors: dict[str, torch.Tensor | SparseTensor] = {}
+    once: dict[tuple[int, bool], SparseTensor] = {}
+    sparse = {name: module for name, module in modules_with_names(model) if isinstance(module, SparseLinear)}
+    for prefix in sparse:
+        held |= {joined(prefix, buffer): prefix for buffer in ("weight_arrays", "weight_table")}
+    with leaving_signs():
+        state = model.state_dict()
+    for name, tensor in state.items():
+        if name not in held:
+            tensors[name] = tensor
+        elif name.endswith("weight_arrays"):
+            layer = sparse[held[name]]
+            key = id(layer.weight_arrays), layer.transposed
+            if key not in once:
+                weight = layer.sparse_tensor()
+                once[key] = transposed(weight, "auto") if layer.transposed else weight
+            tensors[joined(held[name], "weight")] = once[key]
+    return tensors
+
+
+def layers_by_memory(model: torch.nn.Module) -> list[list[tuple[str, SparseLinear]]]:
+    """The SparseLinear layers of a model under all of their names, those that have the same memory together."""
+    groups: dict[tuple[int, bool], list[tuple[str, SparseLinear]]] = {}
+    for name, module in modules_with_names(model):
+        if isinstance(module, SparseLinear):
+            groups.setdefault((id(module.weight_arrays), module.transposed), []).append((name, module))
+    return list(groups.values())
