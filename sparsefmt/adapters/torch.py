@@ -1,4 +1,4 @@
-"""torch tensors: strided, sparse in each of torch's layouts, and semi-structured (2:4).
+"""torch tensors. Those that are not strided become rows in `torch_sparse.py`.
 
 Elements are moved as integers of the same width, so that NaN payloads survive.
 """
@@ -11,10 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsefmt.adapters.blocks import BlocksRows, as_blocks, expanded, flat_places
 from sparsefmt.adapters.bytes_rows import BytesRows
 from sparsefmt.adapters.rows import Rows
 from sparsefmt.adapters.torch_indexing import carried, indexed, pairs
+from sparsefmt.adapters.torch_sparse import (
+    SPARSE,
+    SemiStructuredRows,
+    check_semi_structured,
+    check_sparse,
+    compressed,
+    coo,
+    is_semi_structured,
+)
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.file_tensor import FileTensor
@@ -53,13 +61,6 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 DTYPES_BY_TORCH = {dtype: DTYPES[name] for name, dtype in TORCH_DTYPES.items()}
 """The format's dtype for each of these."""
 
-_BY_COLUMN = (torch.sparse_csc, torch.sparse_bsc)
-_BLOCKED = (torch.sparse_bsr, torch.sparse_bsc)
-_SPARSE = (torch.sparse_coo, torch.sparse_csr, *_BY_COLUMN, torch.sparse_bsr)
-
-_CUTLASS_ROWS = 32
-"""Rows within which CUTLASS permutes the metadata of 2:4 tensors."""
-
 
 def rows_of(tensor: torch.Tensor) -> Rows:
     """A tensor on any device as it is to be stored.
@@ -76,12 +77,12 @@ def rows_of(tensor: torch.Tensor) -> Rows:
     """
     check_kind(tensor)
     dtype = dtype_of(tensor)
-    if _is_semi_structured(tensor):
+    if is_semi_structured(tensor):
         return SemiStructuredRows(dtype, tensor)
     tensor = tensor.detach()
     if tensor.layout == torch.strided:
         return _strided(dtype, tensor)
-    return _coo(dtype, tensor) if tensor.layout == torch.sparse_coo else _compressed(dtype, tensor)
+    return coo(dtype, tensor) if tensor.layout == torch.sparse_coo else compressed(dtype, tensor)
 
 
 def identity_of(tensor: torch.Tensor) -> object:
@@ -169,20 +170,20 @@ def is_strided(tensor: torch.Tensor) -> bool:
 
 def check_kind(tensor: torch.Tensor) -> None:
     """Raise UnsupportedError if `rows_of` has no way with this kind of tensor, before anything is read."""
-    dtype_of(tensor)
-    if _is_semi_structured(tensor):
-        _check_semi_structured(tensor)
+    dtype = dtype_of(tensor)
+    if is_semi_structured(tensor):
+        check_semi_structured(tensor)
     elif _is_stand_in(tensor):
         raise UnsupportedError(
             "tensor-subclass",
             f"a {type(tensor).__module__}.{type(tensor).__qualname__}, whose elements only it knows: make it a plain"
             " torch.Tensor first",
         )
-    elif tensor.is_nested or tensor.layout not in (torch.strided, *_SPARSE):
+    elif tensor.is_nested or tensor.layout not in (torch.strided, *SPARSE):
         kind = "nested" if tensor.is_nested else f"of layout {tensor.layout}"
         raise UnsupportedError("tensor-layout", f"a tensor {kind}: make it strided or sparse first")
-    elif tensor.layout in _SPARSE:
-        _check_sparse(tensor)
+    elif tensor.layout in SPARSE:
+        check_sparse(tensor, dtype)
 
 
 def torch_dtype_of(stored: FileTensor) -> torch.dtype:
@@ -198,27 +199,6 @@ def torch_dtype_of(stored: FileTensor) -> torch.dtype:
 def as_torch(array: np.ndarray, dtype: DType) -> torch.Tensor:
     """An array of a dtype of whole bytes, or of its bits, as torch has it: the same memory, which must be writable."""
     return carried(array, dtype).view(TORCH_DTYPES[dtype.name])
-
-
-class SemiStructuredRows(Rows):
-    """A 2:4 tensor as CUTLASS has it, made dense by torch's own function a run of rows at a time."""
-
-    def __init__(self, dtype: DType, tensor: torch.Tensor) -> None:
-        super().__init__(dtype, tuple(tensor.shape))
-        # as integers: torch's function would change the payloads of NaN. Four bytes are two elements of one half each
-        carrier = torch.int8 if dtype.nbits == 8 else torch.int16
-        self._packed = tensor.packed.detach().to("cpu").view(carrier)  # type: ignore[attr-defined]
-        # column pairs of the metadata lie one after the other, each with all its rows
-        self._meta = tensor.meta.to("cpu").reshape(-1, self.rows, 2)  # type: ignore[attr-defined]
-
-    def bits(self, begin: int, end: int) -> np.ndarray:
-        from torch.sparse import _semi_structured_conversions as conversions
-
-        first = begin - begin % _CUTLASS_ROWS
-        last = min(-(-end // _CUTLASS_ROWS) * _CUTLASS_ROWS, self.rows)
-        meta = self._meta[:, first:last].reshape(last - first, -1)
-        rows = conversions.sparse_semi_structured_to_dense_cutlass(self._packed[first:last], meta).numpy()
-        return rows.view(self.dtype.bits_dtype)[begin - first : end - first]
 
 
 @cache
@@ -255,89 +235,6 @@ def _strided(dtype: DType, tensor: torch.Tensor) -> BytesRows:
     return BytesRows(lambda offset, size: data[offset : offset + size], dtype, shape)
 
 
-def _coo(dtype: DType, tensor: torch.Tensor) -> BlocksRows:
-    places = _coo_places(tensor)
-    if not tensor.is_coalesced():
-        # only now: it would bring an index that is outside to another place
-        tensor = _coalesced(tensor)
-        places = _coo_places(tensor)
-    return BlocksRows(dtype, tuple(tensor.shape), places, as_blocks(_bits(tensor._values(), dtype)))
-
-
-def _coo_places(tensor: torch.Tensor) -> np.ndarray:
-    return flat_places(list(_numbers(tensor._indices())), tensor.shape[: tensor.sparse_dim()])
-
-
-def _coalesced(tensor: torch.Tensor) -> torch.Tensor:
-    try:
-        return tensor.coalesce()
-    except NotImplementedError:
-        indices = tensor._indices()
-        if torch.unique(indices, dim=1).shape[1] == indices.shape[1]:
-            return tensor
-        raise UnsupportedError(
-            "tensor-duplicates", f"it has several elements at one place, which torch cannot sum in {tensor.dtype}"
-        ) from None
-
-
-def _compressed(dtype: DType, tensor: torch.Tensor) -> BlocksRows:
-    """CSR, CSC, BSR and BSC; CSR and CSC with dimensions before and after those two."""
-    by_column = tensor.layout in _BY_COLUMN
-    starts = _numbers(tensor.ccol_indices() if by_column else tensor.crow_indices())
-    inner = _numbers(tensor.row_indices() if by_column else tensor.col_indices())
-    batches, entries = inner.shape[:-1], inner.shape[-1]
-    outer = [expanded(row, entries) for row in starts.reshape(-1, starts.shape[-1])]
-    first = np.concatenate(outer) if outer else np.zeros(0, np.int64)
-    pair = (inner.reshape(-1), first) if by_column else (first, inner.reshape(-1))
-    batch = [np.repeat(number.reshape(-1), entries) for number in np.indices(batches)]
-    values = _bits(tensor.values(), dtype)
-    block = values.shape[-2:] if tensor.layout in _BLOCKED else ()
-    sizes = list(tensor.shape[: len(batches) + 2])
-    if block:
-        sizes = [size // side for size, side in zip(sizes, block, strict=True)]
-    elements = as_blocks(values.reshape(-1, *values.shape[len(batches) + 1 :]), block)
-    return BlocksRows(dtype, tuple(tensor.shape), flat_places([*batch, *pair], sizes), elements)
-
-
-def _check_sparse(tensor: torch.Tensor) -> None:
-    if dtype_of(tensor).packed:
-        raise UnsupportedError("tensor-layout", f"a sparse tensor of {tensor.dtype}: call .to_dense() on it first")
-    if not tensor.sparse_dim():
-        raise UnsupportedError(
-            "tensor-layout", "a sparse tensor without sparse dimensions: call .to_dense() on it first"
-        )
-    if tensor.layout in _BLOCKED and tensor.ndim > 2:
-        raise UnsupportedError(
-            "tensor-layout", f"{tensor.layout} with {tensor.ndim} dimensions, not 2: call .to_dense() on it first"
-        )
-
-
 def _is_stand_in(tensor: torch.Tensor) -> bool:
     """Whether it is of a class that answers torch's operators itself, and so has no memory that could be looked at."""
     return type(tensor).__torch_dispatch__ != torch.Tensor.__torch_dispatch__
-
-
-def _is_semi_structured(tensor: torch.Tensor) -> bool:
-    return isinstance(tensor, torch.sparse.SparseSemiStructuredTensor)
-
-
-def _check_semi_structured(tensor: torch.Tensor) -> None:
-    fields = (getattr(tensor, name, None) for name in ("packed", "meta", "compressed_swizzled_bitmask"))
-    packed, meta, bitmask = fields
-    if packed is None or meta is None or bitmask is not None or not meta.is_contiguous():
-        raise UnsupportedError(
-            "tensor-layout",
-            f"a {type(tensor).__name__} in an order that its own kernels alone know: store the dense tensor it was made"
-            " of, or what .to_dense() gives",
-        )
-
-
-def _bits(tensor: torch.Tensor, dtype: DType) -> np.ndarray:
-    """Elements as unsigned integers, with the shape that they have."""
-    tensor = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
-    flat = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else np.zeros(0, np.uint8)
-    return flat.view(dtype.bits_dtype).reshape(tensor.shape)
-
-
-def _numbers(indices: torch.Tensor) -> np.ndarray:
-    return indices.detach().to("cpu").numpy()

@@ -147,7 +147,7 @@ def test_colours(tmp_path: Path) -> None:
 
 def test_rows_slower_than_dense_are_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The times do not matter here: products are told to be slower, or faster."""
-    from sparsefmt.cli.benchmark.measuring import Timing
+    from sparsefmt.cli.benchmark.groups import Timing
 
     styles: list[str] = []
     add_row = reporting.output.add_row

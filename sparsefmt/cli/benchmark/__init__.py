@@ -1,5 +1,5 @@
 """The work of `sparsefmt bench`: products are timed, and compared with dense products.
 
-`libraries.py` makes the dense products, `measuring.py` finds tensors that are alike and measures times, and
+`groups.py` finds tensors that are alike, `libraries.py` makes the dense products, `measuring.py` measures times, and
 `reporting.py` prints them.
 """

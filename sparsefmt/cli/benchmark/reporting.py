@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparsefmt.cli import output
+from sparsefmt.cli.benchmark.groups import Group
 from sparsefmt.cli.benchmark.libraries import Library
-from sparsefmt.cli.benchmark.measuring import Group, Results, quartile_spread
+from sparsefmt.cli.benchmark.measuring import Results, quartile_spread
 from sparsefmt.container.entry import TensorEntry
 
 JSON_VERSION = 1
