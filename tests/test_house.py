@@ -88,7 +88,7 @@ PUBLIC = {
 """What users call with keywords; and what torch calls: an operator of torch takes tensors and numbers alone."""
 
 CALLED_BY_TORCH = {
-    *("torch.operator._linear", "torch.operator._linear_fake", "torch.linear.SparseLinear._load_from_state_dict"),
+    *("torch.operator.product", "torch.operator._linear_fake", "torch.linear.SparseLinear._load_from_state_dict"),
 }
 
 COMPILED = {"kernels", "layouts.jitted", "codecs.rans.jitted", "positions.jitted"}
