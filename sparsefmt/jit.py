@@ -47,7 +47,7 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Where it cannot be kept (`jit_cache.py`), every process compiles what it uses.
     """
-    compiled = njit(nogil=True)(function)
+    compiled = njit(nogil=True, no_cfunc_wrapper=True)(function)  # nothing takes it for a function of C
     with suppress(RuntimeError):  # no folder for it
         compiled._cache = Cache(function)
     return compiled
