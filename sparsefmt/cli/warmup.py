@@ -11,7 +11,7 @@ import click
 DTYPES = ("F32", "BF16", "F16")
 """Element types whose kernels are compiled unless others are named. All other types use the kernels of F32."""
 
-TOKENS = (1, 2, 4, 8, 16, 32)
+TOKENS = (1, 2, 3, 5, 7, 12, 16, 32, 64, 128)
 """A number of tokens for each kernel. SPARSEFMT_ISA and the processor decide how many kernels there are."""
 
 

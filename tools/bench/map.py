@@ -10,12 +10,13 @@ A cell says how many times faster `sparsefmt.linear` is, with what a user gets b
 faster of numpy's and PyTorch's dense float32 product, with float32 activations. Under 0.97 it is red: slower than
 dense. Matrices of fewer than 100,000 weights stay dense, and may take 4 us longer than numpy takes.
 
-As in a model, a weight was not used a moment ago: of each matrix there are copies of 96 MB in all, at most 64, which
-are multiplied in turn. Each has been multiplied once before. Contenders take turns, call by call; with several threads,
-numpy comes first, whose threads are then left to fall asleep. Numbers are ratios of medians. --isa holds all contenders
-to the same instructions: each count of threads runs in a process of its own, with an environment in which numpy
-(OpenBLAS), PyTorch (MKL, oneDNN, ATen) and sparsefmt take no better ones. Without --isa, variables that name a
-processor for OpenBLAS are taken out of it.
+As in a model, a weight was not used a moment ago: of each matrix there are copies of 32 MB in all, at most 64, which
+are multiplied in turn. Each has been multiplied once before. Contenders take turns, call by call. With several threads,
+numpy comes first, whose threads are then left to fall asleep, and copies have 96 MB. Numbers are ratios of medians.
+
+--isa holds all contenders to the same instructions: each count of threads runs in a process of its own, with an
+environment in which numpy (OpenBLAS), PyTorch (MKL, oneDNN, ATen) and sparsefmt take no better ones. Without --isa,
+variables that name a processor for OpenBLAS are taken out of it.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ SHAPES = (
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
-EVICTING_BYTES = 96_000_000
+EVICTING_BYTES = 32_000_000
 MOST_COPIES = 64
 MOST_MULTIPLY_ADDS = 3e9
 """Larger products are left out: they take long, and say what those of fewer tokens say."""
@@ -144,7 +145,8 @@ def measure(wanted: Wanted) -> Iterator[Cell]:
     for dtype, rows, cols, sparsity in wanted.cases():
         weight = rng.standard_normal((rows, cols)).astype(np.float32)
         weight = np.where(rng.random(weight.shape) < sparsity, np.float32(0), weight)
-        count = max(1, min(MOST_COPIES, EVICTING_BYTES // weight.nbytes))
+        nbytes = EVICTING_BYTES if wanted.threads == 1 else 3 * EVICTING_BYTES
+        count = max(1, min(MOST_COPIES, nbytes // weight.nbytes))
         dense = Copies([weight.copy() for _ in range(count)])
         tensors = Copies([torch.from_numpy(weight.copy()) for _ in range(count)])
         ours = {
@@ -260,6 +262,7 @@ def draw(cells: list[Cell], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot
     from matplotlib.colors import LinearSegmentedColormap
 
