@@ -11,7 +11,7 @@ import numpy as np
 from sparsefmt.container.budget import Budget
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import LimitError
-from sparsefmt.layouts import auto
+from sparsefmt.layouts import heights
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.threads import in_order
@@ -131,7 +131,7 @@ def _pieces_of_array(wanted: np.ndarray, tile_rows: int) -> Iterator[_Piece]:
 
 def runs(begin: int, end: int, cols: int) -> Iterator[tuple[int, int]]:
     """Rows `begin` to `end` in runs that take little memory: a very sparse tile would be too large when dense."""
-    height = 4 * auto.tile_rows(end - begin, cols) or 1
+    height = 4 * heights.tile_rows(end - begin, cols) or 1
     for first in range(begin, end, height):
         yield first, min(first + height, end)
 

@@ -18,7 +18,7 @@ from sparsefmt.container.budget import NO_BUDGET, Budget
 from sparsefmt.container.stored_signs import Signs, SignsOfMatrix
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import UnsupportedError
-from sparsefmt.layouts import FORMS, LAYOUTS, auto, layout_of
+from sparsefmt.layouts import FORMS, LAYOUTS, heights, layout_of
 from sparsefmt.layouts.auto import Filling, layout_for, stored_by_form
 from sparsefmt.layouts.contract import Arrays
 from sparsefmt.layouts.memory import Arena, padded_copy
@@ -109,7 +109,7 @@ class SparseTensor(NDArrayOperatorsMixin):
         """
         matrix = rows_of(array)
         if row_dims is not None:
-            auto.expect_row_dims(row_dims, matrix.shape, matrix.dtype)
+            heights.expect_row_dims(row_dims, matrix.shape, matrix.dtype)
             matrix.stack(row_dims)
         return cls._from_rows(matrix, layout, threads)
 

@@ -15,7 +15,7 @@ from sparsefmt.container.names import check_name
 from sparsefmt.container.writer import Sink, Writer
 from sparsefmt.equal_tensors import EqualTensors
 from sparsefmt.errors import in_tensor
-from sparsefmt.layouts import auto
+from sparsefmt.layouts import auto, heights
 from sparsefmt.layouts.auto import Stored
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.tensor import SparseTensor
@@ -99,9 +99,9 @@ class TensorWriter:
 
     def _row_dims_of(self, name: str, matrix: Rows) -> int:
         if isinstance(self._row_dims, int):
-            return self._row_dims if auto.can_be_stack(self._row_dims, matrix.shape, matrix.dtype) else 1
+            return self._row_dims if heights.can_be_stack(self._row_dims, matrix.shape, matrix.dtype) else 1
         if self._row_dims is not None and name in self._row_dims:
-            auto.expect_row_dims(self._row_dims[name], matrix.shape, matrix.dtype)
+            heights.expect_row_dims(self._row_dims[name], matrix.shape, matrix.dtype)
             return self._row_dims[name]
         return matrix.row_dims
 

@@ -22,7 +22,7 @@ import sparsefmt
 from sparsefmt.cli import main
 from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Each, Result
 from sparsefmt.dtypes import DTYPES, DType, as_bits, dtype_of
-from sparsefmt.layouts import FORMS, LAYOUTS, auto
+from sparsefmt.layouts import FORMS, LAYOUTS, heights
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 
@@ -104,7 +104,7 @@ def dense(tensor: sparsefmt.SparseTensor | np.ndarray) -> np.ndarray:
 def in_form(array: np.ndarray, form: str, tile_rows: int = 0) -> sparsefmt.SparseTensor:
     """A matrix in a layout's form, which need not be the one that is chosen for it, in tiles of so many rows."""
     dtype, (rows, cols) = dtype_of(array.dtype), array.shape
-    tiling = Tiling(dtype, array.shape, FORMS[form], tile_rows or auto.sparse_tile_rows(rows, cols))
+    tiling = Tiling(dtype, array.shape, FORMS[form], tile_rows or heights.sparse_tile_rows(rows, cols))
     bits = as_bits(array, dtype)
     parts = [bits[slice(*tiling.tile_range(number))] for number in range(tiling.tiles)]
     return sparsefmt.SparseTensor(tiling, [Tile.from_dense(FORMS[form], part, dtype) for part in parts])

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 import sparsefmt
 from sparsefmt import FormatError, LimitError, SparsefmtError, SparseTensor, UnsupportedError
 from sparsefmt.dtypes import DTYPES
-from sparsefmt.layouts import LAYOUTS, auto
+from sparsefmt.layouts import LAYOUTS, heights
 from sparsefmt.tensor_writer import TensorWriter
 
 LAYOUT_NAMES = ["auto", *LAYOUTS]
@@ -50,7 +50,7 @@ def test_every_dtype_over_several_tiles(dtype, codec, monkeypatch):
     rng = np.random.default_rng(2)
     shape = (1600, 700)
     if codec in ("rans", "auto"):
-        monkeypatch.setattr(auto, "TILE_POSITIONS", auto.TILE_POSITIONS * 3 // 5)
+        monkeypatch.setattr(heights, "TILE_POSITIONS", heights.TILE_POSITIONS * 3 // 5)
         shape = (960, 700)
     array = pruned(rng, shape, dtype, 0.7, True) if dtype.prunable else random_bits(rng, shape, dtype)
     data = check_file_round_trip({"w": array, "flat": array.reshape(-1)}, codec=codec)

@@ -39,11 +39,11 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def small_tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each tensor in several tiles, so that files are closed in the midst of one."""
-    from sparsefmt.layouts import auto
+    from sparsefmt.layouts import heights
 
     path = tmp_path_factory.mktemp("closing") / "tiles.sparsefmt"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(auto, "TILE_POSITIONS", 1 << 10)
+        patch.setattr(heights, "TILE_POSITIONS", 1 << 10)
         sparsefmt.save_file(TENSORS, path, {"key": "text"})
     return path
 

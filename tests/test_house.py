@@ -103,8 +103,7 @@ def test_values_that_belong_together_are_one_object():
 
 
 def test_so_they_are_in_programs_and_in_the_reader_of_the_specification():
-    # in tools/bench, some functions still take a row of a table, value by value
-    assert functions_of_many_parameters(ROOT / "tools", {"bench"}) == set()
+    assert functions_of_many_parameters(ROOT / "tools") == set()
     assert functions_of_many_parameters(ROOT / "spec" / "python") == set()
 
 

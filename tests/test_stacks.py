@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hypothesis_numpy
 import sparsefmt
 from sparsefmt import FormatError, SparseTensor, cli
 from sparsefmt.container.reader import Reader
-from sparsefmt.layouts import auto
+from sparsefmt.layouts import heights
 
 
 def stack(*shape: int, zeros: float = 0.8, dtype: type = np.float32, negative_zeros: bool = False) -> np.ndarray:
@@ -155,7 +155,7 @@ def test_every_stack_comes_back(array, row_dims, layout, codec):
     ],
 )
 def test_which_tensors_are_stacks_by_themselves(shape, row_dims):
-    assert auto.row_dims(shape, sparsefmt.dtypes.DTYPES["BF16"]) == row_dims
+    assert heights.row_dims(shape, sparsefmt.dtypes.DTYPES["BF16"]) == row_dims
 
 
 def test_who_saves_may_say_otherwise(tmp_path):

@@ -40,7 +40,7 @@ from hypothesis.stateful import (
 import sparsefmt
 from sparsefmt import SparsefmtError, SparseTensor
 from sparsefmt.dtypes import SUMMED_IN_DOUBLE, as_bits, dtype_of
-from sparsefmt.layouts import LAYOUTS, auto
+from sparsefmt.layouts import LAYOUTS, heights
 from tools import forms
 
 pytestmark = pytest.mark.slow
@@ -118,8 +118,8 @@ class Store(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         gc.freeze()  # what is here before is not looked through at the end of each run
-        self.positions_of_a_tile = auto.TILE_POSITIONS
-        auto.TILE_POSITIONS = 256  # small tensors have several tiles
+        self.positions_of_a_tile = heights.TILE_POSITIONS
+        heights.TILE_POSITIONS = 256  # small tensors have several tiles
         self.descriptors = len(os.listdir("/dev/fd"))
         self.folder = Path(tempfile.mkdtemp())
         self.files: dict[str, Version] = {}
@@ -127,7 +127,7 @@ class Store(RuleBasedStateMachine):
         self.held: list[Held] = []
 
     def teardown(self) -> None:
-        auto.TILE_POSITIONS = self.positions_of_a_tile
+        heights.TILE_POSITIONS = self.positions_of_a_tile
         self.opened.clear()
         self.held.clear()
         gc.collect()

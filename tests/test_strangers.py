@@ -29,7 +29,7 @@ import sparsefmt.torch
 from sparsefmt import ChecksumError, FormatError, SparseTensor
 from sparsefmt.container.chunks import STORED_RECORD
 from sparsefmt.container.sources import Memory
-from sparsefmt.layouts import auto
+from sparsefmt.layouts import heights
 from sparsefmt.sparse_file import SparseFile
 from tools.taken_apart import join, preamble
 
@@ -103,7 +103,7 @@ def half_damaged(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for layout in ("dense", "bitmask", "permuted"):
         for codec in ("raw", "zstd"):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(auto, "TILE_POSITIONS", 10_000)
+                patch.setattr(heights, "TILE_POSITIONS", 10_000)
                 whole = sparsefmt.save({"bad": array, "good": array[:70]}, layout=layout, codec=codec)
             file = SparseFile(Memory(whole))
             entry = file.reader.index.entry("bad")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsefmt.dtypes import DType
-from sparsefmt.layouts import auto, fillers
+from sparsefmt.layouts import auto, fillers, heights
 from sparsefmt.layouts.auto import Stored, stored_by_form
 from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.entries import Entries
@@ -54,7 +54,7 @@ class Rows(ABC):
         check_shape(shape, dtype)
         self.dtype = dtype
         self.shape = shape
-        self.row_dims = auto.row_dims(shape, dtype)
+        self.row_dims = heights.row_dims(shape, dtype)
         self.rows, self.cols = matrix_view(shape, self.row_dims)
 
     def stack(self, row_dims: int) -> None:
@@ -120,7 +120,7 @@ class Rows(ABC):
 
     def runs(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """Rows `begin` to `end` in runs as high as dense tiles; none without elements."""
-        height = auto.tile_rows(self.rows, self.cols)
+        height = heights.tile_rows(self.rows, self.cols)
         for first in range(begin, end, height) if height else ():
             yield first, min(end, first + height)
 
@@ -131,14 +131,14 @@ class Rows(ABC):
             entries: elements to store, -0.0 among them if their signs are kept; None if nobody counted them.
         """
         height = self._tile_rows(layout, entries)
-        return height if self.row_dims == 1 else auto.divisor(self.matrix_rows, height, self.dtype.packed)
+        return height if self.row_dims == 1 else heights.divisor(self.matrix_rows, height, self.dtype.packed)
 
     def _tile_rows(self, layout: str, entries: int | None) -> int:
         if layout != "dense":
-            if layout == "permuted" and entries is not None and auto.is_very_sparse(self.rows, self.cols, entries):
-                return auto.very_sparse_tile_rows(self.rows, self.cols, entries)
-            return auto.sparse_tile_rows(self.rows, self.cols)
-        height = auto.tile_rows(self.rows, self.cols)
+            if layout == "permuted" and entries is not None and heights.is_very_sparse(self.rows, self.cols, entries):
+                return heights.very_sparse_tile_rows(self.rows, self.cols, entries)
+            return heights.sparse_tile_rows(self.rows, self.cols)
+        height = heights.tile_rows(self.rows, self.cols)
         # tiles of packed elements start at whole bytes
         return min(self.rows, -(-height // 8) * 8) if self.dtype.packed else height
 

@@ -16,7 +16,7 @@ import numpy as np
 from sparsefmt.adapters.rows import Rows
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError, SparsefmtError, UnsupportedError
-from sparsefmt.layouts import auto
+from sparsefmt.layouts import heights
 from sparsefmt.lazily import computed_once
 from sparsefmt.limits import MAX_NDIM
 from sparsefmt.shapes import check_shape
@@ -95,7 +95,7 @@ class BitmaskRows(Rows):
     def _begins(self) -> np.ndarray:
         """Number of marked elements before each run, and of all. Checks the mask."""
         counts = np.zeros(self._runs, np.int64)
-        height = auto.tile_rows(self._bitmask.rows, self._bitmask.cols)
+        height = heights.tile_rows(self._bitmask.rows, self._bitmask.cols)
         for begin in range(0, self._bitmask.rows, height):
             mask = self._bitmask.bits(begin, min(begin + height, self._bitmask.rows)).reshape(-1, self._run_bytes)
             run = begin * self._runs // self._bitmask.rows

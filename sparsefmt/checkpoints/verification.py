@@ -19,7 +19,7 @@ from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.envelope import MINOR
 from sparsefmt.container.reader import Reader
 from sparsefmt.errors import FormatError
-from sparsefmt.layouts import auto
+from sparsefmt.layouts import heights
 from sparsefmt.layouts.tile import Tile
 
 
@@ -94,7 +94,7 @@ def check_tile(name: str, tile: Tile, number: int) -> None:
         FormatError: an array differs (`not-canonical`).
     """
     signs = tile.negative_zeros is not None
-    if tile.layout.sparse and auto.is_very_sparse(tile.rows, tile.cols, tile.nnz) and not signs:
+    if tile.layout.sparse and heights.is_very_sparse(tile.rows, tile.cols, tile.nnz) and not signs:
         again = Tile.from_entries(tile.layout, tile.entries(), tile.dtype, tile.shape)
     else:
         again = Tile.from_dense(tile.layout, tile.to_dense(0, tile.rows), tile.dtype)

@@ -18,7 +18,7 @@ from sparsefmt.checkpoints.conversion import Settings, convert_file
 from sparsefmt.checkpoints.folding import folded
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
-from sparsefmt.layouts import auto
+from sparsefmt.layouts import heights
 
 
 def spelled_24(array: np.ndarray, stem: str = "w") -> Arrays:
@@ -69,7 +69,7 @@ class TestBitmask:
 
     @pytest.mark.parametrize("shape", [(1003,), (37, 21), (9, 5, 11)])
     def test_masks_are_read_in_runs(self, shape, monkeypatch):
-        monkeypatch.setattr(auto, "TILE_POSITIONS", 64)
+        monkeypatch.setattr(heights, "TILE_POSITIONS", 64)
         array = np.ones(shape, np.float32)
         memory = Memory(spelled(array, "layer"))
         assert same_bits(dense(folded(memory), "layer.weight"), array)

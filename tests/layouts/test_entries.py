@@ -15,7 +15,7 @@ import sparsefmt
 from sparsefmt import SparseTensor
 from sparsefmt.adapters import ArrayRows, rows_of
 from sparsefmt.dtypes import as_bits
-from sparsefmt.layouts import FORMS, auto
+from sparsefmt.layouts import FORMS, heights
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.layouts.tile import Tile
@@ -70,7 +70,7 @@ def test_very_sparse_matrices_come_back(shape, codec, signs, tmp_path: Path):
     with sparsefmt.open_file(path) as file:
         entry = file.reader.index.entry("w")
         assert entry.layout.name == "permuted"
-        assert entry.tile_rows > auto.sparse_tile_rows(*shape) or entry.tile_rows == min(shape[0], 1 << 16)
+        assert entry.tile_rows > heights.sparse_tile_rows(*shape) or entry.tile_rows == min(shape[0], 1 << 16)
         assert (NEGATIVE_ZEROS in entry.codecs) == signs
         assert same_bits(file.get_tensor("w"), array)
         rows = slice(shape[0] // 3, shape[0] // 2)

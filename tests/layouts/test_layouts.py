@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from sparsefmt import isa
 from sparsefmt.dtypes import DTYPES, DType, as_bits, dtype_of
 from sparsefmt.errors import FormatError
-from sparsefmt.layouts import FORMS, auto
+from sparsefmt.layouts import FORMS, auto, heights
 from sparsefmt.layouts.memory import OVERREAD, frozen
 from sparsefmt.layouts.tile import Tile
 
@@ -321,7 +321,7 @@ def test_bool_and_packed_padding():
 def chosen(dtype: str, rows: int, cols: int, nnz: int, purpose: auto.Purpose = "computing") -> str:
     """What "auto" means for a matrix whose rows have equally many nonzeros."""
     stored = auto.Stored(nnz, nnz)
-    filling = auto.Filling(DTYPES[dtype], rows, cols, auto.sparse_tile_rows(rows, cols), nnz, stored)
+    filling = auto.Filling(DTYPES[dtype], rows, cols, heights.sparse_tile_rows(rows, cols), nnz, stored)
     return auto.layout_for("auto", purpose, (rows, cols), filling).name
 
 
@@ -354,13 +354,3 @@ class TestAuto:
         assert chosen("I8", 1000, 9, 4000) == "bitmask"
         assert chosen("I8", 1000, 9, 8000) == "dense"
         assert chosen("F32", 1000, 1000, 4000) == "permuted"
-
-    @pytest.mark.parametrize(("rows", "cols"), [(0, 5), (5, 0), (1, 1), (4096, 4096), (3, 1 << 33), (1 << 33, 1)])
-    def test_tile_rows_are_in_range(self, rows, cols):
-        height = auto.tile_rows(rows, cols)
-        assert (height == 0) if not rows * cols else 1 <= height <= rows
-
-    def test_sparse_tiles_are_whole_slices_within_limits(self):
-        assert auto.sparse_tile_rows(4096, 4096) % 16 == 0
-        assert auto.sparse_tile_rows(1 << 20, 2) <= 1 << 16
-        assert auto.sparse_tile_rows(100, 1 << 30) == 1

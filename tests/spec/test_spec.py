@@ -13,7 +13,7 @@ from sparsefmt import codecs, limits
 from sparsefmt.codecs.contract import ArrayInfo, Chunk
 from sparsefmt.container import chunks, entry, envelope, index, kinds
 from sparsefmt.dtypes import DTYPES, as_bits, pack
-from sparsefmt.layouts import FORMS, LAYOUTS, auto
+from sparsefmt.layouts import FORMS, LAYOUTS, heights
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.positions import Positions
 from tools.vectors import spec_example as tool
@@ -240,7 +240,7 @@ def test_reader_of_section_10(layout, codec, monkeypatch):
             array = pruned(rng, shape, dtype, 0.8, True) if dtype.prunable else random_bits(rng, shape, dtype)
             tensors[f"{dtype.name} {shape}"] = array
     # masks of one of the tiles are streams of 32 states
-    monkeypatch.setattr(auto, "TILE_POSITIONS", 1000 * 576)
+    monkeypatch.setattr(heights, "TILE_POSITIONS", 1000 * 576)
     tensors["tiles"] = pruned(rng, (590, 1000), DTYPES["BF16"], 0.7, True)
     tensors["tied"] = tensors["tiles"]
     for name, mask in structured_masks(rng).items():

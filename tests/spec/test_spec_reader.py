@@ -16,7 +16,7 @@ from helpers import ROOT
 from outcomes import BITS, DTYPES, dtype_name, outcome_of_library, outcome_of_reader, packed, reader
 
 import sparsefmt
-from sparsefmt.layouts import FORMS, auto
+from sparsefmt.layouts import FORMS, heights
 from tools import forms
 from tools.taken_apart import TakenApart, chunks_of
 from tools.vectors.faults import FAULTS, rans_files
@@ -161,7 +161,7 @@ def structured_masks(rng: np.random.Generator, r: int, c: int) -> dict[str, np.n
 @pytest.mark.parametrize("shape", [(20, 12), (90, 100), (150, 520), (590, 1000)], ids=str)
 def test_rans_of_structured_masks(shape, layout, monkeypatch):
     """Streams of 1, of 8 and of 32 states, those of a mask of 576 rows among them; several tiles."""
-    monkeypatch.setattr(auto, "TILE_POSITIONS", 1000 * 576)
+    monkeypatch.setattr(heights, "TILE_POSITIONS", 1000 * 576)
     rng, tensors = np.random.default_rng(shape), {}
     palette = np.array([1.5, -2, 3.25, 1e-3, -7, 2, 0.1], np.float32)
     masks = structured_masks(rng, *shape)

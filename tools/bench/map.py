@@ -29,6 +29,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import ml_dtypes
@@ -162,19 +163,25 @@ def measure(wanted: Wanted) -> Iterator[Cell]:
             if rows * cols * tokens > MOST_MULTIPLY_ADDS:
                 continue
             x = rng.standard_normal((tokens, cols)).astype(np.float32)
-            yield from _cells(wanted, (dtype, rows, cols, sparsity), x, dense, tensors, ours)
+            yield from _cells(wanted, (dtype, rows, cols, sparsity), x, Weights(dense, tensors, ours))
 
 
-def _cells(
-    wanted: Wanted, case: tuple[str, int, int, float], x: np.ndarray, dense: Copies, tensors: Copies, ours: dict
-) -> Iterator[Cell]:
+class Weights(NamedTuple):
+    """The same weights for each contender: for numpy, for PyTorch, and ours by layout asked for."""
+
+    dense: Copies
+    tensors: Copies
+    ours: dict[str, Copies]
+
+
+def _cells(wanted: Wanted, case: tuple[str, int, int, float], x: np.ndarray, weights: Weights) -> Iterator[Cell]:
     dtype, rows, cols, sparsity = case
     x_tensor, linear = torch.from_numpy(x), torch.nn.functional.linear
     samples = {
-        "numpy": lambda: seconds_of(lambda w: x @ w.T, dense.next()),
-        "torch": lambda: seconds_of(linear, x_tensor, tensors.next()),
+        "numpy": lambda: seconds_of(lambda w: x @ w.T, weights.dense.next()),
+        "torch": lambda: seconds_of(linear, x_tensor, weights.tensors.next()),
     }
-    for layout, copies in ours.items():
+    for layout, copies in weights.ours.items():
         samples[layout] = lambda copies=copies: seconds_of(sparsefmt.linear, x, copies.next())
     work = rows * cols * len(x)
     turns = max(wanted.turns // 8, 4) if work >= 3e8 else max(wanted.turns // 3, 4) if work >= 3e7 else wanted.turns
@@ -187,7 +194,7 @@ def _cells(
         times |= in_turns(samples, turns, warm_up=4)
     medians = {name: float(np.median(found)) * 1e6 for name, found in times.items()}
     best = min("numpy", "torch", key=lambda name: medians[name])
-    for layout, copies in ours.items():
+    for layout, copies in weights.ours.items():
         yield Cell(
             processor(), ISA, wanted.threads, dtype, rows, cols, sparsity, len(x), layout,
             _form(copies.copies[0]), medians[best], medians[layout], max(spread(times[best]), spread(times[layout])),

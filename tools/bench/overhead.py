@@ -123,17 +123,20 @@ class Row:
     """Cores that other processes took meanwhile, of rows with threads."""
 
 
-def row(
-    measured: str,
-    case: str,
-    seconds: list[float],
-    target_s: float | None = None,
-    *,
-    threads: int | None = None,
-    multiply_adds: int | None = None,
-    others: float | None = None,
-) -> Row:
+class Shared(NamedTuple):
+    """A product that threads share: their number, its multiply-adds, and cores that others took meanwhile."""
+
+    threads: int | None = None
+    multiply_adds: int | None = None
+    others: float | None = None
+
+
+ALONE = Shared()
+
+
+def row(measured: str, case: str, seconds: list[float], target_s: float | None = None, shared: Shared = ALONE) -> Row:
     """A row of at least two samples."""
+    threads, multiply_adds, others = shared
     median = statistics.median(seconds)
     return Row(measured, case, threads, multiply_adds, median, spread(seconds), len(seconds), target_s, others)
 
@@ -253,7 +256,7 @@ def thread_rows(plan: Plan, threads: int) -> Iterator[Row]:
             meanwhile = others.cores()
             for number, seconds in found.items():
                 case, work = f"{side} x {side}, batch {tokens}", copies[0].nnz * tokens
-                yield row("threads", case, seconds, threads=int(number), multiply_adds=work, others=meanwhile)
+                yield row("threads", case, seconds, shared=Shared(int(number), work, meanwhile))
 
 
 def pays_from(sizes: list[int], gains: list[float]) -> float | None:

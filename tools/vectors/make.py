@@ -24,7 +24,7 @@ import numpy as np
 
 import sparsefmt
 from sparsefmt.dtypes import DTYPES, DType, as_bits, pack
-from sparsefmt.layouts import auto
+from sparsefmt.layouts import heights
 from tools import ROOT, forms
 from tools.forms import LAYOUTS
 from tools.vectors.faults import FAULTS, Fault
@@ -211,7 +211,7 @@ def save_in_tiles(tensors: dict[str, np.ndarray], form: str, codec: str) -> byte
     def height(rows: int, cols: int) -> int:
         return min(rows, TILES.get(cols, rows))
 
-    with mock.patch.object(auto, "tile_rows", height), mock.patch.object(auto, "sparse_tile_rows", height):
+    with mock.patch.object(heights, "tile_rows", height), mock.patch.object(heights, "sparse_tile_rows", height):
         row_dims = {f"stack/{list(shape)}": dims for shape, dims in STACKS.items()}
         return forms.save(tensors, form=form, codec=codec, row_dims=row_dims)
 
