@@ -330,8 +330,8 @@ class TestAuto:
         assert chosen("F32", 1000, 1000, 990_000) == "dense"
         assert chosen("BF16", 1000, 1000, 950_000, "coded") == "dense"
 
-    def test_half_is_bitmask_and_most_is_permuted(self):
-        assert chosen("BF16", 1000, 1000, 500_000) == "bitmask"
+    def test_some_zeros_are_bitmask_and_most_are_permuted(self):
+        assert chosen("BF16", 1000, 1000, 600_000) == "bitmask"
         assert chosen("F32", 1000, 1000, 100_000) == "permuted"
         assert chosen("F32", 1000, 1000, 100_000, "coded") == "bitmask"
 
