@@ -50,6 +50,13 @@ def test_the_title_counts_them():
     assert "1 of 2 cells slower than dense; geometric mean 1.00" in bench.title_of(key, found)
 
 
+@pytest.mark.parametrize("arguments", [["--shape", "abc"], ["--layout", "csr"], ["--isa", "sse"], ["--tokens", "0"]])
+def test_wrong_arguments_are_named(arguments):
+    done = CliRunner().invoke(bench.main, arguments)
+    assert done.exit_code == 2
+    assert arguments[1] in done.output
+
+
 def test_more_threads_than_cores():
     done = CliRunner().invoke(bench.main, ["--threads", "5000"])
     assert done.exit_code == 1

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+
+import click
 
 STATUS = Path("/proc/self/status")
 """Where Linux says how much memory a process has."""
@@ -52,6 +55,13 @@ def hold_to(isa: str | None) -> None:
     environment = held_to(isa)
     if environment != dict(os.environ):
         os.execve(sys.executable, sys.orig_argv, environment)
+
+
+def parse_shapes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    for shape in value:
+        if re.fullmatch(r"[1-9]\d*x[1-9]\d*", shape) is None:
+            raise click.BadParameter(f"{shape!r} is not of the form 4096x4096")
+    return value
 
 
 def usable_cores() -> int:

@@ -42,7 +42,6 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 import statistics
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -63,7 +62,7 @@ from sparsefmt import SparseTensor
 from sparsefmt.isa import ISA, ISAS
 from sparsefmt.layouts.auto import PERMUTED_FROM
 from tools.bench import kernels_peers
-from tools.bench.harness import Others, hold_to, in_turns, processor, spread
+from tools.bench.harness import Others, hold_to, in_turns, parse_shapes, processor, spread
 from tools.bench.kernels_contenders import (
     STREAM_BYTES,
     VALUE_DTYPES,
@@ -432,13 +431,6 @@ def warn_if_crowded(console: Console, rows: list[Row]) -> None:
         console.print(
             f"in {len(crowded)} of {len(cases)} cases, others took cores that were needed: measure these again"
         )
-
-
-def parse_shapes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    for shape in value:
-        if re.fullmatch(r"[1-9]\d*x[1-9]\d*", shape) is None:
-            raise click.BadParameter(f"{shape!r} is not of the form 4096x4096")
-    return value
 
 
 def parse_peers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:

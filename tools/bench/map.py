@@ -41,7 +41,8 @@ from rich.table import Table
 
 import sparsefmt
 from sparsefmt.isa import ISA, ISAS
-from tools.bench.harness import held_to, in_turns, processor, seconds_of, spread, usable_cores
+from sparsefmt.layouts import LAYOUTS
+from tools.bench.harness import held_to, in_turns, parse_shapes, processor, seconds_of, spread, usable_cores
 from tools.bench.kernels_contenders import settle
 
 SHAPES = (
@@ -319,10 +320,12 @@ def read_csv(path: Path) -> list[Cell]:
 )
 @click.option("--dtype", "dtypes", type=click.Choice(list(DTYPES)), multiple=True, default=tuple(DTYPES))
 @click.option("--threads", type=click.IntRange(1), multiple=True, default=(1,), show_default=True)
-@click.option("--shape", "shapes", multiple=True, default=SHAPES, metavar="ROWSxCOLS")
+@click.option("--shape", "shapes", multiple=True, default=SHAPES, metavar="ROWSxCOLS", callback=parse_shapes)
 @click.option("--sparsity", "sparsities", type=click.FloatRange(0, 1), multiple=True, default=SPARSITIES)
 @click.option("--tokens", type=click.IntRange(1), multiple=True, default=TOKENS)
-@click.option("--layout", "layouts", multiple=True, default=("auto",), show_default=True)
+@click.option(
+    "--layout", "layouts", type=click.Choice(("auto", *LAYOUTS)), multiple=True, default=("auto",), show_default=True
+)
 @click.option(
     "--turns", type=click.IntRange(4), default=31, show_default=True, help="Calls of each in a small product."
 )
