@@ -62,8 +62,10 @@ def _run(plan: Plan, w: Operand, threads: int | None, accumulator: np.dtype | No
         accumulator: what values are widened to in memory; None where the kernel does it in registers.
     """
     whole = w.whole
-    useful = whole.multiply_adds * (TOKENS_LIKE_ONE + plan.tokens) // (TOKENS_LIKE_ONE + 1)
-    useful //= min(WORTH_A_THREAD, WORTH_IN_A_TEAM) if accumulator is None and has_team() else WORTH_A_THREAD
+    multiply_adds = whole.multiply_adds * (TOKENS_LIKE_ONE + plan.tokens) // (TOKENS_LIKE_ONE + 1)
+    useful = multiply_adds // min(WORTH_A_THREAD, WORTH_IN_A_TEAM)
+    if useful > 1 and not (accumulator is None and has_team()):
+        useful = multiply_adds // WORTH_A_THREAD
     if useful > 1:
         useful = min(useful, num_threads(threads))
     work = whole if useful <= 1 else w.work(useful * UNITS_PER_THREAD)
@@ -71,7 +73,8 @@ def _run(plan: Plan, w: Operand, threads: int | None, accumulator: np.dtype | No
         plan.job[PIECES // 8] = work.address
         job, _ = plan.job.buffer_info()
         if useful <= 1:
-            plan.kernel(job, 0, len(work.pieces), room("weights", plan.scratch, DOUBLE).address)
+            scratch = room("weights", plan.scratch, DOUBLE).address if plan.scratch else 0
+            plan.kernel(job, 0, len(work.pieces), scratch)
         else:
             run_on_threads(plan.kernel, job, work.units, useful, plan.scratch)
         return
