@@ -12,7 +12,7 @@ from helpers import run_python, weights
 
 from sparsefmt import SparseTensor, linear
 from sparsefmt.kernels import multiply, team
-from sparsefmt.threads import share
+from sparsefmt.threads import is_worker, share
 
 torch = pytest.importorskip("torch")
 
@@ -71,11 +71,17 @@ def test_other_dtypes_take_the_pool(teams):
 def test_work_within_the_pool_has_no_team(teams):
     w, x = case("bitmask", np.float32, 4)
     expected = linear(x, w, threads=1)
-    found = [None] * 6
-    share(lambda number: found.__setitem__(number, linear(x, w, threads=2)), 6, 3)
-    assert all(np.array_equal(result, expected) for result in found)
-    # this thread has its share of the work, and a team; the pool's have none
-    assert len(teams) < 6 or threading.active_count() == 1
+    both, results = threading.Barrier(2, timeout=60), {}
+
+    def multiply_once(number):
+        both.wait()  # so that this thread does not take both numbers
+        results[is_worker()] = linear(x, w, threads=2)
+
+    share(multiply_once, 2, 2)
+    # this thread has a team; the pool's thread has none
+    assert len(teams) == 1
+    assert np.array_equal(results[False], expected)
+    assert np.array_equal(results[True], expected)
 
 
 def test_many_threads_at_once(teams):
