@@ -14,12 +14,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from sparsefmt import api
+from sparsefmt import api, dense_files
 from sparsefmt.adapters import numpy as adapter
-from sparsefmt.container.sources import Backend, source_of_content
-from sparsefmt.errors import in_file
+from sparsefmt.container.sources import Backend
 from sparsefmt.mappings import MadeOnDemand
-from sparsefmt.sparse_file import SparseFile, all_tensors
 from sparsefmt.tensor_writer import NegativeZeros
 
 __all__ = ["load", "load_file", "save", "save_file"]
@@ -76,8 +74,7 @@ def save_file(
 
 def load(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> dict[str, np.ndarray]:
     """Load all tensors from the bytes of a file; in all else like `load_file`."""
-    with SparseFile(source_of_content(data), max_decoded_bytes=max_decoded_bytes) as file:
-        return all_tensors(file, adapter)
+    return dense_files.load(data, adapter, max_decoded_bytes)
 
 
 def load_file(
@@ -106,11 +103,7 @@ def load_file(
         >>> from sparsefmt.numpy import load_file
         >>> weight = load_file("model.sparsefmt")["weight"]
     """
-    with (
-        in_file(filename),
-        api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file,
-    ):
-        return all_tensors(file, adapter)
+    return dense_files.load_file(filename, adapter, "cpu", backend, max_decoded_bytes)
 
 
 def _as_it_is(array: np.ndarray) -> np.ndarray:

@@ -10,9 +10,10 @@ from sparsefmt.adapters import Adapter, adapter_of
 from sparsefmt.api import open_file
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend
+from sparsefmt.dense_files import all_tensors
 from sparsefmt.errors import SparsefmtError, file_closed
 from sparsefmt.file_tensor import FileTensor
-from sparsefmt.sparse_file import SparseFile, all_tensors
+from sparsefmt.sparse_file import SparseFile
 
 
 class safe_open:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from sparsefmt.adapters.contract import Adapter
 from sparsefmt.again import Again
 from sparsefmt.container.budget import Attempt, Budget, TooMuchError
 from sparsefmt.container.entry import TensorEntry
@@ -24,6 +23,7 @@ from sparsefmt.layouts.memory import give_back
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.tensor_slice import TensorSlice
 from sparsefmt.threads import expect_count
 
 WORTH_GIVING_BACK = 1 << 25
@@ -228,72 +228,5 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         return self._reader.best_layout(entry)[0].name
 
 
-def all_tensors(file: SparseFile, adapter: Adapter, device: Any = "cpu") -> dict[str, Any]:
-    """Every tensor as one of a library, in the order of `Index.offset_keys`. Names that are tied in the file are one
-    tensor, or one each, as the adapter has it.
-
-    Raises:
-        LimitError: all of them together take more than `max_decoded_bytes`. Nothing has been read then.
-        as `adapter.tensor_of`.
-    """
-    index, device = file.reader.index, adapter.device_of(device)
-    tied = index.tied if adapter.SHARES_TIED else {}
-    stored = {name: file.tensor(name) for name in file if name not in tied}
-    file.reader.budget.ask(sum(map(adapter.nbytes_of, stored.values())))
-    made: dict[str, Any] = {}
-    tensors = {}
-    for name in index.offset_keys():
-        target = tied.get(name, name)
-        if target not in made:
-            made[target] = adapter.tensor_of(stored[target], device)
-        tensors[name] = made[target]
-    return tensors
-
-
 def _unpickled(again: Again, threads: int | None) -> SparseFile:
     return SparseFile(again, threads=threads, max_decoded_bytes=again.max_decoded_bytes)
-
-
-class TensorSlice:
-    """A tensor in an open file, to be indexed like a numpy array. It can be pickled if the file can."""
-
-    def __init__(self, file: SparseFile, name: str) -> None:
-        self._file = file
-        self._name = name
-
-    @property
-    def _entry(self) -> TensorEntry:
-        return self._file._entry(self._name)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._entry.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self._entry.dtype.numpy
-
-    def get_shape(self) -> list[int]:
-        """Shape of the tensor, as in safetensors."""
-        return list(self._entry.shape)
-
-    def get_dtype(self) -> str:
-        """Name of the dtype, as in safetensors: "F32", "BF16" …"""
-        return self._entry.dtype.name
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        """Dense elements, as `get_tensor(name)[key]`. Only the tiles of the rows that `key` asks for are read."""
-        return self._file.tensor(self._name)[key]
-
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        """The whole tensor, for `numpy.asarray`."""
-        return np.asarray(self[...], dtype)
-
-    # element-wise, as for the tensor; `is` compares slices as objects
-    def __eq__(self, other: object) -> Any:
-        return self[...] == other
-
-    def __ne__(self, other: object) -> Any:
-        return self[...] != other
-
-    __hash__ = object.__hash__

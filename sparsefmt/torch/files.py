@@ -17,13 +17,12 @@ from typing import Any, BinaryIO
 
 import torch
 
-from sparsefmt import api
+from sparsefmt import api, dense_files
 from sparsefmt.adapters import torch as adapter
 from sparsefmt.container import file_objects
-from sparsefmt.container.sources import Backend, source_of_content
+from sparsefmt.container.sources import Backend
 from sparsefmt.errors import UnsupportedError, in_file
 from sparsefmt.mappings import MadeOnDemand
-from sparsefmt.sparse_file import SparseFile, all_tensors
 from sparsefmt.tensor_writer import NegativeZeros
 from sparsefmt.torch import sharing
 from sparsefmt.torch.state import layers_by_memory, tensors_of
@@ -92,8 +91,7 @@ def save_file(
 
 def load(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> dict[str, torch.Tensor]:
     """Load all tensors from the bytes of a file, on the CPU; otherwise like `load_file`."""
-    with SparseFile(source_of_content(data), max_decoded_bytes=max_decoded_bytes) as file:
-        return all_tensors(file, adapter)
+    return dense_files.load(data, adapter, max_decoded_bytes)
 
 
 def load_file(
@@ -130,11 +128,7 @@ def load_file(
         >>> from sparsefmt.torch import load_file
         >>> weight = load_file("model.sparsefmt", device="cpu")["weight"]
     """
-    with (
-        in_file(filename),
-        api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file,
-    ):
-        return all_tensors(file, adapter, device)
+    return dense_files.load_file(filename, adapter, device, backend, max_decoded_bytes)
 
 
 def save_model(
@@ -226,7 +220,7 @@ def load_model(
         in_file(filename),
         api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file,
     ):
-        state = all_tensors(file, adapter, device)
+        state = dense_files.all_tensors(file, adapter, device)
         stored_as = {name: file.reader.index.tied.get(name, name) for name in state}
     shared = sharing.remove_duplicate_names(strided(model.state_dict()), preferred_names=state)
     sparse = layers_by_memory(model)

@@ -12,7 +12,7 @@ from helpers import ROOT
 
 import sparsefmt
 from sparsefmt.container.index import Index
-from sparsefmt.sparse_file import TensorSlice
+from sparsefmt.tensor_slice import TensorSlice
 from tools import forms
 from tools.fuzz import reader as fuzz
 from tools.fuzz import reader_checks as checks
