@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-from sparsefmt.adapters import Adapter, adapter_of
+from sparsefmt.adapters import adapter_of
 from sparsefmt.api import open_file
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend
-from sparsefmt.dense_files import all_tensors
 from sparsefmt.errors import SparsefmtError, file_closed
-from sparsefmt.file_tensor import FileTensor
-from sparsefmt.sparse_file import SparseFile
+from sparsefmt.framework_file import FrameworkFile
+from sparsefmt.safe_slice import SafeSlice
 
 
 class safe_open:
@@ -60,8 +59,9 @@ class safe_open:
         max_decoded_bytes: int | None = None,
     ) -> None:
         self._filename = file_objects.name_of(filename)
-        self._wanted = _Wanted(framework, adapter_of(framework).device_of(device))
-        self._held: _Held | None = _Held(open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes))
+        device = adapter_of(framework).device_of(device)
+        file = open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes)
+        self._held: FrameworkFile | None = FrameworkFile(file, framework, device)
 
     def __enter__(self) -> safe_open:
         return self
@@ -97,8 +97,7 @@ class safe_open:
 
         Cost: the memory of the tensor, and of one tile per thread.
         """
-        held = self._containing(name)
-        return self._wanted.adapter.tensor_of(held.file.tensor(name), self._wanted.device)
+        return self._containing(name).tensor(name)
 
     def get_tensors(self) -> dict[str, Any]:
         """All tensors by name, in the order of `offset_keys`. With torch, names that are tied in the file get one
@@ -108,8 +107,7 @@ class safe_open:
             LimitError: they take more than `max_decoded_bytes` together.
             as `get_tensor`.
         """
-        held = self._open()
-        return all_tensors(held.file, self._wanted.adapter, self._wanted.device)
+        return self._open().tensors()
 
     def get_slice(self, name: str) -> SafeSlice:
         """A tensor to be indexed. Only the tiles that an index asks for are read: `f.get_slice("w")[8:16, ::2]`.
@@ -117,9 +115,9 @@ class safe_open:
         Raises:
             SparsefmtError: there is no such tensor, or the file is closed.
         """
-        return SafeSlice(self._containing(name), name, self._wanted)
+        return SafeSlice(self._containing(name), name)
 
-    def _containing(self, name: str) -> _Held:
+    def _containing(self, name: str) -> FrameworkFile:
         held = self._open()
         if name not in held.file:
             raise SparsefmtError(
@@ -127,99 +125,9 @@ class safe_open:
             )
         return held
 
-    def _open(self) -> _Held:
+    def _open(self) -> FrameworkFile:
         """The object that keeps the file open. A caller holds it, since another thread may drop ours meanwhile."""
         held = self._held
         if held is None:
             raise file_closed(self._filename)
         return held
-
-
-class SafeSlice:
-    """A tensor in an open file, to be indexed like a tensor of the framework. It keeps the file open."""
-
-    def __init__(self, held: _Held, name: str, wanted: _Wanted) -> None:
-        self._held = held
-        self._name = name
-        self._wanted = wanted
-
-    def get_shape(self) -> list[int]:
-        """Shape of the tensor, as `get_tensor` gives it."""
-        return list(self._wanted.adapter.shape_of(self._stored))
-
-    def get_dtype(self) -> str:
-        """Name of the dtype, as in safetensors: "F32", "BF16" …"""
-        return self._stored.dtype.name
-
-    def __getitem__(self, key: Any) -> Any:
-        """`get_tensor(name)[key]`, contiguous and with its own memory.
-
-        Args:
-            key: whatever the framework takes as an index.
-
-        Raises:
-            IndexError, ValueError, TypeError: the framework does not take the index.
-            FormatError, ChecksumError: the file is damaged or forged.
-
-        Cost: reads the tiles of the rows that are asked for. An index with None, or with lists or arrays in a place
-        other than the first, reads and holds the whole tensor.
-        """
-        key = _without_ellipsis(key, len(self.get_shape()))
-        return self._wanted.adapter.part_of(self._stored, key, self._wanted.device)
-
-    @property
-    def _stored(self) -> FileTensor:
-        return self._held.file.tensor(self._name)
-
-    # element-wise, as for the tensor; `is` compares slices as objects
-    def __eq__(self, other: object) -> Any:
-        return self[...] == other
-
-    def __ne__(self, other: object) -> Any:
-        return self[...] != other
-
-    __hash__ = object.__hash__
-
-
-def _without_ellipsis(key: Any, ndim: int) -> Any:
-    """Replace the ellipsis of an index of integers and slices by slices, to see which rows the index asks for.
-
-    Other indices stay as they are.
-    """
-    parts = key if isinstance(key, tuple) else (key,)
-    places = [place for place, part in enumerate(parts) if part is Ellipsis]
-    others = [part for part in parts if part is not Ellipsis]
-    simple = all(isinstance(part, (int, slice)) and not isinstance(part, bool) for part in others)
-    if len(places) != 1 or not simple or len(others) > ndim:
-        return key
-    (place,) = places
-    return (*parts[:place], *[slice(None)] * (ndim - len(others)), *parts[place + 1 :])
-
-
-class _Wanted(NamedTuple):
-    """The framework and the device that were asked for. It can be pickled; an adapter is a module, and cannot.
-
-    Attributes:
-        framework: as safetensors calls it.
-        device: as the adapter has it.
-    """
-
-    framework: str
-    device: Any
-
-    @property
-    def adapter(self) -> Adapter:
-        return adapter_of(self.framework)
-
-
-class _Held:
-    """A file that several objects use. It is closed when the last of them is freed."""
-
-    def __init__(self, file: SparseFile) -> None:
-        self.file = file
-
-    def __del__(self) -> None:
-        # an object that could not be unpickled has no file
-        file = self.__dict__.get("file")
-        if file is not None:
-            file.close()

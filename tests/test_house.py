@@ -20,7 +20,7 @@ STOREYS = [
     {"cli"},
     {"transformers"},
     {"checkpoints", "numpy", "torch"},
-    {"safe_open"},
+    {"safe_open", "safe_slice", "framework_file"},
     {"dense_files"},
     {"api"},
     {"mappings"},
