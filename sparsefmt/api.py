@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from sparsefmt import signs
-from sparsefmt.adapters.mistakes import expect_tensors
-from sparsefmt.container.file_objects import destination
 from sparsefmt.container.sources import Backend, source_of, source_of_content
 from sparsefmt.errors import in_file
-from sparsefmt.mappings import Progress, write_all
+from sparsefmt.mappings import Progress, file_content, write_file
+from sparsefmt.save_options import NegativeZeros, RowDims, SaveOptions
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor, products
-from sparsefmt.tensor_writer import NegativeZeros, RowDims, TensorWriter
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -73,20 +69,7 @@ def save_file(
         >>> weight = np.diag(np.arange(1, 65, dtype=np.float32))
         >>> sparsefmt.save_file({"weight": weight}, "model.sparsefmt")
     """
-    expect_tensors(tensors)
-    with destination(path) as file:
-        writer = TensorWriter(
-            file,
-            metadata,
-            layout=layout,
-            codec=codec,
-            negative_zeros=negative_zeros,
-            row_dims=row_dims,
-            threads=threads,
-            again=lambda name: tensors[name],
-        )
-        index = write_all(writer, tensors, progress)
-    signs.warn(index, writer.written)
+    write_file(path, tensors, metadata, SaveOptions(layout, codec, negative_zeros, row_dims, threads), progress)
 
 
 def save(
@@ -101,19 +84,7 @@ def save(
     threads: int | None = None,
 ) -> bytes:
     """The bytes that `save_file` writes, for the same arguments."""
-    buffer = io.BytesIO()
-    save_file(
-        tensors,
-        buffer,
-        metadata,
-        layout=layout,
-        codec=codec,
-        negative_zeros=negative_zeros,
-        row_dims=row_dims,
-        progress=progress,
-        threads=threads,
-    )
-    return buffer.getvalue()
+    return file_content(tensors, metadata, SaveOptions(layout, codec, negative_zeros, row_dims, threads), progress)
 
 
 def load_file(
@@ -140,7 +111,7 @@ def load_file(
         threads: the number of threads that decode; by default all usable cores.
         max_decoded_bytes: the most bytes that may be decoded at a time, as the index gives them: by default 1 GiB, or
             1,024 times the size of the file if that is more. Zeros code well: a hostile kilobyte can claim to be a
-            terabyte.
+            terabyte. Raise it for a file that you trust.
 
     Raises:
         FormatError, ChecksumError: the file is damaged, forged, or not a .sparsefmt file.

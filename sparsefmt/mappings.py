@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
-from typing import Any
+from typing import Any, BinaryIO
 
+from sparsefmt import signs
 from sparsefmt.adapters import identity_of
 from sparsefmt.adapters.mistakes import expect_tensors
+from sparsefmt.container.file_objects import destination
 from sparsefmt.container.index import Index
 from sparsefmt.errors import in_tensor
+from sparsefmt.save_options import SaveOptions
 from sparsefmt.tensor_writer import TensorWriter
 
 Progress = Callable[[int, int], object]
@@ -40,6 +45,33 @@ class MadeOnDemand(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+def write_file(
+    place: str | os.PathLike[str] | BinaryIO,
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str] | None,
+    options: SaveOptions,
+    progress: Progress | None = None,
+) -> None:
+    """Write a dict of tensors as a file. `sparsefmt.save_file` documents it."""
+    expect_tensors(tensors)
+    with destination(place) as sink:
+        writer = TensorWriter(sink, metadata, **vars(options), again=lambda name: tensors[name])
+        index = write_all(writer, tensors, progress)
+    signs.warn(index, writer.written)
+
+
+def file_content(
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str] | None,
+    options: SaveOptions,
+    progress: Progress | None = None,
+) -> bytes:
+    """The bytes that `write_file` writes."""
+    buffer = io.BytesIO()
+    write_file(buffer, tensors, metadata, options, progress)
+    return buffer.getvalue()
 
 
 def write_all(writer: TensorWriter, tensors: Mapping[str, Any], progress: Progress | None = None) -> Index:

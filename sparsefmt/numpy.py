@@ -14,11 +14,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from sparsefmt import api, dense_files
+from sparsefmt import dense_files
 from sparsefmt.adapters import numpy as adapter
 from sparsefmt.container.sources import Backend
-from sparsefmt.mappings import MadeOnDemand
-from sparsefmt.tensor_writer import NegativeZeros
+from sparsefmt.mappings import MadeOnDemand, file_content, write_file
+from sparsefmt.save_options import NegativeZeros, SaveOptions
 
 __all__ = ["load", "load_file", "save", "save_file"]
 
@@ -32,8 +32,7 @@ def save(
     negative_zeros: NegativeZeros = "keep",
 ) -> bytes:
     """The bytes that `save_file` writes, for the same arguments."""
-    tensors = MadeOnDemand(tensor_dict, _as_it_is)
-    return api.save(tensors, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
+    return file_content(MadeOnDemand(tensor_dict, _as_it_is), metadata, SaveOptions(layout, codec, negative_zeros))
 
 
 def save_file(
@@ -52,9 +51,7 @@ def save_file(
         filename: the destination, usually ending in .sparsefmt. An old file is replaced once the new one is whole.
             Or a binary file object, as in `sparsefmt.save_file`.
         metadata: texts to keep with the tensors.
-        layout: "auto", "dense", "bitmask" or "permuted", as in `sparsefmt.save_file`.
-        codec: "auto" (the smallest), "rans", "zstd" or "raw".
-        negative_zeros: "keep" every bit, or "drop" the sign of zeros.
+        layout, codec, negative_zeros: as in `sparsefmt.save_file`.
 
     Raises:
         SparsefmtError: a name, dtype, shape or metadata cannot be stored. safetensors raises SafetensorError, TypeError
@@ -69,7 +66,7 @@ def save_file(
         >>> save_file({"weight": np.eye(64, dtype=np.float32)}, "model.sparsefmt")
     """
     tensors = MadeOnDemand(tensor_dict, _as_it_is)
-    api.save_file(tensors, filename, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
+    write_file(filename, tensors, metadata, SaveOptions(layout, codec, negative_zeros))
 
 
 def load(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> dict[str, np.ndarray]:
@@ -86,8 +83,7 @@ def load_file(
 
     Args:
         filename: the file, or a binary file object, as in `sparsefmt.load_file`.
-        backend: "mmap" maps the file if its file system can, and reads it otherwise; "pread" reads into memory.
-        max_decoded_bytes: as in `sparsefmt.load_file`: raise it for a file that you trust.
+        backend, max_decoded_bytes: as in `sparsefmt.load_file`.
 
     Raises:
         FormatError, ChecksumError: the file is damaged, forged, or not a .sparsefmt file. safetensors raises

@@ -27,9 +27,7 @@ class safe_open:
         filename: the file to open, or a binary file object, as in `sparsefmt.open_file`.
         framework: "np" or "numpy"; "pt", "torch" or "pytorch".
         device: the device for tensors: "cpu", or, for torch, any device of torch.
-        backend: "mmap" maps the file if its file system can, and reads it otherwise; "pread" reads into memory, for
-            network file systems and files that may be truncated while in use.
-        max_decoded_bytes: as in `sparsefmt.open_file`: raise it for a file that you trust.
+        backend, max_decoded_bytes: as in `sparsefmt.open_file`.
 
     Raises:
         FormatError, ChecksumError: the file is damaged, forged, or not a .sparsefmt file.

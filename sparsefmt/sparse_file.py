@@ -117,9 +117,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         """One tensor.
 
         Args:
-            layout: "auto": as stored, except that a coded `bitmask` becomes `permuted` from 70 % zeros on, where that
-                multiplies faster; "bitmask" or "permuted": this layout for tensors that are stored sparse; "dense": a
-                numpy array.
+            layout: as in `sparsefmt.load_file`.
 
         Raises:
             KeyError: there is no such tensor.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +18,8 @@ from sparsefmt.errors import in_tensor
 from sparsefmt.layouts import auto, heights
 from sparsefmt.layouts.auto import Stored
 from sparsefmt.layouts.tile import Tile
+from sparsefmt.save_options import NegativeZeros, RowDims, SaveOptions
 from sparsefmt.tensor import SparseTensor
-
-NegativeZeros = Literal["keep", "drop"]
-
-RowDims = int | Mapping[str, int] | None
-"""How many leading dimensions make rows: of every tensor that has more, or by name; None for what is usual."""
 
 
 class TensorWriter:
@@ -53,16 +49,8 @@ class TensorWriter:
         again: Callable[[str], Any] | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None:
-        auto.expect_name(layout)
-        if negative_zeros not in ("keep", "drop"):
-            raise ValueError(f"negative_zeros must be 'keep' or 'drop', not {negative_zeros!r}")
+        self._options = SaveOptions(layout, codec, negative_zeros, row_dims, threads)
         self._writer = Writer(sink, codec=codec, metadata=metadata, thread_count=threads, progress=progress)
-        self._layout = layout
-        self._purpose: auto.Purpose = "raw" if codec == "raw" else "coded"
-        _expect_row_dims(row_dims)
-        self._drop = negative_zeros == "drop"
-        self._row_dims = row_dims
-        self._threads = threads
         self._equal = None if again is None else EqualTensors(lambda name: rows_of(again(name)))
 
     def add(self, name: str, value: Rows | SparseTensor | Any) -> TensorEntry:
@@ -92,64 +80,58 @@ class TensorWriter:
 
     def expect_names(self, tensors: Mapping[str, Any]) -> None:
         """Raise ValueError if `row_dims` names what is none of these tensors."""
-        names = self._row_dims if isinstance(self._row_dims, Mapping) else ()
+        row_dims = self._options.row_dims
+        names = row_dims if isinstance(row_dims, Mapping) else ()
         for name in names:
             if name not in tensors:
                 raise ValueError(f"row_dims names {name!r}, which is no tensor here")
 
     def _row_dims_of(self, name: str, matrix: Rows) -> int:
-        if isinstance(self._row_dims, int):
-            return self._row_dims if heights.can_be_stack(self._row_dims, matrix.shape, matrix.dtype) else 1
-        if self._row_dims is not None and name in self._row_dims:
-            heights.expect_row_dims(self._row_dims[name], matrix.shape, matrix.dtype)
-            return self._row_dims[name]
+        wanted = self._options.row_dims
+        if isinstance(wanted, int):
+            return wanted if heights.can_be_stack(wanted, matrix.shape, matrix.dtype) else 1
+        if wanted is not None and name in wanted:
+            heights.expect_row_dims(wanted[name], matrix.shape, matrix.dtype)
+            return wanted[name]
         return matrix.row_dims
 
     def _add_dense(self, name: str, matrix: Rows) -> TensorEntry:
+        options, drop = self._options, self._options.drops_signs
         row_dims = self._row_dims_of(name, matrix)
         if row_dims != matrix.row_dims:
             matrix.stack(row_dims)
         survey = Survey(0, 0, Stored(0, 0))
-        if self._drop or auto.may_be_sparse(self._layout, matrix.dtype, matrix.shape, matrix.cols):
-            survey = matrix.survey(self._threads)
+        if drop or auto.may_be_sparse(options.layout, matrix.dtype, matrix.shape, matrix.cols):
+            survey = matrix.survey(options.threads)
         target = self._equal.find(name, matrix, survey) if self._equal else None
         if target is not None:
             return self._writer.add_copy(name, target)
         nnz, negatives = survey.nnz, survey.negative_zeros
-        layout = auto.layout_for(self._layout, self._purpose, matrix.shape, matrix.filling(survey))
-        tiling = matrix.tiling(layout, nnz if self._drop else nnz + negatives)
+        layout = auto.layout_for(options.layout, options.purpose, matrix.shape, matrix.filling(survey))
+        tiling = matrix.tiling(layout, nnz if drop else nnz + negatives)
         contents = Contents(
-            matrix.tile_maker(tiling, self._drop),
+            matrix.tile_maker(tiling, drop),
             nnz=nnz if tiling.layout.sparse else None,
-            negative_zeros=tiling.layout.sparse and negatives > 0 and not self._drop,
-            negative_zeros_dropped=negatives if self._drop else 0,
+            negative_zeros=tiling.layout.sparse and negatives > 0 and not drop,
+            negative_zeros_dropped=negatives if drop else 0,
         )
         return self._writer.add(name, tiling, contents)
 
     def _add_laid_out(self, name: str, tensor: SparseTensor) -> TensorEntry:
         """Write a tensor that is laid out already, tile by tile. It is not made dense between sparse layouts."""
-        layout = auto.layout_for(self._layout, self._purpose, tensor.shape, tensor.filling(), is_sparse=True)
+        options, drop = self._options, self._options.drops_signs
+        layout = auto.layout_for(options.layout, options.purpose, tensor.shape, tensor.filling(), is_sparse=True)
         if not layout.sparse:
             return self._add_dense(name, rows_of(tensor))
         tiling = tensor.tiling.with_layout(layout)
         signs = (tensor.tile(number).negative_zeros for number in range(tiling.tiles))
         negatives = sum(int(np.bitwise_count(array).sum()) for array in signs if array is not None)
-        keep = negatives > 0 and not self._drop
+        keep = negatives > 0 and not drop
 
         def make_tile(number: int) -> Tile:
             tile = tensor.tile(number).to_layout(tiling.layout)
             return tile if keep else tile.with_negative_zeros(None)
 
-        dropped = negatives if self._drop else 0
+        dropped = negatives if drop else 0
         contents = Contents(make_tile, nnz=tensor.nnz, negative_zeros=keep, negative_zeros_dropped=dropped)
         return self._writer.add(name, tiling, contents)
-
-
-def _expect_row_dims(row_dims: object) -> None:
-    """Raise TypeError or ValueError if this says nothing about dimensions."""
-    numbers = row_dims.values() if isinstance(row_dims, Mapping) else () if row_dims is None else (row_dims,)
-    for number in numbers:
-        if type(number) is not int:
-            raise TypeError(f"row_dims takes a number of dimensions, or numbers by name, not {number!r}")
-        if number < 1:
-            raise ValueError(f"row_dims must be 1 or more, not {number}")

@@ -7,12 +7,13 @@ from typing import Any
 
 from sparsefmt.checkpoints import conversion
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint, export_checkpoint
+from sparsefmt.checkpoints.conversion import convert_checkpoint, export_checkpoint
+from sparsefmt.save_options import SaveOptions
 
 
 def convert(source: Path, target: Path, **settings: Any) -> list[conversion.ConvertedTensor]:
     with Checkpoint(source, ["safetensors"]) as checkpoint:
-        return convert_checkpoint(checkpoint, target, Settings(**settings))
+        return convert_checkpoint(checkpoint, target, SaveOptions(**settings))
 
 
 def export(source: Path, target: Path, overwrite: bool = False) -> None:

@@ -21,7 +21,8 @@ from transformers.pytorch_utils import Conv1D
 import sparsefmt
 from sparsefmt.checkpoints.cards import HOW_TO_LOAD
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint
+from sparsefmt.checkpoints.conversion import convert_checkpoint
+from sparsefmt.save_options import SaveOptions
 from sparsefmt.torch import SparseLinear
 
 SMALL = {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -54,7 +55,7 @@ def kind_of(name: str) -> Any:
 
 def convert(source: Path, target: Path) -> Path:
     with Checkpoint(source, ["safetensors"]) as checkpoint:
-        convert_checkpoint(checkpoint, target, Settings())
+        convert_checkpoint(checkpoint, target, SaveOptions())
     return target
 
 

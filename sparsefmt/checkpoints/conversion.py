@@ -17,20 +17,11 @@ from sparsefmt.checkpoints.target_folder import write_checkpoint
 from sparsefmt.container.atomic import replacing
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.layouts.entries import Entries
-from sparsefmt.tensor_writer import NegativeZeros, TensorWriter
+from sparsefmt.save_options import SaveOptions
+from sparsefmt.tensor_writer import TensorWriter
 
 Progress = Callable[[int], object]
 """Called with the dense bytes of each tile done."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to write .sparsefmt files; as the arguments of `sparsefmt.save_file`."""
-
-    layout: str = "auto"
-    codec: str = "auto"
-    negative_zeros: NegativeZeros = "keep"
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,7 @@ class ConvertedTensor:
 def convert_checkpoint(
     source: Checkpoint,
     destination: Path,
-    settings: Settings,
+    options: SaveOptions,
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -76,7 +67,7 @@ def convert_checkpoint(
     converted: list[ConvertedTensor] = []
 
     def write(file: TensorFile, path: Path) -> list[str]:
-        tensors = convert_file(file, path, settings, progress)
+        tensors = convert_file(file, path, options, progress)
         converted.extend(tensors)
         return file.names
 
@@ -111,21 +102,12 @@ def export_checkpoint(
 
 
 def convert_file(
-    source: TensorFile, destination: Path, settings: Settings, progress: Progress | None = None
+    source: TensorFile, destination: Path, options: SaveOptions, progress: Progress | None = None
 ) -> list[ConvertedTensor]:
     """Convert one file, its tensors in the order of the source. Each is read twice: to count zeros, then to store."""
     surveys: dict[str, Survey] = {}
     with replacing(destination) as sink:
-        writer = TensorWriter(
-            sink,
-            source.metadata,
-            layout=settings.layout,
-            codec=settings.codec,
-            negative_zeros=settings.negative_zeros,
-            threads=settings.threads,
-            again=source.rows_of,
-            progress=progress,
-        )
+        writer = TensorWriter(sink, source.metadata, **vars(options), again=source.rows_of, progress=progress)
         for name in source.names:
             if name in source.aliases:
                 writer.add_alias(name, source.aliases[name])
@@ -133,7 +115,7 @@ def convert_file(
                     progress(source.rows_of(name).dense_nbytes)
                 continue
             matrix = _SurveyedRows(source.rows_of(name))
-            surveys[name] = matrix.survey(settings.threads)
+            surveys[name] = matrix.survey(options.threads)
             writer.add(name, matrix)
         index = writer.finish()
 

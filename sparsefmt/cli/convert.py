@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint
+from sparsefmt.checkpoints.conversion import convert_checkpoint
 from sparsefmt.checkpoints.formats import FileFormat
 from sparsefmt.checkpoints.huggingface import is_weights
 from sparsefmt.checkpoints.saved_weights import saved_weights
@@ -19,6 +19,7 @@ from sparsefmt.cli import Failure, options
 from sparsefmt.cli.conversion_report import notes_on_folder, report
 from sparsefmt.codecs import CODECS
 from sparsefmt.layouts import LAYOUTS
+from sparsefmt.save_options import SaveOptions
 
 
 @click.command(
@@ -81,7 +82,7 @@ def command(
     """
     from sparsefmt.cli import output
 
-    settings = Settings(layout, codec, negative_zeros, threads)
+    options = SaveOptions(layout, codec, negative_zeros, threads=threads)
     started = time.perf_counter()
     with Checkpoint(src, ["safetensors", "torch"]) as source:
         if fold:
@@ -89,7 +90,7 @@ def command(
         destination = destination_of(source, dst, "sparsefmt")
         before = saved_weights(destination)
         with output.progress_bar("converting", source.dense_nbytes, quiet) as progress:
-            converted = convert_checkpoint(source, destination, settings, overwrite=force, progress=progress)
+            converted = convert_checkpoint(source, destination, options, overwrite=force, progress=progress)
         elapsed = time.perf_counter() - started
         if not quiet:
             report(source, destination, converted, elapsed)

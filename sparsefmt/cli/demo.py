@@ -125,9 +125,10 @@ def _write_files(folder: Path, title: str, weights: Weights) -> dict[str, Path]:
     """Save with the safetensors library, then convert as `sparsefmt convert` does. Gives the path for each label."""
     from safetensors.numpy import save
 
-    from sparsefmt.checkpoints.conversion import Settings, convert_file
+    from sparsefmt.checkpoints.conversion import convert_file
     from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
     from sparsefmt.container.atomic import replacing
+    from sparsefmt.save_options import SaveOptions
 
     files = {"safetensors": folder / f"{title}.safetensors"}
     with replacing(files["safetensors"]) as sink:  # a full disk gives an OSError
@@ -135,7 +136,7 @@ def _write_files(folder: Path, title: str, weights: Weights) -> dict[str, Path]:
     for codec in ("raw", "auto"):
         path = files[f"sparsefmt, codec {codec}"] = folder / f"{title}-{codec}.sparsefmt"
         with SafetensorsFile(files["safetensors"]) as source:
-            convert_file(source, path, Settings(codec=codec))
+            convert_file(source, path, SaveOptions(codec=codec))
     return files
 
 

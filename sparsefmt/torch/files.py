@@ -22,8 +22,8 @@ from sparsefmt.adapters import torch as adapter
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend
 from sparsefmt.errors import UnsupportedError, in_file
-from sparsefmt.mappings import MadeOnDemand
-from sparsefmt.tensor_writer import NegativeZeros
+from sparsefmt.mappings import MadeOnDemand, file_content, write_file
+from sparsefmt.save_options import NegativeZeros, SaveOptions
 from sparsefmt.torch import sharing
 from sparsefmt.torch.state import layers_by_memory, tensors_of
 from sparsefmt.torch.storable import check_contiguous, check_kinds, checked, folded, rows_of, strided, tied_pairs
@@ -39,7 +39,7 @@ def save(
     fold_masks: bool = False,
 ) -> bytes:
     """The bytes that `save_file` writes, for the same arguments."""
-    return api.save(checked(tensors, fold_masks), metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
+    return file_content(checked(tensors, fold_masks), metadata, SaveOptions(layout, codec, negative_zeros))
 
 
 def save_file(
@@ -61,9 +61,7 @@ def save_file(
         filename: where to, usually ending in .sparsefmt. An old file is replaced once the new one is whole.
             Or a binary file object, as in `sparsefmt.save_file`.
         metadata: texts to keep with the tensors.
-        layout: "auto", "dense", "bitmask" or "permuted", as in `sparsefmt.save_file`.
-        codec: "auto" (the smallest), "rans", "zstd" or "raw".
-        negative_zeros: "keep" every bit, or "drop" the sign of zeros.
+        layout, codec, negative_zeros: as in `sparsefmt.save_file`.
         fold_masks: store what torch.nn.utils.prune keeps as `X_orig` and `X_mask` as `X` alone: their product, as torch
             computes it, in which a pruned element is 0.0 with the sign it had, and NaN if it was Inf or NaN. By default
             the two are stored as they are, with which pruning can go on.
@@ -85,8 +83,7 @@ def save_file(
         >>> from sparsefmt.torch import save_file
         >>> save_file({"weight": torch.eye(64, dtype=torch.bfloat16)}, "model.sparsefmt")
     """
-    to_store = checked(tensors, fold_masks)
-    api.save_file(to_store, filename, metadata, layout=layout, codec=codec, negative_zeros=negative_zeros)
+    write_file(filename, checked(tensors, fold_masks), metadata, SaveOptions(layout, codec, negative_zeros))
 
 
 def load(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> dict[str, torch.Tensor]:
@@ -109,8 +106,7 @@ def load_file(
     Args:
         filename: the file, or a binary file object, as in `sparsefmt.load_file`.
         device: where tensors are wanted: whatever torch takes for a device.
-        backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory.
-        max_decoded_bytes: as in `sparsefmt.load_file`: raise it for a file that you trust.
+        backend, max_decoded_bytes: as in `sparsefmt.load_file`.
 
     Raises:
         FormatError, ChecksumError: the file is damaged, forged, or no .sparsefmt file, where safetensors raises
@@ -181,8 +177,7 @@ def save_model(
         except UnsupportedError as error:
             remedy = f"{error.message}; or use save_model(..., force_contiguous=True)"
             raise UnsupportedError(error.code, remedy, tensor=error.tensor) from None
-    tensors = MadeOnDemand(state, rows_of)
-    api.save_file(tensors, filename, notes, layout=layout, codec=codec, negative_zeros=negative_zeros)
+    write_file(filename, MadeOnDemand(state, rows_of), notes, SaveOptions(layout, codec, negative_zeros))
 
 
 def load_model(

@@ -22,8 +22,9 @@ from sparsefmt.checkpoints.huggingface import SENTENCE_TRANSFORMERS
 from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.container.atomic import replacing
 from sparsefmt.mappings import MadeOnDemand, write_all
+from sparsefmt.save_options import NegativeZeros
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.tensor_writer import NegativeZeros, TensorWriter
+from sparsefmt.tensor_writer import TensorWriter
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.state import tensors_of
 from sparsefmt.transformers import placing

@@ -14,11 +14,12 @@ import sparsefmt
 from sparsefmt import FormatError, SparsefmtError, UnsupportedError
 from sparsefmt.adapters import ArrayRows
 from sparsefmt.checkpoints.bitmasks import BitmaskRows
-from sparsefmt.checkpoints.conversion import Settings, convert_file
+from sparsefmt.checkpoints.conversion import convert_file
 from sparsefmt.checkpoints.folding import folded
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.layouts import heights
+from sparsefmt.save_options import SaveOptions
 
 
 def spelled_24(array: np.ndarray, stem: str = "w") -> Arrays:
@@ -94,7 +95,7 @@ class TestBitmask:
         with folded(SafetensorsFile(path)) as file:
             names = file.names
             assert sorted(file.names) == ["a.bias", "a.weight", "b.weight", "c.scale"]
-            convert_file(file, tmp_path / "w.sparsefmt", Settings(codec="zstd"))
+            convert_file(file, tmp_path / "w.sparsefmt", SaveOptions(codec="zstd"))
         expected = {"a.weight": array, "b.weight": other, "a.bias": np.ones(5), "c.scale": np.zeros((3, 4))}
         assert (tmp_path / "w.sparsefmt").read_bytes() == sparsefmt.save(
             {name: expected[name] for name in names}, codec="zstd"

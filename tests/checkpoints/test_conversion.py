@@ -18,13 +18,14 @@ from safetensors_files import ONE, SHARDS, TWO, craft, craft_tensors, patterns, 
 import sparsefmt
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.comparison import compare_tensors
-from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint, export_checkpoint
+from sparsefmt.checkpoints.conversion import convert_checkpoint, export_checkpoint
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.verification import Verifier
 from sparsefmt.container.sources import ReadFile
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError, UnsupportedError
+from sparsefmt.save_options import SaveOptions
 
 ALL_DTYPES = craft_tensors(
     {f"w.{name}": (name, [16, 24], patterns(name, 16, 24)) for name in DTYPES}
@@ -179,7 +180,7 @@ def test_failed_folder_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "out" / "model.sparsefmt.index.json").write_text("old")
     (tmp_path / "out" / TWO.replace("safetensors", "sparsefmt")).write_text("old")
     with pytest.raises(FormatError), Checkpoint(folder, ["safetensors"]) as source:
-        convert_checkpoint(source, tmp_path / "out", Settings(), overwrite=True)
+        convert_checkpoint(source, tmp_path / "out", SaveOptions(), overwrite=True)
     left = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
     assert left == dict.fromkeys(["model.sparsefmt.index.json", TWO.replace("safetensors", "sparsefmt")], "old")
 

@@ -20,7 +20,8 @@ from safetensors_files import sparse_array
 import sparsefmt
 import sparsefmt.torch
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint
+from sparsefmt.checkpoints.conversion import convert_checkpoint
+from sparsefmt.save_options import SaveOptions
 
 
 def pruned(seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -238,7 +239,7 @@ def test_progress_counts_tied_names(state: dict[str, torch.Tensor], tmp_path: Pa
     torch.save(state, tmp_path / "a.pt")
     steps: list[int] = []
     with Checkpoint(tmp_path / "a.pt", ["torch"]) as source:
-        convert_checkpoint(source, tmp_path / "a.sparsefmt", Settings(), progress=steps.append)
+        convert_checkpoint(source, tmp_path / "a.sparsefmt", SaveOptions(), progress=steps.append)
         check_progress(steps, source.dense_nbytes)
 
 

@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import sparsefmt.transformers
 from sparsefmt.checkpoints import cards
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint, export_checkpoint
+from sparsefmt.checkpoints.conversion import convert_checkpoint, export_checkpoint
+from sparsefmt.save_options import SaveOptions
 from sparsefmt.tensor_writer import TensorWriter
 from sparsefmt.torch import SparseLinear, sparsify
 from sparsefmt.transformers import saving
@@ -277,7 +278,7 @@ def test_an_adapter_leaves_the_weights_that_it_needs(models: dict[str, list[Any]
 
 def convert(source: Path, target: Path) -> Path:
     with Checkpoint(source, ["safetensors"]) as checkpoint:
-        convert_checkpoint(checkpoint, target, Settings(), overwrite=True)
+        convert_checkpoint(checkpoint, target, SaveOptions(), overwrite=True)
     return target
 
 

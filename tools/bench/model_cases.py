@@ -25,7 +25,8 @@ import transformers
 
 import sparsefmt.transformers
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.conversion import Settings, convert_checkpoint
+from sparsefmt.checkpoints.conversion import convert_checkpoint
+from sparsefmt.save_options import SaveOptions
 from sparsefmt.torch import SparseLinear
 from tools.prune import (
     DEFAULT_INCLUDE,
@@ -183,7 +184,7 @@ def finished(subject: Subject, tiny: transformers.PreTrainedConfig) -> Subject:
     for prefix in ("", "tiny-"):
         for name, codec in FORMATS.items():
             with Checkpoint(subject.folder / f"{prefix}safetensors", ["safetensors"]) as checkpoint:
-                convert_checkpoint(checkpoint, subject.folder / f"{prefix}{name}", Settings(codec=codec))
+                convert_checkpoint(checkpoint, subject.folder / f"{prefix}{name}", SaveOptions(codec=codec))
     return subject
 
 
