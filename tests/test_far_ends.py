@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import sys
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from sparsefmt.container.in_progress import Contents
 from sparsefmt.container.writer import Writer
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.kernels import permuted
-from sparsefmt.kernels.job import block
 from sparsefmt.kernels.operand import Work
 from sparsefmt.kernels.simd import F32
 from sparsefmt.layouts import FORMS, layout_of
@@ -173,8 +173,8 @@ def test_the_widest_row(layout):
             x[col] = weight / value
         operand, y = w.operand(), np.empty((1, 1), np.float32)
         pieces, scratch = np.array([[0, 0, 1]]), np.empty(1)
-        addresses = (array.ctypes.data for array in (operand.table, pieces, x, y))
-        job = block(*addresses, cols, 1, 1)
+        addresses = (part.ctypes.data for part in (operand.table, pieces, x, y))
+        job = array("q", (*addresses, cols, 1, 1))
         for kernel in (permuted.one_token_kernel(F32, True), permuted.skipping_kernel(F32, True, False)):
             y[...] = 0
             kernel(job.buffer_info()[0], 0, 1, scratch.ctypes.data)
@@ -185,6 +185,7 @@ def only(w: SparseTensor, begin: int, end: int) -> SparseTensor:
     """Products do some rows (in `permuted`, slices) of the first tile and leave all others as they are."""
     pieces = np.array([[0, begin, end]], np.int64)
     w.operand().whole = Work(1, pieces, pieces.ctypes.data, np.array([0, 1]))
+    w.operand().recipes.clear()
     return w
 
 

@@ -24,10 +24,13 @@ print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.value
 
 UNPACK = """
 import sys, numpy
-from sparsefmt.kernels import activations, simd
+from sparsefmt.kernels import activations, job, simd
 for width in sys.argv[1:] or ["1"]:
     kernel, y = activations.from_tokens(simd.F32, 8, int(width), False), numpy.zeros((1, 3), "f4")
-    kernel(numpy.arange(64, dtype="f4"), y, 0, 1)
+    sums, numbers = numpy.arange(64, dtype="f4"), numpy.zeros(job.BYTES // 8, "i8")
+    numbers[[job.Y // 8, job.RESULT // 8]] = sums.ctypes.data, y.ctypes.data
+    numbers[[job.TOKENS // 8, job.ROWS // 8, job.RESULT_PITCH // 8]] = 1, 3, 3
+    kernel(numbers.ctypes.data, 0, 1, 0)
     print(int(y.sum()), sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
 """
 """Compiled sooner than a product. Each width makes a kernel of the same function with another constant."""

@@ -1,8 +1,11 @@
 """Activations laid out for kernels that multiply many tokens at once, and their results put back.
 
-What is packed is found by a kernel in the order in which it reads it, one line of the cache after the other. x is
-(tokens, cols) and y (tokens, rows). With `across` they lie the other way round, as `w @ x` has them: x is (cols,
-tokens) and y (rows, tokens). Both are C-contiguous.
+What is packed is found by a kernel in the order in which it reads it, one line of the cache after the other. The
+caller's x is (tokens, cols) and its y (tokens, rows). With `across` they lie the other way round, as `w @ x` has them:
+x is (cols, tokens) and y (rows, tokens). Both are C-contiguous.
+
+Each is a function (job, lo, hi, scratch) as kernels are (`job.py`), but that `lo` and `hi` count units of its own, and
+that it needs no scratch. Whoever finds an activation that is Inf or NaN notes it in the job.
 """
 
 from __future__ import annotations
@@ -12,153 +15,226 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numba.extending import overload
 
 from sparsefmt.jit import jit
-from sparsefmt.kernels.simd import WIDTH, all_zero, fma, fma_all, load, load_rows, plus_zero, store, transpose, zeros
+from sparsefmt.kernels.job import (
+    COLS,
+    FIRST,
+    RESULT,
+    RESULT_PITCH,
+    ROWS,
+    SOURCE,
+    SOURCE_PITCH,
+    TOKENS,
+    X,
+    Y,
+    note_odd,
+    own,
+)
+from sparsefmt.kernels.simd import (
+    WIDTH,
+    all_zero,
+    fma,
+    fma_all,
+    load,
+    load_rows,
+    load_scalar,
+    load_u64,
+    plus_zero,
+    store,
+    store_scalar,
+    transpose,
+    zeros,
+)
 
 OVERFLOW = 16
 """Elements that are written behind packed activations."""
 
+WHOLE_COLUMNS = 8
+"""Kernels with rows in the lanes read activations up to a multiple of so many columns."""
 
-@jit
-def all_finite(x):
-    """Whether x, C-contiguous and of any shape, has neither Inf nor NaN."""
-    flat = x.reshape(-1)
-    odd = 0
-    for index in range(flat.size):
-        odd |= flat[index] - flat[index] != 0
-    return odd == 0
+
+def padded(cols: int) -> int:
+    """Columns of activations packed for kernels with rows in the lanes."""
+    return -(-cols // WHOLE_COLUMNS) * WHOLE_COLUMNS
+
+
+def _nothing(kind: int) -> Any:
+    """A zero of the type of activations."""
+    return np.float64(0) if WIDTH[kind] == 8 else np.float32(0)
 
 
 @cache
-def in_groups(kind: int, count: int) -> Callable[..., Any]:
-    """Packer for kernels with rows in the lanes (`panel.py`, `bitmask.py`, `dense.py`).
-
-    pack(x, first, groups, padded_cols, packed, begin) fills packed, flat, from element `begin` on with groups of
-    `count` tokens, from token `first` on: column by column, the tokens of a group side by side; with zeros where
-    columns end. Where tokens end, the last one stands again. Returns whether all are finite. Behind the last group, up
-    to OVERFLOW elements are written, too.
-    """
-    size, lanes, one = WIDTH[kind], max(8, 1 << (count - 1).bit_length()), 1
-    row_bytes = count * size
+def check(kind: int) -> Callable[..., Any]:
+    """For activations that are taken as they are, one unit: note whether any is odd."""
+    size, zero = WIDTH[kind], _nothing(kind)
 
     @jit
-    def pack(x, first, groups, padded_cols, packed, begin):
-        tokens, cols = x.shape
-        x_begin, to = np.int64(x.ctypes.data), np.int64(packed.ctypes.data) + begin * size
-        poison, zero = zeros(kind, lanes, one), zeros(kind, lanes, one)
+    def check(job, lo, hi, scratch):
+        begin = load_u64(job + X)
+        end = begin + load_u64(job + TOKENS) * load_u64(job + COLS) * size
+        odd = 0
+        for at in range(begin, end, size):
+            value = load_scalar(at, zero)
+            odd |= value - value != zero
+        if odd != 0:
+            note_odd(job)
+
+    return check
+
+
+def pack_group(kind, lanes, count, x, pitch, last, cols, to):
+    """Pack a group of `count` tokens, the first of which begins at x, the others `pitch` bytes apart: column by column,
+    side by side, with zeros where columns end. Behind token `last`, that one stands again. Return whether all are
+    finite. Behind the group, up to OVERFLOW elements are written, too.
+
+    `lanes`: 8, or a power of two that is not below `count`.
+    """
+    raise NotImplementedError("jitted code only")
+
+
+@overload(pack_group, prefer_literal=True)
+def _make_pack_group(kind, lanes, count, x, pitch, last, cols, to):
+    size, zero, tokens, whole = (
+        WIDTH[kind.literal_value],
+        _nothing(kind.literal_value),
+        count.literal_value,
+        WHOLE_COLUMNS,
+    )
+
+    def pack(kind, lanes, count, x, pitch, last, cols, to):
+        poison, nothing = zeros(kind, lanes, 1), zeros(kind, lanes, 1)
         whole_cols = cols // lanes * lanes
-        finite = True
-        for group in range(groups):
-            token, at = first + group * count, to + group * padded_cols * row_bytes
-            rows = x_begin + token * cols * size
-            for col in range(0, whole_cols, lanes):
-                values = load_rows(rows + col * size, cols * size, tokens - 1 - token, kind, lanes, count)
-                poison = fma_all(values, zero, poison)
-                # each is stored with more lanes than there are tokens: what follows comes later
-                store(at + col * row_bytes, row_bytes, transpose(values))
-            index = begin + (group * padded_cols + whole_cols) * count
-            for col in range(whole_cols, padded_cols):
-                for lane in range(count):
-                    value = packed.dtype.type(0)
-                    if col < cols:
-                        value = x[min(token + lane, tokens - 1), col]
-                    finite &= value - value == 0
-                    packed[index] = value
-                    index += 1
-        return finite and all_zero(poison)
+        for col in range(0, whole_cols, lanes):
+            values = load_rows(x + col * size, pitch, last, kind, lanes, count)
+            poison = fma_all(values, nothing, poison)
+            # each is stored with more lanes than there are tokens: what follows comes later
+            store(to + col * tokens * size, tokens * size, transpose(values))
+        finite, at = all_zero(poison), to + whole_cols * tokens * size
+        for col in range(whole_cols, (cols + whole - 1) // whole * whole):
+            for token in range(tokens):
+                value = zero
+                if col < cols:
+                    value = load_scalar(x + min(token, last) * pitch + col * size, zero)
+                finite &= value - value == zero
+                store_scalar(at, value)
+                at += size
+        return finite
+
+    return pack
+
+
+@cache
+def in_groups(kind: int, wide: int, narrow: int) -> Callable[..., Any]:
+    """Packer for kernels with rows in the lanes (`panel.py`, `bitmask.py`, `dense.py`). A unit is a group.
+
+    There are groups of `wide` tokens, as many as the first of the kernel's own numbers says, then groups of `narrow`
+    tokens; or `wide` is 0, and all are narrow. Where tokens end, the last one stands again.
+    """
+    size, any_wide, wide_tokens, narrow_tokens = WIDTH[kind], int(wide > 0), max(wide, 1), narrow
+    wide_lanes, narrow_lanes = (max(8, 1 << (count - 1).bit_length()) for count in (wide_tokens, narrow))
+
+    @jit
+    def pack(job, lo, hi, scratch):
+        cols, pitch, tokens = load_u64(job + COLS), load_u64(job + SOURCE_PITCH) * size, load_u64(job + TOKENS)
+        source, to = load_u64(job + SOURCE) + load_u64(job + FIRST) * pitch, load_u64(job + X)
+        group_cols = (cols + WHOLE_COLUMNS - 1) // WHOLE_COLUMNS * WHOLE_COLUMNS
+        wides = own(job, 0) if any_wide else 0
+        for group in range(lo, hi):
+            token = min(group, wides) * wide_tokens + max(group - wides, 0) * narrow_tokens
+            x, last, packed = source + token * pitch, tokens - 1 - token, to + token * group_cols * size
+            if any_wide and group < wides:
+                finite = pack_group(kind, wide_lanes, wide_tokens, x, pitch, last, cols, packed)
+            else:
+                finite = pack_group(kind, narrow_lanes, narrow_tokens, x, pitch, last, cols, packed)
+            if not finite:
+                note_odd(job)
 
     return pack
 
 
 @cache
 def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., Any]:
-    """Packer for `permuted.many_tokens_kernel`.
+    """Packer for `permuted.many_tokens_kernel` and `permuted_in_blocks.blocked_kernel`. A unit is `lanes` tokens.
 
-    pack(x, first, tokens, packed) fills packed, flat, with tokens `first` to `first + tokens`: for each `lanes * count`
-    tokens, for each column, these tokens' activations, with zeros where x ends. Returns whether they are finite.
+    For each `lanes * count` tokens, for each column, these tokens' activations, with zeros where x ends.
     """
-    size, one = WIDTH[kind], 1
+    size, one, zero, transposed = WIDTH[kind], 1, _nothing(kind), int(across)
     width, square, vector_bytes = lanes * count, lanes, lanes * size
     row_bytes = width * size
 
     @jit
-    def pack(x, first, tokens, packed):
-        x_begin, to = np.int64(x.ctypes.data), np.int64(packed.ctypes.data)
-        cols, pitch = x.shape[0 if across else 1], x.shape[1]
-        nothing = packed.dtype.type(0)
-        poison, zero = zeros(kind, lanes, square), zeros(kind, lanes, square)
-        poison1, zero1 = zeros(kind, lanes, one), zeros(kind, lanes, one)
+    def pack(job, lo, hi, scratch):
+        cols, pitch, tokens = load_u64(job + COLS), load_u64(job + SOURCE_PITCH) * size, load_u64(job + TOKENS)
+        to, token_bytes, col_bytes = load_u64(job + X), size if transposed else pitch, pitch if transposed else size
+        source = load_u64(job + SOURCE) + load_u64(job + FIRST) * token_bytes
         finite = True
-        for part in range((tokens + width - 1) // width * count):
-            # `lanes` tokens, a part of those of a block
-            token = part * lanes
-            present = max(0, min(lanes, tokens - token))
-            base = part // count * cols * width + part % count * lanes
+        for part in range(lo, hi):
+            # a part of the tokens of a block
+            present = max(0, min(lanes, tokens - part * lanes))
+            x = source + part * lanes * token_bytes
+            packed = to + (part // count * cols * width + part % count * lanes) * size
             done = 0
-            if present == lanes and across:
+            if present == lanes and transposed:
+                poison1, zero1 = zeros(kind, lanes, one), zeros(kind, lanes, one)
                 for col in range(cols):
-                    values = load(x_begin + (col * pitch + first + token) * size, vector_bytes, kind, lanes, one)
+                    values = load(x + col * pitch, vector_bytes, kind, lanes, one)
                     poison1 = fma(values, zero1, poison1)
-                    store(to + (base + col * width) * size, vector_bytes, values)
+                    store(packed + col * row_bytes, vector_bytes, values)
                 done = cols
+                finite &= all_zero(poison1)
             elif present == lanes:
+                poison, zero_square = zeros(kind, lanes, square), zeros(kind, lanes, square)
                 for col in range(0, cols - lanes + 1, lanes):
-                    at = x_begin + ((first + token) * pitch + col) * size
-                    values = load(at, pitch * size, kind, lanes, square)
-                    poison = fma(values, zero, poison)
-                    store(to + (base + col * width) * size, row_bytes, transpose(values))
+                    values = load(x + col * size, pitch, kind, lanes, square)
+                    poison = fma(values, zero_square, poison)
+                    store(packed + col * row_bytes, row_bytes, transpose(values))
                 done = cols // lanes * lanes
+                finite &= all_zero(poison)
             for col in range(done, cols):
                 for lane in range(lanes):
-                    value = nothing
+                    value = zero
                     if lane < present:
-                        at = first + token + lane
-                        value = x[col, at] if across else x[at, col]
-                        finite &= value - value == 0
-                    packed[base + col * width + lane] = value
-        return finite and all_zero(poison) and all_zero(poison1)
+                        value = load_scalar(x + lane * token_bytes + col * col_bytes, zero)
+                        finite &= value - value == zero
+                    store_scalar(packed + col * row_bytes + lane * size, value)
+        if not finite:
+            note_odd(job)
 
     return pack
 
 
 @cache
 def from_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., Any]:
-    """The way back, for results of `permuted.many_tokens_kernel`.
-
-    unpack(packed, y, first, tokens) writes tokens `first` to `first + tokens` of y; + 0.0, which makes zero results
-    positive.
-    """
-    size, one = WIDTH[kind], 1
+    """The way back, for the results; + 0.0, which makes zero results positive. A unit is `lanes` tokens."""
+    size, one, zero, transposed = WIDTH[kind], 1, _nothing(kind), int(across)
     width, square, vector_bytes = lanes * count, lanes, lanes * size
     row_bytes = width * size
 
     @jit
-    def unpack(packed, y, first, tokens):
-        at, y_begin = np.int64(packed.ctypes.data), np.int64(y.ctypes.data)
-        rows, pitch = y.shape[0 if across else 1], y.shape[1]
-        for part in range((tokens + width - 1) // width * count):
-            token = part * lanes
-            present = max(0, min(lanes, tokens - token))
-            base = part // count * rows * width + part % count * lanes
+    def unpack(job, lo, hi, scratch):
+        rows, pitch, tokens = load_u64(job + ROWS), load_u64(job + RESULT_PITCH) * size, load_u64(job + TOKENS)
+        sums, token_bytes, row_pitch = load_u64(job + Y), size if transposed else pitch, pitch if transposed else size
+        result = load_u64(job + RESULT) + load_u64(job + FIRST) * token_bytes
+        for part in range(lo, hi):
+            present = max(0, min(lanes, tokens - part * lanes))
+            y = result + part * lanes * token_bytes
+            packed = sums + (part // count * rows * width + part % count * lanes) * size
             done = 0
-            if present == lanes and across:
+            if present == lanes and transposed:
                 for row in range(rows):
-                    values = plus_zero(load(at + (base + row * width) * size, vector_bytes, kind, lanes, one))
-                    store(y_begin + (row * pitch + first + token) * size, vector_bytes, values)
+                    values = load(packed + row * row_bytes, vector_bytes, kind, lanes, one)
+                    store(y + row * pitch, vector_bytes, plus_zero(values))
                 done = rows
             elif present == lanes:
                 for row in range(0, rows - lanes + 1, lanes):
-                    values = plus_zero(load(at + (base + row * width) * size, row_bytes, kind, lanes, square))
-                    store(y_begin + ((first + token) * pitch + row) * size, pitch * size, transpose(values))
+                    values = plus_zero(load(packed + row * row_bytes, row_bytes, kind, lanes, square))
+                    store(y + row * size, pitch, transpose(values))
                 done = rows // lanes * lanes
             for row in range(done, rows):
                 for lane in range(present):
-                    value = packed[base + row * width + lane] + 0
-                    to = first + token + lane
-                    if across:
-                        y[row, to] = value
-                    else:
-                        y[to, row] = value
+                    value = load_scalar(packed + row * row_bytes + lane * size, zero) + zero
+                    store_scalar(y + lane * token_bytes + row * row_pitch, value)
 
     return unpack

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,9 +57,10 @@ class Operand:
         table: int64 (tiles, 7). A line for each tile: see FIRST_ROW and VALUES.
         address: of the table.
         whole: all rows as one unit.
+        recipes: what `multiply.py` remembers.
     """
 
-    __slots__ = ("_work", "address", "cols", "dtype", "layout", "rows", "table", "tiles", "tiling", "whole")
+    __slots__ = ("_work", "address", "cols", "dtype", "layout", "recipes", "rows", "table", "tiles", "tiling", "whole")
 
     def __init__(self, tiling: Tiling, tiles: tuple[Tile, ...]) -> None:
         self.tiling, self.tiles = tiling, tiles
@@ -71,6 +72,7 @@ class Operand:
             line = number * tiling.tile_rows, self.height(number), *(tile[name].ctypes.data for name in names)
             self.table[number, : len(line)] = line
         self.address = self.table.ctypes.data
+        self.recipes: dict[Any, Any] = {}
         self._work: dict[int, Work] = {}
         self.whole = self.work(1)
 

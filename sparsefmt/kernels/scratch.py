@@ -13,22 +13,12 @@ import numpy as np
 
 from sparsefmt.layouts.memory import empty
 
-KEPT_BYTES = 1 << 24
-"""Larger scratches are not kept."""
+KEPT_BYTES = 1 << 25
+"""Larger rooms are not kept."""
+
+_BYTES = np.dtype(np.uint8)
 
 _mine = threading.local()
-
-
-def scratch(purpose: str, length: int, dtype: np.dtype) -> np.ndarray:
-    """An aligned, uninitialised array, the caller's until its thread asks for the same purpose again."""
-    nbytes = length * dtype.itemsize
-    if nbytes > KEPT_BYTES:
-        return empty(length, dtype)
-    kept: dict[str, np.ndarray] = _mine.__dict__
-    block = kept.get(purpose)
-    if block is None or block.size < nbytes:
-        block = kept[purpose] = empty(max(nbytes, 1 << 12), np.dtype(np.uint8))
-    return block[:nbytes].view(dtype)
 
 
 class Room(NamedTuple):
@@ -38,17 +28,18 @@ class Room(NamedTuple):
     address: int
 
 
-def room(purpose: str, length: int, dtype: np.dtype) -> Room:
-    """Like `scratch`, of so many elements or more, which takes less time. The purposes are its own."""
-    if length * dtype.itemsize > KEPT_BYTES:
-        return _new_room(length, dtype)
+def room(purpose: str, nbytes: int) -> Room:
+    """Aligned, uninitialised memory of so many bytes or more, the caller's until its thread asks for the same purpose
+    again. It lives as long as the caller holds its array, at least."""
+    if nbytes > KEPT_BYTES:
+        return _new_room(nbytes)
     kept: dict[str, Room] = _mine.__dict__
     found = kept.get(purpose)
-    if found is None or found.array.size < length or found.array.dtype is not dtype:
-        found = kept[purpose] = _new_room(max(length, 1 << 10), dtype)
+    if found is None or found.array.size < nbytes:
+        found = kept[purpose] = _new_room(max(nbytes, 1 << 13))
     return found
 
 
-def _new_room(length: int, dtype: np.dtype) -> Room:
-    array = empty(length, dtype)
+def _new_room(nbytes: int) -> Room:
+    array = empty(nbytes, _BYTES)
     return Room(array, array.ctypes.data)

@@ -1,9 +1,9 @@
-"""A kernel on several threads: those of PyTorch's OpenMP runtime where it is loaded, else those of the shared pool.
+"""A product on several threads: those of PyTorch's OpenMP runtime where it is loaded, else those of the shared pool.
 
 PyTorch's threads wait for its next operator by spinning, so threads of our own would compete with them for the cores.
 GOMP_parallel, which every OpenMP runtime offers, calls a function on these threads instead. The function is `team`
-below, a few instructions of LLVM: each thread takes a place in the scratch, then one unit of work after the other, and
-calls the kernel's native code for it.
+below, a few instructions of LLVM: each thread takes a place in the scratch, then for one step after the other, one unit
+after the other, and calls the step's native code for it. Before the next step, all threads wait for each other.
 
 After a fork, the runtime's threads are gone, and it would wait for them: then the pool serves.
 """
@@ -18,58 +18,72 @@ from array import array
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 from llvmlite import binding, ir
-from numba import types
+from numba.core.compiler_lock import global_compiler_lock
 
 from sparsefmt import threads
-from sparsefmt.dtypes import DOUBLE
+from sparsefmt.kernels import scratch
+from sparsefmt.kernels.job import ODD
+from sparsefmt.kernels.operand import Work
 from sparsefmt.kernels.plans.contract import Kernel
-from sparsefmt.kernels.scratch import room
+from sparsefmt.kernels.recipe import Recipe
 
 ENVIRONMENT_VARIABLE = "SPARSEFMT_OPENMP"
 """0 keeps products off the threads of an OpenMP runtime."""
 
-_SIGNATURE = (types.int64,) * 4
+_NEXT_PLACE, _SCRATCH, _STRIDE, _JOB, _BARRIER, _STEPS, _FIRST_STEP = range(7)
+"""What `team` gets, as integers of 64 bits: a counter of places; the scratch of the first one, and bytes from one to
+the next; the job; the address of GOMP_barrier; the number of steps; then these, each as below."""
 
-_NEXT_UNIT, _NEXT_PLACE, _UNITS, _BOUNDS, _JOB, _KERNEL, _SCRATCH, _STRIDE = range(8)
-"""What `team` gets, as integers of 64 bits: two counters, then the number of units, the address of their bounds, the
-job, the kernel, the scratch of the first place, and bytes from one place to the next."""
+_NEXT_UNIT, _UNITS, _BOUNDS, _KERNEL, _WAITS, _STEP = range(6)
+"""A counter of units, their number, the address of their bounds, the code, and whether the next step has to wait for
+this one; how many integers that are."""
 
 _forked = False
 
 _kept: list[Any] = []
 """What must live as long as the machine code of `team` is called."""
 
-_found: dict[str, Callable[..., None] | None] = {}
-"""GOMP_parallel of PyTorch's runtime, once it was looked for."""
+_found: dict[str, Runtime | None] = {}
+"""PyTorch's runtime, once it was looked for."""
 
 
-def run_on_threads(kernel: Kernel, job: int, units: np.ndarray, count: int, words: int) -> None:
-    """Call the kernel for each unit, on up to `count` threads, this one included.
+class Runtime(NamedTuple):
+    """An OpenMP runtime: GOMP_parallel, to be called, and the address of GOMP_barrier."""
+
+    parallel: Callable[..., None]
+    barrier: int
+
+
+def run_on_threads(recipe: Recipe, job: int, work: Work, count: int, room: int) -> None:
+    """Run all steps of a recipe on up to `count` threads, this one included.
 
     Args:
-        units: int64 bounds, as `Work` has them.
-        words: elements of 8 bytes that each thread needs as scratch.
+        work: what the kernel does, in the units that threads take.
+        room: memory of the recipe, with `scratch_bytes` for each thread.
     """
-    number = len(units) - 1
-    count = min(count, number)
-    parallel = _openmp() if count > 1 and has_team() else None
-    if parallel is not None:
-        # a line of the cache between two places
-        stride = (words + 15) // 8 * 8
-        memory = room("weights", stride * count, DOUBLE)
-        shared = array("q", (0, 0, number, units.ctypes.data, job, _native(kernel), memory.address, 8 * stride))
-        parallel(_team(), shared.buffer_info()[0], count, 0)
+    runtime = _openmp() if has_team() else None
+    if runtime is not None:
+        _run_on_team(runtime, recipe, job, work, (count, room))
         return
-    bounds = units.tolist()
+    for kernel, _, bounds in recipe.steps:
+        if bounds is not None:
+            # handing it over takes longer
+            kernel(job, 0, len(bounds) - 1, 0)
+        else:
+            units = work.units.tolist()
 
-    def run_unit(unit: int) -> None:
-        kernel(job, bounds[unit], bounds[unit + 1], room("weights", words, DOUBLE).address)
+            def run_unit(unit: int, kernel: Kernel = kernel, units: list[int] = units) -> None:
+                kernel(job, units[unit], units[unit + 1], scratch.room("scratch", recipe.plan.scratch).address)
 
-    threads.share(run_unit, number, count)
+            threads.share(run_unit, len(units) - 1, count)
+
+
+def scratch_bytes(recipe: Recipe) -> int:
+    """Bytes of scratch for each thread, with a line of the cache between two."""
+    return (recipe.plan.scratch + 127) // 64 * 64
 
 
 def has_team() -> bool:
@@ -77,12 +91,16 @@ def has_team() -> bool:
     return not _forked and _openmp() is not None and not threads.is_worker()
 
 
-@cache
-def _native(kernel: Any) -> int:
-    """Address of a kernel's machine code, which numba compiles to int32 (result, error, job, lo, hi, scratch)."""
-    kernel.compile(_SIGNATURE)
-    compiled = kernel.overloads[_SIGNATURE]
-    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+def _run_on_team(runtime: Runtime, recipe: Recipe, job: int, work: Work, where: tuple[int, int]) -> None:
+    """On (threads, room)."""
+    count, room = where
+    numbers = [0, room + recipe.scratch_at, scratch_bytes(recipe), job, runtime.barrier, len(recipe.steps)]
+    for number, (_, code, bounds) in enumerate(recipe.steps):
+        waits = number + 1 < len(recipe.steps) and bool(recipe.plan.packed or number)
+        bounds = work.units if bounds is None else bounds
+        numbers += [0, len(bounds) - 1, bounds.ctypes.data, code, int(waits)]
+    shared = array("q", numbers)
+    runtime.parallel(_team(), shared.buffer_info()[0], count, 0)
 
 
 @cache
@@ -93,44 +111,76 @@ def _team() -> int:
     module.triple = binding.get_process_triple()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [word]), "team")
     kernel_type = ir.FunctionType(ir.IntType(32), [byte_pointer.as_pointer(), byte_pointer.as_pointer(), *[word] * 4])
-    start, take, work, done = (function.append_basic_block(name) for name in ("start", "take", "work", "done"))
-    builder = ir.IRBuilder(start)
+    names = ("start", "step", "take", "work", "taken", "wait", "next", "done")
+    start, step, take, work, taken, wait, following, done = (function.append_basic_block(name) for name in names)
+    shared, builder = function.args[0], ir.IRBuilder(start)
 
-    def pointer(number: int) -> Any:
-        at = builder.add(function.args[0], ir.Constant(word, 8 * number))
-        return builder.inttoptr(at, word.as_pointer())
+    def constant(number: int) -> Any:
+        return ir.Constant(word, number)
 
-    def load(number: int) -> Any:
-        return builder.load(pointer(number), typ=word)
+    def pointer(base: Any, number: int) -> Any:
+        return builder.inttoptr(builder.add(base, constant(8 * number)), word.as_pointer())
 
-    def count_up(number: int) -> Any:
-        return builder.atomic_rmw("add", pointer(number), ir.Constant(word, 1), "seq_cst")
+    def load(base: Any, number: int) -> Any:
+        return builder.load(pointer(base, number), typ=word)
+
+    def count_up(base: Any, number: int) -> Any:
+        return builder.atomic_rmw("add", pointer(base, number), constant(1), "seq_cst")
 
     result, error = builder.alloca(byte_pointer), builder.alloca(byte_pointer)
-    scratch = builder.add(load(_SCRATCH), builder.mul(count_up(_NEXT_PLACE), load(_STRIDE)))
-    kernel = builder.inttoptr(load(_KERNEL), kernel_type.as_pointer())
+    scratch = builder.add(load(shared, _SCRATCH), builder.mul(count_up(shared, _NEXT_PLACE), load(shared, _STRIDE)))
+    first = builder.add(shared, constant(8 * _FIRST_STEP))
+    end = builder.add(first, builder.mul(load(shared, _STEPS), constant(8 * _STEP)))
+    builder.branch(step)
+
+    builder.position_at_end(step)
+    at = builder.phi(word)
+    at.add_incoming(first, start)
     builder.branch(take)
+
     builder.position_at_end(take)
-    unit = count_up(_NEXT_UNIT)
-    builder.cbranch(builder.icmp_signed("<", unit, load(_UNITS)), work, done)
+    unit = count_up(at, _NEXT_UNIT)
+    builder.cbranch(builder.icmp_signed("<", unit, load(at, _UNITS)), work, taken)
+
     builder.position_at_end(work)
-    at = builder.add(load(_BOUNDS), builder.mul(unit, ir.Constant(word, 8)))
-    lo = builder.load(builder.inttoptr(at, word.as_pointer()), typ=word)
-    hi_at = builder.add(at, ir.Constant(word, 8))
-    hi = builder.load(builder.inttoptr(hi_at, word.as_pointer()), typ=word)
-    builder.call(kernel, [result, error, load(_JOB), lo, hi, scratch])
+    kernel = builder.inttoptr(load(at, _KERNEL), kernel_type.as_pointer())
+    bound = builder.add(load(at, _BOUNDS), builder.mul(unit, constant(8)))
+    builder.call(kernel, [result, error, load(shared, _JOB), load(bound, 0), load(bound, 1), scratch])
     builder.branch(take)
+
+    builder.position_at_end(taken)
+    builder.cbranch(builder.icmp_signed("!=", load(at, _WAITS), constant(0)), wait, following)
+
+    builder.position_at_end(wait)
+    barrier = builder.inttoptr(load(shared, _BARRIER), ir.FunctionType(ir.VoidType(), []).as_pointer())
+    builder.call(barrier, [])
+    builder.branch(following)
+
+    builder.position_at_end(following)
+    after = builder.add(at, constant(8 * _STEP))
+    at.add_incoming(after, following)
+    # once an activation was odd, all that comes is done for nothing
+    odd = load(load(shared, _JOB), ODD // 8)
+    goes_on = builder.and_(
+        builder.icmp_signed("<", after, end),
+        builder.or_(
+            builder.icmp_signed("==", odd, constant(0)), builder.icmp_signed("==", load(at, _WAITS), constant(0))
+        ),
+    )
+    builder.cbranch(goes_on, step, done)
+
     builder.position_at_end(done)
     builder.ret_void()
-    target = binding.Target.from_default_triple().create_target_machine()
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(str(module)), target)
-    engine.finalize_object()
-    _kept.append(engine)
-    return int(engine.get_function_address("team"))
+    with global_compiler_lock:  # no fork meanwhile (`recipe.native`)
+        target = binding.Target.from_default_triple().create_target_machine()
+        engine = binding.create_mcjit_compiler(binding.parse_assembly(str(module)), target)
+        engine.finalize_object()
+        _kept.append(engine)
+        return int(engine.get_function_address("team"))
 
 
-def _openmp() -> Callable[..., None] | None:
-    """GOMP_parallel of the runtime that PyTorch has loaded, if it has, and nobody forbids it."""
+def _openmp() -> Runtime | None:
+    """The runtime that PyTorch has loaded, if it has, and nobody forbids it."""
     if "torch" not in sys.modules:
         return None
     if "torch" not in _found:
@@ -138,17 +188,17 @@ def _openmp() -> Callable[..., None] | None:
     return _found["torch"]
 
 
-def _look_for_openmp() -> Callable[..., None] | None:
+def _look_for_openmp() -> Runtime | None:
     for path in _loaded_runtimes():
         try:
             # only if it is loaded already: another copy would have other threads
             library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-            parallel = library.GOMP_parallel
+            parallel, barrier = library.GOMP_parallel, library.GOMP_barrier
         except (OSError, AttributeError):
             continue
         parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
         parallel.restype = None
-        return parallel
+        return Runtime(parallel, ctypes.cast(barrier, ctypes.c_void_p).value or 0)
     return None
 
 

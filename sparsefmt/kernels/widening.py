@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from array import array
+from functools import partial
+
 import numpy as np
 
-from sparsefmt.dtypes import DOUBLE, DType, unpack
+from sparsefmt.dtypes import DType, unpack
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.kernels.job import PIECES, TABLE
-from sparsefmt.kernels.operand import VALUES, Operand
-from sparsefmt.kernels.plans.contract import Plan
+from sparsefmt.kernels.operand import VALUES, Operand, Work
+from sparsefmt.kernels.plans.contract import Kernel
+from sparsefmt.kernels.recipe import Recipe
 from sparsefmt.kernels.scratch import room
 from sparsefmt.layouts.memory import empty
+from sparsefmt.threads import share
 
 
 def expect_product(dtype: DType) -> None:
@@ -32,15 +37,28 @@ def widened_values(values: np.ndarray, dtype: DType, positions: int, accumulator
     return wide
 
 
-def run_widened(plan: Plan, w: Operand, units: tuple[np.ndarray, int, int], accumulator: np.dtype) -> None:
-    """Run a plan over pieces `lo` to `hi` of some, (pieces, lo, hi), one tile after the other, whose values are first
-    widened in memory. Slower."""
-    pieces, lo, hi = units
-    memory = room("weights", plan.scratch, DOUBLE)
-    for tile, begin, end in pieces[lo:hi].tolist():
-        values = widened_values(w.tiles[tile]["values"], w.dtype, w.height(tile) * w.cols, accumulator)
-        line, piece = w.table[tile].copy(), np.array([0, begin, end], np.int64)
-        line[VALUES] = values.ctypes.data
-        job = plan.job[:]
-        job[TABLE // 8], job[PIECES // 8] = line.ctypes.data, piece.ctypes.data
-        plan.kernel(job.buffer_info()[0], 0, 1, memory.address)
+def run_widened(recipe: Recipe, job: array[int], w: Operand, work: Work, how: tuple[np.dtype, int]) -> None:
+    """Run a recipe, one tile after the other, whose values are first widened in memory. Slower.
+
+    Args:
+        how: what they are widened to, and on how many threads.
+    """
+    accumulator, threads = how
+    whole, _ = job.buffer_info()
+    pieces, bounds = work.pieces.tolist(), work.units.tolist()
+
+    def run_unit(kernel: Kernel, unit: int) -> None:
+        scratch = room("scratch", recipe.plan.scratch)
+        for tile, begin, end in pieces[bounds[unit] : bounds[unit + 1]]:
+            values = widened_values(w.tiles[tile]["values"], w.dtype, w.height(tile) * w.cols, accumulator)
+            line, piece = w.table[tile].copy(), np.array([0, begin, end], np.int64)
+            line[VALUES] = values.ctypes.data
+            part = job[:]
+            part[TABLE // 8], part[PIECES // 8] = line.ctypes.data, piece.ctypes.data
+            kernel(part.buffer_info()[0], 0, 1, scratch.address)
+
+    for kernel, _, units in recipe.steps:
+        if units is not None:
+            kernel(whole, 0, len(units) - 1, 0)
+        else:
+            share(partial(run_unit, kernel), len(bounds) - 1, threads)

@@ -195,6 +195,23 @@ def test_the_same_bits_in_every_layout(dtype, rows, special):
             assert_same_bits(linear(x[:tokens], w), expected[:tokens])
 
 
+@pytest.mark.parametrize("layout", FORMS)
+@pytest.mark.parametrize("tokens", [1, 2, 9, 70])
+def test_activations_lie_as_they_like(layout, tokens):
+    """By rows, by columns, every other one, one for all, backwards, where nobody may write."""
+    rng = np.random.default_rng(tokens)
+    array = weights(rng, (40, 80), np.float32, 0.6)
+    w, x = in_form(array, layout), rng.standard_normal((tokens, 160)).astype(np.float32)
+    views = [x[:, :80], np.asfortranarray(x[:, :80]), x[:, ::2], np.broadcast_to(x[:1, :80], (tokens, 80))]
+    views += [x[::-1, 79::-1], np.frombuffer(x[:, :80].tobytes(), np.float32).reshape(tokens, 80)]
+    # one byte off
+    views.append(np.frombuffer(b"\0" + x[:, :80].tobytes(), np.uint8)[1:].view(np.float32).reshape(tokens, 80))
+    for view in views:
+        expected = np.stack([linear(row, w) for row in np.array(view)])
+        assert_same_bits(linear(view, w), expected)
+        assert_same_bits(np.ascontiguousarray((w @ view.T).T), expected)
+
+
 @settings(max_examples=60, deadline=None)
 @given(far_apart(), st.booleans(), st.integers(0, 1 << 32))
 def test_fillers_change_no_bit(array, special, seed):

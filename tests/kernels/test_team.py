@@ -25,16 +25,16 @@ def every_product_in_threads(monkeypatch):
 @pytest.fixture
 def teams(monkeypatch) -> list[int]:
     """Threads of each team that was asked for."""
-    parallel = team._openmp()
-    if parallel is None:
+    runtime = team._openmp()
+    if runtime is None:
         pytest.skip("this PyTorch has loaded no OpenMP runtime with GOMP_parallel")
     asked = []
 
     def counted(function, shared, count, flags):
         asked.append(count)
-        parallel(function, shared, count, flags)
+        runtime.parallel(function, shared, count, flags)
 
-    monkeypatch.setattr(team, "_openmp", lambda: counted)
+    monkeypatch.setattr(team, "_openmp", lambda: runtime._replace(parallel=counted))
     return asked
 
 
@@ -59,6 +59,22 @@ def test_the_bits_of_one_thread(layout, dtype, tokens, teams):
     with_infinity[0, 3] = np.inf
     expected = linear(with_infinity, w, threads=1)
     assert np.array_equal(linear(with_infinity, w, threads=2), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("layout", ["dense", "bitmask", "permuted"])
+def test_threads_share_the_tokens_too(layout, teams):
+    """They lay them out, wait for each other, multiply, wait, and put the results in place; by columns, too."""
+    w, _ = case(layout, np.float32, 1)
+    x = np.random.default_rng(3).standard_normal((700, 200)).astype(np.float32)
+    for tokens in (2, 33, 700):
+        expected = linear(x[:tokens], w, threads=1)
+        for _ in range(20):
+            assert np.array_equal(linear(x[:tokens], w, threads=4), expected)
+        assert np.array_equal((w @ x[:tokens].T).T, expected)
+    x[650, 7] = np.nan
+    expected[650] = linear(x[650:651], w, threads=1)
+    assert np.array_equal(linear(x, w, threads=4), expected, equal_nan=True)
+    assert teams
 
 
 def test_other_dtypes_take_the_pool(teams):

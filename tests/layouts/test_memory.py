@@ -19,8 +19,7 @@ import sparsefmt.numpy
 import sparsefmt.torch
 from sparsefmt import SparseTensor, load, load_file, save, save_file
 from sparsefmt.dtypes import DTYPES
-from sparsefmt.kernels import scratch as scratches
-from sparsefmt.kernels.scratch import scratch
+from sparsefmt.kernels.scratch import KEPT_BYTES, room
 from sparsefmt.layouts import FORMS, memory
 from sparsefmt.layouts.memory import ALIGNMENT, HUGE_PAGE, OVERREAD, Arena
 from sparsefmt.layouts.tile import Tile
@@ -214,23 +213,20 @@ def test_tensors_in_an_arena_are_the_same_tensors(layout, monkeypatch):
 
 class TestScratch:
     def test_the_same_memory_again(self):
-        first = scratch("test", 1000, np.dtype(np.float32))
-        again = scratch("test", 500, np.dtype(np.float64))
-        assert again.ctypes.data == first.ctypes.data
-        assert again.ctypes.data % ALIGNMENT == 0
-        assert (first.size, again.size, again.dtype) == (1000, 500, np.float64)
-        more = scratch("test", 100_000, np.dtype(np.float32))
-        assert more.size == 100_000
-        assert scratch("other", 10, np.dtype(np.float32)).ctypes.data != more.ctypes.data
+        first, again = room("test", 4000), room("test", 2000)
+        assert again.address == first.address == first.array.ctypes.data
+        assert again.address % ALIGNMENT == 0
+        more = room("test", 400_000)
+        assert more.array.nbytes >= 400_000
+        assert room("other", 40).address != more.address
 
     def test_each_thread_has_its_own(self):
-        mine, theirs = scratch("test", 1000, np.dtype(np.float32)), []
-        other = threading.Thread(target=lambda: theirs.append(scratch("test", 1000, np.dtype(np.float32))))
+        mine, theirs = room("test", 4000), []
+        other = threading.Thread(target=lambda: theirs.append(room("test", 4000)))
         other.start()
         other.join()
-        assert not np.may_share_memory(mine, theirs[0])
+        assert not np.may_share_memory(mine.array, theirs[0].array)
 
     def test_large_ones_are_not_kept(self):
-        length = scratches.KEPT_BYTES // 4 + 1
-        one, other = scratch("test", length, np.dtype(np.float32)), scratch("test", length, np.dtype(np.float32))
-        assert not np.may_share_memory(one, other)
+        one, other = room("test", KEPT_BYTES + 1), room("test", KEPT_BYTES + 1)
+        assert not np.may_share_memory(one.array, other.array)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
-import numpy as np
+from collections.abc import Callable, Iterator
 
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.kernels.plans import bitmask_and_dense, permuted
-from sparsefmt.kernels.plans.contract import Plan
+from sparsefmt.kernels.plans.contract import Across, Plan
 
-PLANS: dict[str, Callable[[np.ndarray, Operand, np.ndarray, int], Iterable[Plan]]] = {
+PLANS: dict[str, Callable[[Operand, int, int, Across], Iterator[Plan]]] = {
     "dense": bitmask_and_dense.plans,
     "bitmask": bitmask_and_dense.plans,
     "permuted": permuted.plans,
 }
-"""By layout, plans(x, w, y, kind): one plan after the other, which together fill y (tokens, rows) with the products of
-x (tokens, cols) and w.
+"""By layout, plans(w, kind, tokens, across): together they take all tokens. `kind` is that of the values that kernels
+read (`simd.py`); only those of `permuted` take arrays that lie across."""
 
-x and y have the dtype of the sums; y or its transpose is C-contiguous. `kind` is that of the values that kernels read
-(`simd.py`). Run and finish each plan before asking for the next one: it takes the same memory.
-"""
+FOR_ANY_ACTIVATIONS: dict[str, Callable[[Operand, int, int], Plan]] = {
+    "dense": bitmask_and_dense.any_activations,
+    "bitmask": bitmask_and_dense.any_activations,
+    "permuted": permuted.any_activations,
+}
+"""By layout, plan(w, kind, tokens) for x with Inf or NaN, which skips what other kernels multiply by zero."""

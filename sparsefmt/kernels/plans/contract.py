@@ -1,49 +1,52 @@
-"""What a plan is: one kernel, and its job: the activations laid out for it, and the place of its results.
+"""What a plan is: one kernel, what is done before and behind it, and the memory that they share.
 
-Whoever makes a plan lays x out and asks whether it is finite, before any thread starts. Kernels multiply zero weights,
-pruned positions and padding, too, which changes no bit unless x has Inf or NaN. Such x gets a plan with a slow kernel
-that skips them.
+Kernels multiply zero weights, pruned positions and padding, too, which changes no bit unless x has Inf or NaN. What
+comes before a kernel notes such activations, and then a kernel that skips those positions, slowly, does all again.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import NamedTuple
 
 Kernel = Callable[[int, int, int, int], object]
 """kernel(job, lo, hi, scratch), compiled (`job.py`)."""
 
 
-def _nothing() -> None:
-    """The kernel wrote into y."""
+class Step(NamedTuple):
+    """What is done to activations or results, in so many units (`activations.py`)."""
+
+    run: Kernel
+    units: int
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(NamedTuple):
     """How some tokens are multiplied by all rows of an operand.
 
     Attributes:
-        tokens: their number.
+        first, tokens: which they are.
         kernel: Threads may call it at once, each with rows and scratch of its own.
-        job: what it gets, without the pieces, which the caller puts in.
-        scratch: elements of 8 bytes that it needs.
-        holds: arrays whose addresses are in the job.
-        finish: puts the results into y, once all rows were run.
+        before: checks or packs activations; None: nobody looks whether they are finite.
+        packed: bytes of packed activations; 0 if the kernel reads the caller's.
+        behind: puts the kernel's sums into the caller's result.
+        sums: their bytes; 0 if the kernel writes the caller's result.
+        scratch: bytes that the kernel needs.
+        own: the kernel's own numbers.
     """
 
+    first: int
     tokens: int
     kernel: Kernel
-    job: array[int]
-    scratch: int
-    holds: tuple[Any, ...]
-    finish: Callable[[], None] = _nothing
+    before: Step | None
+    packed: int = 0
+    behind: Step | None = None
+    sums: int = 0
+    scratch: int = 0
+    own: tuple[int, ...] = ()
 
 
-def contiguous(x: np.ndarray) -> np.ndarray:
-    """x as kernels take it: C-contiguous, aligned, of a type that is not read-only, which numba takes for another."""
-    flags = x.flags
-    return x if flags.c_contiguous and flags.writeable and flags.aligned else np.array(x, order="C")
+class Across(NamedTuple):
+    """Whether activations, or results, lie the other way round: tokens in columns."""
+
+    x: bool
+    y: bool

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
-
 from sparsefmt.kernels import activations, permuted, permuted_in_blocks
-from sparsefmt.kernels.activations import all_finite
-from sparsefmt.kernels.job import address, block
 from sparsefmt.kernels.operand import Operand
-from sparsefmt.kernels.plans.contract import Plan, contiguous
-from sparsefmt.kernels.scratch import room
+from sparsefmt.kernels.plans.contract import Across, Plan, Step
 from sparsefmt.kernels.simd import VECTOR_BYTES, WIDTH, summed_kind
 from sparsefmt.layouts.permuted import MAX_U16_COLS
 
@@ -24,22 +19,18 @@ BLOCKED = {8: 5, 4: 3}
 """Vectors of tokens of the groups that are multiplied in blocks of columns, and how many of them must be full."""
 
 
-def plans(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Iterable[Plan]:
+def plans(w: Operand, kind: int, tokens: int, across: Across) -> Iterator[Plan]:
     """See `PLANS`."""
-    if x.shape[0] == 1:
-        return (_one_token(contiguous(x), w, y, kind),)
-    flags = x.flags
-    if not (flags.c_contiguous or flags.f_contiguous) or not flags.aligned or not flags.writeable:
-        x = np.array(x, order="K")
-    return (_many_tokens(x, group, w, y, kind) for group in token_groups(x.shape[0], kind))
+    if tokens == 1:
+        yield _one_token(w, kind)
+        return
+    for group in token_groups(tokens, kind):
+        yield _many_tokens(w, kind, group, across)
 
 
-def _one_token(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
-    if not all_finite(x):
-        return _any_activations(x, w, y, kind)
+def _one_token(w: Operand, kind: int) -> Plan:
     make = permuted.one_token_kernel_of_gaps if _has_gaps(w) else permuted.one_token_kernel
-    kernel = make(kind, w.cols > MAX_U16_COLS)
-    return Plan(1, kernel, block(w.address, 0, address(x), address(y), w.cols, 1, w.rows), 0, (x, y))
+    return Plan(0, 1, make(kind, w.cols > MAX_U16_COLS), Step(activations.check(summed_kind(kind)), 1))
 
 
 class TokenGroup(NamedTuple):
@@ -79,43 +70,28 @@ def token_shapes(kind: int) -> tuple[tuple[int, int, int, bool], ...]:
     return *in_blocks, *((*shape, more, False) for shape, more in zip(others, [*least, 0], strict=True))
 
 
-def _many_tokens(x: np.ndarray, group: TokenGroup, w: Operand, y: np.ndarray, kind: int) -> Plan:
-    """For a group of the tokens of x. Both x and y are C- or F-contiguous."""
+def _many_tokens(w: Operand, kind: int, group: TokenGroup, across: Across) -> Plan:
     first, tokens, lanes, vectors, in_blocks = group
-    summed, blocks = summed_kind(kind), -(-tokens // (lanes * vectors))
-    across = not x.flags.c_contiguous
-    packed = room("activations", blocks * lanes * vectors * w.cols, y.dtype)
-    pack = activations.in_tokens(summed, lanes, vectors, across)
-    if not pack(x.T if across else x, first, tokens, packed.array):
-        return _any_activations(x[first : first + tokens], w, y[first : first + tokens], kind)
-    sums = room("sums", blocks * lanes * vectors * w.rows, y.dtype)
-    wide, gaps = w.cols > MAX_U16_COLS, _has_gaps(w)
+    summed, wide, gaps = summed_kind(kind), w.cols > MAX_U16_COLS, _has_gaps(w)
+    blocks, parts = -(-tokens // (lanes * vectors)), -(-tokens // lanes)
+    token_bytes = blocks * lanes * vectors * WIDTH[summed]
+    # zeros fill the last block
+    before = Step(activations.in_tokens(summed, lanes, vectors, across.x), blocks * vectors)
+    behind = Step(activations.from_tokens(summed, lanes, vectors, across.y), parts)
     own: tuple[int, ...] = (blocks,)
     if in_blocks:
         kernel = permuted_in_blocks.blocked_kernel(kind, wide, gaps, vectors)
-        density = w.work(1).multiply_adds / (w.rows * w.cols)
+        density = w.whole.multiply_adds / (w.rows * w.cols)
         own = (blocks, *permuted_in_blocks.block_columns(w.cols, vectors, density))
     else:
         kernel = permuted.many_tokens_kernel(kind, wide, gaps, lanes, vectors)
-
-    def finish() -> None:
-        across = not y.flags.c_contiguous
-        activations.from_tokens(summed, lanes, vectors, across)(sums.array, y.T if across else y, first, tokens)
-
-    job = block(w.address, 0, packed.address, sums.address, w.cols, tokens, w.rows, *own)
-    return Plan(tokens, kernel, job, 0, (packed, sums), finish)
+    return Plan(first, tokens, kernel, before, token_bytes * w.cols, behind, token_bytes * w.rows, own=own)
 
 
-def _any_activations(x: np.ndarray, w: Operand, y: np.ndarray, kind: int) -> Plan:
+def any_activations(w: Operand, kind: int, tokens: int) -> Plan:
     """For x with Inf or NaN: slow."""
     kernel = permuted.skipping_kernel(kind, w.cols > MAX_U16_COLS, _has_gaps(w))
-    x, result = contiguous(x), np.empty(y.shape, y.dtype)
-
-    def finish() -> None:
-        y[...] = result
-
-    job = block(w.address, 0, address(x), address(result), w.cols, x.shape[0], w.rows)
-    return Plan(x.shape[0], kernel, job, 1, (x, result), finish)
+    return Plan(0, tokens, kernel, None, scratch=8)
 
 
 def _has_gaps(w: Operand) -> bool:
