@@ -185,7 +185,6 @@ def only(w: SparseTensor, begin: int, end: int) -> SparseTensor:
     """Products do some rows (in `permuted`, slices) of the first tile and leave all others as they are."""
     pieces = np.array([[0, begin, end]], np.int64)
     w.operand().whole = Work(1, pieces, pieces.ctypes.data, np.array([0, 1]))
-    w.operand().recipes.clear()
     return w
 
 

@@ -48,6 +48,23 @@ class Work(NamedTuple):
     units: np.ndarray
 
 
+class Matrix(NamedTuple):
+    """What kernels for a matrix are chosen by.
+
+    Attributes:
+        layout, form: names.
+        dtype: name of the stored type.
+        density: share of elements that are multiplied, to two digits.
+    """
+
+    layout: str
+    form: str
+    dtype: str
+    rows: int
+    cols: int
+    density: float
+
+
 class Operand:
     """A matrix in one of the layouts, its arrays checked and read-only. Immutable, but for what it remembers.
 
@@ -57,10 +74,14 @@ class Operand:
         table: int64 (tiles, 7). A line for each tile: see FIRST_ROW and VALUES.
         address: of the table.
         whole: all rows as one unit.
+        matrix: what its kernels are chosen by.
         recipes: what `multiply.py` remembers.
     """
 
-    __slots__ = ("_work", "address", "cols", "dtype", "layout", "recipes", "rows", "table", "tiles", "tiling", "whole")
+    __slots__ = (
+        *("_work", "address", "cols", "dtype", "layout", "matrix", "recipes", "rows", "table", "tiles", "tiling"),
+        "whole",
+    )
 
     def __init__(self, tiling: Tiling, tiles: tuple[Tile, ...]) -> None:
         self.tiling, self.tiles = tiling, tiles
@@ -75,6 +96,8 @@ class Operand:
         self.recipes: dict[Any, Any] = {}
         self._work: dict[int, Work] = {}
         self.whole = self.work(1)
+        density = float(f"{self.whole.multiply_adds / max(self.rows * self.cols, 1):.2g}")
+        self.matrix = Matrix(self.layout, tiling.layout.form, self.dtype.name, self.rows, self.cols, density)
 
     def height(self, number: int) -> int:
         """Rows of tile `number`."""

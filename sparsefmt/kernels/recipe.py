@@ -1,4 +1,4 @@
-"""A plan made ready for one operand: a block of integers from which native code runs it, as often as wanted.
+"""A plan made ready: a block of integers from which native code runs it, for any matrix of its kind.
 
 `run_alone` does all of a small product in one call from Python. Threads share the steps of a large one (`team.py`).
 """
@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from array import array
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -17,10 +17,11 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 from sparsefmt.jit import jit
-from sparsefmt.kernels.job import BYTES, ODD, RESULT, SOURCE, X, Y
-from sparsefmt.kernels.operand import Operand
-from sparsefmt.kernels.plans.contract import Across, Kernel, Plan
-from sparsefmt.kernels.simd import I8, I64, WIDTH, load_u64, memory, store_scalar, summed_kind
+from sparsefmt.kernels.job import BYTES, ODD, PIECES, RESULT, SOURCE, TABLE, X, Y
+from sparsefmt.kernels.operand import Matrix
+from sparsefmt.kernels.plans import FOR_ANY_ACTIVATIONS, PLANS
+from sparsefmt.kernels.plans.contract import NOT_ACROSS, Across, Kernel, Plan, Step
+from sparsefmt.kernels.simd import BF16, F16, F32, F64, I8, I64, WIDTH, load_u64, memory, store_scalar, summed_kind
 
 PACKS, UNPACKS, SCRATCH_AT, STEPS, STEP, JOB = 0, 8, 16, 24, 32, 80
 """Where numbers stand in a block: whether activations are packed and results unpacked, in memory that both share with
@@ -34,48 +35,45 @@ _SIGNATURE = (types.int64,) * 4
 _LINE = 64
 """Bytes of a line of the cache: packed activations, sums and scratch begin with one."""
 
+_KINDS = {"F32": F32, "BF16": BF16, "F16": F16, "F64": F64}
+"""Element types that kernels widen in registers. Others are widened in memory, tile by tile, which is slower."""
+
 
 class Recipe:
-    """A plan for an operand.
+    """A plan made ready for matrices of one kind.
 
     Attributes:
         plan: the plan.
+        widened: whether values must be widened before the kernel reads them.
         nbytes: of the memory that it needs on one thread.
         scratch_at: where in it the kernel's scratch begins.
         address: of its block.
-        multiply_adds: about how many it takes.
-        widened: whether values must be widened before the kernel reads them.
-        steps: (kernel, address of its code, bounds of its units) before, of and behind the kernel; no bounds of itself.
+        steps: (kernel, address of its code, bounds of its units): before the kernel, the kernel, without bounds, and
+            behind it.
     """
 
-    __slots__ = ("_block", "address", "multiply_adds", "nbytes", "plan", "scratch_at", "steps", "widened")
+    __slots__ = ("_block", "address", "nbytes", "plan", "scratch_at", "steps", "widened")
 
-    def __init__(self, plan: Plan, w: Operand, kind: int, shape: tuple[int, Across], widened: bool) -> None:
+    def __init__(self, plan: Plan, matrix: Matrix, kind: Kind, shape: tuple[int, Across]) -> None:
         """`shape`: tokens of all plans of a product, and how its arrays lie."""
         tokens, across = shape
-        size, sums_at = WIDTH[summed_kind(kind)], _whole_lines(plan.packed)
-        self.plan, self.widened = plan, widened
+        size, sums_at = WIDTH[summed_kind(kind.values)], _whole_lines(plan.packed)
+        self.plan, self.widened = plan, kind.widened
         self.scratch_at = sums_at + _whole_lines(plan.sums)
         self.nbytes = self.scratch_at + plan.scratch
-        self.multiply_adds = w.whole.multiply_adds * (_TOKENS_LIKE_ONE + plan.tokens) // (_TOKENS_LIKE_ONE + 1)
         self.steps: list[tuple[Kernel, int, np.ndarray | None]] = []
         numbers = []
-        for step in (plan.before, (plan.kernel, 0), plan.behind):
+        for step in (plan.before, Step(plan.kernel, 0), plan.behind):
             if step is not None:
-                kernel, units = step
-                bounds = np.arange(units + 1, dtype=np.int64) if units else None
-                self.steps.append((kernel, native(kernel), bounds))
-                numbers += [native(kernel), units or len(w.whole.pieces)]
-        x_pitch, y_pitch = tokens if across.x else w.cols, tokens if across.y else w.rows
+                bounds = np.arange(step.units + 1, dtype=np.int64) if step.units else None
+                self.steps.append((step.run, native(step.run), bounds))
+                numbers += [native(step.run), step.units]
         job = [
-            w.address,
-            w.whole.address,
-            0 if plan.packed else plan.first * w.cols * size,
-            sums_at if plan.sums else plan.first * w.rows * size,
-            w.cols,
-            plan.tokens,
-            w.rows,
-            *(0, x_pitch, 0, y_pitch, plan.first, 0),
+            *(0, 0),
+            0 if plan.packed else plan.first * matrix.cols * size,
+            sums_at if plan.sums else plan.first * matrix.rows * size,
+            *(matrix.cols, plan.tokens, matrix.rows),
+            *(0, tokens if across.x else matrix.cols, 0, tokens if across.y else matrix.rows, plan.first, 0),
             *plan.own,
         ]
         # as many as there may be, each
@@ -86,8 +84,34 @@ class Recipe:
         self.address, _ = self._block.buffer_info()
 
 
-_TOKENS_LIKE_ONE = 10
-"""Further tokens that cost as much as the first, for which the weights are loaded and spread."""
+class Kind(NamedTuple):
+    """The kind of the values that kernels read (`simd.py`), and whether stored ones must be widened for that."""
+
+    values: int
+    widened: bool
+
+
+def kind_of(dtype: str, summed: int) -> Kind:
+    """For stored values of a type, and sums of a kind."""
+    kind = _KINDS.get(dtype)
+    # float32 and narrower are widened to float32 only
+    return Kind(summed, True) if kind is None or summed_kind(kind) != summed else Kind(kind, False)
+
+
+@lru_cache(maxsize=1 << 12)
+def recipes(matrix: Matrix, summed: int, tokens: int, across: Across) -> tuple[Recipe, ...]:
+    """For so many tokens, and sums of a kind: together they take all tokens."""
+    kind = kind_of(matrix.dtype, summed)
+    plans = PLANS[matrix.layout](matrix, kind.values, tokens, across)
+    return tuple(Recipe(plan, matrix, kind, (tokens, across)) for plan in plans)
+
+
+@lru_cache(maxsize=1 << 8)
+def recipe_for_any_activations(matrix: Matrix, summed: int, tokens: int) -> Recipe:
+    """For x with Inf or NaN: slow."""
+    kind = kind_of(matrix.dtype, summed)
+    plan = FOR_ANY_ACTIVATIONS[matrix.layout](matrix, kind.values, tokens)
+    return Recipe(plan, matrix, kind, (tokens, NOT_ACROSS))
 
 
 def _whole_lines(nbytes: int) -> int:
@@ -120,7 +144,7 @@ def call_kernel(typingctx, kernel, job, lo, hi, scratch):
 
 @jit
 def fill_job(recipe, job, x, y, room):
-    """Write the job of a recipe, given x and y, C-contiguous, and memory for what is packed."""
+    """Write the job of a recipe, but for the weights, given x and y, C-contiguous, and memory for what is packed."""
     for at in range(0, BYTES, 8):
         store_scalar(job + at, load_u64(recipe + JOB + at))
     source, result = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
@@ -131,14 +155,18 @@ def fill_job(recipe, job, x, y, room):
 
 
 @jit
-def run_alone(recipe, x, y, room):
-    """Run a recipe on this thread, for x and y, C-contiguous. Return whether x has Inf or NaN: then y is not filled."""
+def run_alone(recipe, table, pieces, count, x, y, room):
+    """Run a recipe on this thread for all pieces, for x and y, C-contiguous. Return whether x has Inf or NaN: then y is
+    not filled."""
     job = memory(BYTES)
     fill_job(recipe, job, x, y, room)
+    store_scalar(job + TABLE, table)
+    store_scalar(job + PIECES, pieces)
     scratch = room + load_u64(recipe + SCRATCH_AT)
     for number in range(load_u64(recipe + STEPS)):
         at = recipe + STEP + number * STEP_BYTES
-        call_kernel(load_u64(at), job, 0, load_u64(at + 8), scratch)
+        units = load_u64(at + 8)
+        call_kernel(load_u64(at), job, 0, units if units > 0 else count, scratch)
         if load_u64(job + ODD) != 0:
             break
     return load_u64(job + ODD) != 0

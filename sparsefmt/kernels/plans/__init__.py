@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from sparsefmt.kernels.operand import Operand
+from sparsefmt.kernels.operand import Matrix
 from sparsefmt.kernels.plans import bitmask_and_dense, permuted
 from sparsefmt.kernels.plans.contract import Across, Plan
 
-PLANS: dict[str, Callable[[Operand, int, int, Across], Iterator[Plan]]] = {
+PLANS: dict[str, Callable[[Matrix, int, int, Across], Iterator[Plan]]] = {
     "dense": bitmask_and_dense.plans,
     "bitmask": bitmask_and_dense.plans,
     "permuted": permuted.plans,
 }
-"""By layout, plans(w, kind, tokens, across): together they take all tokens. `kind` is that of the values that kernels
-read (`simd.py`); only those of `permuted` take arrays that lie across."""
+"""By layout, plans(matrix, kind, tokens, across): together they take all tokens. `kind` is that of the values that
+kernels read (`simd.py`); only those of `permuted` take arrays that lie across."""
 
-FOR_ANY_ACTIVATIONS: dict[str, Callable[[Operand, int, int], Plan]] = {
+FOR_ANY_ACTIVATIONS: dict[str, Callable[[Matrix, int, int], Plan]] = {
     "dense": bitmask_and_dense.any_activations,
     "bitmask": bitmask_and_dense.any_activations,
     "permuted": permuted.any_activations,
 }
-"""By layout, plan(w, kind, tokens) for x with Inf or NaN, which skips what other kernels multiply by zero."""
+"""By layout, plan(matrix, kind, tokens) for x with Inf or NaN, which skips what other kernels multiply by zero."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sparsefmt.kernels import activations, bitmask, dense, expand, panel
 from sparsefmt.kernels.activations import OVERFLOW
-from sparsefmt.kernels.operand import Operand
+from sparsefmt.kernels.operand import Matrix
 from sparsefmt.kernels.plans.contract import Across, Plan, Step
 from sparsefmt.kernels.simd import WIDTH, summed_kind
 
@@ -20,17 +20,17 @@ _GROUPS = (1, 2, 4, 6, 8, 12)
 """Numbers of tokens that there are kernels for."""
 
 
-def plans(w: Operand, kind: int, tokens: int, across: Across) -> Iterator[Plan]:
+def plans(matrix: Matrix, kind: int, tokens: int, across: Across) -> Iterator[Plan]:
     """See `PLANS`."""
     for first in range(0, tokens, MAX_TOKENS):
-        yield _plan(w, kind, first, min(tokens - first, MAX_TOKENS))
+        yield _plan(matrix, kind, first, min(tokens - first, MAX_TOKENS))
 
 
-def _plan(w: Operand, kind: int, first: int, tokens: int) -> Plan:
+def _plan(matrix: Matrix, kind: int, first: int, tokens: int) -> Plan:
     """A token that needs no padding is not packed: small matrices are multiplied in less time than that takes."""
-    of_bitmask, summed, cols = w.layout == "bitmask", summed_kind(kind), w.cols
+    of_bitmask, summed, cols = matrix.layout == "bitmask", summed_kind(kind), matrix.cols
     tables = expand.tables(kind) if of_bitmask else 0
-    if tokens <= FEW[w.layout] and (not of_bitmask or expand.in_registers(kind)):
+    if tokens <= FEW[matrix.layout] and (not of_bitmask or expand.in_registers(kind)):
         # all in one group, of the next larger size that there is a kernel for
         wide, narrow = 0, next(size for size in _GROUPS if size >= tokens)
         wides, narrows = 0, 1
@@ -55,7 +55,7 @@ def _plan(w: Operand, kind: int, first: int, tokens: int) -> Plan:
     return Plan(first, tokens, kernel, before, length * WIDTH[summed], scratch=scratch, own=own)
 
 
-def any_activations(w: Operand, kind: int, tokens: int) -> Plan:
+def any_activations(matrix: Matrix, kind: int, tokens: int) -> Plan:
     """For x with Inf or NaN: slow."""
-    kernel = (bitmask if w.layout == "bitmask" else dense).skipping_kernel(kind)
-    return Plan(0, tokens, kernel, None, scratch=2 * w.cols + 80)
+    kernel = (bitmask if matrix.layout == "bitmask" else dense).skipping_kernel(kind)
+    return Plan(0, tokens, kernel, None, scratch=2 * matrix.cols + 80)

@@ -50,3 +50,6 @@ class Across(NamedTuple):
 
     x: bool
     y: bool
+
+
+NOT_ACROSS = Across(False, False)

@@ -7,7 +7,7 @@ from functools import cache
 from typing import NamedTuple
 
 from sparsefmt.kernels import activations, permuted, permuted_in_blocks
-from sparsefmt.kernels.operand import Operand
+from sparsefmt.kernels.operand import Matrix
 from sparsefmt.kernels.plans.contract import Across, Plan, Step
 from sparsefmt.kernels.simd import VECTOR_BYTES, WIDTH, summed_kind
 from sparsefmt.layouts.permuted import MAX_U16_COLS
@@ -19,18 +19,18 @@ BLOCKED = {8: 5, 4: 3}
 """Vectors of tokens of the groups that are multiplied in blocks of columns, and how many of them must be full."""
 
 
-def plans(w: Operand, kind: int, tokens: int, across: Across) -> Iterator[Plan]:
+def plans(matrix: Matrix, kind: int, tokens: int, across: Across) -> Iterator[Plan]:
     """See `PLANS`."""
     if tokens == 1:
-        yield _one_token(w, kind)
+        yield _one_token(matrix, kind)
         return
     for group in token_groups(tokens, kind):
-        yield _many_tokens(w, kind, group, across)
+        yield _many_tokens(matrix, kind, group, across)
 
 
-def _one_token(w: Operand, kind: int) -> Plan:
-    make = permuted.one_token_kernel_of_gaps if _has_gaps(w) else permuted.one_token_kernel
-    return Plan(0, 1, make(kind, w.cols > MAX_U16_COLS), Step(activations.check(summed_kind(kind)), 1))
+def _one_token(matrix: Matrix, kind: int) -> Plan:
+    make = permuted.one_token_kernel_of_gaps if _has_gaps(matrix) else permuted.one_token_kernel
+    return Plan(0, 1, make(kind, matrix.cols > MAX_U16_COLS), Step(activations.check(summed_kind(kind)), 1))
 
 
 class TokenGroup(NamedTuple):
@@ -70,9 +70,9 @@ def token_shapes(kind: int) -> tuple[tuple[int, int, int, bool], ...]:
     return *in_blocks, *((*shape, more, False) for shape, more in zip(others, [*least, 0], strict=True))
 
 
-def _many_tokens(w: Operand, kind: int, group: TokenGroup, across: Across) -> Plan:
+def _many_tokens(matrix: Matrix, kind: int, group: TokenGroup, across: Across) -> Plan:
     first, tokens, lanes, vectors, in_blocks = group
-    summed, wide, gaps = summed_kind(kind), w.cols > MAX_U16_COLS, _has_gaps(w)
+    summed, wide, gaps = summed_kind(kind), matrix.cols > MAX_U16_COLS, _has_gaps(matrix)
     blocks, parts = -(-tokens // (lanes * vectors)), -(-tokens // lanes)
     token_bytes = blocks * lanes * vectors * WIDTH[summed]
     # zeros fill the last block
@@ -81,19 +81,18 @@ def _many_tokens(w: Operand, kind: int, group: TokenGroup, across: Across) -> Pl
     own: tuple[int, ...] = (blocks,)
     if in_blocks:
         kernel = permuted_in_blocks.blocked_kernel(kind, wide, gaps, vectors)
-        density = w.whole.multiply_adds / (w.rows * w.cols)
-        own = (blocks, *permuted_in_blocks.block_columns(w.cols, vectors, density))
+        own = (blocks, *permuted_in_blocks.block_columns(matrix.cols, vectors, matrix.density))
     else:
         kernel = permuted.many_tokens_kernel(kind, wide, gaps, lanes, vectors)
-    return Plan(first, tokens, kernel, before, token_bytes * w.cols, behind, token_bytes * w.rows, own=own)
+    return Plan(first, tokens, kernel, before, token_bytes * matrix.cols, behind, token_bytes * matrix.rows, own=own)
 
 
-def any_activations(w: Operand, kind: int, tokens: int) -> Plan:
+def any_activations(matrix: Matrix, kind: int, tokens: int) -> Plan:
     """For x with Inf or NaN: slow."""
-    kernel = permuted.skipping_kernel(kind, w.cols > MAX_U16_COLS, _has_gaps(w))
+    kernel = permuted.skipping_kernel(kind, matrix.cols > MAX_U16_COLS, _has_gaps(matrix))
     return Plan(0, tokens, kernel, None, scratch=8)
 
 
-def _has_gaps(w: Operand) -> bool:
+def _has_gaps(matrix: Matrix) -> bool:
     """Whether it is of the form that has `gaps`."""
-    return w.tiling.layout.form == "gaps"
+    return matrix.form == "gaps"
