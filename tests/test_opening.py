@@ -21,7 +21,8 @@ import sparsefmt.numpy
 import sparsefmt.torch
 from sparsefmt import ChecksumError, LimitError, SparsefmtError
 from sparsefmt.cli import main
-from sparsefmt.container.sources import CannotBeMapped, MappedFile
+from sparsefmt.container.disk_file import CannotBeMapped
+from sparsefmt.container.sources import MappedFile
 
 TENSORS = {
     "weight": weights(np.random.default_rng(0), (64, 64), np.float32, 0.8),

@@ -174,7 +174,7 @@ def classes() -> Iterator[type]:
 def test_what_failed_to_be_made_is_deleted_in_silence():
     """`__del__` runs also where `__init__` raised at its first line."""
     found = [kind for kind in classes() if "__del__" in vars(kind)]
-    assert {"_OpenFile", "FrameworkFile"} <= {kind.__name__ for kind in found}
+    assert {"DiskFile", "FrameworkFile"} <= {kind.__name__ for kind in found}
     for kind in found:
         kind.__new__(kind).__del__()
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
-import stat
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 
 from sparsefmt.container import envelope, file_objects
-from sparsefmt.container.atomic import file_type_of
+from sparsefmt.container.disk_file import CannotBeMapped, DiskFile
 from sparsefmt.errors import FormatError, file_closed
 from sparsefmt.layouts.memory import ALIGNMENT, empty, frozen, padded_copy
 
@@ -24,9 +21,6 @@ BACKENDS = get_args(Backend)
 
 _MOST_AT_ONCE = 1 << 24
 """Bytes per system call: enough to be fast, little beside the array it is copied to."""
-
-_NOT_MAPPED = {errno.ENODEV, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""What file systems answer that cannot map files, as some network and FUSE file systems do."""
 
 
 class Source(ABC):
@@ -90,10 +84,6 @@ class Memory(Source):
         self._data = None
 
 
-class CannotBeMapped(OSError):
-    """The file system of a file cannot map it. Reading may work."""
-
-
 class MappedFile(Memory):
     """Bytes of a memory mapping: nothing is copied, pages are read when touched, and the mapping itself goes when the
     last array that looks into it goes.
@@ -106,10 +96,10 @@ class MappedFile(Memory):
         OSError: it cannot be opened.
     """
 
-    def __init__(self, file: str | os.PathLike[str] | _OpenFile, begin: int = 0) -> None:
-        file = file if isinstance(file, _OpenFile) else _OpenFile(file)
+    def __init__(self, file: str | os.PathLike[str] | DiskFile, begin: int = 0) -> None:
+        file = file if isinstance(file, DiskFile) else DiskFile(file)
         self._mapping = file.mapped()
-        self._file: _OpenFile | None = file
+        self._file: DiskFile | None = file
         self._begin = begin
         self._data = np.frombuffer(self._mapping or b"", np.uint8)[begin:]
         self.size = self._data.size
@@ -143,8 +133,8 @@ class ReadFile(Source):
         begin: where in the file the bytes begin.
     """
 
-    def __init__(self, file: str | os.PathLike[str] | _OpenFile, begin: int = 0) -> None:
-        self._file: _OpenFile | None = file if isinstance(file, _OpenFile) else _OpenFile(file)
+    def __init__(self, file: str | os.PathLike[str] | DiskFile, begin: int = 0) -> None:
+        self._file: DiskFile | None = file if isinstance(file, DiskFile) else DiskFile(file)
         self._begin = begin
         self.size = max(0, self._file.size() - begin)
 
@@ -173,7 +163,7 @@ class ReadFile(Source):
         self._file = None
 
 
-def _read_on(file: _OpenFile | None, begin: int) -> Source | None:
+def _read_on(file: DiskFile | None, begin: int) -> Source | None:
     return None if file is None or os.name == "nt" else ReadFile(file, begin)
 
 
@@ -280,7 +270,7 @@ def _source_of_object(file: BinaryIO, backend: Backend, begin: int) -> Source:
     if descriptor is None:
         return FileObject(file)
     name = getattr(file, "name", "")
-    opened = _OpenFile(os.fsdecode(name) if isinstance(name, (str, bytes)) else "", os.dup(descriptor))
+    opened = DiskFile(os.fsdecode(name) if isinstance(name, (str, bytes)) else "", os.dup(descriptor))
     if backend == "mmap" and begin % ALIGNMENT == 0:
         with suppress(CannotBeMapped):
             return MappedFile(opened, begin)
@@ -301,72 +291,3 @@ def source_of_content(data: bytes | bytearray | memoryview | BinaryIO) -> Source
     except TypeError:
         return source_of(data)  # type: ignore[arg-type]
     return Memory(data)  # type: ignore[arg-type]
-
-
-class _OpenFile:
-    """A regular file, open until the last who uses it lets go.
-
-    Args:
-        descriptor: of the file if it is open already; it is ours from then on.
-
-    If another thread closed the descriptor during a read, its number could be reused by another file, and the read
-    would go there.
-
-    Raises:
-        OSError: it cannot be opened, or is not a regular file: to open a pipe would wait for its other end.
-    """
-
-    descriptor = -1
-    # here, since what is not a path fails before anything is set, and is deleted all the same
-
-    def __init__(self, path: str | os.PathLike[str], descriptor: int | None = None) -> None:
-        self._path = os.fspath(path)
-        self._lock = threading.Lock()
-        if descriptor is None:
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        self.descriptor = descriptor
-        mode = os.fstat(self.descriptor).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(
-                errno.EISDIR,
-                "is a folder, not a file: give one of its files, or the folder to sparsefmt.torch.load_into",
-                self._path,
-            )
-        if not stat.S_ISREG(mode):
-            remedy = "read it to its end and give sparsefmt.load its bytes"
-            raise OSError(errno.EINVAL, f"is {file_type_of(mode)}, not a regular file: {remedy}", self._path)
-
-    def size(self) -> int:
-        return os.fstat(self.descriptor).st_size
-
-    def mapped(self) -> mmap.mmap | None:
-        """A mapping of the whole file; an empty one cannot be mapped."""
-        with self._naming():
-            try:
-                return mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ) if self.size() else None
-            except OSError as error:
-                if error.errno in _NOT_MAPPED:
-                    raise CannotBeMapped(error.errno, error.strerror) from None
-                raise
-
-    def read_some(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes; none at the end of the file."""
-        with self._naming():
-            if hasattr(os, "pread"):
-                return os.pread(self.descriptor, size, offset)
-            with self._lock:
-                os.lseek(self.descriptor, offset, os.SEEK_SET)
-                return os.read(self.descriptor, size)
-
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        """What the system cannot do with a descriptor, it says without the name of the file."""
-        try:
-            yield
-        except OSError as error:
-            error.filename = self._path
-            raise
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
