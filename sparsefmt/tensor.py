@@ -10,10 +10,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from sparsefmt import indexing, slicing
 from sparsefmt.adapters import Rows, is_scipy_sparse, rows_of
+from sparsefmt.as_array import AsArray
 from sparsefmt.container.budget import NO_BUDGET, Budget
 from sparsefmt.container.stored_signs import Signs, SignsOfMatrix
 from sparsefmt.dtypes import DTYPES
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from sparsefmt.kernels.operand import Operand
 
 
-_PRODUCTS = tuple(getattr(np, name) for name in ("matmul", "vecdot", "matvec", "vecmat") if hasattr(np, name))
-
 _POSITIONS_AT_ONCE = 1 << 20
 """Dense elements to hold while one goes through the rows."""
 
@@ -47,7 +45,7 @@ def products() -> ModuleType:
     return linear
 
 
-class SparseTensor(NDArrayOperatorsMixin):
+class SparseTensor(AsArray):
     """An immutable tensor that stays compressed in memory.
 
     `from_dense`, `from_scipy` and loading a file make it. Its arrays are read-only and have been checked, so that
@@ -219,48 +217,6 @@ class SparseTensor(NDArrayOperatorsMixin):
         tiles = slicing.Tiles(self._tiling, self.tile, self._budget.with_limit(max_decoded_bytes))
         return tiles.dense_rows(range(self._tiling.rows), slice(None), threads).reshape(self._tiling.shape)
 
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        """The array of `numpy.asarray(w)`: `todense()`, cast to `dtype` if one is given. O(rows * cols).
-
-        Raises:
-            ValueError: copy=False. The dense array has to be made.
-        """
-        if copy is False:
-            raise ValueError("a SparseTensor cannot become a numpy array without a copy")
-        dense = self.todense()
-        return dense if dtype is None else dense.astype(dtype, copy=False)
-
-    # dicts and sets cannot use an element-wise `==`
-    __hash__ = object.__hash__
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **kwargs: Any) -> Any:
-        """The result of an operator or an element-wise function of numpy, on the dense array. O(rows * cols).
-
-        Raises:
-            TypeError: it is a product of matrices, which would be slow that way; or the result is to be written into a
-                SparseTensor, which cannot change.
-        """
-        if ufunc in _PRODUCTS:
-            raise TypeError(
-                f"numpy.{ufunc.__name__} does not take a SparseTensor: `w @ x` and `sparsefmt.linear(x, w)`, which is"
-                " x @ w.T, compute on it as it is; w.todense() is a numpy array for all else"
-            )
-        if method == "at" or any(isinstance(array, SparseTensor) for array in out):
-            raise TypeError("a SparseTensor cannot change: change the array that w.todense() gives")
-        dense = [value.todense() if isinstance(value, SparseTensor) else value for value in inputs]
-        if out:
-            kwargs["out"] = out
-        return getattr(ufunc, method)(*dense, **kwargs)
-
-    def __bool__(self) -> bool:
-        """The truth of the only element, as in numpy; an error if there are more."""
-        if self.size == 1:
-            return bool(self.todense().reshape(-1)[0])
-        raise ValueError(
-            f"a SparseTensor of {self.size:,} elements is neither true nor false: say w.nnz > 0, (w == 0).all(), or"
-            " w is not None"
-        )
-
     def __iter__(self) -> Iterator[Any]:
         """The rows, as `todense()` would give them, made dense some at a time; of a stack, its matrices."""
         if self._tiling.row_dims > 1:
@@ -269,14 +225,6 @@ class SparseTensor(NDArrayOperatorsMixin):
         at_once = max(_POSITIONS_AT_ONCE // max(self.size // max(len(self), 1), 1), 1)
         for begin in range(0, len(self), at_once):
             yield from self[begin : begin + at_once]
-
-    def __contains__(self, value: object) -> bool:
-        """Whether an element is equal to the value, as in numpy."""
-        return value in self.todense()
-
-    def __getattr__(self, name: str) -> Any:
-        hint = ": call todense(), whose result has it" if not name.startswith("_") and hasattr(np.ndarray, name) else ""
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
     def __getitem__(self, key: Any) -> Any:
         """Dense elements, as `todense()[key]` gives them. Only the rows that `key` asks for are expanded.
@@ -306,27 +254,17 @@ class SparseTensor(NDArrayOperatorsMixin):
 
         Types that scipy cannot hold are widened exactly: bfloat16, float16 and fp8 to float32. The matrix has no
         explicit zeros, so that -0.0 becomes 0.0.
-        """
-        import scipy.sparse
 
-        rows, cols = self._tiling.rows, self._tiling.cols
-        widen = self.dtype.kind not in "biufc" or self.dtype == np.float16
-        dtype = np.dtype(np.float32) if widen else self.dtype
+        Raises:
+            LimitError: the tensor comes from a file, and the matrix takes more than `max_decoded_bytes`.
+
+        Cost: O(entries) time and memory; of layout `dense`, O(rows * cols).
+        """
+        from sparsefmt.adapters import scipy
+
         if not self._tiling.layout.sparse:
-            return scipy.sparse.csr_array(self.todense().reshape(rows, cols).astype(dtype))
-        self._budget.ask(self.nnz * (dtype.itemsize + 8) + 8 * rows)
-        counts: list[np.ndarray] = [np.zeros(1, np.int64)]
-        columns: list[np.ndarray] = []
-        values: list[np.ndarray] = []
-        for tile in self._tiles:
-            entries = tile.entries()
-            counts.append(np.bincount(entries.rows, minlength=tile.rows))
-            columns.append(entries.columns.astype(np.int32) if cols < 1 << 31 else entries.columns)
-            values.append(entries.values.view(self.dtype).astype(dtype, copy=False))
-        indptr, indices = np.cumsum(np.concatenate(counts)), np.concatenate(columns)
-        if max(cols, indptr[-1]) < 1 << 31:
-            indptr, indices = indptr.astype(np.int32), indices.astype(np.int32, copy=False)
-        return scipy.sparse.csr_array((np.concatenate(values), indices, indptr), shape=(rows, cols))
+            return scipy.csr_array_of_dense(self.todense().reshape(self._tiling.rows, self._tiling.cols))
+        return scipy.csr_array_of(self._tiling, self._tiles, self._budget)
 
     def to_layout(self, layout: str, *, threads: int | None = None) -> SparseTensor:
         """The tensor in another layout; itself if it has that layout. It is not made dense between sparse layouts.

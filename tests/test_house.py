@@ -28,7 +28,7 @@ STOREYS = [
     {"equal_tensors"},
     {"tensor"},
     {"adapters"},
-    {"slicing", "indexing", "file_tensor"},
+    {"slicing", "indexing", "file_tensor", "as_array"},
     {"container"},
     {"kernels"},
     {"layouts", "codecs"},
@@ -151,8 +151,8 @@ def test_who_knows_one_adapter_knows_all():
     assert {"rows_of", "tensor_of", "part_of"} <= set(both_ways)
     for library in ("numpy", "torch"):
         assert functions(folder / f"{library}.py")[: len(both_ways)] == both_ways
-    for library in ("scipy", "pydata"):
-        assert functions(folder / f"{library}.py") == ["rows_of"]
+    assert functions(folder / "pydata.py") == ["rows_of"]
+    assert functions(folder / "scipy.py") == ["rows_of", "csr_array_of_dense", "csr_array_of"]
 
 
 def test_jitted_code_stands_in_rooms_of_its_own():

@@ -1,16 +1,23 @@
-"""scipy.sparse matrices and arrays, of any format."""
+"""scipy.sparse matrices and arrays: of any format to rows, and matrices back, in CSR."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sparsefmt.adapters.blocks import BlocksRows, as_blocks, expanded, flat_places
 from sparsefmt.adapters.rows import Rows, Survey
+from sparsefmt.container.budget import Budget
 from sparsefmt.dtypes import DType, as_bits, dtype_of
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.fillers import FillerCount
+from sparsefmt.layouts.tile import Tile
+from sparsefmt.layouts.tiling import Tiling
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 
 def rows_of(matrix: Any) -> Rows:
@@ -94,3 +101,42 @@ def _compressed(matrix: Any, dtype: DType, shape: tuple[int, ...]) -> BlocksRows
     grid = (shape[0] // block[0], shape[1] // block[1])
     values = as_blocks(as_bits(matrix.data[:entries], dtype), block)
     return BlocksRows(dtype, shape, flat_places(coordinates, grid), values)
+
+
+def csr_array_of_dense(dense: np.ndarray) -> scipy.sparse.csr_array:
+    """A dense matrix of any dtype of the format, its zeros pruned; widened as by `csr_array_of`."""
+    import scipy.sparse
+
+    return scipy.sparse.csr_array(dense.astype(_dtype_for(dense.dtype)))
+
+
+def csr_array_of(tiling: Tiling, tiles: Sequence[Tile], budget: Budget) -> scipy.sparse.csr_array:
+    """The entries of a tensor of a sparse layout as a matrix (rows, cols), columns ascending.
+
+    bfloat16, float16 and fp8, which scipy cannot hold, are widened to float32, exactly.
+
+    Raises:
+        LimitError: it takes more than the budget has.
+    """
+    import scipy.sparse
+
+    rows, cols = tiling.rows, tiling.cols
+    dtype = _dtype_for(tiling.dtype.numpy)
+    budget.ask(sum(tile.nnz for tile in tiles) * (dtype.itemsize + 8) + 8 * rows)
+    counts: list[np.ndarray] = [np.zeros(1, np.int64)]
+    columns: list[np.ndarray] = []
+    values: list[np.ndarray] = []
+    for tile in tiles:
+        entries = tile.entries()
+        counts.append(np.bincount(entries.rows, minlength=tile.rows))
+        columns.append(entries.columns.astype(np.int32) if cols < 1 << 31 else entries.columns)
+        values.append(entries.values.view(tiling.dtype.numpy).astype(dtype, copy=False))
+    indptr, indices = np.cumsum(np.concatenate(counts)), np.concatenate(columns)
+    if max(cols, indptr[-1]) < 1 << 31:
+        indptr, indices = indptr.astype(np.int32), indices.astype(np.int32, copy=False)
+    return scipy.sparse.csr_array((np.concatenate(values), indices, indptr), shape=(rows, cols))
+
+
+def _dtype_for(dtype: np.dtype) -> np.dtype:
+    """The dtype in which scipy holds elements."""
+    return np.dtype(np.float32) if dtype.kind not in "biufc" or dtype == np.float16 else dtype
