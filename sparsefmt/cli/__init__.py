@@ -20,15 +20,13 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
 from sparsefmt import __version__
+from sparsefmt.cli.failures import HUNG_UP, Failure, as_exit_codes, description_of, forget_output
 from sparsefmt.container import budget
-from sparsefmt.errors import SparsefmtError
 
 _COMMANDS = ("convert", "inspect", "verify", "diff", "export", "bench", "warmup", "demo")
 
@@ -47,26 +45,6 @@ _OTHER_WORDS = {
     "compile": "warmup",
 }
 """Other names that people may try for a command."""
-
-_HUNG_UP = 141
-"""The code by which shells report a program that SIGPIPE has ended, which is how other programs end in this case."""
-
-
-def printable(text: str) -> str:
-    """One line without control characters. Those in a name or a path are spelled out."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-
-
-class Failure(click.ClickException):
-    """Ends the program with one line on stderr."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(printable(message))
-        self.exit_code = exit_code  # type: ignore[misc]
-
-    def show(self, file: Any = None) -> None:
-        with suppress(OSError):  # nobody reads errors: the exit code remains
-            click.echo(f"sparsefmt: error: {self.message}", file=file, err=file is None)
 
 
 class _Program(click.Group):
@@ -102,51 +80,19 @@ class _Program(click.Group):
             finally:
                 sys.stdout.flush()
         except OSError as error:
-            _forget_output()
+            forget_output()
             if error.errno == errno.EPIPE:
-                sys.exit(_HUNG_UP)
-            Failure(f"standard output: {_describe(error)}", 2).show()
+                sys.exit(HUNG_UP)
+            Failure(f"standard output: {description_of(error)}", 2).show()
             sys.exit(2)
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
-        with _as_exit_codes():
+        with as_exit_codes():
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _as_exit_codes(), budget.calling_it("--max-decoded-bytes"):
+        with as_exit_codes(), budget.calling_it("--max-decoded-bytes"):
             return super().invoke(ctx)
-
-
-@contextmanager
-def _as_exit_codes() -> Iterator[None]:
-    """Turn exceptions into those by which click ends the program."""
-    try:
-        yield
-    except click.UsageError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # shows the help
-            raise
-        where = error.ctx.command_path if error.ctx else "sparsefmt"
-        raise Failure(f"{error.format_message().rstrip('.')}; see `{where} --help`", error.exit_code) from error
-    except SparsefmtError as error:
-        # a file of another format may be in order; it is the wrong argument
-        raise Failure(str(error), 2 if error.code == "file-foreign" else 1) from error
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            _forget_output()
-            raise click.exceptions.Exit(_HUNG_UP) from error
-        raise Failure(_describe(error), 2) from error
-    except MemoryError as error:
-        raise Failure("out of memory", 2) from error
-    except KeyboardInterrupt as error:
-        raise Failure("interrupted", 130) from error
-
-
-def _forget_output() -> None:
-    """Drop the output that could not be printed, so that the interpreter does not try again when it ends."""
-    with suppress(OSError, ValueError):  # in tests, there is no such file
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 def _not_a_command(word: str) -> str:
@@ -157,14 +103,6 @@ def _not_a_command(word: str) -> str:
     close = difflib.get_close_matches(word.lower(), [*_COMMANDS, *_OTHER_WORDS], 1)
     hint = f"did you mean {_OTHER_WORDS.get(close[0], close[0])!r}?" if close else f"there are {', '.join(_COMMANDS)}"
     return f"no such command {word!r}; {hint}"
-
-
-def _describe(error: OSError) -> str:
-    if error.strerror is None:
-        return str(error)
-    hint = "; --force replaces it" if isinstance(error, FileExistsError) else ""
-    where = f"{error.filename}: " if error.filename is not None else ""
-    return f"{where}{error.strerror}{hint}"
 
 
 @click.group(

@@ -12,10 +12,11 @@ import click
 from click.core import ParameterSource
 
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.cli import options, printable
+from sparsefmt.cli import options
 from sparsefmt.cli.benchmark.groups import find_groups
 from sparsefmt.cli.benchmark.libraries import dense_libraries
 from sparsefmt.cli.benchmark.measuring import LEAST_REPEATS, Results, measure
+from sparsefmt.cli.failures import printable
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.threads import ENVIRONMENT_VARIABLE
 

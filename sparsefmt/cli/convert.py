@@ -15,8 +15,9 @@ from sparsefmt.checkpoints.conversion import convert_checkpoint
 from sparsefmt.checkpoints.formats import FileFormat
 from sparsefmt.checkpoints.huggingface import is_weights
 from sparsefmt.checkpoints.saved_weights import saved_weights
-from sparsefmt.cli import Failure, options
+from sparsefmt.cli import options
 from sparsefmt.cli.conversion_report import notes_on_folder, report
+from sparsefmt.cli.failures import Failure
 from sparsefmt.codecs import CODECS
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.save_options import SaveOptions

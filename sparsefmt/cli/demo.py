@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from sparsefmt.cli import Failure
+from sparsefmt.cli.failures import Failure
 
 WIDTHS = (1024, 4096, 4096, 1024)
 """Features between the layers. They make 25 million weights, more than a CPU cache holds."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sparsefmt import compiling
-from sparsefmt.cli import printable
+from sparsefmt.cli.failures import printable
 from sparsefmt.cli.tables import NameTable
 
 WIDTH_OF_PIPES = 160

@@ -16,7 +16,8 @@ from sparsefmt.checkpoints import comparison
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.verification import Verifier, check_index
-from sparsefmt.cli import options, printable
+from sparsefmt.cli import options
+from sparsefmt.cli.failures import printable
 from sparsefmt.container import budget
 from sparsefmt.errors import SparsefmtError
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
-from sparsefmt.cli import Failure
+from sparsefmt.cli.failures import Failure
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.errors import in_file
 
