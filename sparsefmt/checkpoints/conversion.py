@@ -11,7 +11,7 @@ import numpy as np
 from sparsefmt.adapters import Rows, Survey
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.contract import TensorFile
-from sparsefmt.checkpoints.safetensors_file import write_safetensors
+from sparsefmt.checkpoints.safetensors_writing import write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.target_folder import write_checkpoint
 from sparsefmt.container.atomic import replacing

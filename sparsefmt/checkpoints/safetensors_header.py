@@ -1,5 +1,9 @@
 """The header of a safetensors file: what is in it, and what is wrong with it, in words for who has such a file.
 
+    0  8  length n of the header u64
+    8  n  header: JSON, padded with spaces to a multiple of 8
+    8+n   the tensors, dense, little-endian, row-major, without gaps
+
 The safetensors library says of most faults that the header is invalid. What it refuses is refused here before, so that
 a file that was cut off, by far the most frequent accident, says so.
 """

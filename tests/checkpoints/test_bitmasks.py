@@ -16,7 +16,8 @@ from sparsefmt.adapters import ArrayRows
 from sparsefmt.checkpoints.bitmasks import BitmaskRows
 from sparsefmt.checkpoints.conversion import convert_file
 from sparsefmt.checkpoints.folding import folded
-from sparsefmt.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
+from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
+from sparsefmt.checkpoints.safetensors_writing import write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.layouts import heights
 from sparsefmt.save_options import SaveOptions

@@ -15,7 +15,8 @@ from safetensors_files import craft, craft_tensors, patterns, read_back
 
 import sparsefmt
 from sparsefmt.adapters import ArrayRows, BytesRows
-from sparsefmt.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
+from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
+from sparsefmt.checkpoints.safetensors_writing import write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError, LimitError
@@ -136,7 +137,7 @@ def test_writer_refuses_what_safetensors_cannot_hold_before_it_writes(monkeypatc
         with pytest.raises(FormatError, match="whole bytes") as caught:
             write_safetensors(sink, {"fine": ArrayRows(np.ones(2)), "odd": odd})
         assert caught.value.tensor == "odd"
-    monkeypatch.setattr("sparsefmt.checkpoints.safetensors_file.MAX_HEADER_BYTES", 100)
+    monkeypatch.setattr("sparsefmt.checkpoints.safetensors_writing.MAX_HEADER_BYTES", 100)
     with pytest.raises(LimitError):
         write_safetensors(sink, {"n" * 100: ArrayRows(np.ones(2))})
     assert not sink
