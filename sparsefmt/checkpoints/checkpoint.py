@@ -7,13 +7,11 @@ The same for .sparsefmt, with that word in place of "safetensors", and for files
 place of model.safetensors. Loaders trust the index and have been seen to leave
 tensors uninitialised where index and shards disagree, so the two are compared in both directions before anything else.
 
-In the folder of a model (one with a config.json) that has no index, model.safetensors is the one file, if it is there;
-others beside it are older forms, or parts, that transformers would not load either.
+Which files these are, `find_files.py` says.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,18 +20,14 @@ from pathlib import Path
 from types import TracebackType
 
 from sparsefmt.adapters import Rows
-from sparsefmt.checkpoints import foreign
 from sparsefmt.checkpoints.contract import TensorFile
+from sparsefmt.checkpoints.find_files import find_files
 from sparsefmt.checkpoints.folding import Group, foldable, folded_files
-from sparsefmt.checkpoints.formats import SHARD_NUMBER, SUFFIXES, FileFormat, expect_format, is_index, joined_by_or
-from sparsefmt.checkpoints.index_file import CheckpointIndex, read_index
+from sparsefmt.checkpoints.formats import FileFormat
+from sparsefmt.checkpoints.index_file import CheckpointIndex
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
-from sparsefmt.checkpoints.staging import is_unfinished
 from sparsefmt.errors import FormatError, in_file
-
-_WITH_RECIPES = (".gguf", ".onnx", ".h5", ".keras", ".npz", *SUFFIXES["safetensors"], *SUFFIXES["torch"])
-"""Files that make a folder without weights of the formats asked for understood."""
 
 
 class Checkpoint:
@@ -63,15 +57,12 @@ class Checkpoint:
         self, path: str | os.PathLike[str], formats: Sequence[FileFormat], max_decoded_bytes: int | None = None
     ) -> None:
         self.path = Path(path)
-        self.index: CheckpointIndex | None = None
         self.is_folder = self.path.is_dir() or self.path.suffix == ".json"
-        if self.is_folder:
-            paths, self.file_format = self._find_files(formats)
-        else:
-            paths, self.file_format = [self.path], expect_format(self.path, formats)
+        found = find_files(self.path, formats)
+        self.file_format, self.index = found.file_format, found.index
         with ExitStack() as stack:
             self.files: list[TensorFile] = []
-            for file_path in paths:
+            for file_path in found.paths:
                 with in_file(file_path):
                     self.files.append(stack.enter_context(_open(file_path, self.file_format, max_decoded_bytes)))
             self.holder = _holders(self.files)
@@ -139,44 +130,6 @@ class Checkpoint:
     ) -> None:
         self.close()
 
-    def _find_files(self, formats: Sequence[FileFormat]) -> tuple[list[Path], FileFormat]:
-        """Paths of the files, and their format. Reads the index if there is one."""
-        if not self.path.is_dir():
-            self.index = read_index(self.path)
-            file_format = _format_of_shards(self.index, formats)
-            return _shard_paths(self.index, file_format), file_format
-        entries = sorted(entry for entry in self.path.iterdir() if not entry.name.startswith("."))
-        for file_format in formats:
-            indexes = [entry for entry in entries if is_index(entry.name, file_format)]
-            if len(indexes) > 1:
-                names = ", ".join(entry.name for entry in indexes)
-                raise FormatError("checkpoint-index", f"{self.path}: it has several indexes, give one of them: {names}")
-            if indexes:
-                self.index = read_index(indexes[0])
-                return _shard_paths(self.index, file_format), file_format
-            files = [entry for entry in entries if entry.suffix in SUFFIXES[file_format]]
-            if file_format == "torch":
-                files = _weights_of_torch(files)
-            if files:
-                whole = self.path / f"model.{file_format}"
-                if whole in files and (self.path / "config.json").exists():
-                    return [whole], file_format
-                _check_numbering(files)
-                return files, file_format
-        wanted = joined_by_or(suffix for file_format in formats for suffix in SUFFIXES[file_format])
-        raise FileNotFoundError(
-            errno.ENOENT, f"the folder has no {wanted} file{self._instead(entries)}", str(self.path)
-        )
-
-    def _instead(self, entries: Sequence[Path]) -> str:
-        """What a folder without weights has in their place, and what to do."""
-        if is_unfinished(self.path):
-            return "; it is being written, or was not finished: convert again"
-        for path in entries:
-            if path.suffix in _WITH_RECIPES and path.is_file() and (file_format := foreign.format_of(path)):
-                return f", but {path.name}, {file_format}: {foreign.recipe(path, file_format)}"
-        return ""
-
 
 def _open(path: Path, file_format: FileFormat, max_decoded_bytes: int | None) -> TensorFile:
     if file_format == "safetensors":
@@ -186,57 +139,6 @@ def _open(path: Path, file_format: FileFormat, max_decoded_bytes: int | None) ->
     from sparsefmt.checkpoints.pytorch_file import TorchFile
 
     return TorchFile(path)
-
-
-def _weights_of_torch(files: list[Path]) -> list[Path]:
-    """Of the files with the suffixes of torch, those that are the model: others hold the state of a training.
-
-    Raises:
-        FormatError: there are several, none of a name that transformers gives to the weights of a model.
-    """
-    whole = [path for path in files if path.name == "pytorch_model.bin"]
-    shards = [
-        path for path in files if (match := SHARD_NUMBER.fullmatch(path.stem)) and match["stem"] == "pytorch_model"
-    ]
-    if whole or shards or len(files) < 2:
-        return whole or shards or files
-    names = ", ".join(path.name for path in files)
-    raise FormatError("checkpoint-index", f"{files[0].parent}: which is the model? Give one of its files: {names}")
-
-
-def _format_of_shards(index: CheckpointIndex, formats: Sequence[FileFormat]) -> FileFormat:
-    suffixes = {Path(shard).suffix for shard in index.weight_map.values()}
-    for file_format in formats:
-        # of torch, too, all shards have one suffix: converted, two of one stem would have one name
-        if len(suffixes) == 1 and suffixes <= set(SUFFIXES[file_format]):
-            return file_format
-    wanted = joined_by_or(suffix for file_format in formats for suffix in SUFFIXES[file_format])
-    found = ", ".join(sorted(suffix or "no suffix" for suffix in suffixes))
-    raise FormatError("checkpoint-index", f"{index.path}: its files have {found}, not {wanted}")
-
-
-def _shard_paths(index: CheckpointIndex, file_format: FileFormat) -> list[Path]:
-    _format_of_shards(index, [file_format])
-    paths = [index.path.with_name(shard) for shard in sorted(set(index.weight_map.values()))]
-    for path in paths:
-        if not path.exists():
-            raise FormatError("checkpoint-shard-missing", f"{index.path}: file {path.name!r} is missing")
-    return paths
-
-
-def _check_numbering(files: Sequence[Path]) -> None:
-    """Refuse a folder without index of whose numbered shards some are missing."""
-    present: dict[tuple[str, int], set[int]] = {}
-    for path in files:
-        if match := SHARD_NUMBER.fullmatch(path.stem):
-            present.setdefault((match["stem"], int(match["count"])), set()).add(int(match["number"]))
-    for (stem, count), numbers in present.items():
-        missing = min(set(range(1, count + 1)) - numbers, default=None)
-        if missing is not None:
-            raise FormatError(
-                "checkpoint-shard-missing",
-                f"{files[0].parent}: file '{stem}-{missing:05d}-of-{count:05d}{files[0].suffix}' is missing",
-            )
 
 
 def _holders(files: Sequence[TensorFile]) -> dict[str, TensorFile]:
