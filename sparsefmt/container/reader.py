@@ -228,7 +228,7 @@ class Reader:
             return stored, self.decoded_bytes(entry, stored)
         filling = self.filling(entry)
         permuted = filling.likely_permuted
-        most = filling.most_bytes_of(permuted, auto.permuted_from(entry.dtype))
+        most = filling.most_bytes_of(permuted, auto.permuted_from(entry.dtype, entry.rows * entry.cols))
         return (permuted if filling.nbytes(permuted) <= most else stored), most
 
     @staticmethod

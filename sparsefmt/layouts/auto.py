@@ -6,10 +6,11 @@ The rule, documented in docs/guide.md ("Choosing a layout"):
    would not make at least 10 % smaller are `dense`. Few columns or few zeros end here: every row costs some bytes of
    its own.
 2. Arrays that will be computed on are `permuted` from a share of zeros on that depends on the processor and on the
-   width of a value (PERMUTED_FROM), and `bitmask` below that. They are also `bitmask` where the slices of `permuted`
-   would be padded much: where there are few rows, or one of many is full. `permuted` has `gaps` or `columns`, whichever
-   takes fewer bytes. Results have the same bits in every layout, so nobody sees from them which was taken. Arrays that
-   a file stores as they are will be computed on, too, but nobody knows where: files are the same on every processor.
+   width of a value (PERMUTED_FROM, PERMUTED_FROM_IF_SMALL), and `bitmask` below that. They are also `bitmask` where the
+   slices of `permuted` would be padded much: where there are few rows, or one of many is full. `permuted` has `gaps` or
+   `columns`, whichever takes fewer bytes. Results have the same bits in every layout, so nobody sees from them which
+   was taken. Arrays that a file stores as they are will be computed on, too, but nobody knows where: files are the same
+   on every processor.
 3. Arrays that are entropy coded are `bitmask`: a coded mask is smaller than coded columns, and turning it into
    `permuted` while loading costs little beside decoding. But a mask takes time for every position: large matrices with
    hardly a nonzero (`heights.is_very_sparse`) are `permuted`, in tiles that are as high as they are empty.
@@ -44,6 +45,13 @@ by 5 % or more (`python -m tools.bench.map --layout bitmask --layout permuted`).
 With AVX2, `permuted` has the better mean at 50 % in float32, and from 60 % on in types of 16 bits, where `bitmask`
 takes far fewer bytes. With AVX-512, `bitmask` expands sixteen rows by one instruction; there, the blocks of columns of
 `permuted` were not measured yet. Portable code and float64 have no fast way to expand a mask."""
+
+SMALL_MATRIX = 1 << 18
+"""Elements of a matrix up to which PERMUTED_FROM_IF_SMALL holds: all of it stays in a cache."""
+
+PERMUTED_FROM_IF_SMALL = {"avx2": {2: 0.45}}
+"""What differs from PERMUTED_FROM for small matrices. There, the few bytes of `bitmask` bring no speed, and to expand a
+mask takes long beside the rest: at 50 %, `permuted` is 1.1 to 1.2 times as fast in the mean."""
 
 PERMUTED_FROM_IN_FILES = 0.65
 """The same for arrays that a file stores as they are: whoever loads it may have any processor."""
@@ -173,13 +181,19 @@ Purpose = Literal["computing", "raw", "coded"]
 """What a layout is chosen for: arrays in memory; arrays in a file, stored as they are, or entropy coded."""
 
 
-def permuted_from(dtype: DType, purpose: Purpose = "computing") -> float:
-    """Share of zeros from which `permuted` is what to compute with: on this processor, or in a file."""
+def permuted_from(dtype: DType, size: int, purpose: Purpose = "computing") -> float:
+    """Share of zeros from which `permuted` is what to compute with: on this processor, or in a file.
+
+    Args:
+        size: rows * cols of the matrix.
+    """
     if purpose != "computing":
         return PERMUTED_FROM_IN_FILES
     from sparsefmt.isa import ISA  # loads numba, as whoever computes does
 
-    return PERMUTED_FROM[ISA][dtype.bits_dtype.itemsize]
+    width = dtype.bits_dtype.itemsize
+    found = PERMUTED_FROM[ISA][width]
+    return PERMUTED_FROM_IF_SMALL.get(ISA, {}).get(width, found) if size <= SMALL_MATRIX else found
 
 
 def expect_name(wanted: str) -> None:
@@ -222,7 +236,7 @@ def for_computing(filling: Filling, overhead: int = 0, purpose: Purpose = "compu
         purpose: whether they stay in memory, or go to a file.
     """
     permuted = filling.permuted
-    most = filling.most_bytes_of(permuted, permuted_from(filling.dtype, purpose))
+    most = filling.most_bytes_of(permuted, permuted_from(filling.dtype, filling.rows * filling.cols, purpose))
     best = permuted if filling.nbytes(permuted) <= most else FORMS["bitmask"]
     worthwhile = WORTHWHILE * filling.nbytes(FORMS["dense"])
     return best if filling.nbytes(best) + overhead <= worthwhile else FORMS["dense"]

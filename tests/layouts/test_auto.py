@@ -116,7 +116,8 @@ def test_sizes_are_exact(seed: int, rows: int, cols: int, dtype: DType):
             assert tensor.filling() == filling
     best = auto.for_computing(filling)
     assert (best.name == "permuted") == (
-        filling.nbytes(filling.permuted) <= filling.most_bytes_of(filling.permuted, auto.permuted_from(filling.dtype))
+        filling.nbytes(filling.permuted)
+        <= filling.most_bytes_of(filling.permuted, auto.permuted_from(filling.dtype, filling.rows * filling.cols))
     )
 
 

@@ -349,6 +349,15 @@ class TestAuto:
         assert chosen(dtype, 1000, cols, size // 2, "raw") == "bitmask"
         assert chosen(dtype, 1000, cols, int(size * 0.3003), "raw") == "permuted"
 
+    def test_small_matrices_take_the_faster_one(self, monkeypatch):
+        """All of them stays in a cache, where fewer bytes bring no speed."""
+        monkeypatch.setattr(isa, "ISA", "avx2")
+        assert chosen("BF16", 512, 512, 512 * 256) == "permuted"
+        assert chosen("BF16", 520, 512, 520 * 256) == "bitmask"
+        assert chosen("BF16", 512, 512, 512 * 256, "raw") == "bitmask"
+        monkeypatch.setattr(isa, "ISA", "avx512")
+        assert chosen("BF16", 512, 512, 512 * 256) == "bitmask"
+
     def test_narrow_rows_are_not_padded(self):
         assert chosen("F32", 1000, 1, 500) == "dense"
         assert chosen("I8", 1000, 9, 4000) == "bitmask"
