@@ -15,7 +15,7 @@ from typing import Any
 
 from numba import njit, types
 
-from sparsefmt.kernels import bitmask, dense, panel, permuted, simd
+from sparsefmt.kernels import bitmask, dense, panel, permuted, permuted_by_gather, simd
 from sparsefmt.kernels import permuted_in_blocks as blocks
 
 KINDS = {"F32": simd.F32, "BF16": simd.BF16, "F16": simd.F16}
@@ -69,6 +69,14 @@ def gaps_in_blocks(kind: int) -> Any:
     return blocks.blocked_kernel(kind, False, True, 8)
 
 
+def permuted_gathered(kind: int) -> Any:
+    return permuted_by_gather.one_token_kernel(kind, False)
+
+
+def gaps_gathered(kind: int) -> Any:
+    return permuted_by_gather.one_token_kernel(kind, True)
+
+
 KERNELS: dict[str, Callable[[int], Any]] = {
     made.__name__: made
     for made in (
@@ -84,6 +92,8 @@ KERNELS: dict[str, Callable[[int], Any]] = {
         gaps_many_tokens,
         permuted_in_blocks,
         gaps_in_blocks,
+        permuted_gathered,
+        gaps_gathered,
     )
 }
 

@@ -50,6 +50,7 @@ COMPILED = [
         if (kernel, kind) != ("permuted_one_token_wide", "F16")
     ),
     *(f"{kernel}/BF16" for kernel in SPILLING),
+    *("permuted_gathered/F32", "gaps_gathered/BF16"),
 ]
 """BF16 is widened by a shift, in all kernels alike, and wide columns have nothing to do with the kind of values."""
 
@@ -105,12 +106,22 @@ class TestInstructions:
         # four slots of two halves: of eight loads each, six or seven are inserts from memory
         assert sum(line.startswith("vinsertps") and "(" in line for line in longest) == 2 * 4 * 6
 
+    @pytest.mark.parametrize("kernel", ["permuted_gathered/F32", "gaps_gathered/BF16"])
+    def test_one_instruction_gathers(self, kernel, code):
+        """What lies at sixteen columns, or at eight; nothing is inserted, stored or added up in other registers."""
+        loop = max(code[kernel], key=len)
+        vectors = 1 if code["isa"] == "avx512" else 2
+        slots = sum("fmadd" in line for line in loop) // vectors
+        assert sum(line.startswith("vgatherdps") for line in loop) == vectors * slots > 0
+        assert not any(line.startswith(("vinsertps", "vpextr")) for line in loop)
+        assert not any(re.match(r"v?mov\S+\s+%\w+,.*\(", line) for line in loop)
+
     def test_no_gather_and_no_call_in_loops(self, code):
-        blocks = [block for kernel in COMPILED for block in code[kernel]]
+        blocks = [(kernel, block) for kernel in COMPILED for block in code[kernel]]
         assert len(blocks) >= len(COMPILED)
-        for block in blocks:
+        for kernel, block in blocks:
             for line in block:
-                assert "gather" not in line
+                assert ("gather" in line) <= ("gathered" in kernel)
                 assert not line.startswith("call"), line
 
 

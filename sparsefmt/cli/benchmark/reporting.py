@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -145,6 +146,7 @@ def notes(results: Results) -> Iterator[str]:
     names = " and ".join(f"{library.name} {library.version} ({_on(library)})" for library in libraries)
     missing = "" if len(libraries) > 1 else "; torch is not installed"
     yield f"dense: the fastest of {names}, in float32{missing}. Dense bytes: in the tensor's own dtype."
+    yield from _instructions()
     if results.given and libraries[0].set_threads is None:
         yield "numpy can be given another number of threads where threadpoolctl is installed and knows its BLAS."
     tensors = sum(len(group.entries) for group in groups)
@@ -165,6 +167,22 @@ def _verdicts(groups: list[Group]) -> Iterator[str]:
         slower = sum(count for other, count in timings if other.seconds > other.dense_seconds)
         if slower:
             yield f"With batch {timing.batch}, {slower:,} of {output.plural(tensors, 'tensor')} are slower than dense."
+
+
+def _instructions() -> Iterator[str]:
+    """What of the processor the products used."""
+    from sparsefmt.isa import ISA
+    from sparsefmt.kernels import gather
+
+    if not gather.exists():
+        yield f"Instructions: {ISA}."
+        return
+    used = "used" if gather.is_fast() else "not used"
+    if os.environ.get(gather.ENVIRONMENT_VARIABLE):
+        yield f"Instructions: {ISA}; gather {used}, as {gather.ENVIRONMENT_VARIABLE} says."
+    else:
+        share = f"{gather.share_of_time():.2f} of the time of inserted loads"
+        yield f"Instructions: {ISA}; gather {used} with permuted for one token: it takes {share}."
 
 
 def _on(library: Library) -> str:

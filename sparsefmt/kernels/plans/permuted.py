@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
-from sparsefmt.kernels import activations, permuted, permuted_in_blocks
+from sparsefmt.kernels import activations, gather, permuted, permuted_by_gather, permuted_in_blocks
 from sparsefmt.kernels.operand import Matrix
 from sparsefmt.kernels.plans.contract import Across, Plan, Step
 from sparsefmt.kernels.simd import VECTOR_BYTES, WIDTH, summed_kind
@@ -29,8 +29,12 @@ def plans(matrix: Matrix, kind: int, tokens: int, across: Across) -> Iterator[Pl
 
 
 def _one_token(matrix: Matrix, kind: int) -> Plan:
-    make = permuted.one_token_kernel_of_gaps if _has_gaps(matrix) else permuted.one_token_kernel
-    return Plan(0, 1, make(kind, matrix.cols > MAX_U16_COLS), Step(activations.check(summed_kind(kind)), 1))
+    wide, gaps = matrix.cols > MAX_U16_COLS, _has_gaps(matrix)
+    if not wide and gather.is_fast():
+        kernel = permuted_by_gather.one_token_kernel(kind, gaps)
+    else:
+        kernel = (permuted.one_token_kernel_of_gaps if gaps else permuted.one_token_kernel)(kind, wide)
+    return Plan(0, 1, kernel, Step(activations.check(summed_kind(kind)), 1))
 
 
 class TokenGroup(NamedTuple):
