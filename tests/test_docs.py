@@ -27,7 +27,8 @@ RUN = {
     "docs/guide.md": ("twins: numpy", "twins: models", "guide: writer"),
     "docs/inputs.md": ("tensors: sparse", "tensors: masks"),
     "docs/pytorch.md": (
-        *("models: sparsify", "models: load_into", "models: count", "models: count by hand"),
+        *("models: sparsify", "models: load_into", "models: compute dtype"),
+        *("models: count", "models: count by hand"),
         *("transformers: prepare", "transformers: save", "transformers: compress"),
     ),
 }
@@ -127,7 +128,8 @@ def test_models_in_pytorch(tmp_path, monkeypatch, capsys):
     for marker in ("models: count", "models: count by hand"):
         exec(block(marker, "docs/pytorch.md"), names)
     assert names["count"].total == names["total"] == parameters
-    exec(block("models: load_into", "docs/pytorch.md"), names)
+    for marker in ("models: load_into", "models: compute dtype"):
+        exec(block(marker, "docs/pytorch.md"), names)
     assert names["loaded"][0].weight.tensor.sparsity == pytest.approx(0.8, abs=0.001)
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsefmt.torch.widened import note, pass_on
+
 if TYPE_CHECKING:
     from sparsefmt.torch.linear import SparseLinear
 
@@ -36,6 +38,9 @@ def dense_layer(layer: SparseLinear, weight: torch.nn.Parameter) -> torch.nn.Mod
             made = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
     made.weight = weight
     made.bias = layer.bias  # type: ignore[assignment]
+    pass_on(layer, made, ["bias"])
+    if layer.weight_dtype != layer._dtype:
+        note(made, "weight", layer._dtype)
     return made.train(layer.training)
 
 

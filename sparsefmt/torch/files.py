@@ -26,7 +26,17 @@ from sparsefmt.mappings import MadeOnDemand, file_content, write_file
 from sparsefmt.save_options import NegativeZeros, SaveOptions
 from sparsefmt.torch import sharing
 from sparsefmt.torch.state import layers_by_memory, tensors_of
-from sparsefmt.torch.storable import check_contiguous, check_kinds, checked, folded, rows_of, strided, tied_pairs
+from sparsefmt.torch.storable import (
+    Widened,
+    check_contiguous,
+    check_kinds,
+    checked,
+    folded,
+    rows_of,
+    strided,
+    tied_pairs,
+)
+from sparsefmt.torch.widened import stored_dtypes
 
 
 def save(
@@ -140,6 +150,9 @@ def save_model(
 ) -> None:
     """Save the state of a model, tensors that share memory once. The weights of SparseLinear layers stay compressed.
 
+    What `load_into` or `sparsify` made float32 for `compute_dtype` is stored in its 16 bits again, unless it has been
+    changed to what these cannot hold.
+
     Of the names of such tensors, the first whose tensor covers the memory is kept. Each other is left out and noted in
     the metadata as {name: name that was kept}, unless the metadata has that name already. `load_model` needs no such
     notes.
@@ -177,7 +190,14 @@ def save_model(
         except UnsupportedError as error:
             remedy = f"{error.message}; or use save_model(..., force_contiguous=True)"
             raise UnsupportedError(error.code, remedy, tensor=error.tensor) from None
-    write_file(filename, MadeOnDemand(state, rows_of), notes, SaveOptions(layout, codec, negative_zeros))
+    stored = stored_dtypes(model)
+    widened = {
+        name: Widened(tensor, stored[name])
+        for name, tensor in state.items()
+        if name in stored and isinstance(tensor, torch.Tensor)
+    }
+    tensors = MadeOnDemand({**state, **widened}, rows_of)
+    write_file(filename, tensors, notes, SaveOptions(layout, codec, negative_zeros))
 
 
 def load_model(

@@ -25,6 +25,7 @@ from sparsefmt.torch.eager import is_unwatched
 from sparsefmt.torch.operator import linear_op, product
 from sparsefmt.torch.weight import SparseWeight
 from sparsefmt.torch.weight_tensors import WeightTensors, to_tensors
+from sparsefmt.torch.widened import SIXTEEN_BITS, pass_on
 
 _BUFFERS = ("weight_arrays", "weight_table")
 SIGNS = "weight_signs"
@@ -88,6 +89,9 @@ class SparseLinear(torch.nn.Module):
         bias: Parameter (out_features,), or None.
         weight: a SparseWeight: shape, dtype and device as of the dense weight, `weight.tensor`, the SparseTensor
             (out_features, in_features), and whatever else a tensor has, which makes it dense for a moment.
+        compute_dtype: torch.float32 where weights of 16 bits are float32 to code, so that what is made of them is, as
+            the rest of a model that computes in float32: `weight.dtype`, `weight.to_dense()`, `make_dense`. Products
+            are the same. None by default: weights have the dtype of their elements.
         name: what messages call the layer: its name in the model that `sparsify` or a loader put it into, or None.
         transposed: whether files have the weight as (in_features, out_features), which Conv1D of transformers does.
         weight_requires_grad: requires_grad that the dense weight had, and has again after `make_dense`.
@@ -125,6 +129,7 @@ class SparseLinear(torch.nn.Module):
         self.out_features = out_features
         self.transposed = transposed
         self.weight_requires_grad = True
+        self.compute_dtype: torch.dtype | None = None
         self.name: str | None = None
         self.warned = False
         self._tie: _Tie | None = None
@@ -162,6 +167,7 @@ class SparseLinear(torch.nn.Module):
         tensor = SparseTensor.from_dense(matrix, layout)
         made = cls.from_tensor(tensor, effective(linear, "bias"))
         made.transposed = made_of_transposed
+        pass_on(linear, made, ["bias"])
         made.weight_requires_grad = parameter_of_weight(linear).requires_grad
         return made.train(linear.training)
 
@@ -265,6 +271,12 @@ class SparseLinear(torch.nn.Module):
             )
 
     @property
+    def weight_dtype(self) -> torch.dtype:
+        """What code sees as the dtype of the weight; its elements may have 16 bits, and this be float32."""
+        widened = self.compute_dtype is not None and self._dtype in SIXTEEN_BITS
+        return torch.float32 if widened else self._dtype
+
+    @property
     def is_tied(self) -> bool:
         """Whether other layers share these weights on purpose, as `share_weight` makes them."""
         return self._tie is not None
@@ -315,6 +327,8 @@ class SparseLinear(torch.nn.Module):
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         text += f", dtype={self._dtype}"
+        if self.weight_dtype != self._dtype:
+            text += f", compute_dtype={self.weight_dtype}"
         if not self.has_weight:
             return f"{text}, without weights"
         tensor = self.sparse_tensor()
@@ -330,9 +344,10 @@ class SparseLinear(torch.nn.Module):
             new = self._buffers[name]
             if new is not None and new.dtype != old.dtype:
                 self._buffers[name] = old.to(new.device)
-        dtype = fn(torch.empty(1, dtype=self._dtype)).dtype
-        if dtype != self._dtype:
-            if self.has_weight:
+        dtype = fn(torch.empty(1, dtype=self.weight_dtype)).dtype
+        if dtype != self.weight_dtype:
+            self.compute_dtype = None
+            if self.has_weight and dtype != self._dtype:
                 device = self.weight_arrays.device
                 made = to_tensors(cast(self.sparse_tensor(), dtype))
                 registry.remember(made)

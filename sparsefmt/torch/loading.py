@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,12 +20,17 @@ from sparsefmt.container.sources import Backend
 from sparsefmt.errors import in_file, in_tensor
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch import compute_dtype as computing
+from sparsefmt.torch.compute_dtype import ComputeDtype
 from sparsefmt.torch.dense_layers import is_conv1d
 from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.layers import Holder, Patterns, expect_cpu, is_linear, modules_with_names, replace
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.selection import MIN_SPARSITY, Selection, why_dense
 from sparsefmt.torch.summary import Summary, summary_of
+from sparsefmt.torch.widened import SIXTEEN_BITS, note, pass_on
+
+_log = logging.getLogger("sparsefmt")
 
 
 class LoadResult(NamedTuple):
@@ -59,6 +65,7 @@ def load_into(
     include: Patterns = None,
     exclude: Patterns = None,
     min_size: int | None = None,
+    compute_dtype: ComputeDtype = None,
     backend: Backend = "mmap",
     threads: int | None = None,
     max_decoded_bytes: int | None = None,
@@ -87,6 +94,9 @@ def load_into(
         exclude: patterns of module names: these layers are loaded dense.
         min_size: elements that a weight must have; 0 for layers of any size. By default 131,072 (`MIN_SIZE`), since
             smaller ones are slower than dense, or 0 if `layout` or `include` are given.
+        compute_dtype: "float32" or torch.float32 for a bfloat16 or float16 model that shall compute in float32: the
+            compressed weights keep the 16 bits of the file, and all other parameters and buffers of 16 bits become
+            float32. See docs/pytorch.md, "Weights in 16 bits, activations in float32". None changes no dtype.
         backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory.
         threads: how many may decode; by default all usable cores.
         max_decoded_bytes: of all tensors of each file together, as in `sparsefmt.load_file`: raise it for files that
@@ -97,7 +107,7 @@ def load_into(
         a line.
 
     Raises:
-        ValueError: another layout, or a sparsity or size out of range.
+        ValueError: another layout or `compute_dtype`, or a sparsity or size out of range.
         TypeError: patterns that are not text.
         RuntimeError: missing or unexpected names, or a shape that differs, as `load_state_dict` says it, with the file;
             a layer that is to be sparse on another device. The model has not been changed then.
@@ -115,13 +125,19 @@ def load_into(
         >>> result = load_into(model, "model.sparsefmt")
     """
     selection = Selection.of(layout, min_sparsity, include, exclude, min_size)
+    in_float32 = computing.checked(compute_dtype) is not None
     with ExitStack() as stack:
         stored = _open(path, backend, threads, max_decoded_bytes, stack)
         plan = _planned(model, stored, selection)
+        plan.noting = in_float32
         _raise_if_it_does_not_fit(model, plan, path, strict)
         # biases first: the layers that will be replaced hold them
         _load_dense(plan)
         _WeightLoader(model, plan, selection).load_all()
+    if in_float32:
+        computing.widen(model)
+    elif text := computing.hint(model, 'load_into(..., compute_dtype="float32")'):
+        _log.warning(text)
     dense = dict(sorted(plan.reasons.items()))
     return LoadResult(sorted(plan.sparse), plan.missing, plan.unexpected, dense, summary_of(model, selection, dense))
 
@@ -159,6 +175,7 @@ class _Plan:
         dense: other tensors, with the holders of each.
         sparse: names of layers that are a SparseLinear once all is loaded.
         reasons: names of what is dense, and why.
+        noting: whether float32 tensors that are filled with 16 bits shall be stored in these again.
     """
 
     weights: list[tuple[_Stored, list[Holder]]] = field(default_factory=list)
@@ -168,6 +185,7 @@ class _Plan:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
+    noting: bool = False
 
 
 def _open(
@@ -314,7 +332,7 @@ def _load_dense(plan: _Plan) -> None:
     while plan.dense:
         tensor, holders = plan.dense.pop()
         with in_file(tensor.path):
-            _fill(holders, tensor.dense())
+            _fill(holders, tensor.dense(), plan.noting)
 
 
 class _WeightLoader:
@@ -339,7 +357,7 @@ class _WeightLoader:
             with in_file(stored.path):
                 weight = _read(stored, holders, self._selection)
         if isinstance(weight, _Dense):
-            _fill(holders, weight.tensor)
+            _fill(holders, weight.tensor, self._plan.noting)
             self._plan.reasons |= {holder.layer: weight.reason for holder in holders}
             return
         self._plan.sparse |= {holder.layer for holder in holders}
@@ -402,14 +420,18 @@ def _empty_like(module: torch.nn.Module) -> SparseLinear:
     in_features, out_features = (rows, cols) if swapped else (cols, rows)
     made = SparseLinear(in_features, out_features, bias=False, device="cpu", transposed=swapped)
     made.bias = module._parameters.get("bias")
+    pass_on(module, made, ["bias"])
     made.weight_requires_grad = module._parameters["weight"].requires_grad  # type: ignore[union-attr]
     return made.train(module.training)
 
 
-def _fill(holders: list[Holder], tensor: torch.Tensor) -> None:
+def _fill(holders: list[Holder], tensor: torch.Tensor, noting: bool) -> None:
     """Copy a tensor into what the model has, or, where that is on device "meta", put it in its place."""
     held = _held(holders[0])
     if held.device.type != "meta":
+        if noting and held.dtype == torch.float32 and tensor.dtype in SIXTEEN_BITS:
+            for holder in holders:
+                note(holder.module, holder.attribute, tensor.dtype)
         with torch.no_grad():
             held.copy_(tensor)
         return

@@ -9,6 +9,7 @@ import torch
 from sparsefmt.adapters.torch import rows_of
 from sparsefmt.errors import in_tensor
 from sparsefmt.layouts.memory import give_back
+from sparsefmt.torch.compute_dtype import ComputeDtype, checked, widen
 from sparsefmt.torch.dense_layers import dense_weight, parameter_of_weight
 from sparsefmt.torch.layers import (
     Holder,
@@ -23,6 +24,7 @@ from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.mapped_files import MappedFiles
 from sparsefmt.torch.selection import MIN_SPARSITY, Selection
 from sparsefmt.torch.summary import Summary, summary_of
+from sparsefmt.torch.widened import pass_on
 
 
 class SparsifyResult(NamedTuple):
@@ -50,6 +52,7 @@ def sparsify(
     include: Patterns = None,
     exclude: Patterns = None,
     min_size: int | None = None,
+    compute_dtype: ComputeDtype = None,
 ) -> SparsifyResult:
     """Replace the pruned linear layers of a model by SparseLinear, in place.
 
@@ -70,12 +73,15 @@ def sparsify(
         exclude: patterns of module names: these layers stay.
         min_size: elements that a weight must have; 0 for layers of any size. By default 131,072 (`MIN_SIZE`), since
             smaller ones are slower than dense, or 0 if `layout` or `include` are given.
+        compute_dtype: "float32" or torch.float32 for a bfloat16 or float16 model that shall compute in float32: the
+            compressed weights keep their 16 bits, and all other parameters and buffers of 16 bits become float32, in
+            place. See docs/pytorch.md, "Weights in 16 bits, activations in float32". None changes no dtype.
 
     Returns:
         which layers are sparse, and why others are not; `print` it for a line.
 
     Raises:
-        ValueError: another layout, or a sparsity or size out of range.
+        ValueError: another layout or `compute_dtype`, or a sparsity or size out of range.
         TypeError: patterns that are not text.
         RuntimeError: a layer is on another device. The model has not been changed then.
 
@@ -91,10 +97,12 @@ def sparsify(
         >>> sorted(sparsify(model).sparse)
         ['0']
     """
-    selection = Selection.of(layout, min_sparsity, include, exclude, min_size)
+    selection, computing = Selection.of(layout, min_sparsity, include, exclude, min_size), checked(compute_dtype)
     groups, dense = _groups(model, selection)
     _expect_cpu(groups)
     result = _compressed(model, selection, groups, dense)
+    if computing is not None:
+        widen(model)
     return result._replace(summary=summary_of(model, selection, result.dense))
 
 
@@ -212,4 +220,5 @@ def _sharing(layer: SparseLinear, module: torch.nn.Module) -> SparseLinear:
     made = SparseLinear(layer.in_features, layer.out_features, bias=False, device="cpu", transposed=layer.transposed)
     made.share_weight(layer)
     made.bias = getattr(module, "bias", None)
+    pass_on(module, made, ["bias"])
     return made.train(module.training)

@@ -20,6 +20,7 @@ from sparsefmt.mappings import MadeOnDemand
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import sharing
 from sparsefmt.torch.sharing import SharedTensorsError
+from sparsefmt.torch.widened import as_stored
 
 
 class _Pruned(NamedTuple):
@@ -33,10 +34,19 @@ class _Pruned(NamedTuple):
         return (self.mask.to(dtype=self.original.dtype) * self.original).detach()
 
 
-def rows_of(value: torch.Tensor | SparseTensor | _Pruned) -> Rows | SparseTensor:
+class Widened(NamedTuple):
+    """A tensor that is float32 while its model computes, and the dtype that it is stored in if that loses nothing."""
+
+    tensor: torch.Tensor
+    dtype: torch.dtype
+
+
+def rows_of(value: torch.Tensor | SparseTensor | _Pruned | Widened) -> Rows | SparseTensor:
     """A tensor of a state as it is written."""
     if isinstance(value, SparseTensor):
         return value
+    if isinstance(value, Widened):
+        return adapter.rows_of(as_stored(*value))
     return adapter.rows_of(value.product() if isinstance(value, _Pruned) else value)
 
 

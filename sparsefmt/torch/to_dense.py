@@ -18,7 +18,8 @@ def make_dense(model: torch.nn.Module, dtype: torch.dtype | None = None) -> None
 
     Args:
         model: any model. A SparseLinear that is the model itself cannot be replaced.
-        dtype: of the weights; by default the one that each has.
+        dtype: of the weights; by default the one that each has, which is float32 in a model that computes in float32
+            with weights of 16 bits.
 
     Raises:
         TypeError: the model is a SparseLinear itself.

@@ -106,7 +106,8 @@ class SparseWeight:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._layer._dtype
+        """That of the elements; float32 in a model that computes in float32 with weights of 16 bits."""
+        return self._layer.weight_dtype
 
     @property
     def device(self) -> torch.device:
@@ -167,12 +168,13 @@ class SparseWeight:
             self._write(value.to_dense() if isinstance(value, SparseWeight) else value)
 
     def to_dense(self) -> torch.Tensor:
-        """The weights as a dense tensor of torch, bit for bit, in memory of its own."""
+        """The weights as a dense tensor of torch, bit for bit (or widened, see `dtype`), in memory of its own."""
         layer = self._layer
         if torch.compiler.is_compiling():
-            dense = dense_op(layer.weight_arrays, layer.weight_table, self.dtype, layer.out_features, layer.in_features)
+            weights = layer.weight_arrays, layer.weight_table
+            dense = dense_op(*weights, layer._dtype, layer.out_features, layer.in_features).to(self.dtype)
         else:
-            dense = as_torch(self.tensor.todense(), self.tensor.operand().dtype).to(self.device)
+            dense = as_torch(self.tensor.todense(), self.tensor.operand().dtype).to(self.device, self.dtype)
         return dense.t().contiguous() if layer.transposed else dense
 
     def __repr__(self) -> str:
@@ -186,6 +188,8 @@ class SparseWeight:
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """What `numpy.asarray(weight)` is: the dense weight, bit for bit, bfloat16 as ml_dtypes has it."""
+        if dtype is None and self._layer.weight_dtype != self._layer._dtype:
+            dtype = np.dtype(np.float32)
         dense = self.tensor.__array__(dtype, copy)
         return np.ascontiguousarray(dense.T) if self._layer.transposed else dense
 

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from transformers import PreTrainedConfig
 from transformers.quantizers import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparsefmt.checkpoints.cards import HOW_TO_LOAD
 from sparsefmt.checkpoints.huggingface import HINT, METHOD
 from sparsefmt.container.sources import BACKENDS, Backend
+from sparsefmt.torch.compute_dtype import ComputeDtype, checked
 from sparsefmt.torch.layers import Patterns
 from sparsefmt.torch.selection import MIN_SPARSITY, Selection
 
-_OF_THE_CALL = ("backend", "max_decoded_bytes")
+_OF_THE_CALL = ("compute_dtype", "backend", "max_decoded_bytes")
 """What depends on the machine, and on whom its user trusts: not written to a config.json, nor taken from one."""
+
+
+def replace_dtype(config: PreTrainedConfig, old: torch.dtype | None, new: torch.dtype) -> None:
+    """Write another dtype into the config of a model, and into those of its parts, where they have the old one."""
+    if str(config.dtype).removeprefix("torch.") == str(old).removeprefix("torch."):
+        config.dtype = new
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if part is not None:
+            replace_dtype(part, old, new)
 
 
 @register_quantization_config(METHOD)
@@ -32,6 +45,10 @@ class SparsefmtConfig(QuantizationConfigMixin):
         exclude: patterns of module names: these layers are loaded dense.
         min_size: elements that a weight must have; 0 for layers of any size. By default 131,072 (`MIN_SIZE`), since
             smaller ones are slower than dense, or 0 if `layout` or `include` are given.
+        compute_dtype: "float32" (or torch.float32) for a bfloat16 or float16 model that shall compute in float32: the
+            compressed weights keep their 16 bits, and all other parameters and buffers of 16 bits become float32.
+            `save_pretrained` writes what it would write without. See docs/pytorch.md, "Weights in 16 bits, activations
+            in float32". config.json never has it.
         quant_method: as config.json has it: "sparsefmt".
         how_to_load: the text for people that config.json has; whatever it is, it changes nothing.
         backend: how .sparsefmt files are read, as in `sparsefmt.open_file`. config.json never has it.
@@ -39,7 +56,7 @@ class SparsefmtConfig(QuantizationConfigMixin):
             files that you trust. config.json never has it.
 
     Raises:
-        ValueError: another layout or method, a sparsity out of range, or a name that is none of these.
+        ValueError: another layout, method or `compute_dtype`, a sparsity out of range, or a name that is none of these.
         TypeError: patterns that are not text.
 
     Example:
@@ -56,6 +73,7 @@ class SparsefmtConfig(QuantizationConfigMixin):
         exclude: Patterns = None,
         min_size: int | None = None,
         *,
+        compute_dtype: ComputeDtype = None,
         quant_method: str = METHOD,
         how_to_load: object = None,
         backend: Backend = "mmap",
@@ -76,6 +94,7 @@ class SparsefmtConfig(QuantizationConfigMixin):
         self.include = selection.include
         self.exclude = selection.exclude
         self.min_size = selection.min_size
+        self.compute_dtype = None if checked(compute_dtype) is None else "float32"
         self.backend: Backend = backend
         self.max_decoded_bytes = max_decoded_bytes
 

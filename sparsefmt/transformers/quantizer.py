@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import modeling_utils
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer, register_quantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
@@ -16,14 +17,17 @@ from sparsefmt.container import budget
 from sparsefmt.errors import in_tensor
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch.compute_dtype import hint, narrow, widen
 from sparsefmt.torch.layers import Holder
 from sparsefmt.torch.mapped_files import MappedFiles
 from sparsefmt.torch.models import SparsifyResult
 from sparsefmt.torch.selection import Selection
+from sparsefmt.torch.summary import summary_of
 from sparsefmt.torch.to_dense import make_dense
+from sparsefmt.torch.widened import SIXTEEN_BITS
 from sparsefmt.transformers import replace_layers
 from sparsefmt.transformers.compressed_parameter import StandIn
-from sparsefmt.transformers.config import SparsefmtConfig
+from sparsefmt.transformers.config import SparsefmtConfig, replace_dtype
 from sparsefmt.transformers.files import SUFFIX
 from sparsefmt.transformers.lazy_tensors import ARGUMENT, CompressedFile
 
@@ -31,6 +35,8 @@ _logger = logging.get_logger("transformers.sparsefmt")
 
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Device maps that leave to us where layers lie."""
+
+_IN_FLOAT32 = 'from_pretrained(..., quantization_config=SparsefmtConfig(compute_dtype="float32"))'
 
 
 @register_quantizer(METHOD)
@@ -53,6 +59,7 @@ class SparsefmtQuantizer(HfQuantizer):
         self.pre_quantized = False
         self.result = SparsifyResult({}, {})
         self._compress = True
+        self._dtype: torch.dtype | None = None
         self._shapes: dict[str, torch.Size] = {}
         self._mismatched: set[str] = set()
         self._files = MappedFiles()
@@ -70,10 +77,26 @@ class SparsefmtQuantizer(HfQuantizer):
     def update_device_map(self, device_map: Any) -> Any:
         return {"": torch.device("cpu")} if isinstance(device_map, str) else device_map
 
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that the weights are loaded in: as ever, since what is widened for `compute_dtype` is so later.
+
+        Raises:
+            ValueError: a dtype that contradicts `compute_dtype`.
+        """
+        if self._in_float32 and dtype not in (*SIXTEEN_BITS, torch.float32):
+            raise ValueError(
+                f"dtype={dtype} contradicts compute_dtype='float32', which is for weights of 16 bits: give"
+                " dtype=torch.bfloat16, or leave compute_dtype out"
+            )
+        self._dtype = dtype
+        return dtype
+
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Say that the matrices of .sparsefmt files shall stay compressed."""
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         paths = kwargs.get("checkpoint_files")
+        if self._in_float32 and self._dtype == torch.float32:
+            _expect_float32(paths or [])
         if paths and all(path.endswith(SUFFIX) for path in paths):
             paths[:] = [CompressedFile(path, self.quantization_config) for path in paths]
             self._compress = False
@@ -94,17 +117,24 @@ class SparsefmtQuantizer(HfQuantizer):
         self._check_shapes(model)
         with budget.calling_it(ARGUMENT):
             self.result = replace_layers.settle(model, self._selection)
+        if self._in_float32:
+            widen(model)
+            replace_dtype(model.config, self._dtype, torch.float32)
+            self.result = self.result._replace(summary=summary_of(model, self._selection, self.result.dense))
         self._files.release(model)
         give_back()
-        self._say_what_became_of_it()
+        self._say_what_became_of_it(model)
         return model
 
-    def _say_what_became_of_it(self) -> None:
+    def _say_what_became_of_it(self, model: Any) -> None:
         """A line in the log of transformers, which shows warnings unless it is told to show more."""
         summary = self.result.summary
         if summary is not None:
             log = _logger.warning if summary.surprises else _logger.info
             log(f"sparsefmt: {summary}")
+        text = None if self._in_float32 else hint(model, _IN_FLOAT32)
+        if text is not None:
+            _logger.warning(f"sparsefmt: {text}")
 
     def _check_shapes(self, model: Any) -> None:
         """Find what versions of transformers before 5.24 overlook in quantized models."""
@@ -121,8 +151,16 @@ class SparsefmtQuantizer(HfQuantizer):
     def _selection(self) -> Selection:
         return self.quantization_config.selection
 
+    @property
+    def _in_float32(self) -> bool:
+        return self.quantization_config.compute_dtype is not None
+
     def _dequantize(self, model: Any, dtype: Any = None) -> Any:
-        make_dense(model, _dtype_named(dtype) if isinstance(dtype, str) else dtype)
+        dtype = _dtype_named(dtype) if isinstance(dtype, str) else dtype
+        make_dense(model, dtype)
+        if self._in_float32 and dtype in SIXTEEN_BITS:
+            narrow(model, dtype)
+            replace_dtype(model.config, torch.float32, dtype)
         return model
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
@@ -167,6 +205,18 @@ class Compress(ConversionOps):
             return tensor
         self._files.compressed(tensor)
         return StandIn(SparseTensor._from_rows(matrix, self._selection.layout, None))
+
+
+def _expect_float32(paths: list[str]) -> None:
+    """Refuse files with weights of 16 bits that would be loaded as float32. Raises ValueError."""
+    for path in paths:
+        for name, tensor in modeling_utils.load_state_dict(path, map_location="meta").items():
+            if tensor.dim() == 2 and tensor.dtype in SIXTEEN_BITS:
+                raise ValueError(
+                    f"dtype=torch.float32 makes float32 of the weights ({name!r} is {tensor.dtype} in the file), and"
+                    f" compute_dtype='float32' keeps them in 16 bits: give dtype={tensor.dtype}, or leave"
+                    " compute_dtype out"
+                )
 
 
 def _dtype_named(name: str) -> torch.dtype:

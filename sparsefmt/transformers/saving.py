@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -27,9 +28,10 @@ from sparsefmt.tensor import SparseTensor
 from sparsefmt.tensor_writer import TensorWriter
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.state import tensors_of
+from sparsefmt.torch.widened import as_stored, stored_dtypes
 from sparsefmt.transformers import placing
 from sparsefmt.transformers.compressed_parameter import StandIn
-from sparsefmt.transformers.config import SparsefmtConfig
+from sparsefmt.transformers.config import SparsefmtConfig, replace_dtype
 from sparsefmt.transformers.files import SUFFIX
 
 _logger = logging.get_logger("transformers.sparsefmt")
@@ -62,7 +64,9 @@ def save_pretrained(
 ) -> None:
     """Save a model to a folder that `from_pretrained` loads. Weights of SparseLinear layers are never dense.
 
-    What an earlier save left there goes: see `placing`. README.md gets a section that says how the folder is loaded.
+    What is float32 for `compute_dtype` is stored in the 16 bits that it had, unless it has been changed to what these
+    cannot hold. What an earlier save left there goes: see `placing`. README.md gets a section that says how the folder
+    is loaded.
 
     Args:
         original: PreTrainedModel.save_pretrained, which writes everything but the weights.
@@ -94,6 +98,7 @@ def save_pretrained(
         _write_weights(_state(model, save_original_format), staged, max_shard_size, variant, negative_zeros)
         with staged.filling() as inner, _no_progress_bar():
             original(model, inner, is_main_process=True, state_dict={}, **others)
+            _write_stored_dtype(model, inner)
         config, sentences = model.config.to_dict(), (folder / SENTENCE_TRANSFORMERS).is_file()
         card = cards.with_section(placing.card_of(folder), config, sentences=sentences)
         _write(staged, folder / cards.README, card)
@@ -165,14 +170,36 @@ def _write(staged: StagedFolder, file: Path, content: bytes) -> None:
 
 
 def _state(model: Any, original_format: bool) -> dict[str, torch.Tensor]:
-    """What the dense model's checkpoint has, a StandIn for each compressed weight."""
+    """What the dense model's checkpoint has, a StandIn for each compressed weight.
+
+    Of a model that computes in float32 with weights of 16 bits, the rest is there a second time, in 16 bits.
+    """
     state = tensors_of(model)
     for key in model._keys_to_ignore_on_save or ():
         state.pop(key, None)
     compressed = {name: StandIn(tensor) for name, tensor in state.items() if isinstance(tensor, SparseTensor)}
     dense = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
-    checkpoint = {**remove_tied_weights_from_state_dict(dense, model), **compressed}
+    stored = stored_dtypes(model)
+    kept = {
+        name: as_stored(tensor, stored[name]) if name in stored else tensor
+        for name, tensor in remove_tied_weights_from_state_dict(dense, model).items()
+    }
+    checkpoint = {**kept, **compressed}
     return revert_weight_conversion(model, checkpoint) if original_format else checkpoint
+
+
+def _write_stored_dtype(model: Any, folder: Path) -> None:
+    """Write config.json once more where the model computes in float32: with the dtype that it is stored in."""
+    stored = stored_dtypes(model)
+    dtype = next(
+        (stored.get(name, tensor.dtype) for name, tensor in model.named_parameters() if tensor.is_floating_point()),
+        None,
+    )
+    if dtype is None or dtype == model.dtype:
+        return
+    config = copy.deepcopy(model.config)
+    replace_dtype(config, model.dtype, dtype)
+    config.save_pretrained(folder)
 
 
 @contextmanager
