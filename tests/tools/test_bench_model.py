@@ -99,6 +99,24 @@ def test_only_what_is_asked_for(bert: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert run(monkeypatch, "--peers", "csr,none").exit_code == 2
 
 
+def test_dtypes_of_the_llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "dtypes.csv"
+    result = run(monkeypatch, "--compute-dtype", "--csv", path)
+    assert result.exit_code == 0, result.output
+    assert "Llama, 70% zeros: a text that is read" in result.output
+    with open(path, newline="") as file:
+        found = list(csv.DictReader(file))
+    names = {"torch float32", "torch bfloat16", "sparsefmt float32", "sparsefmt bfloat16"}
+    for measured, case in (("generate", "4 after 5"), ("read", "128 tokens")):
+        rows = [row for row in found if row["measured"] == measured]
+        assert {row["case"] for row in rows} == {case}
+        assert {row["contender"] for row in rows} == names | {"sparsefmt bfloat16 in float32"}
+    # half of what float32 weights take, and the rest twice what it takes in bfloat16
+    weights = {row["contender"]: float(row["value"]) for row in found if row["measured"] == "weights"}
+    assert weights["sparsefmt bfloat16 in float32"] == weights["sparsefmt bfloat16"] < weights["sparsefmt float32"]
+    assert run(monkeypatch, "--compute-dtype", "--only", "encoder").exit_code == 2
+
+
 @pytest.mark.parametrize("name", ["encoder", "llama"])
 def test_pruned_layers_are_sparse_and_verified(name: str, request: pytest.FixtureRequest) -> None:
     subject = request.getfixturevalue(name)

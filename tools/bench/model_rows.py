@@ -57,6 +57,7 @@ class Plan(NamedTuple):
         repeats: turns; in each case, a contender that has used up its seconds sits out the later ones.
         load_repeats: turns of loading.
         memory: whether fresh processes tell what memory a model takes.
+        read_tokens: of a text that is read at once, without being continued; 0 for none.
     """
 
     batches: tuple[int, ...]
@@ -67,6 +68,7 @@ class Plan(NamedTuple):
     seconds: float
     load_repeats: int
     memory: bool
+    read_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -189,14 +191,18 @@ def run(subject: Subject, models: Models, plan: Plan, threads: int, peers: tuple
     set_threads(threads)
     dense = models[subject.reference]
     if subject.causal:
-        tokens = tokens_of(dense, 1, plan.prompt)
-        samples = {
-            contender.name: partial(sample, partial(generate, models[contender], tokens, plan.new_tokens))
-            for contender in models
+        prompt, text = (tokens_of(dense, 1, count) for count in (plan.prompt, plan.read_tokens))
+        calls = {
+            ("generate", f"{plan.new_tokens} after {plan.prompt}"): lambda model: generate(
+                model, prompt, plan.new_tokens
+            )
         }
-        others, found = Others(), in_turns(samples, plan.repeats, seconds=plan.seconds)
-        case = Case("generate", f"{plan.new_tokens} after {plan.prompt}", threads, others.cores())
-        yield from time_rows(subject, case, found)
+        if plan.read_tokens:
+            calls["read", f"{plan.read_tokens} tokens"] = lambda model: logits_of(model, text)
+        for (measured, name), call in calls.items():
+            samples = {contender.name: partial(sample, partial(call, models[contender])) for contender in models}
+            others, found = Others(), in_turns(samples, plan.repeats, seconds=plan.seconds)
+            yield from time_rows(subject, Case(measured, name, threads, others.cores()), found)
         return
     running = {contender.name: models[contender] for contender in models}
     running |= peer_models(dense, models[subject.ours], peers)
