@@ -27,7 +27,7 @@ token that is meant; 1 once an activation was found that is Inf or NaN, till the
 OWN = 104
 """Where a kernel's own numbers begin."""
 
-MOST_OWN = 3
+MOST_OWN = 4
 """A kernel has so many at most."""
 
 BYTES = OWN + 8 * MOST_OWN

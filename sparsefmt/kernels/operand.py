@@ -54,7 +54,7 @@ class Matrix(NamedTuple):
     Attributes:
         layout, form: names.
         dtype: name of the stored type.
-        density: share of elements that are multiplied, to two digits.
+        density: share of elements that are stored, to two digits.
     """
 
     layout: str
@@ -96,7 +96,8 @@ class Operand:
         self.recipes: dict[Any, Any] = {}
         self._work: dict[int, Work] = {}
         self.whole = self.work(1)
-        density = float(f"{self.whole.multiply_adds / max(self.rows * self.cols, 1):.2g}")
+        stored = sum(tile["values"].size for tile in tiles)
+        density = float(f"{stored / max(self.rows * self.cols, 1):.2g}")
         self.matrix = Matrix(self.layout, tiling.layout.form, self.dtype.name, self.rows, self.cols, density)
 
     def height(self, number: int) -> int:

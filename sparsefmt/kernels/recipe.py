@@ -6,22 +6,18 @@
 from __future__ import annotations
 
 from array import array
-from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.core.compiler_lock import global_compiler_lock
-from numba.extending import intrinsic
 
 from sparsefmt.jit import jit
 from sparsefmt.kernels.job import BYTES, ODD, PIECES, RESULT, SOURCE, TABLE, X, Y
+from sparsefmt.kernels.native import call_kernel, native
 from sparsefmt.kernels.operand import Matrix
 from sparsefmt.kernels.plans import FOR_ANY_ACTIVATIONS, PLANS
 from sparsefmt.kernels.plans.contract import NOT_ACROSS, Across, Kernel, Plan, Step
-from sparsefmt.kernels.simd import BF16, F16, F32, F64, I8, I64, WIDTH, load_u64, memory, store_scalar, summed_kind
+from sparsefmt.kernels.simd import BF16, F16, F32, F64, WIDTH, load_u64, memory, store_scalar, summed_kind
 
 PACKS, UNPACKS, SCRATCH_AT, STEPS, STEP, JOB = 0, 8, 16, 24, 32, 80
 """Where numbers stand in a block: whether activations are packed and results unpacked, in memory that both share with
@@ -29,8 +25,6 @@ the scratch; where in it the scratch begins; how many steps there are; each of t
 """
 
 STEP_BYTES = 16
-
-_SIGNATURE = (types.int64,) * 4
 
 _LINE = 64
 """Bytes of a line of the cache: packed activations, sums and scratch begin with one."""
@@ -116,30 +110,6 @@ def recipe_for_any_activations(matrix: Matrix, summed: int, tokens: int) -> Reci
 
 def _whole_lines(nbytes: int) -> int:
     return -(-nbytes // _LINE) * _LINE
-
-
-@cache
-def native(kernel: Any) -> int:
-    """Address of a kernel's machine code, which numba compiles to int32 (result, error, job, lo, hi, scratch)."""
-    # LLVM has a lock of its own, which a child forked meanwhile could not take: no fork while this one is held (jit.py)
-    with global_compiler_lock:
-        kernel.compile(_SIGNATURE)
-        compiled = kernel.overloads[_SIGNATURE]
-        return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
-
-
-@intrinsic
-def call_kernel(typingctx, kernel, job, lo, hi, scratch):
-    """Call the machine code of a kernel, which raises nothing."""
-
-    def codegen(context, builder, signature, args):
-        pointer = I8.as_pointer()
-        function = ir.FunctionType(ir.IntType(32), [pointer.as_pointer(), pointer.as_pointer(), *[I64] * 4])
-        result, error = cgutils.alloca_once(builder, pointer), cgutils.alloca_once(builder, pointer)
-        builder.call(builder.inttoptr(args[0], function.as_pointer()), [result, error, *args[1:]])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), codegen
 
 
 @jit

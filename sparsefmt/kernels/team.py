@@ -171,7 +171,7 @@ def _team() -> int:
 
     builder.position_at_end(done)
     builder.ret_void()
-    with global_compiler_lock:  # no fork meanwhile (`recipe.native`)
+    with global_compiler_lock:  # no fork meanwhile (`native.py`)
         target = binding.Target.from_default_triple().create_target_machine()
         engine = binding.create_mcjit_compiler(binding.parse_assembly(str(module)), target)
         engine.finalize_object()

@@ -1,12 +1,15 @@
-"""Plans for layouts `bitmask` and `dense`: few tokens multiply columns in registers, more of them multiply panels."""
+"""Plans for layouts `bitmask` and `dense`: few tokens multiply columns in registers, more of them multiply panels, or
+rows that are taken out of the mask where that is faster."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sparsefmt.kernels import activations, bitmask, dense, expand, panel
+from sparsefmt.kernels import activations, bitmask, bitmask_by_rows, dense, expand, panel
 from sparsefmt.kernels.activations import OVERFLOW
+from sparsefmt.kernels.native import native
 from sparsefmt.kernels.operand import Matrix
+from sparsefmt.kernels.plans import permuted
 from sparsefmt.kernels.plans.contract import Across, Plan, Step
 from sparsefmt.kernels.simd import WIDTH, summed_kind
 
@@ -16,13 +19,24 @@ MAX_TOKENS = 240 if panel.WIDE == 12 else 264
 FEW = {"bitmask": bitmask.FEW, "dense": dense.FEW}
 """Most tokens that multiply columns in registers, by layout."""
 
+PANEL_COST, ENTRY_COST, TAKEN_OUT_COST = 0.88, 1.7, 30
+"""What panels cost for each element and token; rows taken out of the mask for each element that is not pruned and each
+token, and for each such element once; in multiply-adds of a dense product. So rows are faster for 21 tokens at 70 %
+zeros, for 60 at 60 %, for 500 at 50 % (Zen 4 with AVX2; `python -m tools.bench.map --layout bitmask`)."""
+
 _GROUPS = (1, 2, 4, 6, 8, 12)
 """Numbers of tokens that there are kernels for."""
 
 
 def plans(matrix: Matrix, kind: int, tokens: int, across: Across) -> Iterator[Plan]:
     """See `PLANS`."""
-    for first in range(0, tokens, MAX_TOKENS):
+    done = 0
+    for group in permuted.token_groups(tokens, kind):
+        if not group.in_blocks or not rows_are_faster(matrix, group.tokens):
+            break
+        yield _by_rows(matrix, kind, group, across)
+        done = group.first + group.tokens
+    for first in range(done, tokens, MAX_TOKENS):
         yield _plan(matrix, kind, first, min(tokens - first, MAX_TOKENS))
 
 
@@ -53,6 +67,23 @@ def _plan(matrix: Matrix, kind: int, first: int, tokens: int) -> Plan:
     before = Step(activations.in_groups(summed, wide, narrow), wides + narrows)
     length = (wides * max(wide, narrow) + narrows * narrow) * activations.padded(cols) + OVERFLOW
     return Plan(first, tokens, kernel, before, length * WIDTH[summed], scratch=scratch, own=own)
+
+
+def rows_are_faster(matrix: Matrix, tokens: int) -> bool:
+    """Whether so many tokens, at least 25 or so, should multiply rows that are taken out of the mask."""
+    if matrix.layout != "bitmask" or matrix.cols > bitmask_by_rows.MOST_COLS:
+        return False
+    return matrix.density * (ENTRY_COST * tokens + TAKEN_OUT_COST) < PANEL_COST * tokens
+
+
+def _by_rows(matrix: Matrix, kind: int, group: permuted.TokenGroup, across: Across) -> Plan:
+    inner = permuted.in_blocks(matrix, kind, group, (False, False))
+    multiplier = permuted.Multiplier(
+        bitmask_by_rows.many_tokens_kernel(kind),
+        (*inner.own, native(inner.kernel)),
+        bitmask_by_rows.scratch_bytes(kind, matrix.cols),
+    )
+    return permuted.in_groups(matrix, kind, group, across, multiplier)
 
 
 def any_activations(matrix: Matrix, kind: int, tokens: int) -> Plan:

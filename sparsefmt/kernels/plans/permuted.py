@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sparsefmt.kernels import activations, gather, permuted, permuted_by_gather, permuted_in_blocks
 from sparsefmt.kernels.operand import Matrix
-from sparsefmt.kernels.plans.contract import Across, Plan, Step
+from sparsefmt.kernels.plans.contract import Across, Kernel, Plan, Step
 from sparsefmt.kernels.simd import VECTOR_BYTES, WIDTH, summed_kind
 from sparsefmt.layouts.permuted import MAX_U16_COLS
 
@@ -49,6 +49,11 @@ class TokenGroup(NamedTuple):
     vectors: int
     in_blocks: bool
 
+    @property
+    def blocks(self) -> int:
+        """Groups of so many vectors that the tokens fill."""
+        return -(-self.tokens // (self.lanes * self.vectors))
+
 
 def token_groups(tokens: int, kind: int) -> Iterator[TokenGroup]:
     """All tokens: in the widest groups as long as more than `least` are left, then in narrower ones."""
@@ -74,21 +79,44 @@ def token_shapes(kind: int) -> tuple[tuple[int, int, int, bool], ...]:
     return *in_blocks, *((*shape, more, False) for shape, more in zip(others, [*least, 0], strict=True))
 
 
+class Multiplier(NamedTuple):
+    """A kernel for tokens packed in groups, the numbers of its own, the number of groups being the first, and its bytes
+    of scratch."""
+
+    kernel: Kernel
+    own: tuple[int, ...]
+    scratch: int = 0
+
+
 def _many_tokens(matrix: Matrix, kind: int, group: TokenGroup, across: Across) -> Plan:
-    first, tokens, lanes, vectors, in_blocks = group
-    summed, wide, gaps = summed_kind(kind), matrix.cols > MAX_U16_COLS, _has_gaps(matrix)
-    blocks, parts = -(-tokens // (lanes * vectors)), -(-tokens // lanes)
-    token_bytes = blocks * lanes * vectors * WIDTH[summed]
-    # zeros fill the last block
-    before = Step(activations.in_tokens(summed, lanes, vectors, across.x), blocks * vectors)
-    behind = Step(activations.from_tokens(summed, lanes, vectors, across.y), parts)
-    own: tuple[int, ...] = (blocks,)
-    if in_blocks:
-        kernel = permuted_in_blocks.blocked_kernel(kind, wide, gaps, vectors)
-        own = (blocks, *permuted_in_blocks.block_columns(matrix.cols, vectors, matrix.density))
+    wide, gaps = matrix.cols > MAX_U16_COLS, _has_gaps(matrix)
+    if group.in_blocks:
+        multiplier = in_blocks(matrix, kind, group, (wide, gaps))
     else:
-        kernel = permuted.many_tokens_kernel(kind, wide, gaps, lanes, vectors)
-    return Plan(first, tokens, kernel, before, token_bytes * matrix.cols, behind, token_bytes * matrix.rows, own=own)
+        kernel = permuted.many_tokens_kernel(kind, wide, gaps, group.lanes, group.vectors)
+        multiplier = Multiplier(kernel, (group.blocks,))
+    return in_groups(matrix, kind, group, across, multiplier)
+
+
+def in_blocks(matrix: Matrix, kind: int, group: TokenGroup, form: tuple[bool, bool]) -> Multiplier:
+    """The kernel for blocks of columns. `form`: wide, gaps."""
+    kernel = permuted_in_blocks.blocked_kernel(kind, *form, group.vectors)
+    return Multiplier(
+        kernel, (group.blocks, *permuted_in_blocks.block_columns(matrix.cols, group.vectors, matrix.density))
+    )
+
+
+def in_groups(matrix: Matrix, kind: int, group: TokenGroup, across: Across, multiplier: Multiplier) -> Plan:
+    """A plan that packs a group of tokens for a kernel, and unpacks its sums."""
+    first, tokens, lanes, vectors, _ = group
+    summed = summed_kind(kind)
+    token_bytes = group.blocks * lanes * vectors * WIDTH[summed]
+    # zeros fill the last block
+    before = Step(activations.in_tokens(summed, lanes, vectors, across.x), group.blocks * vectors)
+    behind = Step(activations.from_tokens(summed, lanes, vectors, across.y), -(-tokens // lanes))
+    kernel, own, scratch = multiplier
+    packed, sums = token_bytes * matrix.cols, token_bytes * matrix.rows
+    return Plan(first, tokens, kernel, before, packed, behind, sums, scratch, own)
 
 
 def any_activations(matrix: Matrix, kind: int, tokens: int) -> Plan:
