@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from sparsefmt.api import linear, load, load_file, open_file, save, save_file
 from sparsefmt.errors import ChecksumError, FormatError, LimitError, SparsefmtError, UnsupportedError
+from sparsefmt.layouts.expected_tokens import set_expected_tokens
 from sparsefmt.safe_open import safe_open
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
@@ -28,6 +29,7 @@ __all__ = [
     "safe_open",
     "save",
     "save_file",
+    "set_expected_tokens",
     "set_num_threads",
 ]
 

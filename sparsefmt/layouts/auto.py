@@ -6,7 +6,8 @@ The rule, documented in docs/guide.md ("Choosing a layout"):
    would not make at least 10 % smaller are `dense`. Few columns or few zeros end here: every row costs some bytes of
    its own.
 2. Arrays that will be computed on are `permuted` from a share of zeros on that depends on the processor and on the
-   width of a value (PERMUTED_FROM, PERMUTED_FROM_IF_SMALL), and `bitmask` below that. They are also `bitmask` where the
+   width of a value (PERMUTED_FROM, PERMUTED_FROM_IF_SMALL), and on how many tokens are expected at once, if somebody
+   said so (PERMUTED_FROM_FOR); and `bitmask` below that. They are also `bitmask` where the
    slices of `permuted` would be padded much: where there are few rows, or one of many is full. `permuted` has `gaps` or
    `columns`, whichever takes fewer bytes. Results have the same bits in every layout, so nobody sees from them which
    was taken. Arrays that a file stores as they are will be computed on, too, but nobody knows where: files are the same
@@ -28,6 +29,7 @@ import numpy as np
 from sparsefmt.dtypes import DType
 from sparsefmt.layouts import FORMS, LAYOUTS, heights
 from sparsefmt.layouts.contract import Layout
+from sparsefmt.layouts.expected_tokens import expected_use
 from sparsefmt.layouts.fillers import MAX_GAP
 from sparsefmt.layouts.permuted import MAX_U16_COLS, padded
 from sparsefmt.limits import MAX_SPARSE_COLS, MAX_SPARSE_TILE_POSITIONS
@@ -52,6 +54,10 @@ SMALL_MATRIX = 1 << 18
 PERMUTED_FROM_IF_SMALL = {"avx2": {2: 0.45}}
 """What differs from PERMUTED_FROM for small matrices. There, the few bytes of `bitmask` bring no speed, and to expand a
 mask takes long beside the rest: at 50 %, `permuted` is 1.1 to 1.2 times as fast in the mean."""
+
+PERMUTED_FROM_FOR = {"avx2": {"decode": {2: 0.68, 4: 0.68}, "prompts": {2: 0.4, 4: 0.4}}}
+"""What differs from both for who expects few tokens at once, or many (`expected_tokens.py`): with one token, `bitmask`
+is as fast up to there, and takes fewer bytes; with 128, `permuted` is faster from there on."""
 
 PERMUTED_FROM_IN_FILES = 0.65
 """The same for arrays that a file stores as they are: whoever loads it may have any processor."""
@@ -191,8 +197,10 @@ def permuted_from(dtype: DType, size: int, purpose: Purpose = "computing") -> fl
         return PERMUTED_FROM_IN_FILES
     from sparsefmt.isa import ISA  # loads numba, as whoever computes does
 
-    width = dtype.bits_dtype.itemsize
+    width, use = dtype.bits_dtype.itemsize, expected_use()
     found = PERMUTED_FROM[ISA][width]
+    if use:
+        return PERMUTED_FROM_FOR.get(ISA, {}).get(use, {}).get(width, found)
     return PERMUTED_FROM_IF_SMALL.get(ISA, {}).get(width, found) if size <= SMALL_MATRIX else found
 
 
