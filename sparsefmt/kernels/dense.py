@@ -206,7 +206,7 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
     slices = 2 if tokens == 1 else 1
     sixteen, sums_count, rows_at_once, none = SLICE_ROWS, slices * tokens, slices * SLICE_ROWS, 0
     step, last = piece_columns(kind) * tokens * size, sums_count - tokens
-    lines, two, rows_per_piece = BLOCK_BYTES // 64, 2, rows_at_once * PIECE // BLOCK_BYTES
+    lines, one, two, rows_per_piece = BLOCK_BYTES // 64, 1, 2, rows_at_once * PIECE // BLOCK_BYTES
 
     @jit
     def product(job, lo, hi, scratch):
@@ -229,6 +229,9 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
                         # the next block of one row after the other, while this one is multiplied
                         for _ in range(rows_per_piece):
                             prefetch(ahead, lines, two)
+                            if stride % 64:
+                                # it ends within a line of the cache
+                                prefetch(ahead + BLOCK_BYTES, one, two)
                             ahead += stride
                         sums = fma_transposed(piece_at, PITCH, kind, slices, x_at, sums)
                         x_at += step
@@ -253,7 +256,9 @@ def transpose_columns(kind, values, stride, rows, columns, to, pitch, scratch):
 
 @overload(transpose_columns, prefer_literal=True)
 def _make_transpose_columns(kind, values, stride, rows, columns, to, pitch, scratch):
-    width, per_piece, lines, two = WIDTH[kind.literal_value], piece_columns(kind.literal_value), BLOCK_BYTES // 128, 2
+    width, per_piece = WIDTH[kind.literal_value], piece_columns(kind.literal_value)
+    # a half that begins within a line of the cache ends within another one
+    lines, two = BLOCK_BYTES // 128 + 1, 2
 
     def transpose(kind, values, stride, rows, columns, to, pitch, scratch):
         for done in range(0, columns * width, BLOCK_BYTES):
