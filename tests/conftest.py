@@ -13,6 +13,8 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # a thread of PyTorch that waits for work sleeps, and does not take the time of the other process
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# a process that a test starts need not compile the whole package again
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 SLOW_FILES = [
     *("kernels", "spec_reader", "c_reader", "simd", "real_weights", "adapters_sparse_libraries", "concurrency"),
