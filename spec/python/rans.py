@@ -31,14 +31,14 @@ class Bits:
     """A bit string of a model, read from its front."""
 
     def __init__(self, data: bytes):
-        self.bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").tobytes()  # a byte for each bit
+        self.bits = (np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little") + ord("0")).tobytes()  # digits
         self.at = 0
 
     def field(self, n: int) -> int:
         field = self.bits[self.at : self.at + n]
         require(len(field) == n, "bits missing")
         self.at += n
-        return sum(bit << i for i, bit in enumerate(field))
+        return int(b"0" + field[::-1], 2)
 
     def number(self, k: int) -> int:
         """A number of order k."""
@@ -52,7 +52,7 @@ class Bits:
     def end(self) -> int:
         """The byte at which the bit string ends, behind its zero bits."""
         end = -(-self.at // 8)
-        require(not any(self.bits[self.at : 8 * end]), "bits behind the last field not zero")
+        require(b"1" not in self.bits[self.at : 8 * end], "bits behind the last field not zero")
         return end
 
 

@@ -352,7 +352,7 @@ def with_a_bit_less() -> bytes:
 def of_wide_masks(cols: int):
     """All columns of class 0 of two, and a chunk that is too short."""
     out = rans_files.BitsOut("000" + "00000" + "0" + "10000" + "0")
-    out.bits += [int(bit) for bit in popcounts([1] * 9)]
+    out.bits += rans_files.BitsOut(popcounts([1] * 9)).bits
     rans_files.put_symbols(out, [4096, 0], 12)
     model = out.done() + (1 << 16).to_bytes(4, "little") * 32
     return coded("mask", cols, bytes(10), model, arrays={"mask": "rans", "slice_offsets": "zstd", "values": "zstd"})

@@ -16,14 +16,18 @@ Frequencies = list[int]
 Table = tuple[int, Frequencies]  # precision first
 
 
+DIGITS = bytes.maketrans(b"01", b"\0\1")
+
+
 class BitsOut:
     """5.3.1"""
 
     def __init__(self, bits: str = "") -> None:
-        self.bits = [int(bit) for bit in bits]  # in the order in which they are read
+        self.bits = bytearray(int(bit) for bit in bits)  # in the order in which they are read
 
     def field(self, value: int, n: int) -> None:
-        self.bits += [value >> i & 1 for i in range(n)]
+        digits = f"{value & (1 << n) - 1 | 1 << n:b}"  # 1, and the n bits from the highest on
+        self.bits += digits[:0:-1].encode().translate(DIGITS)
 
     def number(self, value: int, k: int) -> None:
         high = (value >> k) + 1
@@ -33,7 +37,7 @@ class BitsOut:
         self.field(value, k)
 
     def done(self) -> bytes:
-        return np.packbits(np.array(self.bits, np.uint8), bitorder="little").tobytes()
+        return np.packbits(np.frombuffer(self.bits, np.uint8), bitorder="little").tobytes()
 
 
 def encode_stream(symbols: Sequence[int], tables: Sequence[Table]) -> bytes:
@@ -105,11 +109,16 @@ def some_frequencies(rng: np.random.Generator, count: int, precision: int) -> Fr
     return f.tolist()
 
 
-def some_symbols(rng: np.random.Generator, frequencies: Frequencies, count: int) -> list[int]:
-    """Symbols that occur: as often as the frequencies say, or all alike."""
+def shares(frequencies: Frequencies) -> tuple[np.ndarray, np.ndarray]:
+    """Up to each symbol, the sum of the shares of symbols: as often as the frequencies say, and all alike."""
     weights = np.array(frequencies, float)
-    weights = weights if rng.random() < 0.8 else weights > 0
-    return rng.choice(len(weights), count, p=weights / weights.sum()).tolist()
+    often, alike = (weights / weights.sum()).cumsum(), ((weights > 0) / np.count_nonzero(weights)).cumsum()
+    return often / often[-1], alike / alike[-1]
+
+
+def some_symbols(rng: np.random.Generator, sums: tuple[np.ndarray, np.ndarray], count: int) -> list[int]:
+    """Symbols that occur, in one of the shares of `shares`."""
+    return sums[0 if rng.random() < 0.8 else 1].searchsorted(rng.random(count), side="right").tolist()
 
 
 class SomeClasses:
@@ -132,12 +141,12 @@ class SomeClasses:
             return out.done()
         table = (12, some_frequencies(self.rng, self.columns, 12))
         put_symbols(out, table[1], 12)
-        self.of_columns = some_symbols(self.rng, table[1], c)
+        self.of_columns = some_symbols(self.rng, shares(table[1]), c)
         return out.done() + encode_stream(self.of_columns, [table] * c)
 
     def of_rows(self, r: int) -> tuple[list[int], bytes]:
         """Symbols of the rows of a tile, the first of which is no copy, and how a chunk says them."""
-        rows = some_symbols(self.rng, self.row_table[1], r)
+        rows = some_symbols(self.rng, shares(self.row_table[1]), r)
         rows[0] %= self.rows
         if len(self.row_table[1]) == 1:
             return rows, b""
@@ -156,7 +165,7 @@ def some_elements(rng: np.random.Generator, bits: int, c: int = 0) -> tuple[byte
         out.field(value, n)
     out.field(classes.rows - 1, 5)
     out.field(classes.columns - 1, 5)
-    out.bits += classes.steps
+    out.bits.extend(classes.steps)
     deep, used = rng.choice([0.3, 0.6, 0.8, 0.95]), rng.choice([0.2, 0.7, 1])
     most = min(int(rng.choice([1, 2, 30, 256, 4096])), 2**precision)
     nodes, widths = [bits - shift], []
@@ -191,7 +200,7 @@ def some_elements(rng: np.random.Generator, bits: int, c: int = 0) -> tuple[byte
         bins = np.zeros(len(rows), int)
         for table in set(number):
             here = np.array(number) == table
-            bins[here] = some_symbols(rng, tables[table][1], int(here.sum()))
+            bins[here] = some_symbols(rng, shares(tables[table][1]), int(here.sum()))
         offsets = [int(rng.integers(1 << widths[b])) for b in bins]
         return encode_elements(bins.tolist(), offsets, widths, [tables[n] for n in number], head)
 
@@ -220,7 +229,7 @@ def some_positions(rng: np.random.Generator, c: int) -> tuple[bytes, Callable[[i
     out, precision, classes, copies = BitsOut(), int(rng.integers(8, 16)), SomeClasses(rng), int(rng.integers(2))
     for value, n in (precision - 8, 3), (classes.rows - 1, 5), (copies, 1), (classes.columns - 1, 5):
         out.field(value, n)
-    out.bits += classes.steps
+    out.bits.extend(classes.steps)
     tables = [some_byte_table(rng, out, precision) for _ in range(classes.tables + copies)]
     model = classes.end(out, c, copies)
     order = sorted(range(c), key=lambda column: (column // 64, -classes.of_columns[column], column))
@@ -230,12 +239,14 @@ def some_positions(rng: np.random.Generator, c: int) -> tuple[bytes, Callable[[i
     def chunk(r: int) -> tuple[bytes, np.ndarray]:
         rows, head = classes.of_rows(r)
         mask, coded, used = np.zeros((r, c), bool), [], []
+        of_tables = [shares(frequencies) for _, frequencies in tables]
         slices = [range(first, min(first + 16, r)) for first in range(0, r, 16)]
         for rows_of_slice in slices:
             for (group, mean), row in product(zip(groups, means, strict=True), rows_of_slice):
                 copy = rows[row] == classes.rows
-                table = tables[-1 if copy else classes.table_of_sum[rows[row] + mean]]
-                (byte,) = some_symbols(rng, table[1], 1)
+                number = -1 if copy else classes.table_of_sum[rows[row] + mean]
+                table = tables[number]
+                (byte,) = some_symbols(rng, of_tables[number], 1)
                 byte = byte if byte >> len(group) == 0 else 0
                 for j, column in enumerate(group):
                     mask[row, column] = (byte >> j & 1) ^ (copy and mask[row - 1, column])
