@@ -100,7 +100,8 @@ KERNELS: dict[str, Callable[[int], Any]] = {
 
 def loops(kernel: Any) -> list[list[str]]:
     """Instructions of each innermost loop with a fused multiply-add, compiled afresh, not from the cache."""
-    fresh = njit(nogil=True)(kernel.py_func)
+    # without what Python or C would call it by
+    fresh = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(kernel.py_func)
     fresh.compile((types.int64,) * 4)
     (assembly,) = fresh.inspect_asm().values()
     found = []

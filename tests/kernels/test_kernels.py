@@ -322,7 +322,6 @@ def _digests_here() -> str:
 
 
 _PROCESSORS = {
-    "portable": {"SPARSEFMT_ISA": "portable"},
     "AVX2 by hand": {"SPARSEFMT_ISA": "avx2"},
     "AVX2, no AVX-512": {
         "NUMBA_CPU_NAME": "znver3",
@@ -331,7 +330,7 @@ _PROCESSORS = {
     "of 2003": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
 }
 """Ways to compile for less than this processor has. On that of 2003, code is portable and every fma is a call into
-libm."""
+libm. Portable code for this processor is what CI runs all tests of this file with."""
 
 
 @pytest.mark.slow
