@@ -24,6 +24,10 @@ saves (tools/bench/overhead.py)."""
 WORTH_IN_A_TEAM = 1 << 15
 """The same on threads of an OpenMP runtime, which takes some 5 microseconds (`team.py`)."""
 
+WORTH_WAITING = 1 << 17
+"""The same where threads wait for each other, since they share activations that they have packed: they read from each
+other's caches what they would find in their own."""
+
 TOKENS_LIKE_ONE = 10
 """Further tokens that cost as much as the first, for which the weights are loaded and spread."""
 
@@ -90,7 +94,7 @@ def _multiply_any(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None)
 def _run(recipe: Recipe, x: np.ndarray, y: np.ndarray, w: Operand, threads: int | None) -> bool:
     """Run a recipe on as many threads as there is work for. Return whether x has Inf or NaN: then y is not filled."""
     multiply_adds = w.whole.multiply_adds * (TOKENS_LIKE_ONE + recipe.plan.tokens) // (TOKENS_LIKE_ONE + 1)
-    count = multiply_adds // min(WORTH_A_THREAD, WORTH_IN_A_TEAM)
+    count = multiply_adds // min(WORTH_A_THREAD, WORTH_WAITING if recipe.plan.packed else WORTH_IN_A_TEAM)
     if count > 1 and (recipe.widened or not has_team()):
         count = multiply_adds // WORTH_A_THREAD
     if count > 1:
