@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sparsefmt import signs
 from sparsefmt.checkpoints.checkpoint import Checkpoint
@@ -14,6 +13,8 @@ from sparsefmt.checkpoints.folding import foldable
 from sparsefmt.checkpoints.formats import FileFormat
 from sparsefmt.checkpoints.huggingface import read_model_folder
 from sparsefmt.checkpoints.target_folder import targets_of, unlisted_files
+from sparsefmt.cli import output
+from sparsefmt.cli.grouped_rows import common, grouped
 
 LOOKS_PRUNED = 0.4
 """Share of zeros from which on people expect a matrix to become sparse."""
@@ -21,16 +22,13 @@ LOOKS_PRUNED = 0.4
 MOST_NAMED = 3
 """The most tensors that a sentence names. It gives the number of the others."""
 
-MOST_ROWS = 40
-"""The most rows of the closing table. If there are more groups, the largest are shown."""
-
 
 @dataclass
 class _Group:
     """Tensors of one row of the table."""
 
     label: str
-    tensors: list[ConvertedTensor] = field(default_factory=list)
+    tensors: list[ConvertedTensor]
 
     @property
     def before(self) -> int:
@@ -41,8 +39,6 @@ class _Group:
         return sum(tensor.stored_nbytes for tensor in self.tensors)
 
     def cells(self) -> list[str]:
-        from sparsefmt.cli import output
-
         entries = [tensor.entry for tensor in self.tensors]
         # types that cannot be pruned have not been surveyed
         surveyed = [tensor for tensor in self.tensors if tensor.entry.dtype.prunable]
@@ -50,9 +46,9 @@ class _Group:
         zeros = elements - sum(tensor.survey.nnz for tensor in surveyed)
         return [
             self.label,
-            _common(output.shape(entry.shape) for entry in entries),
-            _common(entry.dtype.name for entry in entries),
-            _common(entry.layout.name for entry in entries),
+            common(output.shape(entry.shape) for entry in entries),
+            common(entry.dtype.name for entry in entries),
+            common(entry.layout.name for entry in entries),
             f"{len(entries):,}",
             output.percent(zeros, elements),
             output.size(self.before),
@@ -61,16 +57,11 @@ class _Group:
         ]
 
 
-def _common(texts: Any) -> str:
-    distinct = set(texts)
-    return distinct.pop() if len(distinct) == 1 else "mixed"
-
-
 def report(source: Checkpoint, destination: Path, converted: list[ConvertedTensor], elapsed: float) -> None:
-    from sparsefmt.cli import output
-
+    """Print the table, and the notes. elapsed: seconds."""
     table = output.table("tensors", "shape", "dtype", "layout", "n", "zeros", "before", "after", "ratio", left=4)
-    for group in _rows(_groups(converted)):
+    for label, tensors in grouped(converted, _name_and_kind, lambda tensor: tensor.entry.dense_nbytes):
+        group = _Group(label, tensors)
         style = output.WARNING if any(map(_is_dense_all_the_same, group.tensors)) else ""
         output.add_row(table, *group.cells(), style=style)
     table.add_total(*_Group("total", converted).cells())
@@ -85,6 +76,10 @@ def report(source: Checkpoint, destination: Path, converted: list[ConvertedTenso
         output.say(line)
 
 
+def _name_and_kind(tensor: ConvertedTensor) -> tuple[str, object]:
+    return tensor.name, (tensor.entry.dtype, tensor.entry.shape)
+
+
 def _is_dense_all_the_same(tensor: ConvertedTensor) -> bool:
     """Whether a tensor is stored dense although it looks pruned."""
     entry = tensor.entry
@@ -93,34 +88,8 @@ def _is_dense_all_the_same(tensor: ConvertedTensor) -> bool:
     return tensor.survey.nnz < (1 - LOOKS_PRUNED) * entry.elements
 
 
-def _groups(converted: list[ConvertedTensor]) -> list[_Group]:
-    """Groups of tensors of one dtype and shape whose names differ in numbers only, in the order of the file."""
-    from sparsefmt.cli import output
-
-    groups: dict[object, _Group] = {}
-    for tensor in converted:
-        entry = tensor.entry
-        label = output.pattern(tensor.name)
-        groups.setdefault((label, entry.dtype, entry.shape), _Group(label)).tensors.append(tensor)
-    for group in groups.values():
-        if len(group.tensors) == 1:
-            group.label = group.tensors[0].name
-    return list(groups.values())
-
-
-def _rows(groups: list[_Group]) -> list[_Group]:
-    if len(groups) <= MOST_ROWS:
-        return groups
-    largest = sorted(groups, key=lambda group: group.before, reverse=True)[: MOST_ROWS - 1]
-    others = [group for group in groups if group not in largest]
-    rest = _Group(f"{len(others)} smaller groups", [tensor for group in others for tensor in group.tensors])
-    return [*(group for group in groups if group in largest), rest]
-
-
 def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTensor]) -> list[str]:
     """Sentences on what a user should know and might not expect."""
-    from sparsefmt.cli import output
-
     notes = []
     if dense := [tensor.name for tensor in converted if _is_dense_all_the_same(tensor)]:
         others = f" and {len(dense) - MOST_NAMED:,} more" if len(dense) > MOST_NAMED else ""
@@ -173,8 +142,6 @@ def notes_on_folder(source: Checkpoint, destination: Path, before: list[Path], n
 
 def _model_notes(source: Checkpoint, destination: Path) -> list[str]:
     """Sentences on the other files of a model: which were copied, and which were not."""
-    from sparsefmt.cli import output
-
     model = read_model_folder(source.path, destination) if source.path.is_dir() else None
     if model is None:
         return []

@@ -16,7 +16,6 @@ from sparsefmt.checkpoints.formats import FileFormat
 from sparsefmt.checkpoints.huggingface import is_weights
 from sparsefmt.checkpoints.saved_weights import saved_weights
 from sparsefmt.cli import options
-from sparsefmt.cli.conversion_report import notes_on_folder, report
 from sparsefmt.cli.failures import Failure
 from sparsefmt.codecs import CODECS
 from sparsefmt.layouts import LAYOUTS
@@ -82,6 +81,7 @@ def command(
     folder DST already, dense or not, are removed then; all other files stay.
     """
     from sparsefmt.cli import output
+    from sparsefmt.cli.conversion_report import notes_on_folder, report
 
     options = SaveOptions(layout, codec, negative_zeros, threads=threads)
     started = time.perf_counter()

@@ -11,7 +11,6 @@ from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import export_checkpoint
 from sparsefmt.checkpoints.saved_weights import saved_weights
 from sparsefmt.cli import options
-from sparsefmt.cli.conversion_report import notes_on_folder
 from sparsefmt.cli.convert import destination_of
 
 
@@ -38,6 +37,7 @@ def command(src: Path, dst: Path | None, max_decoded_bytes: int | None, threads:
     model are copied; config.json and README.md lose what `sparsefmt convert` added.
     """
     from sparsefmt.cli import output
+    from sparsefmt.cli.conversion_report import notes_on_folder
 
     started = time.perf_counter()
     with Checkpoint(src, ["sparsefmt"], max_decoded_bytes) as source:

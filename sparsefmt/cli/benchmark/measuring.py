@@ -8,16 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sparsefmt.cli.benchmark.groups import Contender, Group, Timing
 from sparsefmt.cli.benchmark.libraries import Library, Product
 from sparsefmt.errors import in_file
-
-if TYPE_CHECKING:
-    pass
 
 SECONDS = 1.0
 """Seconds for the turns of one tensor and batch size. Then turns end, unless they are fewer than LEAST_REPEATS."""

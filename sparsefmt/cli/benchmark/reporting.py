@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sparsefmt.cli import output
 from sparsefmt.cli.benchmark.groups import Group
 from sparsefmt.cli.benchmark.libraries import Library
 from sparsefmt.cli.benchmark.measuring import Results, quartile_spread
+from sparsefmt.cli.grouped_rows import common, grouped
 from sparsefmt.container.entry import TensorEntry
 
 JSON_VERSION = 1
 """Raised when a key of the --json output changes its meaning or is removed. New keys do not count."""
-
-MOST_ROWS = 40
-"""The most rows of a table. If there are more groups, the largest are shown."""
 
 
 def print_tables(groups: list[Group]) -> None:
@@ -41,21 +39,14 @@ def print_tables(groups: list[Group]) -> None:
 
 def _rows(groups: list[Group]) -> list[_Row]:
     """Tensors whose names differ in numbers only, and that have one dtype, shape and layout."""
-    rows: dict[object, _Row] = {}
-    for group in groups:
-        for entry in group.entries:
-            label = output.pattern(entry.name)
-            key = (label, entry.dtype, entry.shape, group.layout)
-            rows.setdefault(key, _Row(label)).members.append((entry, group))
-    for row in rows.values():
-        if len(row.members) == 1:
-            row.label = row.members[0][0].name
-    if len(rows) <= MOST_ROWS:
-        return list(rows.values())
-    by_size = sorted(rows, key=lambda key: rows[key].dense_nbytes, reverse=True)
-    smaller = {key: rows.pop(key) for key in by_size[MOST_ROWS - 1 :]}
-    rest = _Row(f"{len(smaller)} smaller groups", [member for row in smaller.values() for member in row.members])
-    return [*rows.values(), rest]
+    members = [(entry, group) for group in groups for entry in group.entries]
+    found = grouped(members, _name_and_kind, lambda member: member[0].dense_nbytes)
+    return [_Row(label, together) for label, together in found]
+
+
+def _name_and_kind(member: tuple[TensorEntry, Group]) -> tuple[str, object]:
+    entry, group = member
+    return entry.name, (entry.dtype, entry.shape, group.layout)
 
 
 @dataclass
@@ -63,7 +54,7 @@ class _Row:
     """Tensors of one row of the tables, each with its group, whose numbers hold for it."""
 
     label: str
-    members: list[tuple[TensorEntry, Group]] = field(default_factory=list)
+    members: list[tuple[TensorEntry, Group]]
 
     @property
     def nbytes(self) -> int:
@@ -91,7 +82,7 @@ class _Row:
         return any(ours > dense for _, ours, dense, _ in self.products())
 
     def _layout(self) -> str:
-        return _common(group.layout for _, group in self.members)
+        return common(group.layout for _, group in self.members)
 
     def _count(self) -> str:
         return f"x {len(self.members):,}"
@@ -101,8 +92,8 @@ class _Row:
         elements = sum(entry.elements for entry in entries)
         return [
             self.label,
-            _common(output.shape(entry.shape) for entry in entries),
-            _common(entry.dtype.name for entry in entries),
+            common(output.shape(entry.shape) for entry in entries),
+            common(entry.dtype.name for entry in entries),
             self._layout(),
             self._count(),
             output.percent(elements - sum(entry.nnz or 0 for entry in entries), elements),
@@ -117,11 +108,6 @@ class _Row:
             cells += [_milliseconds(ours), _milliseconds(dense)]
             cells += [f"{dense / ours:.2f}x" if ours else "-", f"{100 * spread:.0f}%"]
         return cells
-
-
-def _common(texts: Iterator[str]) -> str:
-    distinct = set(texts)
-    return distinct.pop() if len(distinct) == 1 else "mixed"
 
 
 def _milliseconds(seconds: float) -> str:
