@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from sparsefmt.cli.benchmark.measuring import TOLERANCE
 from sparsefmt.cli.failures import Failure
 
 WIDTHS = (1024, 4096, 4096, 1024)
@@ -22,9 +23,6 @@ WIDTHS = (1024, 4096, 4096, 1024)
 SPARSITY = 0.8
 BATCHES = (1, 16)
 ROUNDS = 11
-TOLERANCE = 1e-4
-"""The largest difference, over the largest output. float32 sums of a few thousand terms in another order differ by a
-hundredth of that."""
 
 Weights = dict[str, np.ndarray]
 Forward = Callable[[np.ndarray], np.ndarray]
