@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import xxhash
 
-from sparsefmt.adapters import Rows, Survey
+from sparsefmt.adapters import Rows, Survey, rows_of
 
 WORTH_FINDING = 1 << 10
 """Bytes of a dense tensor from which on a second one is worth looking for: below that, a name takes as much."""
@@ -28,10 +29,10 @@ class EqualTensors:
     """The tensors that were written, and how to read them again.
 
     Args:
-        again: gives a tensor that was written before, by its name.
+        again: gives a tensor that was written before, by its name, as it was.
     """
 
-    def __init__(self, again: Callable[[str], Rows]) -> None:
+    def __init__(self, again: Callable[[str], Any]) -> None:
         self._again = again
         self._names: dict[object, list[str]] = defaultdict(list)
 
@@ -46,7 +47,7 @@ class EqualTensors:
         fingerprint = matrix.dtype.name, matrix.shape, matrix.is_sparse, survey, digest.digest()
         candidates = self._names[fingerprint]
         for other in candidates[-_MOST_COMPARED:]:
-            if _are_equal(matrix, self._again(other)):
+            if _are_equal(matrix, rows_of(self._again(other))):
                 return other
         candidates.append(name)
         return None

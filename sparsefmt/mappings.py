@@ -57,7 +57,7 @@ def write_file(
     """Write a dict of tensors as a file. `sparsefmt.save_file` documents it."""
     expect_tensors(tensors)
     with destination(place) as sink:
-        writer = TensorWriter(sink, metadata, **vars(options), again=lambda name: tensors[name])
+        writer = TensorWriter(sink, metadata, **vars(options), again=tensors.__getitem__)
         index = write_all(writer, tensors, progress)
     signs.warn(index, writer.written)
 

@@ -51,7 +51,7 @@ class TensorWriter:
     ) -> None:
         self._options = SaveOptions(layout, codec, negative_zeros, row_dims, threads)
         self._writer = Writer(sink, codec=codec, metadata=metadata, thread_count=threads, progress=progress)
-        self._equal = None if again is None else EqualTensors(lambda name: rows_of(again(name)))
+        self._equal = None if again is None else EqualTensors(again)
 
     def add(self, name: str, value: Rows | SparseTensor | Any) -> TensorEntry:
         """Write one tensor: a SparseTensor, or an array or tensor of another library. Errors name the tensor.
