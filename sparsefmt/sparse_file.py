@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from sparsefmt.again import Again
 from sparsefmt.container.budget import Attempt, Budget, TooMuchError
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
@@ -22,6 +21,7 @@ from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
+from sparsefmt.pickled_file import PickledFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.tensor_slice import TensorSlice
 from sparsefmt.threads import expect_count
@@ -42,11 +42,11 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
     """
 
     def __init__(
-        self, source: Source | Again, *, threads: int | None = None, max_decoded_bytes: int | None = None
+        self, source: Source | PickledFile, *, threads: int | None = None, max_decoded_bytes: int | None = None
     ) -> None:
         expect_count(threads)
-        self._again = source if isinstance(source, Again) else None
-        self._opened = None if isinstance(source, Again) else Reader(source, max_decoded_bytes)
+        self._pickled = source if isinstance(source, PickledFile) else None
+        self._opened = None if isinstance(source, PickledFile) else Reader(source, max_decoded_bytes)
         self._opening = threading.Lock()
         self._max_decoded_bytes = max_decoded_bytes
         self._threads = threads
@@ -67,24 +67,24 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         a SparsefmtError of code "file-closed".
         """
         with self._opening:
-            self._again = None
+            self._pickled = None
         if self._opened is not None:
             self._opened.close()
             if self._opened.decoded >= WORTH_GIVING_BACK:
                 give_back()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        again = self._again or Again.of(self._reader, self._max_decoded_bytes)
-        return _unpickled, (again, self._threads)
+        pickled = self._pickled or PickledFile.of(self._reader, self._max_decoded_bytes)
+        return _unpickled, (pickled, self._threads)
 
     @property
     def _reader(self) -> Reader:
         if self._opened is None:
             with self._opening:
                 if self._opened is None:
-                    if self._again is None:
+                    if self._pickled is None:
                         raise file_closed()
-                    self._opened = self._again.open()
+                    self._opened = self._pickled.open()
         return self._opened
 
     @property
@@ -226,5 +226,5 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         return self._reader.best_layout(entry)[0].name
 
 
-def _unpickled(again: Again, threads: int | None) -> SparseFile:
-    return SparseFile(again, threads=threads, max_decoded_bytes=again.max_decoded_bytes)
+def _unpickled(pickled: PickledFile, threads: int | None) -> SparseFile:
+    return SparseFile(pickled, threads=threads, max_decoded_bytes=pickled.max_decoded_bytes)

@@ -24,7 +24,7 @@ STOREYS = [
     {"dense_files"},
     {"api"},
     {"mappings"},
-    {"tensor_writer", "save_options", "sparse_file", "tensor_slice", "again", "signs"},
+    {"tensor_writer", "save_options", "sparse_file", "tensor_slice", "pickled_file", "signs"},
     {"equal_tensors"},
     {"tensor"},
     {"adapters"},

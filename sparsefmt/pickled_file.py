@@ -1,4 +1,4 @@
-"""Again: stands for an open file in a pickle, and opens the file again in another process."""
+"""PickledFile: what stands for an open file in a pickle, and opens the file again in another process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sparsefmt.container.sources import Backend, source_of
 from sparsefmt.errors import FormatError
 
 
-class Again(NamedTuple):
+class PickledFile(NamedTuple):
     """All that is needed to open a file again, and to recognise it.
 
     Attributes:
@@ -26,7 +26,7 @@ class Again(NamedTuple):
     index_checksum: int
 
     @classmethod
-    def of(cls, reader: Reader, max_decoded_bytes: int | None) -> Again:
+    def of(cls, reader: Reader, max_decoded_bytes: int | None) -> PickledFile:
         """What to pickle for a file that is open.
 
         Raises:
