@@ -19,18 +19,19 @@ from helpers import ROOT, SPARSE, pruned, random_bits
 
 import sparsefmt
 from sparsefmt.dtypes import DTYPES, DType
+from tools.fuzz import c_process, library_answers, small_files
 from tools.fuzz import c_reader as fuzz
 from tools.fuzz.asked import Asked
 from tools.taken_apart import TakenApart
 
 VECTORS = ROOT / "spec" / "vectors"
 MANIFEST = json.loads((VECTORS / "manifest.json").read_text())
-ZSTD = fuzz.find_zstd()
+ZSTD = c_process.find_zstd()
 CODECS = ["raw", "rans", *(["zstd"] if ZSTD else [])]
-DAMAGED_CODECS = CODECS if fuzz.is_same_zstd(ZSTD) else ["raw", "rans"]
+DAMAGED_CODECS = CODECS if c_process.is_same_zstd(ZSTD) else ["raw", "rans"]
 SUMS_OF_64_BITS = {"F64", "I32", "U32", "I64", "U64"}
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(fuzz.compiler() is None, reason="no C compiler")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(c_process.compiler() is None, reason="no C compiler")]
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +40,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reader(folder: Path) -> Iterator[fuzz.CReader]:
-    started = fuzz.CReader(folder, fuzz.has_sanitizers(folder), ZSTD)
+def reader(folder: Path) -> Iterator[c_process.CReader]:
+    started = c_process.CReader(folder, c_process.has_sanitizers(folder), ZSTD)
     yield started
     assert started.close() == 0
 
 
 @pytest.fixture(scope="module")
-def portable_reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fuzz.CReader]:
+def portable_reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[c_process.CReader]:
     """Byte by byte, as on machines whose integers lie the other way round."""
-    started = fuzz.CReader(tmp_path_factory.mktemp("portable"), False, ZSTD, ["-DSPARSEFMT_PORTABLE"])
+    started = c_process.CReader(tmp_path_factory.mktemp("portable"), False, ZSTD, ["-DSPARSEFMT_PORTABLE"])
     yield started
     assert started.close() == 0
 
@@ -56,7 +57,7 @@ def portable_reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fuzz.C
 @pytest.fixture(scope="module")
 def cat(folder: Path) -> Path:
     program = folder / "sparsefmt_cat"
-    fuzz.build("sparsefmt_cat.c", program, ["-O1"], ZSTD)
+    c_process.build("sparsefmt_cat.c", program, ["-O1"], ZSTD)
     return program
 
 
@@ -64,14 +65,14 @@ def cat(folder: Path) -> Path:
 def portable_cat(folder: Path) -> Path:
     """Without instructions that only some processors have."""
     program = folder / "portable_cat"
-    fuzz.build("sparsefmt_cat.c", program, ["-O1", "-DSPARSEFMT_PORTABLE"], None)
+    c_process.build("sparsefmt_cat.c", program, ["-O1", "-DSPARSEFMT_PORTABLE"], None)
     return program
 
 
 @pytest.fixture(scope="module")
 def mlp(folder: Path) -> Path:
     program = folder / "example_mlp"
-    fuzz.build("example_mlp.c", program, ["-O1"], None)
+    c_process.build("example_mlp.c", program, ["-O1"], None)
     return program
 
 
@@ -99,7 +100,7 @@ def error_of(program: Path, *arguments: str | Path, given: bytes = b"") -> str:
 def test_header_compiles_without_warnings(tmp_path: Path, name: str, language: str, standard: str, zstd: bool):
     if shutil.which(name) is None:
         pytest.skip(f"no {name}")
-    (tmp_path / "zstd.h").write_text(fuzz.ZSTD_HEADER)
+    (tmp_path / "zstd.h").write_text(c_process.ZSTD_HEADER)
     (tmp_path / "reader.c").write_text('#define SPARSEFMT_IMPLEMENTATION\n#include "sparsefmt.h"\n')
     flags = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wundef", "-Wcast-align", "-Werror"]
     command = [
@@ -109,7 +110,7 @@ def test_header_compiles_without_warnings(tmp_path: Path, name: str, language: s
         f"-std={standard}",
         "-fsyntax-only",
         *flags,
-        f"-I{fuzz.SOURCES}",
+        f"-I{c_process.SOURCES}",
         f"-I{tmp_path}",
         *(["-DSPARSEFMT_ZSTD"] if zstd else []),
     ]
@@ -119,7 +120,7 @@ def test_header_compiles_without_warnings(tmp_path: Path, name: str, language: s
 def preprocess(tmp_path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     source = tmp_path / "reader.c"
     source.write_text('#define SPARSEFMT_IMPLEMENTATION\n#include "sparsefmt.h"\n')
-    command = [fuzz.compiler(), "-E", "-O2", f"-I{fuzz.SOURCES}", *flags, str(source)]
+    command = [c_process.compiler(), "-E", "-O2", f"-I{c_process.SOURCES}", *flags, str(source)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -134,7 +135,7 @@ def test_arithmetic_that_is_not_exact_is_refused(flag: str, tmp_path: Path):
 def test_parts_of_fast_math_are_refused(tmp_path: Path):
     for flag in ("-funsafe-math-optimizations", "-fno-signed-zeros"):
         macros = subprocess.run(
-            [fuzz.compiler(), "-O2", flag, "-dM", "-E", "-x", "c", "/dev/null"], capture_output=True, text=True
+            [c_process.compiler(), "-O2", flag, "-dM", "-E", "-x", "c", "/dev/null"], capture_output=True, text=True
         )
         if "__NO_SIGNED_ZEROS__" in macros.stdout:  # compilers that say so
             assert preprocess(tmp_path, flag).returncode != 0, flag
@@ -149,7 +150,7 @@ def test_processors_with_arithmetic_of_16_bits_will_do(tmp_path: Path):
 
 
 def test_example_in_the_header_runs(folder: Path, tmp_path: Path):
-    text = (fuzz.SOURCES / "sparsefmt.h").read_text()
+    text = (c_process.SOURCES / "sparsefmt.h").read_text()
     example = re.search(r"^       // The bytes of a whole file.*?^       }\n", text, re.MULTILINE | re.DOTALL)
     assert example is not None
     source, program, path = tmp_path / "example.c", tmp_path / "example", tmp_path / "w.sparsefmt"
@@ -168,8 +169,8 @@ def test_example_in_the_header_runs(folder: Path, tmp_path: Path):
             return status;
         }}
     """)
-    flags = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{fuzz.SOURCES}"]
-    subprocess.run([fuzz.compiler(), *flags, str(source), "-o", str(program), "-lm"], check=True)
+    flags = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{c_process.SOURCES}"]
+    subprocess.run([c_process.compiler(), *flags, str(source), "-o", str(program), "-lm"], check=True)
     sparsefmt.save_file(
         {"layer.weight": np.float32([[1, 0, 2], [0, 3, 0]]), "b": np.ones(2, np.int8)}, path, codec="raw"
     )
@@ -205,22 +206,22 @@ def test_vectors_read_the_same(fixture: str, request: pytest.FixtureRequest):
             assert said == expected["error"], name
         else:
             assert said.count("\n") == 1 + len(expected["tensors"]) + len(expected["aliases"]), name
-            assert said == fuzz.ask_library(data), name
+            assert said == library_answers.ask_library(data), name
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_random_files_read_the_same(codec: str, reader: fuzz.CReader):
+def test_random_files_read_the_same(codec: str, reader: c_process.CReader):
     rng = np.random.default_rng(CODECS.index(codec))
     for _ in range(150):
-        data = fuzz.random_file(rng, [codec])
+        data = small_files.random_file(rng, [codec])
         said = reader.ask(data)
         assert "\n" in said
-        assert said == fuzz.ask_library(data)
+        assert said == library_answers.ask_library(data)
 
 
 @pytest.mark.parametrize("layout", SPARSE)
 @pytest.mark.parametrize("codec", CODECS)
-def test_large_tensors_read_the_same(layout: str, codec: str, reader: fuzz.CReader):
+def test_large_tensors_read_the_same(layout: str, codec: str, reader: c_process.CReader):
     """Streams of 1, 8 and 32 states, several tiles, and columns of 32 bits."""
     rng = np.random.default_rng(1)
     tensors = {
@@ -230,12 +231,12 @@ def test_large_tensors_read_the_same(layout: str, codec: str, reader: fuzz.CRead
         "tiles": pruned(rng, (3000, 700), DTYPES["U16"], 0.9),
     }
     data = sparsefmt.save(tensors, {"": "b", "a": ""}, layout=layout, codec=codec)
-    assert reader.ask(data) == fuzz.ask_library(data)
+    assert reader.ask(data) == library_answers.ask_library(data)
 
 
 def test_codec_zstd_may_be_left_out(folder: Path, tmp_path: Path):
     without = tmp_path / "sparsefmt_cat"
-    fuzz.build("sparsefmt_cat.c", without, ["-O0"], None)
+    c_process.build("sparsefmt_cat.c", without, ["-O0"], None)
     path = tmp_path / "w.sparsefmt"
     sparsefmt.save_file({"w": np.zeros((9, 99), np.float32)}, path, codec="zstd", layout="dense")
     assert run(without, path).startswith(b"w\tF32\t[9,99]\tdense\t891\t")
@@ -244,7 +245,7 @@ def test_codec_zstd_may_be_left_out(folder: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("most", [0, 1, 100, 1_000, 10_000, 100_000, 1_000_000])
 @pytest.mark.parametrize("name", ["bitmask-rans", "permuted-rans", "rans-models-bitmask", "rans-models-dense"])
-def test_memory_may_end_anywhere(name: str, most: int, reader: fuzz.CReader):
+def test_memory_may_end_anywhere(name: str, most: int, reader: c_process.CReader):
     data = (VECTORS / "good" / f"{name}.sparsefmt").read_bytes()
     with reader.start(str(most)) as process:
         answer = process.communicate(struct.pack("<I", len(data)) + data)[0]
@@ -263,14 +264,14 @@ def small_file(codec: str) -> bytes:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_files_cut_off_are_refused_alike(codec: str, reader: fuzz.CReader):
+def test_files_cut_off_are_refused_alike(codec: str, reader: c_process.CReader):
     data = small_file(codec)
     for size in range(len(data)):
-        assert reader.ask(data[:size]) == fuzz.ask_library(data[:size]), size
+        assert reader.ask(data[:size]) == library_answers.ask_library(data[:size]), size
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_files_with_a_changed_byte_are_refused_alike(codec: str, reader: fuzz.CReader):
+def test_files_with_a_changed_byte_are_refused_alike(codec: str, reader: c_process.CReader):
     """Checksums left as they are: no change goes unnoticed, except in the trailer's checksum of the same value."""
     rng, data = np.random.default_rng(3), small_file(codec)
     for at in range(len(data)):
@@ -278,11 +279,11 @@ def test_files_with_a_changed_byte_are_refused_alike(codec: str, reader: fuzz.CR
         changed[at] ^= int(rng.integers(1, 256))
         said = reader.ask(bytes(changed))
         assert "\n" not in said, at
-        assert said == fuzz.ask_library(bytes(changed)), at
+        assert said == library_answers.ask_library(bytes(changed)), at
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_mutated_files_are_read_or_refused_alike(seed: int, reader: fuzz.CReader, tmp_path: Path):
+def test_mutated_files_are_read_or_refused_alike(seed: int, reader: c_process.CReader, tmp_path: Path):
     """A short run of tools/fuzz/c_reader.py, with checksums made right again."""
     figures = fuzz.run(reader, Asked(seed, 1500, 1000.0, tmp_path), DAMAGED_CODECS)
     assert figures.disagreements == 0
@@ -291,7 +292,7 @@ def test_mutated_files_are_read_or_refused_alike(seed: int, reader: fuzz.CReader
     assert sum(figures.codes.values()) < 0.05 * figures.refused
 
 
-def test_a_disagreement_is_told(reader: fuzz.CReader):
+def test_a_disagreement_is_told(reader: c_process.CReader):
     figures = fuzz.Figures()
     assert not figures.add("\nline\n", "\nother\n")
     assert not figures.add("rans-stream", "\nline\n")
@@ -304,13 +305,15 @@ def test_a_disagreement_is_told(reader: fuzz.CReader):
 def test_fuzz_target_runs_over_its_corpus(folder: Path, tmp_path: Path):
     """As libFuzzer runs it, but without its guidance. Most mutants are files whose checksums are right."""
     target, corpus = tmp_path / "target", tmp_path / "corpus"
-    sanitizing = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if fuzz.has_sanitizers(folder) else []
-    fuzz.build("check_reader.c", target, ["-O1", "-DFUZZER", "-DFUZZER_MAIN", *sanitizing], ZSTD)
-    count = fuzz.write_corpus(corpus, 0)
+    sanitizing = (
+        ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if c_process.has_sanitizers(folder) else []
+    )
+    c_process.build("check_reader.c", target, ["-O1", "-DFUZZER", "-DFUZZER_MAIN", *sanitizing], ZSTD)
+    count = small_files.write_corpus(corpus, 0)
     assert count == len(list(corpus.iterdir())) > 500
     files = sorted(corpus.iterdir())[::10]
     assert all(path.stat().st_size <= 1 << 17 for path in corpus.iterdir())
-    done = subprocess.run(fuzz.unlimited(target, *map(str, files)), capture_output=True, text=True)
+    done = subprocess.run(c_process.unlimited(target, *map(str, files)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     read, mutants, whole = map(int, re.findall(r"\d+", done.stdout))
     assert read == len(files)
@@ -481,7 +484,7 @@ def test_codes_are_those_of_the_specification():
     section = re.search(r"## 7\..*?\n## 8\.", (ROOT / "spec" / "SPEC.md").read_text(), re.DOTALL)
     assert section is not None
     listed = re.findall(r"^\| `([a-z0-9-]+)` \|", section[0], re.MULTILINE)
-    header = (fuzz.SOURCES / "sparsefmt.h").read_text()
+    header = (c_process.SOURCES / "sparsefmt.h").read_text()
     table = re.search(r"#define SPARSEFMT_CODES\(X\).*?\n\n", header, re.DOTALL)
     assert table is not None
     assert re.findall(r'"([a-z0-9-]+)"', table[0]) == [*listed, "memory", "argument"]

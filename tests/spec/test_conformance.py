@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 
 from tools import forms
-from tools.fuzz import c_reader as fuzz
+from tools.fuzz import c_process
 from tools.vectors import conformance as kit
 from tools.vectors import make as vectors
 from tools.vectors.faults import FAULTS
@@ -35,7 +35,7 @@ def test_readers_in_python(reader):
     assert result.tensors > result.products > 1000
 
 
-@pytest.mark.skipif(fuzz.compiler() is None, reason="no C compiler")
+@pytest.mark.skipif(c_process.compiler() is None, reason="no C compiler")
 @pytest.mark.parametrize("with_zstd", [True, False])
 def test_reader_in_c(with_zstd, tmp_path):
     """Built without libzstd, it reads all but what codec zstd has coded; built with it, these.
@@ -50,11 +50,11 @@ def test_reader_in_c(with_zstd, tmp_path):
     coded = ("zstd", "another-level", "window-of-the-raw-size", "with-checksum-", "index-frame", "coded-")
     others = tuple(name for name in names if not any(part in name for part in coded))
     without = {*others, *every} if with_zstd else {*coded, *every}
-    zstd = fuzz.find_zstd() if with_zstd else None
+    zstd = c_process.find_zstd() if with_zstd else None
     if with_zstd and zstd is None:
         pytest.skip("no libzstd")
     program = tmp_path / "sparsefmt_cat"
-    fuzz.build("sparsefmt_cat.c", program, ["-O1"], zstd)
+    c_process.build("sparsefmt_cat.c", program, ["-O1"], zstd)
     result = kit.run(kit.Program((str(program),)), VECTORS, tuple(without))
     assert result.differences == []
     assert result.files == len((names.difference(others) if with_zstd else set(others)) - every)

@@ -53,7 +53,7 @@ import xxhash
 
 from tools import ROOT
 from tools.fuzz.asked import Asked, add_options, asked
-from tools.fuzz.c_reader import MUTATIONS
+from tools.fuzz.mutations import MUTATIONS
 from tools.fuzz.reader_checks import judge
 from tools.fuzz.reader_files import (
     COMPILED,

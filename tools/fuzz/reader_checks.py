@@ -20,7 +20,8 @@ import sparsefmt
 from sparsefmt.container import index
 from sparsefmt.container.envelope import MINOR
 from sparsefmt.container.sources import Memory
-from tools.fuzz.c_reader import CODECS, element_of_x
+from tools.fuzz.library_answers import element_of_x
+from tools.fuzz.small_files import CODECS
 from tools.taken_apart import split
 from tools.vectors.spec_reader import spec_reader
 

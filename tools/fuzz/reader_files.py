@@ -1,4 +1,4 @@
-"""The files that tools/fuzz/reader.py starts from, and how it mutates them beside what tools/fuzz/c_reader.py does."""
+"""The files that tools/fuzz/reader.py starts from, and how it mutates them beside what tools/fuzz/mutations.py does."""
 
 from __future__ import annotations
 
@@ -11,16 +11,9 @@ import zstandard
 import sparsefmt
 from sparsefmt.layouts import FORMS
 from tools import ROOT, forms
-from tools.fuzz.c_reader import (
-    CODECS,
-    NOTHING_TO_MUTATE,
-    Mutation,
-    damage,
-    mutate_chunk_order,
-    random_file,
-    single_tensors,
-)
+from tools.fuzz.mutations import NOTHING_TO_MUTATE, Mutation, damage, mutate_chunk_order
 from tools.fuzz.reader_checks import dense
+from tools.fuzz.small_files import CODECS, random_file, single_tensors
 from tools.taken_apart import TakenApart, chunks_of, join, mended, split
 
 VECTORS = ROOT / "spec" / "vectors"
