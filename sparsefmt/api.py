@@ -10,10 +10,10 @@ import numpy as np
 
 from sparsefmt.container.sources import Backend, source_of, source_of_content
 from sparsefmt.errors import in_file
-from sparsefmt.mappings import Progress, file_content, write_file
 from sparsefmt.save_options import NegativeZeros, RowDims, SaveOptions
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor, products
+from sparsefmt.writing import Progress, file_content, write_file
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

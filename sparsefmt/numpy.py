@@ -17,8 +17,9 @@ import numpy as np
 from sparsefmt import dense_files
 from sparsefmt.adapters import numpy as adapter
 from sparsefmt.container.sources import Backend
-from sparsefmt.mappings import MadeOnDemand, file_content, write_file
+from sparsefmt.made_on_demand import MadeOnDemand
 from sparsefmt.save_options import NegativeZeros, SaveOptions
+from sparsefmt.writing import file_content, write_file
 
 __all__ = ["load", "load_file", "save", "save_file"]
 

@@ -21,8 +21,8 @@ from sparsefmt import FormatError, SparsefmtError, SparseTensor, limits
 from sparsefmt.adapters import ArrayRows
 from sparsefmt.container import coded_index, in_progress, writer
 from sparsefmt.layouts import LAYOUTS
-from sparsefmt.mappings import write_all
 from sparsefmt.tensor_writer import TensorWriter
+from sparsefmt.writing import write_all
 from tools.taken_apart import split_as_stored
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]), max_size=5)

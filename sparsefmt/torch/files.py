@@ -22,7 +22,7 @@ from sparsefmt.adapters import torch as adapter
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend
 from sparsefmt.errors import UnsupportedError, in_file
-from sparsefmt.mappings import MadeOnDemand, file_content, write_file
+from sparsefmt.made_on_demand import MadeOnDemand
 from sparsefmt.save_options import NegativeZeros, SaveOptions
 from sparsefmt.torch import sharing
 from sparsefmt.torch.state import layers_by_memory, tensors_of
@@ -37,6 +37,7 @@ from sparsefmt.torch.storable import (
     tied_pairs,
 )
 from sparsefmt.torch.widened import stored_dtypes
+from sparsefmt.writing import file_content, write_file
 
 
 def save(

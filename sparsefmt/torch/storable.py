@@ -16,7 +16,7 @@ from sparsefmt.adapters import torch as adapter
 from sparsefmt.adapters.torch import check_kind, is_strided
 from sparsefmt.checkpoints.masks import expect_one_shape, masked_pairs
 from sparsefmt.errors import FormatError, UnsupportedError, in_tensor
-from sparsefmt.mappings import MadeOnDemand
+from sparsefmt.made_on_demand import MadeOnDemand
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import sharing
 from sparsefmt.torch.sharing import SharedTensorsError

@@ -22,7 +22,7 @@ from sparsefmt.checkpoints import cards
 from sparsefmt.checkpoints.huggingface import SENTENCE_TRANSFORMERS
 from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.container.atomic import replacing
-from sparsefmt.mappings import MadeOnDemand, write_all
+from sparsefmt.made_on_demand import MadeOnDemand
 from sparsefmt.save_options import NegativeZeros
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.tensor_writer import TensorWriter
@@ -33,6 +33,7 @@ from sparsefmt.transformers import placing
 from sparsefmt.transformers.compressed_parameter import StandIn
 from sparsefmt.transformers.config import SparsefmtConfig, replace_dtype
 from sparsefmt.transformers.files import SUFFIX
+from sparsefmt.writing import write_all
 
 _logger = logging.get_logger("transformers.sparsefmt")
 

@@ -1,11 +1,11 @@
-"""Mappings of names to tensors: written whole, names of one tensor together, and made on demand."""
+"""A mapping of names to tensors becomes a file. Names of one tensor share what is stored."""
 
 from __future__ import annotations
 
 import io
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, BinaryIO
 
@@ -14,37 +14,11 @@ from sparsefmt.adapters import identity_of
 from sparsefmt.adapters.mistakes import expect_tensors
 from sparsefmt.container.file_objects import destination
 from sparsefmt.container.index import Index
-from sparsefmt.errors import in_tensor
 from sparsefmt.save_options import SaveOptions
 from sparsefmt.tensor_writer import TensorWriter
 
 Progress = Callable[[int, int], object]
 """Called as progress(done, total) after each tensor, in bytes of the dense tensors."""
-
-
-class MadeOnDemand(Mapping[str, Any]):
-    """A mapping in order of names, so that a file does not depend on the order of a dict; values are made on demand.
-
-    Args:
-        make: called with a tensor each time it is asked for. Its errors name the tensor.
-    """
-
-    def __init__(self, tensors: Mapping[str, Any], make: Callable[[Any], Any]) -> None:
-        expect_tensors(tensors, "tensor")
-        self._tensors = tensors
-        self._make = make
-
-    def __getitem__(self, name: str) -> Any:
-        value = self._tensors[name]
-        with in_tensor(name):
-            return self._make(value)
-
-    def __iter__(self) -> Iterator[str]:
-        # names that are no text have no order; writing them says what is wrong with them
-        return iter(sorted(self._tensors, key=str))
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 def write_file(
