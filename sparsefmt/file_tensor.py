@@ -65,7 +65,7 @@ class FileTensor:
     @property
     def nbytes(self) -> int:
         """Bytes that `whole` allocates for the result."""
-        return self._reader.dense_bytes(self._entry)
+        return self._reader.in_memory.dense_bytes(self._entry)
 
     def ask(self, nbytes: int) -> None:
         """Ask before so many bytes are allocated for the tensor. Raises LimitError if they are too many."""

@@ -134,7 +134,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         stored_signs = self._reader.signs(entry)
         leave = stored_signs is not None
         if target.form != entry.layout.form:
-            signs = 0 if leave else self._reader.sign_bytes(entry)
+            signs = 0 if leave else self._reader.in_memory.sign_bytes(entry)
             attempt = Attempt(budget, entry.name, None if most is None else most + signs)
             try:
                 attempt.ask(signs)
@@ -144,7 +144,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
                 # rows differ so much that padding takes more than is gained, or than is allowed: only now is that known
                 attempt.give_up()
                 target = entry.layout
-        budget.ask(self._reader.decoded_bytes(entry, target), entry.name)
+        budget.ask(self._reader.in_memory.nbytes(entry, target), entry.name)
         tiles = self._reader.tiles(entry, target, self._threads, leave_signs=leave)
         return self._made(entry, target, tiles, stored_signs)
 
@@ -191,11 +191,11 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
     def _least_bytes(self, entry: TensorEntry, layout: str) -> int:
         """Bytes that `load(name, layout)` takes at least."""
         if not entry.layout.sparse:
-            return self._reader.decoded_bytes(entry, entry.layout)
+            return self._reader.in_memory.nbytes(entry, entry.layout)
         target = self._target(entry, layout)[0]
         # with "auto", a tensor may stay as it is stored
         layouts = [target, entry.layout] if layout == "auto" else [target]
-        return min(self._reader.decoded_bytes(entry, target) for target in layouts)
+        return min(self._reader.in_memory.nbytes(entry, target) for target in layouts)
 
     def count_together(self) -> None:
         """From now on, all loaded tensors count together towards `max_decoded_bytes`. For the library itself."""
@@ -211,8 +211,8 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         if not entry.layout.sparse:
             return entry.layout, None
         if layout == "auto":
-            return self._reader.best_layout(entry)
-        return self._reader.layout_named(entry, layout), None
+            return self._reader.in_memory.best_layout(entry)
+        return self._reader.in_memory.layout_named(entry, layout), None
 
     def _entry(self, name: str) -> TensorEntry:
         try:
@@ -223,7 +223,7 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
     def layout_to_compute(self, entry: TensorEntry) -> str:
         """The layout of a sparse tensor that `load(name, "auto")` gives. If the counts of its rows differ too much, it
         stays as it is stored instead. For the library itself."""
-        return self._reader.best_layout(entry)[0].name
+        return self._reader.in_memory.best_layout(entry)[0].name
 
 
 def _unpickled(pickled: PickledFile, threads: int | None) -> SparseFile:

@@ -12,11 +12,11 @@ from sparsefmt.container import coded_index, envelope, index, sniff
 from sparsefmt.container.array_reader import ArrayReader, Record, expect_zeros
 from sparsefmt.container.budget import Budget
 from sparsefmt.container.entry import TensorEntry
+from sparsefmt.container.in_memory import InMemory
 from sparsefmt.container.index import Index
 from sparsefmt.container.sources import Backend, Source
 from sparsefmt.container.stored_signs import WORTH_LEAVING, Signs, StoredSigns
 from sparsefmt.errors import FormatError, SparsefmtError, file_closed
-from sparsefmt.layouts import FORMS, auto
 from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.memory import Arena
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
@@ -31,6 +31,7 @@ class Reader:
     Attributes:
         path: as it was given, for errors; None of bytes and of file objects.
         index: its content.
+        in_memory: what its tensors take once they are read.
         minor: its minor format version.
         size: bytes in the file.
         budget: what may be decoded at a time. It is asked for each tile; whoever reads several asks for all of them.
@@ -65,6 +66,7 @@ class Reader:
         expect_zeros(source.read(envelope.PREAMBLE_SIZE, first - envelope.PREAMBLE_SIZE), envelope.PREAMBLE_SIZE)
         self.index_offset, self.index_size = trailer.index_offset, trailer.index_size
         self.index_checksum = trailer.index_checksum
+        self.in_memory = InMemory(self.index)
         # nearly always, and then tiles need not be looked at one by one
         self._all_within = self.budget.allows(self.index.chunks["raw"].sum(dtype=np.float64))
 
@@ -103,7 +105,7 @@ class Reader:
         tile = entry.tile(number, {})
         try:
             if not self._all_within:
-                self.budget.ask(_coded_bytes(self._chunks(entry, range(number, number + 1))))
+                self.budget.ask(self.in_memory.tile_bytes(entry, number))
             for chunk, array in enumerate(entry.codecs, entry.first_chunk + number * len(entry.codecs)):
                 record = self.index.chunks.item(chunk)
                 place = None if leave_signs and array == NEGATIVE_ZEROS else arena
@@ -157,7 +159,7 @@ class Reader:
 
         Args:
             taking: where tiles are laid out anew, called with the bytes of each array of `layout` before it is
-                allocated, from several threads. `decoded_bytes` tells those of tiles that stay as they are stored.
+                allocated, from several threads. `in_memory` tells those of tiles that stay as they are stored.
             leave_signs: verify `negative_zeros`, and leave it out.
         """
 
@@ -166,9 +168,9 @@ class Reader:
 
         target = layout or entry.layout
         same = target.form == entry.layout.form
-        if same and self.is_raw(entry):
+        if same and self.in_memory.is_raw(entry):
             return list(self.each_tile(entry, lambda tile, number: kept(tile), thread_count))
-        arena = Arena(self.filling(entry).nbytes(target))
+        arena = Arena(self.in_memory.filling(entry).nbytes(target))
         if same:
             return list(
                 self.each_tile(entry, lambda tile, number: kept(tile), thread_count, arena, leave_signs=leave_signs)
@@ -183,68 +185,6 @@ class Reader:
             return made if entry.layout.sparse and target.sparse else arena.keep(made)
 
         return list(self.each_tile(entry, laid_out, thread_count))
-
-    def decoded_bytes(self, entry: TensorEntry, layout: Layout) -> int:
-        """Memory that a tensor takes in a layout, going by the index: nothing for what stays mapped.
-
-        To the byte, except that it is the least for a sparse layout that is not the stored one: how much `permuted` is
-        padded, and has fillers, shows only when the tiles are laid out so.
-        """
-        if not layout.sparse:
-            return self.dense_bytes(entry)
-        if layout.form == entry.layout.form:
-            chunks = self._chunks(entry, range(entry.tiles))
-            # what is not all raw is moved to lie together
-            return _coded_bytes(chunks) if self.is_raw(entry) else sum(chunks["raw"].tolist())
-        return self.filling(entry).nbytes(layout) + self.sign_bytes(entry)
-
-    @staticmethod
-    def dense_bytes(entry: TensorEntry) -> int:
-        """Bytes of all elements as numpy holds them."""
-        return entry.elements * entry.dtype.numpy.itemsize
-
-    def sign_bytes(self, entry: TensorEntry) -> int:
-        """Bytes that `negative_zeros`, which is the same in every layout, decodes to."""
-        if NEGATIVE_ZEROS not in entry.codecs:
-            return 0
-        place, arrays = list(entry.codecs).index(NEGATIVE_ZEROS), len(entry.codecs)
-        return _coded_bytes(self._chunks(entry, range(entry.tiles))[place::arrays])
-
-    def layout_named(self, entry: TensorEntry, name: str) -> Layout:
-        """The layout of a name that a tensor is held in: the stored one, if it has the name."""
-        if name == "permuted":
-            # nobody has looked at the tiles yet
-            return entry.layout if entry.layout.name == name else self.filling(entry).likely_permuted
-        return FORMS[name]
-
-    def best_layout(self, entry: TensorEntry) -> tuple[Layout, int]:
-        """The layout in which to hold a tensor that is stored sparse, and how many bytes it may take in it.
-
-        If it turns out to take more, since `permuted` is padded much, the layout in which it is stored is the best.
-        """
-        stored = entry.layout
-        # `permuted` is in a file because somebody chose it; `bitmask` may be there only because it codes well
-        if stored.name != "bitmask" or self.is_raw(entry):
-            return stored, self.decoded_bytes(entry, stored)
-        filling = self.filling(entry)
-        permuted = filling.likely_permuted
-        most = filling.most_bytes_of(permuted, auto.permuted_from(entry.dtype, entry.rows * entry.cols))
-        return (permuted if filling.nbytes(permuted) <= most else stored), most
-
-    @staticmethod
-    def filling(entry: TensorEntry) -> auto.Filling:
-        """How full a tensor is, going by the index, with slices of `permuted` that need neither padding nor fillers."""
-        nnz = entry.nnz or 0
-        return auto.Filling(entry.dtype, entry.rows, entry.cols, entry.tile_rows, nnz, auto.Stored(nnz, nnz))
-
-    def _chunks(self, entry: TensorEntry, tiles: range) -> np.ndarray:
-        """The records of some tiles."""
-        arrays = len(entry.codecs)
-        return self.index.chunks[entry.first_chunk + tiles.start * arrays : entry.first_chunk + tiles.stop * arrays]
-
-    def is_raw(self, entry: TensorEntry) -> bool:
-        """Whether all arrays that a kernel needs are stored as they are in memory."""
-        return all(codec == "raw" for array, codec in entry.codecs.items() if array != NEGATIVE_ZEROS)
 
     def read_dense(self, entry: TensorEntry, number: int, out: np.ndarray) -> None:
         """Decode and verify one tile of layout `dense`, of a type that is not packed, into its elements' memory.
@@ -286,9 +226,3 @@ def _decoded_size(record: Record) -> int:
     """Bytes that a chunk decodes to; 0 if it is stored raw."""
     _, stored, raw, _, _ = record
     return raw if stored < raw else 0
-
-
-def _coded_bytes(chunks: np.ndarray) -> int:
-    """Bytes that those chunks decode to that are coded."""
-    # as Python's integers, which do not overflow
-    return sum(chunks["raw"][chunks["stored"] < chunks["raw"]].tolist())

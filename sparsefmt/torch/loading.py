@@ -395,7 +395,7 @@ def _read(stored: _Stored, holders: list[Holder], selection: Selection) -> Spars
     entry, filled = stored.entry, any(_is_sparse(holder) for holder in holders)
     trainable = not filled and any(_held(holder).requires_grad for holder in holders)
     if entry.layout.sparse:
-        reason = selection.why_not_worth(stored.file.reader.filling(entry), trainable=trainable)
+        reason = selection.why_not_worth(stored.file.reader.in_memory.filling(entry), trainable=trainable)
         if filled or reason is None:
             weight = stored.file.load(stored.name, selection.layout)
             assert isinstance(weight, SparseTensor)
