@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsefmt.file_tensor import FileTensor
+from sparsefmt.container.entry import TensorEntry
 
 if TYPE_CHECKING:
     from sparsefmt.sparse_file import SparseFile
@@ -20,24 +20,24 @@ class TensorSlice:
         self._name = name
 
     @property
-    def _stored(self) -> FileTensor:
-        return self._file.tensor(self._name)
+    def _entry(self) -> TensorEntry:
+        return self._file.reader.index.entry(self._name)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self._stored.shape
+        return self._entry.shape
 
     @property
     def dtype(self) -> np.dtype:
-        return self._stored.dtype.numpy
+        return self._entry.dtype.numpy
 
     def get_shape(self) -> list[int]:
         """Shape of the tensor, as in safetensors."""
-        return list(self._stored.shape)
+        return list(self._entry.shape)
 
     def get_dtype(self) -> str:
         """Name of the dtype, as in safetensors: "F32", "BF16" …"""
-        return self._stored.dtype.name
+        return self._entry.dtype.name
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """Dense elements, as `get_tensor(name)[key]`. Only the tiles of the rows that `key` asks for are read.
@@ -47,7 +47,7 @@ class TensorSlice:
             FormatError, ChecksumError: the file is damaged or forged.
             LimitError: the elements take more than `max_decoded_bytes`, or more than the memory of the machine.
         """
-        return self._stored[key]
+        return self._file.tensor(self._name)[key]
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """The whole tensor, for `numpy.asarray`."""
