@@ -13,7 +13,7 @@ from sparsefmt.kernels.plans.contract import NOT_ACROSS, Across
 from sparsefmt.kernels.recipe import Recipe, fill_job, recipe_for_any_activations, recipes, run_alone
 from sparsefmt.kernels.scratch import NO_ROOM, room
 from sparsefmt.kernels.simd import F32, F64
-from sparsefmt.kernels.team import has_team, run_on_threads, scratch_bytes
+from sparsefmt.kernels.team import has_team, nbytes_of, run_on_threads
 from sparsefmt.kernels.widening import run_widened
 from sparsefmt.threads import num_threads
 
@@ -24,9 +24,8 @@ saves (tools/bench/overhead.py)."""
 WORTH_IN_A_TEAM = 1 << 15
 """The same on threads of an OpenMP runtime, which takes some 5 microseconds (`team.py`)."""
 
-WORTH_WAITING = 1 << 17
-"""The same where threads wait for each other, since they share activations that they have packed: they read from each
-other's caches what they would find in their own."""
+WORTH_PACKING = 1 << 16
+"""The same where each thread packs the activations for itself, or waits until others have packed them."""
 
 TOKENS_LIKE_ONE = 10
 """Further tokens that cost as much as the first, for which the weights are loaded and spread."""
@@ -94,7 +93,7 @@ def _multiply_any(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None)
 def _run(recipe: Recipe, x: np.ndarray, y: np.ndarray, w: Operand, threads: int | None) -> bool:
     """Run a recipe on as many threads as there is work for. Return whether x has Inf or NaN: then y is not filled."""
     multiply_adds = w.whole.multiply_adds * (TOKENS_LIKE_ONE + recipe.plan.tokens) // (TOKENS_LIKE_ONE + 1)
-    count = multiply_adds // min(WORTH_A_THREAD, WORTH_WAITING if recipe.plan.packed else WORTH_IN_A_TEAM)
+    count = multiply_adds // min(WORTH_A_THREAD, WORTH_PACKING if recipe.plan.packed else WORTH_IN_A_TEAM)
     if count > 1 and (recipe.widened or not has_team()):
         count = multiply_adds // WORTH_A_THREAD
     if count > 1:
@@ -103,7 +102,7 @@ def _run(recipe: Recipe, x: np.ndarray, y: np.ndarray, w: Operand, threads: int 
         memory = room("product", recipe.nbytes) if recipe.nbytes else NO_ROOM
         whole = w.whole
         return run_alone(recipe.address, w.address, whole.address, len(whole.pieces), x, y, memory.address)
-    memory = room("product", recipe.scratch_at + count * scratch_bytes(recipe))
+    memory = room("product", nbytes_of(recipe, max(count, 1)))
     job = array("q", bytes(BYTES))
     address, _ = job.buffer_info()
     fill_job(recipe.address, address, x, y, memory.address)
@@ -112,5 +111,5 @@ def _run(recipe: Recipe, x: np.ndarray, y: np.ndarray, w: Operand, threads: int 
     if recipe.widened:
         run_widened(recipe, job, w, work, (y.dtype, count))
     else:
-        run_on_threads(recipe, address, work, count, memory.address)
+        run_on_threads(recipe, job, work, count, memory.address)
     return bool(job[ODD // 8])

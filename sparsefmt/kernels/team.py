@@ -2,8 +2,11 @@
 
 PyTorch's threads wait for its next operator by spinning, so threads of our own would compete with them for the cores.
 GOMP_parallel, which every OpenMP runtime offers, calls a function on these threads instead. The function is `team`
-below, a few instructions of LLVM: each thread takes a place in the scratch, then for one step after the other, one unit
-after the other, and calls the step's native code for it. Before the next step, all threads wait for each other.
+below, a few instructions of LLVM: each thread takes a place in the memory, then for one step after the other, one unit
+after the other, and calls the step's native code for it.
+
+Activations that take little room are packed by every thread for itself. That is faster than to share the packing: a
+thread finds them in its own cache, and waits for nobody. Otherwise, all threads wait for each other between two steps.
 
 After a fork, the runtime's threads are gone, and it would wait for them: then the pool serves.
 """
@@ -25,7 +28,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from sparsefmt import threads
 from sparsefmt.kernels import scratch
-from sparsefmt.kernels.job import ODD
+from sparsefmt.kernels.job import BYTES, ODD, X
 from sparsefmt.kernels.operand import Work
 from sparsefmt.kernels.plans.contract import Kernel
 from sparsefmt.kernels.recipe import Recipe
@@ -33,13 +36,16 @@ from sparsefmt.kernels.recipe import Recipe
 ENVIRONMENT_VARIABLE = "SPARSEFMT_OPENMP"
 """0 keeps products off the threads of an OpenMP runtime."""
 
-_NEXT_PLACE, _SCRATCH, _STRIDE, _JOB, _BARRIER, _STEPS, _FIRST_STEP = range(7)
+_NEXT_PLACE, _SCRATCH, _STRIDE, _JOB, _JOB_STRIDE, _BARRIER, _STEPS, _FIRST_STEP = range(8)
 """What `team` gets, as integers of 64 bits: a counter of places; the scratch of the first one, and bytes from one to
-the next; the job; the address of GOMP_barrier; the number of steps; then these, each as below."""
+the next; the same for the job; the address of GOMP_barrier; the number of steps; then these, each as below."""
 
-_NEXT_UNIT, _UNITS, _BOUNDS, _KERNEL, _WAITS, _STEP = range(6)
-"""A counter of units, their number, the address of their bounds, the code, and whether the next step has to wait for
-this one; how many integers that are."""
+_NEXT_UNIT, _UNITS, _BOUNDS, _KERNEL, _ALONE, _WAITS, _STEP = range(7)
+"""A counter of units, their number, the address of their bounds, the code, whether each thread does all units for
+itself, and whether the next step has to wait for all threads; how many integers that are."""
+
+_MOST_PACKED = 4 << 20
+"""Bytes of packed activations that every thread makes for itself. More of them share the caches of all cores."""
 
 _forked = False
 
@@ -57,33 +63,49 @@ class Runtime(NamedTuple):
     barrier: int
 
 
-def run_on_threads(recipe: Recipe, job: int, work: Work, count: int, room: int) -> None:
+def run_on_threads(recipe: Recipe, job: array[int], work: Work, count: int, room: int) -> None:
     """Run all steps of a recipe on up to `count` threads, this one included.
 
     Args:
         work: what the kernel does, in the units that threads take.
-        room: memory of the recipe, with `scratch_bytes` for each thread.
+        room: `nbytes_of` memory, which the job names already.
     """
     runtime = _openmp() if has_team() else None
     if runtime is not None:
         _run_on_team(runtime, recipe, job, work, (count, room))
         return
+    address, _ = job.buffer_info()
     for kernel, _, bounds in recipe.steps:
         if bounds is not None:
             # handing it over takes longer
-            kernel(job, 0, len(bounds) - 1, 0)
+            kernel(address, 0, len(bounds) - 1, 0)
         else:
             units = work.units.tolist()
 
             def run_unit(unit: int, kernel: Kernel = kernel, units: list[int] = units) -> None:
-                kernel(job, units[unit], units[unit + 1], scratch.room("scratch", recipe.plan.scratch).address)
+                kernel(address, units[unit], units[unit + 1], scratch.room("scratch", recipe.plan.scratch).address)
 
             threads.share(run_unit, len(units) - 1, count)
 
 
-def scratch_bytes(recipe: Recipe) -> int:
-    """Bytes of scratch for each thread, with a line of the cache between two."""
+def nbytes_of(recipe: Recipe, count: int) -> int:
+    """Bytes of memory of a recipe for so many threads: packed activations, sums, a scratch for each thread; then packed
+    activations for every further thread."""
+    of_its_own = count - 1 if _packs_alone(recipe) else 0
+    return recipe.scratch_at + count * _scratch_bytes(recipe) + of_its_own * _packed_bytes(recipe)
+
+
+def _packs_alone(recipe: Recipe) -> bool:
+    return recipe.plan.packed <= _MOST_PACKED
+
+
+def _scratch_bytes(recipe: Recipe) -> int:
+    """For each thread, with a line of the cache between two."""
     return (recipe.plan.scratch + 127) // 64 * 64
+
+
+def _packed_bytes(recipe: Recipe) -> int:
+    return (recipe.plan.packed + 127) // 64 * 64
 
 
 def has_team() -> bool:
@@ -91,16 +113,27 @@ def has_team() -> bool:
     return not _forked and _openmp() is not None and not threads.is_worker()
 
 
-def _run_on_team(runtime: Runtime, recipe: Recipe, job: int, work: Work, where: tuple[int, int]) -> None:
-    """On (threads, room)."""
+def _run_on_team(runtime: Runtime, recipe: Recipe, job: array[int], work: Work, where: tuple[int, int]) -> None:
+    """On (threads, room). The first job has the answer whether an activation is odd."""
     count, room = where
-    numbers = [0, room + recipe.scratch_at, scratch_bytes(recipe), job, runtime.barrier, len(recipe.steps)]
+    alone = _packs_alone(recipe)
+    jobs, further = job, room + recipe.scratch_at + count * _scratch_bytes(recipe)
+    if alone and recipe.plan.packed:
+        jobs = job * count
+        for number in range(1, count):
+            jobs[(BYTES * number + X) // 8] = further + (number - 1) * _packed_bytes(recipe)
+    address, _ = jobs.buffer_info()
+    stride = 0 if jobs is job else BYTES
+    scratch_at, last = room + recipe.scratch_at, len(recipe.steps) - 1
+    numbers = [0, scratch_at, _scratch_bytes(recipe), address, stride, runtime.barrier, len(recipe.steps)]
     for number, (_, code, bounds) in enumerate(recipe.steps):
-        waits = number + 1 < len(recipe.steps) and bool(recipe.plan.packed or number)
+        by_itself = alone and number == 0 < last
         bounds = work.units if bounds is None else bounds
-        numbers += [0, len(bounds) - 1, bounds.ctypes.data, code, int(waits)]
+        waits = number < last and not by_itself
+        numbers += [0, len(bounds) - 1, bounds.ctypes.data, code, int(by_itself), int(waits)]
     shared = array("q", numbers)
     runtime.parallel(_team(), shared.buffer_info()[0], count, 0)
+    job[ODD // 8] = jobs[ODD // 8]
 
 
 @cache
@@ -111,8 +144,8 @@ def _team() -> int:
     module.triple = binding.get_process_triple()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [word]), "team")
     kernel_type = ir.FunctionType(ir.IntType(32), [byte_pointer.as_pointer(), byte_pointer.as_pointer(), *[word] * 4])
-    names = ("start", "step", "take", "work", "taken", "wait", "next", "done")
-    start, step, take, work, taken, wait, following, done = (function.append_basic_block(name) for name in names)
+    names = ("start", "step", "alone", "take", "work", "taken", "wait", "next", "done")
+    start, step, alone, take, work, taken, wait, following, done = map(function.append_basic_block, names)
     shared, builder = function.args[0], ir.IRBuilder(start)
 
     def constant(number: int) -> Any:
@@ -127,8 +160,14 @@ def _team() -> int:
     def count_up(base: Any, number: int) -> Any:
         return builder.atomic_rmw("add", pointer(base, number), constant(1), "seq_cst")
 
+    def call(lo: Any, hi: Any) -> None:
+        kernel = builder.inttoptr(load(at, _KERNEL), kernel_type.as_pointer())
+        builder.call(kernel, [result, error, job, lo, hi, scratch])
+
     result, error = builder.alloca(byte_pointer), builder.alloca(byte_pointer)
-    scratch = builder.add(load(shared, _SCRATCH), builder.mul(count_up(shared, _NEXT_PLACE), load(shared, _STRIDE)))
+    place = count_up(shared, _NEXT_PLACE)
+    scratch = builder.add(load(shared, _SCRATCH), builder.mul(place, load(shared, _STRIDE)))
+    job = builder.add(load(shared, _JOB), builder.mul(place, load(shared, _JOB_STRIDE)))
     first = builder.add(shared, constant(8 * _FIRST_STEP))
     end = builder.add(first, builder.mul(load(shared, _STEPS), constant(8 * _STEP)))
     builder.branch(step)
@@ -136,16 +175,19 @@ def _team() -> int:
     builder.position_at_end(step)
     at = builder.phi(word)
     at.add_incoming(first, start)
-    builder.branch(take)
+    builder.cbranch(builder.icmp_signed("!=", load(at, _ALONE), constant(0)), alone, take)
+
+    builder.position_at_end(alone)
+    call(constant(0), load(at, _UNITS))
+    builder.branch(taken)
 
     builder.position_at_end(take)
     unit = count_up(at, _NEXT_UNIT)
     builder.cbranch(builder.icmp_signed("<", unit, load(at, _UNITS)), work, taken)
 
     builder.position_at_end(work)
-    kernel = builder.inttoptr(load(at, _KERNEL), kernel_type.as_pointer())
     bound = builder.add(load(at, _BOUNDS), builder.mul(unit, constant(8)))
-    builder.call(kernel, [result, error, load(shared, _JOB), load(bound, 0), load(bound, 1), scratch])
+    call(load(bound, 0), load(bound, 1))
     builder.branch(take)
 
     builder.position_at_end(taken)
@@ -159,14 +201,9 @@ def _team() -> int:
     builder.position_at_end(following)
     after = builder.add(at, constant(8 * _STEP))
     at.add_incoming(after, following)
-    # once an activation was odd, all that comes is done for nothing
-    odd = load(load(shared, _JOB), ODD // 8)
-    goes_on = builder.and_(
-        builder.icmp_signed("<", after, end),
-        builder.or_(
-            builder.icmp_signed("==", odd, constant(0)), builder.icmp_signed("==", load(at, _WAITS), constant(0))
-        ),
-    )
+    # once an activation was odd, all that comes is done for nothing; all threads know that, or none waits any more
+    odd = load(job, ODD // 8)
+    goes_on = builder.and_(builder.icmp_signed("<", after, end), builder.icmp_signed("==", odd, constant(0)))
     builder.cbranch(goes_on, step, done)
 
     builder.position_at_end(done)

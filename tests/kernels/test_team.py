@@ -62,8 +62,10 @@ def test_the_bits_of_one_thread(layout, dtype, tokens, teams):
 
 
 @pytest.mark.parametrize("layout", ["dense", "bitmask", "permuted"])
-def test_threads_share_the_tokens_too(layout, teams):
-    """They lay them out, wait for each other, multiply, wait, and put the results in place; by columns, too."""
+@pytest.mark.parametrize("most_packed", [0, 1 << 30], ids=["together", "each for itself"])
+def test_activations_are_packed_in_threads(layout, most_packed, teams, monkeypatch):
+    """They are packed, multiplied when all are, and put in place when all sums are there; by columns, too."""
+    monkeypatch.setattr(team, "_MOST_PACKED", most_packed)
     w, _ = case(layout, np.float32, 1)
     x = np.random.default_rng(3).standard_normal((700, 200)).astype(np.float32)
     for tokens in (2, 33, 700):
