@@ -16,6 +16,9 @@ from sparsefmt.kernels.simd import WIDTH, summed_kind
 MAX_TOKENS = 240 if panel.WIDE == 12 else 264
 """Tokens that are multiplied at once: their sums and a block of activations share the second-level cache."""
 
+MAX_TOKENS_BY_ROWS = 512
+"""The same where rows are taken out of the mask: once for all of them."""
+
 FEW = {"bitmask": bitmask.FEW, "dense": dense.FEW}
 """Most tokens that multiply columns in registers, by layout."""
 
@@ -31,7 +34,7 @@ _GROUPS = (1, 2, 4, 6, 8, 12)
 def plans(matrix: Matrix, kind: int, tokens: int, across: Across) -> Iterator[Plan]:
     """See `PLANS`."""
     done = 0
-    for group in permuted.token_groups(tokens, kind):
+    for group in permuted.token_groups(tokens, kind, MAX_TOKENS_BY_ROWS):
         if not group.in_blocks or not rows_are_faster(matrix, group.tokens):
             break
         yield _by_rows(matrix, kind, group, across)

@@ -12,8 +12,9 @@ from sparsefmt.kernels.plans.contract import Across, Kernel, Plan, Step
 from sparsefmt.kernels.simd import VECTOR_BYTES, WIDTH, summed_kind
 from sparsefmt.layouts.permuted import MAX_U16_COLS
 
-MAX_PACKED_TOKENS = 1024
-"""Tokens that are packed at once."""
+MAX_PACKED_TOKENS = 128
+"""Tokens that are packed at once: they and their sums stay in caches. More of them gain little from reading the weights
+once."""
 
 BLOCKED = {8: 5, 4: 3}
 """Vectors of tokens of the groups that are multiplied in blocks of columns, and how many of them must be full."""
@@ -55,16 +56,17 @@ class TokenGroup(NamedTuple):
         return -(-self.tokens // (self.lanes * self.vectors))
 
 
-def token_groups(tokens: int, kind: int) -> Iterator[TokenGroup]:
-    """All tokens: in the widest groups as long as more than `least` are left, then in narrower ones."""
-    first = 0
+def token_groups(tokens: int, kind: int, most: int | None = None) -> Iterator[TokenGroup]:
+    """All tokens: in the widest groups as long as more than `least` are left, then in narrower ones; at most `most`
+    tokens in each, by default MAX_PACKED_TOKENS."""
+    first, most = 0, MAX_PACKED_TOKENS if most is None else most
     for lanes, vectors, least, in_blocks in token_shapes(kind):
         width = lanes * vectors
         while tokens - first > least:
             left = tokens - first
             # what is left of the last group fills another one, or is left to narrower ones
             taken = left if left < width or left % width > least else left // width * width
-            taken = min(taken, MAX_PACKED_TOKENS)
+            taken = min(taken, most)
             yield TokenGroup(first, taken, lanes, vectors, in_blocks)
             first += taken
 
