@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import hashlib
 import struct
 
 import ml_dtypes
@@ -137,7 +138,21 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def product(array: np.ndarray, x: np.ndarray, accumulator: type) -> np.ndarray:
-    """W x in the order of additions of SPEC.md, section 6, for one vector x, or for each row of a matrix x."""
+    """W x in the order of additions of SPEC.md, section 6, for one vector x, or for each row of a matrix x.
+
+    Made once for each W and x: it is the same for all layouts that W may be stored in.
+    """
+    digests = (hashlib.sha256(given.tobytes()).digest() for given in (array, x))
+    key = (array.dtype, array.shape, x.dtype, x.shape, accumulator, *digests)
+    if key not in _products:
+        _products[key] = _product(array, x, accumulator)
+    return _products[key].copy()
+
+
+_products: dict[tuple[object, ...], np.ndarray] = {}
+
+
+def _product(array: np.ndarray, x: np.ndarray, accumulator: type) -> np.ndarray:
     weights = (array.reshape(array.shape[0], -1)).astype(accumulator)
     activations = x.astype(accumulator)
     rows, cols = weights.shape
