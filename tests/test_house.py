@@ -82,7 +82,7 @@ def test_layouts_and_codecs_do_not_know_each_other():
 
 PUBLIC = {
     *("api.save", "api.save_file", "tensor_writer.TensorWriter.__init__", "numpy.save_file"),
-    *("torch.files.save", "torch.files.save_file", "torch.files.save_model", "torch.files.load_model"),
+    *("torch.files.save", "torch.files.save_file", "torch.model_files.save_model", "torch.model_files.load_model"),
     *("torch.linear.SparseLinear.__init__", "torch.loading.load_into", "torch.models.sparsify"),
     *("transformers.config.SparsefmtConfig.__init__", "transformers.saving.save_pretrained"),
 }

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from sparsefmt.torch import sharing
 from sparsefmt.torch.counts import ParameterCount, parameter_count
-from sparsefmt.torch.files import load, load_file, load_model, save, save_file, save_model
+from sparsefmt.torch.files import load, load_file, save, save_file
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.loading import LoadResult, load_into
+from sparsefmt.torch.model_files import load_model, save_model
 from sparsefmt.torch.models import SparsifyResult, sparsify
 from sparsefmt.torch.sharing import SharedTensorsError, storage_ptr, storage_size
 from sparsefmt.torch.state import tensors_of
