@@ -1,0 +1,177 @@
+"""What `load_into` does with a model: which tensor of the files goes where, and what stands against it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from sparsefmt.adapters import torch as adapter
+from sparsefmt.container.entry import TensorEntry
+from sparsefmt.sparse_file import SparseFile
+from sparsefmt.torch.layers import Holder, expect_cpu, is_linear, modules_with_names
+from sparsefmt.torch.linear import SparseLinear
+from sparsefmt.torch.selection import Selection, why_dense
+
+
+class Stored(NamedTuple):
+    """A tensor in one of the files."""
+
+    file: SparseFile
+    path: Path
+    name: str
+
+    @property
+    def entry(self) -> TensorEntry:
+        return self.file.reader.index.entry(self.name)
+
+    @property
+    def identity(self) -> tuple[Path, str]:
+        """The same for names that are tied in the file."""
+        return self.path, self.file.reader.index.tied.get(self.name, self.name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return adapter.shape_of(self.file.tensor(self.name))
+
+    def dense(self) -> torch.Tensor:
+        return adapter.tensor_of(self.file.tensor(self.name))
+
+
+@dataclass
+class Plan:
+    """What goes where, and what stands against it.
+
+    Attributes:
+        weights: of linear layers, with the holders of each: compressed if they are pruned.
+        dense: other tensors, with the holders of each.
+        sparse: names of layers that are a SparseLinear once all is loaded.
+        reasons: names of what is dense, and why.
+        noting: whether float32 tensors that are filled with 16 bits shall be stored in these again.
+    """
+
+    weights: list[tuple[Stored, list[Holder]]] = field(default_factory=list)
+    dense: list[tuple[Stored, list[Holder]]] = field(default_factory=list)
+    sparse: set[str] = field(default_factory=set)
+    reasons: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatches: list[str] = field(default_factory=list)
+    noting: bool = False
+
+
+def planned(model: torch.nn.Module, stored: dict[str, Stored], selection: Selection) -> Plan:
+    plan = Plan()
+    used = set()
+    not_found = []
+    for holders in _holders(model):
+        found = [stored[holder.key] for holder in holders if holder.key in stored]
+        used |= {tensor.name for tensor in found}
+        if not found:
+            not_found.append(holders)
+            continue
+        tensor = found[0]
+        # a second tensor for the same parameter has no place, unless it is the same one
+        plan.unexpected += [other.name for other in found if other.identity != tensor.identity]
+        expected = _expected_shape(holders[0])
+        if tensor.shape != expected:
+            plan.mismatches.append(
+                f"size mismatch for {tensor.name}: copying a param with shape {torch.Size(tensor.shape)} from"
+                f" {str(tensor.path)!r}, the shape in current model is {torch.Size(expected)}."
+            )
+            continue
+        reasons = {} if is_sparse(holders[0]) else why_dense(holders, selection)
+        if reasons:
+            plan.dense.append((tensor, holders))
+            plan.reasons |= {
+                name: reason for name, reason in reasons.items() if _is_worth_a_word(name, tensor, holders)
+            }
+        else:
+            plan.weights.append((tensor, holders))
+    for holders in not_found:
+        sharing = [others for _, others in plan.weights if _share_weights(others[0].module, holders[0].module)]
+        if sharing and holders[0].attribute == "weight":
+            sharing[0].extend(holders)
+        else:
+            plan.missing += [holder.key for holder in holders]
+            for holder in holders:
+                if holder.attribute == "weight" and is_linear(holder.module) and not is_sparse(holder):
+                    plan.reasons[holder.layer] = "its weight is not in the file"
+    plan.unexpected += [name for name in stored if name not in used]
+    plan.missing.sort()
+    plan.unexpected.sort()
+    return plan
+
+
+def _is_worth_a_word(name: str, stored: Stored, holders: list[Holder]) -> bool:
+    """Whether to say why a tensor is dense: linear layers always, parameters of others if they are stored sparse."""
+    if any(holder.key == name for holder in holders):
+        return stored.entry.layout.sparse and holders[0].attribute in holders[0].module._parameters
+    return True
+
+
+def _holders(model: torch.nn.Module) -> list[list[Holder]]:
+    """All names that `state_dict` of the dense model would have, those of one tensor together."""
+    groups: dict[int, list[Holder]] = {}
+    for layer, module in modules_with_names(model):
+        tensors: dict[str, torch.Tensor | None] = dict(module._parameters)
+        if isinstance(module, SparseLinear):
+            groups.setdefault(id(module), []).append(Holder(layer, module, "weight"))
+        else:
+            persistent = module._buffers.keys() - module._non_persistent_buffers_set
+            tensors |= {name: module._buffers[name] for name in module._buffers if name in persistent}
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                groups.setdefault(id(tensor), []).append(Holder(layer, module, name))
+    return list(groups.values())
+
+
+def _share_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    """Whether these are two sparse layers with the same weights."""
+    return (
+        isinstance(first, SparseLinear)
+        and isinstance(second, SparseLinear)
+        and first.has_weight
+        and first.weight_arrays is second.weight_arrays
+        and first.transposed == second.transposed
+    )
+
+
+def is_sparse(holder: Holder) -> bool:
+    """Whether this is the weight of a layer that is a SparseLinear already."""
+    return isinstance(holder.module, SparseLinear) and holder.attribute == "weight"
+
+
+def _expected_shape(holder: Holder) -> tuple[int, ...]:
+    module = holder.module
+    if isinstance(module, SparseLinear) and is_sparse(holder):
+        shape = module.out_features, module.in_features
+        return shape[::-1] if module.transposed else shape
+    return tuple(held(holder).shape)
+
+
+def held(holder: Holder) -> torch.Tensor:
+    """The tensor that a module holds. Not by getattr: a module may have a property of that name."""
+    parameter = holder.module._parameters.get(holder.attribute)
+    tensor = holder.module._buffers[holder.attribute] if parameter is None else parameter
+    assert tensor is not None
+    return tensor
+
+
+def expect_fit(model: torch.nn.Module, plan: Plan, path: str | os.PathLike[str], strict: bool) -> None:
+    lines = []
+    if strict:
+        for what, names in (("Unexpected", plan.unexpected), ("Missing", plan.missing)):
+            if names:
+                lines.append(f"{what} key(s) in state_dict: " + ", ".join(f'"{name}"' for name in names) + ".")
+    lines += plan.mismatches
+    if lines:
+        first = f"Error(s) in loading state_dict for {type(model).__name__}:"
+        raise RuntimeError("\n    ".join([first, *lines, f"in {os.fspath(path)!r}"]))
+    for _, holders in plan.weights:
+        for holder in holders:
+            if not isinstance(holder.module, SparseLinear):
+                expect_cpu(holder.key, held(holder), "meta")
