@@ -15,6 +15,7 @@ import sparsefmt
 import sparsefmt.torch
 import sparsefmt.transformers
 from sparsefmt.save_options import SaveOptions
+from sparsefmt.torch.compute_dtype import ComputeDtype
 from sparsefmt.torch.selection import Patterns, Selection
 
 SAVING = [
@@ -80,7 +81,7 @@ def test_options_of_opening_are_the_same_everywhere(function):
 def test_options_of_compressing_are_the_same_everywhere(function):
     # patterns come as one text or several, and are kept as several
     patterns = dict.fromkeys(("include", "exclude"), (Patterns, None))
-    expected = fields_of(Selection) | patterns
+    expected = fields_of(Selection) | patterns | {"compute_dtype": (ComputeDtype, None)}
     check_the_same(function, expected)
     assert expected.keys() <= options_of(function).keys()
 

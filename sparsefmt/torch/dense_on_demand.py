@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 
 def words(text: str) -> frozenset[str]:
+    """The words of a text."""
     return frozenset(text.split())
 
 

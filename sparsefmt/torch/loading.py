@@ -81,18 +81,10 @@ def load_into(
             that index.
         strict: raise an error for missing and unexpected names, instead of returning them.
         layout: "auto", "bitmask" or "permuted", for sparse layers: as in `sparsefmt.load_file`.
-        min_sparsity: part of a weight that must be zero for its layer to become a SparseLinear, 0.0 to 1.0.
-        include: patterns of module names, such as "*.mlp.*": other layers are loaded dense. None for all.
-        exclude: patterns of module names: these layers are loaded dense.
-        min_size: elements that a weight must have; 0 for layers of any size. By default 131,072 (`MIN_SIZE`), since
-            smaller ones are slower than dense, or 0 if `layout` or `include` are given.
-        compute_dtype: "float32" or torch.float32 for a bfloat16 or float16 model that shall compute in float32: the
-            compressed weights keep the 16 bits of the file, and all other parameters and buffers of 16 bits become
-            float32. See docs/pytorch.md, "Weights in 16 bits, activations in float32". None changes no dtype.
-        backend: "mmap" maps the file, where its file system can, else reads it; "pread" reads into memory.
-        threads: how many may decode; by default all usable cores.
-        max_decoded_bytes: of all tensors of each file together, as in `sparsefmt.load_file`: raise it for files that
-            you trust.
+        min_sparsity, include, exclude, min_size, compute_dtype: as in `sparsify`; layers that do not become a
+            SparseLinear are loaded dense.
+        backend, threads: as in `sparsefmt.load_file`.
+        max_decoded_bytes: as in `sparsefmt.load_file`, of all tensors of each file together.
 
     Returns:
         which layers are sparse, which names were missing and unexpected, and why other layers are dense; `print` it for

@@ -69,7 +69,8 @@ def sparsify(
         model: a model on the CPU.
         layout: "auto" (see docs/guide.md, "Choosing a layout"), "bitmask" or "permuted".
         min_sparsity: part of the weights that must be zero, 0.0 to 1.0.
-        include: patterns of module names, such as "*.mlp.*": other layers stay. None for all.
+        include: patterns of module names, such as "*.mlp.*", in which `*` stands for anything: other layers stay. None
+            for all.
         exclude: patterns of module names: these layers stay.
         min_size: elements that a weight must have; 0 for layers of any size. By default 131,072 (`MIN_SIZE`), since
             smaller ones are slower than dense, or 0 if `layout` or `include` are given.

@@ -38,22 +38,15 @@ class SparsefmtConfig(QuantizationConfigMixin):
     a folder of dense weights, it makes the layers that are pruned SparseLinear while they are loaded, one by one.
 
     Args:
-        layout: "auto" (see docs/guide.md, "Choosing a layout"), "bitmask" or "permuted".
-        min_sparsity: part of a weight that must be zero for its layer to become a SparseLinear, 0.0 to 1.0.
-        include: patterns of module names, such as "*.mlp.*", in which `*` stands for anything: other layers are loaded
-            dense. None for all.
-        exclude: patterns of module names: these layers are loaded dense.
-        min_size: elements that a weight must have; 0 for layers of any size. By default 131,072 (`MIN_SIZE`), since
-            smaller ones are slower than dense, or 0 if `layout` or `include` are given.
-        compute_dtype: "float32" (or torch.float32) for a bfloat16 or float16 model that shall compute in float32: the
-            compressed weights keep their 16 bits, and all other parameters and buffers of 16 bits become float32.
-            `save_pretrained` writes what it would write without. See docs/pytorch.md, "Weights in 16 bits, activations
-            in float32". config.json never has it.
+        layout, min_sparsity, include, exclude, min_size: as in `sparsefmt.torch.sparsify`; layers that do not become a
+            SparseLinear are loaded dense.
+        compute_dtype: as in `sparsefmt.torch.sparsify`. `save_pretrained` writes what it would write without.
+            config.json never has it.
         quant_method: as config.json has it: "sparsefmt".
         how_to_load: the text for people that config.json has; whatever it is, it changes nothing.
         backend: how .sparsefmt files are read, as in `sparsefmt.open_file`. config.json never has it.
-        max_decoded_bytes: of all tensors of each .sparsefmt file together, as in `sparsefmt.load_file`: raise it for
-            files that you trust. config.json never has it.
+        max_decoded_bytes: of all tensors of each .sparsefmt file together, as in `sparsefmt.load_file`. config.json
+            never has it.
 
     Raises:
         ValueError: another layout, method or `compute_dtype`, a sparsity out of range, or a name that is none of these.
