@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, BinaryIO
 
-from sparsefmt import signs
+from sparsefmt import cost_of_signs
 from sparsefmt.adapters import identity_of
 from sparsefmt.adapters.mistakes import expect_tensors
 from sparsefmt.container.file_objects import destination
@@ -33,7 +33,7 @@ def write_file(
     with destination(place) as sink:
         writer = TensorWriter(sink, metadata, **vars(options), again=tensors.__getitem__)
         index = write_all(writer, tensors, progress)
-    signs.warn(index, writer.written)
+    cost_of_signs.warn(index, writer.written)
 
 
 def file_content(

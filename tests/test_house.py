@@ -24,7 +24,7 @@ STOREYS = [
     {"dense_files"},
     {"api"},
     {"writing"},
-    {"tensor_writer", "save_options", "sparse_file", "tensor_slice", "pickled_file", "signs", "made_on_demand"},
+    {"tensor_writer", "save_options", "sparse_file", "tensor_slice", "pickled_file", "cost_of_signs", "made_on_demand"},
     {"equal_tensors"},
     {"tensor"},
     {"adapters"},

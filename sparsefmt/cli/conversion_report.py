@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsefmt import signs
+from sparsefmt import cost_of_signs
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import ConvertedTensor
 from sparsefmt.checkpoints.folding import foldable
@@ -101,7 +101,7 @@ def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTenso
     kept = sum(tensor.survey.negative_zeros for tensor in sparse if not tensor.entry.negative_zeros_dropped)
     dropped = sum(tensor.entry.negative_zeros_dropped for tensor in converted if not tensor.is_copy)
     cost = sum(tensor.sign_nbytes for tensor in sparse)
-    if large := signs.note(cost, sum(tensor.stored_nbytes for tensor in converted), "--negative-zeros drop"):
+    if large := cost_of_signs.note(cost, sum(tensor.stored_nbytes for tensor in converted), "--negative-zeros drop"):
         notes.append(f"{large}.")
     elif kept:
         notes.append(

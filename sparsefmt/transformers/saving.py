@@ -16,7 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import logging
 
-from sparsefmt import signs
+from sparsefmt import cost_of_signs
 from sparsefmt.adapters.torch import rows_of
 from sparsefmt.checkpoints import cards
 from sparsefmt.checkpoints.huggingface import SENTENCE_TRANSFORMERS
@@ -157,7 +157,7 @@ def _write_weights(
             content = write_all(writer, stored)
         sign_bytes += sum(map(content.sign_nbytes, content.tensors.values()))
         written += writer.written
-    if text := signs.note(sign_bytes, written, 'save_pretrained(..., negative_zeros="drop")'):
+    if text := cost_of_signs.note(sign_bytes, written, 'save_pretrained(..., negative_zeros="drop")'):
         _logger.warning(f"{staged.path}: {text}")
     if shards.is_sharded:
         weight_map = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}

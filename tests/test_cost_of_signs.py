@@ -16,7 +16,7 @@ from helpers import run_command, weights
 import sparsefmt
 import sparsefmt.numpy
 import sparsefmt.torch
-from sparsefmt import signs
+from sparsefmt import cost_of_signs
 from sparsefmt.container.index import Index
 
 MANY = weights(np.random.default_rng(0), (256, 512), np.float32, 0.999, negative_zeros=True)
@@ -87,11 +87,11 @@ def test_the_numbers_are_those_of_the_file(tmp_path):
 
 @pytest.mark.parametrize(("cost", "written", "worth_it"), [(0, 0, False), (333, 1000, False), (334, 1000, True)])
 def test_a_third_is_the_rule(cost, written, worth_it):
-    assert (signs.note(cost, written, "this") is not None) == worth_it
+    assert (cost_of_signs.note(cost, written, "this") is not None) == worth_it
 
 
 def test_nothing_was_saved():
-    assert not warned(lambda: signs.warn(Index(), 100))
+    assert not warned(lambda: cost_of_signs.warn(Index(), 100))
     assert not warned(lambda: sparsefmt.save({}))
 
 
