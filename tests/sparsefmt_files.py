@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -22,9 +23,10 @@ def small_file(codec: str = "raw") -> bytes:
     }
     sink = io.BytesIO()
     writer = TensorWriter(sink, {"k": "v"}, codec=codec)
+    options = writer._options
     for name, array in tensors.items():
         # whatever is smaller, small as they are
-        writer._layout = {"half": "bitmask", "most": "permuted"}.get(name, "auto")
+        writer._options = replace(options, layout={"half": "bitmask", "most": "permuted"}.get(name, "auto"))
         writer.add(name, array)
     writer.add_alias("tied", "half")
     writer.finish()

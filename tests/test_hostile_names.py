@@ -29,7 +29,7 @@ import sparsefmt
 import sparsefmt.torch
 from sparsefmt.errors import SparsefmtError
 from sparsefmt.transformers import SparsefmtConfig, SparsefmtQuantizer
-from tools.taken_apart import canonical, join, merged, split_and_decode, with_kinds
+from tools.taken_apart import encoded, join, merged, split_and_decode, with_kinds
 
 pytestmark = pytest.mark.usefixtures("small_layers")
 
@@ -258,7 +258,7 @@ def test_an_index_that_names_it(tmp_path, monkeypatch, spelling, key):
     content = with_kinds(content)
     if key == "kind":
         content["tensors"]["w"]["kind"] = spelling
-    data = join(head, canonical(content))
+    data = join(head, encoded(content))
     with watched(tmp_path, monkeypatch), pytest.raises(SparsefmtError):
         sparsefmt.load(data)
 

@@ -27,7 +27,7 @@ import sparsefmt
 import sparsefmt.numpy
 import sparsefmt.torch
 from sparsefmt import ChecksumError, FormatError, SparseTensor
-from sparsefmt.container.chunks import STORED_RECORD
+from sparsefmt.container.chunks import STORED_RECORD, encode_chunks
 from sparsefmt.container.sources import Memory
 from sparsefmt.layouts import heights
 from sparsefmt.sparse_file import SparseFile
@@ -272,14 +272,8 @@ def file_of_many(count: int) -> bytes:
     table = np.zeros(count, STORED_RECORD)
     table["stored"] = table["raw"] = 4
     table["checksum"] = xxhash.xxh64_intdigest(value)
-    kinds = {"0": {"arrays": {"values": "raw"}, "dtype": "F32", "layout": "dense"}}
-    tensors = {
-        f"{PREFIX}.{number:07}.bias": {"first_chunk": number, "kind": "0", "shape": []}
-        if number
-        else {"kind": "0", "shape": []}
-        for number in range(count)
-    }
-    return join(head, msgpack.packb({"chunks": table.tobytes(), "kinds": kinds, "metadata": {}, "tensors": tensors}))
+    tensors = {f"{PREFIX}.{number:07}.bias": [0, []] for number in range(count)}
+    return join(head, msgpack.packb([encode_chunks(table), [["F32"]], tensors]))
 
 
 def steps_to_open(data: bytes) -> int:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import struct
-from collections.abc import Callable, Iterator
-from math import prod
+from collections.abc import Callable, Iterator, Sequence
+from math import gcd, prod
 from typing import Any
 
 import msgpack
@@ -18,14 +18,17 @@ import zstandard
 
 MAGIC, END_MAGIC = bytes.fromhex("895350460D0A1A0A"), bytes.fromhex("0A1A0A0D46505389")
 
-RECORD = struct.Struct("<QQQ")
-"""A chunk in the chunk table: stored bytes, raw bytes, checksum of the stored bytes."""
-
 KIND_KEYS = "arrays", "dtype", "layout"
-"""The keys of a kind. A file that is taken apart has them in its entries."""
+"""What a kind says. A file that is taken apart has it in its entries."""
 
-TRAILER = struct.Struct("<QQQ8s")
-"""The end of a file: offset and bytes of the index, its checksum, the magic."""
+USUAL = {"arrays": {"values": "raw"}, "layout": "dense"}
+"""What a kind need not say."""
+
+TRAILER = struct.Struct("<IQ8s")
+"""The end of a file: bytes of the index, its checksum, the magic."""
+
+Record = list[int]
+"""Of a chunk: stored bytes, raw bytes, checksum of the stored bytes."""
 
 
 # A file and its index
@@ -44,19 +47,22 @@ def split(data: bytes) -> tuple[bytes, bytes]:
 
 def split_as_stored(data: bytes) -> tuple[bytes, bytes]:
     """Everything before the index, and the index as it stands in the file."""
-    offset, size, _, _ = TRAILER.unpack(data[-TRAILER.size :])
-    return data[:offset], data[offset : offset + size]
+    end = len(data) - TRAILER.size
+    size, _, _ = TRAILER.unpack(data[end:])
+    if size > end:
+        raise ValueError(f"an index of {size:,} bytes in a file of {len(data):,}")
+    return data[: end - size], data[end - size : end]
 
 
 def split_and_decode(data: bytes) -> tuple[bytes, dict[str, Any]]:
-    """Everything before the index, and the index as a dict; its key "chunks" has the chunk table."""
+    """Everything before the index, and the index as `decoded` gives it."""
     before, index = split(data)
-    return before, msgpack.unpackb(index)
+    return before, decoded(index)
 
 
 def join(before: bytes, index: bytes) -> bytes:
     """A file of these bytes, which begin with a preamble, and of this index, whatever it is."""
-    return before + index + TRAILER.pack(len(before), len(index), checksum_of_index(before, index), END_MAGIC)
+    return before + index + TRAILER.pack(len(index), checksum_of_index(before, index), END_MAGIC)
 
 
 def checksum_of_index(before: bytes, index: bytes) -> int:
@@ -65,14 +71,44 @@ def checksum_of_index(before: bytes, index: bytes) -> int:
 
 def start(end: int, stored: int, raw: int) -> int:
     """Where a chunk of these sizes starts, if the one before ends at `end`."""
-    unit = 1 if stored != raw else 64 if raw >= 4096 else 8
+    unit = 1 if stored != raw else max(gcd(raw, 64), 8) if raw >= 32768 else 8
     return end + -end % unit
+
+
+def records_of(table: bytes) -> list[Record]:
+    """The records of a chunk table."""
+    if not table:
+        return []
+    raw_width, stored_width = table[0] % 16, table[0] // 16
+    count = (len(table) - 1) // (raw_width + stored_width + 8)
+    numbers, at = [], 1
+    for width in (raw_width, stored_width, 8):
+        column = table[at : at + width * count]
+        numbers.append([int.from_bytes(column[i : i + width], "little") for i in range(0, len(column), width or 1)])
+        at += width * count
+    raw, stored, checksums = numbers
+    return [list(record) for record in zip(stored or raw, raw, checksums, strict=True)]
+
+
+def table_of(records: Sequence[Sequence[int]]) -> bytes:
+    """The chunk table of some records."""
+    if not records:
+        return b""
+    stored, raw, checksums = zip(*records, strict=True)
+    columns = [raw, () if stored == raw else stored]
+    widths = [
+        next(width for width in (1, 2, 4, 8) if max(column) < 1 << 8 * width) if column else 0 for column in columns
+    ]
+    out = bytes([widths[0] + 16 * widths[1]])
+    for column, width in zip([*columns, checksums], [*widths, 8], strict=True):
+        out += b"".join(number.to_bytes(width, "little") for number in column)
+    return out
 
 
 def places(table: bytes) -> Iterator[tuple[int, int, int]]:
     """Offset, stored bytes and raw bytes of each chunk of a chunk table."""
     end = 16
-    for stored, raw, _ in RECORD.iter_unpack(table):
+    for stored, raw, _ in records_of(table):
         at = start(end, stored, raw)
         yield at, stored, raw
         end = at + stored
@@ -80,24 +116,21 @@ def places(table: bytes) -> Iterator[tuple[int, int, int]]:
 
 def mended(data: bytes) -> bytes:
     """The file with checksums that fit, as far as its trailer and its index can be understood."""
-    offset, size, _, magic = TRAILER.unpack(data[-TRAILER.size :])
     before, stored_index = split_as_stored(data)
     try:
         _, index = split(data)
-        chunks = msgpack.unpackb(index, strict_map_key=False)["chunks"]
+        chunks = msgpack.unpackb(index, strict_map_key=False)[0]
+        found = list(places(chunks))
     except Exception:
-        index, chunks = stored_index, b""
-    if isinstance(chunks, bytes) and chunks and chunks in index:
-        whole = len(chunks) // RECORD.size * RECORD.size
-        records = [
-            RECORD.pack(stored, raw, xxhash.xxh64_intdigest(data[at : at + stored]))
-            for at, stored, raw in places(chunks[:whole])
-        ]
-        right = index.replace(chunks, b"".join(records) + chunks[whole:], 1)
+        index, chunks, found = stored_index, b"", []
+    if found:
+        at = 1 + len(found) * (chunks[0] % 16 + chunks[0] // 16)
+        checksums = b"".join(xxhash.xxh64_digest(data[begin : begin + stored])[::-1] for begin, stored, _ in found)
+        right = index.replace(chunks, chunks[:at] + checksums + chunks[at + len(checksums) :], 1)
         if right != index:
             stored_index = right if stored_index == index else zstandard.compress(right, 19)
-            size = len(stored_index) if offset + size + TRAILER.size == len(data) else size
-    return before + stored_index + TRAILER.pack(offset, size, checksum_of_index(before, stored_index), magic)
+    magic = data[-8:]
+    return before + stored_index + TRAILER.pack(len(stored_index), checksum_of_index(before, stored_index), magic)
 
 
 # A file in its parts
@@ -124,40 +157,111 @@ def in_bytes(key: str | bytes) -> bytes:
     return key.encode() if isinstance(key, str) else key
 
 
+def decoded(index: bytes) -> dict[str, Any]:
+    """An index as maps: `{"chunks", "kinds", "metadata", "tensors"}`, and whatever keys it has besides.
+
+    Kinds are `{"arrays", "dtype", "layout"}`, entries `{"kind", "shape"}`, and what else they say. A kind has all three
+    keys, and an index its metadata, also where the file does not say so.
+
+    Raises:
+        ValueError, KeyError, TypeError, IndexError: it is not as an index should be.
+    """
+    chunks, kinds, tensors, *fields = msgpack.unpackb(index)
+    return {
+        "chunks": chunks,
+        "kinds": [copy.deepcopy(USUAL) | {"dtype": kind[0]} | (kind[1] if kind[1:] else {}) for kind in kinds],
+        "metadata": {},
+        "tensors": {
+            name: {"kind": entry[0], "shape": entry[1], **(entry[2] if entry[2:] else {})}
+            if isinstance(entry, list)
+            else entry
+            for name, entry in tensors.items()
+        },
+    } | (fields[0] if fields else {})
+
+
+def encoded(index: dict[str, Any], pack: Callable[[Any], bytes] | None = None) -> bytes:
+    """What `decoded` gives, as an index again. What need not be said is not said.
+
+    Args:
+        pack: makes msgpack of it, if not `canonical`.
+    """
+
+    def elements(fields: Any, always: Sequence[str], usual: dict[str, Any]) -> Any:
+        """An array for a map; values that are usual are left out."""
+        if not isinstance(fields, dict):
+            return fields
+        rest = {key: value for key, value in fields.items() if key not in always and not is_usual(key, value, usual)}
+        return [fields[key] for key in always if key in fields] + ([rest] if rest else [])
+
+    def is_usual(key: str, value: Any, usual: dict[str, Any]) -> bool:
+        return (
+            key in usual and not isinstance(value, Encoded) and type(value) is type(usual[key]) and value == usual[key]
+        )
+
+    def kind(fields: Any) -> Any:
+        is_dense = isinstance(fields, dict) and fields.get("layout") == USUAL["layout"]
+        return elements(fields, ["dtype"], USUAL if is_dense else {"layout": USUAL["layout"]})
+
+    def entry(fields: Any) -> Any:
+        is_alias = isinstance(fields, dict) and ("alias_of" in fields or "copy_of" in fields)
+        return fields if is_alias else elements(fields, ["kind", "shape"], {})
+
+    shaped = dict(index)
+    if isinstance(shaped.get("kinds"), list):
+        shaped["kinds"] = [kind(fields) for fields in shaped["kinds"]]
+    if isinstance(shaped.get("tensors"), dict):
+        shaped["tensors"] = {name: entry(fields) for name, fields in shaped["tensors"].items()}
+    return (pack or canonical)(elements(shaped, ["chunks", "kinds", "tensors"], {"metadata": {}}))
+
+
 def merged(index: dict[str, Any]) -> dict[str, Any]:
-    """An index without kinds: what they say stands in the entries."""
-    kinds = index["kinds"]
+    """An index without kinds: what they say stands in the entries, and `first_chunk` in those that have tiles."""
+    kinds, following = index["kinds"], 0
     tensors = {}
     for name, entry in index["tensors"].items():
         if "kind" in entry:
             entry = copy.deepcopy(kinds[entry["kind"]]) | {key: value for key, value in entry.items() if key != "kind"}
+            entry.setdefault("first_chunk", following)
+            chunks = chunks_of(entry)
+            if chunks.stop > chunks.start:
+                following = chunks.stop
+            else:
+                del entry["first_chunk"]
+            entry = dict(sorted(entry.items()))
         tensors[name] = entry
     return {key: value for key, value in index.items() if key != "kinds"} | {"tensors": tensors}
 
 
 def with_kinds(index: dict[str, Any]) -> dict[str, Any]:
-    """An index as `merged` gives it, with kinds again, its keys in the order that they had.
+    """An index as `merged` gives it, with kinds again, numbered in the order of the tensors.
 
-    Kinds are named by numbers in the order of the tensors. Entries that have no key of a kind stay as they are.
+    Entries that have no key of a kind stay as they are. `first_chunk` is left out where it must be, if it can be told.
     """
-    tensors, numbers, kinds = index.get("tensors"), {}, {}
+    tensors, numbers, kinds, following = index.get("tensors"), {}, [], 0
     if isinstance(tensors, dict):
         tensors = dict(tensors)
-        for name, entry in tensors.items():
+        for name in sorted(tensors, key=in_bytes):
+            entry = tensors[name]
             is_alias = not isinstance(entry, dict) or "alias_of" in entry or "copy_of" in entry
             if is_alias or not any(key in entry for key in KIND_KEYS):
                 continue
             kind = {key: entry[key] for key in KIND_KEYS if key in entry}
-            number = numbers.setdefault(canonical(kind), str(len(numbers)))
-            kinds[number] = kind
+            number = numbers.setdefault(canonical(kind), len(numbers))
+            kinds[number:] = kinds[number:] or [kind]
             rest = {key: value for key, value in entry.items() if key not in KIND_KEYS}
-            tensors[name] = dict(sorted({"kind": number, **rest}.items(), key=lambda item: in_bytes(item[0])))
-    out: dict[str, Any] = {} if "chunks" in index else {"kinds": kinds}
-    for key, value in index.items():
-        out[key] = tensors if key == "tensors" else value
-        if key == "chunks":
-            out.setdefault("kinds", dict(sorted(kinds.items())))
-    return out
+            try:
+                chunks = chunks_of({"first_chunk": following, **entry})
+            except (KeyError, TypeError, IndexError, ValueError, ArithmeticError):
+                chunks = slice(following, following)
+                if rest.get("first_chunk") == following:
+                    del rest["first_chunk"]
+            if chunks.stop > chunks.start:
+                if chunks.start == following:
+                    rest.pop("first_chunk", None)
+                following = chunks.stop
+            tensors[name] = {"kind": number, **rest}
+    return {"kinds": kinds} | index | ({"tensors": tensors} if "tensors" in index else {})
 
 
 def chunks_of(entry: dict[str, Any]) -> slice:
@@ -175,21 +279,23 @@ class TakenApart:
     Attributes:
         preamble: the first 16 bytes.
         chunks: stored bytes and raw size of each, in the order of the chunk table.
-        index: without the chunk table and the kinds: what a kind says stands in the entries. Keys "chunks" and "kinds"
-            take the place of those that laying out makes.
+        index: as `decoded` gives it, without the chunk table and the kinds: what a kind says stands in the entries.
+            Keys "chunks" and "kinds" take the place of those that laying out makes. Every entry with tiles has its
+            `first_chunk`, which is left out where it must be.
         behind: bytes that follow a chunk, by its number, before the padding.
         padding: the byte that fills up to where a chunk starts.
         is_coded: whether the index is laid out coded. It is not, whatever the file had.
         change_records: is given the chunk table, a list of three numbers for each chunk, to change.
         change_index: is given the bytes of the index, and gives others.
-        change_trailer: is given offset, size and checksum of the index, a list, to change.
+        change_trailer: is given size and checksum of the index, a list, to change.
     """
 
     def __init__(self, data: bytes) -> None:
         """Take a file apart.
 
         Raises:
-            ValueError, KeyError, TypeError, struct.error: there is no trailer, index or chunk table to be understood.
+            ValueError, KeyError, TypeError, IndexError, struct.error: there is no trailer, index or chunk table to be
+                understood.
         """
         _, self.index = split_and_decode(data)
         self.preamble = bytearray(data[:16])
@@ -211,11 +317,11 @@ class TakenApart:
             records.append([len(stored), raw % 2**64, xxhash.xxh64_intdigest(stored)])
             out += stored + self.behind.get(number, b"")
         self.change_records(records)
-        table = b"".join(RECORD.pack(*record) for record in records)
-        before, index = bytes(out), self.change_index(canonical(with_kinds({"chunks": table, **self.index})))
+        before = bytes(out)
+        index = self.change_index(encoded(with_kinds({"chunks": table_of(records), **self.index})))
         if self.is_coded:
             index = zstandard.compress(index, 19)
-        trailer = [len(before), len(index), checksum_of_index(before, index)]
+        trailer = [len(index), checksum_of_index(before, index)]
         self.change_trailer(trailer)
         return before + index + TRAILER.pack(*trailer, END_MAGIC)
 

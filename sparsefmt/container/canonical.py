@@ -12,9 +12,12 @@ from sparsefmt.limits import MAX_INDEX_ARRAY, MAX_INDEX_DEPTH
 
 _MAX_INT = (1 << 63) - 1
 
-BYTES_FOR_A_CONTAINER = 8
-"""An index has at most one map or array in so many bytes, or it is no index of ours: an entry with its shape and its
-name takes at least 17. An empty map is one byte there and 72 in memory: so memory is in proportion to the index."""
+BYTES_FOR_AN_ARRAY = 3
+"""An index has at most one array in so many bytes, or it is no index of ours: a tensor has two in at least seven. An
+array of one element is two bytes there and 64 in memory: so memory is in proportion to the index."""
+
+_ARRAYS_FOR_A_MAP = 3
+"""A map of one pair takes about as much memory as so many arrays. It counts as such."""
 
 _SMALL_INDEX = 1 << 22
 """Bytes of an index that may be anything."""
@@ -25,9 +28,9 @@ def encode(value: object) -> bytes:
     return msgpack.packb(value, use_bin_type=True)
 
 
-def decode(data: bytes) -> dict[str, Any]:
-    """Decode a map, and refuse anything that `encode` would have written otherwise, or not at all."""
-    hooks = _counting_hooks(len(data) // BYTES_FOR_A_CONTAINER) if len(data) > _SMALL_INDEX else {}
+def decode(data: bytes) -> list[Any]:
+    """Decode an array, and refuse anything that `encode` would have written otherwise, or not at all."""
+    hooks = _counting_hooks(len(data) // BYTES_FOR_AN_ARRAY) if len(data) > _SMALL_INDEX else {}
     try:
         value = msgpack.unpackb(
             data,
@@ -49,7 +52,7 @@ def decode(data: bytes) -> dict[str, Any]:
     if not canonical:
         _refuse_floats(value)
         raise FormatError("index-not-canonical", "the index is not in canonical form")
-    expect_type(value, dict, "the index")
+    expect_type(value, list, "the index")
     return value
 
 
@@ -66,6 +69,31 @@ class Keys(NamedTuple):
     level: int
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
+
+
+_NO_FIELDS: dict[str, Any] = {}
+
+
+def fields_of(value: Any, always: int, what: str) -> dict[str, Any]:
+    """The map behind the elements that are always there, of an index, a kind or an entry; an empty one if there is
+    none. The keys are not checked yet.
+
+    Raises:
+        FormatError: it is no array, or one of fewer or of more elements, or the last of them is no map, or empty.
+    """
+    if type(value) is list:
+        if len(value) == always:
+            return _NO_FIELDS
+        if len(value) == always + 1:
+            fields = value[always]
+            expect_type(fields, dict, f"element {always} of {what}")
+            if not fields:
+                raise FormatError(
+                    "index-not-canonical", f"element {always} of {what} is empty; it must be left out then"
+                )
+            return fields
+        raise FormatError("index-key", f"{what} has {len(value):,} elements, not {always} or {always + 1}")
+    raise FormatError("index-type", f"{what} must be list, not {type(value).__name__}")
 
 
 def expect_keys(mapping: dict[str, Any], keys: Keys, strict: bool) -> None:
@@ -135,12 +163,14 @@ def _expect_text_keys(mapping: Mapping[Any, Any], what: str) -> None:
 
 
 def _counting_hooks(limit: int) -> dict[str, Callable[[Any], Any]]:
-    """Hooks for msgpack that end decoding at a number of maps and arrays."""
-    left = iter(range(limit))
+    """Hooks for msgpack that end decoding at a number of maps and arrays; see _ARRAYS_FOR_A_MAP."""
+    left = limit
 
     def count(container: Any) -> Any:
-        if next(left, None) is None:
-            raise LimitError("memory", f"the index has over {limit:,} maps and arrays, too many for its size")
+        nonlocal left
+        left -= 1 if type(container) is list else _ARRAYS_FOR_A_MAP
+        if left < 0:
+            raise LimitError("memory", "the index has too many maps and arrays for its size")
         return container
 
     return {"object_hook": count, "list_hook": count}

@@ -16,8 +16,8 @@ LEVEL = 9
 """Higher levels take far longer, and make an index hardly smaller: most of what is left of it is checksums."""
 
 SMALLEST = 32
-"""Bytes that a coded index has, at least; one that is not coded has more by its keys. With the trailer these are 64
-that can be read behind every chunk."""
+"""Bytes that a coded index has, at least. With the trailer, at least 44 can be read behind every chunk, whether the
+index is coded or not."""
 
 
 def is_coded(stored: bytes) -> bool:

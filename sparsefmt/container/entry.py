@@ -2,20 +2,21 @@
 
 An entry is one of
 
-    {"first_chunk"?, "kind", "models"?, "negative_zeros_dropped"?, "nnz"?, "row_dims"?, "shape", "tile_rows"?}
-    {"alias_of": name}
+    [kind, shape]
+    [kind, shape, {"first_chunk"?, "models"?, "negative_zeros_dropped"?, "nnz"?, "row_dims"?, "tile_rows"?}]
 
-of which this file decodes the first. What it shares with others, its **kind**, stands apart (kinds.py). Every check is
-O(1), and they are arranged so that an index of a hundred thousand tensors is read in a moment.
+and what stands in the place of the entry of a further name is read in index.py. What an entry shares with others, its
+**kind**, stands apart (kinds.py). Every check is O(1), and they are arranged so that an index of a hundred thousand
+tensors is read in a moment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparsefmt.container.canonical import Keys, expect_ints, expect_keys, expect_sorted, expect_type
+from sparsefmt.container.canonical import Keys, expect_ints, expect_keys, expect_sorted, expect_type, fields_of
 from sparsefmt.container.kinds import Kind, is_left_out
 from sparsefmt.errors import FormatError, LimitError
 from sparsefmt.layouts.tiling import Tiling
@@ -27,13 +28,11 @@ from sparsefmt.limits import (
 )
 from sparsefmt.shapes import check_shape
 
-_DENSE_KEYS = Keys(
-    "its entry",
-    3,
-    ("kind", "shape"),
-    ("first_chunk", "models", "negative_zeros_dropped", "row_dims", "tile_rows"),
-)
-_SPARSE_KEYS = _DENSE_KEYS._replace(required=("kind", "nnz", "shape"))
+_DENSE_KEYS = Keys("its entry", 4, (), ("first_chunk", "models", "negative_zeros_dropped", "row_dims", "tile_rows"))
+_SPARSE_KEYS = _DENSE_KEYS._replace(required=("nnz",))
+
+FOLLOWS = -1
+"""In place of a number: the chunks of an entry follow on those of the entry before, which must be known first."""
 
 
 @dataclass(slots=True)
@@ -42,7 +41,7 @@ class TensorEntry(Tiling):
 
     Attributes:
         codecs: codec name of each array, in order of array names.
-        first_chunk: number of its first record in the chunk table; 0 if it has no tiles.
+        first_chunk: number of its first record in the chunk table; 0 if it has no tiles. FOLLOWS while it is decoded.
         nnz: values stored, or None in layout `dense`.
         negative_zeros_dropped: how many -0.0 were turned into +0.0 when the file was written.
         models: what the codec of an array has to know, for the arrays whose codecs have models.
@@ -68,54 +67,64 @@ class TensorEntry(Tiling):
         """Whether an array that is coded takes no byte, since it follows from others."""
         return is_left_out(self.layout, array, self.codecs[array])
 
-    def to_object(self, kind: str) -> dict[str, Any]:
-        """The entry as it stands in the index, keys sorted; `kind`: the name of its kind there."""
-        entry: dict[str, Any] = {}
-        if self.first_chunk:
-            entry["first_chunk"] = self.first_chunk
-        entry["kind"] = kind
+    def to_object(self, kind: int, following: int) -> list[Any]:
+        """The entry as it stands in the index, keys sorted.
+
+        Args:
+            kind: the number of its kind there.
+            following: the number of the chunk behind those of the entry before.
+        """
+        fields: dict[str, Any] = {}
+        if self.tile_rows and self.first_chunk != following:
+            fields["first_chunk"] = self.first_chunk
         if self.models:
-            entry["models"] = self.models
+            fields["models"] = self.models
         if self.negative_zeros_dropped:
-            entry["negative_zeros_dropped"] = self.negative_zeros_dropped
+            fields["negative_zeros_dropped"] = self.negative_zeros_dropped
         if self.nnz is not None:
-            entry["nnz"] = self.nnz
+            fields["nnz"] = self.nnz
         if self.row_dims > 1:
-            entry["row_dims"] = self.row_dims
-        entry["shape"] = self.shape
+            fields["row_dims"] = self.row_dims
         if self.tile_rows not in (0, self.matrix_rows):
-            entry["tile_rows"] = self.tile_rows
-        return entry
+            fields["tile_rows"] = self.tile_rows
+        return [kind, self.shape, fields] if fields else [kind, self.shape]
 
 
-def decode_entry(name: str, entry: dict[str, Any], kinds: Mapping[str, Kind], strict: bool) -> TensorEntry:
+def decode_entry(name: str, entry: Any, kinds: Sequence[Kind], strict: bool) -> TensorEntry:
     """The entry of tensor `name`, checked as far as that goes without the chunk table.
 
+    Its `first_chunk` is FOLLOWS if it has tiles and does not say where their chunks are.
+
     Args:
-        kinds: those of the index, by name.
+        kinds: those of the index.
         strict: whether keys that this version does not know are refused.
     """
-    kind = _decode_kind(entry, kinds)
+    fields = fields_of(entry, 2, "its entry")
+    number, shape = entry[0], entry[1]
+    kind = _kind(number, kinds)
     layout = kind.layout
-    expect_keys(entry, _SPARSE_KEYS if layout.sparse else _DENSE_KEYS, strict)
-    shape = entry["shape"]
+    if fields or layout.sparse:
+        _expect_fields(fields, layout.sparse, strict)
     expect_type(shape, list, "shape")
     expect_ints(shape, "its shape")
     shape = tuple(shape)
     check_shape(shape, kind.dtype)
-    nnz, models = None, {}
-    if layout.sparse:
-        nnz = entry["nnz"]
-        expect_ints((nnz,), "its nnz")
-    first_chunk = _decode_count(entry, "first_chunk")
-    dropped = _decode_count(entry, "negative_zeros_dropped")
-    if kind.modelled or "models" in entry:
-        models = _decode_models(entry.get("models", {}), kind.modelled)
-    row_dims = _decode_row_dims(entry, shape) if "row_dims" in entry else 1
+    nnz, first_chunk, dropped, models, row_dims = None, FOLLOWS, 0, {}, 1
+    if kind.modelled or "models" in fields:
+        models = _decode_models(fields.get("models", {}), kind.modelled)
+    if fields:
+        if layout.sparse:
+            nnz = _decode_int(fields, "nnz")
+        if "first_chunk" in fields:
+            first_chunk = _decode_int(fields, "first_chunk")
+        if "negative_zeros_dropped" in fields:
+            dropped = _decode_dropped(fields)
+        if "row_dims" in fields:
+            row_dims = _decode_row_dims(fields, shape)
     decoded = TensorEntry(
         kind.dtype, shape, layout, 0, name, kind.codecs, first_chunk, nnz, dropped, models, row_dims=row_dims
     )
-    _put_tile_rows(decoded, entry)
+    _put_tile_rows(decoded, fields)
     if layout.sparse:
         _check_sparse(decoded)
     if dropped > (decoded.elements if kind.dtype.negative_zero else 0):
@@ -123,30 +132,32 @@ def decode_entry(name: str, entry: dict[str, Any], kinds: Mapping[str, Kind], st
     return decoded
 
 
-def _decode_kind(entry: dict[str, Any], kinds: Mapping[str, Kind]) -> Kind:
-    name = entry.get("kind")
-    if name is None:
-        raise FormatError("index-key", "its entry lacks 'kind'")
-    expect_type(name, str, "kind")
-    kind = kinds.get(name)
-    if kind is None:
-        raise FormatError("kind-invalid", f"it is of kind {name!r}, which is not in the index")
-    if "nnz" in entry and not kind.layout.sparse:
-        raise FormatError("index-key", f"its entry has 'nnz', which layout {kind.layout.name!r} has not")
-    return kind
+def _kind(number: Any, kinds: Sequence[Kind]) -> Kind:
+    expect_type(number, int, "the number of its kind")
+    if not 0 <= number < len(kinds):
+        expect_ints((number,), "the number of its kind")
+        raise FormatError("kind-invalid", f"it is of kind {number:,}, and the index has {len(kinds):,}")
+    return kinds[number]
 
 
-def _decode_count(entry: dict[str, Any], key: str) -> int:
-    """A number that is left out where it is 0."""
-    count = entry.get(key)
-    if count is None:
-        if key in entry:
-            expect_ints((count,), f"its {key}")
-        return 0
-    expect_ints((count,), f"its {key}")
-    if count == 0:
-        raise FormatError("index-not-canonical", f"{key} is 0; it must be left out then")
-    return count
+def _expect_fields(fields: dict[str, Any], sparse: bool, strict: bool) -> None:
+    """Check the keys of an entry."""
+    if "nnz" in fields and not sparse:
+        raise FormatError("index-key", "its entry has 'nnz', which layout 'dense' has not")
+    expect_keys(fields, _SPARSE_KEYS if sparse else _DENSE_KEYS, strict)
+
+
+def _decode_int(fields: dict[str, Any], key: str) -> int:
+    number = fields[key]
+    expect_ints((number,), f"its {key}")
+    return number
+
+
+def _decode_dropped(fields: dict[str, Any]) -> int:
+    dropped = _decode_int(fields, "negative_zeros_dropped")
+    if dropped == 0:
+        raise FormatError("index-not-canonical", "negative_zeros_dropped is 0; it must be left out then")
+    return dropped
 
 
 def _decode_models(models: Any, expected: tuple[str, ...]) -> dict[str, bytes]:
@@ -164,10 +175,9 @@ def _decode_models(models: Any, expected: tuple[str, ...]) -> dict[str, bytes]:
     return models
 
 
-def _decode_row_dims(entry: dict[str, Any], shape: tuple[int, ...]) -> int:
+def _decode_row_dims(fields: dict[str, Any], shape: tuple[int, ...]) -> int:
     """How many dimensions make rows, of a stack."""
-    row_dims = entry["row_dims"]
-    expect_ints((row_dims,), "its row_dims")
+    row_dims = _decode_int(fields, "row_dims")
     if not 2 <= row_dims < len(shape) or 0 in shape:
         raise FormatError(
             "row-dims", f"row_dims is {row_dims:,}, which shape {list(shape)} cannot have, or which must be left out"
@@ -175,11 +185,11 @@ def _decode_row_dims(entry: dict[str, Any], shape: tuple[int, ...]) -> int:
     return row_dims
 
 
-def _put_tile_rows(decoded: TensorEntry, entry: dict[str, Any]) -> None:
+def _put_tile_rows(decoded: TensorEntry, fields: dict[str, Any]) -> None:
     """Take from its entry how a tensor is cut into tiles."""
     usual = decoded.matrix_rows if decoded.elements else 0
-    tile_rows = decoded.tile_rows = entry.get("tile_rows", usual)
-    if "tile_rows" in entry:
+    tile_rows = decoded.tile_rows = fields.get("tile_rows", usual)
+    if "tile_rows" in fields:
         expect_ints((tile_rows,), "its tile_rows")
         if not 1 <= tile_rows < usual:
             raise FormatError("tile-rows", f"tile_rows is {tile_rows:,}; less than {usual:,}, or left out, it must be")
@@ -189,8 +199,10 @@ def _put_tile_rows(decoded: TensorEntry, entry: dict[str, Any]) -> None:
             raise FormatError("tile-rows", f"tile_rows of a {decoded.dtype.name} tensor must be a multiple of 8")
     elif decoded.row_dims > 1 and decoded.dtype.nbits < 8 and tile_rows % 8 and decoded.tiles > 1:
         raise FormatError("tile-rows", f"matrices of a {decoded.dtype.name} stack must have a multiple of 8 rows")
-    if decoded.first_chunk and not usual:
-        raise FormatError("tile-rows", "a tensor without elements has no tiles: first_chunk must be left out")
+    if not usual:
+        if decoded.first_chunk != FOLLOWS:
+            raise FormatError("tile-rows", "a tensor without elements has no tiles: first_chunk must be left out")
+        decoded.first_chunk = 0
 
 
 def _check_sparse(entry: TensorEntry) -> None:

@@ -1,9 +1,9 @@
-"""Preamble and trailer: the first 16 and the last 32 bytes of a file. No I/O.
+"""Preamble and trailer: the first 16 and the last 20 bytes of a file. No I/O.
 
-    preamble   0  8  magic 89 53 50 46 0D 0A 1A 0A     trailer   0  8  index offset u64
-               8  2  major u16                                   8  8  index size u64
-              10  2  minor u16                                  16  8  XXH64 of preamble and index u64
-              12  4  incompatible-feature bits u32              24  8  end magic 0A 1A 0A 0D 46 50 53 89
+    preamble   0  8  magic 89 53 50 46 0D 0A 1A 0A     trailer   0  4  index size u32
+               8  2  major u16                                   4  8  XXH64 of preamble and index u64
+              10  2  minor u16                                  12  8  end magic 0A 1A 0A 0D 46 50 53 89
+              12  4  incompatible-feature bits u32
 
 The trailer is written last and marks the file as whole: a torn or truncated file has none.
 """
@@ -26,7 +26,7 @@ KNOWN_FEATURES = 0
 """Incompatible-feature bits that this reader understands: version 1.0 defines none."""
 
 _PREAMBLE = struct.Struct("<8sHHI")
-_TRAILER = struct.Struct("<QQQ8s")
+_TRAILER = struct.Struct("<IQ8s")
 PREAMBLE_SIZE, TRAILER_SIZE = _PREAMBLE.size, _TRAILER.size
 TAIL_SIZE = 1 << 16
 """Bytes from the end of a file that `describe_end` wants to see."""
@@ -80,7 +80,7 @@ class Trailer:
     index_checksum: int
 
     def encode(self) -> bytes:
-        return _TRAILER.pack(self.index_offset, self.index_size, self.index_checksum, END_MAGIC)
+        return _TRAILER.pack(self.index_size, self.index_checksum, END_MAGIC)
 
     def check_index(self, preamble: bytes, index: bytes) -> None:
         """Refuse an index, or a preamble, that is not the one written."""
@@ -110,9 +110,9 @@ def describe_end(tail: bytes, file_size: int) -> str:
         )
     end = tail.rfind(END_MAGIC) + len(END_MAGIC)
     if end >= TRAILER_SIZE:
-        offset, size, _, _ = _TRAILER.unpack(tail[end - TRAILER_SIZE : end])
+        size, _, _ = _TRAILER.unpack(tail[end - TRAILER_SIZE : end])
         whole = file_size - (len(tail) - end)
-        if offset + size + TRAILER_SIZE == whole:
+        if PREAMBLE_SIZE + size + TRAILER_SIZE <= whole:
             return f"the file is too long: it ends after {whole:,} bytes, and {file_size - whole:,} more follow"
     return (
         f"the file is cut off, or was never finished: it has {file_size:,} bytes and no trailer, which alone"
@@ -123,15 +123,12 @@ def describe_end(tail: bytes, file_size: int) -> str:
 def decode_trailer(data: bytes, file_size: int) -> Trailer:
     """Check the last TRAILER_SIZE bytes of a file of `file_size` bytes."""
     start = file_size - TRAILER_SIZE
-    offset, size, index_checksum, end_magic = _TRAILER.unpack(data)
+    size, index_checksum, end_magic = _TRAILER.unpack(data)
     if end_magic != END_MAGIC:
         raise FormatError("trailer-missing", describe_end(data, file_size), offset=start)
     if size > MAX_INDEX_BYTES:
         raise LimitError("index-size", f"the index has {size:,} bytes; the limit is {MAX_INDEX_BYTES:,}", offset=start)
-    if offset < PREAMBLE_SIZE or offset + size != start:
-        raise FormatError(
-            "index-out-of-bounds",
-            f"the index claims bytes {offset:,} to {offset + size:,}, and the trailer starts at {start:,}",
-            offset=start,
-        )
-    return Trailer(offset, size, index_checksum)
+    if size > start - PREAMBLE_SIZE:
+        room = f"only {start - PREAMBLE_SIZE:,} lie between preamble and trailer"
+        raise FormatError("index-out-of-bounds", f"the index claims {size:,} bytes; {room}", offset=start)
+    return Trailer(start - size, size, index_checksum)

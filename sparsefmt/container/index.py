@@ -2,7 +2,8 @@
 
 Canonical msgpack, one encoding for one content:
 
-    {"chunks": bin, "kinds": {name: kind}, "metadata": {key: text}, "tensors": {name: entry}}
+    [chunks, [kind, …], {name: entry, …}]
+    [chunks, [kind, …], {name: entry, …}, {"metadata": {key: text, …}}]
 
 Chunks are described in chunks.py, kinds in kinds.py, entries in entry.py. A file with coded chunks may have its index
 coded too (coded_index.py). Every check is O(1) per tensor or per chunk, and all run before
@@ -18,18 +19,18 @@ from typing import Any
 import numpy as np
 
 from sparsefmt.container import canonical, coded_index
-from sparsefmt.container.canonical import Keys, expect_keys, expect_possible, expect_sorted, expect_type
+from sparsefmt.container.canonical import Keys, expect_keys, expect_possible, expect_sorted, expect_type, fields_of
 from sparsefmt.container.chunks import CHUNK_RECORD, check_owners, decode_chunks, encode_chunks
 from sparsefmt.container.entry import TensorEntry, decode_entry
 from sparsefmt.container.envelope import MINOR
-from sparsefmt.container.kinds import decode_kinds, names_of
+from sparsefmt.container.kinds import decode_kinds, numbers_of
 from sparsefmt.container.names import check_metadata, check_names
 from sparsefmt.errors import FormatError, LimitError, SparsefmtError
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.lazily import computed_once
 from sparsefmt.limits import MAX_TENSORS
 
-_TOP_KEYS = Keys("the index", 1, ("chunks", "kinds", "metadata", "tensors"))
+_TOP_KEYS = Keys("the index", 2, (), ("metadata",))
 _ALIAS_OF, _COPY_OF = "alias_of", "copy_of"
 _ALIAS_KEYS, _COPY_KEYS = Keys("an alias entry", 3, (_ALIAS_OF,)), Keys("an alias entry", 3, (_COPY_OF,))
 
@@ -103,31 +104,30 @@ class Index:
 
     def encode(self, *, coded: bool = False) -> bytes:
         """The index as it stands in a file: canonical msgpack. `coded`: made smaller by zstd, if that does."""
-        tensors: dict[str, Any] = {
-            name: {_COPY_OF if name in self.copies else _ALIAS_OF: target} for name, target in self.aliases.items()
-        }
         kinds = {entry.kind.key: entry.kind for _, entry in sorted(self.tensors.items())}
-        names = names_of(kinds.values())
-        tensors.update((name, entry.to_object(names[entry.kind.key])) for name, entry in self.tensors.items())
-        encoded = canonical.encode(
-            {
-                "chunks": encode_chunks(self.chunks),
-                "kinds": dict(sorted((names[key], kind.to_object()) for key, kind in kinds.items())),
-                "metadata": dict(sorted(self.metadata.items())),
-                "tensors": dict(sorted(tensors.items())),
-            }
-        )
+        numbers = numbers_of(kinds.values())
+        tensors: dict[str, Any] = {}
+        following = 0
+        for name in sorted([*self.tensors, *self.aliases]):
+            entry = self.tensors.get(name)
+            if entry is None:
+                tensors[name] = {_COPY_OF if name in self.copies else _ALIAS_OF: self.aliases[name]}
+                continue
+            tensors[name] = entry.to_object(numbers[entry.kind.key], following)
+            if entry.tile_rows:
+                following = entry.first_chunk + entry.chunk_count
+        content = [encode_chunks(self.chunks), [kind.to_object() for kind in kinds.values()], tensors]
+        if self.metadata:
+            content.append({"metadata": dict(sorted(self.metadata.items()))})
+        encoded = canonical.encode(content)
         return coded_index.encode(encoded) if coded else encoded
 
 
 def content(data: bytes) -> dict[str, Any]:
-    """What an index says that is valid, whatever its kinds are called, and whether it is coded or not."""
-    top = canonical.decode(coded_index.decode(data))
-    tensors = {
-        name: {**entry, "kind": top["kinds"][entry["kind"]]} if "kind" in entry else entry
-        for name, entry in top["tensors"].items()
-    }
-    return {**top, "kinds": None, "tensors": tensors}
+    """What an index says that is valid, however its kinds are numbered, and whether it is coded or not."""
+    chunks, kinds, tensors, *fields = canonical.decode(coded_index.decode(data))
+    named = {name: [kinds[entry[0]], *entry[1:]] if type(entry) is list else entry for name, entry in tensors.items()}
+    return {"chunks": chunks, "tensors": named, "fields": fields}
 
 
 def decode(data: bytes, index_offset: int, minor: int) -> Index:
@@ -147,26 +147,24 @@ def decode(data: bytes, index_offset: int, minor: int) -> Index:
 
 def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
     top = canonical.decode(coded_index.decode(data))
-    expect_keys(top, _TOP_KEYS, strict)
-    tensors, metadata, chunks = top["tensors"], top["metadata"], top["chunks"]
-    kinds = decode_kinds(top["kinds"], strict)
+    fields = fields_of(top, 3, "the index")
+    expect_keys(fields, _TOP_KEYS, strict)
+    chunks, kinds_there, tensors = top[:3]
+    metadata = _decode_metadata(fields["metadata"]) if "metadata" in fields else {}
+    kinds = decode_kinds(kinds_there, strict)
     expect_type(chunks, bytes, "chunks")
-    expect_type(metadata, dict, "metadata")
     expect_type(tensors, dict, "tensors")
-    expect_sorted(metadata, "the metadata")
-    for key, text in metadata.items():
-        if type(text) is not str:
-            expect_possible(text, f"metadata {key!r}", level=3)
-    check_metadata(metadata)
     index = Index(metadata=metadata, chunks=decode_chunks(chunks, index_offset))
     if len(tensors) > MAX_TENSORS:
         raise LimitError("tensor-count", f"the index has {len(tensors):,} tensors; the limit is {MAX_TENSORS:,}")
     expect_sorted(tensors, "the tensors")
     check_names(tensors)
+    used: set[int] = set()
     try:
         for name, entry in tensors.items():
-            if type(entry) is dict and _ALIAS_OF not in entry and _COPY_OF not in entry:
+            if type(entry) is not dict:
                 index.tensors[name] = decode_entry(name, entry, kinds, strict)
+                used.add(entry[0])
             else:
                 index.aliases[name], is_copy = _decode_alias(entry, strict)
                 if is_copy:
@@ -177,15 +175,27 @@ def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
         is_there = target in index.tensors or (target in index.copies and name not in index.copies)
         if not is_there:
             raise FormatError("alias-invalid", f"it is an alias of {target!r}, which is no tensor here", tensor=name)
-    if len(kinds) > len(tensors) or kinds.keys() != {entry["kind"] for entry in tensors.values() if "kind" in entry}:
+    if len(used) != len(kinds):
         raise FormatError("kind-invalid", "the index has a kind that no tensor is of")
     check_owners(index.tensors.values(), index.chunks)
     return index
 
 
-def _decode_alias(entry: Any, strict: bool) -> tuple[str, bool]:
+def _decode_metadata(metadata: Any) -> dict[str, str]:
+    """The metadata of an index that has some."""
+    expect_type(metadata, dict, "metadata")
+    expect_sorted(metadata, "the metadata")
+    for key, text in metadata.items():
+        if type(text) is not str:
+            expect_possible(text, f"metadata {key!r}", level=4)
+    check_metadata(metadata)
+    if not metadata:
+        raise FormatError("index-not-canonical", "the metadata is empty; it must be left out then")
+    return metadata
+
+
+def _decode_alias(entry: dict[str, Any], strict: bool) -> tuple[str, bool]:
     """Name of the tensor that another name stands for, and whether it is a tensor of its own."""
-    expect_type(entry, dict, "its entry")
     is_copy = _COPY_OF in entry
     if is_copy and _ALIAS_OF in entry:
         raise FormatError("index-key", f"an alias has both {_ALIAS_OF!r} and {_COPY_OF!r}")

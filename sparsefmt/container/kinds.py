@@ -1,6 +1,9 @@
 """Kinds of tensors: what tensors of the same layout, dtype and codecs have in common, said once. No I/O.
 
-{"arrays": {name: codec}, "dtype", "layout"}
+    [dtype]
+    [dtype, {"arrays"?: {name: codec}, "layout"?}]
+
+The layout is left out if it is `dense`, and the arrays if these are the `values` of `dense`, of codec `raw`.
 """
 
 from __future__ import annotations
@@ -10,14 +13,16 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sparsefmt.codecs import CODECS
-from sparsefmt.container.canonical import Keys, expect_keys, expect_sorted, expect_type
+from sparsefmt.container.canonical import Keys, expect_keys, expect_sorted, expect_type, fields_of
 from sparsefmt.dtypes import DTYPES, DType
-from sparsefmt.errors import FormatError, SparsefmtError, UnsupportedError
+from sparsefmt.errors import FormatError, LimitError, SparsefmtError, UnsupportedError
 from sparsefmt.layouts import layout_of
 from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
+from sparsefmt.limits import MAX_INDEX_ARRAY
 
-_KEYS = Keys("it", 3, ("arrays", "dtype", "layout"))
+_KEYS = Keys("it", 4, (), ("arrays", "layout"))
+_USUAL_LAYOUT, _USUAL_ARRAYS = "dense", {"values": "raw"}
 
 
 class Kind(NamedTuple):
@@ -38,29 +43,42 @@ class Kind(NamedTuple):
         """Equal for equal kinds."""
         return self.layout.form, self.dtype.name, *self.codecs.items()
 
-    def to_object(self) -> dict[str, Any]:
+    def to_object(self) -> list[Any]:
         """The kind as it stands in the index, keys sorted."""
-        return {"arrays": dict(self.codecs), "dtype": self.dtype.name, "layout": self.layout.name}
+        fields: dict[str, Any] = {}
+        if self.layout.name != _USUAL_LAYOUT or self.codecs != _USUAL_ARRAYS:
+            fields["arrays"] = dict(self.codecs)
+        if self.layout.name != _USUAL_LAYOUT:
+            fields["layout"] = self.layout.name
+        return [self.dtype.name, fields] if fields else [self.dtype.name]
 
 
-def names_of(kinds: Iterable[Kind]) -> dict[tuple[object, ...], str]:
-    """The name in an index for each kind, by `key`: numbers, in the order in which they come."""
-    names: dict[tuple[object, ...], str] = {}
+def numbers_of(kinds: Iterable[Kind]) -> dict[tuple[object, ...], int]:
+    """The number in an index of each kind, by `key`, in the order in which they come.
+
+    Raises:
+        LimitError: there are more than an index can have.
+    """
+    numbers: dict[tuple[object, ...], int] = {}
     for kind in kinds:
-        names.setdefault(kind.key, str(len(names)))
-    return names
+        numbers.setdefault(kind.key, len(numbers))
+    if len(numbers) > MAX_INDEX_ARRAY:
+        most = f"a file has at most {MAX_INDEX_ARRAY:,} of them"
+        raise LimitError(
+            "kind-count", f"the tensors are of {len(numbers):,} kinds, of dtype, layout and codecs: {most}"
+        )
+    return numbers
 
 
-def decode_kinds(kinds: Any, strict: bool) -> dict[str, Kind]:
-    """The kinds of an index, by name, checked. `strict`: whether keys that this version does not know are refused."""
-    expect_type(kinds, dict, "kinds")
-    expect_sorted(kinds, "the kinds")
-    decoded = {}
-    for name, kind in kinds.items():
+def decode_kinds(kinds: Any, strict: bool) -> list[Kind]:
+    """The kinds of an index, checked. `strict`: whether keys that this version does not know are refused."""
+    expect_type(kinds, list, "kinds")
+    decoded = []
+    for number, kind in enumerate(kinds):
         try:
-            decoded[name] = _decode_kind(kind, strict)
+            decoded.append(_decode_kind(kind, strict))
         except SparsefmtError as error:
-            raise type(error)(error.code, f"kind {name!r}: {error.message}") from None
+            raise type(error)(error.code, f"kind {number}: {error.message}") from None
     return decoded
 
 
@@ -70,12 +88,17 @@ def is_left_out(layout: Layout, array: str, codec: str) -> bool:
 
 
 def _decode_kind(kind: Any, strict: bool) -> Kind:
-    expect_type(kind, dict, "it")
-    expect_keys(kind, _KEYS, strict)
-    arrays, dtype = kind["arrays"], _dtype(kind["dtype"])
+    fields = fields_of(kind, 1, "it")
+    expect_keys(fields, _KEYS, strict)
+    dtype, layout_name = _dtype(kind[0]), fields.get("layout", _USUAL_LAYOUT)
+    if "arrays" not in fields and layout_name != _USUAL_LAYOUT:
+        raise FormatError("index-key", "it lacks 'arrays'")
+    arrays = fields.get("arrays", _USUAL_ARRAYS)
     expect_type(arrays, dict, "arrays")
-    layout = _layout(kind["layout"], arrays)
+    layout = _layout(layout_name, arrays)
     expect_sorted(arrays, "the arrays")
+    if layout_name == _USUAL_LAYOUT and ("layout" in fields or fields.get("arrays") == _USUAL_ARRAYS):
+        raise FormatError("index-not-canonical", "it says what it must leave out, of layout 'dense' and codec 'raw'")
     for array, codec in arrays.items():
         expect_type(codec, str, f"the codec of array {array!r}")
     optional = {NEGATIVE_ZEROS} if layout.sparse and dtype.negative_zero else set()

@@ -14,7 +14,7 @@ import numpy as np
 from sparsefmt.container import envelope, file_objects
 from sparsefmt.container.disk_file import CannotBeMapped, DiskFile
 from sparsefmt.errors import FormatError, file_closed
-from sparsefmt.layouts.memory import ALIGNMENT, empty, frozen, padded_copy
+from sparsefmt.layouts.memory import ALIGNMENT, OVERREAD, empty, frozen, padded_copy
 
 Backend = Literal["mmap", "pread"]
 BACKENDS = get_args(Backend)
@@ -39,7 +39,7 @@ class Source(ABC):
     @abstractmethod
     def read(self, offset: int, size: int) -> np.ndarray:
         """`size` bytes at `offset`, both inside the file. At offsets that are multiples of 64 the result is aligned to
-        64 bytes, and 64 readable bytes follow it if the file has them there. Raises SparsefmtError
+        64 bytes, and 64 readable bytes follow it. Raises SparsefmtError
         (file-closed) after `close`."""
 
     @property
@@ -65,16 +65,25 @@ class Memory(Source):
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         array = np.frombuffer(data, np.uint8)
+        readable = array.size
         if type(data) is not bytes or array.ctypes.data % ALIGNMENT:
             array = padded_copy(array)
+            readable += OVERREAD
+        self._hold(array, readable)
+
+    def _hold(self, array: np.ndarray, readable: int) -> None:
+        """These are the bytes. `readable`: how many can be read from their start on."""
         self.size = array.size
+        self._followed = readable - OVERREAD
         self._data: np.ndarray | None = frozen(array)
 
     def read(self, offset: int, size: int) -> np.ndarray:
         data = self._data  # another thread may close the file
         if data is None:
             raise file_closed()
-        return data[offset : offset + size]
+        part = data[offset : offset + size]
+        # the index and the trailer of a small file are shorter than what kernels may read behind an array
+        return part if offset + size <= self._followed else frozen(padded_copy(part))
 
     @property
     def closed(self) -> bool:
@@ -101,8 +110,9 @@ class MappedFile(Memory):
         self._mapping = file.mapped()
         self._file: DiskFile | None = file
         self._begin = begin
-        self._data = np.frombuffer(self._mapping or b"", np.uint8)[begin:]
-        self.size = self._data.size
+        content = np.frombuffer(self._mapping or b"", np.uint8)
+        # the rest of the last page can be read, too
+        self._hold(content[begin:], -(-content.size // mmap.PAGESIZE) * mmap.PAGESIZE - begin)
 
     def forget(self, offset: int, size: int) -> None:
         """Take the pages out of this process's memory: what was decoded from them takes their place."""

@@ -17,6 +17,13 @@ WORTH_A_MODEL = 1 << 12
 """Bytes of a dense tensor below which "auto" makes no model for it: that takes longer than all else together
 (`tools/bench/small.py`, also with `--codec rans`)."""
 
+WORTH_A_KIND = 32
+"""Bytes that "auto" saves at least where it codes a chunk of layout `dense`: else a kind that names its codec, and a
+column of stored sizes, would make a small file larger."""
+
+_KEYS_OF_A_MODEL = 24
+"""About what an entry has for a model, beside its bytes."""
+
 KEPT_BYTES = 1 << 24
 """Tiles of a tensor, 16 MiB in all, that are kept while it is written, since some codecs look several times; the others
 are made anew."""
@@ -94,12 +101,13 @@ class TensorEncoder:
         else:
             encoded = self._encode(coding, array, tile, number)
         size = memoryview(encoded).nbytes
+        least = WORTH_A_KIND if self._codec == "auto" and not self._tiling.layout.sparse else 1
         # what readers would refuse as impossible is not written
-        fits = size < raw.nbytes and (raw.nbytes <= size * coding.codec.max_ratio or coding.left_out)
+        fits = size + least <= raw.nbytes and (raw.nbytes <= size * coding.codec.max_ratio or coding.left_out)
         return encoded if fits else memoryview(raw)
 
     def _try_codecs(self, array: str, tile: Tile, number: int) -> tuple[_Coding, bytes | memoryview]:
-        tiling, layout, tried = self._tiling, self._tiling.layout, []
+        tiling, layout, raw_size, tried = self._tiling, self._tiling.layout, tile[array].nbytes, []
         info = ArrayInfo(tile.array_dtype(array).itemsize, tiling.rows, tiling.cols, array == layout.mask)
 
         def each(work: Callable[[Chunk], Result]) -> Iterator[Result]:
@@ -108,8 +116,9 @@ class TensorEncoder:
         for codec in self._candidates(info):
             coding = _Coding(codec, info, each, codec.leaves_out_derived and array in layout.derived)
             encoded = self._encode(coding, array, tile, number)
-            share = len(coding.model) * tiling.height(number) / max(tiling.rows, 1)
-            tried.append((memoryview(encoded).nbytes + share, coding, encoded))
+            model = len(coding.model) + _KEYS_OF_A_MODEL if coding.model else 0
+            share = model * tiling.height(number) / max(tiling.rows, 1)
+            tried.append((min(memoryview(encoded).nbytes, raw_size) + share, coding, encoded))
         _, coding, encoded = min(tried, key=lambda candidate: candidate[0])
         self._codings[array] = coding
         return coding, encoded

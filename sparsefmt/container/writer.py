@@ -12,7 +12,7 @@ import numpy as np
 from sparsefmt import threads
 from sparsefmt.codecs import CODECS
 from sparsefmt.container import envelope
-from sparsefmt.container.chunks import STORED_RECORD, decode_chunks, start
+from sparsefmt.container.chunks import STORED_RECORD, place_chunks, start
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.in_progress import Contents, EncodedChunk, TensorInProgress
 from sparsefmt.container.index import Index
@@ -121,7 +121,7 @@ class Writer:
             FormatError: a tensor failed after a part of it was written, or the file is finished already.
         """
         self._expect_usable()
-        self._index.chunks = decode_chunks(np.array(self._records, STORED_RECORD).tobytes(), self._offset)
+        self._index.chunks = place_chunks(np.array(self._records, STORED_RECORD), self._offset)
         # not for those who asked for what readers without zstd can read
         encoded = self._index.encode(coded=self._codec in ("auto", "zstd"))
         if len(encoded) > MAX_INDEX_BYTES:

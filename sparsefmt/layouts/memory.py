@@ -1,7 +1,7 @@
 """Memory for layout arrays: 64-byte aligned, followed by 64 readable bytes, and frozen once they are filled.
 
 Kernels may read a little past the end of an array (SPEC.md, "Arrays"), so every array that reaches one comes from here
-or from a file, where padding, index and trailer follow.
+or from a file, where padding, index and trailer follow. `container/sources.py` copies what ends too near to its end.
 """
 
 from __future__ import annotations

@@ -24,14 +24,21 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 /* ---- A file in parts -------------------------------------------------------------------------------------------- */
 
-#define RECORD SFI_RECORD
-#define TRAILER 32
+#define TRAILER 20
 #define SLACK 4096 /* bytes that a part may grow by */
 
-typedef struct parts {
-    const unsigned char *data, *table; /* the file, and its chunk table */
+/* The columns of a chunk table. */
+typedef struct table {
+    unsigned char *raw, *stored, *checksums; /* `stored` is `raw` if the table has no stored sizes */
+    unsigned raw_width, stored_width;
     size_t records;
-    uint64_t *offsets; /* where the chunks are */
+} table;
+
+typedef struct parts {
+    const unsigned char *data; /* the file */
+    table table;               /* in `index` */
+    uint64_t *offsets, *sizes; /* where the chunks were, and their stored sizes */
+    size_t records;            /* how many there were */
     unsigned char preamble[16];
     unsigned char *index; /* to be changed, with room for SLACK bytes more */
     size_t index_size;
@@ -40,28 +47,40 @@ typedef struct parts {
     size_t chunk_size;
 } parts;
 
-/* Where the chunk table of an index starts; 0 if there is none. */
-static size_t find_table(const unsigned char *index, size_t size, size_t *records) {
+/* Finds the chunk table of an index. 0 if there is none. */
+static int find_table(unsigned char *index, size_t size, table *found) {
     sfi_cursor cursor, check;
     sfi_faults faults = {0, 0};
-    sfi_item top, key, item;
-    uint64_t i;
+    sfi_item top, item;
+    unsigned width;
+    memset(found, 0, sizeof *found);
     cursor.at = index;
     cursor.end = index + size;
     check = cursor;
-    if (!sfi_check_value(&check, 0, &faults) || !sfi_next(&cursor, &top) || top.kind != SFI_MAP) return 0;
-    for (i = 0; i < top.number; i++) {
-        sfi_next(&cursor, &key);
-        sfi_take(&cursor, &item);
-        if (!sfi_is_text(&key, "chunks") || item.kind != SFI_BIN) continue;
-        *records = (size_t)(item.number / RECORD);
-        return (size_t)(item.bytes - index);
-    }
-    return 0;
+    if (!sfi_check_value(&check, 0, &faults) || !sfi_next(&cursor, &top) || top.kind != SFI_LIST || !top.number) return 0;
+    sfi_take(&cursor, &item);
+    if (item.kind != SFI_BIN) return 0;
+    if (!item.number) return 1;
+    found->raw_width = item.bytes[0] & 15;
+    width = item.bytes[0] >> 4;
+    if (!sfi_is_width(found->raw_width) || (width && !sfi_is_width(width))) return 0;
+    found->records = (size_t)((item.number - 1) / (found->raw_width + width + 8));
+    found->raw = index + (item.bytes + 1 - index);
+    found->stored = width ? found->raw + found->raw_width * found->records : found->raw;
+    found->stored_width = width ? width : found->raw_width;
+    found->checksums = found->raw + (found->raw_width + width) * found->records;
+    return 1;
+}
+
+static uint64_t raw_size(const table *of, size_t number) { return sfi_element(of->raw, number, of->raw_width); }
+
+static uint64_t stored_size(const table *of, size_t number) {
+    return sfi_element(of->stored, number, of->stored_width);
 }
 
 static void discard(parts *file) {
     free(file->offsets);
+    free(file->sizes);
     free(file->index);
     free(file->chunk);
 }
@@ -70,73 +89,71 @@ static void discard(parts *file) {
    again: corpora have the same files with the index as it is. */
 static int take_apart(const unsigned char *data, size_t size, parts *file) {
     uint64_t offset, index_size, end = 16;
-    size_t table, i;
+    size_t i;
     memset(file, 0, sizeof *file);
-    if (size < 48) return 0;
-    offset = sparsefmt_u64(data + size - TRAILER);
-    index_size = sparsefmt_u64(data + size - TRAILER + 8);
-    if (offset < 16 || offset > size - TRAILER || index_size != size - TRAILER - offset) return 0;
-    table = find_table(data + offset, (size_t)index_size, &file->records);
-    if (!table) return 0;
-    file->data = data;
-    file->table = data + offset + table;
-    file->offsets = (uint64_t *)malloc((file->records + 1) * sizeof *file->offsets);
-    insist(file->offsets != NULL, "no memory for offsets");
-    for (i = 0; i < file->records; i++) {
-        const uint64_t stored = sparsefmt_u64(file->table + RECORD * i);
-        file->offsets[i] = end = sfi_place(end, stored, sparsefmt_u64(file->table + RECORD * i + 8));
-        if (end > offset || stored > offset - end) return 0;
-        end += stored;
-    }
+    if (size < 16 + TRAILER) return 0;
+    index_size = sparsefmt_u32(data + size - TRAILER);
+    if (index_size > size - TRAILER - 16) return 0;
+    offset = size - TRAILER - index_size;
     file->changed = SIZE_MAX;
     file->index_size = (size_t)index_size;
     file->index = (unsigned char *)malloc(file->index_size + SLACK);
     insist(file->index != NULL, "no memory for an index");
     memcpy(file->preamble, data, 16);
     memcpy(file->index, data + offset, file->index_size);
+    if (!find_table(file->index, file->index_size, &file->table)) return 0;
+    file->data = data;
+    file->records = file->table.records;
+    file->offsets = (uint64_t *)malloc((file->records + 1) * sizeof *file->offsets);
+    file->sizes = (uint64_t *)malloc((file->records + 1) * sizeof *file->sizes);
+    insist(file->offsets != NULL && file->sizes != NULL, "no memory for offsets");
+    for (i = 0; i < file->records; i++) {
+        const uint64_t stored = file->sizes[i] = stored_size(&file->table, i);
+        file->offsets[i] = end = sfi_place(end, stored, raw_size(&file->table, i));
+        if (end > offset || stored > offset - end) return 0;
+        end += stored;
+    }
     return 1;
 }
 
-static void put(unsigned char *at, uint64_t number) { sfi_put(at, number, 8); }
-
 /* Puts chunk `number` at out + size, and into its record. Returns the size then, or 0 if there is no room. */
-static size_t put_chunk(const parts *file, size_t number, unsigned char *record, unsigned char *out, size_t size,
+static size_t put_chunk(const parts *file, const table *to, size_t number, unsigned char *out, size_t size,
                         size_t room) {
-    const unsigned char *old = file->table + RECORD * number, *bytes = file->chunk;
+    const unsigned char *bytes = file->chunk;
     uint64_t stored = file->chunk_size, at;
     if (number >= file->records) return size; /* a record that was not there before: as it is */
     if (number != file->changed) {
         bytes = file->data + file->offsets[number];
-        stored = sparsefmt_u64(old);
-    } else if (sparsefmt_u64(record + 8) == sparsefmt_u64(old)) {
-        put(record + 8, stored); /* it was stored as it is */
+        stored = file->sizes[number];
+    } else if (raw_size(to, number) == file->sizes[number]) {
+        sfi_put(to->raw + number * to->raw_width, stored, to->raw_width); /* it was stored as it is */
     }
-    at = sfi_place(size, stored, sparsefmt_u64(record + 8));
+    sfi_put(to->stored + number * to->stored_width, stored, to->stored_width);
+    at = sfi_place(size, stored, raw_size(to, number));
     if (at > room || stored > room - at) return 0;
     memset(out + size, 0, (size_t)(at - size));
     memcpy(out + at, bytes, (size_t)stored);
-    put(record, stored);
-    put(record + 16, digest(bytes, (size_t)stored));
+    sfi_put(to->checksums + 8 * number, digest(bytes, (size_t)stored), 8);
     return (size_t)(at + stored);
 }
 
 /* Returns the size of the file at `out`, or 0 if there is no room. */
 static size_t put_together(const parts *file, unsigned char *out, size_t room) {
-    size_t records = 0, size = 16, i;
-    const size_t table = find_table(file->index, file->index_size, &records);
+    size_t size = 16, i;
+    table to;
     if (room < 16) return 0;
     memcpy(out, file->preamble, 16);
-    for (i = 0; table && i < records; i++) {
-        size = put_chunk(file, i, file->index + table + RECORD * i, out, size, room);
+    find_table(file->index, file->index_size, &to);
+    for (i = 0; i < to.records; i++) {
+        size = put_chunk(file, &to, i, out, size, room);
         if (!size) return 0;
     }
     if (file->index_size + TRAILER > room - size) return 0;
     memcpy(out + size, file->index, file->index_size);
     out += size + file->index_size;
-    put(out, size);
-    put(out + 8, file->index_size);
-    put(out + 16, sparsefmt_xxh64(file->preamble, 16, file->index, file->index_size));
-    memcpy(out + 24, "\x0A\x1A\x0A\x0D\x46\x50\x53\x89", 8);
+    sfi_put(out, file->index_size, 4);
+    sfi_put(out + 4, sparsefmt_xxh64(file->preamble, 16, file->index, file->index_size), 8);
+    memcpy(out + 12, "\x0A\x1A\x0A\x0D\x46\x50\x53\x89", 8);
     return size + file->index_size + TRAILER;
 }
 
@@ -175,12 +192,10 @@ static void change_value(parts *file, unsigned *seed) {
 }
 
 static void change_chunk(parts *file, unsigned *seed) {
-    const unsigned char *record;
     size_t stored;
     if (!file->records) return;
     file->changed = pick(seed, file->records);
-    record = file->table + RECORD * file->changed;
-    stored = (size_t)sparsefmt_u64(record);
+    stored = (size_t)file->sizes[file->changed];
     file->chunk = (unsigned char *)malloc(stored + SLACK);
     insist(file->chunk != NULL, "no memory for a chunk");
     memcpy(file->chunk, file->data + file->offsets[file->changed], stored);
@@ -192,8 +207,8 @@ static void change_chunk(parts *file, unsigned *seed) {
 }
 
 static void change_raw_size(parts *file, unsigned *seed) {
-    const size_t table = find_table(file->index, file->index_size, &file->records);
-    if (file->records) change(file->index + table + RECORD * pick(seed, file->records) + 8, 8);
+    const table *of = &file->table;
+    if (of->records) change(of->raw + of->raw_width * pick(seed, of->records), of->raw_width);
 }
 
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned seed) {

@@ -224,8 +224,9 @@ typedef struct sparsefmt_file {
     unsigned char *index; /* what the index was decoded to; NULL if it is not coded */
     size_t index_size;
     const unsigned char *index_end;
-    const unsigned char *chunks; /* the chunk table */
-    uint64_t *offsets;           /* where each chunk starts */
+    const unsigned char *chunks; /* the columns of the chunk table */
+    unsigned raw_width, stored_width; /* bytes of a number in the first of them, and in the second, or 0 */
+    uint64_t *offsets; /* where each chunk starts */
     size_t chunk_count;
     const unsigned char *metadata; /* its first key */
     size_t metadata_count, tensor_count;
@@ -256,8 +257,8 @@ typedef struct sparsefmt_info {
 } sparsefmt_info;
 
 /* One array of a tile: typed as SPEC.md, section 4, says, and little-endian. One that is stored as it is lies in the
-   bytes of the file, at a multiple of 64 from the first, or of 8 if it has fewer than 4096 bytes; others lie in memory
-   of their own. At least 64 readable bytes follow it. */
+   bytes of the file, at a multiple of 8 from the first, or of more if it has 32,768 bytes or more (SPEC.md, section 2.2);
+   at least 44 readable bytes follow it. Others lie in memory of their own, and 64 readable bytes follow. */
 typedef struct sparsefmt_array {
     const unsigned char *bytes;
     size_t size;
@@ -584,7 +585,7 @@ static void sfi_release(const sparsefmt_allocator *allocator, void *memory, uint
     if (memory) allocator->release(allocator->context, memory, bytes ? (size_t)bytes : 1);
 }
 
-#define SFI_PADDING 64 /* readable bytes behind every array */
+#define SFI_PADDING 64 /* readable bytes behind every array that is decoded */
 
 /* ---- XXH64 ------------------------------------------------------------------------------------------------------ */
 
@@ -810,8 +811,6 @@ static void sfi_take(sfi_cursor *cursor, sfi_item *item) {
 
 /* What tensors of one kind have in common. */
 typedef struct sfi_common {
-    const unsigned char *name;
-    uint64_t name_bytes;
     unsigned char dtype, layout, used;
     unsigned char codecs[SPARSEFMT_ARRAY_COUNT]; /* SFI_CODEC_COUNT for arrays that it does not have */
 } sfi_common;
@@ -837,21 +836,24 @@ typedef struct sfi_record {
     uint64_t offset, stored, raw, checksum;
 } sfi_record;
 
-#define SFI_RECORD 24
+#define SFI_FOLLOWS UINT64_MAX /* in place of a first chunk: behind those of the entry before */
 
 static sfi_record sfi_chunk(const sparsefmt_file *file, uint64_t number) {
-    const unsigned char *at = file->chunks + SFI_RECORD * number;
+    const uint64_t count = file->chunk_count;
+    const unsigned char *stored = file->chunks + file->raw_width * count, *checksums = stored + file->stored_width * count;
     sfi_record record;
     record.offset = file->offsets[number];
-    record.stored = sparsefmt_u64(at);
-    record.raw = sparsefmt_u64(at + 8);
-    record.checksum = sparsefmt_u64(at + 16);
+    record.raw = sfi_element(file->chunks, number, file->raw_width);
+    record.stored = file->stored_width ? sfi_element(stored, number, file->stored_width) : record.raw;
+    record.checksum = sparsefmt_u64(checksums + 8 * number);
     return record;
 }
 
 /* Where a chunk of these sizes starts, if the one before ends at `end`. */
 static uint64_t sfi_place(uint64_t end, uint64_t stored, uint64_t raw) {
-    const uint64_t unit = stored != raw ? 1 : raw >= 4096 ? 64 : 8;
+    uint64_t unit = stored == raw ? 8 : 1;
+    if (stored == raw && raw >= 32768)
+        while (unit < 64 && raw % (2 * unit) == 0) unit *= 2;
     return (end + unit - 1) / unit * unit;
 }
 
@@ -882,6 +884,29 @@ static sparsefmt_code sfi_read_integer(sfi_cursor *cursor, const char *key, uint
     if (item.kind != SFI_UINT || item.number > (uint64_t)INT64_MAX)
         SFI_FAIL(INDEX_TYPE, "%s is not an integer from 0 to 2^63 - 1", key);
     *value = item.number;
+    return SPARSEFMT_OK;
+}
+
+/* The head of an array of so many elements, or of one more, which sfi_open_fields reads. */
+static sparsefmt_code sfi_open_list(sfi_cursor *cursor, unsigned always, int *more, sparsefmt_error *error) {
+    sfi_item item;
+    sfi_next(cursor, &item);
+    if (item.kind != SFI_LIST) SFI_FAIL(INDEX_TYPE, "the index, a kind or an entry is not an array");
+    if (item.number != always && item.number != always + 1)
+        SFI_FAIL(INDEX_KEY, "the index, a kind or an entry has another number of elements than %u or one more", always);
+    *more = item.number > always;
+    return SPARSEFMT_OK;
+}
+
+/* The head of the map that is the last element of an array, if there is one. */
+static sparsefmt_code sfi_open_fields(sfi_cursor *cursor, int more, uint64_t *pairs, sparsefmt_error *error) {
+    sfi_item item;
+    *pairs = 0;
+    if (!more) return SPARSEFMT_OK;
+    sfi_next(cursor, &item);
+    if (item.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "the last element of the index, a kind or an entry is not a map");
+    if (!item.number) SFI_FAIL(INDEX_NOT_CANONICAL, "an empty map, which should be left out");
+    *pairs = item.number;
     return SPARSEFMT_OK;
 }
 
@@ -979,10 +1004,9 @@ static sparsefmt_code sfi_read_models(sfi_cursor *cursor, sparsefmt_entry *entry
     return SPARSEFMT_OK;
 }
 
-enum { SFI_FIRST_CHUNK, SFI_KIND, SFI_MODELS, SFI_DROPPED, SFI_NNZ, SFI_ROW_DIMS, SFI_SHAPE, SFI_TILE_ROWS,
-       SFI_KEY_COUNT };
-static const char *const sfi_keys[] = {"first_chunk", "kind", "models", "negative_zeros_dropped", "nnz", "row_dims",
-                                       "shape", "tile_rows"};
+enum { SFI_FIRST_CHUNK, SFI_MODELS, SFI_DROPPED, SFI_NNZ, SFI_ROW_DIMS, SFI_TILE_ROWS, SFI_KEY_COUNT };
+static const char *const sfi_keys[] = {"first_chunk", "models", "negative_zeros_dropped", "nnz", "row_dims",
+                                       "tile_rows"};
 
 /* Whether codec rans derives an array from another, without a model. */
 static int sfi_is_derived(const sparsefmt_entry *entry, int array) {
@@ -1026,7 +1050,9 @@ static sparsefmt_code sfi_check_tiles(sparsefmt_entry *entry, const sfi_notes *n
     matrix_rows = sfi_view(entry, end);
     if (!entry->rows || !entry->cols) {
         if (stack) SFI_FAIL(ROW_DIMS, "row_dims of a tensor without elements");
-        if (cut || entry->first_chunk) SFI_FAIL(TILE_ROWS, "tile_rows or first_chunk of a tensor without elements");
+        if (cut || entry->first_chunk != SFI_FOLLOWS)
+            SFI_FAIL(TILE_ROWS, "tile_rows or first_chunk of a tensor without elements");
+        entry->first_chunk = 0;
         return SPARSEFMT_OK;
     }
     if (cut && (!entry->tile_rows || entry->tile_rows >= matrix_rows))
@@ -1090,84 +1116,68 @@ static sparsefmt_code sfi_read_layout(const sfi_item *item, sparsefmt_entry *ent
 
 /* One kind of the index. */
 static sparsefmt_code sfi_read_kind(sfi_cursor *cursor, unsigned minor, sfi_common *kind, sparsefmt_error *error) {
-    static const char *const keys[] = {"arrays", "dtype", "layout"};
-    sfi_cursor ahead;
+    static const char *const keys[] = {"arrays", "layout"};
     sfi_notes notes;
-    sfi_item item, key, map;
+    sfi_item item, key;
     sparsefmt_entry read; /* of which it fills dtype, layout and codecs */
-    uint64_t i;
+    uint64_t i, pairs;
+    int more, array;
     memset(&notes, 0, sizeof notes);
     memset(&read, 0, sizeof read);
     memset(read.codecs, SFI_CODEC_COUNT, sizeof read.codecs);
-    sfi_next(cursor, &map);
-    if (map.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "a kind is not a map");
-    ahead = *cursor;
-    for (i = 0; i < map.number; i++) {
-        sfi_next(&ahead, &key);
-        notes.seen |= SFI_BIT(sfi_lookup(&key, keys, 3));
-        sfi_skip(&ahead);
-    }
-    if ((notes.seen & 7) != 7 || (!minor && notes.seen > 7)) SFI_FAIL(INDEX_KEY, "a key of a kind is missing or unknown");
-    for (i = 0; i < map.number; i++) {
+    SFI_TRY(sfi_open_list(cursor, 1, &more, error));
+    sfi_next(cursor, &item);
+    SFI_TRY(sfi_read_dtype(&item, &read, error));
+    SFI_TRY(sfi_open_fields(cursor, more, &pairs, error));
+    read.layout = SPARSEFMT_DENSE;
+    for (i = 0; i < pairs; i++) {
         sfi_next(cursor, &key);
-        switch (sfi_lookup(&key, keys, 3)) {
-        case 0: SFI_TRY(sfi_read_arrays(cursor, &read, &notes, error)); break;
-        case 1:
-            sfi_next(cursor, &item);
-            SFI_TRY(sfi_read_dtype(&item, &read, error));
+        switch (sfi_lookup(&key, keys, 2)) {
+        case 0:
+            notes.seen |= 1;
+            SFI_TRY(sfi_read_arrays(cursor, &read, &notes, error));
             break;
-        case 2:
-            sfi_next(cursor, &item);
+        case 1:
+            notes.seen |= 2;
+            sfi_take(cursor, &item);
             SFI_TRY(sfi_read_layout(&item, &read, error));
             break;
-        default: sfi_skip(cursor);
+        default:
+            if (!minor) SFI_FAIL(INDEX_KEY, "an unknown key of a kind");
+            sfi_skip(cursor);
         }
     }
+    if (!(notes.seen & 1)) {
+        if (read.layout != SPARSEFMT_DENSE) SFI_FAIL(INDEX_KEY, "arrays is missing");
+        read.codecs[SPARSEFMT_VALUES] = SFI_RAW;
+    }
     SFI_TRY(sfi_check_arrays(&read, &notes, error));
+    if (read.layout == SPARSEFMT_DENSE && (notes.seen & 2 || (notes.seen && read.codecs[SPARSEFMT_VALUES] == SFI_RAW)))
+        SFI_FAIL(INDEX_NOT_CANONICAL, "a layout, or arrays, that should be left out");
     kind->dtype = read.dtype;
     kind->layout = read.layout;
-    memcpy(kind->codecs, read.codecs, sizeof kind->codecs);
+    for (array = 0; array < SPARSEFMT_ARRAY_COUNT; array++) kind->codecs[array] = read.codecs[array];
     return SPARSEFMT_OK;
 }
 
 static sparsefmt_code sfi_read_kinds(sfi_kinds *kinds, sfi_cursor cursor, unsigned minor, sparsefmt_error *error) {
-    sfi_item key;
     size_t i;
     for (i = 0; i < kinds->count; i++) {
-        sfi_common *kind = &kinds->first[i];
-        memset(kind, 0, sizeof *kind);
-        sfi_next(&cursor, &key);
-        kind->name = key.bytes;
-        kind->name_bytes = key.number;
-        SFI_TRY(sfi_read_kind(&cursor, minor, kind, error));
+        memset(&kinds->first[i], 0, sizeof kinds->first[i]);
+        SFI_TRY(sfi_read_kind(&cursor, minor, &kinds->first[i], error));
     }
     return SPARSEFMT_OK;
-}
-
-/* The kind of that name; NULL if there is none. Kinds are sorted by their names. */
-static sfi_common *sfi_find_kind(const sfi_kinds *kinds, const sfi_item *name) {
-    size_t low = 0, high = kinds->count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        sfi_common *kind = &kinds->first[middle];
-        int order = sfi_compare(kind->name, kind->name_bytes, name->bytes, name->number);
-        if (!order) return kind;
-        if (order < 0)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return NULL;
 }
 
 static sparsefmt_code sfi_take_kind(sfi_cursor *cursor, const sfi_kinds *kinds, sparsefmt_entry *entry,
                                     sparsefmt_error *error) {
     sfi_common *kind;
-    sfi_item name;
-    sfi_next(cursor, &name);
-    if (name.kind != SFI_STR) SFI_FAIL(INDEX_TYPE, "kind is not a str");
-    kind = sfi_find_kind(kinds, &name);
-    if (!kind) SFI_FAIL(KIND_INVALID, "a kind that is not in the index");
+    uint64_t number = 0;
+    sfi_cursor ahead = *cursor;
+    SFI_TRY(sfi_read_integer(&ahead, "the number of a kind", &number, error));
+    *cursor = ahead;
+    if (number >= kinds->count) SFI_FAIL(KIND_INVALID, "a kind that is not in the index");
+    kind = &kinds->first[number];
     kind->used = 1;
     entry->dtype = kind->dtype;
     entry->layout = kind->layout;
@@ -1175,30 +1185,26 @@ static sparsefmt_code sfi_take_kind(sfi_cursor *cursor, const sfi_kinds *kinds, 
     return SPARSEFMT_OK;
 }
 
-/* The fields of an entry that is no alias, one by one. */
-static sparsefmt_code sfi_read_fields(sfi_cursor *cursor, uint64_t pairs, unsigned minor, const sfi_kinds *kinds,
+/* An entry that is no alias: its kind, its shape, and its fields, one by one. */
+static sparsefmt_code sfi_read_fields(sfi_cursor *cursor, unsigned minor, const sfi_kinds *kinds,
                                       sparsefmt_entry *entry, sparsefmt_error *error) {
-    const int always = SFI_BIT(SFI_KIND) | SFI_BIT(SFI_SHAPE);
-    sfi_cursor ahead = *cursor;
     sfi_notes notes;
     sfi_item key;
-    uint64_t i;
+    uint64_t i, pairs;
+    int more;
     memset(&notes, 0, sizeof notes);
+    entry->first_chunk = SFI_FOLLOWS;
+    SFI_TRY(sfi_open_list(cursor, 2, &more, error));
+    SFI_TRY(sfi_take_kind(cursor, kinds, entry, error));
+    SFI_TRY(sfi_read_shape(cursor, entry, error));
+    SFI_TRY(sfi_open_fields(cursor, more, &pairs, error));
     for (i = 0; i < pairs; i++) {
-        sfi_next(&ahead, &key);
-        notes.seen |= SFI_BIT(sfi_lookup(&key, sfi_keys, SFI_KEY_COUNT));
-        sfi_skip(&ahead);
-    }
-    if ((notes.seen & always) != always || (!minor && notes.seen >> SFI_KEY_COUNT))
-        SFI_FAIL(INDEX_KEY, "a key of a tensor is missing or unknown");
-    for (i = 0; i < pairs; i++) {
+        int number;
         sfi_next(cursor, &key);
-        switch (sfi_lookup(&key, sfi_keys, SFI_KEY_COUNT)) {
-        case SFI_FIRST_CHUNK:
-            SFI_TRY(sfi_read_integer(cursor, "first_chunk", &entry->first_chunk, error));
-            if (!entry->first_chunk) notes.left_out = 1;
-            break;
-        case SFI_KIND: SFI_TRY(sfi_take_kind(cursor, kinds, entry, error)); break;
+        number = sfi_lookup(&key, sfi_keys, SFI_KEY_COUNT);
+        notes.seen |= SFI_BIT(number);
+        switch (number) {
+        case SFI_FIRST_CHUNK: SFI_TRY(sfi_read_integer(cursor, "first_chunk", &entry->first_chunk, error)); break;
         case SFI_MODELS: SFI_TRY(sfi_read_models(cursor, entry, &notes, error)); break;
         case SFI_DROPPED:
             SFI_TRY(sfi_read_integer(cursor, "negative_zeros_dropped", &entry->dropped, error));
@@ -1206,9 +1212,10 @@ static sparsefmt_code sfi_read_fields(sfi_cursor *cursor, uint64_t pairs, unsign
             break;
         case SFI_NNZ: SFI_TRY(sfi_read_integer(cursor, "nnz", &entry->nnz, error)); break;
         case SFI_ROW_DIMS: SFI_TRY(sfi_read_integer(cursor, "row_dims", &notes.row_dims, error)); break;
-        case SFI_SHAPE: SFI_TRY(sfi_read_shape(cursor, entry, error)); break;
         case SFI_TILE_ROWS: SFI_TRY(sfi_read_integer(cursor, "tile_rows", &entry->tile_rows, error)); break;
-        default: sfi_skip(cursor);
+        default:
+            if (!minor) SFI_FAIL(INDEX_KEY, "an unknown key of a tensor");
+            sfi_skip(cursor);
         }
     }
     if (!(notes.seen & SFI_BIT(SFI_NNZ)) != (entry->layout == SPARSEFMT_DENSE))
@@ -1219,29 +1226,42 @@ static sparsefmt_code sfi_read_fields(sfi_cursor *cursor, uint64_t pairs, unsign
 static sparsefmt_code sfi_read_entry(sfi_cursor *cursor, unsigned minor, const sfi_kinds *kinds,
                                      sparsefmt_entry *entry, sparsefmt_error *error) {
     sfi_item item, key;
-    sfi_cursor ahead;
+    sfi_cursor ahead = *cursor;
     uint64_t i;
-    sfi_next(cursor, &item);
-    if (item.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "the entry of a tensor is not a map");
-    ahead = *cursor;
+    sfi_next(&ahead, &item);
+    if (item.kind != SFI_MAP) return sfi_read_fields(cursor, minor, kinds, entry, error);
     for (i = 0; i < item.number; i++) {
+        sfi_item target;
         sfi_next(&ahead, &key);
         const int is_copy = sfi_is_text(&key, "copy_of");
-        if (is_copy || sfi_is_text(&key, "alias_of")) {
-            sfi_item target;
-            if (!sfi_next(&ahead, &target) || target.kind != SFI_STR)
-                SFI_FAIL(INDEX_TYPE, "alias_of or copy_of is not a str");
-            if (entry->alias || (!minor && item.number > 1)) SFI_FAIL(INDEX_KEY, "an alias with other keys");
-            entry->is_copy = (unsigned char)is_copy;
-            if (target.number > SFI_MAX_NAME_BYTES) SFI_FAIL(ALIAS_INVALID, "alias of a tensor that is not there");
-            entry->alias = target.bytes;
-            entry->alias_bytes = (uint32_t)target.number;
-        } else {
+        if (!is_copy && !sfi_is_text(&key, "alias_of")) {
             sfi_skip(&ahead);
+            continue;
         }
+        if (!sfi_next(&ahead, &target) || target.kind != SFI_STR)
+            SFI_FAIL(INDEX_TYPE, "alias_of or copy_of is not a str");
+        if (entry->alias || (!minor && item.number > 1)) SFI_FAIL(INDEX_KEY, "an alias with other keys");
+        entry->is_copy = (unsigned char)is_copy;
+        if (target.number > SFI_MAX_NAME_BYTES) SFI_FAIL(ALIAS_INVALID, "alias of a tensor that is not there");
+        entry->alias = target.bytes;
+        entry->alias_bytes = (uint32_t)target.number;
     }
-    if (!entry->alias) return sfi_read_fields(cursor, item.number, minor, kinds, entry, error);
+    if (!entry->alias) SFI_FAIL(INDEX_KEY, "an alias of nothing");
     *cursor = ahead;
+    return SPARSEFMT_OK;
+}
+
+/* Where the chunks of an entry begin that does not say it: where those of the entry before end. */
+static sparsefmt_code sfi_put_first_chunk(sparsefmt_entry *entry, uint64_t *following, sparsefmt_error *error) {
+    const uint64_t arrays = sfi_array_count(entry);
+    if (entry->alias || !entry->tiles) return SPARSEFMT_OK;
+    if (entry->first_chunk == *following) SFI_FAIL(INDEX_NOT_CANONICAL, "first_chunk should be left out");
+    if (entry->first_chunk == SFI_FOLLOWS) entry->first_chunk = *following;
+    /* of more chunks than there can be: refused later */
+    if (entry->tiles > (SFI_FOLLOWS - 1 - entry->first_chunk) / arrays)
+        *following = SFI_FOLLOWS - 1;
+    else
+        *following = entry->first_chunk + entry->tiles * arrays;
     return SPARSEFMT_OK;
 }
 
@@ -1255,6 +1275,7 @@ static sparsefmt_code sfi_read_tensors(sparsefmt_file *file, sfi_cursor cursor, 
                                        const sfi_kinds *kinds, sparsefmt_error *error) {
     sparsefmt_code code;
     sfi_item key;
+    uint64_t following = 0;
     size_t i;
     for (i = 0; i < file->tensor_count; i++) {
         sparsefmt_entry *entry = &file->entries[i];
@@ -1271,6 +1292,7 @@ static sparsefmt_code sfi_read_tensors(sparsefmt_file *file, sfi_cursor cursor, 
             return code;
         }
         code = sfi_read_entry(&cursor, minor, kinds, entry, error);
+        if (!code) code = sfi_put_first_chunk(entry, &following, error);
         if (code) {
             sfi_name_tensor(entry, error);
             return code;
@@ -1299,6 +1321,7 @@ static sparsefmt_code sfi_read_metadata(sparsefmt_file *file, sfi_cursor *cursor
     if (item.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "metadata is not a map");
     file->metadata = cursor->at;
     file->metadata_count = (size_t)item.number;
+    if (!item.number) SFI_FAIL(INDEX_NOT_CANONICAL, "metadata is empty: it should be left out");
     for (i = 0; i < item.number; i++) {
         sfi_next(cursor, &key);
         sfi_take(cursor, &value);
@@ -1310,19 +1333,53 @@ static sparsefmt_code sfi_read_metadata(sparsefmt_file *file, sfi_cursor *cursor
     return SPARSEFMT_OK;
 }
 
+static unsigned sfi_least_width(uint64_t size) { return size < 256 ? 1 : size < 65536 ? 2 : size >> 32 ? 8 : 4; }
+
+static int sfi_is_width(unsigned width) { return width == 1 || width == 2 || width == 4 || width == 8; }
+
+/* The chunk table: where its columns are, and that none is longer than it need be. */
+static sparsefmt_code sfi_read_chunk_table(sparsefmt_file *file, const sfi_item *table, sparsefmt_error *error) {
+    uint64_t largest_raw = 0, largest_stored = 0;
+    unsigned raw_width, stored_width;
+    int coded = 0;
+    size_t i;
+    if (table->kind != SFI_BIN) SFI_FAIL(INDEX_TYPE, "the chunk table is not a bin");
+    if (!table->number) return SPARSEFMT_OK;
+    file->raw_width = raw_width = table->bytes[0] & 15;
+    file->stored_width = stored_width = table->bytes[0] >> 4;
+    if (!sfi_is_width(raw_width) || (stored_width && !sfi_is_width(stored_width)))
+        SFI_FAIL(INDEX_TYPE, "a chunk table with sizes of %u and of %u bytes", raw_width, stored_width);
+    if ((table->number - 1) % (raw_width + stored_width + 8)) SFI_FAIL(INDEX_TYPE, "a chunk table of no whole records");
+    file->chunks = table->bytes + 1;
+    file->chunk_count = (size_t)((table->number - 1) / (raw_width + stored_width + 8));
+    for (i = 0; i < file->chunk_count; i++) {
+        const uint64_t raw = sfi_element(file->chunks, i, raw_width);
+        const uint64_t stored =
+            stored_width ? sfi_element(file->chunks + raw_width * file->chunk_count, i, stored_width) : raw;
+        if (raw > largest_raw) largest_raw = raw;
+        if (stored > largest_stored) largest_stored = stored;
+        if (stored != raw) coded = 1;
+    }
+    if (!file->chunk_count || raw_width != sfi_least_width(largest_raw) ||
+        (stored_width && (!coded || stored_width != sfi_least_width(largest_stored))))
+        SFI_FAIL(INDEX_NOT_CANONICAL, "the chunk table is longer than it need be");
+    return SPARSEFMT_OK;
+}
+
 /* Where each chunk lies, one after the other. */
 static sparsefmt_code sfi_place_chunks(sparsefmt_file *file, sparsefmt_error *error) {
     uint64_t end = 16;
     size_t i;
     file->offsets = (uint64_t *)sfi_allocate(&file->allocator, (uint64_t)file->chunk_count * sizeof *file->offsets);
     if (!file->offsets) SFI_FAIL(MEMORY, "no memory for the offsets of %lu chunks", (unsigned long)file->chunk_count);
+    memset(file->offsets, 0, file->chunk_count * sizeof *file->offsets);
     for (i = 0; i < file->chunk_count; i++) {
-        const unsigned char *record = file->chunks + SFI_RECORD * i;
-        const uint64_t stored = sparsefmt_u64(record), raw = sparsefmt_u64(record + 8);
+        const sfi_record record = sfi_chunk(file, i);
+        const uint64_t stored = record.stored, raw = record.raw;
         if (stored > SFI_MAX_CHUNK_BYTES || raw > SFI_MAX_CHUNK_BYTES)
             SFI_FAIL(CHUNK_LIMIT, "chunk %lu has over 2^36 bytes", (unsigned long)i);
         file->offsets[i] = sfi_place(end, stored, raw);
-        end = file->offsets[i] + stored; /* fewer than 2^24 chunks: no overflow */
+        end = file->offsets[i] + stored; /* fewer than 2^25 chunks: no overflow */
     }
     if (end > file->index_offset) SFI_FAIL(CHUNK_OUT_OF_BOUNDS, "the chunks end beyond the start of the index");
     if (end < file->index_offset) SFI_FAIL(CHUNK_GAP, "there is a gap before the index");
@@ -1461,7 +1518,7 @@ static sparsefmt_code sfi_read_all_tensors(sparsefmt_file *file, sfi_cursor kind
     if (!file->entries) SFI_FAIL(MEMORY, "no memory for the entries of %lu tensors", (unsigned long)item.number);
     file->tensor_count = (size_t)item.number;
     sfi_next(&kinds_at, &item);
-    if (item.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "kinds is not a map");
+    if (item.kind != SFI_LIST) SFI_FAIL(INDEX_TYPE, "kinds is not an array");
     if (item.number > file->tensor_count) SFI_FAIL(KIND_INVALID, "more kinds than tensors");
     kinds.count = (size_t)item.number;
     kinds.first = (sfi_common *)sfi_allocate(&file->allocator, item.number * sizeof *kinds.first);
@@ -1473,40 +1530,31 @@ static sparsefmt_code sfi_read_all_tensors(sparsefmt_file *file, sfi_cursor kind
 }
 
 static sparsefmt_code sfi_read_index(sparsefmt_file *file, sfi_cursor cursor, unsigned minor, sparsefmt_error *error) {
-    sfi_cursor check = cursor, tensors = cursor, kinds = cursor;
+    sfi_cursor check = cursor, tensors, kinds;
     sfi_faults faults = {0, 0};
-    sfi_item top, key, item;
-    uint64_t i;
-    static const char *const keys[] = {"chunks", "kinds", "metadata", "tensors"};
-    int seen = 0;
+    sfi_item key, item;
+    uint64_t i, pairs;
+    int more;
     if (!sfi_check_value(&check, 0, &faults) || check.at != check.end)
         SFI_FAIL(INDEX_MALFORMED, "the index is no msgpack of the types that an index has");
     if (faults.not_canonical) SFI_FAIL(INDEX_NOT_CANONICAL, "the index is not in canonical form");
-    sfi_next(&cursor, &top);
-    if (top.kind != SFI_MAP) SFI_FAIL(INDEX_TYPE, "the index is not a map");
-    check = cursor;
-    for (i = 0; i < top.number; i++) {
-        sfi_next(&check, &key);
-        seen |= SFI_BIT(sfi_lookup(&key, keys, 4));
-        sfi_skip(&check);
-    }
-    if ((seen & 15) != 15 || (!minor && seen > 15)) SFI_FAIL(INDEX_KEY, "a key of the index is missing or unknown");
-    for (i = 0; i < top.number; i++) {
+    SFI_TRY(sfi_open_list(&cursor, 3, &more, error));
+    sfi_take(&cursor, &item);
+    kinds = cursor;
+    sfi_skip(&cursor);
+    tensors = cursor;
+    sfi_skip(&cursor);
+    SFI_TRY(sfi_open_fields(&cursor, more, &pairs, error));
+    for (i = 0; i < pairs; i++) {
         sfi_next(&cursor, &key);
-        switch (sfi_lookup(&key, keys, 4)) {
-        case 0:
-            sfi_next(&cursor, &item);
-            if (item.kind != SFI_BIN || item.number % SFI_RECORD)
-                SFI_FAIL(INDEX_TYPE, "no chunk table of records of 24 bytes");
-            file->chunks = item.bytes;
-            file->chunk_count = (size_t)(item.number / SFI_RECORD);
-            break;
-        case 1: kinds = cursor; sfi_skip(&cursor); break;
-        case 2: SFI_TRY(sfi_read_metadata(file, &cursor, error)); break;
-        case 3: tensors = cursor; sfi_skip(&cursor); break;
-        default: sfi_skip(&cursor);
+        if (sfi_is_text(&key, "metadata")) {
+            SFI_TRY(sfi_read_metadata(file, &cursor, error));
+            continue;
         }
+        if (!minor) SFI_FAIL(INDEX_KEY, "an unknown key of the index");
+        sfi_skip(&cursor);
     }
+    SFI_TRY(sfi_read_chunk_table(file, &item, error));
     SFI_TRY(sfi_place_chunks(file, error));
     SFI_TRY(sfi_read_all_tensors(file, kinds, tensors, minor, error));
     if (faults.other_type) SFI_FAIL(INDEX_TYPE, "a value of a type that no index has");
@@ -1609,22 +1657,21 @@ static sparsefmt_code sfi_open(sparsefmt_file *file, sparsefmt_error *error) {
     uint64_t offset, size;
     sfi_cursor cursor;
     if (file->size < 8 || memcmp(data, magic, 8)) SFI_FAIL(NOT_SPARSEFMT, "does not start as a .sparsefmt file does");
-    if (file->size < 48) SFI_FAIL(FILE_TOO_SHORT, "%lu bytes are too few", (unsigned long)file->size);
+    if (file->size < 36) SFI_FAIL(FILE_TOO_SHORT, "%lu bytes are too few", (unsigned long)file->size);
     if (sparsefmt_u16(data + 8) != 1)
         SFI_FAIL(VERSION_UNSUPPORTED, "version %u.%u", (unsigned)sparsefmt_u16(data + 8),
                  (unsigned)sparsefmt_u16(data + 10));
     if (sparsefmt_u32(data + 12))
         SFI_FAIL(FEATURE_UNSUPPORTED, "features 0x%lX", (unsigned long)sparsefmt_u32(data + 12));
-    trailer = data + (file->size - 32);
-    if (memcmp(trailer + 24, end_magic, 8))
+    trailer = data + (file->size - 20);
+    if (memcmp(trailer + 12, end_magic, 8))
         SFI_FAIL(TRAILER_MISSING, "no trailer: the file is cut off or not finished");
-    offset = sparsefmt_u64(trailer);
-    size = sparsefmt_u64(trailer + 8);
+    size = sparsefmt_u32(trailer);
     if (size > SFI_MAX_INDEX_BYTES) SFI_FAIL(INDEX_SIZE, "an index of over 2^28 bytes");
-    if (offset < 16 || offset > file->size - 32 || size != file->size - 32 - offset)
-        SFI_FAIL(INDEX_OUT_OF_BOUNDS, "the index is not right before the trailer");
+    if (size > file->size - 36) SFI_FAIL(INDEX_OUT_OF_BOUNDS, "the index would begin before byte 16");
+    offset = file->size - 20 - size;
     file->index_offset = (size_t)offset;
-    if (sparsefmt_xxh64(data, 16, data + offset, (size_t)size) != sparsefmt_u64(trailer + 16))
+    if (sparsefmt_xxh64(data, 16, data + offset, (size_t)size) != sparsefmt_u64(trailer + 4))
         SFI_FAIL(INDEX_CHECKSUM, "preamble or index changed");
     cursor.at = data + offset;
     cursor.end = trailer;

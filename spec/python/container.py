@@ -68,6 +68,11 @@ class Entry:
     def tiles(self) -> int:
         return ceil_div(self.rows, self.tile_rows) if self.rows * self.cols else 0
 
+    @property
+    def end(self) -> int:
+        """The number of the chunk behind its own."""
+        return self.first_chunk + self.tiles * len(self.arrays)
+
     def rows_of(self, tile: int) -> int:
         return min(self.tile_rows, self.rows - tile * self.tile_rows)
 
@@ -87,21 +92,24 @@ class Container:
 
 def place(end: int, stored: int, raw: int) -> int:
     """Where a chunk starts, if the one before ends there."""
-    unit = 1 if stored != raw else 64 if raw >= 4096 else 8
+    if stored != raw:
+        return end
+    unit = max(math.gcd(raw, 64), 8) if raw >= 32768 else 8
     return ceil_div(end, unit) * unit
 
 
 def open_container(data: bytes) -> Container:
     minor = check_preamble(data)
     index_offset = find_index(data)
-    root = decode_canonical(decode_index(data[index_offset:-32]))
-    check_keys(root, {"chunks", "kinds", "metadata", "tensors"}, set(), minor, "the index")
-    check_metadata(root["metadata"])
-    records = read_records(root["chunks"], index_offset)
+    root = decode_canonical(decode_index(data[index_offset:-20]))
+    fields = read_fields(root, 3, {"metadata"}, minor, "the index")
+    chunks, kinds, tensors = root[:3]
+    check_metadata(fields)
+    records = read_records(chunks, index_offset)
     first = records[0].offset if records else 16
     require(not any(data[16:first]), "padding-not-zero", f"bytes 16 to {first}")
-    names = read_tensors(root["tensors"], read_kinds(root["kinds"], minor), minor)
-    container = Container(data, root["metadata"], names, records)
+    names = read_tensors(tensors, read_kinds(kinds, minor), minor)
+    container = Container(data, fields.get("metadata", {}), names, records)
     check_chunks(container)
     return container
 
@@ -112,7 +120,7 @@ def open_container(data: bytes) -> Container:
 def check_preamble(data: bytes) -> int:
     """The minor version."""
     require(data[:8] == MAGIC, "not-sparsefmt", "no magic")
-    require(len(data) >= 48, "file-too-short", f"{len(data)} bytes")
+    require(len(data) >= 36, "file-too-short", f"{len(data)} bytes")
     major, minor, features = struct.unpack_from("<HHI", data, 8)
     require(major == MAJOR, "version-unsupported", f"version {major}.{minor}")
     require(features & ~FEATURES == 0, "feature-unsupported", f"feature bits {features:#x}")
@@ -122,11 +130,39 @@ def check_preamble(data: bytes) -> int:
 # --------------------------------------------------------------------------------------------------------- 2.2 Chunks
 
 
+def integers(column: bytes, width: int) -> list[int]:
+    """Unsigned integers of so many bytes."""
+    return [int.from_bytes(column[at : at + width], "little") for at in range(0, len(column), width)]
+
+
+def least_width(sizes: list[int]) -> int:
+    """Bytes of the smallest integers that hold these sizes."""
+    return next(width for width in (1, 2, 4, 8) if max(sizes) < 256**width)
+
+
+def read_sizes(table: bytes) -> list[tuple[int, int, int]]:
+    """The chunk table (2.4): stored size, raw size and checksum of each chunk."""
+    if not table:
+        return []
+    raw_width, stored_width = table[0] % 16, table[0] // 16
+    known = raw_width in (1, 2, 4, 8) and stored_width in (0, 1, 2, 4, 8)
+    require(known, "index-type", f"sizes of {raw_width} and of {stored_width} bytes")
+    count, rest = divmod(len(table) - 1, raw_width + stored_width + 8)
+    require(rest == 0, "index-type", f"a chunk table of {len(table)} bytes")
+    require(count > 0, "index-not-canonical", "a chunk table that should be empty")
+    raw = integers(table[1 : 1 + count * raw_width], raw_width)
+    stored = integers(table[1 + count * raw_width : -8 * count], stored_width) if stored_width else raw
+    checksums = integers(table[-8 * count :], 8)
+    require(raw_width == least_width(raw), "index-not-canonical", f"raw sizes of {raw_width} bytes")
+    if stored_width:
+        shortest = stored_width == least_width(stored) and stored != raw
+        require(shortest, "index-not-canonical", f"stored sizes of {stored_width} bytes")
+    return list(zip(stored, raw, checksums, strict=True))
+
+
 def read_records(table: Any, index_offset: int) -> list[Record]:
     """The chunk table (2.4), whose chunks fill the file up to the index."""
-    whole = isinstance(table, bytes) and len(table) % 24 == 0
-    require(whole, "index-type", "the chunk table is no bin of whole records")
-    fields = list(struct.iter_unpack("<QQQ", table))
+    fields = read_sizes(typed(table, bytes, "the chunk table"))
     end, offsets = 16, []
     for number, (stored, raw, _) in enumerate(fields):
         size = max(stored, raw)
@@ -146,12 +182,12 @@ def read_records(table: Any, index_offset: int) -> list[Record]:
 
 def find_index(data: bytes) -> int:
     """The offset of the index."""
-    trailer = len(data) - 32
-    offset, size, checksum, end_magic = struct.unpack_from("<QQQ8s", data, trailer)
+    trailer = len(data) - 20
+    size, checksum, end_magic = struct.unpack_from("<IQ8s", data, trailer)
+    offset = trailer - size
     require(end_magic == END_MAGIC, "trailer-missing", "no end magic at the end")
     require(size <= faults.MAX_INDEX_BYTES, "index-size", f"index of {size} bytes")
-    in_bounds = offset >= 16 and offset + size == trailer
-    require(in_bounds, "index-out-of-bounds", f"index of {size} bytes at {offset}")
+    require(offset >= 16, "index-out-of-bounds", f"index of {size} bytes at {offset}")
     digest = xxhash.xxh64_intdigest(data[:16] + data[offset:trailer])
     require(digest == checksum, "index-checksum", "preamble or index changed")
     return offset
@@ -213,10 +249,20 @@ def check_value(value: Any, level: int) -> None:
                 check_value(inner, level + 1)
 
 
-def check_keys(fields: Any, always: set[str], sometimes: set[str], minor: int, what: str) -> None:
-    require(isinstance(fields, dict), "index-type", f"{what} is no map")
-    missing, unknown = always - fields.keys(), fields.keys() - always - sometimes
-    require(not missing, "index-key", f"{what} lacks {sorted(missing)}")
+def read_fields(value: Any, always: int, keys: set[str], minor: int, what: str) -> dict[str, Any]:
+    """The map behind those elements of an array that are always there, which is left out if it is empty."""
+    typed(value, list, what)
+    require(len(value) in (always, always + 1), "index-key", f"{what} has {len(value)} elements")
+    if len(value) == always:
+        return {}
+    fields = typed(value[always], dict, what)
+    require(fields != {}, "index-not-canonical", f"{what} has an empty map")
+    check_keys(fields, keys, minor, what)
+    return fields
+
+
+def check_keys(fields: dict[str, Any], keys: set[str], minor: int, what: str) -> None:
+    unknown = fields.keys() - keys
     require(not unknown or minor > MINOR, "index-key", f"{what} has the unknown keys {sorted(unknown)}")
 
 
@@ -229,79 +275,88 @@ def typed(value: Any, kind: type, what: str) -> Any:
 # ------------------------------------------------------------------------------------------- 2.4 Index: what it holds
 
 
-def check_metadata(metadata: Any) -> None:
-    typed(metadata, dict, "metadata")
+def check_metadata(fields: dict[str, Any]) -> None:
+    metadata = typed(fields.get("metadata", {}), dict, "metadata")
+    require(fields.get("metadata") != {}, "index-not-canonical", "metadata is empty")
     texts = all(isinstance(text, str) for text in metadata.values())
     require(texts, "metadata-invalid", "metadata other than str to str")
     size = sum(len(text.encode()) for item in metadata.items() for text in item)
     require(size <= faults.MAX_METADATA_BYTES, "metadata-size", f"{size} bytes of metadata")
 
 
-def read_kinds(kinds: Any, minor: int) -> dict[str, Kind]:
-    typed(kinds, dict, "kinds")
-    read = {}
-    for name, fields in kinds.items():
-        what = f"kind {name!r}"
-        check_keys(fields, {"arrays", "dtype", "layout"}, set(), minor, what)
-        arrays, dtype, layout = fields["arrays"], fields["dtype"], fields["layout"]
-        for value, kind in ((arrays, dict), (dtype, str), (layout, str)):
-            typed(value, kind, what)
-        for codec in arrays.values():
-            require(typed(codec, str, what) in CODECS, "codec-unknown", f"{what}: {codec!r:.80}")
-        require(dtype in DTYPES, "dtype-unknown", f"{what}: {dtype!r:.80}")
-        require(layout in LAYOUTS, "layout-unknown", f"{what}: {layout!r:.80}")
-        has_signs = layout != "dense" and DTYPES[dtype].negative_zero is not None
-        optional = {"negative_zeros"} if has_signs else set()
-        require(arrays.keys() - optional in LAYOUTS[layout], "array-set", f"{what}: {sorted(arrays)}")
-        read[name] = Kind(DTYPES[dtype], layout, arrays)
-    return read
+def read_kinds(kinds: Any, minor: int) -> list[Kind]:
+    return [read_kind(kind, minor, f"kind {number}") for number, kind in enumerate(typed(kinds, list, "kinds"))]
 
 
-def read_tensors(tensors: Any, kinds: dict[str, Kind], minor: int) -> dict[str, Entry]:
+def read_kind(kind: Any, minor: int, what: str) -> Kind:
+    fields = read_fields(kind, 1, {"arrays", "layout"}, minor, what)
+    dtype, layout = typed(kind[0], str, what), typed(fields.get("layout", "dense"), str, what)
+    require(layout == "dense" or "arrays" in fields, "index-key", f"{what} lacks `arrays`")
+    arrays = typed(fields.get("arrays", {"values": "raw"}), dict, what)
+    for codec in arrays.values():
+        require(typed(codec, str, what) in CODECS, "codec-unknown", f"{what}: {codec!r:.80}")
+    require(dtype in DTYPES, "dtype-unknown", f"{what}: {dtype!r:.80}")
+    require(layout in LAYOUTS, "layout-unknown", f"{what}: {layout!r:.80}")
+    has_signs = layout != "dense" and DTYPES[dtype].negative_zero is not None
+    optional = {"negative_zeros"} if has_signs else set()
+    require(arrays.keys() - optional in LAYOUTS[layout], "array-set", f"{what}: {sorted(arrays)}")
+    usual = fields.get("layout") == "dense" or fields.get("arrays") == {"values": "raw"}
+    require(not usual, "index-not-canonical", f"{what} says what should be left out")
+    return Kind(DTYPES[dtype], layout, arrays)
+
+
+def read_tensors(tensors: Any, kinds: list[Kind], minor: int) -> dict[str, Entry]:
     """The entry of every name, aliases included."""
     typed(tensors, dict, "tensors")
     require(len(tensors) <= faults.MAX_TENSORS, "tensor-count", f"{len(tensors)} tensors")
-    entries, aliases, copies, used = {}, {}, {}, set()
-    for name, fields in tensors.items():
+    entries, aliases, copies, used, following = {}, {}, {}, set(), 0
+    for name, value in tensors.items():
         require(name != "" and "\0" not in name, "name-invalid", f"name {name!r:.80}")
         require(len(name.encode()) <= faults.MAX_NAME_BYTES, "name-length", f"name of {len(name.encode())} bytes")
-        typed(fields, dict, repr(name))
-        if "alias_of" in fields or "copy_of" in fields:
-            require("alias_of" not in fields or "copy_of" not in fields, "index-key", f"{name!r} has both keys")
-            key = "alias_of" if "alias_of" in fields else "copy_of"
-            check_keys(fields, {key}, set(), minor, repr(name))
-            (aliases if key == "alias_of" else copies)[name] = typed(fields[key], str, repr(name))
+        if isinstance(value, dict):
+            key = read_alias_key(value, minor, repr(name))
+            (aliases if key == "alias_of" else copies)[name] = typed(value[key], str, repr(name))
         else:
-            entries[name] = read_entry(name, fields, kinds, minor)
+            entries[name] = read_entry(name, value, kinds, following, minor)
             check_entry(entries[name])
-            used.add(fields["kind"])
+            used.add(value[0])
+            following = entries[name].end
     for name, target in [*copies.items(), *aliases.items()]:
         there = target in entries or (name in aliases and target in copies)
         require(there, "alias-invalid", f"{name!r} is an alias of {target!r:.80}, which is no tensor")
-    require(used == kinds.keys(), "kind-invalid", f"no tensor is of the kinds {sorted(kinds.keys() - used)}")
+    require(len(used) == len(kinds), "kind-invalid", f"tensors are of the kinds {sorted(used)} of {len(kinds)}")
     targets = {name: aliases.get(name, name) for name in tensors}
     return {name: entries[copies.get(target, target)] for name, target in targets.items()}
 
 
-def read_entry(name: str, fields: dict[str, Any], kinds: dict[str, Kind], minor: int) -> Entry:
-    """Keys and types."""
+def read_alias_key(value: dict[str, Any], minor: int, what: str) -> str:
+    """What is said of a further name."""
+    keys = value.keys() & {"alias_of", "copy_of"}
+    require(len(keys) == 1, "index-key", f"{what} has none of both keys, or both")
+    check_keys(value, keys, minor, what)
+    return keys.pop()
+
+
+def read_entry(name: str, value: Any, kinds: list[Kind], following: int, minor: int) -> Entry:
+    """Elements, keys and types. `following`: the number of the chunk behind those of the entry before."""
     what = repr(name)
     sometimes = {"first_chunk", "models", "negative_zeros_dropped", "nnz", "row_dims", "tile_rows"}
-    check_keys(fields, {"kind", "shape"}, sometimes, minor, what)
-    for key, kind in {"kind": str, "models": dict, "shape": list}.items():
-        typed(fields.get(key, kind()), kind, what)
-    for key in "first_chunk", "negative_zeros_dropped", "nnz", "row_dims", "tile_rows":
+    fields = read_fields(value, 2, sometimes, minor, what)
+    number, shape, models = typed(value[0], int, what), typed(value[1], list, what), fields.get("models", {})
+    typed(models, dict, what)
+    for key in sometimes - {"models"}:
         typed(fields.get(key, 0), int, what)
-    for dimension in fields["shape"]:
+    for dimension in shape:
         typed(dimension, int, what)
-    require(fields["kind"] in kinds, "kind-invalid", f"{what}: {fields['kind']!r:.80}")
-    shape, models, kind = fields["shape"], fields.get("models", {}), kinds[fields["kind"]]
+    require(number < len(kinds), "kind-invalid", f"{what}: {number} of {len(kinds)}")
+    kind = kinds[number]
     for model in models.values():
         size = len(typed(model, bytes, what))
         require(size <= faults.MAX_MODEL_BYTES, "model-size", f"{what}: model of {size} bytes")
     require(("nnz" in fields) == (kind.layout != "dense"), "index-key", f"{what}: `nnz` in `dense`, or none elsewhere")
-    for key in "first_chunk", "models", "negative_zeros_dropped":
+    for key in "models", "negative_zeros_dropped":
         require(fields.get(key) not in (0, {}), "index-not-canonical", f"{what}: `{key}` should be left out")
+    require(fields.get("first_chunk") != following, "index-not-canonical", f"{what}: `first_chunk` should be left out")
     dropped = fields.get("negative_zeros_dropped", 0)
     possible = dropped == 0 or (kind.dtype.negative_zero is not None and dropped <= math.prod(shape))
     require(possible, "negative-zeros-dropped", f"{what}: {dropped} of {kind.dtype.name} {shape}")
@@ -316,14 +371,14 @@ def read_entry(name: str, fields: dict[str, Any], kinds: dict[str, Kind], minor:
     fits = "tile_rows" not in fields or (elements > 0 and 1 <= tile_rows < matrix_rows)
     fits = fits and (row_dims == 1 or matrix_rows % tile_rows == 0)
     require(fits, "tile-rows", f"{what}: tiles of {tile_rows} of {matrix_rows} rows")
-    places = row_dims, tile_rows, fields.get("first_chunk", 0), fields.get("nnz")
+    require(elements > 0 or "first_chunk" not in fields, "tile-rows", f"{what} has no tiles")
+    places = row_dims, tile_rows, fields.get("first_chunk", following), fields.get("nnz")
     return Entry(name, kind.dtype, tuple(shape), kind.layout, kind.arrays, models, *places)
 
 
 def check_entry(entry: Entry) -> None:
     """What the values must be, beside the chunk table."""
     dtype, elements, tile_rows, what = entry.dtype, math.prod(entry.shape), entry.tile_rows, repr(entry.name)
-    require(elements > 0 or entry.first_chunk == 0, "tile-rows", f"{what} has no tiles")
     whole_bytes = dtype.bits >= 8 or entry.tiles < 2 or tile_rows % 8 == 0
     require(whole_bytes, "tile-rows", f"{what}: tiles of {tile_rows} rows of a packed type")
     if entry.layout != "dense":

@@ -7,7 +7,6 @@ import struct
 import msgpack
 import numpy as np
 import pytest
-import xxhash
 from helpers import dense, peak_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +16,19 @@ import sparsefmt
 from sparsefmt import limits
 from sparsefmt.container import envelope, index
 from sparsefmt.errors import ChecksumError, FormatError, LimitError, SparsefmtError, UnsupportedError
-from tools.taken_apart import RECORD, join, merged, places, preamble, split, split_and_decode, with_kinds
+from tools.taken_apart import (
+    encoded,
+    join,
+    mended,
+    merged,
+    places,
+    preamble,
+    records_of,
+    split,
+    split_and_decode,
+    table_of,
+    with_kinds,
+)
 
 
 def rebuilt(change, data: bytes | None = None) -> bytes:
@@ -25,7 +36,7 @@ def rebuilt(change, data: bytes | None = None) -> bytes:
     head, content = split_and_decode(data or small_file())
     content = merged(content)
     content = change(content) or content
-    return join(head, msgpack.packb(with_kinds(content)))
+    return join(head, encoded(with_kinds(content), msgpack.packb))
 
 
 def code_of(data: bytes, kind: type[SparsefmtError] = SparsefmtError) -> str:
@@ -64,12 +75,18 @@ def drop(name: str, key: str):
 def chunk_field(number: int, field: int, value: int):
     """Set stored (0), raw (1) or checksum (2) of one chunk record."""
 
-    def change(content):
-        table = bytearray(content["chunks"])
-        struct.pack_into("<Q", table, number * RECORD.size + field * 8, value)
-        content["chunks"] = bytes(table)
+    def change(records):
+        records[number][field] = value
 
-    return change
+    return records_changed(change)
+
+
+def records_changed(change):
+    def changed(content):
+        records = records_of(content["chunks"])
+        content["chunks"] = table_of(change(records) or records)
+
+    return changed
 
 
 def renamed(old: str, new: str):
@@ -81,11 +98,10 @@ def renamed(old: str, new: str):
 
 
 INDEX_FAULTS = [
-    ("index-key", lambda content: content.pop("metadata") and None),
     ("index-key", lambda content: {**content, "zzz": 1}),
     ("index-key", drop("half", "nnz")),
-    ("index-key", drop("half", "dtype")),
-    ("index-key", lambda content: {**content, "kinds": {**with_kinds(content)["kinds"], "0": {}}}),
+    ("index-type", drop("half", "dtype")),
+    ("index-key", lambda content: {**content, "kinds": [{}, *with_kinds(content)["kinds"][1:]]}),
     ("index-key", put("bias", "nnz", 3)),
     ("index-key", put("half", "unknown", 3)),
     ("index-type", lambda content: {**content, "chunks": "text"}),
@@ -101,7 +117,7 @@ INDEX_FAULTS = [
     ("index-type", put("half", "arrays", ["mask"])),
     ("metadata-invalid", lambda content: {**content, "metadata": {"a": 1}}),
     ("index-not-canonical", lambda content: {**content, "metadata": {"b": "", "a": ""}}),
-    ("index-not-canonical", lambda content: {"tensors": content.pop("tensors"), **content}),
+    ("index-not-canonical", lambda content: {**content, "tensors": dict(reversed(content["tensors"].items()))}),
     ("index-not-canonical", put("half", "negative_zeros_dropped", 0)),
     ("name-invalid", renamed("bias", "")),
     ("name-invalid", renamed("bias", "a\0b")),
@@ -134,7 +150,7 @@ INDEX_FAULTS = [
     ("row-dims", put("half", "row_dims", 2)),
     ("row-dims", put("none", "row_dims", 2)),
     ("tile-rows", put("none", "tile_rows", 1)),
-    ("tile-rows", put("none", "first_chunk", 1)),
+    ("tile-rows", put("none", "first_chunk", 100)),
     ("tile-size", lambda content: content["tensors"]["half"].update(shape=[9, (1 << 31) + 1])),
     ("tile-size", put("half", "shape", [1 << 17, 2])),
     ("nnz", put("half", "nnz", 631)),
@@ -145,17 +161,15 @@ INDEX_FAULTS = [
     ("array-set", lambda content: content["tensors"]["bias"].update(arrays={"extra": "raw", "values": "raw"})),
     ("array-set", lambda content: content["tensors"]["bias"].update(arrays={"negative_zeros": "raw", "values": "raw"})),
     ("chunk-gap", chunk_field(2, 0, 0)),
-    ("chunk-gap", lambda content: {**content, "chunks": content["chunks"][: -RECORD.size]}),
+    ("chunk-gap", records_changed(lambda records: records[:-1])),
     ("chunk-out-of-bounds", chunk_field(1, 0, 1 << 36)),
-    ("chunk-out-of-bounds", lambda content: {**content, "chunks": content["chunks"] + content["chunks"]}),
+    ("chunk-out-of-bounds", records_changed(lambda records: records * 2)),
     ("chunk-limit", chunk_field(0, 1, 1 << 40)),
     ("chunk-limit", chunk_field(0, 0, (1 << 64) - 1)),
     ("chunk-size", chunk_field(0, 1, 19)),
     ("chunk-size", chunk_field(0, 1, 21)),
     ("chunk-checksum", chunk_field(0, 2, 0)),
     ("chunk-assignment", put("half", "first_chunk", 2)),
-    ("chunk-assignment", drop("half", "first_chunk")),
-    ("index-not-canonical", put("half", "first_chunk", 0)),
     ("chunk-assignment", lambda content: content["tensors"].pop("bias") and None),
     ("array-size", put("half", "shape", [9, 64])),
     ("array-size", lambda content: content["tensors"]["bias"].update(shape=[6])),
@@ -181,13 +195,14 @@ def test_the_tools_of_this_file_make_valid_files():
         (b"\x81\xa1a", "index-malformed"),
         (b"\xc0", "index-type"),
         (b"\x93\x01\x02\x03", "index-type"),
-        (b"\x80", "index-key"),
+        (b"\x80", "index-type"),
+        (b"\x90", "index-key"),
         (b"\xde\x00\x00", "index-not-canonical"),
         (b"\x82\xa1a\x01\xa1a\x01", "index-not-canonical"),
         (b"\x81\xa1a\xcd\x00\x01", "index-not-canonical"),
         (b"\x81\xa1\xff\x01", "index-malformed"),
         (b"\x81\x01\x01", "index-malformed"),
-        (b"\x81\xc4\x01a\x01", "index-malformed"),
+        (b"\x81\xc4\x01a\x01", "index-type"),
         (b"\xdd\x7f\xff\xff\xff", "index-malformed"),
         (b"\xdf\x7f\xff\xff\xff", "index-malformed"),
         (b"\xdb\x7f\xff\xff\xff", "index-malformed"),
@@ -204,11 +219,11 @@ def test_index_bytes(encoded, code):
 def test_unknown_keys_are_ignored_in_a_newer_minor_version():
     head, content = split_and_decode(small_file())
     content = {**content, "zzz": 1}
-    content["kinds"]["0"] = {**content["kinds"]["0"], "name": ""}
+    content["kinds"][0] = {**content["kinds"][0], "name": ""}
     content["tensors"]["half"] = dict(sorted({**content["tensors"]["half"], "hint": [1, 2]}.items()))
     newer = head[:10] + struct.pack("<H", 7) + head[12:]
-    assert "half" in sparsefmt.load(join(newer, msgpack.packb(content)))
-    assert code_of(join(head, msgpack.packb(content))) == "index-key"
+    assert "half" in sparsefmt.load(join(newer, encoded(content)))
+    assert code_of(join(head, encoded(content))) == "index-key"
 
 
 PADDING = 36
@@ -227,8 +242,8 @@ def patched(offset: int, data: bytes) -> bytes:
         (b"", "not-sparsefmt", FormatError),
         (envelope.MAGIC, "file-too-short", FormatError),
         (envelope.encode_preamble(), "file-too-short", FormatError),
-        (envelope.encode_preamble() + bytes(31), "file-too-short", FormatError),
-        (envelope.encode_preamble() + bytes(32), "trailer-missing", FormatError),
+        (envelope.encode_preamble() + bytes(19), "file-too-short", FormatError),
+        (envelope.encode_preamble() + bytes(20), "trailer-missing", FormatError),
         ((8, b"\x02\x00"), "version-unsupported", UnsupportedError),
         ((8, b"\x00\x00"), "version-unsupported", UnsupportedError),
         ((12, b"\x01"), "feature-unsupported", UnsupportedError),
@@ -236,14 +251,14 @@ def patched(offset: int, data: bytes) -> bytes:
         ((PADDING, b"\x01"), "padding-not-zero", FormatError),
         ((16, b"\xff"), "chunk-checksum", ChecksumError),
         ((-1, b"\x00"), "trailer-missing", FormatError),
-        ((-32, struct.pack("<Q", 0)), "index-out-of-bounds", FormatError),
-        ((-32, struct.pack("<Q", 15)), "index-out-of-bounds", FormatError),
-        ((-32, struct.pack("<Q", 65)), "index-out-of-bounds", FormatError),
-        ((-32, struct.pack("<Q", (1 << 64) - 64)), "index-out-of-bounds", FormatError),
-        ((-24, struct.pack("<Q", 3)), "index-out-of-bounds", FormatError),
-        ((-24, struct.pack("<Q", limits.MAX_INDEX_BYTES + 1)), "index-size", LimitError),
+        ((-20, struct.pack("<I", 1 << 16)), "index-out-of-bounds", FormatError),
+        ((-20, struct.pack("<I", limits.MAX_INDEX_BYTES)), "index-out-of-bounds", FormatError),
+        ((-20, struct.pack("<I", limits.MAX_INDEX_BYTES + 1)), "index-size", LimitError),
+        ((-20, struct.pack("<I", (1 << 32) - 1)), "index-size", LimitError),
+        ((-20, struct.pack("<I", 3)), "index-checksum", ChecksumError),
+        ((-20, struct.pack("<I", 0)), "index-checksum", ChecksumError),
         ((-16, bytes(8)), "index-checksum", ChecksumError),
-        ((-40, b"\x99"), "index-checksum", ChecksumError),
+        ((-28, b"\x99"), "index-checksum", ChecksumError),
     ],
 )
 def test_envelope_fault(data, code, kind):
@@ -251,11 +266,11 @@ def test_envelope_fault(data, code, kind):
     assert code_of(data if isinstance(data, bytes) else patched(*data), kind) == code
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 2])
 def test_the_first_byte_of_padding_that_is_not_zero_is_named(number):
     """Not the largest. Before a first chunk that is aligned, and behind a chunk."""
-    large = np.arange(1, 1026, dtype=np.float32)
-    data = sparsefmt.save({"a": large, "b": 2 * large}, codec="raw")
+    large = np.arange(1, (1 << 13) + 1, dtype=np.float32)
+    data = sparsefmt.save({"a": large, "b": large[:1], "c": 2 * large}, codec="raw")
     ends = [16, *(at + stored for at, stored, _ in places(split_and_decode(data)[1]["chunks"]))]
     start = ends[number]
     with pytest.raises(FormatError) as caught:
@@ -299,11 +314,8 @@ def test_mutations_with_mended_checksums_give_tensors_or_an_error(data):
         offset, stored, _ = chunks[data.draw(st.integers(0, len(chunks) - 1))]
         if stored:
             body[offset + data.draw(st.integers(0, stored - 1))] ^= data.draw(st.integers(1, 255))
-    content["chunks"] = b"".join(
-        RECORD.pack(stored, raw, xxhash.xxh64_intdigest(bytes(body[at : at + stored]))) for at, stored, raw in chunks
-    )
     try:
-        loaded = sparsefmt.load(join(bytes(body), msgpack.packb(content)))
+        loaded = sparsefmt.load(mended(join(bytes(body), encoded(content))))
     except SparsefmtError:
         return
     for tensor in loaded.values():

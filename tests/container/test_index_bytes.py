@@ -24,23 +24,23 @@ from sparsefmt_files import small_file
 import sparsefmt
 from sparsefmt.container.sources import Memory
 from sparsefmt.sparse_file import SparseFile
-from tools.taken_apart import RECORD, canonical, join, split_and_decode
+from tools.taken_apart import encoded, join, records_of, split, split_and_decode, table_of
 
 NEWER = struct.pack("<H", 7)
 
 
 @cache
 def parts() -> tuple[bytes, list[bytes]]:
-    """What is in front of the index of a small file, of a greater minor version, and the pairs of its map."""
-    head, content = split_and_decode(small_file())
-    pairs = [msgpack.packb(key) + msgpack.packb(content[key]) for key in ("chunks", "kinds", "metadata", "tensors")]
-    return head[:10] + NEWER + head[12:], pairs
+    """What is in front of the index of a small file, of a greater minor version, and the elements of the index."""
+    head, index = split(small_file())
+    chunks, kinds, tensors, fields = map(msgpack.packb, msgpack.unpackb(index))
+    return head[:10] + NEWER + head[12:], [chunks, kinds, tensors, fields[1:]]
 
 
 def with_value(value: bytes) -> bytes:
-    """A file whose index has the key "zzz" with these bytes as its value."""
-    head, pairs = parts()
-    return join(head, b"\x85" + b"".join(pairs) + b"\xa3zzz" + value)
+    """A file whose index has the key "zzz" with these bytes as its value, in its fields."""
+    head, (*elements, fields) = parts()
+    return join(head, b"\x94" + b"".join(elements) + b"\x82" + fields + b"\xa3zzz" + value)
 
 
 def text(length: int) -> bytes:
@@ -67,8 +67,8 @@ TAKEN = [
     *(b"\xdc\x00\x10" + bytes(16), b"\xdc\x04\x00" + bytes(1024)),
     *(bytes([0x80 + count]) + keys(count) for count in range(16)),
     *(b"\xde\x00\x10" + keys(16), b"\xde\x02\x00" + keys(512)),
-    b"\x91" * 15 + b"\0",
-    b"\x81\xa1a" * 15 + b"\0",
+    b"\x91" * 14 + b"\0",
+    b"\x81\xa1a" * 14 + b"\0",
 ]
 """The shortest form of everything that may occur, at both ends of each form."""
 
@@ -111,7 +111,7 @@ MALFORMED = [
     b"\xd6\xff" + bytes(4),  # a point in time
     *(b"\xa1\x80", b"\xa1\xff", b"\xa2\xc0\x80", b"\xa3\xed\xa0\x80", b"\xa4\xf4\x90\x80\x80", b"\xa1\xc3"),
     *(b"\x81\x00\x00", b"\x81\xc0\x00", b"\x81\xc4\x01a\x00", b"\x81\x90\x00", b"\x81\xa1\xff\x00"),
-    *(b"\xdc\x04\x01" + bytes(1025), b"\x91" * 16 + b"\0", b"\x81\xa1a" * 16 + b"\0"),
+    *(b"\xdc\x04\x01" + bytes(1025), b"\x91" * 15 + b"\0", b"\x81\xa1a" * 15 + b"\0"),
     *(b"\xa2a", b"\xc4\x02a", b"\x92\0", b"\x81\xa1a", b"\xcd\x01", b"\xda\x01"),
     *(b"\0\0", b"\0\xc0", b"\xa1a\n"),
     *(b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff"),
@@ -180,31 +180,30 @@ def changed_entries() -> Iterator[tuple[str, bytes]]:
             for number in ENDS:
                 head, content = split_and_decode(small_file())
                 content["tensors"][name][key] = number
-                yield f"{name}: {key} {number}", join(head, canonical(content))
+                yield f"{name}: {key} {number}", join(head, encoded(content))
         for shape in [[end] for end in ENDS] + [[9, end] for end in ENDS] + [[end, 70] for end in ENDS] + SHAPES:
             head, content = split_and_decode(small_file())
             content["tensors"][name]["shape"] = shape
-            yield f"{name}: shape {shape}", join(head, canonical(content))
+            yield f"{name}: shape {shape}", join(head, encoded(content))
             content["tensors"][name]["tile_rows"] = min(max(shape[0] - 1, 0), 1 << 20)
-            yield f"{name}: shape {shape} and tile_rows", join(head, canonical(content))
+            yield f"{name}: shape {shape} and tile_rows", join(head, encoded(content))
 
 
 def changed_records() -> Iterator[tuple[str, bytes]]:
     """The same for the chunk table, and for the trailer."""
     _, content = split_and_decode(small_file())
-    for number in range(len(content["chunks"]) // RECORD.size):
+    for number in range(len(records_of(content["chunks"]))):
         for field in range(2):
             for end in ENDS:
                 head, content = split_and_decode(small_file())
-                table = bytearray(content["chunks"])
-                struct.pack_into("<Q", table, number * RECORD.size + field * 8, end)
-                content["chunks"] = bytes(table)
-                yield f"chunk {number}, field {field}: {end}", join(head, canonical(content))
-    for field in range(2):
-        for end in [*ENDS, *(end // 64 * 64 for end in ENDS)]:
-            data = bytearray(small_file())
-            struct.pack_into("<Q", data, len(data) - 32 + 8 * field, end)
-            yield f"trailer, field {field}: {end}", bytes(data)
+                records = records_of(content["chunks"])
+                records[number][field] = end
+                content["chunks"] = table_of(records)
+                yield f"chunk {number}, field {field}: {end}", join(head, encoded(content))
+    for end in (end for end in ENDS if end < 1 << 32):
+        data = bytearray(small_file())
+        struct.pack_into("<I", data, len(data) - 20, end)
+        yield f"trailer: {end}", bytes(data)
 
 
 @pytest.mark.parametrize("files", [changed_entries, changed_records])
@@ -222,7 +221,7 @@ def test_numbers_at_the_ends_are_refused_by_their_code(files):
 def with_shape_of_nothing(shape: list[int]) -> bytes:
     head, content = split_and_decode(small_file())
     content["tensors"]["none"]["shape"] = shape
-    return join(head, canonical(content))
+    return join(head, encoded(content))
 
 
 def test_empty_tensors_of_any_size_are_read():
@@ -250,15 +249,15 @@ def lies() -> Iterator[tuple[str, bytes]]:
         for elements in (1 << 20, 1 << 26, 1 << 30):
             head, content = split_and_decode(sparsefmt.save({"w": noise}, codec=codec, layout="dense"))
             content["tensors"]["w"].update(shape=[1, elements])
-            table = bytearray(content["chunks"])
-            struct.pack_into("<Q", table, 8, 4 * elements)
-            content["chunks"] = bytes(table)
-            yield f"{codec} of {elements} elements", join(head, canonical(content))
+            records = records_of(content["chunks"])
+            records[0][1] = 4 * elements
+            content["chunks"] = table_of(records)
+            yield f"{codec} of {elements} elements", join(head, encoded(content))
     for name in ("half", "most"):
         for rows in (1 << 20, 1 << 40, 1 << 53):
             head, content = split_and_decode(small_file())
             content["tensors"][name].update(shape=[rows, 40], tile_rows=1)
-            yield f"{name} of {rows} tiles", join(head, canonical(content))
+            yield f"{name} of {rows} tiles", join(head, encoded(content))
     for value in MALFORMED[-4:]:
         yield f"an index with {value.hex()}", with_value(value)
     empty = scipy.sparse.csr_array((1 << 12, 1 << 14), dtype=np.float32)

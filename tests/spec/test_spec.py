@@ -61,26 +61,26 @@ def test_preamble_and_trailer():
     assert sum(int(row["size"]) for row in rows) == envelope.PREAMBLE_SIZE
     rows = table(section("2.3 Trailer"))
     assert bytes.fromhex(rows[-1]["value"]) == envelope.END_MAGIC
-    assert [int(row["offset"]) for row in rows] == [0, 8, 16, 24]
+    assert [int(row["offset"]) for row in rows] == [0, 4, 12]
     assert sum(int(row["size"]) for row in rows) == envelope.TRAILER_SIZE
 
 
 def test_index_keys():
-    top, records, kind, tensor, alias = tables(section("2.4 Index"))
-    assert tuple(row["key"] for row in top) == index._TOP_KEYS.required
+    elements, top, columns, of_kind, kind, of_entry, tensor, alias = tables(section("2.4 Index"))
+    assert tuple(row["key"] for row in top) == index._TOP_KEYS.optional
     assert tuple(row["key"] for row in alias) == (*index._ALIAS_KEYS.required, *index._COPY_KEYS.required)
-    assert tuple(row["key"] for row in kind) == kinds._KEYS.required
+    assert tuple(row["key"] for row in kind) == kinds._KEYS.optional
+    assert [len(rows) for rows in (elements, of_kind, of_entry)] == [3, 1, 2]
     by_presence = {
-        "always": entry._DENSE_KEYS.required,
-        "sparse layouts": tuple(sorted({*entry._SPARSE_KEYS.required} - {*entry._DENSE_KEYS.required})),
+        "sparse layouts": entry._SPARSE_KEYS.required,
         "if": entry._SPARSE_KEYS.optional,  # not 0, not empty, fewer than all
     }
+    assert not entry._DENSE_KEYS.required
     for presence, keys in by_presence.items():
         assert tuple(row["key"] for row in tensor if row["present"].startswith(presence)) == keys
     assert [row["key"] for row in tensor] == sorted(row["key"] for row in tensor)
-    assert [(row["field"].split(":")[0], int(row["offset"])) for row in records] == [
-        (name, chunks.STORED_RECORD.fields[name][1]) for name in chunks.STORED_RECORD.names
-    ]
+    assert [row["field"] for row in columns] == ["widths", "raw", "stored", "checksum"]
+    assert {row["field"] for row in columns} - {"widths"} == set(chunks.STORED_RECORD.names)
 
 
 @pytest.mark.parametrize(("title", "layout"), [("4.1", "dense"), ("4.2", "bitmask"), ("4.3", "permuted")])
@@ -151,6 +151,7 @@ def test_error_codes():
     raised |= {(code, "format") for code in re.findall(r"jitted\.[A-Z_]+: \(\"([a-z-]+)\"", table_of_faults)}
     of_writers = ("name-duplicate", "tensor-changed", "writer-failed", "writer-finished")
     writing = {(code, "format") for code in of_writers} | {("file-object", "unsupported")}
+    writing.add(("kind-count", "limit"))
     of_its_own = {("memory", "limit"), ("decoded-bytes", "limit")}
     assert all(f"`{code}`" in section("7. What a reader must reject") for code, _ in of_its_own)
     assert raised - writing - of_its_own == set(specified.items())
@@ -183,14 +184,13 @@ def test_the_diagram_is_of_that_file():
     diagram = section("The format on one page").split("```text")[1].split("```")[0]
     lines = section("11. A file, byte by byte").split("```text")[2].splitlines()
     dump = {int(line[:4], 16): line[55:].strip() for line in lines if re.match("[0-9a-f]{4}  ", line)}
-    starts = [at for at, said in dump.items() if said.startswith(("magic", "chunk:", "index:", "index offset"))]
+    starts = [at for at, said in dump.items() if said.startswith(("magic", "chunk:", "index:", "index size"))]
     (end,) = (at + 8 for at, said in dump.items() if said == "end magic")
     drawn = [int(number) for number in re.findall(r"^ +\|? +(\d+)  ", diagram, re.M)]
     assert drawn == [*starts, end]
     arrays = [said.removeprefix("chunk: ").split(":")[0] for said in dump.values() if said.startswith("chunk: ")]
     assert re.findall(r"chunk \d     (\w+, \w+)", diagram) == arrays
     assert re.findall(r"record (\d)", diagram) == [str(number) for number in range(len(arrays))]
-    assert re.findall(r"first_chunk (\d)", diagram) == [str([array[0] for array in arrays].index("w"))]
     kinds = sparsefmt.load(tool.example())
     assert re.findall(r"(\w): kind (\d)", diagram) == [(name, str(number)) for number, name in enumerate(kinds)]
 

@@ -97,7 +97,7 @@ def flips(files: dict[str, bytes]) -> Iterator[Damage]:
 
 def mended_flips(files: dict[str, bytes]) -> Iterator[Damage]:
     for name, data in files.items():
-        for bit in range(8 * 64, 8 * (len(data) - 32)):
+        for bit in range(8 * 16, 8 * (len(data) - 20)):
             yield name, partial(mended_flip, data, bit)
 
 

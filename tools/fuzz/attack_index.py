@@ -33,13 +33,14 @@ import sparsefmt
 from sparsefmt.container import coded_index
 from sparsefmt.limits import MAX_CODED_INDEX_BYTES, MAX_TENSORS
 from tools.bench.harness import status
-from tools.taken_apart import RECORD, join, preamble
+from tools.taken_apart import join, preamble
 
 MOST_TIMES = 40
 """Bytes of memory for each byte of the index."""
 
-EMPTY = {"chunks": b"", "kinds": {}, "metadata": {}, "tensors": {}}
-KINDS = {"0": {"arrays": {"values": "raw"}, "dtype": "U8", "layout": "dense"}}
+KINDS = [["U8"]]
+NOTHING = [b"", [], {}]
+"""An index of a file without tensors."""
 
 
 def with_unknown(size: int, *pieces: bytes, text: str = "") -> bytes:
@@ -48,8 +49,9 @@ def with_unknown(size: int, *pieces: bytes, text: str = "") -> bytes:
     inner = array_of(list(pieces) * (1024 // len(pieces)))
     inners = [inner] * ((size - 1000) // len(inner))
     middles = [array_of(inners[first : first + 1024]) for first in range(0, len(inners), 1024)]
-    top = {**EMPTY, "metadata": {"a": text}} if text else EMPTY
-    return b"\x85" + msgpack.packb(top)[1:] + msgpack.packb("unknown") + array_of(middles)
+    fields = {"metadata": {"a": text}} if text else {}
+    head = b"\x94" + b"".join(map(msgpack.packb, NOTHING)) + msgpack.Packer().pack_map_header(len(fields) + 1)
+    return head + msgpack.packb(fields)[1:] + msgpack.packb("unknown") + array_of(middles)
 
 
 def array_of(elements: list[bytes]) -> bytes:
@@ -59,39 +61,39 @@ def array_of(elements: list[bytes]) -> bytes:
 
 def tensors(dimensions: int, size: int) -> bytes:
     """An index with as many tensors as fit."""
-    entry = {"kind": "0", "shape": [0] * dimensions}
+    entry = [0, [0] * dimensions]
     count = min(MAX_TENSORS, (size - 100) // (len(msgpack.packb(entry)) + 9))
-    return msgpack.packb({**EMPTY, "kinds": KINDS, "tensors": {f"{number:08x}": entry for number in range(count)}})
+    return msgpack.packb([b"", KINDS, {f"{number:08x}": entry for number in range(count)}])
 
 
-def kinds(size: int) -> bytes:
-    """As many kinds as fit, each of a tensor of its own."""
-    kind, entry = KINDS["0"], {"kind": "00000000", "shape": [0]}
-    count = min(MAX_TENSORS, (size - 100) // (len(msgpack.packb(kind)) + len(msgpack.packb(entry)) + 18))
-    names = [f"{number:08x}" for number in range(count)]
-    tensors = {name: {**entry, "kind": name} for name in names}
-    return msgpack.packb({**EMPTY, "kinds": dict.fromkeys(names, kind), "tensors": tensors})
+def smallest_tensors(size: int) -> tuple[bytes, bytes]:
+    """As many tensors of one byte as fit, each of which takes as little of the index as it can, and their bytes."""
+    count = min(MAX_TENSORS, (size - 100) // 18)
+    tensors = {f"{number:05x}": [0, []] for number in range(count)}
+    return msgpack.packb([table_of_bytes(count), KINDS, tensors]), bytes(8 * count - 7)
+
+
+def table_of_bytes(count: int) -> bytes:
+    """The table of so many chunks of a byte of 0."""
+    return b"\1" + b"\1" * count + xxhash.xxh64_digest(b"\0")[::-1] * count
 
 
 def aliases(size: int) -> bytes:
     count = min(MAX_TENSORS, (size - 200) // 23) - 1
     tied = {f"{number:08x}": {"alias_of": "0"} for number in range(count)}
-    return msgpack.packb({**EMPTY, "kinds": KINDS, "tensors": {"0": {"kind": "0", "shape": [0]}, **tied}})
+    return msgpack.packb([b"", KINDS, {"0": [0, [0]], **tied}])
 
 
 def chunk_table(size: int) -> bytes:
     """One tensor of as many tiles as fit, none of the bytes of which are there."""
-    count = (size - 200) // RECORD.size
-    entry = {"kind": "0", "shape": [count], "tile_rows": 1}
-    return msgpack.packb({**EMPTY, "chunks": bytes(RECORD.size * count), "kinds": KINDS, "tensors": {"w": entry}})
+    count = (size - 200) // 9
+    return msgpack.packb([b"\1" + bytes(9 * count), KINDS, {"w": [0, [count], {"tile_rows": 1}]}])
 
 
 def many_tiles(size: int) -> tuple[bytes, bytes]:
     """A dense tensor of as many tiles as fit, with all their bytes."""
-    count = min((size - 200) // RECORD.size, 1 << 23)
-    records = RECORD.pack(1, 1, xxhash.xxh64_intdigest(b"\0")) * count
-    entry = {"kind": "0", "shape": [count], "tile_rows": 1}
-    return msgpack.packb({**EMPTY, "chunks": records, "kinds": KINDS, "tensors": {"w": entry}}), bytes(8 * count - 7)
+    count = min((size - 200) // 9, 1 << 23)
+    return msgpack.packb([table_of_bytes(count), KINDS, {"w": [0, [count], {"tile_rows": 1}]}]), bytes(8 * count - 7)
 
 
 def coded(size: int) -> bytes:
@@ -104,12 +106,12 @@ def coded(size: int) -> bytes:
 CASES: dict[str, Callable[[int], tuple[bytes, int, bytes]]] = {
     "tensors without elements": lambda size: (tensors(1, size), 0, b""),
     "tensors of 32 dimensions": lambda size: (tensors(32, size), 0, b""),
-    "kinds": lambda size: (kinds(size), 0, b""),
+    "tensors of one byte": lambda size: ((made := smallest_tensors(size))[0], 0, made[1]),
     "maps of one text, coded": lambda size: (coded(size), 1, b""),
     "tied names": lambda size: (aliases(size), 0, b""),
     "chunks, and no bytes": lambda size: (chunk_table(size), 0, b""),
     "tiles of one byte": lambda size: ((made := many_tiles(size))[0], 0, made[1]),
-    "a text of metadata": lambda size: (msgpack.packb({**EMPTY, "metadata": {"a": "a" * (size - 100)}}), 0, b""),
+    "a text of metadata": lambda size: (msgpack.packb([*NOTHING, {"metadata": {"a": "a" * (size - 100)}}]), 0, b""),
     "maps, empty": lambda size: (with_unknown(size, b"\x80"), 0, b""),
     "maps of one text": lambda size: (with_unknown(size, b"\x81\xa0\xa0"), 1, b""),
     "arrays, empty, later version": lambda size: (with_unknown(size, b"\x90"), 1, b""),
@@ -162,7 +164,7 @@ def main(mib: int, folder: str | None) -> None:
     size, bad = mib << 20, False
     table = Table("an index full of", "MiB", "outcome", "seconds", "memory", "times its size", title="Hostile indices")
     with tempfile.TemporaryDirectory(dir=folder) as folder:
-        _, _, base = run(join(preamble(), msgpack.packb(EMPTY)), folder)
+        _, _, base = run(join(preamble(), msgpack.packb(NOTHING)), folder)
         for name, make in CASES.items():
             index, minor, body = make(size)
             outcome, seconds, memory = run(join(preamble(minor) + body, index), folder)

@@ -30,7 +30,7 @@ from tools.forms import LAYOUTS
 from tools.vectors.faults import FAULTS, Fault
 
 FOLDER = ROOT / "spec" / "vectors"
-KEPT_BYTES = 1 << 16
+KEPT_BYTES = 1 << 17
 """Files with faults up to which they are kept."""
 SHAPES = ((), (0,), (3,), (2, 0), (1, 70), (9, 8), (3, 2, 5))
 

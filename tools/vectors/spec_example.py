@@ -7,16 +7,17 @@ python -m tools.vectors.spec_example --update   put it into spec/SPEC.md
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ml_dtypes
 import msgpack
 import numpy as np
 
 import sparsefmt
-from sparsefmt.container.chunks import STORED_RECORD, start
 from sparsefmt.container.envelope import PREAMBLE_SIZE, TRAILER_SIZE, decode_trailer
 from tools import ROOT
+from tools.taken_apart import decoded, merged, places
 
 SPEC = ROOT / "spec" / "SPEC.md"
 BEGIN, END = "<!-- example begins -->\n", "<!-- example ends -->\n"
@@ -56,49 +57,65 @@ def annotated(data: bytes) -> str:
 def fields(data: bytes) -> Iterator[Field]:
     """All fields of the file in order."""
     trailer = decode_trailer(data[-TRAILER_SIZE:], len(data))
-    index = msgpack.unpackb(data[trailer.index_offset : -TRAILER_SIZE])
+    encoded = data[trailer.index_offset : -TRAILER_SIZE]
+    index = decoded(encoded)
     yield from ((8, "magic"), (2, "major 1"), (2, "minor 0"), (4, "no incompatible features"))
-    names = [
-        (f"{name}, {array}: {codec}", name, array)
-        for name, entry in sorted(index["tensors"].items(), key=lambda item: item[1].get("first_chunk", 0))
-        for array, codec in sorted(index["kinds"][entry["kind"]]["arrays"].items())
-    ]
-    end = PREAMBLE_SIZE
-    for record, (title, _, _) in zip(np.frombuffer(index["chunks"], STORED_RECORD), names, strict=True):
-        stored = int(record["stored"])
-        at = start(end, stored, int(record["raw"]))
+    end, titles = PREAMBLE_SIZE, []
+    for name, entry in sorted(merged(index)["tensors"].items(), key=lambda item: item[1]["first_chunk"]):
+        titles += [f"{name}, {array}: {codec}" for array, codec in sorted(entry["arrays"].items())]
+    for (at, stored, _), title in zip(places(index["chunks"]), titles, strict=True):
         yield at - end, "padding"
         yield stored, f"chunk: {title}"
         end = at + stored
-    yield from index_fields(index, [title for title, _, _ in names])
-    yield 8, f"index offset {trailer.index_offset}"
-    yield 8, f"index size {trailer.index_size}"
+    yield from index_fields(msgpack.unpackb(encoded), titles)
+    yield 4, f"index size {trailer.index_size}"
     yield 8, "XXH64 of preamble and index"
     yield 8, "end magic"
 
 
-def index_fields(index: dict[str, object], chunk_titles: list[str]) -> Iterator[Field]:
-    """The index, key by key."""
+def index_fields(index: list[Any], titles: list[str]) -> Iterator[Field]:
+    """The index, element by element."""
 
     def size(value: object) -> int:
         return len(msgpack.packb(value))
 
-    def items(mapping: dict[str, object], indent: str) -> Iterator[Field]:
+    def items(mapping: dict[str, Any], indent: str) -> Iterator[Field]:
         for key, value in mapping.items():
-            if key == "chunks":
-                table = bytes(value)
-                yield size(key), f"{indent}key 'chunks'"
-                yield size(table) - len(table), f"{indent}bin of {len(table)} bytes: stored, raw, XXH64"
-                for title in chunk_titles:
-                    yield from ((16, f"{indent}  {title}: stored, raw"), (8, f"{indent}  XXH64"))
-            elif isinstance(value, dict) and value:
-                yield size(key) + 1, f"{indent}key {key!r}: map of {len(value)}"
+            if isinstance(value, dict) and value:
+                yield size(key) + 1, f"{indent}{key!r}: map of {len(value)}"
                 yield from items(value, indent + "  ")
             else:
                 yield size({key: value}) - 1, f"{indent}{key!r}: {value!r}"
 
-    yield 1, "index: map of 4"
-    yield from items(index, "  ")
+    def array(elements: list[Any], names: Sequence[str], indent: str) -> Iterator[Field]:
+        """Elements that are always there, and a map."""
+        for element, name in zip(elements, [*names, "map"], strict=False):
+            if name == "map":
+                yield 1, f"{indent}map of {len(element)}"
+                yield from items(element, indent + "  ")
+            else:
+                yield size(element), f"{indent}{name} {element!r}"
+
+    chunks, kinds, tensors, *rest = index
+    yield 1, f"index: array of {len(index)}"
+    yield size(chunks) - len(chunks), f"  chunk table: bin of {len(chunks)} bytes"
+    width = chunks[0] % 16
+    yield 1, f"    raw sizes of {width} {'byte' if width == 1 else 'bytes'}, no stored sizes"
+    for title in titles:
+        yield width, f"    {title}: raw size"
+    for title in titles:
+        yield 8, f"    {title}: XXH64"
+    yield 1, f"  kinds: array of {len(kinds)}"
+    for number, kind in enumerate(kinds):
+        yield 1, f"    kind {number}: array of {len(kind)}"
+        yield from array(kind, ["dtype"], "      ")
+    yield 1, f"  tensors: map of {len(tensors)}"
+    for name, entry in tensors.items():
+        yield size(name) + 1, f"    {name!r}: array of {len(entry)}"
+        yield from array(entry, ["kind", "shape"], "      ")
+    for fields in rest:
+        yield 1, f"  map of {len(fields)}"
+        yield from items(fields, "    ")
 
 
 def main() -> None:

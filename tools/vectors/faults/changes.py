@@ -16,7 +16,7 @@ import numpy as np
 import sparsefmt
 from tools import forms
 from tools.forms import LAYOUTS
-from tools.taken_apart import Encoded, TakenApart, canonical, with_kinds
+from tools.taken_apart import Encoded, TakenApart, canonical, decoded, encoded, with_kinds
 
 Change = Callable[[TakenApart], Any]
 
@@ -66,7 +66,7 @@ def saved(layout: str, codec: str, **tensors: np.ndarray) -> Callable[[], bytes]
 
 def mapped() -> bytes:
     """Chunks that lie where they can be mapped, and small ones."""
-    large = np.arange(1, 1201, dtype=np.float32)
+    large = np.arange(1, (1 << 13) + 1, dtype=np.float32)
     return sparsefmt.save({"a": large, "b": large[:1], "c": large[:3], "d": 2 * large}, codec="raw")
 
 
@@ -173,7 +173,7 @@ def preamble(offset: int, value: int):
 
 def trailer(field: int, value):
     def change(file: TakenApart):
-        file.change_trailer = lambda fields: fields.__setitem__(field, value(fields[field]) % 2**64)
+        file.change_trailer = lambda fields: fields.__setitem__(field, value(fields[field]) % 2 ** (32, 64)[field])
 
     return change
 
@@ -196,14 +196,25 @@ def raw_index(**values):
     """Fields of the index that are put into its bytes, or that are not to be there."""
 
     def replaced(index: bytes) -> bytes:
-        changed = msgpack.unpackb(index) | values
-        return canonical({key: value for key, value in changed.items() if value is not ...})
+        changed = decoded(index) | values
+        return encoded({key: value for key, value in changed.items() if value is not ...})
 
     return lambda file: setattr(file, "change_index", replaced)
 
 
+def elements(change):
+    """Change the index in its own form, an array. What of it is Encoded is taken as it is."""
+
+    def rewritten(index: bytes) -> bytes:
+        content = msgpack.unpackb(index)
+        changed = change(content)
+        return canonical(content if changed is None else changed)
+
+    return lambda file: setattr(file, "change_index", rewritten)
+
+
 def kinds(change):
-    """Change the kinds of the index, by their names: numbers in the order of the tensors."""
+    """Change the kinds of the index, in the order of the tensors."""
 
     def changed(file: TakenApart):
         file.index = with_kinds(file.index)

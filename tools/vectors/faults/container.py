@@ -6,11 +6,12 @@ import msgpack
 import numpy as np
 import zstandard
 
-from tools.taken_apart import KIND_KEYS, Encoded, TakenApart, canonical, with_kinds
+from tools.taken_apart import Encoded, TakenApart, canonical, records_of, with_kinds
 from tools.vectors.faults.changes import (
     array,
     arrays,
     both,
+    elements,
     entry_named,
     faults,
     fields,
@@ -29,19 +30,20 @@ from tools.vectors.faults.changes import (
 ALIAS, COPY = {"alias_of": "w"}, {"copy_of": "w"}
 
 
-def unnamed_kind(file: TakenApart) -> None:
+def swapped_kinds(file: TakenApart) -> None:
+    """The numbers of kinds need not be in the order of the tensors."""
     file.index = with_kinds(file.index)
-    file.index["kinds"][""] = file.index["kinds"].pop("0")
+    file.index["kinds"].reverse()
     for entry in file.index["tensors"].values():
-        entry["kind"] = entry["kind"].replace("0", "")
+        entry["kind"] = 1 - entry["kind"]
 
 
-def renamed_kind(file: TakenApart) -> None:
+def equal_kinds(file: TakenApart) -> None:
     """Each tensor gets a kind of its own, and these are equal."""
     file.index = with_kinds(file.index)
-    file.index["kinds"]["1"] = file.index["kinds"]["0"]
+    file.index["kinds"].append(file.index["kinds"][0])
     file.index["tensors"]["x"] = ALIAS
-    file.index["tensors"]["v"]["kind"] = "1"
+    file.index["tensors"]["v"]["kind"] = 1
 
 
 FRAME_OF_2_24 = zstandard.FRAME_HEADER + bytes([0xA0]) + (2**24 + 1).to_bytes(4, "little") + bytes(2**9)
@@ -51,10 +53,6 @@ FRAME_OF_2_24 = zstandard.FRAME_HEADER + bytes([0xA0]) + (2**24 + 1).to_bytes(4,
 def coded(change):
     """The index as a zstd frame, changed."""
     return index(lambda content: change(zstandard.ZstdCompressor(level=19).compress(content)))
-
-
-KEYS = ("arrays", "dtype", "layout", "nnz", "shape")
-"""Of an entry of `bitmask raw`, and of its kind."""
 
 
 faults(
@@ -87,7 +85,7 @@ faults("not-sparsefmt", "bitmask raw", {"magic": preamble(0, 0x88), "nothing": w
 faults(
     "file-too-short",
     "bitmask raw",
-    {"magic only": whole(lambda data: data[:8]), "47 bytes": whole(lambda data: data[:47])},
+    {"magic only": whole(lambda data: data[:8]), "35 bytes": whole(lambda data: data[:35])},
 )
 faults("version-unsupported", "bitmask raw", {"major 2": preamble(8, 2), "major 0": preamble(8, 0)})
 faults("feature-unsupported", "bitmask raw", {"bit 0": preamble(12, 1), "bit 31": preamble(15, 128)})
@@ -96,26 +94,24 @@ faults(
     "bitmask raw",
     {"cut off": whole(lambda data: data[:-1]), "end magic": whole(lambda data: data[:-1] + b"\0")},
 )
-faults("index-size", "bitmask raw", {"huge": trailer(1, lambda size: 2**63)})
+faults("index-size", "bitmask raw", {"huge": trailer(0, lambda size: 2**32 - 1)})
 faults(
     "index-out-of-bounds",
     "bitmask raw",
     {
-        "too small": trailer(1, lambda size: size - 1),
-        "too large": trailer(1, lambda size: size + 1),
-        "later": trailer(0, lambda offset: offset + 64),
-        "huge offset": trailer(0, lambda offset: 2**63),
-        "one later": trailer(0, lambda offset: offset + 1),
-        "in the preamble": trailer(0, lambda offset: 0),
+        "too large": trailer(0, lambda size: size + 2**16),
+        "over the file": trailer(0, lambda size: 2**27),
     },
 )
 faults(
     "index-checksum",
     "bitmask raw",
     {
-        "checksum": trailer(2, lambda checksum: checksum ^ 1),
+        "checksum": trailer(1, lambda checksum: checksum ^ 1),
         "minor": whole(lambda data: data[:10] + b"\1" + data[11:]),
-        "index": whole(lambda data: data.replace(b"dtype", b"dtypf")),
+        "index": whole(lambda data: data.replace(b"arrays", b"arrayt")),
+        "too small": trailer(0, lambda size: size - 1),
+        "too large": trailer(0, lambda size: size + 1),
     },
 )
 faults(
@@ -124,7 +120,7 @@ faults(
     {
         "byte 16": lambda file: file.preamble.extend(b"\1"),
         "byte 63": lambda file: file.preamble.extend(bytes(47) + b"\1"),
-        "before a mapped chunk": lambda file: file.behind.update({2: bytes(43) + b"\1"}),
+        "before a mapped chunk": lambda file: file.behind.update({2: bytes(35) + b"\1"}),
         "before a small chunk": lambda file: file.behind.update({1: b"\1"}),
     },
 )
@@ -157,13 +153,13 @@ faults(
     {
         "key of type bin": later(Encoded(b"\x81\xc4\1a\1")),
         "long array": later([0] * 1025),
-        "17 levels": later(nested(16)),
+        "17 levels": later(nested(15)),
         "many levels": later(nested(200)),
         "2,000 levels": later(nested(2000)),
     },
 )
 faults(
-    "ok", "bitmask raw", {"long array": later([0] * 1024), "16 levels": later(nested(15)), "2^64 - 1": later(2**64 - 1)}
+    "ok", "bitmask raw", {"long array": later([0] * 1024), "16 levels": later(nested(14)), "2^64 - 1": later(2**64 - 1)}
 )
 faults(
     "index-type",
@@ -208,8 +204,67 @@ faults(
         "keys by UTF-16": top(metadata=Encoded(b"\x82\xa4\xf0\x9f\x98\x80\xa1a\xa3\xef\xbf\xae\xa1b")),
         "key twice": top(metadata=Encoded(b"\x82\xa1b\xa1b\xa1b\xa1b")),
         "negative_zeros_dropped of 0": fields(negative_zeros_dropped=0),
-        "first_chunk of 0": fields(first_chunk=0),
-        "kinds not sorted": top(kinds=Encoded(b"\x82\xa1b\xa1b\xa1a\xa1a")),
+        "first_chunk of the first": fields("v", first_chunk=Encoded(b"\0")),
+        "no fields in the index": elements(lambda index: [*index[:3], {}]),
+        "no metadata": elements(lambda index: index[3].update(metadata={})),
+        "no fields in the kind": elements(lambda index: index[1][0].append({})),
+        "arrays that need not be there": elements(lambda index: index[1][0].append({"arrays": {"values": "raw"}})),
+        "layout that need not be there": elements(lambda index: index[1][0].append({"layout": "dense"})),
+        "layout and arrays that need not be there": elements(
+            lambda index: index[1][0].append({"arrays": {"values": "raw"}, "layout": "dense"})
+        ),
+    },
+)
+faults(
+    "index-not-canonical",
+    "dense zstd",
+    {"layout beside arrays": elements(lambda index: index[1][0][1].update(layout="dense"))},
+)
+
+
+def table(*widths: int):
+    """The chunk table with sizes of so many bytes, and stored sizes if two are given."""
+
+    def change(index: list) -> None:
+        records = records_of(index[0])
+        numbers = [record[1] for record in records], [record[0] for record in records]
+        out = bytes([widths[0] + 16 * sum(widths[1:])])
+        for width, column in zip(widths, numbers, strict=False):
+            out += b"".join(number.to_bytes(width, "little") for number in column)
+        index[0] = out + b"".join(record[2].to_bytes(8, "little") for record in records)
+
+    return elements(change)
+
+
+faults(
+    "index-not-canonical",
+    "bitmask raw",
+    {
+        "raw sizes of 4 bytes": table(4),
+        "raw sizes of 8 bytes": table(8),
+        "stored sizes that are the raw ones": table(2, 2),
+        "chunk table of no chunk": elements(lambda index: [b"\1", [], {}]),
+    },
+)
+faults(
+    "index-not-canonical",
+    "two vectors",
+    {
+        "raw sizes of 2 bytes": table(2),
+        "first_chunk behind the entry before": fields(first_chunk=Encoded(b"\1")),
+        "no fields in the entry": elements(lambda index: index[2]["v"].append({})),
+    },
+)
+faults("index-key", "permuted raw", {"no arrays": fields(arrays=...)})
+faults("index-type", "two vectors", {"fields of an entry": elements(lambda index: index[2]["v"].append([]))})
+faults(
+    "index-not-canonical",
+    "bitmask zstd",
+    {
+        "stored sizes of 4 bytes": table(2, 4),
+        "stored sizes of 8 bytes": table(2, 8),
+        "raw sizes of 4 bytes": table(4, 2),
+        "all sizes of 8 bytes": table(8, 8),
     },
 )
 faults("index-not-canonical", "bitmask raw", {"later keys not sorted": later(Encoded(b"\x82\xa1b\1\xa1a\1"))})
@@ -220,13 +275,25 @@ faults(
     "index-type",
     "bitmask raw",
     {
-        "index": index(b"\x90"),
+        "index": index(b"\x80"),
         "chunks": raw_index(chunks=[]),
-        "half a record": raw_index(chunks=b"a" * 31),
+        "half a record": elements(lambda index: [index[0][:-1], *index[1:]]),
+        "a byte behind the records": elements(lambda index: [index[0] + b"\0", *index[1:]]),
+        **{
+            f"sizes of {head % 16} and {head // 16} bytes": elements(
+                lambda index, head=head: [bytes([head]) + bytes(head % 16 + head // 16 + 8), *index[1:]]
+            )
+            for head in (0x00, 0x03, 0x05, 0x09, 0x10, 0x31, 0x51, 0x91)
+        },
+        "fields of the index": elements(lambda index: [*index[:3], 5]),
+        "fields of a kind": elements(lambda index: index[1][0].append(5)),
         "tensors": raw_index(tensors=[]),
-        "kinds": raw_index(kinds=[]),
-        "kind": kinds(lambda kinds: kinds.update({"0": 5})),
-        "name of a kind": fields(kind=0),
+        "kinds": raw_index(kinds={}),
+        "kind": kinds(lambda kinds: kinds.__setitem__(0, 5)),
+        "number of a kind": fields(kind="0"),
+        "number of a kind of 64 bits": fields(kind=2**63),
+        "no dtype": fields(dtype=...),
+        "no shape": fields("v", shape=...),
         "entry": entry_named("x", 5),
         "alias": entry_named("x", {"alias_of": []}),
         "copy": entry_named("x", {"copy_of": 0}),
@@ -252,13 +319,25 @@ faults(
     "index-key",
     "bitmask raw",
     {
-        **{f"no {key}": fields(**{key: ...}) for key in KEYS},
-        "no kind": fields(**{key: ... for key in KIND_KEYS}),
-        **{f"no {key} in the index": raw_index(**{key: ...}) for key in ("chunks", "kinds", "metadata", "tensors")},
+        "no arrays": fields(arrays=...),
+        "no nnz": fields(nnz=...),
+        "kind of no element": elements(lambda index: index[1][0].clear()),
+        "kind of 3 elements": elements(lambda index: index[1][1].append(1)),
+        "kind of 3 elements of a greater minor version": both(
+            elements(lambda index: index[1][1].append(1)), preamble(10, 1)
+        ),
+        "entry of 1 element": elements(lambda index: index[2]["v"].__delitem__(slice(1, 3))),
+        "entry of 4 elements": elements(lambda index: index[2]["w"].append(1)),
+        "index of 2 elements": elements(lambda index: index[:2]),
+        "index of 5 elements": elements(lambda index: index.append(1)),
+        "index of 5 elements of a greater minor version": both(
+            elements(lambda index: index.append(1)), preamble(10, 1)
+        ),
         "unknown": top(later=1),
         "unknown in the entry": fields(later=1),
-        "unknown in the kind": kinds(lambda kinds: kinds["0"].update(later=1)),
-        "no keys": index(b"\x80"),
+        "unknown in the kind": kinds(lambda kinds: kinds[0].update(later=1)),
+        "no elements": index(b"\x90"),
+        "alias without keys": elements(lambda index: index[2].update(x={})),
         "alias and more": entry_named("x", ALIAS | {"dtype": "F32"}),
         "copy and more": entry_named("x", COPY | {"later": 1}),
         "alias and copy": entry_named("x", ALIAS | COPY),
@@ -320,22 +399,22 @@ faults(
     "kind-invalid",
     "bitmask raw",
     {
-        "of none": fields(kind="2"),
-        "of no tensor": kinds(lambda kinds: kinds.update({"9": dict(kinds["0"])})),
-        "empty name": fields(kind=""),
+        "of none": fields(kind=2),
+        "huge": fields(kind=2**63 - 1),
+        "of no tensor": kinds(lambda kinds: kinds.append(dict(kinds[0]))),
     },
 )
 faults(
     "ok",
     "bitmask raw",
     {
-        "a kind without a name": unnamed_kind,
+        "kinds in another order": swapped_kinds,
         "unknown key in a kind of a greater minor version": both(
-            kinds(lambda kinds: kinds["0"].update(later=1)), preamble(10, 1)
+            kinds(lambda kinds: kinds[0].update(later=1)), preamble(10, 1)
         ),
     },
 )
-faults("ok", "dense raw", {"two equal kinds": renamed_kind})
+faults("ok", "dense raw", {"two equal kinds": equal_kinds})
 faults(
     "index-frame",
     "bitmask raw",
@@ -344,10 +423,10 @@ faults(
         "byte behind": coded(lambda frame: frame + b"\0"),
         "two frames": coded(lambda frame: frame + zstandard.compress(b"")),
         "no content size": index(lambda index: zstandard.ZstdCompressor(write_content_size=False).compress(index)),
-        "31 bytes": index(zstandard.compress(b"\x81" + bytes(17))),
+        "31 bytes": index(zstandard.compress(b"\x93" + bytes(17))),
         "magic only": index(zstandard.FRAME_HEADER),
         "over 32 times": index(lambda index: zstandard.compress(index + bytes(2**16))),
-        "damaged": coded(lambda frame: frame[:20] + b"\xff\xff\xff" + frame[23:]),
+        "damaged": coded(lambda frame: frame[:9] + b"\xff\xff\xff" + frame[12:]),
     },
 )
 faults("index-size", "bitmask raw", {"coded": index(FRAME_OF_2_24)})
@@ -380,7 +459,7 @@ faults(
 faults(
     "tile-rows",
     "empty",
-    {"tile_rows without tiles": fields(tile_rows=1), "first_chunk without tiles": fields(first_chunk=1)},
+    {"tile_rows without tiles": fields(tile_rows=1), "first_chunk without tiles": fields(first_chunk=2)},
 )
 
 
