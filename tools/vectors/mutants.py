@@ -357,14 +357,17 @@ class Run:
 
     Args:
         processes: at the same time.
+        vectors: that may catch them; None for all.
     """
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, vectors: Iterable[str] | None = None) -> None:
         self._context = multiprocessing.get_context("fork")
         self._processes = processes
         for name in SOURCES:
             code_of(name)
-        self._order = sorted(manifest(), key=lambda vector: (FOLDER / vector).stat().st_size)
+        self._order = sorted(
+            manifest() if vectors is None else vectors, key=lambda vector: (FOLDER / vector).stat().st_size
+        )
         self._caught_here: dict[str, list[str]] = {}
 
     def _start(self, mutant: Mutant | None) -> tuple[Connection, Any]:
