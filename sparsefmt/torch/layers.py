@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,9 +10,6 @@ import torch
 from sparsefmt.torch.dense_layers import is_conv1d
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.products import why_not_linear
-
-Patterns = str | Iterable[str] | None
-"""Names of modules, in which `*` stands for anything; None where there are none."""
 
 
 class Holder(NamedTuple):
@@ -75,16 +72,6 @@ def holders_of_parameters(model: torch.nn.Module) -> dict[int, list[Holder]]:
             if parameter is not None:
                 holders.setdefault(id(parameter), []).append(Holder(layer, module, attribute))
     return holders
-
-
-def matcher(what: str, patterns: Patterns) -> tuple[str, ...] | None:
-    """The patterns as a tuple. Raises TypeError, with the name of the argument, if one is not text."""
-    if patterns is None:
-        return None
-    made = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    if not all(isinstance(pattern, str) for pattern in made):
-        raise TypeError(f"{what} must be a pattern of module names, or several, not {patterns!r}")
-    return made
 
 
 def expect_cpu(name: str, tensor: torch.Tensor, *also: str) -> None:

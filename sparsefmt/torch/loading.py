@@ -17,9 +17,8 @@ from sparsefmt.errors import in_file
 from sparsefmt.torch import compute_dtype as computing
 from sparsefmt.torch.compute_dtype import ComputeDtype
 from sparsefmt.torch.filling import WeightLoader, load_dense
-from sparsefmt.torch.layers import Patterns
 from sparsefmt.torch.loading_plan import Stored, expect_fit, planned
-from sparsefmt.torch.selection import MIN_SPARSITY, Selection
+from sparsefmt.torch.selection import MIN_SPARSITY, Patterns, Selection
 from sparsefmt.torch.summary import Summary, summary_of
 
 _log = logging.getLogger("sparsefmt")

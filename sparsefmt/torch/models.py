@@ -13,7 +13,6 @@ from sparsefmt.torch.compute_dtype import ComputeDtype, checked, widen
 from sparsefmt.torch.dense_layers import dense_weight, parameter_of_weight
 from sparsefmt.torch.layers import (
     Holder,
-    Patterns,
     expect_cpu,
     holders_of_parameters,
     is_linear,
@@ -22,7 +21,7 @@ from sparsefmt.torch.layers import (
 )
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.mapped_files import MappedFiles
-from sparsefmt.torch.selection import MIN_SPARSITY, Selection
+from sparsefmt.torch.selection import MIN_SPARSITY, Patterns, Selection
 from sparsefmt.torch.summary import Summary, summary_of
 from sparsefmt.torch.widened import pass_on
 

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.auto import Filling
-from sparsefmt.torch.layers import Holder, Patterns, is_linear, matcher, why_not_replaceable
+from sparsefmt.torch.layers import Holder, is_linear, why_not_replaceable
 
 MIN_SPARSITY = 0.4
 """Sparsity from which a layer is replaced. At 50 %, both layouts were faster than dense float32 products with 1 to 128
@@ -22,6 +23,10 @@ call of a SparseLinear costs some tens of microseconds more than one of a Linear
 float32, with 1 and 8 tokens, that is more than a smaller layer gains (tools/bench/small_layers.py)."""
 
 LAYOUTS_TO_CHOOSE = ("auto", "bitmask", "permuted")
+
+
+Patterns = str | Iterable[str] | None
+"""Names of modules, in which `*` stands for anything; None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Selection:
         cls, layout: str, min_sparsity: float, include: Patterns, exclude: Patterns, min_size: int | None = None
     ) -> Selection:
         """The selection that arguments of public functions make. Raises TypeError for patterns that are not text."""
-        return cls(layout, min_sparsity, matcher("include", include), matcher("exclude", exclude), min_size)
+        return cls(layout, min_sparsity, _as_tuple("include", include), _as_tuple("exclude", exclude), min_size)
 
     @property
     def least_size(self) -> int:
@@ -122,3 +127,13 @@ def why_dense(holders: list[Holder], selection: Selection) -> dict[str, str]:
 def name_of(holder: Holder) -> str:
     """Under which name a tensor that stays dense is reported: that of its linear layer, or its own."""
     return holder.layer if holder.attribute == "weight" and is_linear(holder.module) else holder.key
+
+
+def _as_tuple(what: str, patterns: Patterns) -> tuple[str, ...] | None:
+    """The patterns as a tuple. Raises TypeError, with the name of the argument, if one is not text."""
+    if patterns is None:
+        return None
+    made = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    if not all(isinstance(pattern, str) for pattern in made):
+        raise TypeError(f"{what} must be a pattern of module names, or several, not {patterns!r}")
+    return made

@@ -13,8 +13,7 @@ from sparsefmt.checkpoints.cards import HOW_TO_LOAD
 from sparsefmt.checkpoints.huggingface import HINT, METHOD
 from sparsefmt.container.sources import BACKENDS, Backend
 from sparsefmt.torch.compute_dtype import ComputeDtype, checked
-from sparsefmt.torch.layers import Patterns
-from sparsefmt.torch.selection import MIN_SPARSITY, Selection
+from sparsefmt.torch.selection import MIN_SPARSITY, Patterns, Selection
 
 _OF_THE_CALL = ("compute_dtype", "backend", "max_decoded_bytes")
 """What depends on the machine, and on whom its user trusts: not written to a config.json, nor taken from one."""
