@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from llvmlite import binding
 from numba.core import config
 from numba.core.codegen import get_host_cpu_features
 
@@ -57,3 +58,6 @@ def choose_isa(features: set[str], wanted: str | None) -> str:
 
 ISA = choose_isa(_target_features(), os.environ.get(ENVIRONMENT_VARIABLE))
 """The instruction set of this process, found out once."""
+
+NEON = ISA == "portable" and binding.get_process_triple().startswith(("aarch64", "arm64"))
+"""Whether portable code may use what every ARM processor of 64 bits has."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
+from sparsefmt.isa import NEON
 from sparsefmt.jit import jit
 from sparsefmt.kernels.job import (
     COLS,
@@ -163,6 +164,8 @@ def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., 
     size, one, zero, transposed = WIDTH[kind], 1, _nothing(kind), int(across)
     width, square, vector_bytes = lanes * count, lanes, lanes * size
     row_bytes = width * size
+    # sums that show what is odd: as many as hide the time that additions take, and as fit into the registers
+    chains = 2 if NEON else lanes
 
     @jit
     def pack(job, lo, hi, scratch):
@@ -185,10 +188,10 @@ def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., 
                 done = cols
                 finite &= all_zero(poison1)
             elif present == lanes:
-                poison, zero_square = zeros(kind, lanes, square), zeros(kind, lanes, square)
+                poison, nothing = zeros(kind, lanes, chains), zeros(kind, lanes, one)
                 for col in range(0, cols - lanes + 1, lanes):
                     values = load(x + col * size, pitch, kind, lanes, square)
-                    poison = fma(values, zero_square, poison)
+                    poison = fma_all(values, nothing, poison)
                     store(packed + col * row_bytes, row_bytes, transpose(values))
                 done = cols // lanes * lanes
                 finite &= all_zero(poison)

@@ -22,7 +22,7 @@ from numba.extending import overload
 
 from sparsefmt.bits_of_words import lowest_bit, popcount
 from sparsefmt.jit import jit
-from sparsefmt.kernels.expand import COLUMNS, copy_value, expand_word, fma_word
+from sparsefmt.kernels.expand import COLUMNS, copy_value, expand_word, fma_word, values_of_word
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
 from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SLICE_OFFSETS, VALUES
 from sparsefmt.kernels.simd import (
@@ -123,8 +123,8 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
                     prefetch(mask1 + word + MASK_AHEAD, one, one)
                     sums0 = fma_word(at0, mask0 + word, kind, tables, x_at, sums0)
                     sums1 = fma_word(at1, mask1 + word, kind, tables, x_at, sums1)
-                    at0 += popcount(load_u64(mask0 + word)) * width
-                    at1 += popcount(load_u64(mask1 + word)) * width
+                    at0 += values_of_word(mask0 + word) * width
+                    at1 += values_of_word(mask1 + word) * width
                     x_at += step
                 if cols % COLUMNS:
                     store_scalar(last0, last_columns(mask0, cols))
@@ -150,12 +150,12 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
                     prefetch(at + AHEAD, lines, one)
                     prefetch(mask + word + MASK_AHEAD, one, one)
                     sums = fma_word(at, mask + word, kind, tables, x_at, sums)
-                    at += popcount(load_u64(mask + word)) * width
+                    at += values_of_word(mask + word) * width
                     x_at += step
                 if cols % COLUMNS:
                     store_scalar(last, last_columns(mask, cols))
                     sums = fma_word(at, last, kind, tables, x_at, sums)
-                    at += popcount(load_u64(last)) * width
+                    at += values_of_word(last) * width
                 store_sums(y_tile + SLICE_ROWS * size * slice_, y_stride, y_count, height - SLICE_ROWS * slice_, sums)
 
     # with more tokens, two slices have more sums and addresses than there are registers
@@ -181,7 +181,7 @@ def _make_expand_columns(vectorised, kind, tables, values, mask, columns, ahead,
             prefetch(values + ahead, lines, two)
             prefetch(mask + word + mask_ahead, one, two)
             store(to, pitch, expand_word(values, mask + word, kind, tables))
-            values += popcount(load_u64(mask + word)) * width
+            values += values_of_word(mask + word) * width
             to += COLUMNS * pitch
         if columns % COLUMNS:
             # the place of what is expanded holds its mask until then

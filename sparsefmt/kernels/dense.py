@@ -20,6 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
+from sparsefmt.isa import NEON
 from sparsefmt.jit import jit
 from sparsefmt.kernels.expand import copy_value
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, piece
@@ -34,6 +35,7 @@ from sparsefmt.kernels.simd import (
     WIDTH,
     Vectors,
     accumulator,
+    behind,
     broadcast,
     concatenated,
     constant_of,
@@ -81,7 +83,12 @@ def piece_columns(kind: int) -> int:
     return PIECE // WIDTH[kind]
 
 
-def _transposed(builder, address, stride, kind: int) -> list:
+def _rows_at_once(kind: int) -> int:
+    """Rows that are transposed by themselves: as many as elements of a word fill 16 bytes."""
+    return 2 if kind == F64 else 4
+
+
+def _transposed(builder, address, stride, kind: int, row_count: int = SLICE_ROWS) -> list:
     """The columns of a piece of sixteen rows, `stride` bytes apart, as LLVM vectors, widened.
 
     Rows that lie next to each other in the result come from different loads into the same 16 bytes of a vector. So no
@@ -89,12 +96,12 @@ def _transposed(builder, address, stride, kind: int) -> list:
     """
     # 16-bit values go in pairs, and are taken apart at the end
     words = I32 if kind in (BF16, F16) else stored_type(kind, 1).element
-    per_piece = 2 if kind == F64 else 4
+    per_piece = _rows_at_once(kind)
     piece_type = ir.VectorType(words, per_piece)
     rows = []
     for first in range(per_piece):
         pieces = []
-        for row in range(first, SLICE_ROWS, per_piece):
+        for row in range(first, row_count, per_piece):
             row_at = builder.add(address, builder.mul(stride, integer(row)))
             pieces.append(load_as(builder, row_at, piece_type, WIDTH[kind]))
         rows.append(concatenated(builder, pieces))
@@ -102,8 +109,8 @@ def _transposed(builder, address, stride, kind: int) -> list:
     def shuffled(left, right, pattern: list[int]):
         """The pattern numbers the elements of 16 bytes of one vector, then those of the other."""
         lanes = [
-            base + lane if lane < per_piece else base + lane - per_piece + SLICE_ROWS
-            for base in range(0, SLICE_ROWS, per_piece)
+            base + lane if lane < per_piece else base + lane - per_piece + row_count
+            for base in range(0, row_count, per_piece)
             for lane in pattern
         ]
         return builder.shuffle_vector(left, right, lanes_of(lanes))
@@ -117,16 +124,16 @@ def _transposed(builder, address, stride, kind: int) -> list:
         columns += [shuffled(left, right, [0, 1, 4, 5]), shuffled(left, right, [2, 3, 6, 7])]
     if kind not in (BF16, F16):
         return columns
-    sixteen = ir.Constant(columns[0].type, [16] * SLICE_ROWS)
-    single = ir.VectorType(ir.FloatType(), SLICE_ROWS)
+    sixteen = ir.Constant(columns[0].type, [16] * row_count)
+    single = ir.VectorType(ir.FloatType(), row_count)
     singles = []
     for pair in columns:
         if kind == BF16:
-            upper = builder.and_(pair, ir.Constant(pair.type, [0xFFFF0000] * SLICE_ROWS))
+            upper = builder.and_(pair, ir.Constant(pair.type, [0xFFFF0000] * row_count))
             singles += [builder.bitcast(half, single) for half in (builder.shl(pair, sixteen), upper)]
         else:
             halves = [
-                builder.trunc(half, ir.VectorType(I16, SLICE_ROWS)) for half in (pair, builder.lshr(pair, sixteen))
+                builder.trunc(half, ir.VectorType(I16, row_count)) for half in (pair, builder.lshr(pair, sixteen))
             ]
             singles += [widened(builder, half, kind) for half in halves]
     return singles
@@ -144,6 +151,36 @@ def transposed(typingctx, address, stride, kind):
     return result(types.int64, types.int64, kind), codegen
 
 
+def _by_groups(builder, addresses, kind: int, totals: list, slices: int) -> list:
+    """NEON: what `fma_transposed` does, a few rows after the other: they fill its vectors of 16 bytes."""
+    address, stride, x = addresses
+    rows, tokens = _rows_at_once(kind), len(totals) // slices
+    single = ir.VectorType(totals[0].type.element, rows)
+    row_bytes, columns = piece_columns(kind) * tokens * 16 // rows, piece_columns(kind)
+    activations = [load_as(builder, builder.add(x, integer(at)), single, 16 // rows) for at in range(0, row_bytes, 16)]
+    result = []
+    for number in range(slices):
+        of_slice = totals[number * tokens : (number + 1) * tokens]
+        groups: list[list] = [[] for _ in of_slice]
+        for first in range(0, SLICE_ROWS, rows):
+            lanes = lanes_of(list(range(first, first + rows)))
+            sums = [builder.shuffle_vector(total, total, lanes) for total in of_slice]
+            at = builder.add(address, builder.mul(stride, integer(SLICE_ROWS * number + first)))
+            weights = _transposed(builder, at, stride, kind, rows)
+            for column in range(columns):
+                for token in range(tokens):
+                    place = column * tokens + token
+                    activation = activations[place // rows]
+                    activation = builder.shuffle_vector(activation, activation, lanes_of([place % rows] * rows))
+                    sums[token] = fused(builder, weights[column], activation, sums[token])
+            for token in range(tokens):
+                groups[token].append(sums[token])
+            # loads of the next rows stay behind these products: LLVM would load all first, and spill
+            address = behind(builder, address, *sums)
+        result += [concatenated(builder, group) for group in groups]
+    return result
+
+
 @intrinsic(prefer_literal=True)
 def fma_transposed(typingctx, address, stride, kind, slices, x, sums):
     """sums[slice, token] + column * x[column, token] for the columns of `transposed`, in order; so many `slices`."""
@@ -153,6 +190,8 @@ def fma_transposed(typingctx, address, stride, kind, slices, x, sums):
     def codegen(context, builder, signature, args):
         totals = unpacked(builder, args[5], sums)
         address, stride, x = args[0], args[1], args[4]
+        if NEON:
+            return packed(builder, _by_groups(builder, (address, stride, x), stored, totals, slice_count))
         for number in range(slice_count):
             if number:
                 # loads of the next slice stay behind it: LLVM would load all slices first, and spill

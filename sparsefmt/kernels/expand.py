@@ -1,11 +1,10 @@
 """From a mask and packed values to the rows of a slice, in registers, for jitted code.
 
-The mask of a slice is read in words of 64 bits: four columns of sixteen rows. There are two ways, both without a
+The mask of a slice is read in words of 64 bits: four columns of sixteen rows. There are three ways, all without a
 branch. With AVX-512, an instruction expands 16 values by 16 bits of mask. With AVX2, a table with a row for each of the
-256 masks of eight rows says where each lane takes its value from: f32 by a permutation
-of lanes; 16-bit values by a shuffle of bytes, which also puts bfloat16 in the upper half of its lane, where it is a
-float32. Elsewhere, and for float64, kernels put
-values in their places one by one.
+256 masks of eight rows says where each lane takes its value from: f32 by a permutation of lanes; 16-bit values by a
+shuffle of bytes, which also puts bfloat16 in the upper half of its lane, where it is a float32. With NEON, such a table
+says it for each byte, of f32 too. Elsewhere, and for float64, kernels put values in their places one by one.
 
 Vectors of values are read whole, up to 64 bytes from the first of them on: every array is followed by that much.
 """
@@ -19,6 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from sparsefmt.isa import NEON
 from sparsefmt.kernels.simd import (
     BF16,
     F16,
@@ -33,6 +33,7 @@ from sparsefmt.kernels.simd import (
     WIDTH,
     Vectors,
     accumulator,
+    behind,
     broadcast,
     call,
     concatenated,
@@ -54,36 +55,39 @@ COLUMNS = 4
 
 _SINGLE8 = ir.VectorType(ir.FloatType(), 8)
 _ABSENT = 0x80
-"""Makes a byte shuffle give 0, and is the sign of an absent lane in the table of f32."""
+"""Makes a byte shuffle give 0, and is the sign of an absent lane in the table of f32 for AVX2."""
+
+
+def _row_bytes(kind: int) -> int:
+    """Bytes of a row of the table: for eight lanes of a value, or of a float32 where bfloat16 is widened, too."""
+    return 8 * (4 if kind == BF16 and not NEON else WIDTH[kind])
 
 
 def _make_table(kind: int) -> np.ndarray:
     """(256, bytes): for each mask of eight rows, how to shuffle the values."""
-    lane_bytes = {F32: 4, BF16: 4, F16: 2}[kind]
-    table = np.full((256, 8, lane_bytes), 0 if kind == F32 else _ABSENT, np.uint8)
+    lane_bytes, width = _row_bytes(kind) // 8, WIDTH[kind]
+    lanes = kind == F32 and not NEON
+    table = np.full((256, 8, lane_bytes), 0 if lanes else _ABSENT, np.uint8)
     for mask in range(256):
         stored = 0
         for lane in range(8):
             if not mask >> lane & 1:
                 table[mask, lane, -1] = _ABSENT
-            elif kind == F32:
+            elif lanes:
                 table[mask, lane] = stored, 0, 0, 0
                 stored += 1
             else:
-                table[mask, lane, -2:] = 2 * stored, 2 * stored + 1
+                table[mask, lane, -width:] = range(width * stored, width * stored + width)
                 stored += 1
     return table.reshape(256, -1)
 
 
-_ROW_SHIFT = {F32: 5, BF16: 5, F16: 4}
-"""Power of two of the bytes of a row of the table."""
-
-_TABLES = {kind: _make_table(kind) for kind in (F32, BF16, F16)} if ISA == "avx2" else {}
+_TABLES = {kind: _make_table(kind) for kind in (F32, BF16, F16)} if ISA == "avx2" or NEON else {}
 
 
 def in_registers(kind: int) -> bool:
     """Whether there is a way without branches for values of a kind."""
-    return ISA != "portable" and kind != F64
+    return (ISA != "portable" or NEON) and kind != F64
 
 
 @cache
@@ -140,11 +144,81 @@ def _expand8(builder, values, row, kind):
     return widened(builder, builder.bitcast(halves, ir.VectorType(I16, 8)), kind)
 
 
+def _values_up_to(builder, word):
+    """NEON: for each byte of a word, how many bits are set in it and in those before it, as a byte of one integer."""
+
+    def every(byte):
+        return integer(0x0101010101010101 * byte)
+
+    def step(bits, by, byte):
+        return builder.and_(builder.lshr(bits, integer(by)), every(byte))
+
+    # in each pair of bits, in each four, in each byte
+    counts = builder.sub(word, step(word, 1, 0x55))
+    counts = builder.add(builder.and_(counts, every(0x33)), step(counts, 2, 0x33))
+    counts = builder.and_(builder.add(counts, builder.lshr(counts, integer(4))), every(0x0F))
+    return builder.mul(counts, every(1))
+
+
+@intrinsic
+def values_of_word(typingctx, mask):
+    """How many values the four columns of the word at `mask` have."""
+
+    def codegen(context, builder, signature, args):
+        word = load_as(builder, args[0], I64, 8)
+        return builder.lshr(_values_up_to(builder, word), integer(56)) if NEON else builder.ctpop(word)
+
+    return types.int64(types.int64), codegen
+
+
+def _columns_of_neon(builder, values, mask, kind, table):
+    """NEON: like `_columns`. Eight rows are one or two look-ups of bytes.
+
+    How many values there are before each eight rows is found for all of the word at once: counting the bits of one mask
+    after the other would take longer than the look-ups.
+    """
+    word = load_as(builder, mask, I64, 2)
+    begins = builder.shl(_values_up_to(builder, word), integer(8 + {4: 2, 2: 1}[WIDTH[kind]]))
+    begins, word = behind(builder, begins), behind(builder, word)
+
+    def byte_of(bits, number):
+        return builder.and_(builder.lshr(bits, integer(8 * number)), integer(0xFF))
+
+    bytes16, row_type = ir.VectorType(I8, 16), ir.ArrayType(I8, _row_bytes(kind))
+
+    def looked_up(byte):
+        """LLVM vectors of 16 bytes, which hold the eight rows whose mask is a byte of the word."""
+        rows = builder.inttoptr(table, row_type.as_pointer())
+        row = builder.ptrtoint(builder.gep(rows, [byte_of(word, byte)], source_etype=row_type), I64)
+        begin = builder.add(values, byte_of(begins, byte))
+        parts = range(0, 8 * WIDTH[kind], 16)
+        loaded = [load_as(builder, builder.add(begin, integer(at)), bytes16, WIDTH[kind]) for at in parts]
+        indices = [load_as(builder, builder.add(row, integer(at)), bytes16, 16) for at in parts]
+        return [call(builder, f"llvm.aarch64.neon.tbl{len(loaded)}.v16i8", bytes16, [*loaded, at]) for at in indices]
+
+    def column(number, totals=()):
+        nonlocal values, table
+        # loads stay behind the products before: LLVM would load all columns first, and spill
+        values, table = behind(builder, values, *totals), behind(builder, table, *totals)
+        found = concatenated(builder, [part for byte in (2 * number, 2 * number + 1) for part in looked_up(byte)])
+        found = builder.bitcast(found, stored_type(kind, SLICE_ROWS))
+        if kind != BF16:
+            return widened(builder, found, kind)
+        # not by a shift, for which some processors have one unit where they have two for shuffles
+        pairs = [lane for low in range(SLICE_ROWS) for lane in (SLICE_ROWS + low, low)]
+        pairs = builder.shuffle_vector(found, ir.Constant(found.type, None), lanes_of(pairs))
+        return builder.bitcast(pairs, ir.VectorType(ir.FloatType(), SLICE_ROWS))
+
+    return column
+
+
 def _columns(builder, values, mask, kind, table):
-    """For the columns of a word, to be called in order: a function of a column's number to its LLVM vector of sixteen
-    rows."""
-    if ISA == "portable" or kind == F64:
+    """For the columns of a word, to be called in order: a function of a column's number, and of sums that the columns
+    before were added to, to its LLVM vector of sixteen rows."""
+    if not in_registers(kind):
         raise TypeError("no way to expand in registers: see in_registers")
+    if NEON:
+        return _columns_of_neon(builder, values, mask, kind, table)
 
     def taken(bits):
         """Where so many values begin as `bits` has ones; then, those after them begin."""
@@ -152,7 +226,7 @@ def _columns(builder, values, mask, kind, table):
         begin, values = values, builder.add(values, builder.mul(builder.ctpop(bits), integer(WIDTH[kind])))
         return begin
 
-    def column(number):
+    def column(number, totals=()):
         # a load for each column: taken out of one word, they would all be there at once, in too few registers
         at = builder.add(mask, integer(2 * number))
         bits = builder.zext(load_as(builder, at, I16, 2), I64)
@@ -161,7 +235,8 @@ def _columns(builder, values, mask, kind, table):
         halves = []
         for bit in (0, 8):
             # eight bits of the mask, and at once the place of their row in the table, whose rows have a power of two
-            shift, row_bytes = bit - _ROW_SHIFT[kind], 1 << _ROW_SHIFT[kind]
+            row_bytes = _row_bytes(kind)
+            shift = bit - (row_bytes.bit_length() - 1)
             row = builder.lshr(bits, integer(shift)) if shift >= 0 else builder.shl(bits, integer(-shift))
             row = builder.and_(row, integer(255 * row_bytes))
             halves.append(_expand8(builder, taken(row), builder.add(table, row), kind))
@@ -193,7 +268,7 @@ def fma_word(typingctx, values, mask, kind, tables, x, sums):
         column = _columns(builder, args[0], args[1], stored, args[3])
         totals = unpacked(builder, args[5], sums)
         for number in range(COLUMNS):
-            weights = column(number)
+            weights = column(number, totals)
             for token in range(sums.count):
                 address = builder.add(args[4], integer(sums.itemsize * (number * sums.count + token)))
                 totals[token] = fused(builder, weights, broadcast(builder, address, sums), totals[token])

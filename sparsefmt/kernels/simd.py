@@ -5,7 +5,8 @@ that a kernel says `sums = outer(weights, activations, sums)` for a whole block 
 plain int64 addresses: nothing is checked here, so a kernel sees arrays of checked tiles only.
 
 Everything but `expand.py` uses generic LLVM operations: they become AVX-512, AVX2, NEON or scalars, with the same bits
-everywhere, since fma is always fused, with or without an instruction for it.
+everywhere, since fma is always fused, with or without an instruction for it. Some are written differently for NEON,
+of which LLVM makes better code then (`tools/bench/cycles.py` shows it): the same operations, so the same bits.
 
 Arguments that the code depends on (`kind`, `lanes`, `count` …) must be constants: variables of a kernel's closure.
 """
@@ -17,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from sparsefmt.isa import ISA
+from sparsefmt.isa import ISA, NEON
 
 F32, BF16, F16, F64 = range(4)
 """Kinds of stored values. Sums are float32, or float64 for F64."""
@@ -115,6 +116,32 @@ def fused(builder, a, b, c):
     return call(builder, f"llvm.fma.{suffix}", a.type, [a, b, c])
 
 
+def opaque(builder, value, register: str, *others):
+    """A value as it is, which LLVM takes for the result of some instruction on it and on other values.
+
+    `register`: LLVM's name of the kind of register that it is in, "r" or "w"; others are in "w", which floats and
+    vectors are. Costs no instruction. Only for NEON.
+    """
+    arguments = [value, *others]
+    function = ir.FunctionType(value.type, [argument.type for argument in arguments])
+    constraints = ",".join([f"={register}", "0", *("w" for _ in others)])
+    return builder.asm(function, "", constraints, arguments, False)
+
+
+def behind(builder, number, *vectors):
+    """An int64 as it is, opaque, and made after LLVM vectors.
+
+    What is loaded from such an address stays behind what makes the vectors. Only for NEON, whose registers have 128
+    bits.
+    """
+    parts = []
+    for vector in vectors:
+        lanes = 128 // (32 if isinstance(vector.type.element, ir.FloatType) else 64)
+        for first in range(0, vector.type.count, lanes):
+            parts.append(builder.shuffle_vector(vector, vector, lanes_of(list(range(first, first + lanes)))))
+    return opaque(builder, number, "r", *parts)
+
+
 def stored_type(kind: int, lanes: int) -> ir.VectorType:
     """Consecutive stored values."""
     return ir.VectorType(_ELEMENTS[kind], lanes)
@@ -129,7 +156,7 @@ def widened(builder, vector, kind: int):
 
     if kind == BF16:
         return builder.bitcast(builder.shl(builder.zext(vector, word), constant(16)), single)
-    if kind == F16 and ISA != "portable":
+    if kind == F16 and (ISA != "portable" or NEON):
         return builder.fpext(builder.bitcast(vector, ir.VectorType(ir.HalfType(), vector.type.count)), single)
     if kind == F16:
         # without an instruction, LLVM would call a function for each lane
@@ -169,8 +196,14 @@ def gathered(builder, x, columns: list, vectors: Vectors):
     for first in (0, 8):
         activations = ir.Constant(eight, ir.Undefined)
         for lane, column in enumerate(columns[first : first + 8]):
-            address = builder.add(x, builder.mul(column, integer(vectors.itemsize)))
-            activation = load_as(builder, address, eight.element, vectors.itemsize)
+            if NEON:
+                # a load whose place is a register times the size: loads into a lane have none such
+                element = eight.element
+                place = builder.gep(builder.inttoptr(x, element.as_pointer()), [column], source_etype=element)
+                activation = opaque(builder, builder.load(place, align=vectors.itemsize, typ=element), "w")
+            else:
+                address = builder.add(x, builder.mul(column, integer(vectors.itemsize)))
+                activation = load_as(builder, address, eight.element, vectors.itemsize)
             activations = builder.insert_element(activations, activation, I32(lane))
         halves.append(activations)
     return concatenated(builder, halves)
@@ -276,19 +309,17 @@ def load_rows(typingctx, address, stride, last, kind, lanes, count):
 
 
 @intrinsic
-def fma_all(typingctx, vectors, factor, total):
-    """total + vector * factor for one vector after the other."""
+def fma_all(typingctx, vectors, factor, totals):
+    """totals[number % count] + vectors[number] * factor for one vector after the other; so many totals, one factor."""
 
     def codegen(context, builder, signature, args):
-        (factor,), (total,) = (
-            unpacked(builder, args[1], signature.args[1]),
-            unpacked(builder, args[2], signature.args[2]),
-        )
-        for vector in unpacked(builder, args[0], vectors):
-            total = fused(builder, vector, factor, total)
-        return packed(builder, [total])
+        (factor,) = unpacked(builder, args[1], signature.args[1])
+        found = unpacked(builder, args[2], totals)
+        for number, vector in enumerate(unpacked(builder, args[0], vectors)):
+            found[number % totals.count] = fused(builder, vector, factor, found[number % totals.count])
+        return packed(builder, found)
 
-    return total(vectors, factor, total), codegen
+    return totals(vectors, factor, totals), codegen
 
 
 @intrinsic
@@ -324,12 +355,15 @@ def fma_rows(typingctx, values, kind, columns, wide, slots, x, sums):
     stored, is_wide = constant_of(kind), constant_of(wide)
 
     def codegen(context, builder, signature, args):
-        (total,) = unpacked(builder, args[6], sums)
+        (total,), x = unpacked(builder, args[6], sums), args[5]
         for slot in range(constant_of(slots)):
+            if slot and NEON:
+                # LLVM would load all slots first, and spill
+                x = behind(builder, x, total)
             at_values = builder.add(args[0], integer(16 * WIDTH[stored] * slot))
             weights = widened(builder, load_as(builder, at_values, stored_type(stored, 16), WIDTH[stored]), stored)
             at_columns = builder.add(args[2], integer((64 if is_wide else 32) * slot))
-            activations = gathered(builder, args[5], columns_of_slot(builder, at_columns, is_wide, 0, 16), sums)
+            activations = gathered(builder, x, columns_of_slot(builder, at_columns, is_wide, 0, 16), sums)
             total = fused(builder, weights, activations, total)
         return packed(builder, [total])
 
@@ -399,7 +433,8 @@ def fma_row_of_gaps(typingctx, values, kind, columns, address, x, sums):
             words.append(load_as(builder, builder.add(args[3], integer(8 * number)), I64, 2))
         (total,) = unpacked(builder, args[5], sums)
         weights = widened(builder, load_as(builder, args[0], stored_type(stored, 16), WIDTH[stored]), stored)
-        activations = gathered(builder, args[4], split(builder, words, bits), sums)
+        x = behind(builder, args[4], total) if NEON else args[4]
+        activations = gathered(builder, x, split(builder, words, bits), sums)
         return packed(builder, [fused(builder, weights, activations, total)])
 
     int64 = types.int64
