@@ -1,7 +1,8 @@
 """compute_dtype="float32": compressed weights keep their 16 bits, and everything that computes is float32.
 
-On a processor without instructions for bfloat16 that is the fastest way to run a bfloat16 model, in about half the
-memory of a float32 one. The products take float32 activations with weights of 16 bits, and widen these in registers.
+On a processor without instructions for bfloat16, a bfloat16 model reads prompts and batches as fast as a float32 one
+so, and its compressed weights take what they take in bfloat16. The products take float32 activations with weights of 16
+bits, and widen these in registers.
 
 To code, the model is a float32 model: its parameters and buffers are float32, and so is `layer.weight` of a
 SparseLinear, whose `weight.tensor` has the 16 bits. Widening is exact. What is stored has the 16 bits again: see
@@ -86,7 +87,7 @@ def narrow(model: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 def hint(model: torch.nn.Module, remedy: str) -> str | None:
-    """A sentence for a model that would run faster with activations in float32; None if it would not.
+    """A sentence for a model that would be faster with activations in float32; None if it would not.
 
     It is given once a process: where weights of 16 bits are compressed, the rest of the model has the same dtype, and
     the processor has no instructions for that.
@@ -103,8 +104,8 @@ def hint(model: torch.nn.Module, remedy: str) -> str | None:
             _hinted.add(remedy)
             name = str(dtype).removeprefix("torch.")
             return (
-                f"this processor has no instructions for {name}: the model runs faster if it computes in float32 and"
-                f" keeps its compressed weights in 16 bits, with {remedy}"
+                f"this processor has no instructions for {name}: prompts and batches are faster where the model"
+                f" computes in float32, with its compressed weights still in 16 bits: {remedy}"
             )
     return None
 

@@ -337,8 +337,8 @@ def test_the_hint_is_given_once_where_it_helps(tmp_path, monkeypatch, caplog):
     flags = frozenset({"asimd", "asimdhp"})
     (message,) = load(torch.bfloat16)
     assert message == (
-        "this processor has no instructions for bfloat16: the model runs faster if it computes in float32 and keeps its"
-        ' compressed weights in 16 bits, with load_into(..., compute_dtype="float32")'
+        "this processor has no instructions for bfloat16: prompts and batches are faster where the model computes in"
+        ' float32, with its compressed weights still in 16 bits: load_into(..., compute_dtype="float32")'
     )
     assert not load(torch.bfloat16)
     assert hint(small_model(torch.bfloat16), "") is None
