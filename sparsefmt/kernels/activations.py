@@ -52,6 +52,10 @@ from sparsefmt.kernels.simd import (
 OVERFLOW = 16
 """Elements that are written behind packed activations."""
 
+CHAINS = 2
+"""Sums of eight lanes that show on ARM whether an activation is odd: fewer are waited for, more do not fit into the
+registers beside a square."""
+
 WHOLE_COLUMNS = 8
 """Kernels with rows in the lanes read activations up to a multiple of so many columns."""
 
@@ -104,8 +108,10 @@ def _make_pack_group(kind, lanes, count, x, pitch, last, cols, to):
         WHOLE_COLUMNS,
     )
 
+    chains = CHAINS if NEON else 1
+
     def pack(kind, lanes, count, x, pitch, last, cols, to):
-        poison, nothing = zeros(kind, lanes, 1), zeros(kind, lanes, 1)
+        poison, nothing = zeros(kind, lanes, chains), zeros(kind, lanes, 1)
         whole_cols = cols // lanes * lanes
         for col in range(0, whole_cols, lanes):
             values = load_rows(x + col * size, pitch, last, kind, lanes, count)
@@ -164,8 +170,7 @@ def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., 
     size, one, zero, transposed = WIDTH[kind], 1, _nothing(kind), int(across)
     width, square, vector_bytes = lanes * count, lanes, lanes * size
     row_bytes = width * size
-    # sums that show what is odd: as many as hide the time that additions take, and as fit into the registers
-    chains = 2 if NEON else lanes
+    chains = CHAINS if NEON else lanes
 
     @jit
     def pack(job, lo, hi, scratch):
