@@ -136,8 +136,7 @@ def load(
 ) -> dict[str, SparseTensor | np.ndarray]:
     """Load all tensors from the bytes of a file; in all else like `load_file`.
 
-    `bytes` may be kept and used as they are. A bytearray or memoryview is copied, since it could change. A binary file
-    object is read as by `load_file`.
+    The bytes are copied once. A binary file object is read as by `load_file`.
     """
     with SparseFile(source_of_content(data), threads=threads, max_decoded_bytes=max_decoded_bytes) as file:
         return _load_all(file, layout)

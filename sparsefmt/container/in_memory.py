@@ -61,7 +61,7 @@ class InMemory:
             return stored, self.nbytes(entry, stored)
         filling = self.filling(entry)
         permuted = filling.likely_permuted
-        most = filling.most_bytes_of(permuted, auto.permuted_from(entry.dtype, entry.rows * entry.cols))
+        most = filling.most_bytes_of(permuted, auto.permuted_from(entry.dtype, (entry.rows, entry.cols)))
         return (permuted if filling.nbytes(permuted) <= most else stored), most
 
     @staticmethod

@@ -61,15 +61,11 @@ class Source(ABC):
 
 
 class Memory(Source):
-    """Bytes that are in memory. `bytes` are used as they are; anything that could change is copied once."""
+    """Bytes that are in memory, copied once: they could change, and hardly any lie where arrays have to."""
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
-        array = np.frombuffer(data, np.uint8)
-        readable = array.size
-        if type(data) is not bytes or array.ctypes.data % ALIGNMENT:
-            array = padded_copy(array)
-            readable += OVERREAD
-        self._hold(array, readable)
+        array = padded_copy(np.frombuffer(data, np.uint8))
+        self._hold(array, array.size + OVERREAD)
 
     def _hold(self, array: np.ndarray, readable: int) -> None:
         """These are the bytes. `readable`: how many can be read from their start on."""

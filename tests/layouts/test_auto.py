@@ -117,7 +117,7 @@ def test_sizes_are_exact(seed: int, rows: int, cols: int, dtype: DType):
     best = auto.for_computing(filling)
     assert (best.name == "permuted") == (
         filling.nbytes(filling.permuted)
-        <= filling.most_bytes_of(filling.permuted, auto.permuted_from(filling.dtype, filling.rows * filling.cols))
+        <= filling.most_bytes_of(filling.permuted, auto.permuted_from(filling.dtype, (filling.rows, filling.cols)))
     )
 
 
