@@ -31,6 +31,9 @@ from sparsefmt.shapes import check_shape
 _DENSE_KEYS = Keys("its entry", 4, (), ("first_chunk", "models", "negative_zeros_dropped", "row_dims", "tile_rows"))
 _SPARSE_KEYS = _DENSE_KEYS._replace(required=("nnz",))
 
+_NO_MODELS: dict[str, bytes] = {}
+"""Of all entries that have none: nobody changes the models of an entry."""
+
 FOLLOWS = -1
 """In place of a number: the chunks of an entry follow on those of the entry before, which must be known first."""
 
@@ -109,7 +112,7 @@ def decode_entry(name: str, entry: Any, kinds: Sequence[Kind], strict: bool) -> 
     expect_ints(shape, "its shape")
     shape = tuple(shape)
     check_shape(shape, kind.dtype)
-    nnz, first_chunk, dropped, models, row_dims = None, FOLLOWS, 0, {}, 1
+    nnz, first_chunk, dropped, models, row_dims = None, FOLLOWS, 0, _NO_MODELS, 1
     if kind.modelled or "models" in fields:
         models = _decode_models(fields.get("models", {}), kind.modelled)
     if fields:

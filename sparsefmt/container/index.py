@@ -163,7 +163,8 @@ def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
     try:
         for name, entry in tensors.items():
             if type(entry) is not dict:
-                index.tensors[name] = decode_entry(name, entry, kinds, strict)
+                # where it stood before it was decoded: with both, a large index would take a third more memory
+                tensors[name] = decode_entry(name, entry, kinds, strict)
                 used.add(entry[0])
             else:
                 index.aliases[name], is_copy = _decode_alias(entry, strict)
@@ -171,6 +172,9 @@ def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
                     index.copies.add(name)
     except SparsefmtError as error:
         raise error.within(name) from None
+    for name in index.aliases:
+        del tensors[name]
+    index.tensors = tensors
     for name, target in index.aliases.items():
         is_there = target in index.tensors or (target in index.copies and name not in index.copies)
         if not is_there:
