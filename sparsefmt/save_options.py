@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from sparsefmt.layouts import auto
 
@@ -37,6 +37,10 @@ class SaveOptions:
         if self.negative_zeros not in ("keep", "drop"):
             raise ValueError(f"negative_zeros must be 'keep' or 'drop', not {self.negative_zeros!r}")
         _expect_row_dims(self.row_dims)
+
+    def as_keywords(self) -> dict[str, Any]:
+        """For a function that lists them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def purpose(self) -> auto.Purpose:

@@ -31,7 +31,7 @@ def write_file(
     """Write a dict of tensors as a file. `sparsefmt.save_file` documents it."""
     expect_tensors(tensors)
     with destination(place) as sink:
-        writer = TensorWriter(sink, metadata, **vars(options), again=tensors.__getitem__)
+        writer = TensorWriter(sink, metadata, **options.as_keywords(), again=tensors.__getitem__)
         index = write_all(writer, tensors, progress)
     cost_of_signs.warn(index, writer.written)
 

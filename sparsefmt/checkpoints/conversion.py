@@ -107,7 +107,7 @@ def convert_file(
     """Convert one file, its tensors in the order of the source. Each is read twice: to count zeros, then to store."""
     surveys: dict[str, Survey] = {}
     with replacing(destination) as sink:
-        writer = TensorWriter(sink, source.metadata, **vars(options), again=source.rows_of, progress=progress)
+        writer = TensorWriter(sink, source.metadata, **options.as_keywords(), again=source.rows_of, progress=progress)
         for name in source.names:
             if name in source.aliases:
                 writer.add_alias(name, source.aliases[name])

@@ -49,9 +49,6 @@ from sparsefmt.kernels.simd import (
     zeros,
 )
 
-OVERFLOW = 16
-"""Elements that are written behind packed activations."""
-
 CHAINS = 2
 """Sums of eight lanes that show on ARM whether an activation is odd: fewer are waited for, more do not fit into the
 registers beside a square."""
@@ -92,7 +89,7 @@ def check(kind: int) -> Callable[..., Any]:
 def pack_group(kind, lanes, count, x, pitch, last, cols, to):
     """Pack a group of `count` tokens, the first of which begins at x, the others `pitch` bytes apart: column by column,
     side by side, with zeros where columns end. Behind token `last`, that one stands again. Return whether all are
-    finite. Behind the group, up to OVERFLOW elements are written, too.
+    finite. Nothing is written behind the group, since another thread may have packed the next one.
 
     `lanes`: 8, or a power of two that is not below `count`.
     """
@@ -112,11 +109,12 @@ def _make_pack_group(kind, lanes, count, x, pitch, last, cols, to):
 
     def pack(kind, lanes, count, x, pitch, last, cols, to):
         poison, nothing = zeros(kind, lanes, chains), zeros(kind, lanes, 1)
-        whole_cols = cols // lanes * lanes
+        # at least one column is left for the loop below, and so are eight columns of the group
+        whole_cols = max(cols - 1, 0) // lanes * lanes
         for col in range(0, whole_cols, lanes):
             values = load_rows(x + col * size, pitch, last, kind, lanes, count)
             poison = fma_all(values, nothing, poison)
-            # each is stored with more lanes than there are tokens: what follows comes later
+            # each is stored with more lanes than there are tokens: what follows in the group comes later
             store(to + col * tokens * size, tokens * size, transpose(values))
         finite, at = all_zero(poison), to + whole_cols * tokens * size
         for col in range(whole_cols, (cols + whole - 1) // whole * whole):

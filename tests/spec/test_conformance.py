@@ -101,12 +101,12 @@ def test_a_program_that_dies_and_one_that_reads_anything(tmp_path):
 
 def test_large_files(tmp_path):
     """Of those that are not kept, some; all are in test_spec_reader.py."""
-    some = [fault for fault in FAULTS if fault.code in ("index-malformed", "rans-model")]
+    some = [fault for fault in FAULTS if fault.code == "rans-model"]
     made = {vectors.path_of(fault): fault.file() for fault in some}
     files = {path: data for path, data in made.items() if vectors.KEPT_BYTES < len(data) < 1 << 20}
     vectors.write({**files, "manifest.json": vectors.json_of(vectors.manifest(files)).encode()}, tmp_path)
     result = kit.run(kit.Library(), tmp_path)
-    assert result.files == len(files) >= 3
+    assert result.files == len(files) >= 2
     assert result.differences == []
 
 

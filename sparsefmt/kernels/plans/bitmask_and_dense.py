@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sparsefmt.kernels import activations, bitmask, bitmask_by_rows, dense, expand, panel
-from sparsefmt.kernels.activations import OVERFLOW
 from sparsefmt.kernels.native import native
 from sparsefmt.kernels.operand import Matrix
 from sparsefmt.kernels.plans import permuted
@@ -68,7 +67,7 @@ def _plan(matrix: Matrix, kind: int, first: int, tokens: int) -> Plan:
     if tokens == 1 and activations.padded(cols) == cols:
         return Plan(first, tokens, kernel, Step(activations.check(summed), 1), scratch=scratch, own=own)
     before = Step(activations.in_groups(summed, wide, narrow), wides + narrows)
-    length = (wides * max(wide, narrow) + narrows * narrow) * activations.padded(cols) + OVERFLOW
+    length = (wides * max(wide, narrow) + narrows * narrow) * activations.padded(cols)
     return Plan(first, tokens, kernel, before, length * WIDTH[summed], scratch=scratch, own=own)
 
 
