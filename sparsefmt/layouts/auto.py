@@ -48,14 +48,12 @@ With AVX2, `permuted` has the better mean at 50 % in float32, and from 60 % on i
 takes far fewer bytes. With AVX-512, `bitmask` expands sixteen rows by one instruction; there, the blocks of columns of
 `permuted` were not measured yet. Portable code and float64 have no fast way to expand a mask."""
 
-SMALL_MATRIX, NARROW = 1 << 18, 128
-"""Elements of a matrix up to which PERMUTED_FROM_IF_SMALL holds, since all of it stays in a cache; and rows or columns
-up to which it does, since laying out tokens takes long beside the product."""
+SMALL_MATRIX = 1 << 18
+"""Elements of a matrix up to which PERMUTED_FROM_IF_SMALL holds: all of it stays in a cache."""
 
 PERMUTED_FROM_IF_SMALL = {"avx2": {2: 0.45}}
-"""What differs from PERMUTED_FROM for small and for narrow matrices. There, the few bytes of `bitmask` bring no speed,
-and to expand a mask takes long beside the rest: at 50 %, `permuted` is 1.1 to 1.2 times as fast in the mean of small
-ones, and narrow ones are slower than dense as `bitmask` for 64 tokens and more."""
+"""What differs from PERMUTED_FROM for small matrices. There, the few bytes of `bitmask` bring no speed, and to expand a
+mask takes long beside the rest: at 50 %, `permuted` is 1.1 to 1.2 times as fast in the mean."""
 
 PERMUTED_FROM_FOR = {"avx2": {"decode": {2: 0.68, 4: 0.68}, "prompts": {2: 0.4, 4: 0.4}}}
 """What differs from both for who expects few tokens at once, or many (`expected_tokens.py`): with one token, `bitmask`
@@ -203,8 +201,7 @@ def permuted_from(dtype: DType, shape: tuple[int, int], purpose: Purpose = "comp
     found = PERMUTED_FROM[ISA][width]
     if use:
         return PERMUTED_FROM_FOR.get(ISA, {}).get(use, {}).get(width, found)
-    is_small = prod(shape) <= SMALL_MATRIX or min(shape) <= NARROW
-    return PERMUTED_FROM_IF_SMALL.get(ISA, {}).get(width, found) if is_small else found
+    return PERMUTED_FROM_IF_SMALL.get(ISA, {}).get(width, found) if prod(shape) <= SMALL_MATRIX else found
 
 
 def expect_name(wanted: str) -> None:

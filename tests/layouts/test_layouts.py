@@ -355,10 +355,6 @@ class TestAuto:
         assert chosen("BF16", 512, 512, 512 * 256) == "permuted"
         assert chosen("BF16", 520, 512, 520 * 256) == "bitmask"
         assert chosen("BF16", 512, 512, 512 * 256, "raw") == "bitmask"
-        # narrow ones too: laying out tokens takes long beside the product
-        for shape in ((128, 8192), (8192, 128)):
-            assert chosen("BF16", *shape, 128 * 4096) == "permuted"
-        assert chosen("BF16", 144, 8192, 144 * 4096) == "bitmask"
         monkeypatch.setattr(isa, "ISA", "avx512")
         assert chosen("BF16", 512, 512, 512 * 256) == "bitmask"
 
