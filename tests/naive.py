@@ -164,6 +164,92 @@ def _product(array: np.ndarray, x: np.ndarray, accumulator: type) -> np.ndarray:
         return sums + accumulator(0)
 
 
+def scaled_linear_oracle(
+    q: np.ndarray,
+    scales: np.ndarray,
+    x: np.ndarray,
+    *,
+    bias: np.ndarray | None = None,
+    activations: str | None = None,
+    input_scale: float | None = None,
+    result: type | np.dtype | None = None,
+) -> np.ndarray:
+    """The product of a scaled weight by SPEC.md, section 6: (q times scales) x plus the bias.
+
+    q: (rows, cols) of any real dtype. scales: (), (1,), (rows,), (rows, 1) or (rows, groups). x: (cols,) or
+    (tokens, cols). bias: (rows,). activations: None, or "int8" with a static `input_scale`, or with one of each token.
+    Returns (rows,) or (tokens, rows) of dtype `result`, which is the type of the sums by default.
+    """
+    tokens, scale = np.atleast_2d(x), scale_of_groups(scales, len(q))
+    assert q.shape[1] % scale.shape[1] == 0
+    if activations == "int8":
+        assert q.dtype == np.int8
+        a = np.float32
+        y = np.stack([_times_quantized(q, scale, token, input_scale) for token in tokens])
+    else:
+        assert activations is None
+        assert input_scale is None
+        wide = (np.float64, np.int32, np.uint32, np.int64, np.uint64)
+        a = np.float64 if q.dtype in wide or x.dtype in wide else np.float32
+        y = _times_floats(q.astype(a), scale.astype(a), tokens.astype(a))
+    with np.errstate(all="ignore"):
+        if bias is not None:
+            y = y + bias.astype(a)
+        return rounded_to(y, np.dtype(result or a)).reshape(*x.shape[:-1], len(q))
+
+
+def scale_of_groups(scales: np.ndarray, rows: int) -> np.ndarray:
+    """Scales of any of their shapes as a float32 matrix, rows x groups."""
+    scales = np.asarray(scales).astype(np.float32)
+    if scales.shape in ((), (1,)):
+        return np.full((rows, 1), scales.reshape(-1)[0])
+    return scales.reshape(rows, -1)
+
+
+def _times_floats(q: np.ndarray, scale: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Everything is of the type of the sums. y: (tokens, rows)."""
+    group_cols = q.shape[1] // scale.shape[1]
+    t = np.zeros((len(tokens), len(q)), q.dtype)
+    for group in range(scale.shape[1]):
+        s = np.zeros_like(t)
+        for col in range(group * group_cols, (group + 1) * group_cols):
+            added = fma(np.broadcast_to(q[:, col], s.shape), np.broadcast_to(tokens[:, col, None], s.shape), s)
+            s = np.where(q[:, col] != 0, added, s)
+        t = fma(s, np.broadcast_to(scale[:, group], s.shape), t)
+    with np.errstate(all="ignore"):
+        return t + q.dtype.type(0)
+
+
+def _times_quantized(q: np.ndarray, scale: np.ndarray, token: np.ndarray, input_scale: float | None) -> np.ndarray:
+    """y of one token with activations in eight bits: (rows,) of float32."""
+    with np.errstate(all="ignore"):
+        x = token.astype(np.float32)
+        if not np.isfinite(x).all():
+            return np.full(len(q), np.nan, np.float32)
+        s = np.max(np.abs(x), initial=np.float32(0)) / np.float32(127)
+        if input_scale is not None:
+            s = np.float32(input_scale)
+        a = np.zeros(len(x), np.int64) if s == 0 else np.clip(np.rint(x / s), -127, 127).astype(np.int64)
+        t, group_cols = np.zeros(len(q), np.float32), q.shape[1] // scale.shape[1]
+        for group in range(scale.shape[1]):
+            columns = slice(group * group_cols, (group + 1) * group_cols)
+            total = q[:, columns].astype(np.int64) @ a[columns]
+            t = fma32(total.astype(np.float32), scale[:, group], t)
+        return t * s + np.float32(0)
+
+
+def rounded_to(y: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """y in another float type, rounded once: ml_dtypes rounds float64 to float32 before it rounds to bfloat16."""
+    if y.dtype == np.float64 and dtype.itemsize < 4:
+        with np.errstate(all="ignore"):
+            y32 = y.astype(np.float32)
+            exact = np.isnan(y) | np.isinf(y) | (y32 == y)
+            inwards = np.where(np.abs(y32.astype(np.float64)) > np.abs(y), np.nextafter(y32, np.float32(0)), y32)
+            y = np.where(exact, y32, (inwards.view(np.uint32) | 1).view(np.float32))  # rounded to odd
+    with np.errstate(all="ignore"):
+        return y.astype(dtype)
+
+
 def rans_symbols(stream: bytes, count: int, tables: list[list[int]], precision: int, contexts: list[int]) -> list[int]:
     """The symbols of a stream, as SPEC.md 5.3.2 has it. `tables`: frequencies; `contexts`: the table of each symbol."""
     lanes = 1 if count < 1024 else 8 if count < 65536 else 32
