@@ -15,10 +15,11 @@ from typing import Any
 
 from numba import njit, types
 
-from sparsefmt.kernels import bitmask, dense, panel, permuted, permuted_by_gather, simd
+from sparsefmt import isa
+from sparsefmt.kernels import bitmask, dense, kinds, panel, permuted, permuted_by_gather
 from sparsefmt.kernels import permuted_in_blocks as blocks
 
-KINDS = {"F32": simd.F32, "BF16": simd.BF16, "F16": simd.F16}
+KINDS = {"F32": kinds.F32, "BF16": kinds.BF16, "F16": kinds.F16}
 
 
 def bitmask_one_token(kind: int) -> Any:
@@ -115,7 +116,7 @@ def loops(kernel: Any) -> list[list[str]]:
 
 
 def main() -> None:
-    found: dict[str, Any] = {"isa": simd.ISA, "tokens": [panel.WIDE, panel.NARROW]}
+    found: dict[str, Any] = {"isa": isa.ISA, "tokens": [panel.WIDE, panel.NARROW]}
     for name in sys.argv[1:]:
         kernel, kind = name.split("/")
         found[name] = loops(KERNELS[kernel](KINDS[kind]))

@@ -23,8 +23,8 @@ from sparsefmt.container.in_progress import Contents
 from sparsefmt.container.writer import Writer
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.kernels import permuted
+from sparsefmt.kernels.kinds import F32
 from sparsefmt.kernels.operand import Work
-from sparsefmt.kernels.simd import F32
 from sparsefmt.layouts import FORMS, layout_of
 from sparsefmt.layouts.contract import Arrays
 from sparsefmt.layouts.memory import OVERREAD

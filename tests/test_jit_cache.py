@@ -16,17 +16,17 @@ PROGRAM = """
 import sys, numpy, sparsefmt
 w = sparsefmt.SparseTensor.from_dense(numpy.eye(16, dtype="f4"), "permuted")
 print((w @ numpy.ones(16, "f4")).sum())
-from sparsefmt.kernels import permuted, simd
-kernel = permuted.one_token_kernel_of_gaps(simd.F32, False)
+from sparsefmt.kernels import kinds, permuted
+kernel = permuted.one_token_kernel_of_gaps(kinds.F32, False)
 print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
 """
 
 
 UNPACK = """
 import sys, numpy
-from sparsefmt.kernels import activations, job, simd
+from sparsefmt.kernels import activations, job, kinds
 for width in sys.argv[1:] or ["1"]:
-    kernel, y = activations.from_tokens(simd.F32, 8, int(width), False), numpy.zeros((1, 3), "f4")
+    kernel, y = activations.from_tokens(kinds.F32, 8, int(width), False), numpy.zeros((1, 3), "f4")
     sums, numbers = numpy.arange(64, dtype="f4"), numpy.zeros(job.BYTES // 8, "i8")
     numbers[[job.Y // 8, job.RESULT // 8]] = sums.ctypes.data, y.ctypes.data
     numbers[[job.TOKENS // 8, job.ROWS // 8, job.RESULT_PITCH // 8]] = 1, 3, 3

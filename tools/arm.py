@@ -125,11 +125,11 @@ def write_image(case: Case, path: Path, number_of: Callable[[Any], int]) -> None
     """
     from sparsefmt.kernels import expand
     from sparsefmt.kernels.job import BYTES
+    from sparsefmt.kernels.kinds import F32, F64
     from sparsefmt.kernels.operand import LINE, Matrix
     from sparsefmt.kernels.plans import PLANS, bitmask_and_dense
     from sparsefmt.kernels.plans.contract import NOT_ACROSS, Step
     from sparsefmt.kernels.recipe import kind_of
-    from sparsefmt.kernels.simd import F32, F64
 
     matrix, image = Matrix(*case.matrix), Image()
     kind = kind_of(matrix.dtype, F64 if case.y.dtype == np.float64 else F32).values

@@ -48,10 +48,10 @@ def command(dtypes: tuple[str, ...], quiet: bool) -> None:
             if progress:
                 progress(1)
     if not quiet:
-        from sparsefmt.kernels import simd
+        from sparsefmt.isa import ISA
 
         elapsed = time.perf_counter() - started
-        output.say(f"Kernels for {', '.join(dtypes or DTYPES)} are ready ({simd.ISA}), after {elapsed:.1f} s.")
+        output.say(f"Kernels for {', '.join(dtypes or DTYPES)} are ready ({ISA}), after {elapsed:.1f} s.")
 
 
 def _steps(dtypes: tuple[str, ...]) -> Iterator[Callable[[], object]]:

@@ -33,21 +33,9 @@ from sparsefmt.kernels.job import (
     note_odd,
     own,
 )
-from sparsefmt.kernels.simd import (
-    WIDTH,
-    all_zero,
-    fma,
-    fma_all,
-    load,
-    load_rows,
-    load_scalar,
-    load_u64,
-    plus_zero,
-    store,
-    store_scalar,
-    transpose,
-    zeros,
-)
+from sparsefmt.kernels.kinds import WIDTH
+from sparsefmt.kernels.raw_memory import load_scalar, load_u64, store_scalar
+from sparsefmt.kernels.simd import all_zero, fma, fma_all, load, load_rows, plus_zero, store, transpose, zeros
 
 CHAINS = 2
 """Sums of eight lanes that show on ARM whether an activation is odd: fewer are waited for, more do not fit into the

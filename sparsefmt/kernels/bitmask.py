@@ -24,22 +24,10 @@ from sparsefmt.bits_of_words import lowest_bit, popcount
 from sparsefmt.jit import jit
 from sparsefmt.kernels.expand import COLUMNS, copy_value, expand_word, fma_word, values_of_word
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
+from sparsefmt.kernels.kinds import WIDTH, summed_kind
 from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SLICE_OFFSETS, VALUES
-from sparsefmt.kernels.simd import (
-    VECTOR_BYTES,
-    WIDTH,
-    fma,
-    load_scalar,
-    load_u16,
-    load_u32,
-    load_u64,
-    prefetch,
-    store,
-    store_scalar,
-    store_sums,
-    summed_kind,
-    zeros,
-)
+from sparsefmt.kernels.raw_memory import load_scalar, load_u16, load_u32, load_u64, prefetch, store_scalar
+from sparsefmt.kernels.simd import VECTOR_BYTES, fma, store, store_sums, zeros
 from sparsefmt.positions.masks import SLICE_ROWS
 
 AHEAD = 2048

@@ -23,6 +23,8 @@ from sparsefmt.kernels import job as jobs
 from sparsefmt.kernels.bitmask import last_columns, mask_of
 from sparsefmt.kernels.expand import COLUMNS
 from sparsefmt.kernels.job import COLS, PIECES, TABLE, field, own, piece
+from sparsefmt.kernels.kinds import WIDTH
+from sparsefmt.kernels.llvm import constant_of, load_as, store_at, stored_type
 from sparsefmt.kernels.native import call_kernel
 from sparsefmt.kernels.operand import (
     FIRST_ROW,
@@ -34,7 +36,7 @@ from sparsefmt.kernels.operand import (
     VALUES,
     WHERE,
 )
-from sparsefmt.kernels.simd import WIDTH, constant_of, load_as, load_u32, load_u64, store_at, store_scalar, stored_type
+from sparsefmt.kernels.raw_memory import load_u32, load_u64, store_scalar
 from sparsefmt.positions.masks import SLICE_ROWS
 
 PANEL = 4

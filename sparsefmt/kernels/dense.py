@@ -24,39 +24,34 @@ from sparsefmt.isa import NEON
 from sparsefmt.jit import jit
 from sparsefmt.kernels.expand import copy_value
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, piece
-from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, VALUES
-from sparsefmt.kernels.simd import (
-    BF16,
-    F16,
-    F64,
+from sparsefmt.kernels.kinds import BF16, F16, F64, WIDTH, summed_kind
+from sparsefmt.kernels.llvm import (
     I8,
     I16,
     I32,
-    WIDTH,
-    Vectors,
-    accumulator,
     behind,
-    broadcast,
     concatenated,
     constant_of,
-    fma,
     fused,
     integer,
     lanes_of,
     load_as,
-    load_scalar,
-    load_u64,
+    store_at,
+    stored_type,
+    widened,
+)
+from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, VALUES
+from sparsefmt.kernels.raw_memory import load_scalar, load_u64, prefetch, store_scalar
+from sparsefmt.kernels.simd import (
+    Vectors,
+    accumulator,
+    broadcast,
+    fma,
     packed,
     part,
-    prefetch,
     store,
-    store_at,
-    store_scalar,
     store_sums,
-    stored_type,
-    summed_kind,
     unpacked,
-    widened,
     zeros,
 )
 from sparsefmt.positions.masks import SLICE_ROWS

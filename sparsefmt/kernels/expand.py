@@ -18,23 +18,15 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from sparsefmt.isa import NEON
-from sparsefmt.kernels.simd import (
-    BF16,
-    F16,
-    F32,
-    F64,
+from sparsefmt.isa import ISA, NEON
+from sparsefmt.kernels.kinds import BF16, F16, F32, F64, WIDTH
+from sparsefmt.kernels.llvm import (
     I1,
     I8,
     I16,
     I32,
     I64,
-    ISA,
-    WIDTH,
-    Vectors,
-    accumulator,
     behind,
-    broadcast,
     call,
     concatenated,
     constant_of,
@@ -42,12 +34,11 @@ from sparsefmt.kernels.simd import (
     integer,
     lanes_of,
     load_as,
-    packed,
     store_at,
     stored_type,
-    unpacked,
     widened,
 )
+from sparsefmt.kernels.simd import Vectors, accumulator, broadcast, packed, unpacked
 from sparsefmt.positions.masks import SLICE_ROWS
 
 COLUMNS = 4

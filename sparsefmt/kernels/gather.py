@@ -16,30 +16,24 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from sparsefmt.isa import ISA
 from sparsefmt.jit import jit
-from sparsefmt.kernels.simd import (
-    F32,
+from sparsefmt.kernels.kinds import F32, WIDTH
+from sparsefmt.kernels.llvm import (
     I1,
     I8,
     I32,
-    ISA,
-    WIDTH,
-    Columns,
-    Vectors,
-    all_zero,
     call,
     concatenated,
     constant_of,
-    fma_rows,
     fused,
     lanes_of,
     load_as,
-    packed,
     stored_type,
-    unpacked,
     widened,
-    zeros,
 )
+from sparsefmt.kernels.permuted_slots import Columns, fma_rows
+from sparsefmt.kernels.simd import Vectors, all_zero, packed, unpacked, zeros
 from sparsefmt.layouts.memory import empty
 from sparsefmt.positions.masks import SLICE_ROWS
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from sparsefmt.jit import jit
 from sparsefmt.kernels.operand import LINE
-from sparsefmt.kernels.simd import load_u64, store_scalar
+from sparsefmt.kernels.raw_memory import load_u64, store_scalar
 
 TABLE, PIECES, X, Y, COLS, TOKENS, ROWS = (8 * number for number in range(7))
 """Where numbers stand in a block: addresses of `Operand.table`, of `Work.pieces`, of the activations and of the result

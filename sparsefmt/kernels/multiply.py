@@ -8,11 +8,11 @@ import numpy as np
 
 from sparsefmt.dtypes import SINGLE
 from sparsefmt.kernels.job import BYTES, ODD, PIECES, TABLE
+from sparsefmt.kernels.kinds import F32, F64
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.kernels.plans.contract import NOT_ACROSS, Across
 from sparsefmt.kernels.recipe import Recipe, fill_job, recipe_for_any_activations, recipes, run_alone
 from sparsefmt.kernels.scratch import NO_ROOM, room
-from sparsefmt.kernels.simd import F32, F64
 from sparsefmt.kernels.team import has_team, nbytes_of, run_on_threads
 from sparsefmt.kernels.widening import run_widened
 from sparsefmt.threads import num_threads

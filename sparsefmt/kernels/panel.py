@@ -23,20 +23,10 @@ from sparsefmt.kernels.bitmask import expand_columns, widen_mask
 from sparsefmt.kernels.dense import SCRATCH_BYTES, transpose_columns
 from sparsefmt.kernels.expand import in_registers
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
+from sparsefmt.kernels.kinds import WIDTH, summed_kind
 from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SLICE_OFFSETS, VALUES
-from sparsefmt.kernels.simd import (
-    VECTOR_BYTES,
-    WIDTH,
-    fma_panel,
-    load,
-    load_u32,
-    load_u64,
-    store,
-    store_scalar,
-    store_sums,
-    summed_kind,
-    zeros,
-)
+from sparsefmt.kernels.raw_memory import load_u32, load_u64, store_scalar
+from sparsefmt.kernels.simd import VECTOR_BYTES, fma_panel, load, store, store_sums, zeros
 from sparsefmt.positions.masks import SLICE_ROWS
 
 VECTORS = 2

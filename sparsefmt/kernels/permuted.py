@@ -22,6 +22,7 @@ import numpy as np
 from sparsefmt.jit import jit
 from sparsefmt.kernels.expand import copy_value
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
+from sparsefmt.kernels.kinds import WIDTH, summed_kind
 from sparsefmt.kernels.operand import (
     FIRST_ROW,
     HEIGHT,
@@ -31,30 +32,27 @@ from sparsefmt.kernels.operand import (
     VALUES,
     WHERE,
 )
-from sparsefmt.kernels.simd import (
-    VECTOR_BYTES,
-    WIDTH,
+from sparsefmt.kernels.permuted_slots import (
     first_columns,
-    fma,
     fma_row_of_gaps,
     fma_rows,
     fma_tokens,
-    load,
+    next_columns,
+    put_columns,
+    scatter,
+    store_rows,
+)
+from sparsefmt.kernels.raw_memory import (
     load_scalar,
     load_u8,
     load_u16,
     load_u32,
     load_u64,
     memory,
-    next_columns,
     prefetch,
-    put_columns,
-    scatter,
-    store_rows,
     store_scalar,
-    summed_kind,
-    zeros,
 )
+from sparsefmt.kernels.simd import VECTOR_BYTES, fma, load, zeros
 from sparsefmt.positions.masks import SLICE_ROWS
 
 HALF = 8

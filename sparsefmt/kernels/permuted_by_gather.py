@@ -13,19 +13,12 @@ from typing import Any
 from sparsefmt.jit import jit
 from sparsefmt.kernels.gather import fma_gathered, load_columns
 from sparsefmt.kernels.job import X, Y, field, piece
+from sparsefmt.kernels.kinds import WIDTH, summed_kind
 from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, ROW_PERMUTATION, SLICE_OFFSETS, VALUES, WHERE
 from sparsefmt.kernels.permuted import AHEAD
-from sparsefmt.kernels.simd import (
-    WIDTH,
-    first_columns,
-    load_u32,
-    load_u64,
-    next_columns,
-    prefetch,
-    scatter,
-    summed_kind,
-    zeros,
-)
+from sparsefmt.kernels.permuted_slots import first_columns, next_columns, scatter
+from sparsefmt.kernels.raw_memory import load_u32, load_u64, prefetch
+from sparsefmt.kernels.simd import zeros
 from sparsefmt.positions.masks import SLICE_ROWS
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from sparsefmt.jit import jit
 from sparsefmt.kernels.job import COLS, ROWS, X, Y, field, own, piece
+from sparsefmt.kernels.kinds import WIDTH, summed_kind
 from sparsefmt.kernels.operand import (
     FIRST_ROW,
     HEIGHT,
@@ -25,22 +26,8 @@ from sparsefmt.kernels.operand import (
     VALUES,
     WHERE,
 )
-from sparsefmt.kernels.simd import (
-    VECTOR_BYTES,
-    WIDTH,
-    fma_entry,
-    load,
-    load_u8,
-    load_u16,
-    load_u32,
-    load_u64,
-    memory,
-    prefetch,
-    store,
-    store_scalar,
-    summed_kind,
-    zeros,
-)
+from sparsefmt.kernels.raw_memory import load_u8, load_u16, load_u32, load_u64, memory, prefetch, store_scalar
+from sparsefmt.kernels.simd import VECTOR_BYTES, fma_entry, load, store, zeros
 from sparsefmt.positions.masks import SLICE_ROWS
 
 PANEL = 8

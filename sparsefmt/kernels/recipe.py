@@ -13,11 +13,12 @@ import numpy as np
 
 from sparsefmt.jit import jit
 from sparsefmt.kernels.job import BYTES, ODD, PIECES, RESULT, SOURCE, TABLE, X, Y
+from sparsefmt.kernels.kinds import BF16, F16, F32, F64, WIDTH, summed_kind
 from sparsefmt.kernels.native import call_kernel, native
 from sparsefmt.kernels.operand import Matrix
 from sparsefmt.kernels.plans import FOR_ANY_ACTIVATIONS, PLANS
 from sparsefmt.kernels.plans.contract import NOT_ACROSS, Across, Kernel, Plan, Step
-from sparsefmt.kernels.simd import BF16, F16, F32, F64, WIDTH, load_u64, memory, store_scalar, summed_kind
+from sparsefmt.kernels.raw_memory import load_u64, memory, store_scalar
 
 PACKS, UNPACKS, SCRATCH_AT, STEPS, STEP, JOB = 0, 8, 16, 24, 32, 80
 """Where numbers stand in a block: whether activations are packed and results unpacked, in memory that both share with
@@ -79,7 +80,7 @@ class Recipe:
 
 
 class Kind(NamedTuple):
-    """The kind of the values that kernels read (`simd.py`), and whether stored ones must be widened for that."""
+    """The kind of the values that kernels read (`kinds.py`), and whether stored ones must be widened for that."""
 
     values: int
     widened: bool

@@ -10,8 +10,8 @@ from helpers import in_form, same_bits, weights
 
 from sparsefmt import linear
 from sparsefmt.kernels import bitmask_by_rows, multiply, plans, recipe
+from sparsefmt.kernels.kinds import F32
 from sparsefmt.kernels.operand import Matrix
-from sparsefmt.kernels.simd import F32
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import sparsefmt
 from sparsefmt import SparseTensor, UnsupportedError, isa, linear
 from sparsefmt.dtypes import DTYPES
-from sparsefmt.kernels import multiply, panel, permuted, plans, simd
+from sparsefmt.kernels import kinds, multiply, panel, permuted, plans
 from sparsefmt.kernels.operand import cut
 from sparsefmt.layouts import FORMS
 
@@ -287,7 +287,7 @@ def test_many_tokens_are_packed_in_parts(monkeypatch):
     assert_same_bits(linear(x, SparseTensor.from_dense(array, "permuted")), expected)
 
 
-@pytest.mark.parametrize("kind", [simd.F32, simd.F64])
+@pytest.mark.parametrize("kind", [kinds.F32, kinds.F64])
 def test_blocks_of_tokens_hold_each_once(kind):
     for tokens in [*range(1, 140), 1000, 1023, 1024, 1025, 5000]:
         first = 0

@@ -10,8 +10,9 @@ from kernels.test_kernels import FLOATS, accumulator, assert_same_bits
 
 from sparsefmt import linear
 from sparsefmt.kernels import permuted_in_blocks, plans
+from sparsefmt.kernels.kinds import WIDTH
 from sparsefmt.kernels.permuted_in_blocks import BLOCK_BYTES, MOST_BLOCK_BYTES, block_columns
-from sparsefmt.kernels.simd import VECTOR_BYTES, WIDTH
+from sparsefmt.kernels.simd import VECTOR_BYTES
 
 LANES = VECTOR_BYTES // 4
 

@@ -15,8 +15,8 @@ import pytest
 from helpers import ROOT
 
 from sparsefmt import isa
-from sparsefmt.kernels import expand, simd
-from sparsefmt.kernels.simd import BF16, F64
+from sparsefmt.kernels import expand
+from sparsefmt.kernels.kinds import BF16, F64
 
 AVX2 = "+avx,+avx2,+fma,+f16c,+popcnt,+bmi,+bmi2,+lzcnt,+ssse3,+sse4.1,+sse4.2"
 AVX512 = f"{AVX2},+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vbmi,+avx512vbmi2"
@@ -194,7 +194,7 @@ class TestChoice:
             isa.choose_isa(self.full, "sse")
 
     def test_the_environment_chooses(self):
-        code = "from sparsefmt.kernels import simd, expand; print(simd.ISA, expand.in_registers(simd.F32))"
+        code = "from sparsefmt.kernels import expand, kinds; print(expand.ISA, expand.in_registers(kinds.F32))"
         found = subprocess.run(
             [sys.executable, "-c", code],
             env={"SPARSEFMT_ISA": "portable", "PATH": ""},
@@ -207,4 +207,4 @@ class TestChoice:
 
 def test_in_registers():
     assert not expand.in_registers(F64)
-    assert expand.in_registers(BF16) == (simd.ISA != "portable" or isa.NEON)
+    assert expand.in_registers(BF16) == (isa.ISA != "portable" or isa.NEON)

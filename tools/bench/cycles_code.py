@@ -103,11 +103,11 @@ def kernels() -> dict[str, Kernel]:
     from numba import types
 
     from sparsefmt.jit import jit
-    from sparsefmt.kernels import activations, bitmask, dense, expand, panel, permuted, simd
+    from sparsefmt.kernels import activations, bitmask, dense, expand, kinds, panel, permuted
     from sparsefmt.kernels import permuted_in_blocks as blocks
 
     number = types.int64
-    f32 = simd.F32
+    f32 = kinds.F32
     lanes, vectors = permuted.token_shapes(f32)[0]
     pitch, ahead, mask_ahead = 64, 2048, 512
 
@@ -183,9 +183,9 @@ def library_of_job(function: Any) -> tuple[str, Any]:
 
 def assembly(kernel: Kernel, kind: str) -> str:
     """What LLVM makes of a kernel."""
-    from sparsefmt.kernels import simd
+    from sparsefmt.kernels import kinds
 
-    _, library = library_of(*kernel.make(getattr(simd, kind)))
+    _, library = library_of(*kernel.make(getattr(kinds, kind)))
     return str(library._codegen._tm.emit_assembly(library._final_module))
 
 

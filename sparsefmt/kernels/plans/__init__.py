@@ -14,7 +14,7 @@ PLANS: dict[str, Callable[[Matrix, int, int, Across], Iterator[Plan]]] = {
     "permuted": permuted.plans,
 }
 """By layout, plans(matrix, kind, tokens, across): together they take all tokens. `kind` is that of the values that
-kernels read (`simd.py`); only those of `permuted` take arrays that lie across."""
+kernels read (`kinds.py`); only those of `permuted` take arrays that lie across."""
 
 FOR_ANY_ACTIVATIONS: dict[str, Callable[[Matrix, int, int], Plan]] = {
     "dense": bitmask_and_dense.any_activations,

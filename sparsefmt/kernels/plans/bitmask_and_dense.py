@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sparsefmt.kernels import activations, bitmask, bitmask_by_rows, dense, expand, panel
+from sparsefmt.kernels.kinds import WIDTH, summed_kind
 from sparsefmt.kernels.native import native
 from sparsefmt.kernels.operand import Matrix
 from sparsefmt.kernels.plans import permuted
 from sparsefmt.kernels.plans.contract import Across, Plan, Step
-from sparsefmt.kernels.simd import WIDTH, summed_kind
 
 MAX_TOKENS = 240 if panel.WIDE == 12 else 264
 """Tokens that are multiplied at once: their sums and a block of activations share the second-level cache."""

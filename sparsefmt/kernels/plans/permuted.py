@@ -7,9 +7,10 @@ from functools import cache
 from typing import NamedTuple
 
 from sparsefmt.kernels import activations, gather, permuted, permuted_by_gather, permuted_in_blocks
+from sparsefmt.kernels.kinds import WIDTH, summed_kind
 from sparsefmt.kernels.operand import Matrix
 from sparsefmt.kernels.plans.contract import Across, Kernel, Plan, Step
-from sparsefmt.kernels.simd import VECTOR_BYTES, WIDTH, summed_kind
+from sparsefmt.kernels.simd import VECTOR_BYTES
 from sparsefmt.layouts.permuted import MAX_U16_COLS
 
 MAX_PACKED_TOKENS = 128

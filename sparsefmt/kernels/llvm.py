@@ -1,0 +1,127 @@
+"""LLVM pieces, for those who define intrinsics.
+
+All but what `expand.py` and `gather.py` add is generic: it becomes AVX-512, AVX2, NEON or scalars, with the same bits
+everywhere, since fma is always fused, with or without an instruction for it. Some is written differently for NEON, of
+which LLVM makes better code then (`tools/bench/cycles.py` shows it): the same operations, so the same bits.
+
+Memory is addressed by plain int64 addresses: nothing is checked here.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from sparsefmt.isa import ISA, NEON
+from sparsefmt.kernels.kinds import BF16, F16, F32, F64
+
+I1, I8, I16, I32, I64 = (ir.IntType(nbits) for nbits in (1, 8, 16, 32, 64))
+
+_ELEMENTS = {F32: ir.FloatType(), BF16: I16, F16: I16, F64: ir.DoubleType()}
+
+
+def integer(value: int) -> ir.Constant:
+    return ir.Constant(I64, value)
+
+
+def lanes_of(indices: list[int]) -> ir.Constant:
+    """A shuffle."""
+    return ir.Constant(ir.VectorType(I32, len(indices)), indices)
+
+
+def load_as(builder, address, llvm_type, align: int):
+    """What lies at an int64 address."""
+    return builder.load(builder.inttoptr(address, llvm_type.as_pointer()), align=align, typ=llvm_type)
+
+
+def store_at(builder, address, value, align: int) -> None:
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=align)
+
+
+def call(builder, name: str, result, arguments: list):
+    """An LLVM intrinsic by its name."""
+    function_type = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
+
+
+def fused(builder, a, b, c):
+    """a * b + c of LLVM vectors or scalars with one rounding."""
+    element = a.type.element if isinstance(a.type, ir.VectorType) else a.type
+    suffix = "f32" if isinstance(element, ir.FloatType) else "f64"
+    if isinstance(a.type, ir.VectorType):
+        suffix = f"v{a.type.count}{suffix}"
+    return call(builder, f"llvm.fma.{suffix}", a.type, [a, b, c])
+
+
+def opaque(builder, value, register: str, *others):
+    """A value as it is, which LLVM takes for the result of some instruction on it and on other values.
+
+    `register`: LLVM's name of the kind of register that it is in, "r" or "w"; others are in "w", which floats and
+    vectors are. Costs no instruction. Only for NEON.
+    """
+    arguments = [value, *others]
+    function = ir.FunctionType(value.type, [argument.type for argument in arguments])
+    constraints = ",".join([f"={register}", "0", *("w" for _ in others)])
+    return builder.asm(function, "", constraints, arguments, False)
+
+
+def behind(builder, number, *vectors):
+    """An int64 as it is, opaque, and made after LLVM vectors.
+
+    What is loaded from such an address stays behind what makes the vectors. Only for NEON, whose registers have 128
+    bits.
+    """
+    parts = []
+    for vector in vectors:
+        lanes = 128 // (32 if isinstance(vector.type.element, ir.FloatType) else 64)
+        for first in range(0, vector.type.count, lanes):
+            parts.append(builder.shuffle_vector(vector, vector, lanes_of(list(range(first, first + lanes)))))
+    return opaque(builder, number, "r", *parts)
+
+
+def stored_type(kind: int, lanes: int) -> ir.VectorType:
+    """Consecutive stored values."""
+    return ir.VectorType(_ELEMENTS[kind], lanes)
+
+
+def widened(builder, vector, kind: int):
+    """Stored values as floats of the accumulator's type. Exact; independent of the processor, subnormals included."""
+    word, single = ir.VectorType(I32, vector.type.count), ir.VectorType(ir.FloatType(), vector.type.count)
+
+    def constant(value):
+        return ir.Constant(word, [value] * vector.type.count)
+
+    if kind == BF16:
+        return builder.bitcast(builder.shl(builder.zext(vector, word), constant(16)), single)
+    if kind == F16 and (ISA != "portable" or NEON):
+        return builder.fpext(builder.bitcast(vector, ir.VectorType(ir.HalfType(), vector.type.count)), single)
+    if kind == F16:
+        # without an instruction, LLVM would call a function for each lane
+        half = builder.zext(vector, word)
+        magnitude = builder.and_(half, constant(0x7FFF))
+        sign = builder.shl(builder.and_(half, constant(0x8000)), constant(16))
+        shifted = builder.shl(magnitude, constant(13))
+        # a half's exponent bits moved to those of a float are 112 too small: exact also for subnormals
+        scale = ir.Constant(single, [2.0**112] * vector.type.count)
+        finite = builder.bitcast(builder.fmul(builder.bitcast(shifted, single), scale), word)
+        special = builder.icmp_unsigned(">=", magnitude, constant(0x7C00))
+        bits = builder.select(special, builder.or_(shifted, constant(0x7F800000)), finite)
+        return builder.bitcast(builder.or_(bits, sign), single)
+    return vector
+
+
+def constant_of(literal) -> int:
+    """Value of an argument that must be a constant."""
+    if not isinstance(literal, types.Literal):
+        raise TypeError(f"{literal} must be a constant, such as a variable of the kernel's closure")
+    return literal.literal_value
+
+
+def concatenated(builder, vectors: list):
+    """One LLVM vector of the lanes of several."""
+    while len(vectors) > 1:
+        lanes = vectors[0].type.count
+        halves = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [builder.shuffle_vector(low, high, lanes_of(list(range(2 * lanes)))) for low, high in halves]
+    return vectors[0]
