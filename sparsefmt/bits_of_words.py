@@ -31,15 +31,23 @@ def lowest_bit(typingctx, word):
 def four_of(typingctx, array, index):
     """Elements `index` to `index + 3` of a flat array of uint16 as one word, the first in its lowest bits. uint64.
 
-    They must exist: nothing is checked.
+    Those of an array of uint8 have 16 bits each, too. They must exist: nothing is checked.
     """
-    if array.dtype != types.uint16 or array.ndim != 1:
-        raise TypeError(f"{array} is not a flat array of uint16")
+    if array.dtype not in (types.uint8, types.uint16) or array.ndim != 1:
+        raise TypeError(f"{array} is not a flat array of uint8 or uint16")
+    word, width = ir.IntType(64), array.dtype.bitwidth
 
     def codegen(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        place = builder.gep(data, [args[1]])
-        return builder.load(builder.bitcast(place, ir.IntType(64).as_pointer()), align=2)
+        place = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(4 * width).as_pointer())
+        found = builder.load(place, align=width // 8)
+        if width == 16:
+            return found
+        found = builder.zext(found, word)
+        for distance, kept in ((16, 0x0000FFFF0000FFFF), (8, 0x00FF00FF00FF00FF)):
+            moved = builder.shl(found, ir.Constant(word, distance))
+            found = builder.and_(builder.or_(found, moved), ir.Constant(word, kept))
+        return found
 
     return types.uint64(array, types.int64), codegen
 

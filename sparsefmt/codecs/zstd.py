@@ -16,7 +16,7 @@ from sparsefmt.codecs.contract import ArrayInfo, Codec, Coder
 from sparsefmt.errors import FormatError
 from sparsefmt.limits import MAX_ZSTD_RATIO
 from sparsefmt.positions import Positions
-from sparsefmt.positions.masks import U16, in_slices, put_slices, row_bytes, slices_of
+from sparsefmt.positions.masks import in_slices, put_slices, room_for_slices, row_bytes
 
 LEVEL = 3
 """Level 19 makes values and masks of pruned weights 0 to 10 % smaller, at a thirtieth of the speed or less
@@ -75,7 +75,7 @@ class _MaskCoder(_ZstdCoder):
         assert positions is not None
         rows, cols = positions.rows, positions.cols
         of_rows = _decompressed(stored, rows * -(-cols // 8)).reshape(rows, -1)
-        mask = np.empty((slices_of(rows), cols), U16)
+        mask = room_for_slices(out, rows, cols)
         if not jitted.from_row_bytes(of_rows, mask):
             raise FormatError("zstd-corrupt", "a row of a mask has bits beyond its columns")
         put_slices(mask, rows, out)

@@ -22,7 +22,7 @@ from sparsefmt.layouts.contract import Arrays, Layout, expect_at_most, expect_si
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.memory import Allocate, frozen, zeros
 from sparsefmt.positions import Positions
-from sparsefmt.positions.masks import SLICE_ROWS, U16, in_slices, mask_bytes, put_slices, slices_of
+from sparsefmt.positions.masks import SLICE_ROWS, in_slices, mask_bytes, put_slices, room_for_slices, slices_of
 
 if TYPE_CHECKING:
     from sparsefmt.layouts.tile import Tile
@@ -31,7 +31,7 @@ U8, U32 = np.dtype("<u1"), np.dtype("<u4")
 
 
 def mask_of(tile: Tile) -> np.ndarray:
-    """The mask as uint16 (slices, cols), read-only."""
+    """The mask as passes see it, (slices, cols), read-only."""
     return in_slices(tile["mask"], tile.rows, tile.cols)
 
 
@@ -106,16 +106,15 @@ class Bitmask(Layout):
     def allocate(
         self, counts: np.ndarray, dtype: DType, cols: int, zeros: Allocate = zeros
     ) -> tuple[Arrays, np.ndarray]:
-        """Arrays for rows with the given counts, and a zero mask uint16 (slices, cols) for `put_slices`.
+        """Arrays for rows with the given counts, and a zero mask (slices, cols) for `put_slices`.
 
-        `slice_offsets` is filled, `values` is anything. The mask is `mask` itself, unless the last slice has bytes.
+        `slice_offsets` is filled, `values` is anything. The mask is `mask` itself, unless it has to be narrowed.
         """
-        rows, slices = counts.size, slices_of(counts.size)
-        slice_offsets = zeros(slices + 1, U32)
+        rows = counts.size
+        slice_offsets = zeros(slices_of(rows) + 1, U32)
         np.cumsum(np.add.reduceat(counts, np.arange(0, rows, SLICE_ROWS)), out=slice_offsets[1:], dtype=U32)
         raw = zeros(mask_bytes(rows, cols), U8)
-        whole = raw.size == 2 * slices * cols
-        mask = raw.view(U16).reshape(slices, cols) if whole else np.zeros((slices, cols), U16)
+        mask = room_for_slices(raw, rows, cols)
         values = zeros(int(slice_offsets[-1]), dtype.bits_dtype)
         return {"mask": raw, "slice_offsets": slice_offsets, "values": values}, mask
 

@@ -41,7 +41,7 @@ def of_bits(bits: np.ndarray, dtype: DType) -> np.ndarray:
 
 
 def of_mask(mask: np.ndarray, rows: int) -> np.ndarray:
-    """Those of rows with this mask in slices, uint16 (slices, cols), read-only: int64 (rows,)."""
+    """Those of rows with this mask (slices, cols), as `in_slices` gives it: int64 (rows,)."""
     from sparsefmt.layouts.jitted import fillers as jitted
 
     counts = np.zeros(rows, np.int64)

@@ -13,8 +13,8 @@ class Positions(NamedTuple):
 
     Attributes:
         rows, cols: of the tile.
-        mask: uint16 (slices, cols), read-only. Bit i of mask[s, c] is set where row 16 s + i has an element in column
-            c. That of a file is not yet checked. None if there is an element at every position.
+        mask: (slices, cols), as `masks.in_slices` gives it. Bit i of mask[s, c] is set where row 16 s + i has an
+            element in column c. That of a file is not yet checked. None if there is an element at every position.
     """
 
     rows: int
@@ -37,7 +37,7 @@ class Positions(NamedTuple):
             return self.rows * self.cols
         # numpy takes as long for a short word as for a long one
         words = self.mask.reshape(-1)
-        words = words.view(np.uint64) if words.size % 4 == 0 else words
+        words = words.view(np.uint64) if words.nbytes % 8 == 0 else words
         return int(np.bitwise_count(words).sum(dtype=np.int64))
 
     def by_row(self, elements: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -98,7 +98,7 @@ PASSES = {
 INTRINSICS: dict[str, Callable[[Any], Any]] = {
     "popcount": lambda word: np.int64(int(word).bit_count()),
     "lowest_bit": lambda word: np.int64((int(word) & -int(word)).bit_length() - 1),
-    "four_of": lambda array, index: array[index : index + 4].view(np.uint64)[0],
+    "four_of": lambda array, index: array[index : index + 4].astype(np.uint16).view(np.uint64)[0],
 }
 """What stands for intrinsics in interpreted passes."""
 

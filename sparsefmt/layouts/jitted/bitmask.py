@@ -1,4 +1,4 @@
-"""Passes of layout `bitmask`. Masks are seen as `positions.masks` gives them: uint16 (slices, cols).
+"""Passes of layout `bitmask`. Masks are seen as `positions.masks` gives them: (slices, cols).
 
 Dense rows lie far apart, often a power of two, so that sixteen of them share a few lines of the cache. So passes go
 through a block of columns at a time, in a scratch of a few KiB.

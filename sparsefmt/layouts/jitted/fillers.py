@@ -42,7 +42,7 @@ def of_columns(columns, row_counts, slice_offsets, fillers):
 
 @jit
 def of_mask(mask, fillers):
-    """Add to zeroed `fillers` (rows,) those of rows by their mask, uint16 (slices, cols)."""
+    """Add to zeroed `fillers` (rows,) those of rows by their mask (slices, cols)."""
     cols = mask.shape[1]
     whole = cols & -4
     lasts = np.zeros(16, np.int64)

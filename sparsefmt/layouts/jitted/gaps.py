@@ -18,7 +18,7 @@ FULL, EVERY_OTHER, EIGHT = np.uint64(255), np.uint64(0x00FF00FF00FF00FF), np.uin
 
 @jit
 def of_mask(mask, elements, begins, values, gaps):
-    """Fill zeroed flat `values` and `gaps` from a mask uint16 (slices, cols) and its elements in order of slices.
+    """Fill zeroed flat `values` and `gaps` from a mask (slices, cols) and its elements in order of slices.
 
     begins: int64 (rows,), where each row begins in them, its entries 16 elements apart.
     """

@@ -1,4 +1,6 @@
-"""Passes over masks in slices: uint16 (slices, cols), bit i of mask[s, c] for row 16 s + i and column c.
+"""Passes over masks in slices: (slices, cols), bit i of mask[s, c] for row 16 s + i and column c.
+
+They are uint16, or uint8 if no slice has more than 8 rows (`positions/masks.py`).
 
 A row's elements may lie anywhere, `stride` elements apart, from begins[row] on: side by side with 1, in the slots of
 layout `permuted` with 16. Elements in order of slices lie behind each other.

@@ -77,7 +77,7 @@ def join(symbols, lows, widths, offsets, offset_bits, sign, shift, out):
 def contexts_of(mask, row_classes, column_classes, tables, contexts):
     """Fill `contexts` with the table of each position that a mask in slices keeps.
 
-    mask: uint16 (slices, cols). tables: uint8 (classes of columns, 32), the table by class of the column, and by that
+    mask: (slices, cols). tables: uint8 (classes of columns, 32), the table by class of the column, and by that
     of the row. contexts: 16 elements behind those of all positions may change too.
     """
     at, lines = ZERO, np.zeros(16, np.uint64)

@@ -1,7 +1,7 @@
 """Masks as rANS codes them: words of 64 columns of a row, their bits in another order, and contexts for eight of them.
 
 To encode, a mask is seen row by row, uint64 (rows, words): column c is bit c % 64 of word c // 64. What is decoded goes
-to a mask in slices, uint16 (slices, cols), at once.
+to a mask in slices, (slices, cols), at once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from sparsefmt.jit import jit
 from sparsefmt.positions.jitted.masks import transposed
 
 NIBBLE, NIBBLE_BITS = np.uint64(15), np.uint64(4)
+
+BLOCK = 1 << 12
+"""Groups of columns that `join` turns over at once, in two scratches of 32 KiB: some runs of 64 columns, within which
+columns are sorted."""
 
 
 @jit
@@ -148,38 +152,41 @@ def join(groups, rows, columns, mask):
     """
     slices, cols = mask.shape
     count = (cols + 7) // 8
-    # of a slice, for each column the bits of its first eight rows, and of the others
-    low_words, high_words = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
+    # of some groups of a slice, for each column the bits of its first eight rows, and of the others
+    low_words, high_words = np.zeros(min(count, BLOCK), np.uint64), np.zeros(min(count, BLOCK), np.uint64)
     low, high = low_words.view(np.uint8), high_words.view(np.uint8)
     words = groups[: rows // 16 * 16 * count].view(np.uint64)
     good = True
     for slice_ in range(slices):
-        height = min(16, rows - 16 * slice_)
-        if height == 16:
-            at = np.uint64(2 * count * slice_)
-            for group in range(np.uint64(count)):
-                low_words[group] = transposed(words[at + group + group])
-                high_words[group] = transposed(words[at + group + group + np.uint64(1)])
-        else:
-            at = 16 * count * slice_
-            for group in range(count):
-                word = np.uint64(0)
-                for lane in range(min(height, 8)):
-                    word |= np.uint64(groups[at + lane]) << np.uint64(8 * lane)
-                low_words[group], word = transposed(word), np.uint64(0)
-                for lane in range(8, height):
-                    word |= np.uint64(groups[at + lane]) << np.uint64(8 * lane - 64)
-                high_words[group] = transposed(word)
-                at += height
-        line = mask[slice_]
-        if columns is None:
-            for column in range(np.uint64(cols)):
-                line[column] = np.uint16(low[column]) | np.uint16(high[column]) << np.uint16(8)
-        else:
-            for place in range(np.uint64(cols)):
-                line[np.uint64(columns[place])] = np.uint16(low[place]) | np.uint16(high[place]) << np.uint16(8)
-        for place in range(cols, 8 * count):
-            good &= (low[place] | high[place]) == 0
+        height, line = min(16, rows - 16 * slice_), mask[slice_]
+        for begin in range(0, count, BLOCK):
+            some = min(BLOCK, count - begin)
+            if height == 16:
+                at = np.uint64(2 * (count * slice_ + begin))
+                for group in range(np.uint64(some)):
+                    low_words[group] = transposed(words[at + group + group])
+                    high_words[group] = transposed(words[at + group + group + np.uint64(1)])
+            else:
+                at = 16 * count * slice_ + height * begin
+                for group in range(some):
+                    word = np.uint64(0)
+                    for lane in range(min(height, 8)):
+                        word |= np.uint64(groups[at + lane]) << np.uint64(8 * lane)
+                    low_words[group], word = transposed(word), np.uint64(0)
+                    for lane in range(8, height):
+                        word |= np.uint64(groups[at + lane]) << np.uint64(8 * lane - 64)
+                    high_words[group] = transposed(word)
+                    at += height
+            first, present = np.uint64(8 * begin), np.uint64(min(8 * some, cols - 8 * begin))
+            if columns is None:
+                for place in range(present):
+                    line[first + place] = np.uint16(low[place]) | np.uint16(high[place]) << np.uint16(8)
+            else:
+                for place in range(present):
+                    both = np.uint16(low[place]) | np.uint16(high[place]) << np.uint16(8)
+                    line[np.uint64(columns[first + place])] = both
+            for place in range(present, np.uint64(8 * some)):
+                good &= (low[place] | high[place]) == 0
     return good
 
 

@@ -11,7 +11,7 @@ from sparsefmt.codecs.rans.masks.model import read_model
 from sparsefmt.codecs.rans.streams import Tables
 from sparsefmt.errors import FormatError
 from sparsefmt.positions import Positions
-from sparsefmt.positions.masks import U16, put_slices, slices_of
+from sparsefmt.positions.masks import put_slices, room_for_slices
 
 
 class MaskCoder(Coder):
@@ -64,10 +64,7 @@ class MaskCoder(Coder):
         groups = self._tables.decode(stream, contexts.size, contexts)
         if self._copy >= 0:
             jitted.restore_copies(groups, rows, symbols == self._copy)
-        slices = slices_of(rows)
-        whole = out.size == 2 * slices * cols
-        mask = out.view(U16).reshape(slices, cols) if whole else np.empty((slices, cols), U16)
+        mask = room_for_slices(out, rows, cols)
         if not jitted.join(groups, rows, self._order.columns, mask):
             raise FormatError("rans-stream", "a mask has bits beyond its columns")
-        if not whole:
-            put_slices(mask, rows, out)
+        put_slices(mask, rows, out)
