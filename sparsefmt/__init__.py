@@ -6,6 +6,7 @@ from sparsefmt.api import linear, load, load_file, open_file, save, save_file
 from sparsefmt.errors import ChecksumError, FormatError, LimitError, SparsefmtError, UnsupportedError
 from sparsefmt.layouts.expected_tokens import set_expected_tokens
 from sparsefmt.safe_open import safe_open
+from sparsefmt.scales import Scales
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.tensor_writer import TensorWriter
@@ -17,6 +18,7 @@ __all__ = [
     "ChecksumError",
     "FormatError",
     "LimitError",
+    "Scales",
     "SparseFile",
     "SparseTensor",
     "SparsefmtError",

@@ -11,6 +11,7 @@ import numpy as np
 from sparsefmt.container.sources import Backend, source_of, source_of_content
 from sparsefmt.errors import in_file
 from sparsefmt.save_options import NegativeZeros, RowDims, SaveOptions
+from sparsefmt.scales import Scaling
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor, products
 from sparsefmt.writing import Progress, file_content, write_file
@@ -183,6 +184,10 @@ def linear(
     bias: ArrayLike | None = None,
     out: np.ndarray | None = None,
     threads: int | None = None,
+    *,
+    scale: Any = None,
+    activations: str | None = None,
+    input_scale: float | None = None,
 ) -> np.ndarray:
     """`x @ w.T + bias`, as a linear layer computes it, on the compressed weights.
 
@@ -193,16 +198,26 @@ def linear(
         bias: (rows,), added after the product.
         out: C-contiguous array (..., rows) of the result's dtype, for the result; it may not share memory with x.
         threads: the number of threads; by default all usable cores. The bits of the result do not depend on it.
+        scale: what w is multiplied by, finite numbers of 0 or more, of float32, float16 or bfloat16: one number, or one
+            for each row, (rows,) or (rows, 1), or for each row and group of columns, (rows, groups), where the groups
+            divide the columns. Or a `sparsefmt.Scales`, which has been checked already.
+        activations: "int8" rounds each row of x to integers of -127 to 127 times a scale of its own, and adds up exact
+            integers: faster, and less exact than float activations. w must be int8. If a row of x has NaN or Inf, its
+            results are NaN.
+        input_scale: with activations="int8", the scale of all rows of x, a positive number; by default the largest
+            magnitude of each row, divided by 127.
 
     Returns:
         an array (..., rows). Every row of x gives the same bits as it would alone.
 
     dtypes: sums are float64 if w or x is float64 or an integer of 32 bits or more, else float32; x is cast to
     that. The result has that dtype, or that of x if x is float16 or bfloat16 and w is not a wider (or the other 16-bit)
-    float. SPEC.md, "Products", gives the order of additions, and what Inf and NaN do.
+    float. With activations="int8", x is cast to float32, and the result is float32, or float16 or bfloat16 if x is.
+    SPEC.md, "Products", gives the order of additions, and what Inf and NaN do.
 
     Raises:
         ValueError: shapes or dtypes do not fit.
+        UnsupportedError: activations="int8", and w is not int8.
 
     Example:
         >>> w = sparsefmt.SparseTensor.from_dense(weight)
@@ -210,7 +225,11 @@ def linear(
     """
     if not isinstance(w, SparseTensor):
         w = SparseTensor.from_dense(w, layout="dense")
-    return products().linear(x, w.operand(), bias, out, threads)
+    operand = w.operand()
+    if scale is None and activations is None and input_scale is None:
+        return products().linear(x, operand, bias, out, threads)
+    scaling = Scaling.of(scale, activations, input_scale, (operand.rows, operand.cols))
+    return products().linear(x, operand, bias, out, threads, scaling)
 
 
 def _load_all(file: SparseFile, layout: str) -> dict[str, SparseTensor | np.ndarray]:

@@ -32,7 +32,7 @@ STOREYS = [
     {"container"},
     {"kernels"},
     {"layouts", "codecs"},
-    {"shapes"},
+    {"shapes", "scales"},
     {"lazily", "threads", "dtypes", "positions", "bits_of_words", "jit", "jit_cache", "isa", "compiling"},
     {"errors", "limits"},
 ]
@@ -81,7 +81,7 @@ def test_layouts_and_codecs_do_not_know_each_other():
 
 
 PUBLIC = {
-    *("api.save", "api.save_file", "tensor_writer.TensorWriter.__init__", "numpy.save_file"),
+    *("api.linear", "api.save", "api.save_file", "tensor_writer.TensorWriter.__init__", "numpy.save_file"),
     *("torch.files.save", "torch.files.save_file", "torch.model_files.save_model", "torch.model_files.load_model"),
     *("torch.linear.SparseLinear.__init__", "torch.loading.load_into", "torch.models.sparsify"),
     *("transformers.config.SparsefmtConfig.__init__", "transformers.saving.save_pretrained"),

@@ -12,14 +12,21 @@ import numpy as np
 from sparsefmt.dtypes import DOUBLE, SINGLE, SUMMED_IN_DOUBLE, DType
 from sparsefmt.kernels.multiply import multiply
 from sparsefmt.kernels.operand import Operand
+from sparsefmt.kernels.scaled import expect_eight_bits, multiply_scaled
 from sparsefmt.kernels.widening import expect_product
+from sparsefmt.scales import Scaling
 from sparsefmt.threads import num_threads
 
 _HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
 def linear(
-    x: Any, w: Operand, bias: Any = None, out: np.ndarray | None = None, threads: int | None = None
+    x: Any,
+    w: Operand,
+    bias: Any = None,
+    out: np.ndarray | None = None,
+    threads: int | None = None,
+    scaling: Scaling | None = None,
 ) -> np.ndarray:
     """The product behind `sparsefmt.linear`, which documents it."""
     x = np.asarray(x)
@@ -27,7 +34,11 @@ def linear(
     if not shape or shape[-1] != w.cols:
         raise ValueError(f"x has shape {shape}; its last dimension must be the {w.cols:,} columns of the weights")
     accumulator, result_dtype = product_dtypes(w.dtype, x.dtype)
-    if len(shape) == 2 and result_dtype is accumulator and bias is out is threads is None:
+    if scaling is not None and scaling.eight_bits:
+        expect_eight_bits(w.dtype)
+        # sums are integers, whatever x is
+        accumulator, result_dtype = SINGLE, x.dtype if x.dtype in _HALVES else SINGLE
+    if len(shape) == 2 and result_dtype is accumulator and bias is out is threads is scaling is None:
         # small products take about as long as all that is below
         y = np.empty((shape[0], w.rows), accumulator)
         multiply(x, w, y, None)
@@ -46,7 +57,10 @@ def linear(
         x = x.reshape(math.prod(shape[:-1]), w.cols)
     rounded = result_dtype != accumulator
     y = np.empty((x.shape[0], w.rows), accumulator) if out is None or rounded else out.reshape(x.shape[0], w.rows)
-    multiply(x, w, y, threads)
+    if scaling is None:
+        multiply(x, w, y, threads)
+    else:
+        multiply_scaled(x, w, y, scaling, threads)
     if bias is not None:
         y += bias.astype(accumulator, copy=False)
     if out is None:

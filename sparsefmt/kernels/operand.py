@@ -76,11 +76,12 @@ class Operand:
         whole: all rows as one unit.
         matrix: what its kernels are chosen by.
         recipes: what `multiply.py` remembers.
+        sums_are_exact: what `scaled.py` remembers, once it was asked.
     """
 
     __slots__ = (
-        *("_work", "address", "cols", "dtype", "layout", "matrix", "recipes", "rows", "table", "tiles", "tiling"),
-        "whole",
+        *("_work", "address", "cols", "dtype", "layout", "matrix", "recipes", "rows", "sums_are_exact", "table"),
+        *("tiles", "tiling", "whole"),
     )
 
     def __init__(self, tiling: Tiling, tiles: tuple[Tile, ...]) -> None:
@@ -94,6 +95,7 @@ class Operand:
             self.table[number, : len(line)] = line
         self.address = self.table.ctypes.data
         self.recipes: dict[Any, Any] = {}
+        self.sums_are_exact: bool | None = None
         self._work: dict[int, Work] = {}
         self.whole = self.work(1)
         stored = sum(tile["values"].size for tile in tiles)

@@ -1,0 +1,105 @@
+"""Scales of a weight matrix, and how a product uses them: checked once, as one object."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+INT8 = "int8"
+"""The only type that activations can be rounded to."""
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+
+
+class Scales:
+    """One factor for each row of a matrix, or for each row and group of columns. Immutable.
+
+    Attributes:
+        values: float32 (groups, rows), C-contiguous and read-only.
+        groups: how many groups of columns there are, all of one size.
+    """
+
+    __slots__ = ("groups", "values")
+
+    def __init__(self, scale: Any, rows: int, cols: int) -> None:
+        """Scales of a matrix of so many rows and columns.
+
+        Args:
+            scale: finite numbers of 0 or more, of float32, float16 or bfloat16: one for the matrix, () or (1,) or
+                (1, 1), one for each row, (rows,) or (rows, 1), or (rows, groups), where the groups divide the columns.
+
+        Raises:
+            ValueError: another dtype or shape, a negative number, NaN or Inf.
+
+        Cost: one copy of the scales.
+        """
+        scale = np.asarray(scale)
+        if scale.dtype not in _FLOATS:
+            raise ValueError(f"the scale has dtype {scale.dtype}; it must be float32, float16 or bfloat16")
+        shape = scale.shape
+        if scale.ndim == 2 and shape[0] == rows and shape[1] > 1:
+            groups = shape[1]
+            if cols % groups:
+                raise ValueError(f"the scale has shape {shape}: {groups:,} groups do not divide {cols:,} columns")
+        elif shape in ((), (1,), (1, 1), (rows,), (rows, 1)):
+            groups = 1
+        else:
+            raise ValueError(
+                f"the scale has shape {shape}; a weight of shape {(rows, cols)} takes one number, {(rows,)}, or"
+                f" ({rows}, groups of columns)"
+            )
+        values = np.empty((groups, rows), np.float32)
+        values[...] = scale.reshape(-1, groups).T
+        if not np.isfinite(values).all():
+            raise ValueError("the scale has NaN or Inf")
+        if (values < 0).any():
+            raise ValueError("the scale has negative numbers")
+        values.flags.writeable = False
+        self.values, self.groups = values, groups
+
+    def as_rows(self) -> np.ndarray:
+        """float32 (rows, groups), as files have them. A copy."""
+        return np.ascontiguousarray(self.values.T)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+
+class Scaling(NamedTuple):
+    """What a scaled product is made with.
+
+    Attributes:
+        scales: of the weights; None for 1.
+        eight_bits: whether activations are rounded to eight bits.
+        input_scale: their scale; None: each token has its own.
+    """
+
+    scales: Scales | None
+    eight_bits: bool = False
+    input_scale: float | None = None
+
+    @classmethod
+    def of(cls, scale: Any, activations: str | None, input_scale: Any, shape: tuple[int, int]) -> Scaling:
+        """Checked, for a matrix of `shape`.
+
+        Raises:
+            ValueError: a scale that does not fit, unknown activations, or an input scale that is not positive and
+                finite, or that nothing uses.
+        """
+        scales = scale if isinstance(scale, Scales | None) else Scales(scale, *shape)
+        if scales is not None and scales.values.shape[1] != shape[0]:
+            raise ValueError(f"the scale is one of {scales.values.shape[1]:,} rows; the weights have {shape[0]:,}")
+        if scales is not None and shape[1] % scales.groups:
+            raise ValueError(f"the scale has {scales.groups:,} groups, which do not divide {shape[1]:,} columns")
+        if activations not in (None, INT8):
+            raise ValueError(f"activations must be None or 'int8', not {activations!r}")
+        if input_scale is not None:
+            if activations is None:
+                raise ValueError("an input_scale is for activations='int8'")
+            input_scale = float(np.float32(input_scale))
+            if not 0 < input_scale < np.inf:
+                raise ValueError(f"input_scale must be positive and finite, not {input_scale}")
+        return cls(scales, activations == INT8, input_scale)
