@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -78,7 +80,7 @@ def share_of_time() -> float:
     fastest = [np.inf, np.inf]
     for turn in range(2 * _TURNS):
         start = time.perf_counter()
-        (_gather if turn % 2 else _insert)(values.ctypes.data, columns.ctypes.data, x.ctypes.data, _SLOTS, _PASSES)
+        _pass(turn % 2 == 1)(values.ctypes.data, columns.ctypes.data, x.ctypes.data, _SLOTS, _PASSES)
         fastest[turn % 2] = min(fastest[turn % 2], time.perf_counter() - start)
     return fastest[1] / fastest[0]
 
@@ -128,23 +130,21 @@ def _gathered(builder, x, indices, vectors: Vectors):
     return concatenated(builder, parts)
 
 
-@jit
-def _gather(values, columns, x, slots, passes):
-    """Multiply by a slice, that often."""
-    sums = zeros(F32, 16, 1)
-    for _ in range(passes):
-        for slot in range(slots):
-            at = columns + 2 * SLICE_ROWS * slot
-            sums = fma_gathered(values + 4 * SLICE_ROWS * slot, F32, load_columns(at), x, sums)
-    return all_zero(sums)
+@cache
+def _pass(instruction: bool) -> Callable[..., Any]:
+    """What is timed: a slice is multiplied `passes` times, with the instruction or by inserted loads."""
+    by_instruction = int(instruction)
 
+    @jit
+    def multiply(values, columns, x, slots, passes):
+        sums = zeros(F32, 16, 1)
+        for _ in range(passes):
+            for slot in range(slots):
+                weights, where = values + 4 * SLICE_ROWS * slot, columns + 2 * SLICE_ROWS * slot
+                if by_instruction:
+                    sums = fma_gathered(weights, F32, load_columns(where), x, sums)
+                else:
+                    sums = fma_rows(weights, F32, where, 0, 1, x, sums)
+        return all_zero(sums)
 
-@jit
-def _insert(values, columns, x, slots, passes):
-    """The same by inserted loads."""
-    sums = zeros(F32, 16, 1)
-    for _ in range(passes):
-        for slot in range(slots):
-            at = columns + 2 * SLICE_ROWS * slot
-            sums = fma_rows(values + 4 * SLICE_ROWS * slot, F32, at, 0, 1, x, sums)
-    return all_zero(sums)
+    return multiply

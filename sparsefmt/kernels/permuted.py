@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,6 +66,34 @@ AHEAD = 4096
 go to the second level: in the first, they would drive out the activations."""
 
 
+class Slices(NamedTuple):
+    """Some slices of a tile, as kernels for one token take them.
+
+    Attributes:
+        line: address of the tile's line of `Operand.table`.
+        begin, end: the first slice, and the one behind the last.
+        positions, offsets: addresses of the tile's row permutation, and of where its slices begin.
+        rows: of the tile.
+        y: address of its first row in y.
+    """
+
+    line: int
+    begin: int
+    end: int
+    positions: int
+    offsets: int
+    rows: int
+    y: int
+
+
+@jit
+def slices(job, number, size):
+    """The slices of a piece. `size`: bytes of an element of y."""
+    line, begin, end = piece(job, number)
+    y = load_u64(job + Y) + field(line, FIRST_ROW) * size
+    return Slices(line, begin, end, field(line, ROW_PERMUTATION), field(line, SLICE_OFFSETS), field(line, HEIGHT), y)
+
+
 @cache
 def token_shapes(kind: int) -> tuple[tuple[int, int], ...]:
     """(lanes, vectors) in which `many_tokens_kernel` can take tokens, most tokens first."""
@@ -87,15 +115,13 @@ def one_token_kernel(kind: int, wide: bool) -> Callable[..., Any]:
 
     @jit
     def product(job, lo, hi, scratch):
-        x_at, y_begin = load_u64(job + X), load_u64(job + Y)
+        x_at = load_u64(job + X)
         for number in range(lo, hi):
-            line, begin, end = piece(job, number)
-            positions, offsets = field(line, ROW_PERMUTATION), field(line, SLICE_OFFSETS)
-            rows, y_tile = field(line, HEIGHT), y_begin + field(line, FIRST_ROW) * size
-            first = load_u32(offsets + 4 * begin)
-            values, columns = field(line, VALUES) + first * slot, field(line, WHERE) + first * col_slot
-            for slice_ in range(begin, end):
-                last = load_u32(offsets + 4 * (slice_ + 1))
+            at = slices(job, number, size)
+            first = load_u32(at.offsets + 4 * at.begin)
+            values, columns = field(at.line, VALUES) + first * slot, field(at.line, WHERE) + first * col_slot
+            for slice_ in range(at.begin, at.end):
+                last = load_u32(at.offsets + 4 * (slice_ + 1))
                 sums = zeros(kind, sixteen, one)
                 for _ in range((last - first) // four):
                     prefetch(values + AHEAD, lines, two)
@@ -105,7 +131,7 @@ def one_token_kernel(kind: int, wide: bool) -> Callable[..., Any]:
                 for _ in range((last - first) % four):
                     sums = fma_rows(values, kind, columns, wide, one, x_at, sums)
                     values, columns = values + slot, columns + col_slot
-                scatter(y_tile, positions + 2 * SLICE_ROWS * slice_, rows - SLICE_ROWS * slice_, sums)
+                scatter(at.y, at.positions + 2 * SLICE_ROWS * slice_, at.rows - SLICE_ROWS * slice_, sums)
                 first = last
 
     return product
@@ -125,16 +151,14 @@ def one_token_kernel_of_gaps(kind: int, wide: bool) -> Callable[..., Any]:
     @jit
     def product(job, lo, hi, scratch):
         halves = memory(room)
-        x_at, y_begin = load_u64(job + X), load_u64(job + Y)
+        x_at = load_u64(job + X)
         for number in range(lo, hi):
-            line, begin, end = piece(job, number)
-            positions, offsets = field(line, ROW_PERMUTATION), field(line, SLICE_OFFSETS)
-            rows, y_tile = field(line, HEIGHT), y_begin + field(line, FIRST_ROW) * size
-            first = load_u32(offsets + 4 * begin)
-            values = field(line, VALUES) + first * slot
-            for slice_ in range(begin, end):
-                last = load_u32(offsets + 4 * (slice_ + 1))
-                sums, gaps, columns = zeros(kind, sixteen, one), field(line, WHERE) + first * gap_slot, halves
+            at = slices(job, number, size)
+            first = load_u32(at.offsets + 4 * at.begin)
+            values = field(at.line, VALUES) + first * slot
+            for slice_ in range(at.begin, at.end):
+                last = load_u32(at.offsets + 4 * (slice_ + 1))
+                sums, gaps, columns = zeros(kind, sixteen, one), field(at.line, WHERE) + first * gap_slot, halves
                 at0 = put_columns(columns, next_columns(first_columns(wide), gaps))
                 at1 = put_columns(columns + col_slot, next_columns(at0, gaps + gap_slot))
                 at2 = put_columns(columns + 2 * col_slot, next_columns(at1, gaps + 2 * gap_slot))
@@ -156,7 +180,7 @@ def one_token_kernel_of_gaps(kind: int, wide: bool) -> Callable[..., Any]:
                 for _ in range((last - first) % four):
                     sums = fma_row_of_gaps(values, kind, at0, columns, x_at, sums)
                     at0, at1, at2, columns, values = at1, at2, at3, columns + col_slot, values + slot
-                scatter(y_tile, positions + 2 * SLICE_ROWS * slice_, rows - SLICE_ROWS * slice_, sums)
+                scatter(at.y, at.positions + 2 * SLICE_ROWS * slice_, at.rows - SLICE_ROWS * slice_, sums)
                 first = last
 
     return product

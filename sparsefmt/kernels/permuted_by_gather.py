@@ -12,10 +12,10 @@ from typing import Any
 
 from sparsefmt.jit import jit
 from sparsefmt.kernels.gather import fma_gathered, load_columns
-from sparsefmt.kernels.job import X, Y, field, piece
+from sparsefmt.kernels.job import X, field
 from sparsefmt.kernels.kinds import WIDTH, summed_kind
-from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, ROW_PERMUTATION, SLICE_OFFSETS, VALUES, WHERE
-from sparsefmt.kernels.permuted import AHEAD
+from sparsefmt.kernels.operand import VALUES, WHERE
+from sparsefmt.kernels.permuted import AHEAD, slices
 from sparsefmt.kernels.permuted_slots import first_columns, next_columns, scatter
 from sparsefmt.kernels.raw_memory import load_u32, load_u64, prefetch
 from sparsefmt.kernels.simd import zeros
@@ -32,15 +32,13 @@ def one_token_kernel(kind: int, gaps: bool) -> Callable[..., Any]:
 
     @jit
     def product(job, lo, hi, scratch):
-        x_at, y_begin = load_u64(job + X), load_u64(job + Y)
+        x_at = load_u64(job + X)
         for number in range(lo, hi):
-            line, begin, end = piece(job, number)
-            positions, offsets = field(line, ROW_PERMUTATION), field(line, SLICE_OFFSETS)
-            rows, y_tile = field(line, HEIGHT), y_begin + field(line, FIRST_ROW) * size
-            first = load_u32(offsets + 4 * begin)
-            values, where = field(line, VALUES) + first * slot, field(line, WHERE) + first * where_slot
-            for slice_ in range(begin, end):
-                last = load_u32(offsets + 4 * (slice_ + 1))
+            at = slices(job, number, size)
+            first = load_u32(at.offsets + 4 * at.begin)
+            values, where = field(at.line, VALUES) + first * slot, field(at.line, WHERE) + first * where_slot
+            for slice_ in range(at.begin, at.end):
+                last = load_u32(at.offsets + 4 * (slice_ + 1))
                 sums, columns = zeros(kind, sixteen, one), first_columns(narrow)
                 for _ in range((last - first) // four):
                     prefetch(values + AHEAD, lines, two)
@@ -53,7 +51,7 @@ def one_token_kernel(kind: int, gaps: bool) -> Callable[..., Any]:
                     columns = next_columns(columns, where) if has_gaps else load_columns(where)
                     sums = fma_gathered(values, kind, columns, x_at, sums)
                     values, where = values + slot, where + where_slot
-                scatter(y_tile, positions + 2 * SLICE_ROWS * slice_, rows - SLICE_ROWS * slice_, sums)
+                scatter(at.y, at.positions + 2 * SLICE_ROWS * slice_, at.rows - SLICE_ROWS * slice_, sums)
                 first = last
 
     return product
