@@ -20,11 +20,13 @@ from pathlib import Path
 from types import TracebackType
 
 from sparsefmt.adapters import Rows
+from sparsefmt.checkpoints.compressed_tensors import Quantization
 from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.find_files import find_files
 from sparsefmt.checkpoints.folding import Group, foldable, folded_files
 from sparsefmt.checkpoints.formats import FileFormat
 from sparsefmt.checkpoints.index_file import CheckpointIndex
+from sparsefmt.checkpoints.quantized import quantized_weights
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.errors import FormatError, in_file
@@ -84,6 +86,15 @@ class Checkpoint:
             # the size of what was folded
             metadata = {**self.index.fields["metadata"], "total_size": self.dense_nbytes}
             self.index = replace(self.index, fields={**self.index.fields, "metadata": metadata})
+
+    def check_quantized(self, quantization: Quantization) -> None:
+        """Check that quantized weights have all that belongs to them, folded or not.
+
+        Raises:
+            as `quantized_weights`, and as reading scales (`QuantizedWeight.check`).
+        """
+        for weight in quantized_weights(_holders(folded_files(self.files)), quantization).values():
+            weight.check()
 
     @property
     def folder(self) -> Path:

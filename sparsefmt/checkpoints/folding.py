@@ -3,9 +3,11 @@
     X_orig, X_mask                                                 torch.nn.utils.prune: X is their product
     X.compressed, X.bitmask, X.shape, X.row_offsets                compressed-tensors, "sparse-bitmask"
     X.compressed, X.bitmask, X.shape                               compressed-tensors, "sparse-24-bitmask"
+    X.weight_packed, X.weight_shape                                compressed-tensors, "pack-quantized"
 
-The first versions of compressed-tensors put these endings behind the whole name (layer.weight.compressed), later ones
-behind the name of the layer (layer.compressed), whose only such tensor is its weight.
+The first versions of compressed-tensors put the endings of bitmasks behind the whole name (layer.weight.compressed),
+later ones behind the name of the layer (layer.compressed), whose only such tensor is its weight. Scales stand beside
+what is quantized, however that is spelled, and stay the tensors that they are.
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsefmt.adapters import Rows
+from sparsefmt.checkpoints import quantized
 from sparsefmt.checkpoints.bitmasks import BitmaskRows
 from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.masks import MaskedRows, masked_pairs
+from sparsefmt.checkpoints.packed import PackedRows
 from sparsefmt.errors import FormatError, SparsefmtError
 
-Spelling = Literal["mask", "sparse-bitmask", "sparse-24-bitmask"]
+Spelling = Literal["mask", "sparse-bitmask", "sparse-24-bitmask", "packed"]
 
 _WHOLE_NAMES = ("weight", "bias")
 _ENDINGS = (".compressed", ".bitmask", ".shape", ".row_offsets")
+_PACKED, _SHAPE = ".weight_packed", ".weight_shape"
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ class Group:
     Attributes:
         name: of the one tensor.
         spelling: what they are.
-        parts: their names: original and mask; or compressed, bitmask, shape, and row_offsets if there are such.
+        parts: their names: original and mask; or compressed, bitmask, shape, and row_offsets if there are such; or
+            packed and shape.
     """
 
     name: str
@@ -75,6 +81,8 @@ class FoldedFile(TensorFile):
         try:
             if group.spelling == "mask":
                 return MaskedRows(*parts)
+            if group.spelling == "packed":
+                return PackedRows(name, *parts)
             compressed, bitmask, shape, *row_offsets = parts
             return BitmaskRows(name, shape, bitmask, compressed, *row_offsets)
         except SparsefmtError as error:
@@ -94,7 +102,10 @@ def foldable(names: Iterable[str]) -> list[Group]:
         parts = tuple(stem + ending for ending in _ENDINGS if stem + ending in known)
         spelling: Spelling = "sparse-bitmask" if len(parts) == len(_ENDINGS) else "sparse-24-bitmask"
         groups.append(Group(stem if is_old else f"{stem}.weight", spelling, parts))
-    return groups
+    packed = [name.removesuffix(_PACKED) for name in known if name.endswith(_PACKED)]
+    return groups + [
+        Group(f"{stem}.weight", "packed", (stem + _PACKED, stem + _SHAPE)) for stem in packed if stem + _SHAPE in known
+    ]
 
 
 def folded(file: TensorFile) -> TensorFile:
@@ -117,6 +128,7 @@ def folded_files(files: Sequence[TensorFile]) -> list[TensorFile]:
     groups = foldable(holder)
     parts = {part for group in groups for part in group.parts}
     _check_names(holder, groups, parts)
+    _check_packed(holder, groups)
     if not groups:
         return list(files)
     return [_folded_file(file, groups, holder, parts) for file in files]
@@ -150,3 +162,18 @@ def _check_names(names: dict[str, TensorFile], groups: list[Group], parts: set[s
                 "fold-name", f"it is there beside {group.parts[0]!r}, which would become it", tensor=group.name
             )
         taken.add(group.name)
+
+
+def _check_packed(names: dict[str, TensorFile], groups: list[Group]) -> None:
+    """Refuse words that stand for something else than what they are unpacked to, and halves of pairs."""
+    for name, file in names.items():
+        if name.endswith(_SHAPE) and (other := name.removesuffix(_SHAPE) + _PACKED) not in names:
+            raise FormatError("fold-incomplete", f"it is there, and {other!r} is not", tensor=name)
+        # other formats of 4 bits pack bytes, and have no shape
+        if name.endswith(_PACKED) and file.rows_of(name).dtype.name == "I32":
+            other = name.removesuffix(_PACKED) + _SHAPE
+            if other not in names:
+                raise FormatError("fold-incomplete", f"it is there, and {other!r} is not", tensor=name)
+    for group in groups:
+        if group.spelling == "packed":
+            quantized.expect_symmetric(names, group.name)

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsefmt.checkpoints import cards
+from sparsefmt.checkpoints import cards, compressed_tensors
+from sparsefmt.checkpoints.compressed_tensors import Quantization
 from sparsefmt.container.atomic import replacing
 from sparsefmt.errors import FormatError, UnsupportedError
 
@@ -29,6 +30,8 @@ METHOD = "sparsefmt"
 """The `quant_method` under which `sparsefmt.transformers` registers itself."""
 HINT = "how_to_load"
 """The key of a text for people: whatever it says, readers do not mind."""
+SCHEMES = "compressed_tensors"
+"""The key of the quantization_config that a checkpoint of compressed-tensors had: how its weights are quantized."""
 
 SENTENCE_TRANSFORMERS = "modules.json"
 """A folder that has this file is one of sentence-transformers."""
@@ -69,13 +72,21 @@ class ModelFolder:
         """config.json for a folder of .sparsefmt weights: the same keys in their order, then the quantization_config.
 
         Args:
-            folded: whether bitmasks of compressed-tensors were read as the tensors that they stand for.
+            folded: whether bitmasks and packed elements of compressed-tensors were read as the tensors that they stand
+                for.
 
         Raises:
-            UnsupportedError: the weights are quantized by another method, which says what their bits mean.
+            UnsupportedError: the weights are quantized otherwise than is known, by another method or in another way.
         """
         found = self.config.get(QUANTIZATION)
-        if found is not None and not _is_replaceable(found, folded):
+        settings: dict[str, Any] = {"quant_method": METHOD, HINT: cards.HOW_TO_LOAD}
+        quantization, schemes = self.quantization, _schemes(found)
+        if quantization is not None and schemes is not None:
+            is_readable = folded or quantization.sparsity == "dense"
+            settings[SCHEMES] = compressed_tensors.folded(schemes) if folded else schemes
+        else:
+            is_readable = found is None or _is_replaceable(found, folded)
+        if not is_readable:
             method = found.get("quant_method") if isinstance(found, dict) else found
             raise UnsupportedError(
                 "model-quantized",
@@ -83,14 +94,25 @@ class ModelFolder:
                 " not run them. Name a file of weights or its index, to convert the weights alone; --fold reads"
                 " bitmasks of compressed-tensors",
             )
-        return _encode({**self.config, QUANTIZATION: {"quant_method": METHOD, HINT: cards.HOW_TO_LOAD}})
+        return _encode({**self.config, QUANTIZATION: settings})
 
     def config_for_safetensors(self) -> bytes:
         """config.json for a folder of safetensors: without what `config_for_sparsefmt` added."""
         found = self.config.get(QUANTIZATION)
         if isinstance(found, dict) and found.get("quant_method") == METHOD:
+            if SCHEMES in found:
+                return _encode({**self.config, QUANTIZATION: found[SCHEMES]})
             return _encode({key: value for key, value in self.config.items() if key != QUANTIZATION})
         return _encode(self.config)
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How weights are quantized, by compressed-tensors; None if they are not, or by another method.
+
+        Raises:
+            as `compressed_tensors.parse`.
+        """
+        return quantization_of(self.config, self.path / CONFIG)
 
     def card_for_sparsefmt(self, old: bytes) -> bytes:
         """README.md for a folder of .sparsefmt weights. old: the one that it takes the place of; b"" for none."""
@@ -144,17 +166,42 @@ def is_method(folder: Path) -> bool:
     return isinstance(found, dict) and found.get("quant_method") == METHOD
 
 
+def quantization_of(config: dict[str, Any], path: Path) -> Quantization | None:
+    """How the weights of a model are quantized, by the content of its config.json, before or after it was converted.
+
+    Args:
+        path: of that file, for errors.
+
+    Returns:
+        None if they are not quantized, or by another method.
+
+    Raises:
+        as `compressed_tensors.parse`.
+    """
+    schemes = _schemes(config.get(QUANTIZATION))
+    return None if schemes is None else compressed_tensors.parse(schemes, str(path))
+
+
 def copy_file(source: Path, destination: Path) -> None:
     """Copy the content of a file; the old one, if any, is replaced at once."""
     with open(source, "rb") as file, replacing(destination) as sink:
         shutil.copyfileobj(file, sink)
 
 
+def _schemes(found: Any) -> dict[str, Any] | None:
+    """What a quantization_config has of compressed-tensors, if it says that weights are quantized."""
+    if isinstance(found, dict) and found.get("quant_method") == METHOD:
+        found = found.get(SCHEMES)
+    if not isinstance(found, dict) or found.get("quant_method") != compressed_tensors.METHOD:
+        return None
+    return found if found.get("config_groups") else None
+
+
 def _is_replaceable(found: Any, folded: bool) -> bool:
     """Whether a quantization_config says nothing that is needed to understand the weights."""
     if not isinstance(found, dict):
         return False
-    if found.get("quant_method") == "compressed-tensors":
+    if found.get("quant_method") == compressed_tensors.METHOD:
         # a pruned model that is not quantized: it says how many zeros there are, and that they are stored
         sparsity = found.get("sparsity_config") or {}
         understood = ("dense", "sparse-bitmask", "sparse-24-bitmask") if folded else ("dense",)

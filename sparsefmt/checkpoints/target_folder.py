@@ -56,6 +56,8 @@ def write_checkpoint(
         return
     model = huggingface.read_model_folder(source.path, destination) if source.path.is_dir() else None
     config = _config(model, new, bool(source.folded))
+    if new == "sparsefmt" and model is not None and model.quantization is not None:
+        source.check_quantized(model.quantization)
     with StagedFolder(destination, source.folder, overwrite) as folder:
         obsolete = _obsolete(source, destination, new)
         others = unlisted_files(source, destination, new, obsolete)

@@ -120,9 +120,10 @@ def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTenso
         notes.append(f"{output.plural(len(source.folded), 'group')} of tensors were stored as one tensor each.")
     elif groups := foldable(source.names):
         first = groups[0]
+        gain = "with a byte for each element" if first.spelling == "packed" else "smaller"
         notes.append(
             f"{first.name!r} and {output.plural(len(groups) - 1, 'other')} are spelled in several tensors "
-            f"({', '.join(first.parts)}): --fold stores each as one, smaller and ready to be multiplied."
+            f"({', '.join(first.parts)}): --fold stores each as one, {gain} and ready to be multiplied."
         )
     if source.unlisted:
         names = ", ".join(path.name for path in source.unlisted)
