@@ -19,9 +19,10 @@ from sparsefmt.container.stored_signs import Signs, SignsOfMatrix
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.layouts import FORMS, LAYOUTS, heights, layout_of
-from sparsefmt.layouts.auto import Filling, layout_for, stored_by_form
+from sparsefmt.layouts.auto import layout_for
 from sparsefmt.layouts.contract import Arrays
 from sparsefmt.layouts.memory import Arena, padded_copy
+from sparsefmt.layouts.sizes import Filling, stored_by_form
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.threads import in_order

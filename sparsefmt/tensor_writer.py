@@ -16,7 +16,7 @@ from sparsefmt.container.writer import Sink, Writer
 from sparsefmt.equal_tensors import EqualTensors
 from sparsefmt.errors import in_tensor
 from sparsefmt.layouts import auto, heights
-from sparsefmt.layouts.auto import Stored
+from sparsefmt.layouts.sizes import Stored
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.save_options import NegativeZeros, RowDims, SaveOptions
 from sparsefmt.tensor import SparseTensor

@@ -8,7 +8,7 @@ from typing import Any
 from unittest import mock
 
 import sparsefmt
-from sparsefmt.layouts import FORMS, auto
+from sparsefmt.layouts import FORMS, sizes
 
 LAYOUTS = {"dense": "dense", "bitmask": "bitmask", "permuted": "columns", "gaps": "gaps"}
 """Forms of layouts by what files are called that have them."""
@@ -18,7 +18,7 @@ def choosing(form: str) -> AbstractContextManager[object]:
     """While this is entered, `permuted` means the form "columns" or "gaps"; with any other it means what it does."""
     if FORMS[form].name != "permuted":
         return nullcontext()
-    return mock.patch.object(auto.Filling, "permuted", FORMS[form])
+    return mock.patch.object(sizes.Filling, "permuted", FORMS[form])
 
 
 def save(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None, *, form: str, **options: Any) -> bytes:

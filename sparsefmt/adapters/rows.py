@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsefmt.dtypes import DType
-from sparsefmt.layouts import auto, fillers, heights
-from sparsefmt.layouts.auto import Stored, stored_by_form
+from sparsefmt.layouts import fillers, heights
 from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.memory import frozen
+from sparsefmt.layouts.sizes import Filling, Stored, stored_by_form
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.shapes import check_shape, matrix_view
@@ -113,10 +113,10 @@ class Rows(ABC):
         tiles = (slice(begin, begin + height) for begin in range(0, self.rows, height))
         return Survey(nnz, negative_zeros, stored_by_form((counts[rows], filled[rows]) for rows in tiles))
 
-    def filling(self, survey: Survey) -> auto.Filling:
+    def filling(self, survey: Survey) -> Filling:
         """What the sizes of its arrays follow from."""
         height = self.tile_rows("permuted", survey.nnz + survey.negative_zeros) or 1
-        return auto.Filling(self.dtype, self.rows, self.cols, height, survey.nnz, survey.stored)
+        return Filling(self.dtype, self.rows, self.cols, height, survey.nnz, survey.stored)
 
     def runs(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """Rows `begin` to `end` in runs as high as dense tiles; none without elements."""

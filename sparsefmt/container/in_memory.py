@@ -9,6 +9,7 @@ from sparsefmt.container.index import Index
 from sparsefmt.layouts import FORMS, auto
 from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
+from sparsefmt.layouts.sizes import Filling, Stored
 
 
 class InMemory:
@@ -61,14 +62,14 @@ class InMemory:
             return stored, self.nbytes(entry, stored)
         filling = self.filling(entry)
         permuted = filling.likely_permuted
-        most = filling.most_bytes_of(permuted, auto.permuted_from(entry.dtype, (entry.rows, entry.cols)))
+        most = auto.most_bytes_of(filling, permuted)
         return (permuted if filling.nbytes(permuted) <= most else stored), most
 
     @staticmethod
-    def filling(entry: TensorEntry) -> auto.Filling:
+    def filling(entry: TensorEntry) -> Filling:
         """How full a tensor is, going by the index, with slices of `permuted` that need neither padding nor fillers."""
         nnz = entry.nnz or 0
-        return auto.Filling(entry.dtype, entry.rows, entry.cols, entry.tile_rows, nnz, auto.Stored(nnz, nnz))
+        return Filling(entry.dtype, entry.rows, entry.cols, entry.tile_rows, nnz, Stored(nnz, nnz))
 
     def tile_bytes(self, entry: TensorEntry, number: int) -> int:
         """Memory that a tile takes as it is stored: nothing for what stays mapped."""

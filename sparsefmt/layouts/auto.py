@@ -19,21 +19,16 @@ The rule, documented in docs/guide.md ("Choosing a layout"):
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
-from typing import Literal, NamedTuple
-
-import numpy as np
+from typing import Literal
 
 from sparsefmt.dtypes import DType
 from sparsefmt.layouts import FORMS, LAYOUTS, heights
 from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.expected_tokens import expected_use
-from sparsefmt.layouts.fillers import MAX_GAP
-from sparsefmt.layouts.permuted import MAX_U16_COLS, padded
+from sparsefmt.layouts.sizes import Filling, Stored
 from sparsefmt.limits import MAX_SPARSE_COLS, MAX_SPARSE_TILE_POSITIONS
-from sparsefmt.positions.masks import mask_bytes, slices_of
 
 PERMUTED_FROM = {
     "avx2": {1: 0.65, 2: 0.57, 4: 0.45, 8: 0.4},
@@ -100,89 +95,6 @@ def may_be_sparse(wanted: str, dtype: DType, shape: tuple[int, ...], cols: int) 
     )
 
 
-class Stored(NamedTuple):
-    """Elements that `permuted` stores, in each of its forms."""
-
-    columns: int
-    gaps: int
-
-
-def stored_by_form(tiles: Iterable[tuple[np.ndarray, np.ndarray]]) -> Stored:
-    """Elements that tiles store whose rows have so many nonzeros, and so many fillers (`gaps.py`)."""
-    columns, gaps = 0, 0
-    for counts, fillers in tiles:
-        columns += padded(counts)
-        gaps += padded(counts + fillers)
-    return Stored(columns, gaps)
-
-
-@dataclass(frozen=True, slots=True)
-class Filling:
-    """How full a matrix is: what the sizes of its arrays follow from.
-
-    Attributes:
-        tile_rows: rows in every tile but the last.
-        nnz: elements that are not pruned.
-        stored: elements that `permuted` stores, by form: those, the fillers of `gaps`, and the padding of slices, which
-            depends on how many entries each row of a tile has (`stored_by_form`).
-    """
-
-    dtype: DType
-    rows: int
-    cols: int
-    tile_rows: int
-    nnz: int
-    stored: Stored
-
-    def nbytes(self, layout: Layout) -> int:
-        """Bytes of all arrays in memory, to the byte, without `negative_zeros`."""
-        width, last_rows = self.dtype.bits_dtype.itemsize, self.rows - (self.tiles - 1) * self.tile_rows
-        slices = (self.tiles - 1) * slices_of(self.tile_rows) + slices_of(last_rows)
-        if layout.form == "bitmask":
-            masks = (self.tiles - 1) * mask_bytes(self.tile_rows, self.cols) + mask_bytes(last_rows, self.cols)
-            return masks + 4 * (slices + self.tiles) + self.nnz * width
-        if layout.form == "columns":
-            column = 2 if self.cols <= MAX_U16_COLS else 4
-            return self.rows * 6 + 4 * (slices + self.tiles) + self.stored.columns * (width + column)
-        if layout.form == "gaps":
-            return self.rows * 6 + 4 * (slices + self.tiles) + self.stored.gaps * (width + 1)
-        return self.dtype.nbytes(self.rows * self.cols)
-
-    @property
-    def permuted(self) -> Layout:
-        """The form of `permuted` that takes fewer bytes."""
-        columns, gaps = FORMS["columns"], FORMS["gaps"]
-        return gaps if self.nbytes(gaps) < self.nbytes(columns) else columns
-
-    @property
-    def likely_permuted(self) -> Layout:
-        """The form that takes fewer bytes if zeros are anywhere: for who knows how many there are, but not where."""
-        zeros = 1 - self.nnz / max(self.rows * self.cols, 1)
-        # of k * 255 + 1 columns and more, for k = 1, 2, …; a row of zeros has none to bridge
-        far = zeros**MAX_GAP if self.cols > MAX_GAP + 1 else 0.0
-        fillers = int(self.nnz * far / (1 - far)) if self.nnz else 0
-        return replace(self, stored=Stored(self.stored.columns, self.stored.gaps + fillers)).permuted
-
-    @property
-    def tiles(self) -> int:
-        return -(-self.rows // self.tile_rows)
-
-    def most_bytes_of(self, permuted: Layout, least_zeros: float) -> int:
-        """Bytes up to which a form of `permuted` is what to compute with, however padded it is; -1 if it never is.
-
-        Args:
-            least_zeros: share of zeros from which it is the faster one (`permuted_from`).
-        """
-        worthwhile, bitmask = int(WORTHWHILE * self.nbytes(FORMS["dense"])), self.nbytes(FORMS["bitmask"])
-        if bitmask > worthwhile:
-            return worthwhile
-        # half an element: a share of the elements was pruned, and there is no half of one
-        if self.nnz > (1 - least_zeros) * self.rows * self.cols + 0.5:
-            return -1
-        most = int(MOST_PADDING * self.nnz)
-        return min(worthwhile, max(bitmask, replace(self, stored=Stored(most, most)).nbytes(permuted)))
-
-
 Purpose = Literal["computing", "raw", "coded"]
 """What a layout is chosen for: arrays in memory; arrays in a file, stored as they are, or entropy coded."""
 
@@ -202,6 +114,19 @@ def permuted_from(dtype: DType, shape: tuple[int, int], purpose: Purpose = "comp
     if use:
         return PERMUTED_FROM_FOR.get(ISA, {}).get(use, {}).get(width, found)
     return PERMUTED_FROM_IF_SMALL.get(ISA, {}).get(width, found) if prod(shape) <= SMALL_MATRIX else found
+
+
+def most_bytes_of(filling: Filling, permuted: Layout, purpose: Purpose = "computing") -> int:
+    """Bytes up to which a form of `permuted` is what to compute with, however padded it is; -1 if it never is."""
+    worthwhile, bitmask = int(WORTHWHILE * filling.nbytes(FORMS["dense"])), filling.nbytes(FORMS["bitmask"])
+    if bitmask > worthwhile:
+        return worthwhile
+    least_zeros = permuted_from(filling.dtype, (filling.rows, filling.cols), purpose)
+    # half an element: a share of the elements was pruned, and there is no half of one
+    if filling.nnz > (1 - least_zeros) * filling.rows * filling.cols + 0.5:
+        return -1
+    most = int(MOST_PADDING * filling.nnz)
+    return min(worthwhile, max(bitmask, replace(filling, stored=Stored(most, most)).nbytes(permuted)))
 
 
 def expect_name(wanted: str) -> None:
@@ -244,7 +169,6 @@ def for_computing(filling: Filling, overhead: int = 0, purpose: Purpose = "compu
         purpose: whether they stay in memory, or go to a file.
     """
     permuted = filling.permuted
-    most = filling.most_bytes_of(permuted, permuted_from(filling.dtype, (filling.rows, filling.cols), purpose))
-    best = permuted if filling.nbytes(permuted) <= most else FORMS["bitmask"]
+    best = permuted if filling.nbytes(permuted) <= most_bytes_of(filling, permuted, purpose) else FORMS["bitmask"]
     worthwhile = WORTHWHILE * filling.nbytes(FORMS["dense"])
     return best if filling.nbytes(best) + overhead <= worthwhile else FORMS["dense"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from sparsefmt.layouts import auto
-from sparsefmt.layouts.auto import Filling
+from sparsefmt.layouts.sizes import Filling
 from sparsefmt.torch.layers import Holder, is_linear, why_not_replaceable
 
 MIN_SPARSITY = 0.4

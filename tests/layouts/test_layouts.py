@@ -10,10 +10,9 @@ import pytest
 from helpers import PRUNABLE, SPARSE_FORMS, WIDTHS, arrays, check_layout_round_trip, far_apart, pruned, random_bits
 from hypothesis import given, settings
 
-from sparsefmt import isa
 from sparsefmt.dtypes import DTYPES, DType, as_bits, dtype_of
 from sparsefmt.errors import FormatError
-from sparsefmt.layouts import FORMS, auto, heights
+from sparsefmt.layouts import FORMS
 from sparsefmt.layouts.memory import OVERREAD, frozen
 from sparsefmt.layouts.tile import Tile
 
@@ -316,50 +315,3 @@ def test_bool_and_packed_padding():
         Tile(FORMS["dense"], DTYPES["F4"], (3, 1), packed).check()
     assert caught.value.code == "values-padding"
     Tile(FORMS["dense"], DTYPES["F4"], (4, 1), packed).check()
-
-
-def chosen(dtype: str, rows: int, cols: int, nnz: int, purpose: auto.Purpose = "computing") -> str:
-    """What "auto" means for a matrix whose rows have equally many nonzeros."""
-    stored = auto.Stored(nnz, nnz)
-    filling = auto.Filling(DTYPES[dtype], rows, cols, heights.sparse_tile_rows(rows, cols), nnz, stored)
-    return auto.layout_for("auto", purpose, (rows, cols), filling).name
-
-
-class TestAuto:
-    def test_few_zeros_stay_dense(self):
-        assert chosen("F32", 1000, 1000, 990_000) == "dense"
-        assert chosen("BF16", 1000, 1000, 950_000, "coded") == "dense"
-
-    def test_some_zeros_are_bitmask_and_most_are_permuted(self):
-        assert chosen("BF16", 1000, 1000, 600_000) == "bitmask"
-        assert chosen("F32", 1000, 1000, 100_000) == "permuted"
-        assert chosen("F32", 1000, 1000, 100_000, "coded") == "bitmask"
-
-    @pytest.mark.parametrize("instructions", isa.ISAS)
-    @pytest.mark.parametrize("dtype", ["I8", "BF16", "F16", "F32", "F64"])
-    def test_the_processor_counts_in_memory_only(self, instructions, dtype, monkeypatch):
-        """Files are the same on each. What is pruned to 70 % may have a little less, and is `permuted` anywhere."""
-        monkeypatch.setattr(isa, "ISA", instructions)
-        size, cols = 1_000_000, 1000
-        least = auto.PERMUTED_FROM[instructions][DTYPES[dtype].bits_dtype.itemsize]
-        assert least < 0.6997
-        assert chosen(dtype, 1000, cols, int(size * (1 - least)) - 1) == "permuted"
-        assert chosen(dtype, 1000, cols, int(size * (1 - least)) + 2) == "bitmask"
-        assert chosen(dtype, 1000, cols, int(size * 0.3003)) == "permuted"
-        assert chosen(dtype, 1000, cols, size // 2, "raw") == "bitmask"
-        assert chosen(dtype, 1000, cols, int(size * 0.3003), "raw") == "permuted"
-
-    def test_small_matrices_take_the_faster_one(self, monkeypatch):
-        """All of them stays in a cache, where fewer bytes bring no speed."""
-        monkeypatch.setattr(isa, "ISA", "avx2")
-        assert chosen("BF16", 512, 512, 512 * 256) == "permuted"
-        assert chosen("BF16", 520, 512, 520 * 256) == "bitmask"
-        assert chosen("BF16", 512, 512, 512 * 256, "raw") == "bitmask"
-        monkeypatch.setattr(isa, "ISA", "avx512")
-        assert chosen("BF16", 512, 512, 512 * 256) == "bitmask"
-
-    def test_narrow_rows_are_not_padded(self):
-        assert chosen("F32", 1000, 1, 500) == "dense"
-        assert chosen("I8", 1000, 9, 4000) == "bitmask"
-        assert chosen("I8", 1000, 9, 8000) == "dense"
-        assert chosen("F32", 1000, 1000, 4000) == "permuted"
