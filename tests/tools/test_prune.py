@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from tools import make_checkpoint, prune
+from tools import make_checkpoint, prune, pruning
+from tools.safetensors_io import read_safetensors
 
 PROJECTION = "layers.0.q_proj.weight"
 CONVOLUTION = "layers.1.conv.weight"
@@ -61,11 +62,11 @@ def pruned_arrays(model_path: Path, *arguments: object) -> dict[str, np.ndarray[
     out = model_path.with_name("pruned.safetensors")
     result = run_prune(model_path, out, *arguments)
     assert result.exit_code == 0, result.output
-    return {name: tensor.values for name, tensor in prune.read_safetensors(out)[0].items()}
+    return {name: tensor.values for name, tensor in read_safetensors(out)[0].items()}
 
 
 def original_arrays(model_path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: tensor.values for name, tensor in prune.read_safetensors(model_path)[0].items()}
+    return {name: tensor.values for name, tensor in read_safetensors(model_path)[0].items()}
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.33, 0.5, 0.8, 1.0])
@@ -76,13 +77,13 @@ def test_magnitude_prunes_exactly_the_smallest_however_many_are_equal(dtype: Any
     order = np.argsort(np.abs(weight.astype(np.float64)).ravel(), kind="stable")
     expected = np.ones(weight.size, bool)
     expected[order[: round(sparsity * weight.size)]] = False
-    np.testing.assert_array_equal(prune.magnitude_mask(weight, sparsity), expected.reshape(weight.shape))
+    np.testing.assert_array_equal(pruning.magnitude_mask(weight, sparsity), expected.reshape(weight.shape))
 
 
 def test_row_scope_prunes_the_same_count_in_every_row_of_the_matrix_view() -> None:
     weight = np.random.default_rng(2).standard_normal((9, 3, 7))
     weight *= np.arange(1, 10)[:, None, None]
-    mask = prune.magnitude_mask(weight, 0.3, "row")
+    mask = pruning.magnitude_mask(weight, 0.3, "row")
     assert mask.shape == weight.shape
     assert (np.count_nonzero(~mask.reshape(9, 21), axis=1) == round(0.3 * 21)).all()
     for row, row_mask in zip(np.abs(weight), mask, strict=True):
@@ -103,20 +104,20 @@ def test_global_scope_uses_one_threshold_over_all_tensors(model_path: Path) -> N
 
 def test_nan_counts_as_infinite_and_keeps_the_count_exact() -> None:
     weight = np.array([[1.0, np.nan, 3.0, np.inf, np.nan]])
-    np.testing.assert_array_equal(prune.magnitude_mask(weight, 0.4), [[0, 1, 0, 1, 1]])
-    np.testing.assert_array_equal(prune.magnitude_mask(weight, 0.8), [[0, 0, 0, 0, 1]])
+    np.testing.assert_array_equal(pruning.magnitude_mask(weight, 0.4), [[0, 1, 0, 1, 1]])
+    np.testing.assert_array_equal(pruning.magnitude_mask(weight, 0.8), [[0, 0, 0, 0, 1]])
 
 
 def test_float64_is_compared_in_full_precision() -> None:
-    np.testing.assert_array_equal(prune.magnitude_mask(np.array([1 + 1e-12, 1.0]), 0.5), [1, 0])
+    np.testing.assert_array_equal(pruning.magnitude_mask(np.array([1 + 1e-12, 1.0]), 0.5), [1, 0])
 
 
 def test_wanda_weighs_columns_by_their_input_norms() -> None:
     weight = np.array([[1.0, -2.0, 3.0, -4.0], [4.0, 3.0, 2.0, 1.0]], np.float32)
     norms = np.array([100.0, 1.0, 1.0, 0.1])
-    np.testing.assert_array_equal(prune.wanda_mask(weight, norms, 0.5), [[1, 0, 1, 0], [1, 1, 0, 0]])
+    np.testing.assert_array_equal(pruning.wanda_mask(weight, norms, 0.5), [[1, 0, 1, 0], [1, 1, 0, 0]])
     with pytest.raises(ValueError, match="needs"):
-        prune.wanda_mask(weight, norms[:3], 0.5)
+        pruning.wanda_mask(weight, norms[:3], 0.5)
 
 
 def test_wanda_reads_norms_from_a_file_and_else_draws_them_from_the_seed(model_path: Path) -> None:
@@ -136,13 +137,13 @@ def test_wanda_reads_norms_from_a_file_and_else_draws_them_from_the_seed(model_p
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 5)])
 def test_nm_keeps_the_n_largest_of_every_m_and_the_rest_of_a_row_dense(n: int, m: int) -> None:
     weight = np.random.default_rng(3).standard_normal((5, 2, 11)).astype(np.float32)
-    matrix, mask = np.abs(weight.reshape(5, 22)), prune.nm_mask(weight, n, m).reshape(5, 22)
+    matrix, mask = np.abs(weight.reshape(5, 22)), pruning.nm_mask(weight, n, m).reshape(5, 22)
     groups, group_masks = matrix[:, :20].reshape(-1, m), mask[:, :20].reshape(-1, m)
     assert (np.count_nonzero(group_masks, axis=1) == n).all()
     for group, group_mask in zip(groups, group_masks, strict=True):
         assert group[~group_mask].max() < group[group_mask].min()
     assert mask[:, 20:].all()
-    assert prune.nm_mask(weight.reshape(-1, 2), n, m).all()
+    assert pruning.nm_mask(weight.reshape(-1, 2), n, m).all()
 
 
 def test_block_drops_whole_blocks_with_smaller_ones_at_the_edges() -> None:
@@ -151,19 +152,19 @@ def test_block_drops_whole_blocks_with_smaller_ones_at_the_edges() -> None:
     expected = np.abs(weight) == 1
     # Rows 4 + 4 + 2 by columns 3 + 3 + 1: nine blocks, of which three have the smaller values.
     for norm in ("l1", "l2"):
-        np.testing.assert_array_equal(prune.block_mask(weight, (4, 3), 1 / 3, norm), expected)
+        np.testing.assert_array_equal(pruning.block_mask(weight, (4, 3), 1 / 3, norm), expected)
 
 
 def test_block_norms_rank_differently() -> None:
     weight = np.array([[3.0, 0.0, 2.0, 2.0]])
-    np.testing.assert_array_equal(prune.block_mask(weight, (1, 2), 0.5, "l1"), [[0, 0, 1, 1]])
-    np.testing.assert_array_equal(prune.block_mask(weight, (1, 2), 0.5, "l2"), [[1, 1, 0, 0]])
+    np.testing.assert_array_equal(pruning.block_mask(weight, (1, 2), 0.5, "l1"), [[0, 0, 1, 1]])
+    np.testing.assert_array_equal(pruning.block_mask(weight, (1, 2), 0.5, "l2"), [[1, 1, 0, 0]])
 
 
 def test_block_larger_than_the_weight_is_one_block() -> None:
     weight = np.ones((3, 5), np.float32)
-    assert prune.block_mask(weight, (8, 8), 0.4).all()
-    assert not prune.block_mask(weight, (8, 8), 0.6).any()
+    assert pruning.block_mask(weight, (8, 8), 0.4).all()
+    assert not pruning.block_mask(weight, (8, 8), 0.6).any()
 
 
 @pytest.mark.parametrize("cast", [None, "f32", "bf16", "f16"])
@@ -211,7 +212,7 @@ def test_dtypes_that_numpy_does_not_know_pass_through(model_path: Path) -> None:
     }
     write_raw_safetensors(model_path, stored)
     pruned_arrays(model_path, "--method", "magnitude", "--mask-multiply")
-    tensors, _ = prune.read_safetensors(model_path.with_name("pruned.safetensors"))
+    tensors, _ = read_safetensors(model_path.with_name("pruned.safetensors"))
     for name in ("packed.weight", "scales.weight"):
         dtype, shape, content = stored[name]
         assert (tensors[name].dtype, list(tensors[name].shape), bits(tensors[name].values)) == (dtype, shape, content)
@@ -349,7 +350,7 @@ def test_checkpoint_index_agrees_with_its_shards(tmp_path: Path, dtype: str, sha
 
     tensors, weight_map = {}, {}
     for shard_name in shard_names:
-        shard, metadata = prune.read_safetensors(folder / shard_name)
+        shard, metadata = read_safetensors(folder / shard_name)
         assert shard
         assert metadata == {"format": "pt"}
         tensors.update(shard)
@@ -374,7 +375,7 @@ def test_checkpoint_values_depend_on_the_seed_and_not_on_the_shards(tmp_path: Pa
         assert run_make_checkpoint(folder, "--gigabytes", 0.001, "--shards", shards, "--seed", seed).exit_code == 0
         tensors: dict[str, Any] = {}
         for path in folder.glob("*.safetensors"):
-            tensors.update(prune.read_safetensors(path)[0])
+            tensors.update(read_safetensors(path)[0])
         contents.append({name: bits(tensor.values) for name, tensor in tensors.items()})
     assert contents[0] == contents[1]
     assert all(contents[0][name] != contents[2][name] for name in contents[0])

@@ -73,7 +73,8 @@ from tools.bench.kernels_contenders import (
     find_mkl,
     set_threads,
 )
-from tools.prune import FLOAT_DTYPES, magnitude_mask, read_safetensors
+from tools.pruning import magnitude_mask
+from tools.safetensors_io import FLOAT_DTYPES, read_safetensors
 
 PRUNED_FROM = 0.2
 """Share of zeros from which a matrix of a model counts as pruned."""

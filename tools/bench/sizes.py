@@ -9,7 +9,7 @@
 
 Of each file, the tensors of two or more dimensions with at least 25 % zeros, unless --all. Without files, synthetic
 matrices: Gaussian, rows and columns scaled by lognormal factors of sigma 0.2, cast, then pruned by a method of
-`tools/prune.py`; the column norms of wanda are lognormal of sigma 0.7. Types narrower than a byte are left out.
+`tools/pruning.py`; the column norms of wanda are lognormal of sigma 0.7. Types narrower than a byte are left out.
 
 Needs `pip install scipy pcodec zipnn lmzip blosc2 matplotlib`; what is not installed is left out.
 
@@ -72,7 +72,7 @@ from tools.bench.sizes_contenders import (
     verify,
     warm_up,
 )
-from tools.prune import Array, apply_mask, block_mask, magnitude_mask, nm_mask, wanda_mask
+from tools.pruning import Array, apply_mask, block_mask, magnitude_mask, nm_mask, wanda_mask
 
 SLOW_SECONDS = 3
 """Peers that take longer are not run again: their first time counts, which a cold cache hardly changes."""

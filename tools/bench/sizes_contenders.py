@@ -31,7 +31,7 @@ import sparsefmt
 from sparsefmt.codecs import CODECS
 from sparsefmt.dtypes import as_bits, dtype_of
 from tools.bench.harness import CLEAR_REFS, reset_peak, status
-from tools.prune import WRITER_DTYPES
+from tools.safetensors_io import WRITER_DTYPES
 
 Tensors = Mapping[str, np.ndarray]
 
