@@ -27,6 +27,7 @@ STOREYS = [
     {"tensor_writer", "save_options", "sparse_file", "tensor_slice", "pickled_file", "cost_of_signs", "made_on_demand"},
     {"equal_tensors"},
     {"tensor"},
+    {"quantizing"},
     {"adapters"},
     {"slicing", "indexing", "file_tensor", "as_array"},
     {"container"},
@@ -83,16 +84,24 @@ def test_layouts_and_codecs_do_not_know_each_other():
 PUBLIC = {
     *("api.linear", "api.save", "api.save_file", "tensor_writer.TensorWriter.__init__", "numpy.save_file"),
     *("torch.files.save", "torch.files.save_file", "torch.model_files.save_model", "torch.model_files.load_model"),
-    *("torch.linear.SparseLinear.__init__", "torch.loading.load_into", "torch.models.sparsify"),
+    *(
+        "torch.linear.SparseLinear.__init__",
+        "torch.linear.SparseLinear.from_tensor",
+        "torch.loading.load_into",
+        "torch.models.sparsify",
+    ),
     *("transformers.config.SparsefmtConfig.__init__", "transformers.saving.save_pretrained"),
 }
 """What users call with keywords; and what torch calls: an operator of torch takes tensors and numbers alone."""
 
 CALLED_BY_TORCH = {
     *("torch.operator.product", "torch.operator._linear_fake", "torch.linear.SparseLinear._load_from_state_dict"),
+    *("torch.scaled_operator.scaled_product", "torch.scaled_operator._scaled_linear_fake"),
+    *("torch.scaled_operator._scaled_linear_backward", "torch.scaled_operator._scaled_linear_backward_fake"),
+    *("torch.scaled_operator._scaled_dense", "torch.scaled_operator._scaled_dense_fake"),
 }
 
-COMPILED = {"kernels", "layouts.jitted", "codecs.rans.jitted", "positions.jitted"}
+COMPILED = {"kernels", "layouts.jitted", "codecs.rans.jitted", "positions.jitted", "quantizing.jitted"}
 """Rooms of jitted code, which takes numbers and arrays one by one."""
 
 MOST_PARAMETERS = 5
@@ -160,6 +169,7 @@ def test_jitted_code_stands_in_rooms_of_its_own():
     assert {source.parent.relative_to(PACKAGE).as_posix() for source in jitted} == {
         "kernels",
         "layouts/jitted",
+        "quantizing/jitted",
         "positions/jitted",
         "codecs/rans/jitted",
     }

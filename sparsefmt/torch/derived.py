@@ -7,7 +7,7 @@ import torch
 
 from sparsefmt.adapters import Rows, Survey
 from sparsefmt.adapters.torch import DTYPES_BY_TORCH, TORCH_DTYPES, as_torch
-from sparsefmt.dtypes import as_bits
+from sparsefmt.dtypes import DTYPES, as_bits
 from sparsefmt.layouts.fillers import FillerCount
 from sparsefmt.tensor import SparseTensor
 
@@ -31,9 +31,31 @@ def transposed(weight: SparseTensor, layout: str) -> SparseTensor:
     return SparseTensor._from_rows(_Transposed(weight), layout, 1, weight.budget)
 
 
+def rows_of(weight: SparseTensor) -> Rows:
+    """The elements of a matrix, bit for bit, to be laid out anew."""
+    return _Elements(weight)
+
+
+def dequantized(weight: SparseTensor, scale: np.ndarray) -> SparseTensor:
+    """The matrix that elements and their scales, float32 (rows, groups), stand for, in float32 and the same layout."""
+    return SparseTensor._from_rows(_Dequantized(weight, scale), weight.layout, budget=weight.budget)
+
+
 def torch_dtype_of(weight: SparseTensor) -> torch.dtype:
     """torch's name for the dtype of a tensor."""
     return TORCH_DTYPES[weight.operand().dtype.name]
+
+
+class _Elements(Rows):
+    """A tensor as it is."""
+
+    def __init__(self, weight: SparseTensor) -> None:
+        super().__init__(weight.operand().dtype, weight.shape)
+        self.stack(1)
+        self._weight = weight
+
+    def bits(self, begin: int, end: int) -> np.ndarray:
+        return as_bits(self._weight[begin:end], self.dtype)
 
 
 class _Cast(Rows):
@@ -50,6 +72,22 @@ class _Cast(Rows):
         width = self.dtype.bits_dtype.itemsize
         signed = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[width]
         return values.to(self._torch_dtype).view(signed).numpy().view(self.dtype.bits_dtype)
+
+
+class _Dequantized(Rows):
+    """A matrix times its scales, in float32."""
+
+    def __init__(self, weight: SparseTensor, scale: np.ndarray) -> None:
+        super().__init__(DTYPES["F32"], weight.shape)
+        self._weight = weight
+        self._scale = scale
+
+    def bits(self, begin: int, end: int) -> np.ndarray:
+        values = self._weight[begin:end].astype(np.float32)
+        scale = self._scale[begin:end]
+        if values.size:
+            values.reshape(*scale.shape, -1)[...] *= scale[:, :, None]
+        return values.view(np.uint32)
 
 
 class _Transposed(Rows):

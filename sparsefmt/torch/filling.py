@@ -5,18 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from sparsefmt.adapters import torch as adapter
-from sparsefmt.errors import in_file, in_tensor
+from sparsefmt.errors import FormatError, in_file, in_tensor
+from sparsefmt.quantizing import quantized
+from sparsefmt.quantizing.rows import FLOATS
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.dense_layers import is_conv1d
-from sparsefmt.torch.derived import transposed
+from sparsefmt.torch.derived import dequantized, rows_of, transposed
 from sparsefmt.torch.layers import Holder, replace
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.loading_plan import Plan, Stored, held, is_sparse
+from sparsefmt.torch.models import NOT_QUANTIZED
+from sparsefmt.torch.scaled_state import empty_like
+from sparsefmt.torch.scales import tensor_of_input_scale
 from sparsefmt.torch.selection import Selection
-from sparsefmt.torch.widened import SIXTEEN_BITS, note, pass_on
+from sparsefmt.torch.widened import SIXTEEN_BITS, note
 
 
 def load_dense(plan: Plan) -> None:
@@ -24,7 +30,7 @@ def load_dense(plan: Plan) -> None:
     while plan.dense:
         tensor, holders = plan.dense.pop()
         with in_file(tensor.path):
-            _fill(holders, tensor.dense(), plan.noting)
+            _fill(holders, tensor.dense(held(holders[0]).dtype), plan.noting)
 
 
 class WeightLoader:
@@ -44,10 +50,10 @@ class WeightLoader:
 
     def _load(self, stored: Stored, holders: list[Holder]) -> None:
         """Load the weight of the linear layers that share it."""
-        weight = None
+        weight: _Compressed | _Dense | None = None
         if any((*stored.identity, _is_transposed(holder.module)) not in self._loaded for holder in holders):
             with in_file(stored.path):
-                weight = _read(stored, holders, self._selection)
+                weight = self._read(stored, holders)
         if isinstance(weight, _Dense):
             _fill(holders, weight.tensor, self._plan.noting)
             self._plan.reasons |= {holder.layer: weight.reason for holder in holders}
@@ -55,7 +61,7 @@ class WeightLoader:
         self._plan.sparse |= {holder.layer for holder in holders}
         own: dict[bool, SparseLinear] = {}
         for name, module in {id(holder.module): (holder.layer, holder.module) for holder in holders}.values():
-            layer = module if isinstance(module, SparseLinear) else _empty_like(module)
+            layer = module if isinstance(module, SparseLinear) else empty_like(module)
             same = (*stored.identity, layer.transposed)
             if layer.transposed in own:
                 layer.share_weight(own[layer.transposed])
@@ -64,15 +70,57 @@ class WeightLoader:
                 layer.share_memory_with(self._loaded[same])
             else:
                 assert weight is not None
-                layer.set_weight(transposed(weight, self._selection.layout) if layer.transposed else weight)
+                self._put(layer, weight)
             self._loaded[same] = own[layer.transposed] = layer
             layer.name = name
             if layer is not module:
                 replace(self._model, module, layer)
 
+    def _put(self, layer: SparseLinear, weight: _Compressed) -> None:
+        if layer.transposed:
+            layer.set_weight(transposed(weight.multiplied_out(), self._selection.layout))
+            return
+        layer.set_weight(weight.tensor, weight.scale)
+        if weight.scale is not None:
+            is_fixed = weight.input_scale is not None
+            layer.set_activations("int8" if is_fixed else self._selection.activations, weight.input_scale)
+
+    def _read(self, stored: Stored, holders: list[Holder]) -> _Compressed | _Dense:
+        """The weight of linear layers: compressed, or dense with the reason."""
+        selection = self._selection
+        if stored.scale is not None:
+            return _read_scaled(stored, selection)
+        weight = _read(stored, holders, selection)
+        how, quantizing = selection.quantization, self._plan.quantizing
+        if isinstance(weight, _Dense) or how is None or quantizing is None:
+            return weight
+        tensor = weight.tensor
+        reason = NOT_QUANTIZED if any(_is_transposed(holder.module) for holder in holders) else None
+        if tensor.operand().dtype.name not in FLOATS:
+            reason = f"its weight has dtype {tensor.dtype}"
+        if reason is not None:
+            quantizing.left_out.update((holder.layer, reason) for holder in holders)
+            return weight
+        with in_tensor(stored.name):
+            made = quantized(rows_of(tensor), how)
+        quantizing.losses[holders[0].layer] = made.loss
+        return _Compressed(SparseTensor._from_rows(made.rows, selection.layout, budget=tensor.budget), made.scale)
+
 
 def _is_transposed(module: torch.nn.Module) -> bool:
     return module.transposed if isinstance(module, SparseLinear) else is_conv1d(module)
+
+
+class _Compressed(NamedTuple):
+    """A weight that is compressed: its elements, and their scales."""
+
+    tensor: SparseTensor
+    scale: np.ndarray | None = None
+    input_scale: float | None = None
+
+    def multiplied_out(self) -> SparseTensor:
+        """The weight without scales, in float32 if it has any."""
+        return self.tensor if self.scale is None else dequantized(self.tensor, self.scale)
 
 
 class _Dense(NamedTuple):
@@ -82,8 +130,22 @@ class _Dense(NamedTuple):
     reason: str
 
 
-def _read(stored: Stored, holders: list[Holder], selection: Selection) -> SparseTensor | _Dense:
-    """The weight of linear layers: compressed, or dense with the reason."""
+def _read_scaled(stored: Stored, selection: Selection) -> _Compressed:
+    elements = stored.file.load(stored.name, selection.layout)
+    tensor = elements if isinstance(elements, SparseTensor) else SparseTensor.from_dense(elements, selection.layout)
+    if stored.input_scale is None:
+        return _Compressed(tensor, stored.scales())
+    fixed = stored.file.get_tensor(stored.input_scale)
+    try:
+        return _Compressed(
+            tensor, stored.scales(), float(tensor_of_input_scale(torch.from_numpy(fixed.astype(np.float32))))
+        )
+    except ValueError as error:
+        raise FormatError("scales-invalid", f"{stored.input_scale!r}: {error}", tensor=stored.name) from None
+
+
+def _read(stored: Stored, holders: list[Holder], selection: Selection) -> _Compressed | _Dense:
+    """The weight of linear layers as it is stored: compressed, or dense with the reason."""
     entry, filled = stored.entry, any(is_sparse(holder) for holder in holders)
     trainable = not filled and any(held(holder).requires_grad for holder in holders)
     if entry.layout.sparse:
@@ -91,7 +153,7 @@ def _read(stored: Stored, holders: list[Holder], selection: Selection) -> Sparse
         if filled or reason is None:
             weight = stored.file.load(stored.name, selection.layout)
             assert isinstance(weight, SparseTensor)
-            return weight
+            return _Compressed(weight)
         return _Dense(stored.dense(), reason)
     tensor = stored.dense()
     if not filled and not tensor.is_floating_point():
@@ -102,19 +164,7 @@ def _read(stored: Stored, holders: list[Holder], selection: Selection) -> Sparse
         reason = selection.why_not_worth(matrix.filling(matrix.survey()), trainable=trainable)
         if reason is not None:
             return _Dense(tensor, reason)
-    return SparseTensor.from_dense(matrix, selection.layout)
-
-
-def _empty_like(module: torch.nn.Module) -> SparseLinear:
-    """A SparseLinear for a layer, with its bias and without weights."""
-    rows, cols = module._parameters["weight"].shape  # type: ignore[union-attr]
-    swapped = is_conv1d(module)
-    in_features, out_features = (rows, cols) if swapped else (cols, rows)
-    made = SparseLinear(in_features, out_features, bias=False, device="cpu", transposed=swapped)
-    made.bias = module._parameters.get("bias")
-    pass_on(module, made, ["bias"])
-    made.weight_requires_grad = module._parameters["weight"].requires_grad  # type: ignore[union-attr]
-    return made.train(module.training)
+    return _Compressed(SparseTensor.from_dense(matrix, selection.layout))
 
 
 def _fill(holders: list[Holder], tensor: torch.Tensor, noting: bool) -> None:

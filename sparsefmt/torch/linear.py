@@ -11,25 +11,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from sparsefmt.adapters.torch import rows_of
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.errors import SparsefmtError, in_tensor
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
+from sparsefmt.scales import Scales
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import registry, weight_tensors
 from sparsefmt.torch.dense_layers import dense_weight, effective, parameter_of_weight
-from sparsefmt.torch.derived import cast, torch_dtype_of, transposed
+from sparsefmt.torch.derived import cast, dequantized, torch_dtype_of, transposed
 from sparsefmt.torch.eager import is_unwatched
 from sparsefmt.torch.operator import linear_op, product
+from sparsefmt.torch.scaled_operator import scaled_linear_op, scaled_product
+from sparsefmt.torch.scales import checked_activations, expect_int8, tensor_of_input_scale, tensor_of_scales
 from sparsefmt.torch.weight import SparseWeight
 from sparsefmt.torch.weight_tensors import WeightTensors, to_tensors
 from sparsefmt.torch.widened import SIXTEEN_BITS, pass_on
 
-_BUFFERS = ("weight_arrays", "weight_table")
+_WEIGHTS = ("weight_arrays", "weight_table")
+_SCALES = ("weight_scale", "input_scale")
 SIGNS = "weight_signs"
 """In a state_dict: the signs of zeros of weights that came without them from a file."""
+_IN_STATE = (*_WEIGHTS, *_SCALES, "weight", SIGNS)
 
 _with_signs: ContextVar[bool] = ContextVar("with_signs", default=True)
 
@@ -81,6 +87,13 @@ class SparseLinear(torch.nn.Module):
     them. `.to(dtype)`, `.half()` and the like round the values and keep the layout; what becomes zero is pruned. On
     other devices than the CPU the weights can lie, but not be multiplied by: that raises NotImplementedError.
 
+    Scaled weights are elements, of one byte as a rule, times a scale for each row, or for each row and group of
+    columns: `weight.tensor` has the elements, the buffer `weight_scale` the scales, and `weight.to_dense()` is the one
+    times the other. `.to(dtype)` changes neither, only the dtype that the weight has to code. `activations="int8"`
+    rounds each token of x to eight bits before it multiplies, so that sums are exact integers (SPEC.md, "Products").
+    Its gradient is then an estimate, called straight-through: that of the product without this rounding. `state_dict`
+    has the scales. It has no `activations`, which says how the layer computes: set it in the layer that loads.
+
     torch.compile and torch.export trace through. Compile models as a whole: compiled one by one, layers of one shape
     are compiled anew for each number of bytes that their weights take.
 
@@ -92,6 +105,9 @@ class SparseLinear(torch.nn.Module):
         compute_dtype: torch.float32 where weights of 16 bits are float32 to code, so that what is made of them is, as
             the rest of a model that computes in float32: `weight.dtype`, `weight.to_dense()`, `make_dense`. Products
             are the same. None by default: weights have the dtype of their elements.
+        weight_scale: float32 (out_features, groups), or None: the weights are their elements alone.
+        activations: "int8" to round activations to eight bits, or None.
+        input_scale: float32 (), the scale of activations in eight bits; None to take one for each token.
         name: what messages call the layer: its name in the model that `sparsify` or a loader put it into, or None.
         transposed: whether files have the weight as (in_features, out_features), which Conv1D of transformers does.
         weight_requires_grad: requires_grad that the dense weight had, and has again after `make_dense`.
@@ -112,7 +128,10 @@ class SparseLinear(torch.nn.Module):
 
     weight_arrays: torch.Tensor
     weight_table: torch.Tensor
+    weight_scale: torch.Tensor | None
+    input_scale: torch.Tensor | None
     bias: torch.nn.Parameter | None
+    activations: str | None = None
 
     def __init__(
         self,
@@ -139,6 +158,8 @@ class SparseLinear(torch.nn.Module):
         self._as_sparse_tensor: tuple[torch.Tensor, torch.Tensor, SparseTensor] | None = None
         self.register_buffer("weight_arrays", torch.empty(0, dtype=torch.uint8, device=device))
         self.register_buffer("weight_table", torch.empty(0, dtype=torch.int64, device=device))
+        self.register_buffer("weight_scale", None)
+        self.register_buffer("input_scale", None)
         if bias:
             self.bias = torch.nn.Parameter(torch.zeros(out_features, device=device, dtype=self._dtype))
         else:
@@ -164,22 +185,42 @@ class SparseLinear(torch.nn.Module):
         weight, made_of_transposed = dense_weight(linear)
         with in_tensor("weight"):
             matrix = rows_of(weight)
-        tensor = SparseTensor.from_dense(matrix, layout)
-        made = cls.from_tensor(tensor, effective(linear, "bias"))
+        made = cls.from_tensor(SparseTensor.from_dense(matrix, layout), effective(linear, "bias"))
         made.transposed = made_of_transposed
-        pass_on(linear, made, ["bias"])
-        made.weight_requires_grad = parameter_of_weight(linear).requires_grad
-        return made.train(linear.training)
+        return made.like(linear)
+
+    def like(self, linear: torch.nn.Module) -> SparseLinear:
+        """The layer, with what else the one had whose place it takes."""
+        pass_on(linear, self, ["bias"])
+        self.weight_requires_grad = parameter_of_weight(linear).requires_grad
+        return self.train(linear.training)
 
     @classmethod
-    def from_tensor(cls, weight: SparseTensor, bias: torch.Tensor | None = None) -> SparseLinear:
+    def from_tensor(
+        cls,
+        weight: SparseTensor,
+        bias: torch.Tensor | None = None,
+        *,
+        scale: ArrayLike | torch.Tensor | Scales | None = None,
+        activations: str | None = None,
+        input_scale: float | torch.Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> SparseLinear:
         """A layer with these weights, (out_features, in_features). Arrays that lie together in memory are shared.
 
         Args:
             bias: (out_features,); a Parameter is taken as it is.
+            scale: of scaled weights: one number for all, (out_features,) or (out_features, 1) for rows, or
+                (out_features, groups) for rows and groups of columns; float32, bfloat16 or float16, 0 or more.
+            activations: "int8" to round activations to eight bits, for elements of int8 with scales.
+            input_scale: a positive number that activations in eight bits are multiples of; by default, each token has
+                its own, a 127th of its largest magnitude.
+            dtype: that scaled weights have to code, as `weight.to_dense()` does: by default that of the bias, or
+                torch's default.
 
         Raises:
-            ValueError: the weight is not a matrix, or the bias has another shape.
+            ValueError: the weight is not a matrix, or the bias has another shape; scales that do not fit the weight, or
+                are negative, NaN or infinite; `activations` that weights cannot have.
             UnsupportedError: a dtype that has no product here.
         """
         if weight.ndim != 2:
@@ -187,32 +228,61 @@ class SparseLinear(torch.nn.Module):
         out_features, in_features = weight.shape
         if bias is not None and tuple(bias.shape) != (out_features,):
             raise ValueError(f"bias has shape {tuple(bias.shape)}; the weight has {out_features:,} rows")
-        made = cls(in_features, out_features, bias=False, device="cpu")
-        made.set_weight(weight)
+        if dtype is None and bias is not None:
+            dtype = bias.dtype
+        made = cls(in_features, out_features, bias=False, device="cpu", dtype=dtype)
+        made.set_weight(weight, scale)
+        made.set_activations(activations, input_scale)
         if bias is not None:
             parameter = bias if isinstance(bias, torch.nn.Parameter) else torch.nn.Parameter(bias.detach())
             made.bias = parameter if parameter.device.type == "cpu" else torch.nn.Parameter(parameter.detach().cpu())
         return made
 
-    def set_weight(self, weight: SparseTensor) -> None:
+    def set_weight(self, weight: SparseTensor, scale: ArrayLike | torch.Tensor | Scales | None = None) -> None:
         """Take other weights, (out_features, in_features), of any dtype and layout.
 
+        Args:
+            scale: as in `from_tensor`. A layer that gets scaled weights keeps the dtype that its weight had to code.
+
         Raises:
-            ValueError: another shape.
+            ValueError: another shape; scales that do not fit, or are negative, NaN or infinite.
             UnsupportedError: a dtype that has no product here.
         """
         if weight.shape != (self.out_features, self.in_features):
             raise ValueError(
                 f"the weight has shape {weight.shape}; this layer needs {(self.out_features, self.in_features)}"
             )
-        made = to_tensors(weight)
+        made, scales = to_tensors(weight), None if scale is None else tensor_of_scales(scale, weight.shape)
         registry.remember(made)
         self._tie = None
-        self._hold(made, torch_dtype_of(weight))
+        self._hold(made, self._dtype_of_scaled() if scales is not None else torch_dtype_of(weight))
+        self._scale_by(scales)
         self._signs = None if weight.signs is None else _SignsOf(made.table, weight.signs)
 
+    def _scale_by(self, scales: torch.Tensor | None) -> None:
+        self.weight_scale = scales
+        if scales is None:
+            self.activations = self.input_scale = None
+
+    def set_activations(self, activations: str | None, input_scale: float | torch.Tensor | None = None) -> None:
+        """Say how activations are multiplied; arguments and errors as in `from_tensor`."""
+        if activations is None and input_scale is not None:
+            raise ValueError('input_scale is for activations="int8"')
+        activations = checked_activations(activations)
+        if self.has_weight:
+            elements = None if self.weight_scale is None else self.sparse_tensor().operand().dtype.name
+            expect_int8(activations, elements)
+        self.activations = activations
+        self.input_scale = None if input_scale is None else tensor_of_input_scale(input_scale)
+
+    def _dtype_of_scaled(self) -> torch.dtype:
+        return self._dtype if self._dtype.is_floating_point else torch.get_default_dtype()
+
     def share_weight(self, other: SparseLinear) -> None:
-        """Take the weights of another layer of the same shape, without a copy. The two are tied from now on."""
+        """Take the weights of another layer of the same shape, without a copy. The two are tied from now on.
+
+        Scales are part of the weights, and what is said of activations comes with them.
+        """
         if other._tie is None:
             other._tie = _Tie()
         self.share_memory_with(other)
@@ -221,14 +291,17 @@ class SparseLinear(torch.nn.Module):
     def share_memory_with(self, other: SparseLinear) -> None:
         """Take the weights that another layer of the same shape has now, without a copy and without a tie."""
         self._tie = None
-        self._hold(WeightTensors(other.weight_arrays, other.weight_table), other._dtype)
-        self._signs = other._signs
+        self._share(other)
 
     def follow(self, other: SparseLinear) -> None:
         """Take the weights that a layer has now with which this one had its weights in common; a tie stays as it is."""
         if other is not self:
-            self._hold(WeightTensors(other.weight_arrays, other.weight_table), other._dtype)
-            self._signs = other._signs
+            self._share(other)
+
+    def _share(self, other: SparseLinear) -> None:
+        self._hold(WeightTensors(other.weight_arrays, other.weight_table), other._dtype)
+        self._signs = other._signs
+        self.weight_scale, self.input_scale, self.activations = other.weight_scale, other.input_scale, other.activations
 
     def _hold(self, weights: WeightTensors, dtype: torch.dtype) -> None:
         self.weight_arrays, self.weight_table = weights
@@ -318,11 +391,22 @@ class SparseLinear(torch.nn.Module):
                 and arrays.is_cpu
                 and is_unwatched(input, bias)
             ):
-                return product(input, arrays, table, bias, self.out_features, self.in_features)
+                scale = self._buffers.get("weight_scale")
+                if scale is None:
+                    return product(input, arrays, table, bias, self.out_features, self.in_features)
+                how = self._buffers.get("input_scale"), self.activations
+                return scaled_product(input, arrays, table, bias, scale, *how, self.out_features, self.in_features)
         for what, device in (("x is", input.device), ("its weights are", self.weight_arrays.device)):
             if device.type not in ("cpu", "meta"):
                 raise NotImplementedError(f"a SparseLinear multiplies on the CPU; {what} on {device}: move it there")
-        return linear_op(input, self.weight_arrays, self.weight_table, self.bias, self.out_features, self.in_features)
+        return self.product(input, self.bias)
+
+    def product(self, input: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The product of input and the weights, plus a bias, by an operator of torch."""
+        weights, features = (self.weight_arrays, self.weight_table), (self.out_features, self.in_features)
+        if self.weight_scale is None:
+            return linear_op(input, *weights, bias, *features)
+        return scaled_linear_op(input, *weights, bias, self.weight_scale, self.input_scale, self.activations, *features)
 
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -332,22 +416,29 @@ class SparseLinear(torch.nn.Module):
         if not self.has_weight:
             return f"{text}, without weights"
         tensor = self.sparse_tensor()
-        dense = tensor.size * tensor.dtype.itemsize
-        return f"{text}, layout={tensor.layout}, sparsity={tensor.sparsity:.3f}, {tensor.nbytes:,} of {dense:,} bytes"
+        nbytes = tensor.nbytes
+        if self.weight_scale is not None:
+            groups = self.weight_scale.shape[1]
+            text += f", values={tensor.dtype}, scale of {'rows' if groups == 1 else f'{groups} groups a row'}"
+            nbytes += self.weight_scale.nbytes
+        if self.activations is not None:
+            text += f", activations={self.activations}{'' if self.input_scale is None else ' with a fixed scale'}"
+        dense = tensor.size * (tensor.dtype if self.weight_scale is None else self._dtype).itemsize
+        return f"{text}, layout={tensor.layout}, sparsity={tensor.sparsity:.3f}, {nbytes:,} of {dense:,} bytes"
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> SparseLinear:
         """What `.to`, `.half`, `.share_memory` and the like do to every tensor of a module."""
-        before = WeightTensors(self.weight_arrays, self.weight_table)
+        before = {name: self._buffers.get(name) for name in (*_WEIGHTS, *_SCALES)}
         super()._apply(fn, recurse)
-        # `.type()` would turn even integers into what it is asked for
-        for name, old in zip(_BUFFERS, before, strict=True):
-            new = self._buffers[name]
-            if new is not None and new.dtype != old.dtype:
+        # scales stay float32, and `.type()` would turn even integers into what it is asked for
+        for name, old in before.items():
+            new = self._buffers.get(name)
+            if new is not None and old is not None and new.dtype != old.dtype:
                 self._buffers[name] = old.to(new.device)
         dtype = fn(torch.empty(1, dtype=self.weight_dtype)).dtype
         if dtype != self.weight_dtype:
             self.compute_dtype = None
-            if self.has_weight and dtype != self._dtype:
+            if self.has_weight and dtype != self._dtype and self.weight_scale is None:
                 device = self.weight_arrays.device
                 made = to_tensors(cast(self.sparse_tensor(), dtype))
                 registry.remember(made)
@@ -359,8 +450,8 @@ class SparseLinear(torch.nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseLinear:
         made = type(self).__new__(type(self))
         memo[id(self)] = made
-        for name in _BUFFERS:
-            memo[id(self._buffers[name])] = self._buffers[name]
+        for name in (*_WEIGHTS, *_SCALES):
+            memo[id(self._buffers.get(name))] = self._buffers.get(name)
         made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return made
 
@@ -386,23 +477,25 @@ class SparseLinear(torch.nn.Module):
     ) -> None:
         assign = bool(local_metadata.get("assign_to_params_buffers", False))
         tie = self._tie
-        keys = [prefix + name for name in (*_BUFFERS, "weight", SIGNS)]
+        own = {name: state_dict[prefix + name] for name in _IN_STATE if prefix + name in state_dict}
         try:
-            if keys[2] in state_dict:
-                self._load_weight(state_dict[keys[2]], assign)
-            elif keys[0] in state_dict and keys[1] in state_dict:
-                self._load_tensors(
-                    WeightTensors(state_dict[keys[0]], state_dict[keys[1]]), state_dict.get(keys[3]), assign
-                )
+            if "weight" in own:
+                self._load_weight(own["weight"], own.get("weight_scale"), assign)
+            elif "weight_arrays" in own and "weight_table" in own:
+                self._load_tensors(own, assign)
             else:
-                missing_keys += [key for key in keys[:2] if key not in state_dict]
-        except (SparsefmtError, RuntimeError) as error:
+                missing_keys += [prefix + name for name in _WEIGHTS if name not in own]
+            if self.weight_scale is not None:
+                # a fixed scale of activations has no other use
+                self.set_activations("int8" if "input_scale" in own else self.activations, own.get("input_scale"))
+        except (SparsefmtError, RuntimeError, ValueError) as error:
             error_msgs.append(f'While loading "{prefix}weight": {error}')
         if not assign:
             # as with parameters that are tied: what is copied into them changes no tie
             self._tie = tie
-        rest = {key: value for key, value in state_dict.items() if key not in keys}
-        buffers = {name: self._buffers.pop(name) for name in _BUFFERS}
+        taken = {prefix + name for name in own}
+        rest = {key: value for key, value in state_dict.items() if key not in taken}
+        buffers = {name: self._buffers.pop(name, None) for name in (*_WEIGHTS, *_SCALES)}
         try:
             super()._load_from_state_dict(
                 rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -410,21 +503,23 @@ class SparseLinear(torch.nn.Module):
         finally:
             self._buffers.update(buffers)
 
-    def _load_weight(self, weight: torch.Tensor | SparseTensor, assign: bool) -> None:
+    def _load_weight(self, weight: torch.Tensor | SparseTensor, scale: torch.Tensor | None, assign: bool) -> None:
         """Take the weight of a dense layer, or what `tensors_of` has in its place."""
         shape = tuple(weight.shape)
         self._expect_shape(shape[::-1] if self.transposed else shape)
+        if self.transposed and scale is not None:
+            weight, scale = dequantized(_compressed(weight), tensor_of_scales(scale, shape).numpy()), None
         if isinstance(weight, SparseTensor):
             weight = transposed(weight, "auto") if self.transposed else weight
-            self.set_weight(weight if assign else cast(weight, self._dtype))
+            self.set_weight(weight if assign or scale is not None else cast(weight, self._dtype), scale)
             return
         weight = weight.t() if self.transposed else weight
-        weight = weight if assign else weight.to(self._dtype)
-        with in_tensor("weight"):
-            matrix = rows_of(weight)
-        self.set_weight(SparseTensor.from_dense(matrix, "auto"))
+        weight = weight if assign or scale is not None else weight.to(self._dtype)
+        self.set_weight(_compressed(weight), scale)
 
-    def _load_tensors(self, weights: WeightTensors, signs: torch.Tensor | None, assign: bool) -> None:
+    def _load_tensors(self, state: Mapping[str, torch.Tensor], assign: bool) -> None:
+        """Take the buffers of another layer, by name."""
+        weights = WeightTensors(*(state[name] for name in _WEIGHTS))
         if not weights.table.numel():
             raise RuntimeError("it was saved from a layer without weights")
         if not assign:
@@ -432,13 +527,16 @@ class SparseLinear(torch.nn.Module):
         registry.known(*(tensor.cpu() for tensor in weights))
         tensor = weight_tensors.from_tensors(weight_tensors.memory_of(weights.arrays.cpu()), weights.table, check=False)
         self._expect_shape(tensor.shape)
-        if signs is not None:
-            tensor = tensor.with_signs(weight_tensors.signs_of(tensor, signs))
-        if assign or torch_dtype_of(tensor) == self._dtype:
-            self._hold(weights, torch_dtype_of(tensor))
-            self._signs = None if tensor.signs is None else _SignsOf(weights.table, tensor.signs)
-        else:
+        if SIGNS in state:
+            tensor = tensor.with_signs(weight_tensors.signs_of(tensor, state[SIGNS]))
+        scale = state.get("weight_scale")
+        if scale is None and not assign and torch_dtype_of(tensor) != self._dtype:
             self.set_weight(cast(tensor, self._dtype))
+            return
+        scales = None if scale is None else tensor_of_scales(scale if assign else scale.clone(), tensor.shape)
+        self._hold(weights, torch_dtype_of(tensor) if scales is None else self._dtype_of_scaled())
+        self._scale_by(scales)
+        self._signs = None if tensor.signs is None else _SignsOf(weights.table, tensor.signs)
 
     def _expect_shape(self, shape: tuple[int, ...]) -> None:
         expected = (self.out_features, self.in_features)
@@ -447,3 +545,11 @@ class SparseLinear(torch.nn.Module):
                 f"size mismatch: the shape in the checkpoint is {torch.Size(shape)}, the shape in the current model is"
                 f" {torch.Size(expected)}."
             )
+
+
+def _compressed(weight: torch.Tensor | SparseTensor) -> SparseTensor:
+    if isinstance(weight, SparseTensor):
+        return weight
+    with in_tensor("weight"):
+        matrix = rows_of(weight)
+    return SparseTensor.from_dense(matrix, "auto")

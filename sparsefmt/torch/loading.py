@@ -5,21 +5,24 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import ExitStack
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from sparsefmt.api import open_file
 from sparsefmt.checkpoints.checkpoint import Checkpoint
+from sparsefmt.checkpoints.scales import input_scale_name, scales_in
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend
 from sparsefmt.errors import in_file
+from sparsefmt.sparse_file import SparseFile
 from sparsefmt.torch import compute_dtype as computing
 from sparsefmt.torch.compute_dtype import ComputeDtype
 from sparsefmt.torch.filling import WeightLoader, load_dense
-from sparsefmt.torch.loading_plan import Stored, expect_fit, planned
+from sparsefmt.torch.loading_plan import Stored, expect_activations, expect_fit, planned
 from sparsefmt.torch.selection import MIN_SPARSITY, Patterns, Selection
-from sparsefmt.torch.summary import Summary, summary_of
+from sparsefmt.torch.summary import Quantizing, Summary, summary_of
 
 _log = logging.getLogger("sparsefmt")
 
@@ -57,6 +60,10 @@ def load_into(
     exclude: Patterns = None,
     min_size: int | None = None,
     compute_dtype: ComputeDtype = None,
+    values: str | None = None,
+    group_size: int | None = None,
+    scale: str = "absmax",
+    activations: str | None = None,
     backend: Backend = "mmap",
     threads: int | None = None,
     max_decoded_bytes: int | None = None,
@@ -72,6 +79,10 @@ def load_into(
     share their weights, in the model or in the file, share the compressed ones. Subclasses of Linear are loaded dense,
     since others use their weights: torch.nn.MultiheadAttention for one. Hooks of replaced layers are left behind.
 
+    Scaled weights, as `save_model` writes them and `sparsefmt convert --values`, make scaled SparseLinear layers,
+    however few of their elements are zero. Where something stands against that, they are multiplied out: in embeddings,
+    in layers that are excluded, and, still compressed, in a Conv1D.
+
     Buffers that no file has (persistent=False) stay as they are, on device "meta" too.
 
     Args:
@@ -82,6 +93,9 @@ def load_into(
         layout: "auto", "bitmask" or "permuted", for sparse layers: as in `sparsefmt.load_file`.
         min_sparsity, include, exclude, min_size, compute_dtype: as in `sparsify`; layers that do not become a
             SparseLinear are loaded dense.
+        values, group_size, scale: as in `sparsify`, for weights that are not scaled in the file.
+        activations: "int8" to round activations to eight bits wherever weights are scaled elements of int8. Layers with
+            a fixed scale of activations in the file do so anyway.
         backend, threads: as in `sparsefmt.load_file`.
         max_decoded_bytes: as in `sparsefmt.load_file`, of all tensors of each file together.
 
@@ -90,12 +104,13 @@ def load_into(
         a line.
 
     Raises:
-        ValueError: another layout or `compute_dtype`, or a sparsity or size out of range.
+        ValueError: another layout, `compute_dtype`, `values` or the like, or a sparsity or size out of range;
+            `activations` for a file without scaled elements of int8.
         TypeError: patterns that are not text.
         RuntimeError: missing or unexpected names, or a shape that differs, as `load_state_dict` says it, with the file;
             a layer that is to be sparse on another device. The model has not been changed then.
         FormatError, ChecksumError, UnsupportedError, LimitError, OSError: as `sparsefmt.load_file`; the files disagree
-            with the index, or one is missing.
+            with the index, or one is missing; a weight and its scales do not fit; a weight that cannot be quantized.
 
     Cost: the compressed layers, the dense rest, and one tensor more while it is loaded. Weights that are stored sparse,
     and of layers that will be so, are never dense. Files stored raw are mapped, and not copied.
@@ -108,12 +123,15 @@ def load_into(
         >>> result = load_into(model, "model.sparsefmt")
     """
     selection = Selection.of(layout, min_sparsity, include, exclude, min_size)
+    selection = selection.quantizing(values, group_size, scale, activations)
     in_float32 = computing.checked(compute_dtype) is not None
     with ExitStack() as stack:
         stored = _open(path, backend, threads, max_decoded_bytes, stack)
         plan = planned(model, stored, selection)
         plan.noting = in_float32
+        plan.quantizing = None if selection.quantization is None else Quantizing({}, {})
         expect_fit(model, plan, path, strict)
+        expect_activations(plan, selection)
         # biases first: the layers that will be replaced hold them
         load_dense(plan)
         WeightLoader(model, plan, selection).load_all()
@@ -122,7 +140,8 @@ def load_into(
     elif text := computing.hint(model, 'load_into(..., compute_dtype="float32")'):
         _log.warning(text)
     dense = dict(sorted(plan.reasons.items()))
-    return LoadResult(sorted(plan.sparse), plan.missing, plan.unexpected, dense, summary_of(model, selection, dense))
+    summary = summary_of(model, selection, dense, plan.quantizing)
+    return LoadResult(sorted(plan.sparse), plan.missing, plan.unexpected, dense, summary)
 
 
 def _open(
@@ -146,5 +165,21 @@ def _open(
                 open_file(file_path, backend=backend, threads=threads, max_decoded_bytes=max_decoded_bytes)
             )
         file.count_together()
-        stored.update({name: Stored(file, file_path, name) for name in file})
+        with in_file(file_path):
+            stored.update(_stored(file, file_path))
     return stored
+
+
+def _stored(file: SparseFile, path: Path) -> dict[str, Stored]:
+    """The tensors of a file by name, scales with their weights."""
+    pairs, tied = scales_in(file.metadata(), file), file.reader.index.tied
+    found, scales = {}, set()
+    for name in file:
+        scale = pairs.get(name, pairs.get(tied.get(name, name)))
+        if scale is None:
+            found[name] = Stored(file, path, name)
+            continue
+        of_input = input_scale_name(name) if input_scale_name(name) in file else None
+        found[name] = Stored(file, path, name, scale, of_input)
+        scales |= {scale, of_input}
+    return {name: tensor for name, tensor in found.items() if name not in scales}

@@ -7,22 +7,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from sparsefmt.adapters import torch as adapter
+from sparsefmt.checkpoints.scales import checked_scales
 from sparsefmt.container.entry import TensorEntry
+from sparsefmt.errors import in_file
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.torch.layers import Holder, expect_cpu, is_linear, modules_with_names
 from sparsefmt.torch.linear import SparseLinear
+from sparsefmt.torch.scaled_operator import dequantized
+from sparsefmt.torch.scales import expect_int8
 from sparsefmt.torch.selection import Selection, why_dense
+from sparsefmt.torch.summary import Quantizing
 
 
 class Stored(NamedTuple):
-    """A tensor in one of the files."""
+    """A tensor in one of the files.
+
+    Attributes:
+        scale, input_scale: names of the scales in that file, if it is a scaled weight.
+    """
 
     file: SparseFile
     path: Path
     name: str
+    scale: str | None = None
+    input_scale: str | None = None
 
     @property
     def entry(self) -> TensorEntry:
@@ -37,8 +49,19 @@ class Stored(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         return adapter.shape_of(self.file.tensor(self.name))
 
-    def dense(self) -> torch.Tensor:
-        return adapter.tensor_of(self.file.tensor(self.name))
+    def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The tensor; of a scaled weight, elements times scales, in that dtype or float32."""
+        tensor = adapter.tensor_of(self.file.tensor(self.name))
+        scales = self.scales()
+        if scales is None:
+            return tensor
+        return dequantized(tensor, torch.from_numpy(np.array(scales)), dtype or torch.float32)
+
+    def scales(self) -> np.ndarray | None:
+        """Float32 (rows, groups), if it is a scaled weight. Raises FormatError if they do not fit."""
+        if self.scale is None:
+            return None
+        return checked_scales(self.name, self.shape, self.scale, self.file.get_tensor(self.scale))
 
 
 @dataclass
@@ -51,6 +74,7 @@ class Plan:
         sparse: names of layers that are a SparseLinear once all is loaded.
         reasons: names of what is dense, and why.
         noting: whether float32 tensors that are filled with 16 bits shall be stored in these again.
+        quantizing: what quantizing has lost, and what was left out; None if nothing is to be quantized.
     """
 
     weights: list[tuple[Stored, list[Holder]]] = field(default_factory=list)
@@ -61,6 +85,7 @@ class Plan:
     unexpected: list[str] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
     noting: bool = False
+    quantizing: Quantizing | None = None
 
 
 def planned(model: torch.nn.Module, stored: dict[str, Stored], selection: Selection) -> Plan:
@@ -175,3 +200,17 @@ def expect_fit(model: torch.nn.Module, plan: Plan, path: str | os.PathLike[str],
         for holder in holders:
             if not isinstance(holder.module, SparseLinear):
                 expect_cpu(holder.key, held(holder), "meta")
+
+
+def expect_activations(plan: Plan, selection: Selection) -> None:
+    """Refuse activations in eight bits that no weight of the plan can have. Raises ValueError."""
+    if selection.activations is None:
+        return
+    scaled = [stored for stored, _ in plan.weights if stored.scale is not None]
+    for stored in scaled:
+        with in_file(stored.path):
+            expect_int8(selection.activations, stored.entry.dtype.name, stored.name)
+    if not scaled and selection.quantization is None:
+        raise ValueError(
+            "activations='int8' is for scaled weights of int8, which the files do not have: give values='int8'"
+        )

@@ -10,12 +10,14 @@ import torch
 
 from sparsefmt import api, dense_files
 from sparsefmt.adapters import torch as adapter
+from sparsefmt.checkpoints import scales
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend
 from sparsefmt.errors import UnsupportedError, in_file
 from sparsefmt.made_on_demand import MadeOnDemand
 from sparsefmt.save_options import NegativeZeros, SaveOptions
 from sparsefmt.torch import sharing
+from sparsefmt.torch.scaled_state import scaled_weights, take_scaled
 from sparsefmt.torch.state import layers_by_memory, tensors_of
 from sparsefmt.torch.storable import (
     Widened,
@@ -43,8 +45,9 @@ def save_model(
 ) -> None:
     """Save the state of a model, tensors that share memory once. The weights of SparseLinear layers stay compressed.
 
-    What `load_into` or `sparsify` made float32 for `compute_dtype` is stored in its 16 bits again, unless it has been
-    changed to what these cannot hold.
+    Scaled weights are stored as their elements and their scales, and the metadata says which belong together, under
+    "sparsefmt.scales". What `load_into` or `sparsify` made float32 for `compute_dtype` is stored in its 16 bits again,
+    unless it has been changed to what these cannot hold.
 
     Of the names of such tensors, the first whose tensor covers the memory is kept. Each other is left out and noted in
     the metadata as {name: name that was kept}, unless the metadata has that name already. `load_model` needs no such
@@ -73,10 +76,14 @@ def save_model(
         state = folded(state)
     check_kinds(state)
     notes = dict(metadata or {})
+    pairs = scaled_weights(model)
     for kept, dropped in (sharing.remove_duplicate_names(strided(state)) | tied_pairs(state)).items():
         for name in dropped:
             notes.setdefault(name, kept)
             del state[name]
+            pairs.pop(name, None)
+            pairs.update({weight: kept for weight, scale in pairs.items() if scale == name})
+    notes |= scales.as_metadata(pairs)
     if not force_contiguous:
         try:
             check_contiguous(state)
@@ -104,6 +111,9 @@ def load_model(
 ) -> tuple[list[str], list[str]]:
     """Load the state of a model from a file that `save_model` or `save_file` wrote.
 
+    Linear layers whose weights are scaled in the file become SparseLinear, in place, where nothing stands against it;
+    elsewhere, scaled weights are multiplied out.
+
     Of names whose tensors share memory in the model, one in the file is enough, whichever it is. Two are one too many,
     unless they are tied in the file.
 
@@ -130,6 +140,9 @@ def load_model(
     ):
         state = dense_files.all_tensors(file, adapter, device)
         stored_as = {name: file.reader.index.tied.get(name, name) for name in state}
+        pairs = scales.scales_in(file.metadata(), state)
+        stored_as |= {scales.scale_name(weight): stored_as[scale] for weight, scale in pairs.items()}
+        take_scaled(model, state, pairs)
     shared = sharing.remove_duplicate_names(strided(model.state_dict()), preferred_names=state)
     sparse = layers_by_memory(model)
     try:
@@ -139,9 +152,12 @@ def load_model(
     for layers in sparse:
         # a SparseLinear takes other memory, where what is copied into a parameter reaches all that share it
         loaded = [layer for name, layer in layers if f"{name}.weight" in state]
+        first = next((f"{name}.weight" for name, _ in layers if f"{name}.weight" in state), "")
         for name, layer in layers:
-            if loaded and f"{name}.weight" not in state:
+            weight = f"{name}.weight"
+            if loaded and (weight not in state or stored_as[weight] == stored_as[first]):
                 layer.follow(loaded[0])
+                missing = [key for key in missing if key not in (f"{name}.weight_arrays", f"{name}.weight_table")]
     for kept, others in shared.items():
         for name in others:
             if name in missing:

@@ -9,8 +9,10 @@ import torch
 from sparsefmt.adapters.torch import rows_of
 from sparsefmt.errors import in_tensor
 from sparsefmt.layouts.memory import give_back
+from sparsefmt.quantizing import quantized
+from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.compute_dtype import ComputeDtype, checked, widen
-from sparsefmt.torch.dense_layers import dense_weight, parameter_of_weight
+from sparsefmt.torch.dense_layers import dense_weight, effective, is_conv1d, parameter_of_weight
 from sparsefmt.torch.layers import (
     Holder,
     expect_cpu,
@@ -22,8 +24,10 @@ from sparsefmt.torch.layers import (
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.mapped_files import MappedFiles
 from sparsefmt.torch.selection import MIN_SPARSITY, Patterns, Selection
-from sparsefmt.torch.summary import Summary, summary_of
+from sparsefmt.torch.summary import Quantizing, Summary, summary_of
 from sparsefmt.torch.widened import pass_on
+
+NOT_QUANTIZED = "it is a Conv1D, whose weight has columns for rows in files"
 
 
 class SparsifyResult(NamedTuple):
@@ -33,11 +37,14 @@ class SparsifyResult(NamedTuple):
         sparse: layers that are SparseLinear now, by name.
         dense: names of the linear layers that stay as they were, and why.
         summary: of the whole model.
+        quantizing: what quantizing has lost, by name of the layer, and why others were not quantized; None if nothing
+            was to be quantized.
     """
 
     sparse: dict[str, SparseLinear]
     dense: dict[str, str]
     summary: Summary | None = None
+    quantizing: Quantizing | None = None
 
     def __str__(self) -> str:
         return repr(self) if self.summary is None else str(self.summary)
@@ -52,6 +59,10 @@ def sparsify(
     exclude: Patterns = None,
     min_size: int | None = None,
     compute_dtype: ComputeDtype = None,
+    values: str | None = None,
+    group_size: int | None = None,
+    scale: str = "absmax",
+    activations: str | None = None,
 ) -> SparsifyResult:
     """Replace the pruned linear layers of a model by SparseLinear, in place.
 
@@ -76,14 +87,23 @@ def sparsify(
         compute_dtype: "float32" or torch.float32 for a bfloat16 or float16 model that shall compute in float32: the
             compressed weights keep their 16 bits, and all other parameters and buffers of 16 bits become float32, in
             place. See docs/pytorch.md, "Weights in 16 bits, activations in float32". None changes no dtype.
+        values: "int8" or "fp8" (F8_E4M3) to round the weights of replaced layers to elements of one byte and scales,
+            which loses something: the result says how much. See docs/pytorch.md, "Values in eight bits". None keeps
+            every bit. Layers that stay dense are not rounded, nor is a Conv1D, whose rows are columns in files.
+        group_size: columns that share a scale: 32, 64 or 128, which must divide the columns of every replaced layer.
+            None for a scale for each row.
+        scale: "absmax", or "mse" for scales with the least squared error that was found.
+        activations: "int8" to round activations to eight bits too, for values="int8".
 
     Returns:
         which layers are sparse, and why others are not; `print` it for a line.
 
     Raises:
-        ValueError: another layout or `compute_dtype`, or a sparsity or size out of range.
+        ValueError: another layout, `compute_dtype`, `values` or the like, or a sparsity or size out of range.
         TypeError: patterns that are not text.
         RuntimeError: a layer is on another device. The model has not been changed then.
+        SparsefmtError: a weight cannot be quantized, since it has NaN, Inf or columns that groups do not divide.
+            Layers before it have been replaced then.
 
     Cost: reads each weight up to three times. Each dense weight is freed before the next layer is compressed, unless
     somebody else keeps it: at most one is there beside its compressed form. Tensors that stay dense and are views of a
@@ -98,12 +118,15 @@ def sparsify(
         ['0']
     """
     selection, computing = Selection.of(layout, min_sparsity, include, exclude, min_size), checked(compute_dtype)
+    selection = selection.quantizing(values, group_size, scale, activations)
+    if activations is not None and values is None:
+        raise ValueError("activations='int8' is for values='int8'")
     groups, dense = _groups(model, selection)
     _expect_cpu(groups)
     result = _compressed(model, selection, groups, dense)
     if computing is not None:
         widen(model)
-    return result._replace(summary=summary_of(model, selection, result.dense))
+    return result._replace(summary=summary_of(model, selection, result.dense, result.quantizing))
 
 
 def sparsify_by(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
@@ -177,7 +200,8 @@ def _compressed(
     model: torch.nn.Module, selection: Selection, groups: list[list[Holder]], dense: dict[str, str]
 ) -> SparsifyResult:
     """Replace the layers that are worth it. Empties `groups`, so that nothing here keeps a weight after its turn."""
-    result, files = SparsifyResult({}, dense), MappedFiles()
+    quantizing = None if selection.quantization is None else Quantizing({}, {})
+    result, files = SparsifyResult({}, dense, None, quantizing), MappedFiles()
     groups.reverse()
     while groups:
         _compress(model, selection, groups.pop(), result, files)
@@ -196,7 +220,7 @@ def _compress(
         result.dense.update((holder.layer, reason) for holder in group)
         return
     files.compressed(parameter_of_weight(group[0].module))
-    first = SparseLinear.from_linear(group[0].module, selection.layout)
+    first = _layer_of(group[0], selection, result)
     layers = {id(group[0].module): first}
     for holder in group:
         layer = layers.get(id(holder.module))
@@ -205,6 +229,27 @@ def _compress(
         replace(model, holder.module, layer)
         layer.name = holder.layer
         result.sparse[holder.layer] = layer
+
+
+def _layer_of(holder: Holder, selection: Selection, result: SparsifyResult) -> SparseLinear:
+    """The SparseLinear for a layer, quantized if that is asked for. `result` gets what that loses, or why it is not."""
+    how, linear = selection.quantization, holder.module
+    if how is None or result.quantizing is None:
+        return SparseLinear.from_linear(linear, selection.layout)
+    if is_conv1d(linear):
+        result.quantizing.left_out[holder.layer] = NOT_QUANTIZED
+        return SparseLinear.from_linear(linear, selection.layout)
+    weight, _ = dense_weight(linear)
+    with in_tensor(holder.key):
+        made = quantized(rows_of(weight), how)
+    result.quantizing.losses[holder.layer] = made.loss
+    return SparseLinear.from_tensor(
+        SparseTensor._from_rows(made.rows, selection.layout),
+        effective(linear, "bias"),
+        scale=made.scale,
+        activations=selection.activations,
+        dtype=weight.dtype,
+    ).like(linear)
 
 
 def _why_not_worth(module: torch.nn.Module, selection: Selection) -> str | None:

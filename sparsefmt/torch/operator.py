@@ -45,31 +45,36 @@ def product(
     in_features: int,
 ) -> torch.Tensor:
     """What the operator does on the CPU."""
-    _check_input(x, in_features)
-    weights = _known(arrays, table, out_features, in_features)
-    return _product(x, weights.operand, weights.wide, bias)
+    check_input(x, in_features)
+    weights = known_of_module(arrays, table, out_features, in_features)
+    return multiplied(x, weights.operand, weights.wide, bias)
 
 
 def _linear_backward(
     gradient: torch.Tensor, arrays: torch.Tensor, table: torch.Tensor, out_features: int, in_features: int
 ) -> torch.Tensor:
     """gradient @ W, for x."""
-    weights = _known(arrays, table, out_features, in_features)
-    return _product(gradient, weights.transposed, weights.wide, None)
+    weights = known_of_module(arrays, table, out_features, in_features)
+    return multiplied(gradient, weights.transposed, weights.wide, None)
 
 
 def _dense(
     arrays: torch.Tensor, table: torch.Tensor, dtype: torch.dtype, out_features: int, in_features: int
 ) -> torch.Tensor:
     """The weights (out_features, in_features), bit for bit. dtype: the one that they have."""
-    weights = _known(arrays, table, out_features, in_features)
-    dense = as_torch(weights.tensor.todense(), weights.operand.dtype)
+    dense = dense_of(known_of_module(arrays, table, out_features, in_features))
     if dense.dtype != dtype:
         raise RuntimeError(f"the weights have dtype {dense.dtype}, and the module {dtype}")
     return dense
 
 
-def _product(x: torch.Tensor, weights: Operand, wide: bool, bias: torch.Tensor | None) -> torch.Tensor:
+def dense_of(weights: Known) -> torch.Tensor:
+    """The stored elements (rows, cols), bit for bit."""
+    return as_torch(weights.tensor.todense(), weights.operand.dtype)
+
+
+def multiplied(x: torch.Tensor, weights: Operand, wide: bool, bias: torch.Tensor | None) -> torch.Tensor:
+    """x (..., cols) times the rows of the weights, in the dtype of x. wide: whether sums are float64 whatever x is."""
     # for few tokens, each call of torch can be seen in the time: 1 us or so
     dtype, shape = x.dtype, (*x.shape[:-1], weights.rows)
     summed = torch.float64 if wide or dtype == torch.float64 else torch.float32
@@ -103,7 +108,7 @@ def _multiply() -> Callable[[np.ndarray, Operand, np.ndarray, int | None], None]
     return multiply
 
 
-def _check_input(x: torch.Tensor, in_features: int) -> None:
+def check_input(x: torch.Tensor, in_features: int) -> None:
     if x.dim() < 1 or x.shape[-1] != in_features:
         raise RuntimeError(f"x has shape {tuple(x.shape)}; its last dimension must be in_features, {in_features}")
     if x.dtype not in FLOATS:
@@ -111,7 +116,7 @@ def _check_input(x: torch.Tensor, in_features: int) -> None:
         raise RuntimeError(f"x has dtype {x.dtype}; SparseLinear takes {names}")
 
 
-def _known(arrays: torch.Tensor, table: torch.Tensor, out_features: int, in_features: int) -> Known:
+def known_of_module(arrays: torch.Tensor, table: torch.Tensor, out_features: int, in_features: int) -> Known:
     """The weights of a module with so many features. Raises RuntimeError if it has others, and as `known`."""
     weights = known(arrays, table)
     if (weights.operand.rows, weights.operand.cols) != (out_features, in_features):
@@ -130,7 +135,7 @@ def _linear_fake(
     out_features: int,
     in_features: int,
 ) -> torch.Tensor:
-    _check_input(x, in_features)
+    check_input(x, in_features)
     return x.new_empty((*x.shape[:-1], out_features))
 
 

@@ -14,8 +14,9 @@ from sparsefmt.dtypes import SUMMED_IN_DOUBLE
 from sparsefmt.errors import FormatError
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.lazily import computed_once
+from sparsefmt.scales import Scales
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.torch.derived import transposed
+from sparsefmt.torch.derived import dequantized, transposed
 from sparsefmt.torch.weight_tensors import WeightTensors, borrowed_memory_of, from_tensors
 
 
@@ -27,6 +28,7 @@ class Known:
         operand: the same as kernels take it.
         wide: whether sums are float64 for every x.
         storages: of the two tensors. As long as there is a reference, no other storage takes their address.
+        scales: those that the weights were multiplied with, by the address of their storage and where they begin.
     """
 
     def __init__(self, tensor: SparseTensor, storages: tuple[StorageWeakRef, StorageWeakRef]) -> None:
@@ -34,11 +36,31 @@ class Known:
         self.wide = self.operand.dtype.name in SUMMED_IN_DOUBLE
         self.storages = storages
         self.tensor = tensor
+        self.scales: dict[tuple[int, ...], KnownScales] = {}
 
     @computed_once
     def transposed(self) -> Operand:
         """The transpose, for gradients, with memory of its own. Made when it is first asked for, and kept."""
         return transposed(self.tensor, "auto").operand()
+
+
+class KnownScales:
+    """Scales that weights were multiplied with.
+
+    Attributes:
+        scales: as products take them.
+        storage: of the tensor.
+    """
+
+    def __init__(self, weights: Known, scales: Scales, storage: StorageWeakRef) -> None:
+        self.scales = scales
+        self.storage = storage
+        self._tensor = weights.tensor
+
+    @computed_once
+    def transposed(self) -> Operand:
+        """The transpose of the dequantized weights, float32, for gradients; for scales that change along a row."""
+        return transposed(dequantized(self._tensor, self.scales.as_rows()), "auto").operand()
 
 
 _known: dict[tuple[int, ...], Known] = {}
@@ -59,6 +81,26 @@ def known(arrays: torch.Tensor, table: torch.Tensor) -> Known:
     """
     found = _known.get(_key(arrays, table))
     return _learn(arrays, table, check=True) if found is None else found
+
+
+def known_scales(scale: torch.Tensor, weights: Known) -> KnownScales:
+    """Scales (rows, groups) of weights as products take them; verified when they are first seen.
+
+    Raises:
+        ValueError: they do not fit the weights, or are negative, NaN or infinite.
+        RuntimeError: they are not a contiguous tensor of float32.
+    """
+    key = scale.untyped_storage()._cdata, scale.data_ptr(), scale.numel()
+    found = weights.scales.get(key)
+    if found is None:
+        for old, entry in list(weights.scales.items()):
+            if entry.storage.expired():
+                weights.scales.pop(old, None)
+        if scale.dtype != torch.float32 or scale.dim() != 2 or not scale.is_contiguous():
+            raise RuntimeError("the scales of a SparseLinear are a contiguous tensor (rows, groups) of float32")
+        scales = Scales(scale.numpy(), weights.operand.rows, weights.operand.cols)
+        found = weights.scales[key] = KnownScales(weights, scales, StorageWeakRef(scale.untyped_storage()))
+    return found
 
 
 def _key(arrays: torch.Tensor, table: torch.Tensor) -> tuple[int, ...]:

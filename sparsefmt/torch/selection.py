@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.sizes import Filling
+from sparsefmt.quantizing.quantization import Quantization
 from sparsefmt.torch.layers import Holder, is_linear, why_not_replaceable
+from sparsefmt.torch.scales import checked_activations
 
 MIN_SPARSITY = 0.4
 """Sparsity from which a layer is replaced. At 50 %, both layouts were faster than dense float32 products with 1 to 128
@@ -38,9 +40,11 @@ class Selection:
         min_sparsity: part of a weight that must be zero, 0.0 to 1.0.
         include, exclude: patterns of names of layers; None for all, and for none.
         min_size: elements that a weight must have; None for MIN_SIZE, and for 0 if layout or `include` are given.
+        quantization: how to quantize weights that are not scaled; None to leave them as they are.
+        activations: "int8" to round activations to eight bits where weights are scaled elements of int8, or None.
 
     Raises:
-        ValueError: another layout, or a sparsity or size out of range.
+        ValueError: another layout, or a sparsity or size out of range; activations that fp8 cannot have.
     """
 
     layout: str = "auto"
@@ -48,6 +52,8 @@ class Selection:
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
     min_size: int | None = None
+    quantization: Quantization | None = None
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS_TO_CHOOSE:
@@ -56,6 +62,9 @@ class Selection:
             raise ValueError(f"min_sparsity must be between 0 and 1, not {self.min_sparsity!r}")
         if self.min_size is not None and self.min_size < 0:
             raise ValueError(f"min_size must be 0 or more, not {self.min_size!r}")
+        checked_activations(self.activations)
+        if self.activations is not None and self.quantization is not None and self.quantization.values != "int8":
+            raise ValueError(f"activations='int8' is for values='int8', not for values={self.quantization.values!r}")
 
     @classmethod
     def of(
@@ -63,6 +72,11 @@ class Selection:
     ) -> Selection:
         """The selection that arguments of public functions make. Raises TypeError for patterns that are not text."""
         return cls(layout, min_sparsity, _as_tuple("include", include), _as_tuple("exclude", exclude), min_size)
+
+    def quantizing(self, values: str | None, group_size: int | None, scale: str, activations: str | None) -> Selection:
+        """The same with what public functions are told of values and activations. Raises ValueError."""
+        quantization = Quantization.of(values, group_size, scale)
+        return replace(self, quantization=quantization, activations=checked_activations(activations))
 
     @property
     def least_size(self) -> int:
@@ -104,6 +118,9 @@ class Selection:
             return "all of its weight is zero and requires_grad is True: it may be about to be trained"
         if size < self.least_size:
             return f"its weight has {size:,} elements: below {self.least_size:,}, zeros save less than a call costs"
+        if self.quantization is not None and self.layout == "auto":
+            # a byte for each element is less in any layout
+            return None
         if not auto.can_be_sparse(filling.dtype, (rows, cols), cols):
             return "no sparse layout can hold its weight"
         if not auto.for_computing(filling).sparse:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
+from sparsefmt.quantizing import Loss
 from sparsefmt.torch.layers import holders_of_parameters, is_linear
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.selection import MIN_SPARSITY, Selection, name_of
@@ -15,6 +18,22 @@ NAMED = 3
 
 _BLOCKS, _BLOCK = 64, 1024
 """Of the elements of a dense tensor, as many are looked at to see whether it is pruned, spread over it."""
+
+
+class Quantizing(NamedTuple):
+    """What became of weights that were to be quantized.
+
+    Attributes:
+        losses: what rounding has lost, by name of the layer; of layers that share a weight, under one of the names.
+        left_out: names of compressed layers that were not quantized, and why.
+    """
+
+    losses: dict[str, Loss]
+    left_out: dict[str, str]
+
+    def __str__(self) -> str:
+        lossy = f"; {Loss.total(self.losses.values())}" if self.losses else ""
+        return lossy + _named("not quantized", self.left_out)
 
 
 @dataclass(frozen=True)
@@ -29,6 +48,8 @@ class Summary:
         nbytes, dense_nbytes: of all parameters and buffers, and of the same if all were dense. Tied ones count once.
         surprises: names of pruned weights that stay dense although nobody asked for that, and why.
         dense: names of the other linear layers that stay dense, and why.
+        scaled: how many of the compressed layers have scaled weights, by the dtype of the elements.
+        quantizing: what quantizing has lost, and what was left out; None if nothing was to be quantized.
     """
 
     linear: int
@@ -38,25 +59,27 @@ class Summary:
     dense_nbytes: int
     surprises: dict[str, str]
     dense: dict[str, str]
+    scaled: dict[str, int] = field(default_factory=dict)
+    quantizing: Quantizing | None = None
 
     def __str__(self) -> str:
         share = "" if self.pruned_share is None else f" ({_percent(self.pruned_share)} of the pruned weights)"
         text = f"{self.compressed:,} of {self.linear:,} linear layers compressed{share}, "
+        text += "".join(f"{count:,} with values of {dtype} and scales, " for dtype, count in self.scaled.items())
         text += f"{_megabytes(self.nbytes)} instead of {_megabytes(self.dense_nbytes)} MB"
-        reasons = [f"{name} ({reason})" for name, reason in (self.surprises | self.dense).items()]
-        if reasons:
-            text += f"; dense: {', '.join(reasons[:NAMED])}"
-        if len(reasons) > NAMED:
-            text += f" and {len(reasons) - NAMED:,} more"
-        return text
+        text += "" if self.quantizing is None else str(self.quantizing)
+        return text + _named("dense", self.surprises | self.dense)
 
 
-def summary_of(model: torch.nn.Module, selection: Selection, reasons: dict[str, str]) -> Summary:
+def summary_of(
+    model: torch.nn.Module, selection: Selection, reasons: dict[str, str], quantizing: Quantizing | None = None
+) -> Summary:
     """The summary of a model whose layers have been replaced.
 
     Args:
         selection: by which they were.
         reasons: names of what stays dense, and why.
+        quantizing: what became of weights that were to be quantized, if any were.
 
     Cost: looks at 65,536 elements of each dense weight at most.
     """
@@ -65,7 +88,13 @@ def summary_of(model: torch.nn.Module, selection: Selection, reasons: dict[str, 
     weights = {id(layer.weight_arrays): layer for layer in sparse if layer.has_weight}.values()
     held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     nbytes = sum(tensor.nbytes for tensor in held.values())
-    compressed = sum(layer.weight_arrays.nbytes + layer.weight_table.nbytes for layer in weights)
+    held_for_weights = [
+        buffer
+        for layer in weights
+        for buffer in (layer.weight_arrays, layer.weight_table, layer.weight_scale)
+        if buffer is not None
+    ]
+    compressed = sum(buffer.nbytes for buffer in held_for_weights)
     uncompressed = sum(layer.weight.numel() * layer.weight.dtype.itemsize for layer in weights)
     kept = sum(layer.weight.numel() for layer in weights)
     pruned, surprises = kept, {}
@@ -93,7 +122,16 @@ def summary_of(model: torch.nn.Module, selection: Selection, reasons: dict[str, 
         dense_nbytes=nbytes - compressed + uncompressed,
         surprises=surprises,
         dense={name: reason for name, reason in reasons.items() if name not in surprises},
+        scaled=Counter(str(layer.weight.tensor.dtype) for layer in sparse if layer.weight_scale is not None),
+        quantizing=quantizing,
     )
+
+
+def _named(what: str, reasons: dict[str, str]) -> str:
+    """Some of the names, and why."""
+    named = [f"{name} ({reason})" for name, reason in reasons.items()]
+    others = f" and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
+    return f"; {what}: {', '.join(named[:NAMED])}{others}" if named else ""
 
 
 def _share_of_zeros(weight: torch.Tensor) -> float:

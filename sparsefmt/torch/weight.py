@@ -18,7 +18,8 @@ import torch
 from sparsefmt.adapters.torch import as_torch
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.dense_on_demand import INSPECTIONS, DenseOnDemand, computed, words
-from sparsefmt.torch.operator import dense_op, linear_op
+from sparsefmt.torch.operator import dense_op
+from sparsefmt.torch.scaled_operator import dequantized, scaled_dense_op
 
 if TYPE_CHECKING:
     from sparsefmt.torch.linear import SparseLinear
@@ -50,19 +51,21 @@ _ITSELF = frozenset({"detach", "detach_", "contiguous"})
 class SparseWeight(DenseOnDemand):
     """The weight of a SparseLinear. Not a torch.Tensor, though it has what one has.
 
-    shape, dtype, device and the like are those of the dense weight. `torch.nn.functional.linear` computes on the
+    shape, dtype, device and the like are those of the dense weight; of scaled weights, that is the elements times their
+    scales, rounded to the dtype that the layer has for them. `torch.nn.functional.linear` computes on the
     compressed weight. For everything else, operators, methods and functions of torch, a dense tensor is made for the
     time of the operation: the results are right, and cost O(rows * cols) time and memory each time, which a warning
     says once for each layer if it happens in computing rather than in looking at weights.
 
     Changes in place, such as `weight.mul_(2)` and `weight[0] = 0`, compress the changed weight anew and give it to the
-    layer. Where that cannot be, they raise RuntimeError: on views of the weight, and on a weight that layers share.
+    layer. Where that cannot be, they raise RuntimeError: on views of the weight, on a weight that layers share, and on
+    scaled weights, which would have to be rounded again.
 
     `weight == 0` and other comparisons are element-wise, as for tensors; weights are told apart by `is`, and hashed by
     identity.
 
     Attributes:
-        tensor: the SparseTensor (out_features, in_features).
+        tensor: the SparseTensor (out_features, in_features); of scaled weights, the elements without their scales.
     """
 
     __slots__ = ("__weakref__", "_layer")
@@ -83,7 +86,10 @@ class SparseWeight(DenseOnDemand):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the elements; float32 in a model that computes in float32 with weights of 16 bits."""
+        """That of the elements; float32 in a model that computes in float32 with weights of 16 bits.
+
+        Scaled weights have the dtype that their layer has for them.
+        """
         return self._layer.weight_dtype
 
     @property
@@ -145,13 +151,21 @@ class SparseWeight(DenseOnDemand):
             self.write(value.to_dense() if isinstance(value, SparseWeight) else value)
 
     def to_dense(self) -> torch.Tensor:
-        """The weights as a dense tensor of torch, bit for bit (or widened, see `dtype`), in memory of its own."""
+        """The weights as a dense tensor of torch, bit for bit (or widened, see `dtype`), in memory of its own.
+
+        Scaled weights are multiplied by their scales in float32, and rounded to `dtype`.
+        """
         layer = self._layer
+        features, scale = (layer.out_features, layer.in_features), layer.weight_scale
         if torch.compiler.is_compiling():
             weights = layer.weight_arrays, layer.weight_table
-            dense = dense_op(*weights, layer._dtype, layer.out_features, layer.in_features).to(self.dtype)
+            if scale is None:
+                dense = dense_op(*weights, layer._dtype, *features).to(self.dtype)
+            else:
+                dense = scaled_dense_op(*weights, scale, self.dtype, *features)
         else:
-            dense = as_torch(self.tensor.todense(), self.tensor.operand().dtype).to(self.device, self.dtype)
+            dense = as_torch(self.tensor.todense(), self.tensor.operand().dtype).to(self.device)
+            dense = dense.to(self.dtype) if scale is None else dequantized(dense, scale, self.dtype)
         return dense.t().contiguous() if layer.transposed else dense
 
     def __repr__(self) -> str:
@@ -165,6 +179,8 @@ class SparseWeight(DenseOnDemand):
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """What `numpy.asarray(weight)` is: the dense weight, bit for bit, bfloat16 as ml_dtypes has it."""
+        if self._layer.weight_scale is not None:
+            return np.asarray(SparseTensor.from_dense(self.to_dense().cpu(), "dense").todense(), dtype)
         if dtype is None and self._layer.weight_dtype != self._layer._dtype:
             dtype = np.dtype(np.float32)
         dense = self.tensor.__array__(dtype, copy)
@@ -208,6 +224,12 @@ class SparseWeight(DenseOnDemand):
                 f"{self._called} is shared with other layers, and cannot be changed for one: make the model dense"
                 " first, with sparsefmt.torch.make_dense(model), or model.dequantize() in transformers"
             )
+        if self._layer.weight_scale is not None:
+            raise RuntimeError(
+                f"{self._called} is {self.tensor.dtype} times scales, and what is written to it would be rounded again:"
+                " make the model dense first, with sparsefmt.torch.make_dense(model), or model.dequantize() in"
+                " transformers"
+            )
         was_sparse = self.tensor.layout != "dense"
         self._layer.compress(value.detach().t() if self._layer.transposed else value.detach())
         if was_sparse and self.tensor.layout == "dense":
@@ -223,7 +245,7 @@ class SparseWeight(DenseOnDemand):
         layer = self._layer
         if layer.transposed:
             return None
-        return linear_op(input, layer.weight_arrays, layer.weight_table, bias, layer.out_features, layer.in_features)
+        return layer.product(input, bias)
 
     def without_elements(self) -> torch.Tensor:
         """A tensor of this shape, dtype and device that takes no memory, and is not to be read."""

@@ -1,0 +1,1 @@
+"""What numba compiles of rounding. Imported on first use."""

@@ -1,0 +1,88 @@
+"""Scaled weights in the state of a model: which there are, and layers that take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from sparsefmt.checkpoints.scales import checked_scales, input_scale_name, scale_name
+from sparsefmt.torch.dense_layers import is_conv1d
+from sparsefmt.torch.layers import holders_of_parameters, joined, modules_with_names, replace
+from sparsefmt.torch.linear import SparseLinear
+from sparsefmt.torch.scaled_operator import dequantized
+from sparsefmt.torch.scales import array_of
+from sparsefmt.torch.selection import Selection, why_dense
+
+
+def scaled_weights(model: torch.nn.Module) -> dict[str, str]:
+    """Names of the scaled weights of a model, and of their scales, as `tensors_of` has them."""
+    return {
+        joined(name, "weight"): joined(name, "weight_scale")
+        for name, module in modules_with_names(model)
+        if isinstance(module, SparseLinear) and module.weight_scale is not None
+    }
+
+
+def empty_like(module: torch.nn.Module) -> SparseLinear:
+    """A SparseLinear for a layer, with its bias and without weights."""
+    weight = module._parameters["weight"]
+    assert weight is not None
+    swapped = is_conv1d(module)
+    in_features, out_features = weight.shape if swapped else weight.shape[::-1]
+    made = SparseLinear(in_features, out_features, bias=False, device="cpu", dtype=weight.dtype, transposed=swapped)
+    made.bias = module._parameters.get("bias")
+    return made.like(module)
+
+
+def take_scaled(model: torch.nn.Module, state: dict[str, torch.Tensor], pairs: Mapping[str, str]) -> None:
+    """Prepare a model for a state in which some weights are scaled, as the file has them, and the state for the model.
+
+    Linear layers with such weights are replaced by SparseLinear. What cannot be replaced gets the weight multiplied
+    out. Scales have the names afterwards that a SparseLinear has for them.
+
+    Args:
+        pairs: names of weights in the state, and of their scales.
+
+    Raises:
+        FormatError: a weight and its scales do not fit.
+    """
+    scales = {}
+    for weight, name in pairs.items():
+        array = checked_scales(weight, tuple(state[weight].shape), name, array_of(state[name]))
+        scales[weight] = torch.from_numpy(np.array(array))
+    for name in set(pairs.values()):
+        del state[name]
+    made = dict(_layers_for(model, scales))
+    for weight, scale in scales.items():
+        if weight in made:
+            state[scale_name(weight)] = scale
+        else:
+            dense = state.pop(weight)
+            state.pop(input_scale_name(weight), None)
+            state[weight] = dequantized(dense.cpu(), scale, torch.float32).to(dense.device)
+
+
+def _layers_for(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, SparseLinear]:
+    """Replace the linear layers that can be, by names of their weights; with those that are SparseLinear already."""
+    found = {
+        joined(name, "weight"): module
+        for name, module in modules_with_names(model)
+        if isinstance(module, SparseLinear) and not module.transposed
+    }
+    everything = Selection(min_size=0)
+    for holders in holders_of_parameters(model).values():
+        named = [holder for holder in holders if holder.key in weights]
+        if not named or why_dense(holders, everything) or any(is_conv1d(holder.module) for holder in holders):
+            continue
+        first: SparseLinear | None = None
+        for holder in {id(holder.module): holder for holder in holders}.values():
+            layer = empty_like(holder.module)
+            if first is not None:
+                layer.share_weight(first)
+            first = layer
+            replace(model, holder.module, layer)
+            layer.name = holder.layer
+            found |= {other.key: layer for other in holders if other.module is holder.module}
+    return found

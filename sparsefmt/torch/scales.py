@@ -1,0 +1,77 @@
+"""What a SparseLinear is given of scales and activations, checked, as the tensors that it keeps."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from sparsefmt.adapters.torch import DTYPES_BY_TORCH, rows_of
+from sparsefmt.scales import Scales
+
+ACTIVATIONS = (None, "int8")
+"""How activations are multiplied: as they are, or rounded to eight bits."""
+
+
+def tensor_of_scales(scale: ArrayLike | torch.Tensor | Scales, shape: tuple[int, ...]) -> torch.Tensor:
+    """Scales of a weight of that shape: float32 (rows, groups), on the CPU.
+
+    Raises:
+        ValueError: they do not fit, or are negative, NaN or infinite, or of a dtype that scales cannot have.
+    """
+    rows, cols = shape
+    if isinstance(scale, (int, float)):
+        scale = np.float32(scale)
+    array = scale.as_rows() if isinstance(scale, Scales) else array_of(scale)
+    checked = Scales(array, rows, cols).as_rows()
+    with torch.inference_mode(False):
+        if isinstance(scale, torch.Tensor) and scale.dtype == torch.float32 and scale.shape == checked.shape:
+            # a tensor that a file or another layer has is not copied
+            return scale.detach().cpu().contiguous()
+        return torch.from_numpy(checked)
+
+
+def tensor_of_input_scale(input_scale: float | torch.Tensor) -> torch.Tensor:
+    """A scale of activations: float32 ().
+
+    Raises:
+        ValueError: it is not one positive number.
+    """
+    count = input_scale.numel() if isinstance(input_scale, torch.Tensor) else 1
+    value = float(np.float32(float(input_scale))) if count == 1 else math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"input_scale must be a positive number, not {input_scale!r}")
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float32, device="cpu")
+
+
+def checked_activations(activations: object) -> str | None:
+    """The argument of public functions. Raises ValueError."""
+    if activations is None or activations == "int8":
+        return activations
+    raise ValueError(f"activations must be None or 'int8', not {activations!r}")
+
+
+def expect_int8(activations: str | None, elements: str | None, name: str | None = None) -> None:
+    """Refuse activations in eight bits for weights that are not scaled elements of int8. Raises ValueError.
+
+    Args:
+        elements: name of the dtype of scaled elements; None for weights without scales.
+        name: of the weights, if they have one.
+    """
+    if activations is not None and elements != "I8":
+        what = "not scaled" if elements is None else f"scaled elements of {elements}"
+        called = "these are" if name is None else f"those of {name!r} are"
+        raise ValueError(f"activations={activations!r} is for scaled weights of int8 (I8), and {called} {what}")
+
+
+def array_of(scale: ArrayLike | torch.Tensor) -> np.ndarray:
+    """Scales as numpy has them, bfloat16 by ml_dtypes. Raises ValueError for a dtype that they cannot have."""
+    if not isinstance(scale, torch.Tensor):
+        return np.asarray(scale)
+    if scale.dtype not in DTYPES_BY_TORCH:
+        raise ValueError(f"scales are float32, bfloat16 or float16, not {scale.dtype}")
+    bits, dtype = rows_of(scale), DTYPES_BY_TORCH[scale.dtype]
+    return bits.bits(0, bits.rows).view(dtype.numpy).reshape(tuple(scale.shape))
