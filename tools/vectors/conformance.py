@@ -3,8 +3,8 @@
     python -m tools.vectors.conformance sparsefmt                this library
     python -m tools.vectors.conformance numpy                    spec/python/reader.py
     python -m tools.vectors.conformance -- ./sparsefmt_cat       a program with the interface of sparsefmt_cat
-    python -m tools.vectors.conformance --without zstd -- ./sparsefmt_cat
-    python -m tools.vectors.conformance --vectors large -- ./sparsefmt_cat     what make_vectors.py --large large wrote
+    python -m tools.vectors.conformance --without zstd --without index-frame -- ./sparsefmt_cat
+    python -m tools.vectors.conformance --vectors large -- ./sparsefmt_cat     what `make --large large` wrote
 
 A program is called as `PROGRAM FILE`, which lists names, dtypes, shapes and layouts between tabs; as `PROGRAM FILE
 TENSOR`, which writes dense bytes; and as `PROGRAM --matvec FILE TENSOR`, which multiplies by the vector on standard
