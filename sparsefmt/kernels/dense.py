@@ -24,7 +24,7 @@ from sparsefmt.isa import NEON
 from sparsefmt.jit import jit
 from sparsefmt.kernels.expand import copy_value
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, piece
-from sparsefmt.kernels.kinds import BF16, F16, F64, WIDTH, summed_kind
+from sparsefmt.kernels.kinds import BF16, F64, ONE_BYTE, WIDTH, summed_kind
 from sparsefmt.kernels.llvm import (
     I8,
     I16,
@@ -57,7 +57,7 @@ from sparsefmt.kernels.simd import (
 from sparsefmt.positions.masks import SLICE_ROWS
 
 PIECE = 16
-"""Bytes of a row that are transposed at once."""
+"""Bytes of a vector that are transposed at once."""
 
 BLOCK_BYTES = 512
 """Bytes of a row that are copied at once, before they are transposed. Rows often lie a power of two apart, and then
@@ -73,9 +73,14 @@ FEW = 2
 """Most tokens of `few_tokens_kernel`: with more, a panel is faster."""
 
 
+def piece_bytes(kind: int) -> int:
+    """Bytes of a row that are transposed at once: values of one byte are made two bytes first."""
+    return PIECE // 2 if kind in ONE_BYTE else PIECE
+
+
 def piece_columns(kind: int) -> int:
     """Columns that are transposed at once."""
-    return PIECE // WIDTH[kind]
+    return piece_bytes(kind) // WIDTH[kind]
 
 
 def _rows_at_once(kind: int) -> int:
@@ -90,7 +95,7 @@ def _transposed(builder, address, stride, kind: int, row_count: int = SLICE_ROWS
     shuffle crosses the borders of 16 bytes, which is what processors do fastest.
     """
     # 16-bit values go in pairs, and are taken apart at the end
-    words = I32 if kind in (BF16, F16) else stored_type(kind, 1).element
+    words = I32 if WIDTH[kind] < 4 else stored_type(kind, 1).element
     per_piece = _rows_at_once(kind)
     piece_type = ir.VectorType(words, per_piece)
     rows = []
@@ -98,7 +103,11 @@ def _transposed(builder, address, stride, kind: int, row_count: int = SLICE_ROWS
         pieces = []
         for row in range(first, row_count, per_piece):
             row_at = builder.add(address, builder.mul(stride, integer(row)))
-            pieces.append(load_as(builder, row_at, piece_type, WIDTH[kind]))
+            if kind in ONE_BYTE:
+                piece = load_as(builder, row_at, stored_type(kind, 8), 1)
+                pieces.append(builder.bitcast(builder.zext(piece, ir.VectorType(I16, 8)), piece_type))
+            else:
+                pieces.append(load_as(builder, row_at, piece_type, WIDTH[kind]))
         rows.append(concatenated(builder, pieces))
 
     def shuffled(left, right, pattern: list[int]):
@@ -117,7 +126,7 @@ def _transposed(builder, address, stride, kind: int, row_count: int = SLICE_ROWS
     for pattern in (low, high):
         left, right = shuffled(rows[0], rows[1], pattern), shuffled(rows[2], rows[3], pattern)
         columns += [shuffled(left, right, [0, 1, 4, 5]), shuffled(left, right, [2, 3, 6, 7])]
-    if kind not in (BF16, F16):
+    if WIDTH[kind] >= 4:
         return columns
     sixteen = ir.Constant(columns[0].type, [16] * row_count)
     single = ir.VectorType(ir.FloatType(), row_count)
@@ -130,6 +139,8 @@ def _transposed(builder, address, stride, kind: int, row_count: int = SLICE_ROWS
             halves = [
                 builder.trunc(half, ir.VectorType(I16, row_count)) for half in (pair, builder.lshr(pair, sixteen))
             ]
+            if kind in ONE_BYTE:
+                halves = [builder.trunc(half, stored_type(kind, row_count)) for half in halves]
             singles += [widened(builder, half, kind) for half in halves]
     return singles
 
@@ -239,8 +250,8 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
     width, size = WIDTH[kind], WIDTH[summed_kind(kind)]
     slices = 2 if tokens == 1 else 1
     sixteen, sums_count, rows_at_once, none = SLICE_ROWS, slices * tokens, slices * SLICE_ROWS, 0
-    step, last = piece_columns(kind) * tokens * size, sums_count - tokens
-    lines, one, two, rows_per_piece = BLOCK_BYTES // 64, 1, 2, rows_at_once * PIECE // BLOCK_BYTES
+    step, last, piece_step = piece_columns(kind) * tokens * size, sums_count - tokens, piece_bytes(kind)
+    lines, one, two, rows_per_piece = BLOCK_BYTES // 64, 1, 2, max(1, rows_at_once * piece_step // BLOCK_BYTES)
 
     @jit
     def product(job, lo, hi, scratch):
@@ -259,7 +270,7 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
                     row_bytes = min(BLOCK_BYTES, stride - done)
                     copy_block(at + done, stride, present, row_bytes, block, rows_at_once)
                     ahead = at + done + BLOCK_BYTES
-                    for piece_at in range(block, block + row_bytes, PIECE):
+                    for piece_at in range(block, block + row_bytes, piece_step):
                         # the next block of one row after the other, while this one is multiplied
                         for _ in range(rows_per_piece):
                             prefetch(ahead, lines, two)
@@ -292,16 +303,16 @@ def transpose_columns(kind, values, stride, rows, columns, to, pitch, scratch):
 def _make_transpose_columns(kind, values, stride, rows, columns, to, pitch, scratch):
     width, per_piece = WIDTH[kind.literal_value], piece_columns(kind.literal_value)
     # a half that begins within a line of the cache ends within another one
-    lines, two = BLOCK_BYTES // 128 + 1, 2
+    lines, two, step = BLOCK_BYTES // 128 + 1, 2, piece_bytes(kind.literal_value)
 
     def transpose(kind, values, stride, rows, columns, to, pitch, scratch):
         for done in range(0, columns * width, BLOCK_BYTES):
             row_bytes = min(BLOCK_BYTES, columns * width - done)
             copy_block(values + done, stride, min(rows, SLICE_ROWS), row_bytes, scratch, SLICE_ROWS)
             ahead = values + done + SLICE_ROWS * stride
-            for at in range(0, row_bytes, PIECE):
+            for at in range(0, row_bytes, step):
                 # the same block of the next slice, half a row after the other
-                half = at // PIECE % 2
+                half = at // step % 2
                 prefetch(ahead + half * BLOCK_BYTES // 2, lines, two)
                 ahead += half * stride
                 store(to, pitch, transposed(scratch + at, PITCH, kind))

@@ -2,9 +2,10 @@
 
 The mask of a slice is read in words of 64 bits: four columns of sixteen rows. There are three ways, all without a
 branch. With AVX-512, an instruction expands 16 values by 16 bits of mask. With AVX2, a table with a row for each of the
-256 masks of eight rows says where each lane takes its value from: f32 by a permutation of lanes; 16-bit values by a
-shuffle of bytes, which also puts bfloat16 in the upper half of its lane, where it is a float32. With NEON, such a table
-says it for each byte, of f32 too. Elsewhere, and for float64, kernels put values in their places one by one.
+256 masks of eight rows says where each lane takes its value from: f32 by a permutation of lanes; smaller values by a
+shuffle of bytes, which also puts them where they are nearly a float32, bfloat16 in the upper half of its lane. With
+NEON, such a table says it for each byte, of f32 too. Elsewhere, and for float64, kernels put values in their places one
+by one.
 
 Vectors of values are read whole, up to 64 bytes from the first of them on: every array is followed by that much.
 """
@@ -19,7 +20,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from sparsefmt.isa import ISA, NEON
-from sparsefmt.kernels.kinds import BF16, F16, F32, F64, WIDTH
+from sparsefmt.kernels.kinds import BF16, E4M3, E5M2, F16, F32, F64, INT8, ONE_BYTE, UINT8, WIDTH
 from sparsefmt.kernels.llvm import (
     I1,
     I8,
@@ -30,6 +31,7 @@ from sparsefmt.kernels.llvm import (
     call,
     concatenated,
     constant_of,
+    from_upper_bytes,
     fused,
     integer,
     lanes_of,
@@ -49,14 +51,23 @@ _ABSENT = 0x80
 """Makes a byte shuffle give 0, and is the sign of an absent lane in the table of f32 for AVX2."""
 
 
+_LANE_BYTES = {BF16: 4, INT8: 4, UINT8: 4, E4M3: 2, E5M2: 2}
+"""Bytes of a lane that a shuffle puts a value into, where they are more than the value has (AVX2)."""
+
+
 def _row_bytes(kind: int) -> int:
-    """Bytes of a row of the table: for eight lanes of a value, or of a float32 where bfloat16 is widened, too."""
-    return 8 * (4 if kind == BF16 and not NEON else WIDTH[kind])
+    """Bytes of a row of the table: for eight lanes."""
+    if NEON:
+        return 8 * max(2, WIDTH[kind])
+    return 8 * _LANE_BYTES.get(kind, WIDTH[kind])
 
 
 def _make_table(kind: int) -> np.ndarray:
     """(256, bytes): for each mask of eight rows, how to shuffle the values."""
     lane_bytes, width = _row_bytes(kind) // 8, WIDTH[kind]
+    # the last byte of a lane is the highest; NEON has bytes alone, and nothing in the second half of such a row
+    if NEON and width == 1:
+        lane_bytes = 1
     lanes = kind == F32 and not NEON
     table = np.full((256, 8, lane_bytes), 0 if lanes else _ABSENT, np.uint8)
     for mask in range(256):
@@ -70,10 +81,11 @@ def _make_table(kind: int) -> np.ndarray:
             else:
                 table[mask, lane, -width:] = range(width * stored, width * stored + width)
                 stored += 1
-    return table.reshape(256, -1)
+    table = table.reshape(256, -1)
+    return np.pad(table, ((0, 0), (0, _row_bytes(kind) - table.shape[1])), constant_values=_ABSENT)
 
 
-_TABLES = {kind: _make_table(kind) for kind in (F32, BF16, F16)} if ISA == "avx2" or NEON else {}
+_TABLES = {kind: _make_table(kind) for kind in (F32, BF16, F16, *ONE_BYTE)} if ISA == "avx2" or NEON else {}
 
 
 def in_registers(kind: int) -> bool:
@@ -111,7 +123,7 @@ def _expand16(builder, values, mask, kind, nothing):
         arguments = [wide, ir.Constant(wide.type, None), present]
         placed = call(builder, "llvm.x86.avx512.mask.expand.v32i16", wide.type, arguments)
         return builder.bitcast(placed, ir.VectorType(ir.FloatType(), 16))
-    suffix = "v16f32" if kind == F32 else "v16i16"
+    suffix = {4: "v16f32", 2: "v16i16", 1: "v16i8"}[WIDTH[kind]]
     arguments = [loaded, ir.Constant(stored, None), present]
     return widened(builder, call(builder, f"llvm.x86.avx512.mask.expand.{suffix}", stored, arguments), kind)
 
@@ -129,7 +141,20 @@ def _expand8(builder, values, row, kind):
         loaded = load_as(builder, values, ir.VectorType(I64, 2), 2)
         both = builder.bitcast(builder.shuffle_vector(loaded, loaded, lanes_of([0, 1, 0, 1])), shuffle.type)
         return builder.bitcast(call(builder, "llvm.x86.avx2.pshuf.b", shuffle.type, [both, shuffle]), _SINGLE8)
+    if kind in (INT8, UINT8):
+        shuffle = load_as(builder, row, ir.VectorType(I8, 32), 8)
+        loaded = load_as(builder, values, ir.VectorType(I64, 1), 1)
+        spread = builder.bitcast(builder.shuffle_vector(loaded, loaded, lanes_of([0] * 4)), shuffle.type)
+        lanes = ir.VectorType(I32, 8)
+        placed = builder.bitcast(call(builder, "llvm.x86.avx2.pshuf.b", shuffle.type, [spread, shuffle]), lanes)
+        moved = (builder.ashr if kind == INT8 else builder.lshr)(placed, ir.Constant(lanes, [24] * 8))
+        return builder.sitofp(moved, _SINGLE8)
     shuffle = load_as(builder, row, ir.VectorType(I8, 16), 8)
+    if kind in ONE_BYTE:
+        eight = load_as(builder, values, ir.VectorType(I64, 1), 1)
+        loaded = builder.bitcast(builder.shuffle_vector(eight, eight, lanes_of([0, 0])), shuffle.type)
+        halves = call(builder, "llvm.x86.ssse3.pshuf.b.128", shuffle.type, [loaded, shuffle])
+        return from_upper_bytes(builder, builder.bitcast(halves, ir.VectorType(I16, 8)), kind)
     loaded = load_as(builder, values, shuffle.type, 2)
     halves = call(builder, "llvm.x86.ssse3.pshuf.b.128", shuffle.type, [loaded, shuffle])
     return widened(builder, builder.bitcast(halves, ir.VectorType(I16, 8)), kind)
@@ -169,7 +194,7 @@ def _columns_of_neon(builder, values, mask, kind, table):
     after the other would take longer than the look-ups.
     """
     word = load_as(builder, mask, I64, 2)
-    begins = builder.shl(_values_up_to(builder, word), integer(8 + {4: 2, 2: 1}[WIDTH[kind]]))
+    begins = builder.shl(_values_up_to(builder, word), integer(8 + {4: 2, 2: 1, 1: 0}[WIDTH[kind]]))
     begins, word = behind(builder, begins), behind(builder, word)
 
     def byte_of(bits, number):
@@ -182,7 +207,7 @@ def _columns_of_neon(builder, values, mask, kind, table):
         rows = builder.inttoptr(table, row_type.as_pointer())
         row = builder.ptrtoint(builder.gep(rows, [byte_of(word, byte)], source_etype=row_type), I64)
         begin = builder.add(values, byte_of(begins, byte))
-        parts = range(0, 8 * WIDTH[kind], 16)
+        parts = range(0, _row_bytes(kind), 16)
         loaded = [load_as(builder, builder.add(begin, integer(at)), bytes16, WIDTH[kind]) for at in parts]
         indices = [load_as(builder, builder.add(row, integer(at)), bytes16, 16) for at in parts]
         return [call(builder, f"llvm.aarch64.neon.tbl{len(loaded)}.v16i8", bytes16, [*loaded, at]) for at in indices]
@@ -191,7 +216,10 @@ def _columns_of_neon(builder, values, mask, kind, table):
         nonlocal values, table
         # loads stay behind the products before: LLVM would load all columns first, and spill
         values, table = behind(builder, values, *totals), behind(builder, table, *totals)
-        found = concatenated(builder, [part for byte in (2 * number, 2 * number + 1) for part in looked_up(byte)])
+        parts = [part for byte in (2 * number, 2 * number + 1) for part in looked_up(byte)]
+        if WIDTH[kind] == 1:
+            parts = [builder.shuffle_vector(part, part, lanes_of(list(range(8)))) for part in parts]
+        found = concatenated(builder, parts)
         found = builder.bitcast(found, stored_type(kind, SLICE_ROWS))
         if kind != BF16:
             return widened(builder, found, kind)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-F32, BF16, F16, F64 = range(4)
-"""Kinds of stored values. Sums are float32, or float64 for F64."""
+F32, BF16, F16, F64, INT8, UINT8, E4M3, E5M2 = range(8)
+"""Kinds of stored values. Sums are float32, or float64 for F64. E4M3 and E5M2 are floats of eight bits."""
 
-WIDTH = {F32: 4, BF16: 2, F16: 2, F64: 8}
+WIDTH = {F32: 4, BF16: 2, F16: 2, F64: 8, INT8: 1, UINT8: 1, E4M3: 1, E5M2: 1}
 """Bytes of a value of each kind."""
+
+ONE_BYTE = (INT8, UINT8, E4M3, E5M2)
+"""Kinds whose values have one byte."""
 
 
 def summed_kind(kind: int) -> int:

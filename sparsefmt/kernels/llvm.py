@@ -14,11 +14,11 @@ from numba import types
 from numba.core import cgutils
 
 from sparsefmt.isa import ISA, NEON
-from sparsefmt.kernels.kinds import BF16, F16, F32, F64
+from sparsefmt.kernels.kinds import BF16, E4M3, E5M2, F16, F32, F64, INT8, UINT8
 
 I1, I8, I16, I32, I64 = (ir.IntType(nbits) for nbits in (1, 8, 16, 32, 64))
 
-_ELEMENTS = {F32: ir.FloatType(), BF16: I16, F16: I16, F64: ir.DoubleType()}
+_ELEMENTS = {F32: ir.FloatType(), BF16: I16, F16: I16, F64: ir.DoubleType(), INT8: I8, UINT8: I8, E4M3: I8, E5M2: I8}
 
 
 def integer(value: int) -> ir.Constant:
@@ -94,6 +94,14 @@ def widened(builder, vector, kind: int):
 
     if kind == BF16:
         return builder.bitcast(builder.shl(builder.zext(vector, word), constant(16)), single)
+    if kind in (INT8, UINT8):
+        integers = (builder.sext if kind == INT8 else builder.zext)(vector, word)
+        return builder.sitofp(integers, single)
+    if kind in (E4M3, E5M2):
+        # in the upper half of 16 bits, E5M2 is a float16
+        halves = ir.VectorType(I16, vector.type.count)
+        upper = builder.shl(builder.zext(vector, halves), ir.Constant(halves, [8] * vector.type.count))
+        return from_upper_bytes(builder, upper, kind)
     if kind == F16 and (ISA != "portable" or NEON):
         return builder.fpext(builder.bitcast(vector, ir.VectorType(ir.HalfType(), vector.type.count)), single)
     if kind == F16:
@@ -109,6 +117,22 @@ def widened(builder, vector, kind: int):
         bits = builder.select(special, builder.or_(shifted, constant(0x7F800000)), finite)
         return builder.bitcast(builder.or_(bits, sign), single)
     return vector
+
+
+def from_upper_bytes(builder, halves, kind: int):
+    """Floats of eight bits, in the upper halves of 16 bits whose lower ones are zero, as float32."""
+    if kind == E5M2:
+        return widened(builder, halves, F16)
+
+    def constant(value):
+        return ir.Constant(halves.type, [value] * halves.type.count)
+
+    # its exponent has a bit less: moved by one bit it is a float16 that is 256 times too small, subnormals included
+    moved = builder.and_(builder.ashr(halves, constant(1)), constant(0xBFFF))
+    nan = builder.icmp_unsigned("==", builder.and_(halves, constant(0x7F00)), constant(0x7F00))
+    moved = builder.or_(moved, builder.and_(builder.sext(nan, halves.type), constant(0x7E00)))
+    small = widened(builder, moved, F16)
+    return builder.fmul(small, ir.Constant(small.type, [256.0] * small.type.count))
 
 
 def constant_of(literal) -> int:

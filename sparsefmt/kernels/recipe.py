@@ -13,7 +13,7 @@ import numpy as np
 
 from sparsefmt.jit import jit
 from sparsefmt.kernels.job import BYTES, ODD, PIECES, RESULT, SOURCE, TABLE, X, Y
-from sparsefmt.kernels.kinds import BF16, F16, F32, F64, WIDTH, summed_kind
+from sparsefmt.kernels.kinds import BF16, E4M3, E5M2, F16, F32, F64, INT8, UINT8, WIDTH, summed_kind
 from sparsefmt.kernels.native import call_kernel, native
 from sparsefmt.kernels.operand import Matrix
 from sparsefmt.kernels.plans import FOR_ANY_ACTIVATIONS, PLANS
@@ -30,7 +30,10 @@ STEP_BYTES = 16
 _LINE = 64
 """Bytes of a line of the cache: packed activations, sums and scratch begin with one."""
 
-_KINDS = {"F32": F32, "BF16": BF16, "F16": F16, "F64": F64}
+_KINDS = {
+    **{"F32": F32, "BF16": BF16, "F16": F16, "F64": F64},
+    **{"I8": INT8, "U8": UINT8, "F8_E4M3": E4M3, "F8_E5M2": E5M2},
+}
 """Element types that kernels widen in registers. Others are widened in memory, tile by tile, which is slower."""
 
 

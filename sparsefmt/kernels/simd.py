@@ -10,15 +10,20 @@ depends on (`kind`, `lanes`, `count` …) must be constants: variables of a kern
 
 from __future__ import annotations
 
+import ml_dtypes
+import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 from sparsefmt.isa import ISA
-from sparsefmt.kernels.kinds import F64, WIDTH, summed_kind
+from sparsefmt.kernels.kinds import E4M3, E5M2, F64, INT8, UINT8, WIDTH, summed_kind
 from sparsefmt.kernels.llvm import (
+    I8,
     I16,
     I32,
+    I64,
     call,
     concatenated,
     constant_of,
@@ -172,10 +177,25 @@ def fma(typingctx, a, b, c):
     return c(c, c, c), codegen
 
 
+_TABLE = ir.ArrayType(ir.FloatType(), 256)
+
+
+def every_value(kind: int) -> list[float]:
+    """The 256 values of a kind of one byte, by their bits."""
+    names = {INT8: np.int8, UINT8: np.uint8, E4M3: ml_dtypes.float8_e4m3fn, E5M2: ml_dtypes.float8_e5m2}
+    return [float(value) for value in np.arange(256, dtype=np.uint8).view(names[kind])]
+
+
 def _spread(builder, address, kind: int, vectors: Vectors):
     """The stored value at an int64 address, widened, in every lane of an LLVM vector."""
     if WIDTH[kind] == vectors.itemsize:
         return broadcast(builder, address, vectors)
+    if WIDTH[kind] == 1:
+        # looked up: what widens eight bits takes several instructions, and this is done for each entry
+        table = cgutils.global_constant(builder, f"values_of_kind_{kind}", ir.Constant(_TABLE, every_value(kind)))
+        begin = builder.ptrtoint(table, I64)
+        number = builder.zext(load_as(builder, address, I8, 1), I64)
+        return broadcast(builder, builder.add(begin, builder.mul(number, integer(vectors.itemsize))), vectors)
     halves = ir.VectorType(I16, vectors.lanes)
     alone = builder.insert_element(ir.Constant(halves, ir.Undefined), load_as(builder, address, I16, 2), I32(0))
     return widened(builder, builder.shuffle_vector(alone, alone, lanes_of([0] * vectors.lanes)), kind)
