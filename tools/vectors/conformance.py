@@ -2,6 +2,7 @@
 
     python -m tools.vectors.conformance sparsefmt                this library
     python -m tools.vectors.conformance numpy                    spec/python/reader.py
+    python -m tools.vectors.conformance javascript               spec/js/reader.js, in Node
     python -m tools.vectors.conformance -- ./sparsefmt_cat       a program with the interface of sparsefmt_cat
     python -m tools.vectors.conformance --without zstd --without index-frame -- ./sparsefmt_cat
     python -m tools.vectors.conformance --vectors large -- ./sparsefmt_cat     what `make --large large` wrote
@@ -15,12 +16,14 @@ Prints what differs, and exits with 1 if anything does.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
 import subprocess
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +37,7 @@ from rich.progress import track
 import sparsefmt
 from sparsefmt.dtypes import SUMMED_IN_DOUBLE
 from sparsefmt.shapes import matrix_view
+from tools import ROOT
 from tools.vectors.make import FOLDER, activations, dense_bytes
 from tools.vectors.spec_reader import spec_reader
 
@@ -143,13 +147,7 @@ class Program(Reader):
         self._command = command
 
     def describe(self, path: Path) -> dict[str, Described]:
-        lines = [line.split("\t") for line in self._run(path).decode().splitlines()]
-        return {
-            re.sub(r"\\x(..)", lambda code: chr(int(code[1], 16)), name): Described(
-                dtype, tuple(json.loads(shape)), layout
-            )
-            for name, dtype, shape, layout, *_ in lines
-        }
+        return described_by(self._run(path).decode())
 
     def dense(self, path: Path, name: str) -> bytes:
         return self._run(path, name)
@@ -165,6 +163,49 @@ class Program(Reader):
         if done.returncode != 1 or not re.match(r"[a-z0-9-]+: ", said):
             raise RuntimeError(f"{self._command[0]} exited with {done.returncode} and said {said[:300]!r}")
         raise Refused(said.split(":")[0])
+
+
+class JavaScript(Reader):
+    """spec/js/reader.js, in one process of Node that answers a line of JSON with another (spec/js/sparsefmt_cat.js)."""
+
+    def __init__(self, node: str) -> None:
+        command = [node, str(ROOT / "spec" / "js" / "sparsefmt_cat.js"), "--answer"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def describe(self, path: Path) -> dict[str, Described]:
+        return described_by(self._ask(path)["text"])
+
+    def dense(self, path: Path, name: str) -> bytes:
+        return base64.b64decode(self._ask(path, name)["bytes"])
+
+    def product(self, path: Path, name: str, x: np.ndarray) -> bytes:
+        return base64.b64decode(self._ask(path, name, base64.b64encode(x.tobytes()).decode())["bytes"])
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+    def _ask(self, path: Path, *more: str) -> dict[str, str]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([str(path), *more]).encode() + b"\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process ended with {self._process.wait()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise Refused(answer["error"])
+        return answer
+
+
+def described_by(listed: str) -> dict[str, Described]:
+    """What a program of the interface of sparsefmt_cat lists: all tensors by name."""
+    lines = [line.split("\t") for line in listed.splitlines()]
+    return {
+        re.sub(r"\\x(..)", lambda code: chr(int(code[1], 16)), name): Described(dtype, tuple(json.loads(shape)), layout)
+        for name, dtype, shape, layout, *_ in lines
+    }
 
 
 @dataclass
@@ -245,7 +286,11 @@ def run(reader: Reader, folder: Path, without: tuple[str, ...] = ()) -> Result:
 @click.option("--vectors", type=click.Path(exists=True, file_okay=False, path_type=Path), default=FOLDER)
 @click.option("--without", multiple=True, metavar="PART", help="Leave out files with this in their path.")
 def main(reader: tuple[str, ...], vectors: Path, without: tuple[str, ...]) -> None:
-    builtin = {("sparsefmt",): Library, ("numpy",): Numpy}
+    builtin: dict[tuple[str, ...], Callable[[], Reader]] = {
+        ("sparsefmt",): Library,
+        ("numpy",): Numpy,
+        ("javascript",): lambda: JavaScript("node"),
+    }
     found = run(builtin[reader]() if reader in builtin else Program(reader), vectors, without)
     for difference in found.differences:
         print(difference)
