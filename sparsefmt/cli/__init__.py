@@ -28,7 +28,7 @@ from sparsefmt import __version__
 from sparsefmt.cli.failures import HUNG_UP, Failure, as_exit_codes, description_of, forget_output
 from sparsefmt.container import budget
 
-_COMMANDS = ("convert", "inspect", "verify", "diff", "export", "bench", "warmup", "demo")
+_COMMANDS = ("convert", "inspect", "view", "verify", "diff", "export", "bench", "warmup", "demo")
 
 _OTHER_WORDS = {
     "compress": "convert",
@@ -38,6 +38,8 @@ _OTHER_WORDS = {
     "info": "inspect",
     "show": "inspect",
     "list": "inspect",
+    "browse": "view",
+    "open": "view",
     "check": "verify",
     "validate": "verify",
     "compare": "diff",
@@ -114,6 +116,7 @@ Examples:
   sparsefmt demo
   sparsefmt convert model.safetensors
   sparsefmt inspect model.sparsefmt
+  sparsefmt view model.sparsefmt
   sparsefmt verify model.sparsefmt --against model.safetensors
 
 \b

@@ -250,7 +250,7 @@ export function decodeElements(chunk, m, width, rows, model, eachPosition) {
     });
   }
   const symbols = readStream(rest, m, model.tables, tableAt, STREAM);
-  const widths = model.bins.map((bin) => bin.width);
+  const widths = Uint8Array.from(model.bins, (bin) => bin.width);
   let total = 0;
   for (let i = 0; i < m; i++) total += widths[symbols[i]];
   require(total === offsetBits, STREAM, "offset bits that are not what the bins take");
@@ -264,34 +264,31 @@ export function decodeElements(chunk, m, width, rows, model, eachPosition) {
 
 function elementsOf32(offsets, symbols, width, { bins, folded, shift, lag }) {
   const size = 8 * width;
-  const lows = Uint32Array.from(bins, (bin) => Number(bin.low));
+  // integers of 32 bits with a sign, which engines compute fastest; only bits count
+  const lows = Int32Array.from(bins, (bin) => Number(BigInt.asIntN(32, bin.low)));
   const widths = Uint8Array.from(bins, (bin) => bin.width);
+  const masks = Int32Array.from(bins, (bin) => 2 ** bin.width - 1);
   // two words behind, since a field may be looked for beyond the end if it has no bits
-  const words = new Uint32Array(offsets.length / 4 + 2);
+  const words = new Int32Array(offsets.length / 4 + 2);
   new Uint8Array(words.buffer).set(offsets);
-  const out = new { 1: Uint8Array, 2: Uint16Array, 4: Uint32Array }[width](symbols.length);
+  const Bits = { 1: Uint8Array, 2: Uint16Array, 4: Int32Array }[width];
+  const out = new Bits(symbols.length);
+  const distance = lag === 1 ? 1 : 16;
   let word = 0;
   let bit = 0;
   for (let i = 0; i < symbols.length; i++) {
     const symbol = symbols[i];
     const n = widths[symbol];
-    let key = lows[symbol];
-    if (n > 0) {
-      let field = words[word] >>> bit;
-      if (bit + n > 32) field |= words[word + 1] << (32 - bit);
-      key += n === 32 ? field >>> 0 : field & (2 ** n - 1);
-      bit += n;
-      if (bit >= 32) {
-        bit -= 32;
-        word += 1;
-      }
+    let field = words[word] >>> bit;
+    if (bit + n > 32) field |= words[word + 1] << (32 - bit);
+    const key = (lows[symbol] + (field & masks[symbol])) | 0;
+    bit += n;
+    if (bit >= 32) {
+      bit -= 32;
+      word += 1;
     }
     const element = folded ? ((key & 1) << (size - 1)) | ((key >>> 1) << shift) : key << shift;
-    if (lag === 0) out[i] = element;
-    else {
-      const before = i - (lag === 1 ? 1 : 16);
-      out[i] = element + (before >= 0 ? out[before] : 0);
-    }
+    out[i] = lag > 0 && i >= distance ? element + out[i - distance] : element;
   }
   return new Uint8Array(out.buffer);
 }
