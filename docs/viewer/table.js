@@ -65,17 +65,21 @@ export class Table {
 
   drawHead() {
     const cells = COLUMNS.map(({ key, title, number }) => {
-      const cell = element("th", { scope: "col", class: key });
+      const cell = element("th", { scope: "col", class: number ? `${key} number` : key });
       if (title === "") cell.append(element("span", { class: "unseen" }, "Pattern"));
-      else {
-        cell.append(element("button", { type: "button", onclick: () => this.sort(key) }, title));
-        const down = this.isDown ? "descending" : "ascending";
-        cell.setAttribute("aria-sort", key === this.key ? down : "none");
-      }
-      if (number) cell.classList.add("number");
+      else cell.append(element("button", { type: "button", onclick: () => this.sort(key) }, title));
       return cell;
     });
     this.table.tHead.rows[0].replaceChildren(...cells);
+    this.markHead();
+  }
+
+  /** Says which column the rows are sorted by. */
+  markHead() {
+    COLUMNS.forEach(({ key, title }, i) => {
+      const direction = this.isDown ? "descending" : "ascending";
+      if (title !== "") this.table.tHead.rows[0].cells[i].setAttribute("aria-sort", key === this.key ? direction : "none");
+    });
   }
 
   add(rows) {
@@ -108,7 +112,7 @@ export class Table {
     const { number } = COLUMNS.find((column) => column.key === key);
     this.isDown = key === this.key ? !this.isDown : number === true;
     this.key = key;
-    this.drawHead();
+    this.markHead();
     this.arrange();
     this.table.dispatchEvent(new CustomEvent("sorted", { detail: key }));
   }
