@@ -45,17 +45,15 @@ On another machine: ssh -L 8800:127.0.0.1:8800 HOST, and open the printed addres
 @click.option("--no-browser", is_flag=True, help="Print the address, and open no browser.")
 def command(path: Path, port: int, no_browser: bool) -> None:
     """Show a .sparsefmt file in the browser, until Ctrl-C."""
-    with open(path, "rb") as file:
-        server = Server(file, path.name, port)
-        with server:
+    with open(path, "rb") as file, Server(file, path.name, port) as server:
+        try:
             click.echo(f"{printable(str(path))}: {server.address}")
             click.echo("Ctrl-C stops it")
             if not no_browser:
                 threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
-            try:
-                server.serve_forever()
-            except KeyboardInterrupt:
-                click.echo()
+            server.serve_forever()
+        except KeyboardInterrupt:
+            click.echo()
 
 
 class Server(ThreadingHTTPServer):
