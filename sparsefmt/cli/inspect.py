@@ -46,6 +46,8 @@ With --json, one object:
       row_dims         how many dimensions make rows: 1, or more for a stack of matrices
       tiles, tile_rows number of tiles, rows in each
       stored_nbytes, dense_nbytes
+      array_nbytes     of these, the stored bytes of each array
+      model_nbytes     what its models for codec rans take in the index, before that is coded
       negative_zeros   whether signs of zero are kept beside
       negative_zeros_dropped   how many were dropped
   index                what the index of a folder says beside its weight map; null without one
@@ -102,6 +104,8 @@ def _file_as_object(file: SparsefmtFile) -> dict[str, Any]:
                 "tile_rows": entry.tile_rows,
                 "stored_nbytes": index.stored_nbytes(entry),
                 "dense_nbytes": entry.dense_nbytes,
+                "array_nbytes": {array: index.array_nbytes(entry, array) for array in entry.codecs},
+                "model_nbytes": sum(map(len, entry.models.values())),
                 "negative_zeros": NEGATIVE_ZEROS in entry.codecs,
                 "negative_zeros_dropped": entry.negative_zeros_dropped,
             }

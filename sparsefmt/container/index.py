@@ -94,13 +94,17 @@ class Index:
         first = entry.first_chunk
         return int(self.chunks["stored"][first : first + entry.chunk_count].sum())
 
-    def sign_nbytes(self, entry: TensorEntry) -> int:
-        """Of these, what the signs of negative zeros take."""
+    def array_nbytes(self, entry: TensorEntry, array: str) -> int:
+        """Of these, what one of its arrays takes; 0 if it does not have it."""
         arrays = list(entry.codecs)
-        if NEGATIVE_ZEROS not in arrays:
+        if array not in arrays:
             return 0
-        first = entry.first_chunk + arrays.index(NEGATIVE_ZEROS)
+        first = entry.first_chunk + arrays.index(array)
         return int(self.chunks["stored"][first : entry.first_chunk + entry.chunk_count : len(arrays)].sum())
+
+    def sign_nbytes(self, entry: TensorEntry) -> int:
+        """What the signs of negative zeros take."""
+        return self.array_nbytes(entry, NEGATIVE_ZEROS)
 
     def encode(self, *, coded: bool = False) -> bytes:
         """The index as it stands in a file: canonical msgpack. `coded`: made smaller by zstd, if that does."""

@@ -270,6 +270,11 @@ def test_inspect_as_json(model: Path, converted: Path) -> None:
     total = content["total"]
     assert total["dense_nbytes"] == sum(len(data) for _, _, data in read_back(model).values())
     assert total["stored_nbytes"] == sum(tensor["stored_nbytes"] for tensor in tensors.values())
+    for tensor in tensors.values():
+        assert sum(tensor["array_nbytes"].values()) == tensor["stored_nbytes"]
+        assert tensor["array_nbytes"].keys() == tensor["codecs"].keys()
+        modelled = [array for array, codec in tensor["codecs"].items() if codec == "rans" and array != "slice_offsets"]
+        assert (tensor["model_nbytes"] > 0) == bool(modelled)
     assert total["stored_nbytes"] + file["index_nbytes"] < total["nbytes"] == file["nbytes"]
     assert total["chunks"] == file["chunks"] == sum(t["tiles"] * len(t["codecs"]) for t in tensors.values())
 

@@ -85,8 +85,8 @@ def test_loading_takes_no_second_mask(codec, wide):
     sparsefmt.load(data, layout="bitmask")  # what is compiled for it
     w, peak = peak_of(lambda: sparsefmt.load(data, layout="bitmask")["w"])
     assert w.nnz == np.count_nonzero(wide)
-    # arrays that lie in memory of their own do not count; what decoding takes does: the rows of the mask, 7 bits for each
-    # column, and for rans as many bytes that say how they are coded
+    # arrays that lie in memory of their own do not count; what decoding takes does: the rows of the mask, 7 bits for
+    # each column, and for rans as many bytes that say how they are coded
     limits = {"raw": w.nbytes, "zstd": 7 * COLS // 8, "rans": 2 * 7 * COLS // 8}
     assert peak < limits[codec] + 0.5 * COLS
 
