@@ -7,9 +7,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from numba import njit
+from numba import types
 from numba.core import event
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import CPUDispatcher
+from numba.core.sigutils import normalize_signature
 
 from sparsefmt import compiling
 from sparsefmt.jit_cache import Cache
@@ -41,13 +43,77 @@ def _is_ours(event: Any) -> bool:
 
 event.register("numba:compile", _Reporter())
 
+_OPTIONS = {
+    "nopython": True,
+    "nogil": True,
+    "boundscheck": None,
+    "no_cfunc_wrapper": True,  # nothing takes it for a function of C
+}
+
+
+class _Function(CPUDispatcher):
+    """A jitted function. Compiles less than numba's own for functions that other jitted code calls.
+
+    They are compiled for an integer that is constant there as for any integer: LLVM, which compiles them into their
+    caller, sees the constant anyway. And they come without what Python would call them by, which takes a third of the
+    time, until Python does call them.
+
+    Args:
+        constants: whether the code depends on constant arguments (`simd.constant_of`).
+    """
+
+    def __init__(self, function: Callable[..., Any], constants: bool) -> None:
+        super().__init__(function, targetoptions=dict(_OPTIONS))
+        self._constants, self._bare = constants, False
+        with suppress(RuntimeError):  # no folder for it
+            self._cache = Cache(function)
+
+    def get_call_template(self, args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+        """numba asks for the code for a call within jitted code."""
+        if not self._constants:
+            args = tuple(map(types.unliteral, args))
+            kws = {name: types.unliteral(arg) for name, arg in kws.items()}
+        with global_compiler_lock:
+            before = self._set_bare(True)
+            try:
+                return super().get_call_template(args, kws)
+            finally:
+                self._set_bare(before)
+
+    def compile(self, sig: Any) -> Any:
+        """The code for types of arguments, as Python calls it."""
+        with global_compiler_lock:
+            args, _ = normalize_signature(sig)
+            known = self.overloads.get(args)
+            if known is not None and not self._bare and _is_bare(known):
+                del self.overloads[args]
+            return super().compile(sig)
+
+    def add_overload(self, code: Any) -> None:
+        if _is_bare(code):
+            self.overloads[code.signature.args] = code  # which Python does not find
+        else:
+            super().add_overload(code)
+
+    def _set_bare(self, bare: bool) -> bool:
+        """Whether what is compiled from now on comes without what Python would call it by; what it was before."""
+        before, self._bare = self._bare, bare
+        self.targetoptions["no_cpython_wrapper"] = self._cache.bare = bare
+        return before
+
+
+def _is_bare(code: Any) -> bool:
+    return not code.library.get_pointer_to_function(code.fndesc.llvm_cpython_wrapper_name)
+
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile on the first call, without the GIL, and keep the machine code on disk for the next process.
 
     Where it cannot be kept (`jit_cache.py`), every process compiles what it uses.
     """
-    compiled = njit(nogil=True, no_cfunc_wrapper=True)(function)  # nothing takes it for a function of C
-    with suppress(RuntimeError):  # no folder for it
-        compiled._cache = Cache(function)
-    return compiled
+    return _Function(function, constants=False)
+
+
+def jit_with_constants(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jit` for a function that other jitted code calls with constants that its code depends on."""
+    return _Function(function, constants=True)

@@ -153,6 +153,9 @@ class _Files(IndexDataCacheFile):
 class Cache(FunctionCache):
     """The code of one function.
 
+    Attributes:
+        bare: whether code that is asked for, or kept, comes without what Python would call it by (`jit.py`).
+
     Raises:
         RuntimeError: there is no place for it.
     """
@@ -161,6 +164,7 @@ class Cache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
+        self.bare = False
         base, stamp = self._impl.filename_base, self._impl.locator.get_source_stamp()
         self._cache_file = _Files(self._cache_path, base, stamp)
 
@@ -169,6 +173,9 @@ class Cache(FunctionCache):
         with suppress(OSError):
             _remove_unused(folder())
             super().save_overload(sig, data)
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return super()._index_key(sig, codegen), self.bare
 
 
 @cache
