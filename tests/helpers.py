@@ -146,10 +146,14 @@ def each_of(*chunks: Chunk) -> Each:
 
 
 def check_codec_round_trip(codec: Codec, raw: np.ndarray, info: ArrayInfo) -> None:
-    """One tile: encoding changes neither input nor bits, and decoding fills exactly what it is given."""
+    """One tile: encoding changes neither input nor bits, and decoding, by the model as it is stored, fills exactly what it
+    is given."""
     before = raw.copy()
-    coder = codec.coder(codec.fit(info, each_of(Chunk(raw, range(info.rows), None))), info)
-    encoded = np.frombuffer(coder.encode(raw, None), np.uint8)
+    model, fitted = codec.fit(info, each_of(Chunk(raw, range(info.rows), None)))
+    assert fitted is not None
+    coder = codec.coder(model, info)
+    encoded = np.frombuffer(fitted.encode(raw, None), np.uint8)
+    assert bytes(coder.encode(raw, None)) == encoded.tobytes()  # the model says all that was found out
     assert np.array_equal(raw, before)
     out = np.full(raw.size, 0xAA, np.uint8)
     if codec.name == "raw":

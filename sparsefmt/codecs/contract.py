@@ -102,9 +102,12 @@ class Codec(ABC):
     has_models = False
     leaves_out_derived = False
 
-    def fit(self, info: ArrayInfo, each: Each) -> bytes:
-        """The model of an array; b"" if the codec has none, or if all chunks are empty."""
-        return b""
+    def fit(self, info: ArrayInfo, each: Each) -> tuple[bytes, Coder | None]:
+        """The model of an array, b"" if the codec has none, and what encodes its chunks: as `coder` gives it.
+
+        If all chunks are empty, a codec that has models gives neither.
+        """
+        return b"", self.coder(b"", info)
 
     @abstractmethod
     def coder(self, model: bytes, info: ArrayInfo) -> Coder:

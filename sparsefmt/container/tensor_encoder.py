@@ -68,10 +68,7 @@ class _Coding:
 
     def __init__(self, codec: Codec, info: ArrayInfo, each: Each, left_out: bool) -> None:
         self.codec, self.left_out = codec, left_out
-        self.model = b"" if left_out else codec.fit(info, each)
-        # of nothing but empty chunks, there is no model
-        nothing = left_out or (codec.has_models and not self.model)
-        self._coder = None if nothing else codec.coder(self.model, info)
+        self.model, self._coder = (b"", None) if left_out else codec.fit(info, each)
 
     def encode(self, raw: np.ndarray, positions: Positions | None) -> bytes | memoryview:
         return b"" if self._coder is None else self._coder.encode(raw, positions)

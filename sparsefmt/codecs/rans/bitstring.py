@@ -1,7 +1,12 @@
-"""Bit strings, in which models are written: numbers of any width, the lowest bit first (`jitted/models.py`)."""
+"""Bit strings, in which models are written: numbers of any width, the lowest bit first.
+
+A writer makes them of whole arrays of numbers, without jitted code. What a reader gets has to be taken apart number by
+number, which `jitted/models.py` does.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -14,27 +19,49 @@ class BitWriter:
     """Collects bits."""
 
     def __init__(self) -> None:
-        self._words, self._at = np.zeros(64, np.uint64), 0
+        self._values, self._counts = array("Q"), array("B")
 
     def write(self, value: int, count: int) -> None:
-        """The low `count` bits of `value`, which has no others."""
-        from sparsefmt.codecs.rans.jitted import models
-
+        """The low `count` bits of `value`, 63 at most; it has no others."""
         assert 0 <= value < 1 << count
-        self.run(models.put, count, value, count)
+        self._values.append(value)
+        self._counts.append(count)
 
-    def run(self, put: Callable[..., int], most_bits: int, *arguments: Any) -> None:
-        """Write with a pass of `jitted.models`, which writes at most so many bits: put(words, at, *arguments)."""
-        from sparsefmt.codecs.rans.jitted import models
+    def write_bits(self, bits: np.ndarray) -> None:
+        """One after the other. bool (n,)."""
+        self._write_all(bits, np.ones(bits.size))
 
-        needed = (self._at + most_bits) // 64 + models.PADDING
-        if needed > self._words.size:
-            self._words = np.concatenate([self._words, np.zeros(needed, np.uint64)])
-        self._at = put(self._words, self._at, *arguments)
+    def write_numbers(self, numbers: np.ndarray, orders: np.ndarray) -> None:
+        """Numbers >= 0 in exponential Golomb code, which is short for those about as long as their order of bits.
+
+        int64 (n,) both: numbers below 2^33, orders of 16 at most.
+        """
+        high = (numbers >> orders) + 1
+        zeros = bit_lengths(high) - 1
+        first = np.left_shift(1, zeros)
+        parts = first, high - first, numbers & (np.left_shift(1, orders) - 1)
+        self._write_all(np.stack(parts, 1).ravel(), np.stack((zeros + 1, zeros, orders), 1).ravel())
+
+    def _write_all(self, values: np.ndarray, counts: np.ndarray) -> None:
+        self._values.frombytes(values.astype(np.uint64).tobytes())
+        self._counts.frombytes(counts.astype(np.uint8).tobytes())
 
     def tobytes(self) -> bytes:
         """All of it, and zeros up to a whole byte."""
-        return self._words.astype("<u8").tobytes()[: (self._at + 7) // 8]
+        values, counts = np.frombuffer(self._values, np.uint64), np.frombuffer(self._counts, np.uint8)
+        ends = np.cumsum(counts, dtype=np.int64)
+        size = int(ends[-1]) if ends.size else 0
+        words, begins = np.zeros(size // 64 + 2, np.uint64), ends - counts
+        first, shifts = begins >> 6, (begins & 63).astype(np.uint64)
+        np.bitwise_or.at(words, first, values << shifts)
+        # two shifts, since one by 64 is none
+        np.bitwise_or.at(words, first + 1, (values >> np.uint64(1)) >> (np.uint64(63) - shifts))
+        return words.astype("<u8").tobytes()[: (size + 7) // 8]
+
+
+def bit_lengths(numbers: np.ndarray) -> np.ndarray:
+    """How many bits each number has, 0 of 0. int64 (n,) both, numbers below 2^53."""
+    return np.frexp(numbers.astype(np.float64))[1].astype(np.int64)
 
 
 class BitReader:

@@ -16,8 +16,16 @@ class Rans(Codec):
     has_models = True
     leaves_out_derived = True
 
-    def fit(self, info: ArrayInfo, each: Each) -> bytes:
-        return masks.fit(info, each) if info.is_mask else elements.fit(info, each)
+    def fit(self, info: ArrayInfo, each: Each) -> tuple[bytes, Coder | None]:
+        if info.is_mask:
+            of_masks = masks.fit(info, each)
+            return masks.write_model(of_masks), masks.MaskCoder(of_masks, info)
+        of_elements = elements.fit(info, each)
+        if of_elements is None:
+            return b"", None
+        return elements.write_model(of_elements), elements.ElementCoder(of_elements, info)
 
     def coder(self, model: bytes, info: ArrayInfo) -> Coder:
-        return masks.MaskCoder(model, info) if info.is_mask else elements.ElementCoder(model, info)
+        if info.is_mask:
+            return masks.MaskCoder(masks.read_model(model, info.cols), info)
+        return elements.ElementCoder(elements.read_model(model, 8 * info.width, info.cols), info)

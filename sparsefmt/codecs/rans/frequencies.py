@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+from math import log2
+from operator import mul
+
 import numpy as np
 
-from sparsefmt.codecs.rans.bitstring import BitReader, BitWriter
+from sparsefmt.codecs.rans.bitstring import BitReader, BitWriter, bit_lengths
 
 MIN_PRECISION, MAX_PRECISION = 8, 15
 """Bits of the sum of all frequencies. 15, so that a frequency always fits 16 bits."""
@@ -18,6 +22,14 @@ POPCOUNTS = np.bitwise_count(np.arange(BYTES, dtype=np.uint8)).astype(np.int64)
 
 BYTES_OF_POPCOUNT = np.bincount(POPCOUNTS)
 """Bytes that have 0, 1, … 8 set bits."""
+
+_OF_EACH = BYTES_OF_POPCOUNT.tolist()
+
+_WORTH_A_CHANGE = 1e-6
+"""Bits of all bytes that a change of frequencies must save, so that rounding never makes it go to and fro."""
+
+_MAX_SHIFT = 16
+"""Bits by which the widths of two bins next to each other count as different."""
 
 
 def normalised(counts: np.ndarray, precision: int) -> np.ndarray:
@@ -46,13 +58,34 @@ def normalised(counts: np.ndarray, precision: int) -> np.ndarray:
 def normalised_popcounts(counts: np.ndarray, precision: int) -> np.ndarray | None:
     """The frequency of each byte with 0, 1, … 8 set bits, given how many bytes have as many; None if they do not fit.
 
-    Multiplied by how many bytes there are of each, they sum to 2^precision.
+    Multiplied by how many bytes there are of each, they sum to 2^precision. That of no set bits makes up for the
+    others, which are rounded, and then changed by one as long as that makes the bytes shorter.
     """
-    from sparsefmt.codecs.rans.jitted import frequencies as jitted
-
-    found = np.empty(9, np.int64)
-    fits = jitted.normalise_popcounts(counts.astype(np.int64), BYTES_OF_POPCOUNT, precision, found)
-    return found if fits else None
+    occurrences, total = counts.tolist(), 1 << precision
+    scale = total / max(sum(occurrences), 1)
+    found = [
+        max(round(count * scale / many), int(count > 0)) for count, many in zip(occurrences, _OF_EACH, strict=True)
+    ]
+    left, least = total - sum(map(mul, found[1:], _OF_EACH[1:])), int(occurrences[0] > 0)
+    # rounded up, they may be too many together
+    for popcount in range(8, 0, -1):
+        while left < least and found[popcount] > (occurrences[popcount] > 0):
+            found[popcount] -= 1
+            left += _OF_EACH[popcount]
+    if left < least:
+        return None
+    improved = True
+    while improved:
+        improved = False
+        for popcount, step in product([popcount for popcount in range(1, 9) if occurrences[popcount]], (1, -1)):
+            rest, changed = left - step * _OF_EACH[popcount], found[popcount] + step
+            if rest < least or changed < 1:
+                continue
+            saved = occurrences[popcount] * (log2(changed) - log2(found[popcount]))
+            saved += occurrences[0] * (log2(rest) - log2(left)) if least else 0.0
+            if saved > _WORTH_A_CHANGE:
+                found[popcount], left, improved = changed, rest, True
+    return np.array([left, *found[1:]])
 
 
 def entropy_bits(counts: np.ndarray) -> float:
@@ -76,11 +109,10 @@ def write_frequencies(
 
     widths: int64, of the bin of each symbol, in bits, which tell what to expect.
     """
-    from sparsefmt.codecs.rans.jitted import models
-
+    used = frequencies > 0
+    writer.write_bits(used)
     widths = np.zeros(frequencies.size, np.int64) if widths is None else widths
-    most = frequencies.size * (1 + models.MOST_BITS)
-    writer.run(models.put_frequencies, most, precision, widths, frequencies)
+    write_positive(writer, frequencies[used], precision, widths[used])
 
 
 def read_frequencies(reader: BitReader, symbols: int, precision: int) -> np.ndarray:
@@ -93,17 +125,21 @@ def read_frequencies(reader: BitReader, symbols: int, precision: int) -> np.ndar
 
 
 def write_positive(writer: BitWriter, frequencies: np.ndarray, precision: int, widths: np.ndarray) -> None:
-    """Frequencies of at least 1 that sum to 2^precision, as differences to what their bins' widths make likely."""
-    from sparsefmt.codecs.rans.jitted import models
-
-    writer.run(models.put_positive, frequencies.size * models.MOST_BITS, precision, widths, frequencies)
+    """Frequencies of at least 1 that sum to 2^precision, as differences to what the one before and the widths of their
+    bins make likely; the last, which follows from the others, is left out."""
+    total = 1 << precision
+    before = np.append(max(total // frequencies.size, 1), frequencies[:-2])[: frequencies.size - 1]
+    shifts = np.clip(np.append(0, np.diff(widths[:-1])), -_MAX_SHIFT, _MAX_SHIFT)[: before.size]
+    likely = np.clip((before << np.maximum(shifts, 0)) >> np.maximum(-shifts, 0), 1, total - 1)
+    differences = frequencies[:-1] - likely
+    folded = np.where(differences >= 0, 2 * differences, -2 * differences - 1)
+    writer.write_numbers(folded, np.maximum(bit_lengths(likely) - 2, 0))
 
 
 def write_popcounts(writer: BitWriter, frequencies: np.ndarray) -> None:
     """Frequencies of bytes with 8, 7, … 1 set bits; 0 set bits have what is left."""
-    from sparsefmt.codecs.rans.jitted import models
-
-    writer.run(models.put_popcounts, 8 * models.MOST_BITS, frequencies)
+    numbers = frequencies[:0:-1]
+    writer.write_numbers(numbers, bit_lengths(np.append(0, numbers[:-1])))
 
 
 def read_tables(reader: BitReader, tables: int, precision: int, widths: np.ndarray) -> np.ndarray:

@@ -75,27 +75,34 @@ class Tables:
     @computed_once
     def _narrow(self) -> tuple[np.ndarray, np.ndarray]:
         """Slots and entries, for `jitted.rans`."""
-        from sparsefmt.codecs.rans.jitted import rans as jitted
+        entries = (self._frequencies << 16) | self._first_slots
+        return self._in_slots(np.arange(self.symbols, dtype=self.dtype)), entries.astype(np.uint64).ravel()
 
-        slots = np.empty(len(self._frequencies) << self.precision, self.dtype)
-        entries = np.empty(self._frequencies.size, np.uint64)
-        jitted.fill(self._frequencies, slots, entries)
-        return slots, entries
+    @property
+    def _first_slots(self) -> np.ndarray:
+        """The first slot of each symbol: int64 (tables, symbols)."""
+        return np.cumsum(self._frequencies, 1) - self._frequencies
+
+    def _in_slots(self, of_symbols: np.ndarray) -> np.ndarray:
+        """What stands for symbols, (symbols,) or (tables, symbols), in every slot of each of them. Flat."""
+        return np.repeat(np.broadcast_to(of_symbols, self._frequencies.shape).ravel(), self._frequencies.ravel())
 
     @computed_once
     def _wide(self) -> tuple[np.ndarray, np.ndarray]:
         """Slots and entries, for `jitted.rans_wide`."""
         from sparsefmt.codecs.rans.jitted import rans_wide as jitted
 
-        tables = len(self._frequencies)
+        tables, frequencies, symbols = len(self._frequencies), self._frequencies, np.arange(self.symbols)
         if self.precision <= jitted.ONE_LOOK:
-            slots = np.empty(tables << self.precision, np.uint32)
-            jitted.fill_slots(self._frequencies, slots)
-            return slots, np.empty(0, np.uint32)
+            # a frequency of 0 has no slot
+            whole = self._in_slots(symbols | np.maximum(frequencies - 1, 0) << 8).astype(np.uint32)
+            distances = np.tile(np.arange(1 << self.precision), tables) - self._in_slots(self._first_slots)
+            return whole | distances.astype(np.uint32) << 20, np.empty(0, np.uint32)
         slots = np.zeros((tables << self.precision) + jitted.PADDING, np.uint8)
-        entries = np.zeros(256 * tables, np.uint32)
-        jitted.fill_slots_and_entries(self._frequencies, slots, entries)
-        return slots, entries
+        slots[: -jitted.PADDING] = self._in_slots(symbols)
+        entries = np.zeros((tables, 256), np.uint32)
+        entries[:, : self.symbols] = np.where(frequencies, (frequencies - 1) << 16 | self._first_slots, 0)
+        return slots, entries.ravel()
 
 
 def read_only(array: np.ndarray) -> np.ndarray:

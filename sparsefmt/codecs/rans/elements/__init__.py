@@ -11,5 +11,6 @@ where rows and columns differ in how large their elements are: their classes    
 
 from sparsefmt.codecs.rans.elements.coder import ElementCoder
 from sparsefmt.codecs.rans.elements.fit import fit
+from sparsefmt.codecs.rans.elements.model import read_model, write_model
 
-__all__ = ["ElementCoder", "fit"]
+__all__ = ["ElementCoder", "fit", "read_model", "write_model"]

@@ -10,6 +10,7 @@ type's precision need no special case to become short.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -142,11 +143,19 @@ def _best_leaves(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bi
 
 def write_tree(writer: BitWriter, lows: np.ndarray, widths: np.ndarray, key_bits: int) -> None:
     """The tree whose used leaves are the bins, in preorder."""
-    from sparsefmt.codecs.rans.jitted import models
-
-    # on the way to each leaf, a node and an empty half on every level
-    most = lows.size * 3 * (key_bits + 1)
-    writer.run(models.put_tree, most, key_bits, lows, widths)
+    begin_of, width_of, bits = lows.tolist(), widths.tolist(), []
+    # nodes that wait: the bins in each, its first key and its width
+    waiting = [(0, len(begin_of), 0, key_bits)]
+    while waiting:
+        begin, end, low, width = waiting.pop()
+        if begin == end or (end == begin + 1 and width_of[begin] == width):
+            bits += [False, begin < end] if width else [begin < end]
+            continue
+        bits.append(True)
+        middle = low + (1 << (width - 1))
+        split = bisect_left(begin_of, middle, begin, end)
+        waiting += (split, end, middle, width - 1), (begin, split, low, width - 1)
+    writer.write_bits(np.array(bits))
 
 
 def read_tree(reader: BitReader, key_bits: int) -> tuple[np.ndarray, np.ndarray]:

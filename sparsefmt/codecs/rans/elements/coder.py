@@ -10,7 +10,7 @@ from sparsefmt.codecs.contract import ArrayInfo, Coder
 from sparsefmt.codecs.rans.classes import CLASS_PRECISION, MAX_CLASSES, decode_row_symbols, encode_row_symbols
 from sparsefmt.codecs.rans.elements.coordinates import placed
 from sparsefmt.codecs.rans.elements.lags import differences, undo_differences
-from sparsefmt.codecs.rans.elements.model import read_model
+from sparsefmt.codecs.rans.elements.model import Model
 from sparsefmt.codecs.rans.elements.splitting import Splitter, elements_of
 from sparsefmt.codecs.rans.streams import Tables
 from sparsefmt.errors import FormatError
@@ -21,11 +21,10 @@ _HEADER = struct.Struct("<Q")
 
 
 class ElementCoder(Coder):
-    """A model of elements made ready. Raises FormatError (rans-model) if it cannot be."""
+    """A model of elements made ready."""
 
-    def __init__(self, model: bytes, info: ArrayInfo) -> None:
-        self.model = read_model(model, 8 * info.width, info.cols)
-        classes = self.model.classes
+    def __init__(self, model: Model, info: ArrayInfo) -> None:
+        self.model, classes = model, model.classes
         self._width, self._cols = info.width, info.cols
         self._splitter = Splitter(self.model.keys, self.model.lows, self.model.widths)
         self._tables = Tables(self.model.tables, self.model.precision)

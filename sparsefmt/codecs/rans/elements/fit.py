@@ -12,7 +12,7 @@ from sparsefmt.codecs.rans.elements.bins import PREFIX_BITS, Bins, Keys, best_bi
 from sparsefmt.codecs.rans.elements.counting import MAX_DISTINCT, Total, counted, parts_of, united
 from sparsefmt.codecs.rans.elements.fit_classes import with_classes
 from sparsefmt.codecs.rans.elements.lags import LAGS, differences
-from sparsefmt.codecs.rans.elements.model import Model, write_model
+from sparsefmt.codecs.rans.elements.model import Model
 from sparsefmt.codecs.rans.elements.splitting import elements_of
 from sparsefmt.codecs.rans.frequencies import normalised
 
@@ -23,8 +23,8 @@ _SAMPLE = 4096
 """Elements of a tile of which the lag is judged."""
 
 
-def fit(info: ArrayInfo, each: Each) -> bytes:
-    """The model for all elements of a tensor; b"" if there are none.
+def fit(info: ArrayInfo, each: Each) -> Model | None:
+    """The model for all elements of a tensor; None if there are none.
 
     Beside the tiles, it takes up to 16 bytes for each row, and for each column if they get classes.
     """
@@ -42,7 +42,7 @@ def fit(info: ArrayInfo, each: Each) -> bytes:
 
     found = list(_binned(each_coded, nbits))
     if not found:
-        return b""
+        return None
     bins, keys = min(found, key=lambda candidate: candidate[0].cost)
     precision = 11 if len(bins.lows) <= 64 else 12 if len(bins.lows) <= 256 else 14
     one = Classes(1, np.zeros(1, np.uint8), np.array([1 << CLASS_PRECISION]), None)
@@ -50,7 +50,7 @@ def fit(info: ArrayInfo, each: Each) -> bytes:
     model = Model(keys, lag, bins.lows, bins.widths, precision, one, table[None])
     if int(bins.counts.sum()) >= WORTH_CLASSES and not lag and 1 < len(bins.lows) <= 256:
         model = with_classes(model, bins, info, each) or model
-    return write_model(model)
+    return model
 
 
 def _best_lag(elements: np.ndarray) -> int | None:

@@ -87,20 +87,6 @@ def difference(mask, copies, out):
 
 
 @jit
-def contexts(row_symbols, group_classes, table_of, copy, out):
-    """Fill `out` (rows, groups) with the table of each group: table_of[row's class + group's class], or in copies, rows
-    whose symbol is `copy`, the last one."""
-    last = table_of[table_of.shape[0] - 1]
-    for row in range(out.shape[0]):
-        if row_symbols[row] == copy:
-            for group in range(out.shape[1]):
-                out[row, group] = last
-        else:
-            for group in range(out.shape[1]):
-                out[row, group] = table_of[np.int64(row_symbols[row]) + np.int64(group_classes[group])]
-
-
-@jit
 def contexts_in_slices(row_symbols, group_classes, table_of, copy, out):
     """`contexts` in the order of a chunk: flat `out`, slice by slice, group by group, row by row."""
     # the table of a row's symbol and a group's class, at symbol << 6 | class
@@ -223,13 +209,3 @@ def histogram(groups, contexts, counts):
     for row in range(contexts.shape[0]):
         for group in range(contexts.shape[1]):
             counts[contexts[row, group], groups[row, group]] += 1
-
-
-@jit
-def column_counts(mask, counts):
-    """Add to counts[column] the rows that have it."""
-    for row in range(mask.shape[0]):
-        for word in range(mask.shape[1]):
-            bits = mask[row, word]
-            for bit in range(min(64, counts.shape[0] - 64 * word)):
-                counts[64 * word + bit] += np.int64((bits >> np.uint64(bit)) & np.uint64(1))

@@ -1,9 +1,8 @@
-"""Bit strings of models, read and written: numbers, trees of bins, tables of frequencies.
+"""Bit strings of models, read: numbers, trees of bins, tables of frequencies.
 
 A bit string is uint64 words, the lowest bit first, PADDING words longer than its bits need and zero there. A position
-in it is a number of bits. Passes that read take the position where they begin and the end of the string, and return a
-status and the position where they ended; none reads outside its arrays, whatever the bits say. Passes that write expect
-the words that they write to be zero, and return the position where they ended.
+in it is a number of bits. Passes take the position where they begin and the end of the string, and return a status and
+the position where they ended; none reads outside its arrays, whatever the bits say.
 """
 
 from __future__ import annotations
@@ -22,9 +21,6 @@ PADDING = 4
 MAX_ZEROS = 32
 """Zeros that a number in exponential Golomb code may start with."""
 
-MOST_BITS = 2 * MAX_ZEROS + 17
-"""Bits of a number, of an order of 16 at most."""
-
 MAX_SHIFT = 16
 """Bits by which the widths of two bins next to each other count as different."""
 
@@ -41,15 +37,6 @@ def get(words, at, count):
     # two shifts, since one by 64 is none
     window = (words[first] >> shift) | ((words[first + ONE] << ONE) << (INDEX_MASK - shift))
     return np.int64(window & ((ONE << np.uint64(count)) - ONE))
-
-
-@jit
-def put(words, at, value, count):
-    """Write the low `count` bits of `value`, which has no others; the position behind them."""
-    first, shift, bits = np.uint64(at) >> SIX, np.uint64(at) & INDEX_MASK, np.uint64(value)
-    words[first] |= bits << shift
-    words[first + ONE] |= (bits >> ONE) >> (INDEX_MASK - shift)
-    return at + count
 
 
 @jit
@@ -73,16 +60,6 @@ def get_number(words, at, end, order):
     number = ((high - 1) << order) + get(words, at + zeros, order)
     at += zeros + order
     return (OK if at <= end else EARLY_END), at, number
-
-
-@jit
-def put_number(words, at, value, order):
-    """Write a number >= 0 in exponential Golomb code, which is short for numbers about as long as `order` bits."""
-    high = (value >> order) + 1
-    zeros = bit_length(high) - 1
-    at = put(words, at, 1 << zeros, zeros + 1)
-    at = put(words, at, high - (1 << zeros), zeros)
-    return put(words, at, value & ((1 << order) - 1), order)
 
 
 @jit
@@ -119,31 +96,6 @@ def get_tree(words, at, end, key_bits, max_width, lows, widths):
     if at > end:
         return EARLY_END, at, 0
     return (OK if found else NO_BIN), at, found
-
-
-@jit
-def put_tree(words, at, key_bits, lows, widths):
-    """Write the tree over keys of `key_bits` whose used leaves are these, in preorder."""
-    pending, begins, ends = 1, np.zeros(66, np.int64), np.zeros(66, np.int64)
-    of_lows, of_widths = np.zeros(66, np.uint64), np.zeros(66, np.int64)
-    ends[0], of_widths[0] = lows.shape[0], key_bits
-    while pending:
-        pending -= 1
-        begin, end, low, width = begins[pending], ends[pending], of_lows[pending], of_widths[pending]
-        if begin == end or (end == begin + 1 and widths[begin] == width):
-            if width:
-                at = put(words, at, 0, 1)
-            at = put(words, at, np.int64(begin < end), 1)
-            continue
-        at = put(words, at, 1, 1)
-        middle, split = low + (ONE << np.uint64(width - 1)), begin
-        while split < end and lows[split] < middle:
-            split += 1
-        begins[pending], ends[pending], of_lows[pending] = split, end, middle
-        begins[pending + 1], ends[pending + 1], of_lows[pending + 1] = begin, split, low
-        of_widths[pending] = of_widths[pending + 1] = width - 1
-        pending += 2
-    return at
 
 
 @jit
@@ -184,20 +136,6 @@ def get_positive(words, at, end, precision, widths, frequencies):
 
 
 @jit
-def put_positive(words, at, precision, widths, frequencies):
-    """Write frequencies of at least 1 that sum to 2^precision, as differences to what their bins' widths make likely;
-    the last, which follows from the others, is left out."""
-    count = frequencies.shape[0]
-    before = max((1 << precision) // max(count, 1), 1)
-    for index in range(count - 1):
-        expected = _expected(before, widths[index] - widths[max(index - 1, 0)], precision)
-        before = frequencies[index]
-        difference = before - expected
-        at = put_number(words, at, 2 * difference if difference >= 0 else -2 * difference - 1, _order(expected))
-    return at
-
-
-@jit
 def get_frequencies(words, at, end, precision, widths, frequencies):
     """Fill `frequencies`, some of which may be 0, with numbers that sum to 2^precision: (status, position)."""
     symbols, used = frequencies.shape[0], 0
@@ -218,15 +156,6 @@ def get_frequencies(words, at, end, precision, widths, frequencies):
 
 
 @jit
-def put_frequencies(words, at, precision, widths, frequencies):
-    """Write frequencies that sum to 2^precision; those that are 0 are marked by a bit."""
-    used = frequencies > 0
-    for is_used in used:
-        at = put(words, at, np.int64(is_used), 1)
-    return put_positive(words, at, precision, widths[used], frequencies[used])
-
-
-@jit
 def get_popcounts(words, at, end, precision, frequencies):
     """Fill `frequencies` (256,) with those of bytes, equal for equal numbers of set bits: (status, position)."""
     of_popcounts, before, left = np.zeros(9, np.int64), 0, 1 << precision
@@ -244,16 +173,6 @@ def get_popcounts(words, at, end, precision, frequencies):
     for byte in range(256):
         frequencies[byte] = of_popcounts[POPCOUNTS[byte]]
     return OK, at
-
-
-@jit
-def put_popcounts(words, at, frequencies):
-    """Write frequencies of bytes with 8, 7, … 1 set bits; 0 set bits have what is left."""
-    before = 0
-    for popcount in range(8, 0, -1):
-        at = put_number(words, at, frequencies[popcount], bit_length(before))
-        before = frequencies[popcount]
-    return at
 
 
 @jit

@@ -33,22 +33,6 @@ ZERO, ONE, WORD_BITS, WORD_MASK = (np.uint64(number) for number in (0, 1, 16, 0x
 
 
 @jit
-def fill(frequencies, slots, entries):
-    """Fill tables, the first slot of what has no frequency being any. frequencies: int64 (tables, symbols)."""
-    at, slot = ZERO, ZERO
-    for table in range(frequencies.shape[0]):
-        start = ZERO
-        for symbol in range(frequencies.shape[1]):
-            frequency = np.uint64(frequencies[table, symbol])
-            entries[at] = frequency << WORD_BITS | start
-            at += ONE
-            start += frequency
-            for _ in range(frequencies[table, symbol]):
-                slots[slot] = symbol
-                slot += ONE
-
-
-@jit
 def _step(state, words, at, slots, first_slot, entries, first_entry, precision):
     """Take a symbol out of a state: (symbol, state, where the next word is). `words` goes on at `at`."""
     # all of it unsigned: numba would look for negative indices

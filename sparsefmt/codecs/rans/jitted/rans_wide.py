@@ -33,34 +33,6 @@ ZERO, ONE = np.uint64(0), np.uint64(1)
 I1, I8, I16, I32, I64 = (ir.IntType(nbits) for nbits in (1, 8, 16, 32, 64))
 
 
-@jit
-def fill_slots(frequencies, slots):
-    """Fill `slots` (uint32) so that one look tells all. frequencies: int64 (tables, symbols)."""
-    slot = ZERO
-    for table in range(frequencies.shape[0]):
-        for symbol in range(frequencies.shape[1]):
-            frequency = frequencies[table, symbol]
-            for distance in range(frequency):
-                slots[slot] = symbol | (frequency - 1) << 8 | distance << 20
-                slot += ONE
-
-
-@jit
-def fill_slots_and_entries(frequencies, slots, entries):
-    """Fill `slots` (uint8) and `entries` (uint32, zeros) for two looks. frequencies: as in `fill_slots`."""
-    slot = ZERO
-    for table in range(frequencies.shape[0]):
-        start = 0
-        for symbol in range(frequencies.shape[1]):
-            frequency = frequencies[table, symbol]
-            if frequency:
-                entries[256 * table + symbol] = (frequency - 1) << 16 | start
-            start += frequency
-            for _ in range(frequency):
-                slots[slot] = symbol
-                slot += ONE
-
-
 @intrinsic
 def _sixteen_steps(typingctx, states, words, slots, entries, contexts, precision, out):
     """Take a symbol out of each of sixteen states; how many words they took in.

@@ -16,5 +16,6 @@ A table has a frequency for each byte, or only for each number of set bits.
 
 from sparsefmt.codecs.rans.masks.coder import MaskCoder
 from sparsefmt.codecs.rans.masks.fit import fit
+from sparsefmt.codecs.rans.masks.model import read_model, write_model
 
-__all__ = ["MaskCoder", "fit"]
+__all__ = ["MaskCoder", "fit", "read_model", "write_model"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsefmt.codecs.rans.class_search import counts_by_table, merge_tables
+from sparsefmt.codecs.rans.class_search import counts_by_table, merge_tables, table_bits
 from sparsefmt.codecs.rans.classes import CLASS_PRECISION, Classes, member_counts
 from sparsefmt.codecs.rans.frequencies import (
     BYTES,
@@ -17,7 +17,7 @@ from sparsefmt.codecs.rans.frequencies import (
     normalised,
     normalised_popcounts,
 )
-from sparsefmt.codecs.rans.masks.groups import ColumnOrder
+from sparsefmt.codecs.rans.masks.groups import ColumnOrder, contexts_of
 from sparsefmt.codecs.rans.masks.model import Model
 
 _TABLE_BITS = (256.0, 7.0, 55.0)
@@ -59,9 +59,8 @@ class Candidate:
 
         symbols, group_classes = self._symbols(slice(rows.start, rows.stop)), self._order.group_classes
         groups = self._order.groups(mask, symbols == self._copy if self._copy >= 0 else None)
-        contexts = np.empty((mask.shape[0], group_classes.size), np.uint8)
         every_sum = np.arange(len(self.counts), dtype=np.uint8)
-        jitted.contexts(symbols, group_classes, every_sum, self._copy, contexts)
+        contexts = contexts_of(symbols, group_classes, every_sum, self._copy)
         counts = np.zeros_like(self.counts)
         jitted.histogram(groups, contexts, counts)
         return counts
@@ -88,12 +87,10 @@ class Candidate:
 
     def model(self) -> Model:
         """The model, once `cost` was called."""
-        from sparsefmt.codecs.rans.jitted import classes as jitted
-
         tables = [*counts_by_table(self.counts[: self._sums], self._table_of)]
         if self._copy >= 0:
             tables.append(self.counts[-1])
-        by_popcount = [jitted.table_bits(table, *_TABLE_BITS)[1] for table in tables]
+        by_popcount = table_bits(np.array(tables), *_TABLE_BITS)[1].tolist()
         precision, frequencies = _frequencies(tables, by_popcount)
         classes = Classes(
             int(self.row_classes.max(initial=0)) + 1,

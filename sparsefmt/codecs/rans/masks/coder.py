@@ -6,8 +6,8 @@ import numpy as np
 
 from sparsefmt.codecs.contract import ArrayInfo, Coder
 from sparsefmt.codecs.rans.classes import CLASS_PRECISION, decode_row_symbols, encode_row_symbols
-from sparsefmt.codecs.rans.masks.groups import ColumnOrder, in_chunk_order, mask_of
-from sparsefmt.codecs.rans.masks.model import read_model
+from sparsefmt.codecs.rans.masks.groups import ColumnOrder, contexts_of, in_chunk_order, mask_of
+from sparsefmt.codecs.rans.masks.model import Model
 from sparsefmt.codecs.rans.streams import Tables
 from sparsefmt.errors import FormatError
 from sparsefmt.positions import Positions
@@ -15,11 +15,10 @@ from sparsefmt.positions.masks import put_slices, room_for_slices
 
 
 class MaskCoder(Coder):
-    """A model of masks made ready. Raises FormatError (rans-model) if it cannot be."""
+    """A model of masks made ready."""
 
-    def __init__(self, model: bytes, info: ArrayInfo) -> None:
-        self.model = read_model(model, info.cols)
-        classes = self.model.classes
+    def __init__(self, model: Model, info: ArrayInfo) -> None:
+        self.model, classes = model, model.classes
         self._cols, self._order = info.cols, ColumnOrder(classes.columns, info.cols)
         self._tables = Tables(self.model.tables, self.model.precision)
         self._row_tables = Tables(classes.row_frequencies, CLASS_PRECISION)
@@ -46,8 +45,7 @@ class MaskCoder(Coder):
         if not fits:
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
         coded = plain if self._copy < 0 else np.where((symbols == self._copy)[:, None], copied, plain)
-        contexts = np.empty((rows, group_classes.size), np.uint8)
-        jitted.contexts(symbols, group_classes, self._table_of, self._copy, contexts)
+        contexts = contexts_of(symbols, group_classes, self._table_of, self._copy)
         coded = in_chunk_order(coded[:, : group_classes.size])
         return encode_row_symbols(self._row_tables, symbols) + self._tables.encode(coded, in_chunk_order(contexts))
 

@@ -9,15 +9,15 @@ from sparsefmt.codecs.rans.class_search import assign_classes, classes_between
 from sparsefmt.codecs.rans.classes import MAX_CLASSIFIED_COLS
 from sparsefmt.codecs.rans.masks.candidate import Candidate
 from sparsefmt.codecs.rans.masks.groups import mask_of
-from sparsefmt.codecs.rans.masks.model import write_model
-from sparsefmt.codecs.rans.streams import read_only
+from sparsefmt.codecs.rans.masks.model import Model
+from sparsefmt.positions.masks import SLICE_ROWS, in_slices
 
 _STEPS = ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))
 """How far classes of rows and of columns are apart, of what is tried: in log2 of the odds that a position is kept. 0
 for no classes."""
 
 
-def fit(info: ArrayInfo, each: Each) -> bytes:
+def fit(info: ArrayInfo, each: Each) -> Model:
     """The model for the masks of all tiles of a tensor.
 
     Beside the tiles, it takes up to 16 bytes for each row, and for each column if they get classes.
@@ -31,13 +31,11 @@ def fit(info: ArrayInfo, each: Each) -> bytes:
     for histograms in each(count):
         for candidate, histogram in zip(candidates, histograms, strict=True):
             candidate.counts += histogram
-    return write_model(min(candidates, key=lambda candidate: candidate.cost()).model())
+    return min(candidates, key=lambda candidate: candidate.cost()).model()
 
 
 def _candidates(info: ArrayInfo, each: Each) -> list[Candidate]:
     """The classes that are tried: those of _STEPS, each once."""
-    from sparsefmt.codecs.rans.jitted import masks as jitted
-
     rows, cols, with_columns = info.rows, info.cols, info.cols <= MAX_CLASSIFIED_COLS
     # a row has less than 2^32 columns
     row_counts, copies = np.empty(rows, np.uint32), np.empty(rows, np.bool_)
@@ -48,10 +46,9 @@ def _candidates(info: ArrayInfo, each: Each) -> list[Candidate]:
         copied = _copied_rows(mask)
         copies[some.start : some.stop] = copied
         row_counts[some.start : some.stop] = np.bitwise_count(mask).sum(1, dtype=np.int64)
-        counts = np.zeros(column_counts.size, np.uint32)
-        if with_columns:
-            jitted.column_counts(read_only(np.ascontiguousarray(mask[~copied])), counts)
-        return counts
+        if not with_columns:
+            return column_counts
+        return _column_counts(in_slices(chunk.raw, len(some), cols), copied)
 
     for counts in each(look):
         column_counts += counts
@@ -83,6 +80,15 @@ def _copied_rows(mask: np.ndarray) -> np.ndarray:
     differing[1:] = np.bitwise_count(mask[1:] ^ mask[:-1]).sum(1, dtype=np.int64)
     positions = 64 * mask.shape[1]
     return (np.arange(rows.size) > 0) & (4 * differing < np.minimum(rows, positions - rows))
+
+
+def _column_counts(mask: np.ndarray, copied: np.ndarray) -> np.ndarray:
+    """How many rows that are no copies have each column: uint32 (cols,). mask: uint16 (slices, cols)."""
+    if copied.any():
+        plain = np.zeros(len(mask) * SLICE_ROWS, np.bool_)
+        plain[: copied.size] = ~copied
+        mask = mask & np.packbits(plain, bitorder="little").view(mask.dtype)[:, None]
+    return np.bitwise_count(mask).sum(0, dtype=np.uint32)
 
 
 def _odds(kept: float, total: float) -> float:

@@ -21,6 +21,16 @@ def in_chunk_order(of_rows: np.ndarray) -> np.ndarray:
     return np.concatenate([first.ravel(), of_rows[whole:].T.ravel()])
 
 
+def contexts_of(symbols: np.ndarray, group_classes: np.ndarray, table_of: np.ndarray, copy: int) -> np.ndarray:
+    """The table of each row and group: table_of[row's class + group's class], or the last in rows whose symbol is
+    `copy`. uint8 (rows, groups)."""
+    contexts = np.empty((symbols.size, group_classes.size), np.uint8)
+    for symbol in np.flatnonzero(np.bincount(symbols)).tolist():
+        line = table_of[-1] if symbol == copy else table_of[group_classes + np.uint8(symbol)]
+        contexts[symbols == symbol] = line
+    return contexts
+
+
 class ColumnOrder:
     """The order of columns that their classes make: within each word of 64 columns, sorted by class.
 
