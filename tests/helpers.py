@@ -146,8 +146,7 @@ def each_of(*chunks: Chunk) -> Each:
 
 
 def check_codec_round_trip(codec: Codec, raw: np.ndarray, info: ArrayInfo) -> None:
-    """One tile: encoding changes neither input nor bits, and decoding, by the model as it is stored, fills exactly what it
-    is given."""
+    """One tile: encoding changes neither input nor bits, and decoding by the stored model gives it back."""
     before = raw.copy()
     model, fitted = codec.fit(info, each_of(Chunk(raw, range(info.rows), None)))
     assert fitted is not None

@@ -6,8 +6,8 @@
 Each step runs in a process of its own with a cache folder of its own (NUMBA_CACHE_DIR), which is empty the first time.
 Seconds are those of the step and of what it imports, without those that Python takes to start. Compiling keeps one
 core busy, so that processor seconds are about the seconds of a quiet machine, and are what to compare on a busy one.
-`--functions` compiles with numba's events switched on: seconds of a function are without those of functions that it
-calls, which are compiled meanwhile.
+`--functions` compiles with numba's events switched on: seconds of a function are those of a processor, without those of
+functions that it calls, which are compiled meanwhile.
 """
 
 from __future__ import annotations
@@ -116,12 +116,12 @@ def _listen() -> list[tuple[str, str, float]]:
 
     class Listener(event.Listener):
         def on_start(self, event: Any) -> None:
-            inner.append(-time.perf_counter())
+            inner.append(-time.process_time())
             inner.append(0.0)
 
         def on_end(self, event: Any) -> None:
             of_callees, began = inner.pop(), inner.pop()
-            seconds = time.perf_counter() + began
+            seconds = time.process_time() + began
             if inner:
                 inner[-1] += seconds
             function = event.data["dispatcher"].py_func

@@ -42,12 +42,15 @@ def assign_classes(costs: Callable[[slice], np.ndarray], count: int, classes: in
     height = max(_COSTS // classes, 1)
     parts = [slice(begin, min(begin + height, count)) for begin in range(0, count, height)]
     only = costs(parts[0]) if len(parts) == 1 else None
+    often = np.zeros(classes)
     for _ in range(1 + _ROUNDS):
         # a class that nobody has may come back, but is dear
-        often = np.full(classes, 0.1)
+        before, often = often, np.full(classes, 0.1)
         for part in parts:
             assigned[part] = ((costs(part) if only is None else only) + names).argmin(1)
             often += np.bincount(assigned[part], minlength=classes)
+        if np.array_equal(often, before):
+            break  # the next rounds would not change anything
         names = np.log2(often.sum() / often)
     assigned -= assigned.min(initial=255)
     return assigned
