@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from sparsefmt.errors import FormatError
-from sparsefmt.scales import Scales
+from sparsefmt.scales import INT8, Scales, Scaling
 
 SCALES = "sparsefmt.scales"
 VALUES = "sparsefmt.values"
@@ -85,3 +85,19 @@ def checked_scales(weight: str, shape: tuple[int, ...], scale: str, array: np.nd
         return Scales(array, *shape).as_rows()
     except ValueError as error:
         raise FormatError("scales-invalid", f"its scales {scale!r} do not fit: {error}", tensor=weight) from None
+
+
+def checked_input_scale(weight: str, name: str, array: np.ndarray) -> float:
+    """The fixed scale of activations for a weight. name: of its tensor.
+
+    Raises:
+        FormatError: it is not one positive number.
+    """
+    try:
+        if array.size != 1:
+            raise ValueError(f"input_scale has shape {list(array.shape)}, and must be one number")
+        scaling = Scaling.of(None, INT8, array.astype(np.float32).reshape(()), (0, 0))
+    except ValueError as error:
+        raise FormatError("scales-invalid", f"the scale {name!r} of its activations: {error}", tensor=weight) from None
+    assert scaling.input_scale is not None
+    return scaling.input_scale

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from sparsefmt.adapters import torch as adapter
-from sparsefmt.errors import FormatError, in_file, in_tensor
+from sparsefmt.checkpoints.scales import checked_input_scale
+from sparsefmt.errors import in_file, in_tensor
 from sparsefmt.quantizing import quantized
 from sparsefmt.quantizing.rows import FLOATS
 from sparsefmt.tensor import SparseTensor
@@ -20,7 +21,6 @@ from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.loading_plan import Plan, Stored, held, is_sparse
 from sparsefmt.torch.models import NOT_QUANTIZED
 from sparsefmt.torch.scaled_state import empty_like
-from sparsefmt.torch.scales import tensor_of_input_scale
 from sparsefmt.torch.selection import Selection
 from sparsefmt.torch.widened import SIXTEEN_BITS, note
 
@@ -136,12 +136,7 @@ def _read_scaled(stored: Stored, selection: Selection) -> _Compressed:
     if stored.input_scale is None:
         return _Compressed(tensor, stored.scales())
     fixed = stored.file.get_tensor(stored.input_scale)
-    try:
-        return _Compressed(
-            tensor, stored.scales(), float(tensor_of_input_scale(torch.from_numpy(fixed.astype(np.float32))))
-        )
-    except ValueError as error:
-        raise FormatError("scales-invalid", f"{stored.input_scale!r}: {error}", tensor=stored.name) from None
+    return _Compressed(tensor, stored.scales(), checked_input_scale(stored.name, stored.input_scale, fixed))
 
 
 def _read(stored: Stored, holders: list[Holder], selection: Selection) -> _Compressed | _Dense:

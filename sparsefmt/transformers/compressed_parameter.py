@@ -1,24 +1,39 @@
 """StandIn: a compressed weight on its way through transformers, which moves nothing but tensors.
 
 transformers reads a checkpoint, renames, casts and checks its tensors and puts them into the model as Parameters. A
-StandIn has shape, dtype and device of the dense weight, and a SparseTensor in place of its elements. It survives what
-is done to every tensor; in any other operation the dense tensor takes its place, so that models whose checkpoints are
-split or merged while they are loaded come out right, if not compressed there.
+StandIn has shape, dtype and device of the dense weight, and a SparseTensor in place of its elements, with their scales
+if it is a scaled weight: casting that changes neither, only the dtype that it has to code. It survives what is done to
+every tensor; in any other operation the dense tensor takes its place, so that models whose checkpoints are split or
+merged while they are loaded come out right, if not compressed there.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_map
 
 from sparsefmt.adapters.torch import as_torch
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch import derived
 from sparsefmt.torch.derived import cast, torch_dtype_of
+from sparsefmt.torch.scaled_operator import dequantized
 
 _aten = torch.ops.aten
 _SAME = (_aten.detach.default, _aten.alias.default, _aten.clone.default)
+
+
+class ScalesOf(NamedTuple):
+    """What belongs to the elements of a scaled weight.
+
+    Attributes:
+        of_weight: float32 (rows, groups).
+        of_input: the fixed scale of activations in eight bits, if there is one.
+    """
+
+    of_weight: torch.Tensor
+    of_input: float | None = None
 
 
 class StandIn(torch.Tensor):
@@ -26,28 +41,41 @@ class StandIn(torch.Tensor):
 
     Attributes:
         compressed: the SparseTensor.
+        scales: those of a scaled weight, or None.
     """
 
     compressed: SparseTensor
+    scales: ScalesOf | None
 
     @staticmethod
-    def __new__(cls, compressed: SparseTensor) -> StandIn:
-        made = torch.Tensor._make_wrapper_subclass(
-            cls, compressed.shape, dtype=torch_dtype_of(compressed), device=torch.device("cpu")
-        )
+    def __new__(
+        cls, compressed: SparseTensor, scales: ScalesOf | None = None, dtype: torch.dtype | None = None
+    ) -> StandIn:
+        dtype = torch_dtype_of(compressed) if scales is None or dtype is None else dtype
+        made = torch.Tensor._make_wrapper_subclass(cls, compressed.shape, dtype=dtype, device=torch.device("cpu"))
         made.compressed = compressed
+        made.scales = scales
         return made
 
-    def __init__(self, compressed: SparseTensor) -> None:
+    def __init__(
+        self, compressed: SparseTensor, scales: ScalesOf | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
 
     def dense(self) -> torch.Tensor:
-        """The elements, bit for bit, in memory of their own."""
+        """The elements, bit for bit, in memory of their own; of a scaled weight, times their scales."""
         dtype = self.compressed.operand().dtype
-        return as_torch(self.compressed.todense(), dtype).reshape(self.shape)
+        dense = as_torch(self.compressed.todense(), dtype).reshape(self.shape)
+        return dense if self.scales is None else dequantized(dense, self.scales.of_weight, self.dtype)
 
-    def _like(self, compressed: SparseTensor) -> StandIn:
-        made = StandIn(compressed)
+    def without_scales(self) -> SparseTensor:
+        """The weight, compressed, in the dtype that it has to code."""
+        if self.scales is None:
+            return self.compressed
+        return cast(derived.dequantized(self.compressed, self.scales.of_weight.numpy()), self.dtype)
+
+    def _like(self, compressed: SparseTensor, dtype: torch.dtype) -> StandIn:
+        made = StandIn(compressed, self.scales, dtype)
         # transformers' mark of what needs no random weights; some versions ask a copy for it
         if hasattr(self, "_is_hf_initialized"):
             made._is_hf_initialized = self._is_hf_initialized  # type: ignore[attr-defined]
@@ -64,9 +92,10 @@ class StandIn(torch.Tensor):
         first = args[0] if args else None
         if isinstance(first, StandIn):
             if function in _SAME:
-                return first._like(first.compressed)
+                return first._like(first.compressed, first.dtype)
             if function is _aten._to_copy.default and torch.device(kwargs.get("device") or "cpu").type == "cpu":
-                return first._like(cast(first.compressed, kwargs.get("dtype") or first.dtype))
+                dtype = kwargs.get("dtype") or first.dtype
+                return first._like(first.compressed if first.scales else cast(first.compressed, dtype), dtype)
         return function(*tree_map(_dense, args), **tree_map(_dense, kwargs))
 
 

@@ -15,8 +15,9 @@ from sparsefmt.container.sources import BACKENDS, Backend
 from sparsefmt.torch.compute_dtype import ComputeDtype, checked
 from sparsefmt.torch.selection import MIN_SPARSITY, Patterns, Selection
 
-_OF_THE_CALL = ("compute_dtype", "backend", "max_decoded_bytes")
-"""What depends on the machine, and on whom its user trusts: not written to a config.json, nor taken from one."""
+_OF_THE_CALL = ("compute_dtype", "backend", "max_decoded_bytes", "values", "group_size", "scale")
+"""What depends on the machine, on whom its user trusts, and on what he wants to lose: not written to a config.json, nor
+taken from one."""
 
 
 def replace_dtype(config: PreTrainedConfig, old: torch.dtype | None, new: torch.dtype) -> None:
@@ -39,6 +40,9 @@ class SparsefmtConfig(QuantizationConfigMixin):
     Args:
         layout, min_sparsity, include, exclude, min_size: as in `sparsefmt.torch.sparsify`; layers that do not become a
             SparseLinear are loaded dense.
+        values, group_size, scale: as in `sparsefmt.torch.sparsify`: weights of layers that become a SparseLinear are
+            rounded to elements of a byte and scales. `save_pretrained` writes these. config.json never has the three.
+        activations: "int8" to round activations to eight bits too, in layers with scaled elements of int8.
         compute_dtype: as in `sparsefmt.torch.sparsify`. `save_pretrained` writes what it would write without.
             config.json never has it.
         quant_method: as config.json has it: "sparsefmt".
@@ -48,7 +52,8 @@ class SparsefmtConfig(QuantizationConfigMixin):
             never has it.
 
     Raises:
-        ValueError: another layout, method or `compute_dtype`, a sparsity out of range, or a name that is none of these.
+        ValueError: another layout, method, `compute_dtype`, `values` or the like, a sparsity out of range, or a name
+            that is none of these.
         TypeError: patterns that are not text.
 
     Example:
@@ -65,6 +70,10 @@ class SparsefmtConfig(QuantizationConfigMixin):
         exclude: Patterns = None,
         min_size: int | None = None,
         *,
+        values: str | None = None,
+        group_size: int | None = None,
+        scale: str = "absmax",
+        activations: str | None = None,
         compute_dtype: ComputeDtype = None,
         quant_method: str = METHOD,
         how_to_load: object = None,
@@ -73,6 +82,7 @@ class SparsefmtConfig(QuantizationConfigMixin):
         **others: Any,
     ) -> None:
         selection = Selection.of(layout, min_sparsity, include, exclude, min_size)
+        selection = selection.quantizing(values, group_size, scale, activations)
         if quant_method != METHOD:
             raise ValueError(f"quant_method of a SparsefmtConfig is {METHOD!r}, not {quant_method!r}")
         if backend not in BACKENDS:
@@ -86,6 +96,8 @@ class SparsefmtConfig(QuantizationConfigMixin):
         self.include = selection.include
         self.exclude = selection.exclude
         self.min_size = selection.min_size
+        self.values, self.group_size, self.scale = values, group_size, scale
+        self.activations = selection.activations
         self.compute_dtype = None if checked(compute_dtype) is None else "float32"
         self.backend: Backend = backend
         self.max_decoded_bytes = max_decoded_bytes
@@ -107,7 +119,8 @@ class SparsefmtConfig(QuantizationConfigMixin):
     @property
     def selection(self) -> Selection:
         """The same, as the rest of the library takes it."""
-        return Selection(self.layout, self.min_sparsity, self.include, self.exclude, self.min_size)
+        selection = Selection(self.layout, self.min_sparsity, self.include, self.exclude, self.min_size)
+        return selection.quantizing(self.values, self.group_size, self.scale, self.activations)
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json gets: what differs from the defaults, and a text for those who print it."""
@@ -122,4 +135,6 @@ class SparsefmtConfig(QuantizationConfigMixin):
             settings["exclude"] = list(self.exclude)
         if self.min_size is not None:
             settings["min_size"] = self.min_size
+        if self.activations is not None:
+            settings["activations"] = self.activations
         return settings

@@ -120,7 +120,9 @@ class SparsefmtQuantizer(HfQuantizer):
         if self._in_float32:
             widen(model)
             replace_dtype(model.config, self._dtype, torch.float32)
-            self.result = self.result._replace(summary=summary_of(model, self._selection, self.result.dense))
+            self.result = self.result._replace(
+                summary=summary_of(model, self._selection, self.result.dense, self.result.quantizing)
+            )
         self._files.release(model)
         give_back()
         self._say_what_became_of_it(model)
@@ -130,7 +132,8 @@ class SparsefmtQuantizer(HfQuantizer):
         """A line in the log of transformers, which shows warnings unless it is told to show more."""
         summary = self.result.summary
         if summary is not None:
-            log = _logger.warning if summary.surprises else _logger.info
+            lossy = summary.quantizing is not None and summary.quantizing.losses
+            log = _logger.warning if summary.surprises or lossy else _logger.info
             log(f"sparsefmt: {summary}")
         text = None if self._in_float32 else hint(model, _IN_FLOAT32)
         if text is not None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from sparsefmt.errors import in_tensor
+from sparsefmt.quantizing import quantized
+from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.dense_layers import is_conv1d
-from sparsefmt.torch.derived import transposed
+from sparsefmt.torch.derived import rows_of, transposed
 from sparsefmt.torch.layers import Holder, holders_of_parameters, replace
 from sparsefmt.torch.linear import SparseLinear
-from sparsefmt.torch.models import SparsifyResult, sparsify_by
+from sparsefmt.torch.models import NOT_QUANTIZED, SparsifyResult, sparsify_by
+from sparsefmt.torch.scales import expect_int8
 from sparsefmt.torch.selection import Selection, name_of, why_dense
-from sparsefmt.torch.summary import summary_of
-from sparsefmt.transformers.compressed_parameter import StandIn
+from sparsefmt.torch.summary import Quantizing, summary_of
+from sparsefmt.transformers.compressed_parameter import ScalesOf, StandIn
 
 
 def settle(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
@@ -24,6 +28,7 @@ def settle(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
         which layers are sparse, and why others are not. A tensor of another kind of module that was a StandIn is named
         among the latter as well.
     """
+    quantizing = None if selection.quantization is None else Quantizing({}, {})
     dense: dict[str, str] = {}
     sparse: dict[str, SparseLinear] = {}
     for holders in holders_of_parameters(model).values():
@@ -35,17 +40,53 @@ def settle(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
             _fill(weight, holders)
             dense |= reasons
         else:
-            layers = _compress(model, weight, {id(holder.module): holder for holder in holders}, selection.layout)
+            if quantizing is not None:
+                weight = _quantized(weight, holders, selection, quantizing)
+            layers = _compress(model, weight, {id(holder.module): holder for holder in holders}, selection)
             sparse |= {holder.layer: layers[id(holder.module)] for holder in holders}
     _fill_buffers(model)
     rest = sparsify_by(model, selection)
-    dense = dict(sorted((dense | rest.dense).items()))
-    return SparsifyResult(dict(sorted((sparse | rest.sparse).items())), dense, summary_of(model, selection, dense))
+    if quantizing is not None and rest.quantizing is not None:
+        quantizing.losses.update(rest.quantizing.losses)
+        quantizing.left_out.update(rest.quantizing.left_out)
+    dense, sparse = dict(sorted((dense | rest.dense).items())), dict(sorted((sparse | rest.sparse).items()))
+    is_for_nothing = selection.activations is not None and selection.quantization is None
+    if is_for_nothing and all(layer.activations is None for layer in sparse.values()):
+        raise ValueError("activations='int8' is for scaled weights of int8, which no layer has: give values='int8' too")
+    return SparsifyResult(sparse, dense, summary_of(model, selection, dense, quantizing), quantizing)
+
+
+def _quantized(weight: StandIn, holders: list[Holder], selection: Selection, quantizing: Quantizing) -> StandIn:
+    """A weight of linear layers with scales, if it had none and can have some. `quantizing` gets what that loses."""
+    how = selection.quantization
+    if how is None or weight.scales is not None:
+        return weight
+    reason = NOT_QUANTIZED if any(is_conv1d(holder.module) for holder in holders) else None
+    if not weight.is_floating_point():
+        reason = f"its weight has dtype {weight.dtype}"
+    if reason is not None:
+        quantizing.left_out.update((holder.layer, reason) for holder in holders)
+        return weight
+    with in_tensor(holders[0].key):
+        made = quantized(rows_of(weight.compressed), how)
+    quantizing.losses[holders[0].layer] = made.loss
+    tensor = SparseTensor._from_rows(made.rows, selection.layout, budget=weight.compressed.budget)
+    scaled = StandIn(tensor, ScalesOf(torch.from_numpy(made.scale)), weight.dtype)
+    scaled.requires_grad_(weight.requires_grad)
+    return scaled
 
 
 def _why_not_worth(weight: StandIn, holders: list[Holder], selection: Selection) -> dict[str, str]:
+    if weight.scales is not None:
+        # however few of its elements are zero, they are of a byte
+        return {}
+    if weight.compressed.layout == "dense":
+        matrix = rows_of(weight.compressed)
+        filling = matrix.filling(matrix.survey())
+    else:
+        filling = weight.compressed.filling()
     # what transformers calls a quantized model is not trained
-    reason = selection.why_not_worth(weight.compressed.filling(), trainable=False)
+    reason = selection.why_not_worth(filling, trainable=False)
     return {} if reason is None else {name_of(holder): reason for holder in holders}
 
 
@@ -61,7 +102,7 @@ def _fill_buffers(model: torch.nn.Module) -> None:
 
 
 def _compress(
-    model: torch.nn.Module, weight: StandIn, holders: dict[int, Holder], layout: str
+    model: torch.nn.Module, weight: StandIn, holders: dict[int, Holder], selection: Selection
 ) -> dict[int, SparseLinear]:
     """Replace layers that share a weight. Returns the new ones under the keys of the old ones."""
     made: dict[bool, SparseLinear] = {}
@@ -70,8 +111,7 @@ def _compress(
         swapped = is_conv1d(layer)
         first = made.get(swapped)
         if first is None:
-            tensor = transposed(weight.compressed, layout) if swapped else weight.compressed
-            new = made[swapped] = SparseLinear.from_tensor(tensor, layer._parameters.get("bias"))
+            new = made[swapped] = _layer_of(weight, name, layer, selection)
         else:
             new = SparseLinear(first.in_features, first.out_features, bias=False, device="cpu")
             new.share_weight(first)
@@ -87,6 +127,24 @@ def _compress(
         layer._parameters["weight"] = None
         new_layers[key] = new
     return new_layers
+
+
+def _layer_of(weight: StandIn, name: str, layer: torch.nn.Module, selection: Selection) -> SparseLinear:
+    bias, scales = layer._parameters.get("bias"), weight.scales
+    if is_conv1d(layer):
+        return SparseLinear.from_tensor(transposed(weight.without_scales(), selection.layout), bias)
+    if scales is None:
+        return SparseLinear.from_tensor(weight.compressed, bias)
+    activations = selection.activations if scales.of_input is None else "int8"
+    expect_int8(activations, weight.compressed.operand().dtype.name, f"{name}.weight")
+    return SparseLinear.from_tensor(
+        weight.compressed,
+        bias,
+        scale=scales.of_weight,
+        activations=activations,
+        input_scale=scales.of_input,
+        dtype=weight.dtype,
+    )
 
 
 def _fill(weight: StandIn, holders: list[Holder]) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from transformers.core_model_loading import revert_weight_conversion
@@ -18,7 +19,7 @@ from transformers.utils import logging
 
 from sparsefmt import cost_of_signs
 from sparsefmt.adapters.torch import rows_of
-from sparsefmt.checkpoints import cards
+from sparsefmt.checkpoints import cards, scales
 from sparsefmt.checkpoints.huggingface import SENTENCE_TRANSFORMERS
 from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.container.atomic import replacing
@@ -26,11 +27,13 @@ from sparsefmt.made_on_demand import MadeOnDemand
 from sparsefmt.save_options import NegativeZeros
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.tensor_writer import TensorWriter
+from sparsefmt.torch.layers import joined, modules_with_names
 from sparsefmt.torch.linear import SparseLinear
+from sparsefmt.torch.scaled_state import scaled_weights
 from sparsefmt.torch.state import tensors_of
 from sparsefmt.torch.widened import as_stored, stored_dtypes
 from sparsefmt.transformers import placing
-from sparsefmt.transformers.compressed_parameter import StandIn
+from sparsefmt.transformers.compressed_parameter import ScalesOf, StandIn
 from sparsefmt.transformers.config import SparsefmtConfig, replace_dtype
 from sparsefmt.transformers.files import SUFFIX
 from sparsefmt.writing import write_all
@@ -91,6 +94,7 @@ def save_pretrained(
         raise NotADirectoryError(f"{os.fspath(save_directory)!r} is a file, and a folder is needed")
     if getattr(model.config, "quantization_config", None) is None:
         model.config.quantization_config = SparsefmtConfig()
+    _note_activations(model)
     if not is_main_process:
         original(model, save_directory, is_main_process=False, state_dict={}, **others)
         return
@@ -150,17 +154,22 @@ def _write_weights(
         state, get_storage_size=_nbytes, filename_pattern=f"{stem}{{suffix}}{SUFFIX}", max_shard_size=max_shard_size
     )
     sign_bytes = written = 0
+    in_files: dict[str, str] = {}
     for name, tensors in logging.tqdm(shards.filename_to_tensors.items(), desc="Writing model shards"):
-        stored = MadeOnDemand({tensor: state[tensor] for tensor in tensors}, _stored)
+        scaled = [tensor for tensor in tensors if getattr(state[tensor], "scales", None) is not None]
+        parts = {part: value for tensor in tensors for part, value in _parts(tensor, state[tensor]).items()}
+        in_files |= dict.fromkeys(parts, name)
+        metadata = {"format": "pt", **scales.as_metadata({tensor: scales.scale_name(tensor) for tensor in scaled})}
+        stored = MadeOnDemand(parts, _stored)
         with staged.writing(staged.path / name) as path, replacing(path) as sink:
-            writer = TensorWriter(sink, {"format": "pt"}, negative_zeros=negative_zeros)
+            writer = TensorWriter(sink, metadata, negative_zeros=negative_zeros)
             content = write_all(writer, stored)
         sign_bytes += sum(map(content.sign_nbytes, content.tensors.values()))
         written += writer.written
     if text := cost_of_signs.note(sign_bytes, written, 'save_pretrained(..., negative_zeros="drop")'):
         _logger.warning(f"{staged.path}: {text}")
     if shards.is_sharded:
-        weight_map = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        weight_map = {"metadata": shards.metadata, "weight_map": in_files}
         encoded = (json.dumps(weight_map, indent=2, sort_keys=True) + "\n").encode()
         _write(staged, staged.path / placing.index_name("sparsefmt", variant), encoded)
 
@@ -176,9 +185,18 @@ def _state(model: Any, original_format: bool) -> dict[str, torch.Tensor]:
     Of a model that computes in float32 with weights of 16 bits, the rest is there a second time, in 16 bits.
     """
     state = tensors_of(model)
+    layers = {
+        joined(name, "weight"): layer for name, layer in modules_with_names(model) if isinstance(layer, SparseLinear)
+    }
+    for name, scale in scaled_weights(model).items():
+        # they come with their weights, whatever these are called in the end
+        state.pop(scale, None)
+        state.pop(scales.input_scale_name(name), None)
     for key in model._keys_to_ignore_on_save or ():
         state.pop(key, None)
-    compressed = {name: StandIn(tensor) for name, tensor in state.items() if isinstance(tensor, SparseTensor)}
+    compressed = {
+        name: _stand_in(tensor, layers[name]) for name, tensor in state.items() if isinstance(tensor, SparseTensor)
+    }
     dense = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     stored = stored_dtypes(model)
     kept = {
@@ -187,6 +205,39 @@ def _state(model: Any, original_format: bool) -> dict[str, torch.Tensor]:
     }
     checkpoint = {**kept, **compressed}
     return revert_weight_conversion(model, checkpoint) if original_format else checkpoint
+
+
+def _stand_in(tensor: SparseTensor, layer: SparseLinear) -> StandIn:
+    if layer.weight_scale is None:
+        return StandIn(tensor)
+    of_input = None if layer.input_scale is None else float(layer.input_scale)
+    return StandIn(tensor, ScalesOf(layer.weight_scale, of_input), layer.weight_dtype)
+
+
+def _parts(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A tensor under its name; a scaled weight with its scales."""
+    made = {name: tensor}
+    if isinstance(tensor, StandIn) and tensor.scales is not None:
+        made[scales.scale_name(name)] = tensor.scales.of_weight
+        if tensor.scales.of_input is not None:
+            made[scales.input_scale_name(name)] = torch.tensor(tensor.scales.of_input)
+    return made
+
+
+def _note_activations(model: Any) -> None:
+    """Let config.json say how activations are multiplied, which no file of weights does."""
+    config = model.config.quantization_config
+    scaled = [layer for layer in model.modules() if isinstance(layer, SparseLinear) and layer.weight_scale is not None]
+    # a fixed scale of activations is in the file
+    dynamic = [layer for layer in scaled if layer.input_scale is None and layer.weight.tensor.dtype == np.int8]
+    rounded = [layer for layer in dynamic if layer.activations is not None]
+    if isinstance(config, SparsefmtConfig):
+        config.activations = "int8" if rounded else None
+    if rounded and len(rounded) < len(dynamic):
+        _logger.warning(
+            f"activations are rounded to eight bits in {len(rounded):,} of {len(dynamic):,} layers, and will be in all"
+            " of them when the folder is loaded"
+        )
 
 
 def _write_stored_dtype(model: Any, folder: Path) -> None:
@@ -216,7 +267,9 @@ def _no_progress_bar() -> Iterator[None]:
 
 
 def _nbytes(tensor: torch.Tensor) -> int:
-    return tensor.compressed.nbytes if isinstance(tensor, StandIn) else tensor.numel() * tensor.element_size()
+    if not isinstance(tensor, StandIn):
+        return tensor.numel() * tensor.element_size()
+    return tensor.compressed.nbytes + (0 if tensor.scales is None else tensor.scales.of_weight.nbytes)
 
 
 def _stored(tensor: torch.Tensor) -> Any:
