@@ -1,4 +1,4 @@
-"""The conformance kit: three readers pass it, and readers that are wrong do not."""
+"""The conformance kit: readers pass it, and readers that are wrong do not."""
 
 from __future__ import annotations
 

@@ -88,7 +88,6 @@ def test_damage_is_found(reader, tmp_path):
     Of several faults that such a bit may make, readers may report any.
     """
     rng = np.random.default_rng(11)
-    path = tmp_path / "damaged.sparsefmt"
     read = refused = 0
     for vector in sorted(VECTORS.glob("good/odd/*.sparsefmt")):
         data = vector.read_bytes()
@@ -97,6 +96,8 @@ def test_damage_is_found(reader, tmp_path):
         for _ in range(20):
             changed = bytearray(data)
             place = int(rng.integers(0, len(data)))
+            # a file of its own for each: the library may have those before mapped still
+            path = tmp_path / f"{read + refused}.sparsefmt"
             changed[place] ^= 1 << int(rng.integers(0, 8))
             try:
                 path.write_bytes(mended(bytes(changed)))
