@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import sparsefmt
 from sparsefmt.cli import main
-from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Each, Result
+from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Each
 from sparsefmt.dtypes import DTYPES, DType, as_bits, dtype_of
 from sparsefmt.layouts import FORMS, LAYOUTS, heights
 from sparsefmt.layouts.tile import Tile
@@ -139,10 +139,11 @@ def check_same_tiles(left: Tile, right: Tile) -> None:
 def each_of(*chunks: Chunk) -> Each:
     """What `Codec.fit` is given, for an array of these chunks."""
 
-    def each(work: Callable[[Chunk], Result]) -> Iterator[Result]:
-        return iter([work(chunk) for chunk in chunks])
+    class Given(Each):
+        def chunk(self, number: int) -> Chunk:
+            return chunks[number]
 
-    return each
+    return Given(len(chunks), 1)
 
 
 def check_codec_round_trip(codec: Codec, raw: np.ndarray, info: ArrayInfo) -> None:

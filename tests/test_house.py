@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import FrameType
 
+import numpy as np
+import pytest
 from helpers import ROOT
 
 import sparsefmt
@@ -210,3 +214,56 @@ def test_nothing_is_computed_once_under_a_lock_of_a_class():
     for source in PACKAGE.rglob("*.py"):
         assert "import cached_property" not in source.read_text(), source
         assert "functools.cached_property(" not in source.read_text(), source
+
+
+class _Climbs:
+    """Which functions of the package call one of a storey above theirs, as a profiler sees it: pairs of their names.
+
+    Attributes that `lazily` computes do not count: who reads them stays in one class. Nor does a generator, which goes
+    on wherever its next value is asked for.
+    """
+
+    def __init__(self) -> None:
+        self.found: set[tuple[str, str]] = set()
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> None:
+        callee = self._module(frame)
+        if event != "call" or not callee or frame.f_code.co_flags & inspect.CO_GENERATOR:
+            return
+        caller = frame.f_back
+        while caller is not None and not self._module(caller):
+            caller = caller.f_back
+        above = self._module(caller) if caller else ""
+        if above and above != "lazily" and storey(callee) < storey(above):
+            assert caller is not None
+            self.found.add((f"{above}.{caller.f_code.co_qualname}", f"{callee}.{frame.f_code.co_qualname}"))
+
+    @staticmethod
+    def _module(frame: FrameType) -> str:
+        path = Path(frame.f_code.co_filename)
+        if not path.is_relative_to(PACKAGE) or (path.parent == PACKAGE and path.name == "__init__.py"):
+            return ""
+        return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+@pytest.mark.slow
+def test_saving_climbs_in_five_places(tmp_path):
+    """Threads call what they were given, three times; who writes a tensor asks for its tiles, and a codec that makes a
+    model for its chunks. All else of the walk goes down, or stays."""
+    rng = np.random.default_rng(1)
+    weight = rng.standard_normal((2000, 2000), np.float32)  # several tiles
+    weight[rng.random(weight.shape) < 0.8] = 0
+    sparsefmt.save({"w": weight[:64]})  # modules are imported, and jitted code is compiled
+    climbs, before = _Climbs(), sys.getprofile()
+    sys.setprofile(climbs)
+    try:
+        sparsefmt.save_file({"w": weight}, tmp_path / "w.sparsefmt", threads=1)
+    finally:
+        sys.setprofile(before)
+    assert {(caller.split(".<")[0], callee.split(".<")[0]) for caller, callee in climbs.found} == {
+        ("threads.in_order", "adapters.rows.Rows.survey"),
+        ("threads.in_order", "codecs.contract.Each.__call__"),
+        ("threads.in_order", "container.in_progress.TensorInProgress._encoded"),
+        ("container.in_progress.TensorInProgress._completed", "adapters.rows.Rows.tile_maker"),
+        ("codecs.contract.Each.__call__", "container.tensor_encoder._EachOfArray.chunk"),
+    }

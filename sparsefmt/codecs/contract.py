@@ -21,11 +21,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from sparsefmt.positions import Positions
+from sparsefmt.threads import in_order
 
 Result = TypeVar("Result")
 
@@ -60,10 +61,23 @@ class Chunk(NamedTuple):
     positions: Positions | None
 
 
-class Each(Protocol):
-    """each(work): the results of work(chunk) for all chunks of an array, in order, done in parallel perhaps."""
+class Each(ABC):
+    """each(work): the results of work(chunk) for all chunks of an array, in order, done in parallel.
 
-    def __call__(self, work: Callable[[Chunk], Result], /) -> Iterator[Result]: ...
+    Args:
+        count: how many chunks there are.
+        threads: as in `threads.in_order`.
+    """
+
+    def __init__(self, count: int, threads: int | None) -> None:
+        self._numbers, self._threads = range(count), threads
+
+    @abstractmethod
+    def chunk(self, number: int) -> Chunk:
+        """A chunk. Called from several threads, and again for each work."""
+
+    def __call__(self, work: Callable[[Chunk], Result]) -> Iterator[Result]:
+        return in_order(lambda number: work(self.chunk(number)), self._numbers, self._threads)
 
 
 class Coder(ABC):

@@ -60,7 +60,7 @@ class TensorInProgress:
         optional = [NEGATIVE_ZEROS] if contents.negative_zeros else []
         self._arrays = sorted([*tiling.layout.arrays, *optional])
         several = codec == "auto" or CODECS[codec].has_models
-        self._tiles = Tiles(self._completed, tiling.tiles, thread_count, KEPT_BYTES if several else 0)
+        self._tiles = Tiles(self._completed, thread_count, KEPT_BYTES if several else 0)
         self._encoder = TensorEncoder(codec, tiling, self._tiles)
         self._coded: set[str] = set()
         self._nnz, self._has_negative_zeros = 0, False

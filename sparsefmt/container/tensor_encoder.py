@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
-from sparsefmt import threads
 from sparsefmt.codecs import CODECS
-from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Each, Result
+from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Each
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.positions import Positions
@@ -34,11 +33,12 @@ class Tiles:
 
     Args:
         make: gives tile number t. Called from several threads.
+        thread_count: how many of them there may be.
         room: bytes of tiles to keep.
     """
 
-    def __init__(self, make: Callable[[int], Tile], count: int, thread_count: int | None, room: int) -> None:
-        self._make, self._count, self._threads = make, count, thread_count
+    def __init__(self, make: Callable[[int], Tile], thread_count: int | None, room: int) -> None:
+        self._make, self.threads = make, thread_count
         self._kept: dict[int, Tile] = {}
         self._room = room
 
@@ -53,9 +53,17 @@ class Tiles:
             self._kept[number] = tile
         return tile
 
-    def each(self, work: Callable[[Tile, int], Result]) -> Iterator[Result]:
-        """Results of work(tile, number) for all tiles, in order, done in parallel."""
-        return threads.in_order(lambda number: work(self.get(number), number), range(self._count), self._threads)
+
+class _EachOfArray(Each):
+    """The chunks of one array of a tensor."""
+
+    def __init__(self, array: str, tiling: Tiling, tiles: Tiles) -> None:
+        super().__init__(tiling.tiles, tiles.threads)
+        self._array, self._tiling, self._tiles = array, tiling, tiles
+
+    def chunk(self, number: int) -> Chunk:
+        tile, rows = self._tiles.get(number), range(*self._tiling.tile_range(number))
+        return Chunk(tile[self._array].view(np.uint8), rows, tile.positions(self._array))
 
 
 class _Coding:
@@ -106,10 +114,7 @@ class TensorEncoder:
     def _try_codecs(self, array: str, tile: Tile, number: int) -> tuple[_Coding, bytes | memoryview]:
         tiling, layout, raw_size, tried = self._tiling, self._tiling.layout, tile[array].nbytes, []
         info = ArrayInfo(tile.array_dtype(array).itemsize, tiling.rows, tiling.cols, array == layout.mask)
-
-        def each(work: Callable[[Chunk], Result]) -> Iterator[Result]:
-            return self._tiles.each(lambda tile, number: work(self._chunk(array, tile, number)))
-
+        each = _EachOfArray(array, tiling, self._tiles)
         for codec in self._candidates(info):
             coding = _Coding(codec, info, each, codec.leaves_out_derived and array in layout.derived)
             encoded = self._encode(coding, array, tile, number)
@@ -123,13 +128,7 @@ class TensorEncoder:
     def _encode(self, coding: _Coding, array: str, tile: Tile, number: int) -> bytes | memoryview:
         if not coding.codec.has_models and array != self._tiling.layout.mask:
             return coding.encode(tile[array].view(np.uint8), None)
-        chunk = self._chunk(array, tile, number)
-        return coding.encode(chunk.raw, chunk.positions)
-
-    def _chunk(self, array: str, tile: Tile, number: int) -> Chunk:
-        """An array of a tile, as codecs with models see it."""
-        rows = range(*self._tiling.tile_range(number))
-        return Chunk(tile[array].view(np.uint8), rows, tile.positions(array))
+        return coding.encode(tile[array].view(np.uint8), tile.positions(array))
 
     def _candidates(self, info: ArrayInfo) -> list[Codec]:
         if self._codec == "auto":
