@@ -81,7 +81,7 @@ def test_activations_are_packed_in_threads(layout, most_packed, teams, monkeypat
 
 def test_other_dtypes_take_the_pool(teams):
     """Their values are widened in Python."""
-    w, x = case("bitmask", np.int8, 4)
+    w, x = case("bitmask", np.int16, 4)
     assert np.array_equal(linear(x, w, threads=2), linear(x, w, threads=1))
     assert not teams
 

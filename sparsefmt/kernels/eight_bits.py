@@ -1,0 +1,73 @@
+"""Activations in eight bits: rounded to integers before a product, and their scales put back behind it.
+
+SPEC.md, "Activations in eight bits", says how.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsefmt.dtypes import SINGLE
+from sparsefmt.jit import jit
+from sparsefmt.kernels.simd import fma
+
+LARGEST = 127
+"""Activations are -127 to 127."""
+
+_MOST = np.float32(LARGEST)
+_FINITE = np.int32(0x7F800000)
+"""Bits of the magnitude of what is finite are below this."""
+
+
+def round_activations(x: np.ndarray, input_scale: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Activations (tokens, cols) as integers of -127 to 127, in float32, and the scale of each token, float32.
+
+    A token with NaN or Inf is all zeros, and its scale is NaN. Two reads and one write.
+    """
+    x = np.ascontiguousarray(x, SINGLE)
+    rounded, scales = np.empty(x.shape, SINGLE), np.empty(x.shape[0], SINGLE)
+    _round(x.view(np.int32).reshape(x.shape), x, rounded, scales, np.float32(input_scale or 0))
+    return rounded, scales
+
+
+@jit
+def _round(bits, x, rounded, scales, input_scale):
+    """`bits`: x as integers. input_scale: 0 for one of each token."""
+    tokens, cols = x.shape
+    for token in range(tokens):
+        largest = np.int32(0)
+        for col in range(cols):
+            largest = max(largest, bits[token, col] & np.int32(0x7FFFFFFF))
+        if largest >= _FINITE:
+            scales[token] = np.float32(np.nan)
+            for col in range(cols):
+                rounded[token, col] = np.float32(0)
+            continue
+        scale = input_scale
+        if scale == np.float32(0):
+            scale = np.int32(largest).view(np.float32) / _MOST
+        scales[token] = scale
+        divisor = scale if scale > np.float32(0) else np.float32(np.inf)
+        for col in range(cols):
+            value = x[token, col] / divisor
+            value = value if value < _MOST else _MOST
+            value = value if value > -_MOST else -_MOST
+            rounded[token, col] = np.rint(value)
+
+
+@jit
+def finish_in_eight_bits(sums, factors, token_scales, y):
+    """y = fma(sums, factors, 0) * token_scales + 0; (tokens, rows), (rows), (tokens), (tokens, rows)."""
+    for token in range(sums.shape[0]):
+        of_token = token_scales[token]
+        for row in range(sums.shape[1]):
+            y[token, row] = fma(np.float32(sums[token, row]), factors[row], np.float32(0)) * of_token + np.float32(0)
+
+
+@jit
+def finish(factors, y):
+    """y = fma(y, factors, 0) + 0 in place; (rows), (tokens, rows)."""
+    zero = y.dtype.type(0)
+    for token in range(y.shape[0]):
+        for row in range(y.shape[1]):
+            y[token, row] = fma(y[token, row], factors[row], zero) + zero
