@@ -25,9 +25,9 @@ from sparsefmt.jit import jit
 from sparsefmt.kernels.expand import COLUMNS, copy_value, expand_word, fma_word, values_of_word
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
 from sparsefmt.kernels.kinds import WIDTH, summed_kind
-from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SLICE_OFFSETS, VALUES
+from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SCALES, SLICE_OFFSETS, VALUES
 from sparsefmt.kernels.raw_memory import load_scalar, load_u16, load_u32, load_u64, prefetch, store_scalar
-from sparsefmt.kernels.simd import VECTOR_BYTES, fma, store, store_sums, zeros
+from sparsefmt.kernels.simd import VECTOR_BYTES, fma, fma_by_rows, store, store_sums, zeros
 from sparsefmt.positions.masks import SLICE_ROWS
 
 AHEAD = 2048
@@ -148,6 +148,44 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
 
     # with more tokens, two slices have more sums and addresses than there are registers
     return product if tokens == 1 else product_one_by_one
+
+
+@cache
+def scaled_kernel(kind: int, tokens: int) -> Callable[..., Any]:
+    """Like `few_tokens_kernel`, for columns in groups of whole words that have scales of their own. Its second own
+    number: words of a group."""
+    width, summed = WIDTH[kind], summed_kind(kind)
+    size = WIDTH[summed]
+    sixteen, lines, one = SLICE_ROWS, max(1, SLICE_ROWS * COLUMNS * width // 128), 1
+    step = COLUMNS * tokens * size
+
+    @jit
+    def product(job, lo, hi, scratch):
+        x_begin, cols, tables, group_bytes = load_u64(job + X), load_u64(job + COLS), own(job, 0), 8 * own(job, 1)
+        rows = load_u64(job + ROWS)
+        y_begin, y_stride, y_count = load_u64(job + Y), rows * size, load_u64(job + TOKENS)
+        mask_bytes = 8 * (cols // COLUMNS)
+        for number in range(lo, hi):
+            line, begin, end = piece(job, number)
+            offsets, height = field(line, SLICE_OFFSETS), field(line, HEIGHT)
+            y_tile = y_begin + field(line, FIRST_ROW) * size
+            at = field(line, VALUES) + load_u32(offsets + 4 * begin) * width
+            for slice_ in range(begin, end):
+                mask, totals, x_at = mask_of(line, slice_, cols, scratch + 16), zeros(kind, sixteen, tokens), x_begin
+                scales_at = field(line, SCALES) + SLICE_ROWS * slice_ * size
+                for group in range(0, mask_bytes, group_bytes):
+                    sums = zeros(kind, sixteen, tokens)
+                    for word in range(group, group + group_bytes, 8):
+                        prefetch(at + AHEAD, lines, one)
+                        prefetch(mask + word + MASK_AHEAD, one, one)
+                        sums = fma_word(at, mask + word, kind, tables, x_at, sums)
+                        at += values_of_word(mask + word) * width
+                        x_at += step
+                    totals = fma_by_rows(sums, scales_at, tokens, totals)
+                    scales_at += rows * size
+                store_sums(y_tile + SLICE_ROWS * size * slice_, y_stride, y_count, height - SLICE_ROWS * slice_, totals)
+
+    return product
 
 
 def expand_columns(vectorised, kind, tables, values, mask, columns, ahead, mask_ahead, to, pitch):

@@ -23,7 +23,7 @@ from sparsefmt.kernels import job as jobs
 from sparsefmt.kernels.bitmask import last_columns, mask_of
 from sparsefmt.kernels.expand import COLUMNS
 from sparsefmt.kernels.job import COLS, PIECES, TABLE, field, own, piece
-from sparsefmt.kernels.kinds import WIDTH
+from sparsefmt.kernels.kinds import WIDTH, summed_kind
 from sparsefmt.kernels.llvm import constant_of, load_as, store_at, stored_type
 from sparsefmt.kernels.native import call_kernel
 from sparsefmt.kernels.operand import (
@@ -32,6 +32,7 @@ from sparsefmt.kernels.operand import (
     LINE,
     ROW_COUNTS,
     ROW_PERMUTATION,
+    SCALES,
     SLICE_OFFSETS,
     VALUES,
     WHERE,
@@ -81,7 +82,7 @@ def many_tokens_kernel(kind: int) -> Callable[..., Any]:
 
     x and y are what that one takes; scratch is `scratch_bytes`.
     """
-    width, job_bytes = WIDTH[kind], jobs.BYTES
+    width, size, job_bytes = WIDTH[kind], WIDTH[summed_kind(kind)], jobs.BYTES
 
     @jit
     def product(job, lo, hi, scratch):
@@ -137,6 +138,7 @@ def many_tokens_kernel(kind: int) -> Callable[..., Any]:
                 rows = min(height, SLICE_ROWS * panel_end) - SLICE_ROWS * begin
                 store_scalar(line_of_panel + 8 * FIRST_ROW, field(line, FIRST_ROW) + SLICE_ROWS * begin)
                 store_scalar(line_of_panel + 8 * HEIGHT, rows)
+                store_scalar(line_of_panel + 8 * SCALES, field(line, SCALES) + SLICE_ROWS * begin * size)
                 store_scalar(piece_of_panel + 16, panel_end - begin)
                 call_kernel(multiply, inner, 0, 1, scratch)
 

@@ -1,4 +1,4 @@
-"""Activations in eight bits: rounded to integers before a product, and their scales put back behind it.
+"""Activations rounded to integers of eight bits before a product.
 
 SPEC.md, "Activations in eight bits", says how.
 """
@@ -9,7 +9,6 @@ import numpy as np
 
 from sparsefmt.dtypes import SINGLE
 from sparsefmt.jit import jit
-from sparsefmt.kernels.simd import fma
 
 LARGEST = 127
 """Activations are -127 to 127."""
@@ -53,21 +52,3 @@ def _round(bits, x, rounded, scales, input_scale):
             value = value if value < _MOST else _MOST
             value = value if value > -_MOST else -_MOST
             rounded[token, col] = np.rint(value)
-
-
-@jit
-def finish_in_eight_bits(sums, factors, token_scales, y):
-    """y = fma(sums, factors, 0) * token_scales + 0; (tokens, rows), (rows), (tokens), (tokens, rows)."""
-    for token in range(sums.shape[0]):
-        of_token = token_scales[token]
-        for row in range(sums.shape[1]):
-            y[token, row] = fma(np.float32(sums[token, row]), factors[row], np.float32(0)) * of_token + np.float32(0)
-
-
-@jit
-def finish(factors, y):
-    """y = fma(y, factors, 0) + 0 in place; (rows), (tokens, rows)."""
-    zero = y.dtype.type(0)
-    for token in range(y.shape[0]):
-        for row in range(y.shape[1]):
-            y[token, row] = fma(y[token, row], factors[row], zero) + zero

@@ -37,15 +37,16 @@ MOST_RECIPES = 256
 """An operand remembers recipes for so many numbers of tokens."""
 
 
-def multiply(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None) -> None:
+def multiply(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None) -> bool:
     """Fill y (tokens, rows), of the dtype of the sums, with x (tokens, cols) times the rows of w.
 
-    y or its transpose is C-contiguous; x is anything.
+    y or its transpose is C-contiguous; x is anything. Return whether y is filled: it is not if x has Inf or NaN, and
+    columns of w are in groups.
     """
     tokens = x.shape[0]
     if not tokens or not w.tiles:
         y[...] = 0
-        return
+        return True
     if x.dtype != y.dtype:
         x = x.astype(y.dtype)
     x_rows, y_rows, across = x, y, NOT_ACROSS
@@ -61,10 +62,13 @@ def multiply(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None) -> N
     result = y if across.y else y_rows
     for recipe in found:
         if _run(recipe, x_rows, y_rows, w, threads):
+            if w.matrix.groups > 1:
+                return False
             these = slice(recipe.plan.first, recipe.plan.first + recipe.plan.tokens)
             _multiply_any(x[these], w, result[these], threads)
     if result is not y:
         y[...] = result
+    return True
 
 
 def _summed(y: np.ndarray) -> int:

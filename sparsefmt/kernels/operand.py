@@ -9,6 +9,7 @@ import numpy as np
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.positions.masks import SLICE_ROWS
+from sparsefmt.scales import Scales
 
 FIRST_ROW, HEIGHT = 0, 1
 """Where kernels find numbers of a tile in its line of `Operand.table`: its first row, and how many rows it has."""
@@ -20,8 +21,15 @@ WHERE, ROW_PERMUTATION, ROW_COUNTS = 4, 5, 6
 """Where they find the addresses of its arrays: `values` of every layout, `slice_offsets` of the sparse ones, then those
 that only `bitmask` has, or only `permuted`: WHERE is `columns` or `gaps`."""
 
-LINE = 56
+SCALES = 7
+"""Where they find the address of the scales of the tile's rows for the first group of columns, if there are several.
+Those of the next group are as many elements behind them as the matrix has rows."""
+
+LINE = 64
 """Bytes of a line of the table."""
+
+_BEYOND = 64
+"""Scales that kernels may read behind the last one."""
 
 _ARRAYS = {
     "dense": ("values",),
@@ -55,6 +63,7 @@ class Matrix(NamedTuple):
         layout, form: names.
         dtype: name of the stored type.
         density: share of elements that are stored, to two digits.
+        groups: of columns that have scales of their own.
     """
 
     layout: str
@@ -63,6 +72,7 @@ class Matrix(NamedTuple):
     rows: int
     cols: int
     density: float
+    groups: int = 1
 
 
 class Operand:
@@ -71,16 +81,29 @@ class Operand:
     Attributes:
         tiling: how it is cut into tiles.
         tiles: those of the tensor. Kept, so that `table` stays valid.
-        table: int64 (tiles, 7). A line for each tile: see FIRST_ROW and VALUES.
+        table: int64 (tiles, 8). A line for each tile: see FIRST_ROW and VALUES.
         address: of the table.
         whole: all rows as one unit.
         matrix: what its kernels are chosen by.
         recipes: what `multiply.py` remembers.
         sums_are_exact: what `scaled.py` remembers, once it was asked.
+        grouped: the last one that `with_groups` made, and of what.
     """
 
     __slots__ = (
-        *("_work", "address", "cols", "dtype", "layout", "matrix", "recipes", "rows", "sums_are_exact", "table"),
+        *(
+            "_work",
+            "address",
+            "cols",
+            "dtype",
+            "grouped",
+            "layout",
+            "matrix",
+            "recipes",
+            "rows",
+            "sums_are_exact",
+            "table",
+        ),
         *("tiles", "tiling", "whole"),
     )
 
@@ -96,11 +119,24 @@ class Operand:
         self.address = self.table.ctypes.data
         self.recipes: dict[Any, Any] = {}
         self.sums_are_exact: bool | None = None
+        self.grouped: tuple[Scales, np.dtype, Operand, np.ndarray] | None = None
         self._work: dict[int, Work] = {}
         self.whole = self.work(1)
         stored = sum(tile["values"].size for tile in tiles)
         density = float(f"{stored / max(self.rows * self.cols, 1):.2g}")
         self.matrix = Matrix(self.layout, tiling.layout.form, self.dtype.name, self.rows, self.cols, density)
+
+    def with_groups(self, scales: Scales, dtype: np.dtype) -> Operand:
+        """The same matrix with scales of several groups of columns, whose sums are of `dtype`. The last is kept."""
+        kept = self.grouped
+        if kept is None or kept[0] is not scales or kept[1] != dtype:
+            made = Operand(self.tiling, self.tiles)
+            values = np.zeros(scales.values.size + _BEYOND, dtype)
+            values[: scales.values.size] = scales.values.reshape(-1)
+            made.table[:, SCALES] = values.ctypes.data + made.table[:, FIRST_ROW] * dtype.itemsize
+            made.matrix = made.matrix._replace(groups=scales.groups)
+            self.grouped = kept = scales, dtype, made, values
+        return kept[2]
 
     def height(self, number: int) -> int:
         """Rows of tile `number`."""

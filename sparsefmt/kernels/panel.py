@@ -24,9 +24,9 @@ from sparsefmt.kernels.dense import SCRATCH_BYTES, transpose_columns
 from sparsefmt.kernels.expand import in_registers
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
 from sparsefmt.kernels.kinds import WIDTH, summed_kind
-from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SLICE_OFFSETS, VALUES
+from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SCALES, SLICE_OFFSETS, VALUES
 from sparsefmt.kernels.raw_memory import load_u32, load_u64, store_scalar
-from sparsefmt.kernels.simd import VECTOR_BYTES, fma_panel, load, store, store_sums, zeros
+from sparsefmt.kernels.simd import VECTOR_BYTES, fma_by_rows, fma_panel, load, store, store_sums, zeros
 from sparsefmt.positions.masks import SLICE_ROWS
 
 VECTORS = 2
@@ -93,19 +93,22 @@ def _make_fill(masked, vectorised, kind, tables, values, mask, next_values, stri
     return of_bitmask if masked.literal_value else of_dense
 
 
-def _multiply(summed, tokens, groups, weights, columns, x, x_stride, sums_at, carried):
-    """The microkernel: a panel times groups of `tokens` tokens. Sums begin with zero unless they are `carried`."""
+def _multiply(scaled, summed, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
+    """The microkernel: a panel times groups of `tokens` tokens. Sums begin with zero unless they are `carried`.
+
+    `scaled`: 1 if the panel's sums are multiplied by the scales of its rows, and added to those that are carried.
+    """
     raise NotImplementedError("jitted code only")
 
 
 @overload(_multiply, prefer_literal=True)
-def _make_multiply(summed, tokens, groups, weights, columns, x, x_stride, sums_at, carried):
+def _make_multiply(scaled, summed, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
     kind = summed.literal_value
     size, (at_once, rows) = WIDTH[kind], shape(kind)
     lanes, count, parts = VECTOR_BYTES // size, VECTORS * tokens.literal_value, rows // at_once
     part_bytes, pitch, vector_bytes = at_once * size, rows * size, VECTOR_BYTES
 
-    def multiply(summed, tokens, groups, weights, columns, x, x_stride, sums_at, carried):
+    def multiply(scaled, summed, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
         for group in range(groups):
             for number in range(parts):
                 sums = zeros(kind, lanes, count)
@@ -120,18 +123,34 @@ def _make_multiply(summed, tokens, groups, weights, columns, x, x_stride, sums_a
                 store(sums_at, vector_bytes, sums)
                 sums_at += count * vector_bytes
 
-    return multiply
+    def multiply_and_scale(scaled, summed, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
+        for group in range(groups):
+            for number in range(parts):
+                sums, totals = zeros(kind, lanes, count), zeros(kind, lanes, count)
+                x_at = x + group * x_stride
+                weights_at = weights + number * part_bytes
+                for _ in range(columns):
+                    sums = fma_panel(weights_at, x_at, tokens, sums)
+                    weights_at += pitch
+                    x_at += tokens * size
+                if carried:
+                    totals = load(sums_at, vector_bytes, kind, lanes, count)
+                store(sums_at, vector_bytes, fma_by_rows(sums, scales + number * part_bytes, tokens, totals))
+                sums_at += count * vector_bytes
+
+    return multiply_and_scale if scaled.literal_value else multiply
 
 
 @cache
-def many_tokens_kernel(masked: bool, kind: int, alone: bool = False) -> Callable[..., Any]:
+def many_tokens_kernel(masked: bool, kind: int, alone: bool = False, scaled: bool = False) -> Callable[..., Any]:
     """Kernel for layout `bitmask` (`masked`) or `dense`, x being finite, with three numbers of its own.
 
     y (tokens, rows). x is as `activations.in_groups` makes it, for so many groups of WIDE tokens and so many of NARROW
     ones, the first two numbers, or of one token (`alone`) and none. The third is `expand.tables(kind)`; scratch is
-    `scratch_bytes`.
+    `scratch_bytes`. `scaled`: columns are in groups that have scales of their own, of as many columns as a fourth
+    number says, BLOCK at most.
     """
-    is_masked, vectorised = int(masked), int(masked and in_registers(kind))
+    is_masked, vectorised, by_scales = int(masked), int(masked and in_registers(kind)), int(scaled)
     width, summed = WIDTH[kind], summed_kind(kind)
     size, (at_once, rows) = WIDTH[summed], shape(kind)
     wide, narrow = (1, 1) if alone else (WIDE, NARROW)
@@ -142,7 +161,8 @@ def many_tokens_kernel(masked: bool, kind: int, alone: bool = False) -> Callable
     def product(job, lo, hi, scratch):
         x_begin, weights, cols = load_u64(job + X), scratch, load_u64(job + COLS)
         wides, narrows, tables = own(job, 0), own(job, 1), own(job, 2)
-        y_begin, y_stride, y_count = load_u64(job + Y), load_u64(job + ROWS) * size, load_u64(job + TOKENS)
+        rows_in_all = load_u64(job + ROWS)
+        y_begin, y_stride, y_count = load_u64(job + Y), rows_in_all * size, load_u64(job + TOKENS)
         padded_cols = (cols + 7) // 8 * 8
         tokens = wides * wide + narrows * narrow
         unit_bytes = tokens * pitch
@@ -150,7 +170,9 @@ def many_tokens_kernel(masked: bool, kind: int, alone: bool = False) -> Callable
         edge = sums + (PANEL // slices + 1) * unit_bytes
         resume = edge + SCRATCH_BYTES
         widened = resume + 8 * PANEL
-        stride = cols * width
+        stride, block = cols * width, BLOCK
+        if by_scales:
+            block = own(job, 3)
         for number_of_piece in range(lo, hi):
             line, first_slice, end = piece(job, number_of_piece)
             values, height = field(line, VALUES), field(line, HEIGHT)
@@ -167,8 +189,8 @@ def many_tokens_kernel(masked: bool, kind: int, alone: bool = False) -> Callable
                     if is_masked:
                         at = values + load_u32(field(line, SLICE_OFFSETS) + 4 * slice_) * width
                     store_scalar(resume + 8 * (slice_ - begin), at)
-                for col in range(0, cols, BLOCK):
-                    columns = min(BLOCK, cols - col)
+                for col in range(0, cols, block):
+                    columns = min(block, cols - col)
                     for unit in range(begin, panel_end, slices):
                         for slice_ in range(unit, unit + slices):
                             to = weights + (slice_ - unit) * slice_bytes
@@ -186,15 +208,16 @@ def many_tokens_kernel(masked: bool, kind: int, alone: bool = False) -> Callable
                             )  # fmt: skip
                             store_scalar(at, after)
                         unit_sums = sums + (unit - begin) // slices * unit_bytes
+                        scales = field(line, SCALES) + (col // block * rows_in_all + SLICE_ROWS * unit) * size
                         x_wide = x_begin + col * wide * size
                         x_narrow = x_begin + (wides * wide * padded_cols + col * narrow) * size
                         _multiply(
-                            summed, wide, wides, weights, columns,
-                            x_wide, wide * padded_cols * size, unit_sums, col > 0,
+                            by_scales, summed, wide, wides, weights, columns,
+                            x_wide, wide * padded_cols * size, unit_sums, col > 0, scales,
                         )  # fmt: skip
                         _multiply(
-                            summed, narrow, narrows, weights, columns,
-                            x_narrow, narrow * padded_cols * size, unit_sums + wides * wide * pitch, col > 0,
+                            by_scales, summed, narrow, narrows, weights, columns,
+                            x_narrow, narrow * padded_cols * size, unit_sums + wides * wide * pitch, col > 0, scales,
                         )  # fmt: skip
                 y_tile = y_begin + field(line, FIRST_ROW) * size
                 at = sums

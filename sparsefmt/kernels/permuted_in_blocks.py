@@ -22,12 +22,13 @@ from sparsefmt.kernels.operand import (
     HEIGHT,
     ROW_COUNTS,
     ROW_PERMUTATION,
+    SCALES,
     SLICE_OFFSETS,
     VALUES,
     WHERE,
 )
 from sparsefmt.kernels.raw_memory import load_u8, load_u16, load_u32, load_u64, memory, prefetch, store_scalar
-from sparsefmt.kernels.simd import VECTOR_BYTES, fma_entry, load, store, zeros
+from sparsefmt.kernels.simd import VECTOR_BYTES, fma_by_one, fma_entry, load, store, zeros
 from sparsefmt.positions.masks import SLICE_ROWS
 
 PANEL = 8
@@ -62,8 +63,10 @@ def block_columns(cols: int, count: int, density: float) -> tuple[int, int]:
 
 
 @cache
-def blocked_kernel(kind: int, wide: bool, gaps: bool, count: int) -> Callable[..., Any]:
+def blocked_kernel(kind: int, wide: bool, gaps: bool, count: int, scaled: bool = False) -> Callable[..., Any]:
     """Kernel for groups of `count` vectors of tokens, x being finite. `wide`, `gaps`: see `permuted.py`.
+
+    `scaled`: each block of columns is a group of them, whose sums are multiplied by scales of their own.
 
     x is as `activations.in_tokens` makes it, and y as `activations.from_tokens` takes it, for so many groups as the
     first of the kernel's own numbers says. The others are `block_columns`.
@@ -72,7 +75,7 @@ def blocked_kernel(kind: int, wide: bool, gaps: bool, count: int) -> Callable[..
     col_width, gaps_of_entries, columns_of_32_bits = 1 if gaps else 4 if wide else 2, int(gaps), int(wide)
     slot, where_slot = SLICE_ROWS * width, SLICE_ROWS * col_width
     lanes, vector_bytes, row_bytes = VECTOR_BYTES // size, VECTOR_BYTES, VECTOR_BYTES * count
-    room, one, two = 16 * SLICE_ROWS * PANEL, 1, 2
+    room, one, two, by_scales = 16 * SLICE_ROWS * PANEL, 1, 2, int(scaled)
 
     @jit
     def product(job, lo, hi, scratch):
@@ -100,6 +103,7 @@ def blocked_kernel(kind: int, wide: bool, gaps: bool, count: int) -> Callable[..
                         at = where + first * where_slot + row % SLICE_ROWS * col_width
                         store_scalar(resume + 16 * (row - first_row), at)
                         store_scalar(resume + 16 * (row - first_row) + 8, 0)
+                    scales_at = field(line, SCALES)
                     for block in range(0, cols, step):
                         # columns are counted in bytes of x
                         block_end = min(block + step, cols) * row_bytes
@@ -117,7 +121,7 @@ def blocked_kernel(kind: int, wide: bool, gaps: bool, count: int) -> Callable[..
                                 prefetch(values + (first + ahead) * slot, two, one)
                                 prefetch(where + (first + ahead) * where_slot, one, one)
                             sums = zeros(kind, lanes, count)
-                            if block > 0:
+                            if block > 0 and not by_scales:
                                 sums = load(sums_at, vector_bytes, summed, lanes, count)
                             while at < end_at:
                                 col = reached
@@ -133,8 +137,14 @@ def blocked_kernel(kind: int, wide: bool, gaps: bool, count: int) -> Callable[..
                                 sums = fma_entry(weight_at, kind, x_at + col, sums)
                                 at += where_slot
                                 reached = col
+                            if by_scales:
+                                totals = zeros(kind, lanes, count)
+                                if block > 0:
+                                    totals = load(sums_at, vector_bytes, summed, lanes, count)
+                                sums = fma_by_one(sums, scales_at + load_u16(positions + 2 * row) * size, totals)
                             store(sums_at, vector_bytes, sums)
                             store_scalar(state, at)
                             store_scalar(state + 8, reached)
+                        scales_at += rows * size
 
     return product

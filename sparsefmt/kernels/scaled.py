@@ -1,27 +1,30 @@
 """Products of scaled weights, and of activations rounded to eight bits: SPEC.md, "Scaled weights".
 
-Sums of a group of columns are made by the same kernels as other products, then multiplied by the scales of their rows.
+Sums are made by the same kernels as other products. If there is one scale for each row, they are multiplied by it
+afterwards. If columns are in groups, kernels do that at the end of each group.
+
 Products of activations and weights of eight bits are integers. Their sums are exact in float32 up to 2**24, so kernels
-for float32 make them, or else in float64.
+for float32 make them, or else for float64.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from sparsefmt.dtypes import DOUBLE, SINGLE, DType
+from sparsefmt.dtypes import DOUBLE, DType
 from sparsefmt.errors import UnsupportedError
-from sparsefmt.jit import jit
+from sparsefmt.kernels.eight_bits import LARGEST, round_activations
 from sparsefmt.kernels.multiply import multiply
 from sparsefmt.kernels.operand import Operand
-from sparsefmt.kernels.simd import fma
-from sparsefmt.scales import Scaling
+from sparsefmt.kernels.plans.bitmask_and_dense import MOST_GROUP_COLS
+from sparsefmt.kernels.scale_sums import add_scaled, scale, scale_eight_bits
+from sparsefmt.scales import Scales, Scaling
 
-LARGEST = 127
-"""Activations of eight bits are -127 to 127."""
-
-_EXACT_IN_SINGLE = 1 << 24
+_EXACT = 1 << 24
 """Integers up to this are exact in float32."""
+
+_MOST_EXACT_COLS = _EXACT // (LARGEST * 128)
+"""Columns whose products of eight bits have such a sum, whatever they are."""
 
 
 def expect_eight_bits(dtype: DType) -> None:
@@ -38,71 +41,57 @@ def multiply_scaled(x: np.ndarray, w: Operand, y: np.ndarray, scaling: Scaling, 
     Raises:
         UnsupportedError: activations in eight bits, but weights of another type.
     """
-    tokens = x.shape[0]
+    scales, token_scales, sums_dtype = scaling.scales, None, y.dtype
     if scaling.eight_bits:
         expect_eight_bits(w.dtype)
-        rounded, token_scales = round_to_eight_bits(x, scaling.input_scale)
-        sums_dtype = SINGLE if sums_are_exact(w) else DOUBLE
-        x = rounded.astype(sums_dtype, copy=False)
+        x, token_scales = round_activations(x, scaling.input_scale)
+        if not sums_are_exact(w, 1 if scales is None else scales.groups):
+            sums_dtype = DOUBLE
+    if scales is not None and scales.groups > 1:
+        has_kernels = w.layout == "permuted" or w.cols // scales.groups <= MOST_GROUP_COLS
+        done = sums_dtype == y.dtype and has_kernels and multiply(x, w.with_groups(scales, y.dtype), y, threads)
+        if not done:
+            _multiply_by_group(x.astype(sums_dtype, copy=False), w, y, scales, threads)
+        if token_scales is not None:
+            with np.errstate(all="ignore"):
+                y *= token_scales[:, None]
+                y += np.float32(0)
+        return
+    sums = y if sums_dtype == y.dtype else np.empty(y.shape, sums_dtype)
+    multiply(x, w, sums, threads)
+    factors = np.ones(w.rows, y.dtype) if scales is None else scales.values[0].astype(y.dtype, copy=False)
+    if token_scales is None:
+        scale(y, factors)
     else:
-        token_scales, sums_dtype = None, y.dtype
-        x = x.astype(sums_dtype, copy=False)
-    scales = scaling.scales
-    groups = 1 if scales is None else scales.groups
+        scale_eight_bits(sums, factors, token_scales, y)
+
+
+def _multiply_by_group(x: np.ndarray, w: Operand, y: np.ndarray, scales: Scales, threads: int | None) -> None:
+    """One group of columns after the other, for those that no kernel takes: slow. Sums have the dtype of x."""
     y[...] = 0
-    width = w.cols // groups if w.cols else 0
-    for group in range(groups):
-        part = x
-        if groups > 1:
-            # zeros elsewhere change no bit of the sums of these columns
-            part = np.zeros_like(x)
-            these = slice(group * width, (group + 1) * width)
-            part[:, these] = x[:, these]
-        sums = np.empty((tokens, w.rows), sums_dtype)
+    width = w.cols // scales.groups
+    for group in range(scales.groups):
+        # zeros elsewhere change no bit of the sums of these columns
+        these, part, sums = slice(group * width, (group + 1) * width), np.zeros_like(x), np.empty(y.shape, x.dtype)
+        part[:, these] = x[:, these]
         multiply(part, w, sums, threads)
-        factors = np.ones(w.rows, y.dtype) if scales is None else scales.values[group].astype(y.dtype)
-        _add_group(sums.astype(y.dtype, copy=False), factors, y)
-    if token_scales is not None:
-        with np.errstate(all="ignore"):
-            y *= token_scales[:, None]
+        add_scaled(sums.astype(y.dtype, copy=False), scales.values[group].astype(y.dtype, copy=False), y)
     y += y.dtype.type(0)
 
 
-@jit
-def _add_group(sums, factors, totals):
-    """totals = fma(sums, factors, totals) with one rounding; (tokens, rows), (rows), (tokens, rows)."""
-    for token in range(sums.shape[0]):
-        for row in range(sums.shape[1]):
-            totals[token, row] = fma(sums[token, row], factors[row], totals[token, row])
-
-
-def round_to_eight_bits(x: np.ndarray, input_scale: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Activations (tokens, cols) as integers of -127 to 127, in float32, and the scale of each token, float32.
-
-    A token with NaN or Inf is all zeros, and its scale is NaN.
-    """
-    x = x.astype(SINGLE, copy=False)
-    largest = np.abs(x).max(axis=1, initial=0)
-    finite = np.isfinite(largest)
-    # Inf is no scale: what it belongs to is NaN
-    scales = largest / SINGLE.type(LARGEST) if input_scale is None else np.full(x.shape[0], input_scale, SINGLE)
-    divisors = np.where(finite & (scales > 0), scales, SINGLE.type(np.inf))
-    with np.errstate(all="ignore"):
-        rounded = np.rint(x / divisors[:, None])
-    rounded = np.clip(rounded, -LARGEST, LARGEST)
-    rounded[~finite] = 0
-    return rounded, np.where(finite, scales, SINGLE.type(np.nan))
-
-
-def sums_are_exact(w: Operand) -> bool:
+def sums_are_exact(w: Operand, groups: int = 1) -> bool:
     """Whether sums of weights of eight bits times activations of eight bits are exact in float32, for any activations.
 
-    Cost: one read of the weights, made dense tile by tile, the first time.
+    `groups`: of columns, each of which has a sum.
+
+    Cost: where there are many columns, one read of the weights, made dense tile by tile, the first time.
     """
+    if w.cols // groups <= _MOST_EXACT_COLS:
+        return True
     if w.sums_are_exact is None:
         largest = 0
         for tile in w.tiles:
             magnitudes = np.abs(tile.to_dense(0, tile.rows).view(np.int8).astype(np.int16))
             largest = max(largest, int(magnitudes.sum(axis=1, dtype=np.int64).max(initial=0)))
-        w.sums_are_exact = largest * LARGEST <= _EXACT_IN_SINGLE
+        w.sums_are_exact = largest * LARGEST <= _EXACT
     return w.sums_are_exact

@@ -292,6 +292,37 @@ def fma_panel(typingctx, weights, x, tokens, sums):
     return sums(types.int64, types.int64, tokens, sums), codegen
 
 
+@intrinsic(prefer_literal=True)
+def fma_by_rows(typingctx, sums, factors, tokens, totals):
+    """totals[token * n + i] + sums[token * n + i] * factors[i] for n vectors of rows, whose factors, of the type of the
+    sums, lie at an address."""
+    count = constant_of(tokens)
+    vectors = sums.count // count
+
+    def codegen(context, builder, signature, args):
+        found, values = unpacked(builder, args[3], totals), unpacked(builder, args[0], sums)
+        for number in range(vectors):
+            at = builder.add(args[1], integer(sums.itemsize * sums.lanes * number))
+            row = load_as(builder, at, sums.llvm, sums.itemsize)
+            for index in range(number, sums.count, vectors):
+                found[index] = fused(builder, values[index], row, found[index])
+        return packed(builder, found)
+
+    return totals(sums, types.int64, tokens, totals), codegen
+
+
+@intrinsic
+def fma_by_one(typingctx, sums, factor, totals):
+    """totals[i] + sums[i] * factor, which is of the type of the sums and lies at an address."""
+
+    def codegen(context, builder, signature, args):
+        spread = broadcast(builder, args[1], sums)
+        rows = zip(unpacked(builder, args[0], sums), unpacked(builder, args[2], totals), strict=True)
+        return packed(builder, [fused(builder, value, spread, total) for value, total in rows])
+
+    return totals(sums, types.int64, totals), codegen
+
+
 @intrinsic
 def store_sums(typingctx, address, stride, count, rows, vectors):
     """Write the first `count` vectors, + 0.0, `stride` bytes apart; of each, the first `rows` lanes."""

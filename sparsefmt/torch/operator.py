@@ -101,7 +101,7 @@ def multiplied(x: torch.Tensor, weights: Operand, wide: bool, bias: torch.Tensor
 
 
 @cache
-def _multiply() -> Callable[[np.ndarray, Operand, np.ndarray, int | None], None]:
+def _multiply() -> Callable[[np.ndarray, Operand, np.ndarray, int | None], object]:
     """The kernels, which take a while to import."""
     from sparsefmt.kernels.multiply import multiply
 

@@ -15,7 +15,6 @@ from sparsefmt import Scales, SparseTensor, UnsupportedError, linear
 from sparsefmt.kernels import scaled
 from sparsefmt.layouts import FORMS
 
-ONE_BYTE = [np.int8, np.uint8, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
 ids = {"ids": lambda dtype: np.dtype(dtype).name}
 
 
@@ -34,17 +33,18 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("layout", FORMS)
-@pytest.mark.parametrize("dtype", [*ONE_BYTE, np.float32, ml_dtypes.bfloat16, np.float64], **ids)
-@settings(max_examples=12, deadline=None)
+@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.float8_e4m3fn, np.float64], **ids)
+@settings(max_examples=30, deadline=None)
 @given(
     rows=st.sampled_from([1, 3, 8, 9, 16, 33]),
     cols=st.sampled_from([1, 4, 32, 60, 128]),
     divisor=st.sampled_from([None, 1, 2, 4]),
-    tokens=st.sampled_from([1, 2, 5, 13, 40]),
+    tokens=st.sampled_from([1, 5, 40]),
+    special=st.sampled_from([None, np.nan, -np.inf]),
     kind=st.sampled_from([np.float32, ml_dtypes.bfloat16, np.float16]),
     seed=st.integers(0, 1 << 32),
 )
-def test_scales_multiply_sums(layout, dtype, rows, cols, divisor, tokens, kind, seed):
+def test_scales_multiply_sums(layout, dtype, rows, cols, divisor, tokens, special, kind, seed):
     rng = np.random.default_rng(seed)
     q = quantized(rng, (rows, cols), dtype)
     groups = 1 if divisor is None or cols % divisor else divisor
@@ -53,6 +53,8 @@ def test_scales_multiply_sums(layout, dtype, rows, cols, divisor, tokens, kind, 
     if divisor is None:
         scale = scale[:, 0]
     x = rng.standard_normal((tokens, cols)).astype(np.float64 if dtype is np.float64 else np.float32)
+    if special is not None:
+        x[rng.integers(tokens), rng.integers(cols)] = special
     expected = naive.scaled_linear_oracle(q, scale, x)
     assert_same_bits(linear(x, in_form(q, layout), scale=scale), expected)
 
@@ -63,7 +65,7 @@ def test_scales_multiply_sums(layout, dtype, rows, cols, divisor, tokens, kind, 
     rows=st.sampled_from([1, 3, 8, 9, 16, 33]),
     cols=st.sampled_from([1, 4, 7, 32, 60, 128, 300]),
     divisor=st.sampled_from([None, 1, 2, 4]),
-    tokens=st.sampled_from([1, 2, 3, 5, 6, 7, 13, 40]),
+    tokens=st.sampled_from([1, 3, 6, 13, 40]),
     special=st.sampled_from([None, 0.0, np.nan, np.inf, -np.inf, 1e-44, 3e38]),
     static=st.booleans(),
     seed=st.integers(0, 1 << 32),
@@ -154,7 +156,19 @@ class TestBadInput:
             linear(self.x, w, activations="int8")
 
 
-def test_exactness_is_known(monkeypatch):
+@pytest.mark.parametrize("layout", FORMS)
+def test_wide_groups(layout):
+    """Of more columns than a panel has, with sums beyond what float32 holds, too."""
+    rng = np.random.default_rng(3)
+    q, scale = quantized(rng, (20, 3200), np.int8, 0.1), rng.random((20, 2)).astype(np.float32)
+    x = rng.standard_normal((3, 3200)).astype(np.float32)
+    w = in_form(q, layout)
+    for activations in (None, "int8"):
+        expected = naive.scaled_linear_oracle(q, scale, x, activations=activations)
+        assert_same_bits(linear(x, w, scale=scale, activations=activations), expected)
+
+
+def test_exactness_is_known():
     q = np.zeros((2, 2000), np.int8)
     q[1, :1040] = 127
     w = SparseTensor.from_dense(q).operand()

@@ -30,8 +30,12 @@ _GROUPS = (1, 2, 4, 6, 8, 12)
 """Numbers of tokens that there are kernels for."""
 
 
+MOST_GROUP_COLS = panel.BLOCK
+"""Columns of a group with scales of its own, at most."""
+
+
 def plans(matrix: Matrix, kind: int, tokens: int, across: Across) -> Iterator[Plan]:
-    """See `PLANS`."""
+    """See `PLANS`. The matrix may have scales in groups of MOST_GROUP_COLS columns at most."""
     done = 0
     for group in permuted.token_groups(tokens, kind, MAX_TOKENS_BY_ROWS):
         if not group.in_blocks or not rows_are_faster(matrix, group.tokens):
@@ -45,14 +49,19 @@ def plans(matrix: Matrix, kind: int, tokens: int, across: Across) -> Iterator[Pl
 def _plan(matrix: Matrix, kind: int, first: int, tokens: int) -> Plan:
     """A token that needs no padding is not packed: small matrices are multiplied in less time than that takes."""
     of_bitmask, summed, cols = matrix.layout == "bitmask", summed_kind(kind), matrix.cols
-    tables = expand.tables(kind) if of_bitmask else 0
-    if tokens <= FEW[matrix.layout] and (not of_bitmask or expand.in_registers(kind)):
+    tables, scaled, group_cols = expand.tables(kind) if of_bitmask else 0, matrix.groups > 1, cols // matrix.groups
+    is_few = tokens <= FEW[matrix.layout] and (not of_bitmask or expand.in_registers(kind))
+    if is_few and scaled:
+        is_few = of_bitmask and group_cols % expand.COLUMNS == 0
+    if is_few:
         # all in one group, of the next larger size that there is a kernel for
         wide, narrow = 0, next(size for size in _GROUPS if size >= tokens)
         wides, narrows = 0, 1
         if of_bitmask:
             kernel, scratch = bitmask.few_tokens_kernel(kind, narrow), bitmask.scratch_bytes(cols)
             own: tuple[int, ...] = (tables,)
+            if scaled:
+                kernel, own = bitmask.scaled_kernel(kind, narrow), (tables, group_cols // expand.COLUMNS)
         else:
             kernel, scratch, own = dense.few_tokens_kernel(kind, narrow), dense.SCRATCH_BYTES, ()
     else:
@@ -60,10 +69,10 @@ def _plan(matrix: Matrix, kind: int, first: int, tokens: int) -> Plan:
         wide, narrow = (0, 1) if tokens == 1 else (panel.WIDE, panel.NARROW)
         wides, narrows, padded = (1, 0, 1) if tokens == 1 else panel.groups_of(tokens)
         kernel, scratch = (
-            panel.many_tokens_kernel(of_bitmask, kind, tokens == 1),
+            panel.many_tokens_kernel(of_bitmask, kind, tokens == 1, scaled),
             panel.scratch_bytes(kind, cols, padded),
         )
-        own = (wides, narrows, tables)
+        own = (wides, narrows, tables, group_cols) if scaled else (wides, narrows, tables)
     if tokens == 1 and activations.padded(cols) == cols:
         return Plan(first, tokens, kernel, Step(activations.check(summed), 1), scratch=scratch, own=own)
     before = Step(activations.in_groups(summed, wide, narrow), wides + narrows)

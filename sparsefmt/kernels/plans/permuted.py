@@ -23,6 +23,10 @@ BLOCKED = {8: 5, 4: 3}
 
 def plans(matrix: Matrix, kind: int, tokens: int, across: Across) -> Iterator[Plan]:
     """See `PLANS`."""
+    if matrix.groups > 1:
+        for group in _groups_in_blocks(tokens, kind):
+            yield _many_tokens(matrix, kind, group, across)
+        return
     if tokens == 1:
         yield _one_token(matrix, kind)
         return
@@ -72,6 +76,15 @@ def token_groups(tokens: int, kind: int, most: int | None = None) -> Iterator[To
             first += taken
 
 
+def _groups_in_blocks(tokens: int, kind: int) -> Iterator[TokenGroup]:
+    """All tokens, in groups that are all multiplied in blocks of columns."""
+    lanes = VECTOR_BYTES // WIDTH[summed_kind(kind)]
+    for first in range(0, tokens, MAX_PACKED_TOKENS):
+        taken = min(tokens - first, MAX_PACKED_TOKENS)
+        vectors = next(count for count in (1, 2, 4, 8) if taken <= lanes * count or count == 8)
+        yield TokenGroup(first, taken, lanes, vectors, True)
+
+
 @cache
 def token_shapes(kind: int) -> tuple[tuple[int, int, int, bool], ...]:
     """(lanes, vectors, least, in_blocks) of groups, the widest first. They take more tokens than `least`."""
@@ -103,7 +116,9 @@ def _many_tokens(matrix: Matrix, kind: int, group: TokenGroup, across: Across) -
 
 def in_blocks(matrix: Matrix, kind: int, group: TokenGroup, form: tuple[bool, bool]) -> Multiplier:
     """The kernel for blocks of columns. `form`: wide, gaps."""
-    kernel = permuted_in_blocks.blocked_kernel(kind, *form, group.vectors)
+    kernel = permuted_in_blocks.blocked_kernel(kind, *form, group.vectors, matrix.groups > 1)
+    if matrix.groups > 1:
+        return Multiplier(kernel, (group.blocks, matrix.cols // matrix.groups, 0))
     return Multiplier(
         kernel, (group.blocks, *permuted_in_blocks.block_columns(matrix.cols, group.vectors, matrix.density))
     )
