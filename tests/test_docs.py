@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import ROOT
+from quantized_checkpoints import KINDS, save_folder
 from safetensors.numpy import save_file
 
 import sparsefmt
@@ -29,7 +31,7 @@ RUN = {
     "docs/pytorch.md": (
         *("models: sparsify", "models: load_into", "models: compute dtype"),
         *("models: count", "models: count by hand"),
-        *("transformers: prepare", "transformers: save", "transformers: compress"),
+        *("transformers: prepare", "transformers: save", "transformers: compress", "transformers: quantized"),
     ),
 }
 """Markers of the blocks of Python, which the tests below run."""
@@ -148,6 +150,16 @@ def test_with_transformers(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "llama-again" / "model.sparsefmt").exists()
     exec(block("transformers: compress", "docs/pytorch.md"), names)
     assert isinstance(names["model"].lm_head, torch.nn.Linear)
+    tensors = {name: tensor.numpy() for name, tensor in names["dense"].state_dict().items()}
+    for name in [name for name in tensors if "_proj" in name]:
+        tensors |= KINDS["int8"].tensors(name.removesuffix(".weight"), tensors.pop(name))
+    save_folder(tmp_path / "llama-w8a8", tensors, {})
+    config = names["dense"].config.to_diff_dict() | {"quantization_config": KINDS["int8"].config()}
+    (tmp_path / "llama-w8a8" / "config.json").write_text(json.dumps(config))
+    exec(block("transformers: quantized", "docs/pytorch.md"), names)
+    assert names["model"].model.layers[1].mlp.up_proj.activations == "int8"
+    run_commands("sparsefmt convert llama-w8a8")
+    assert names["AutoModelForCausalLM"].from_pretrained("llama-w8a8-sparsefmt").lm_head.weight.dim() == 2
 
 
 def test_lines_of_c_compile(tmp_path):

@@ -119,9 +119,20 @@ def folded(config: Mapping[str, Any]) -> dict[str, Any]:
         made["format"] = _UNPACKED
     if isinstance(made.get("config_groups"), dict):
         made["config_groups"] = {
-            name: {**group, "format": _UNPACKED} if group.get("format") == "pack-quantized" else group
+            name: {**group, "format": _UNPACKED} if group.get("format") == "pack-quantized" else dict(group)
             for name, group in made["config_groups"].items()
         }
+    return made
+
+
+def by_rows(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config for the same weights once layers hold them: folded, and with a scale for each row at least."""
+    made = folded(config)
+    for group in (made.get("config_groups") or {}).values():
+        weights = group["weights"]
+        is_tensor = weights.get("strategy", "tensor") == "tensor" and weights.get("group_size") is None
+        if is_tensor:
+            group["weights"] = {**weights, "strategy": "channel"}
     return made
 
 

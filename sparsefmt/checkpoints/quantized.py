@@ -9,7 +9,7 @@ X.weight_g_idx        refused: columns in another order
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,26 +97,33 @@ class QuantizedWeight:
         self.input_scale()
 
 
-def quantized_weights(files: Files, quantization: Quantization) -> dict[str, QuantizedWeight]:
+def quantized_weights(
+    files: Files, quantization: Quantization, scaled: Collection[str] = ()
+) -> dict[str, QuantizedWeight]:
     """The quantized weights of a checkpoint, by name, once its tensors are folded (`folding`).
 
     Scales are not read yet: dtypes and shapes are checked, and zero points.
+
+    Args:
+        scaled: names of weights whose scales are known otherwise, and need not be in the config.
 
     Raises:
         FormatError: a weight or its scales are missing (`scale-missing`), or one does not fit the other or the config
             (`scale-shape`, `scale-dtype`); it names both tensors.
         UnsupportedError: there is more beside a weight than scales; it names both tensors (`quantized-otherwise`).
     """
-    return {weight.name: weight for weight in _each_weight(files, quantization)}
+    return {weight.name: weight for weight in _each_weight(files, quantization, scaled)}
 
 
-def _each_weight(files: Files, quantization: Quantization) -> Iterator[QuantizedWeight]:
+def _each_weight(files: Files, quantization: Quantization, scaled: Collection[str]) -> Iterator[QuantizedWeight]:
     layers = dict.fromkeys(name.removesuffix(end) for name in files for end in (WEIGHT, SCALE) if name.endswith(end))
     for layer in layers:
         name, scale, scheme = layer + WEIGHT, layer + SCALE, quantization.scheme_of(layer)
         is_byte = name in files and files[name].rows_of(name).dtype.name in _DTYPES
-        if scale not in files and (scheme is None or not is_byte):
-            # not quantized, or a layer that has been left out: it is what it is
+        if scheme is None and (scale not in files or name in scaled):
+            # a layer that has been left out: it is what it is
+            continue
+        if scale not in files and not is_byte:
             continue
         if name not in files:
             raise FormatError("scale-missing", f"its scales, {scale!r}, are there, and the weight is not", tensor=name)

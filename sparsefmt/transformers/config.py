@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from transformers import PreTrainedConfig
 from transformers.quantizers import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from sparsefmt.checkpoints import compressed_tensors as schemes
 from sparsefmt.checkpoints.cards import HOW_TO_LOAD
-from sparsefmt.checkpoints.huggingface import HINT, METHOD
+from sparsefmt.checkpoints.compressed_tensors import Quantization
+from sparsefmt.checkpoints.huggingface import CONFIG, HINT, METHOD, SCHEMES
 from sparsefmt.container.sources import BACKENDS, Backend
 from sparsefmt.torch.compute_dtype import ComputeDtype, checked
 from sparsefmt.torch.selection import MIN_SPARSITY, Patterns, Selection
@@ -47,6 +50,9 @@ class SparsefmtConfig(QuantizationConfigMixin):
             config.json never has it.
         quant_method: as config.json has it: "sparsefmt".
         how_to_load: the text for people that config.json has; whatever it is, it changes nothing.
+        compressed_tensors: the quantization_config of a checkpoint that compressed-tensors has quantized, as the
+            config.json of its converted folder has it. Nobody has to give it: `from_pretrained` finds it, in folders
+            that were not converted too.
         backend: how .sparsefmt files are read, as in `sparsefmt.open_file`. config.json never has it.
         max_decoded_bytes: of all tensors of each .sparsefmt file together, as in `sparsefmt.load_file`. config.json
             never has it.
@@ -54,6 +60,7 @@ class SparsefmtConfig(QuantizationConfigMixin):
     Raises:
         ValueError: another layout, method, `compute_dtype`, `values` or the like, a sparsity out of range, or a name
             that is none of these.
+        FormatError, UnsupportedError: weights that are quantized otherwise than is known.
         TypeError: patterns that are not text.
 
     Example:
@@ -77,6 +84,7 @@ class SparsefmtConfig(QuantizationConfigMixin):
         compute_dtype: ComputeDtype = None,
         quant_method: str = METHOD,
         how_to_load: object = None,
+        compressed_tensors: dict[str, Any] | None = None,
         backend: Backend = "mmap",
         max_decoded_bytes: int | None = None,
         **others: Any,
@@ -90,6 +98,8 @@ class SparsefmtConfig(QuantizationConfigMixin):
         if others:
             names = ", ".join(map(repr, others))
             raise ValueError(f"the quantization_config has {names}, which this version of sparsefmt does not know")
+        if compressed_tensors is not None:
+            schemes.parse(compressed_tensors, CONFIG)
         self.quant_method = METHOD  # type: ignore[assignment]
         self.layout = selection.layout
         self.min_sparsity = selection.min_sparsity
@@ -99,6 +109,7 @@ class SparsefmtConfig(QuantizationConfigMixin):
         self.values, self.group_size, self.scale = values, group_size, scale
         self.activations = selection.activations
         self.compute_dtype = None if checked(compute_dtype) is None else "float32"
+        self.compressed_tensors = compressed_tensors
         self.backend: Backend = backend
         self.max_decoded_bytes = max_decoded_bytes
 
@@ -122,6 +133,31 @@ class SparsefmtConfig(QuantizationConfigMixin):
         selection = Selection(self.layout, self.min_sparsity, self.include, self.exclude, self.min_size)
         return selection.quantizing(self.values, self.group_size, self.scale, self.activations)
 
+    def with_schemes(self, found: dict[str, Any] | None) -> SparsefmtConfig:
+        """The same for a model whose config.json says that its weights are quantized so.
+
+        Raises:
+            FormatError, UnsupportedError: otherwise than is known.
+        """
+        if found == self.compressed_tensors:
+            return self
+        made = copy.copy(self)
+        made.compressed_tensors = found
+        if found is not None:
+            schemes.parse(found, CONFIG)
+        return made
+
+    def hold_by_rows(self) -> None:
+        """Say how weights are quantized once they have been loaded, which is how they are saved again."""
+        found, quantization = self.compressed_tensors, self.quantization
+        if found is not None and quantization is not None:
+            self.compressed_tensors = schemes.by_rows(found) if quantization.targets else None
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """Which weights of the files are quantized, and how; None if none are."""
+        return None if self.compressed_tensors is None else schemes.parse(self.compressed_tensors, CONFIG)
+
     def to_dict(self) -> dict[str, Any]:
         """What config.json gets: what differs from the defaults, and a text for those who print it."""
         settings: dict[str, Any] = {"quant_method": METHOD, HINT: HOW_TO_LOAD}
@@ -137,4 +173,6 @@ class SparsefmtConfig(QuantizationConfigMixin):
             settings["min_size"] = self.min_size
         if self.activations is not None:
             settings["activations"] = self.activations
+        if self.compressed_tensors is not None:
+            settings[SCHEMES] = self.compressed_tensors
         return settings

@@ -10,7 +10,8 @@ wrapper calls what was there:
     load_state_dict                                  reads one of them
     PreTrainedModel.save_pretrained                  of a model with SparseLinear layers, writes .sparsefmt files
     AutoHfQuantizer.merge_quantization_configs       takes the SparsefmtConfig that a caller gives for such a folder,
-                                                     where transformers would warn that it ignores it
+                                                     where transformers would warn that it ignores it, and for a folder
+                                                     that compressed-tensors has quantized
 
 They are there in all versions from 5.0 to 5.24.
 """
@@ -28,7 +29,7 @@ import transformers
 from transformers import modeling_utils
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from sparsefmt.checkpoints import huggingface
+from sparsefmt.checkpoints import compressed_tensors, huggingface
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.transformers import files, lazy_tensors, placing, saving
 from sparsefmt.transformers.config import SparsefmtConfig
@@ -118,10 +119,12 @@ def _find_files(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _merge(original: Callable[..., Any], of_the_model: Any, given: Any) -> Any:
-    """What holds of the two: the one that the caller gave, where both are ours."""
-    method = of_the_model.get("quant_method") if isinstance(of_the_model, dict) else of_the_model.quant_method
-    if isinstance(given, SparsefmtConfig) and method == huggingface.METHOD:
-        return given
+    """What holds of the two: the one that the caller gave, where both are ours. How weights are quantized, the model
+    says, whether it has been converted or not."""
+    found = of_the_model if isinstance(of_the_model, dict) else of_the_model.to_dict()
+    method = found.get("quant_method")
+    if isinstance(given, SparsefmtConfig) and method in (huggingface.METHOD, compressed_tensors.METHOD):
+        return given.with_schemes(found if method == compressed_tensors.METHOD else found.get(huggingface.SCHEMES))
     return original(of_the_model, given)
 
 

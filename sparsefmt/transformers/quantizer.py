@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from sparsefmt.adapters.torch import TORCH_DTYPES, rows_of
 from sparsefmt.checkpoints.huggingface import METHOD
+from sparsefmt.checkpoints.quantized_files import QuantizedFiles
 from sparsefmt.container import budget
 from sparsefmt.errors import in_tensor
 from sparsefmt.layouts.memory import give_back
@@ -63,6 +64,7 @@ class SparsefmtQuantizer(HfQuantizer):
         self._shapes: dict[str, torch.Size] = {}
         self._mismatched: set[str] = set()
         self._files = MappedFiles()
+        self._quantized: QuantizedFiles | None = None
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuse devices other than the CPU, as a whole or for a part of the model."""
@@ -92,15 +94,32 @@ class SparsefmtQuantizer(HfQuantizer):
         return dtype
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        """Say that the matrices of .sparsefmt files shall stay compressed."""
+        """Say that the matrices of .sparsefmt files, and quantized weights of any, shall stay compressed."""
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         paths = kwargs.get("checkpoint_files")
+        if paths and (self._is_quantized or all(path.endswith(SUFFIX) for path in paths)):
+            self._quantized = self._open_quantized(paths) if self._is_quantized else None
+            paths[:] = [CompressedFile(path, self.quantization_config, self._quantized) for path in paths]
+            self._compress = False
         if self._in_float32 and self._dtype == torch.float32:
             _expect_float32(paths or [])
-        if paths and all(path.endswith(SUFFIX) for path in paths):
-            paths[:] = [CompressedFile(path, self.quantization_config) for path in paths]
-            self._compress = False
         return model
+
+    @property
+    def _is_quantized(self) -> bool:
+        return self.quantization_config.compressed_tensors is not None
+
+    def _open_quantized(self, paths: list[str]) -> QuantizedFiles:
+        """The files of a checkpoint whose weights are quantized, with all that belongs to a weight found."""
+        config = self.quantization_config
+        quantization = config.quantization
+        assert quantization is not None
+        if others := [path for path in paths if not path.endswith((SUFFIX, ".safetensors"))]:
+            raise ValueError(
+                f"weights that compressed-tensors has quantized are read from safetensors, not {others[0]}"
+            )
+        with budget.calling_it(ARGUMENT):
+            return QuantizedFiles(paths, quantization, max_decoded_bytes=config.max_decoded_bytes)
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         """Whether a tensor is to be compressed. transformers asks again if a shape differs, before it says so."""
@@ -117,6 +136,13 @@ class SparsefmtQuantizer(HfQuantizer):
         self._check_shapes(model)
         with budget.calling_it(ARGUMENT):
             self.result = replace_layers.settle(model, self._selection)
+        if self._quantized is not None:
+            self._quantized.close()
+            if any(weight.scheme.activations == "fp8" for weight in self._quantized.weights.values()):
+                _logger.info(
+                    "sparsefmt: activations are not rounded to eight-bit floats, which the config says they are"
+                )
+            self.quantization_config.hold_by_rows()
         if self._in_float32:
             widen(model)
             replace_dtype(model.config, self._dtype, torch.float32)

@@ -135,7 +135,7 @@ def _layer_of(weight: StandIn, name: str, layer: torch.nn.Module, selection: Sel
         return SparseLinear.from_tensor(transposed(weight.without_scales(), selection.layout), bias)
     if scales is None:
         return SparseLinear.from_tensor(weight.compressed, bias)
-    activations = selection.activations if scales.of_input is None else "int8"
+    activations = scales.activations or (selection.activations if scales.of_input is None else "int8")
     expect_int8(activations, weight.compressed.operand().dtype.name, f"{name}.weight")
     return SparseLinear.from_tensor(
         weight.compressed,

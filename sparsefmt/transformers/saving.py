@@ -20,6 +20,7 @@ from transformers.utils import logging
 from sparsefmt import cost_of_signs
 from sparsefmt.adapters.torch import rows_of
 from sparsefmt.checkpoints import cards, scales
+from sparsefmt.checkpoints.compressed_tensors import Quantization
 from sparsefmt.checkpoints.huggingface import SENTENCE_TRANSFORMERS
 from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.container.atomic import replacing
@@ -227,7 +228,12 @@ def _parts(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 def _note_activations(model: Any) -> None:
     """Let config.json say how activations are multiplied, which no file of weights does."""
     config = model.config.quantization_config
-    scaled = [layer for layer in model.modules() if isinstance(layer, SparseLinear) and layer.weight_scale is not None]
+    known = config.quantization if isinstance(config, SparsefmtConfig) else None
+    scaled = [
+        layer
+        for name, layer in modules_with_names(model)
+        if isinstance(layer, SparseLinear) and layer.weight_scale is not None and not _is_said(layer, name, known)
+    ]
     # a fixed scale of activations is in the file
     dynamic = [layer for layer in scaled if layer.input_scale is None and layer.weight.tensor.dtype == np.int8]
     rounded = [layer for layer in dynamic if layer.activations is not None]
@@ -238,6 +244,12 @@ def _note_activations(model: Any) -> None:
             f"activations are rounded to eight bits in {len(rounded):,} of {len(dynamic):,} layers, and will be in all"
             " of them when the folder is loaded"
         )
+
+
+def _is_said(layer: SparseLinear, name: str, known: Quantization | None) -> bool:
+    """Whether the config of a quantized checkpoint says how a layer multiplies activations."""
+    scheme = None if known is None else known.scheme_of(name)
+    return scheme is not None and (scheme.activations in ("int8", "int8-static")) == (layer.activations is not None)
 
 
 def _write_stored_dtype(model: Any, folder: Path) -> None:
