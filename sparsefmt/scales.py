@@ -61,7 +61,7 @@ class Scales:
 
     def as_rows(self) -> np.ndarray:
         """float32 (rows, groups), as files have them. A copy."""
-        return np.ascontiguousarray(self.values.T)
+        return np.array(self.values.T, order="C")
 
     @property
     def nbytes(self) -> int:
