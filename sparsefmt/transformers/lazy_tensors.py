@@ -69,7 +69,8 @@ def state_dict(path: str, map_location: Any = "cpu") -> dict[str, Any]:
     file.count_together()
     if isinstance(path, CompressedFile) and path.quantized is not None:
         names = path.quantized.names_in(path)
-        slices = {name: slices[name] for name in names if name in slices} | _made_of_several(path, file)
+        slices = {name: slices[name] for name in names if name in slices}
+        slices.update(_made_of_several(path, file))
     if str(map_location) == "meta":
         return {name: part.without_data() for name, part in slices.items()}
     return slices
