@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 
 import ml_dtypes
+import naive
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -47,6 +48,23 @@ def test_matrices_are_those_of_the_stack(codec, layout):
         assert same_bits(matrix @ x, alone @ x)
         assert matrix.nnz == alone.nnz
     assert sum(matrix.nnz for matrix in loaded) == loaded.nnz
+
+
+@pytest.mark.parametrize("special", [False, True], ids=["finite", "with Inf and NaN"])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+def test_products_of_all_matrices_at_once(dtype, special):
+    """One chain for each row of each matrix, whatever the layout and the tokens."""
+    array = stack(3, 9, 75, dtype=dtype, negative_zeros=True)
+    x = np.random.default_rng(3).standard_normal((7, 75)).astype(np.float32)
+    if special:
+        x[1, 5], x[4, 60], x[6, 0] = np.inf, np.nan, -np.inf
+    expected = naive.product(array.reshape(27, 75), x, np.float32)
+    for layout in SPARSE:
+        w = SparseTensor.from_dense(array, layout, row_dims=2)
+        for tokens in (1, 2, 7):
+            found = sparsefmt.linear(x[:tokens], w)
+            assert np.array_equal(found, expected[:tokens], equal_nan=True)
+            assert not np.signbit(found[found == 0]).any()
 
 
 def test_a_matrix_takes_no_memory():
