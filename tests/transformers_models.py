@@ -24,6 +24,7 @@ from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import convert_checkpoint
 from sparsefmt.save_options import SaveOptions
 from sparsefmt.torch import SparseLinear
+from sparsefmt.transformers.compressed_parameter import StandIn
 
 SMALL = {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -81,3 +82,24 @@ def tensors_in(folder: Path) -> dict[str, np.ndarray]:
             for file in checkpoint.files
             for name, array in sparsefmt.load_file(file.path, layout="dense").items()
         }
+
+
+def same_weights(left: Path, right: Path) -> bool:
+    """Whether two .sparsefmt folders have the same tensors, to the bit."""
+    ours, theirs = tensors_in(left), tensors_in(right)
+    return ours.keys() == theirs.keys() and all(
+        ours[name].dtype == theirs[name].dtype and ours[name].tobytes() == theirs[name].tobytes() for name in ours
+    )
+
+
+def check_compressed(model: Any, name: str) -> None:
+    """All pruned layers of the model of this name are compressed, and nothing stands for a weight any more."""
+    assert len(sparse_layers(model)) == SPARSE_LAYERS[name]
+    assert not any(isinstance(parameter, StandIn) for parameter in model.parameters())
+
+
+def check_same_words(model: Any, expected: Any, name: str) -> None:
+    """Both go on with the same tokens, if models of this name do."""
+    if name != "bert":
+        arguments = {"max_new_tokens": 5, "do_sample": False}
+        assert model.generate(TOKENS, **arguments).equal(expected.generate(TOKENS, **arguments))

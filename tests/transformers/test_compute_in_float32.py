@@ -17,19 +17,20 @@ from transformers_models import (
     CONFIGS,
     QUANTIZED,
     SPARSE_LAYERS,
-    TOKENS,
+    check_compressed,
+    check_same_words,
     convert,
     edit_config,
     kind_of,
     output,
     prune,
+    same_weights,
     sparse_layers,
     tensors_in,
 )
 
 from sparsefmt.torch import SparseLinear, compute_dtype, sparsify
 from sparsefmt.transformers import SparsefmtConfig
-from sparsefmt.transformers.compressed_parameter import StandIn
 
 pytestmark = pytest.mark.usefixtures("small_layers")
 
@@ -71,13 +72,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".sparsefmt"}
 
 
-def same_weights(left: Path, right: Path) -> bool:
-    ours, theirs = tensors_in(left), tensors_in(right)
-    return ours.keys() == theirs.keys() and all(
-        ours[name].dtype == theirs[name].dtype and ours[name].tobytes() == theirs[name].tobytes() for name in ours
-    )
-
-
 @pytest.mark.parametrize(
     ("name", "dtype", "source"),
     [
@@ -93,14 +87,11 @@ def test_a_float32_model_with_weights_of_16_bits(
     folder = sparse_folder if source == "sparsefmt" else dense_folder
     model = kind_of(name).from_pretrained(folder, quantization_config=SparsefmtConfig(compute_dtype=torch.float32))
     check_computing(model, dtype)
-    assert len(sparse_layers(model)) == SPARSE_LAYERS[name]
-    assert not any(isinstance(parameter, StandIn) for parameter in model.parameters())
+    check_compressed(model, name)
     # the bits of a model whose weights are float32 with the same values
     expected = kind_of(name).from_pretrained(sparse_folder, dtype=torch.float32)
     assert same(output(model), output(expected))
-    if name != "bert":
-        arguments = {"max_new_tokens": 5, "do_sample": False}
-        assert model.generate(TOKENS, **arguments).equal(expected.generate(TOKENS, **arguments))
+    check_same_words(model, expected, name)
     # saved as it is without, bit for bit
     without = kind_of(name).from_pretrained(folder, quantization_config=SparsefmtConfig())
     without.save_pretrained(tmp_path / "without")

@@ -26,13 +26,15 @@ from transformers_models import (
     QUANTIZED,
     SPARSE_LAYERS,
     TOKENS,
+    check_compressed,
+    check_same_words,
     convert,
     edit_config,
     kind_of,
     output,
     prune,
+    same_weights,
     sparse_layers,
-    tensors_in,
 )
 
 import sparsefmt
@@ -52,23 +54,18 @@ def test_results_are_those_of_the_dense_model(
     model, found = kind_of(name).from_pretrained(folder, output_loading_info=True)
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]
-    assert len(sparse_layers(model)) == SPARSE_LAYERS[name]
-    assert not any(isinstance(parameter, StandIn) for parameter in model.parameters())
+    check_compressed(model, name)
     assert not model.training
     assert type(model) is type(dense)
     torch.testing.assert_close(output(model), output(dense), atol=1e-5, rtol=1e-5)
-    if name != "bert":
-        arguments = {"max_new_tokens": 5, "do_sample": False}
-        assert model.generate(TOKENS, **arguments).equal(dense.generate(TOKENS, **arguments))
+    check_same_words(model, dense, name)
     # there and back again
     model.save_pretrained(tmp_path / "again")
     assert {path.name for path in (tmp_path / "again").iterdir()} == {path.name for path in folder.iterdir()}
     again = kind_of(name).from_pretrained(tmp_path / "again")
     assert sparse_layers(again) == sparse_layers(model)
     assert output(again).equal(output(model))
-    ours, theirs = tensors_in(tmp_path / "again"), tensors_in(folder)
-    assert ours.keys() == theirs.keys()
-    assert all(ours[key].tobytes() == theirs[key].tobytes() for key in ours)
+    assert same_weights(tmp_path / "again", folder)
     assert json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"] == QUANTIZED
     # every bit is there, -0.0 included
     assert same_state(model.dequantize(), dense)
