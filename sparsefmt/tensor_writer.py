@@ -69,6 +69,10 @@ class TensorWriter:
         """Give the tensor written as `target` a second name."""
         self._writer.add_alias(name, target)
 
+    def add_metadata(self, texts: Mapping[str, str]) -> None:
+        """Keep further texts with the tensors, which take the place of those that are called the same."""
+        self._writer.add_metadata(texts)
+
     def finish(self) -> Index:
         """Write the end of the file, and return its index."""
         return self._writer.finish()

@@ -27,9 +27,11 @@ from sparsefmt.checkpoints.folding import Group, foldable, folded_files
 from sparsefmt.checkpoints.formats import FileFormat
 from sparsefmt.checkpoints.index_file import CheckpointIndex
 from sparsefmt.checkpoints.quantized import quantized_weights
+from sparsefmt.checkpoints.quantizing import DequantizedFile
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.errors import FormatError, in_file
+from sparsefmt.quantizing.quantization import Quantization as QuantizationWanted
 
 
 class Checkpoint:
@@ -43,6 +45,8 @@ class Checkpoint:
         index: the index, or None if there is none.
         holder: which file has a tensor, by its name.
         folded: groups of tensors that are read as one each.
+        quantization: how a conversion quantizes pruned weights (`quantizing`), which loses something; None to keep
+            every bit.
 
     Args:
         path: a file, an index file (*.index.json), or a folder with an index file or without.
@@ -69,6 +73,7 @@ class Checkpoint:
                     self.files.append(stack.enter_context(_open(file_path, self.file_format, max_decoded_bytes)))
             self.holder = _holders(self.files)
             self.folded: list[Group] = []
+            self.quantization: QuantizationWanted | None = None
             if self.index is not None:
                 _check_index(self.index, self.files)
             self._stack = stack.pop_all()
@@ -86,6 +91,15 @@ class Checkpoint:
             # the size of what was folded
             metadata = {**self.index.fields["metadata"], "total_size": self.dense_nbytes}
             self.index = replace(self.index, fields={**self.index.fields, "metadata": metadata})
+
+    def dequantize(self) -> None:
+        """From now on, have elements times scales, in float32, for each scaled weight, and no scales.
+
+        Raises:
+            FormatError: a weight and its scales do not fit.
+        """
+        self.files = [DequantizedFile(file) for file in self.files]
+        self.holder = _holders(self.files)
 
     def check_quantized(self, quantization: Quantization) -> None:
         """Check that quantized weights have all that belongs to them, folded or not.

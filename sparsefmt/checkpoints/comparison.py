@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from math import prod
 from typing import NamedTuple
 
@@ -10,7 +10,10 @@ import numpy as np
 
 from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.checkpoint import Checkpoint
+from sparsefmt.checkpoints.scales import checked_scales, scales_in
 from sparsefmt.dtypes import DType
+from sparsefmt.quantizing import dequantized
+from sparsefmt.quantizing.rows import FLOATS
 from sparsefmt.threads import in_order
 
 Progress = Callable[[int], object]
@@ -79,11 +82,56 @@ def compare_bits(ours: np.ndarray, theirs: np.ndarray, begin: int, dropped: DTyp
     return Difference(elements, begin + first, bits, signs)
 
 
-def compare_names(ours: Checkpoint, theirs: Checkpoint) -> tuple[list[str], set[str]]:
-    """Sentences on tensors that only one has or whose dtype or shape differ, and the names of all other tensors."""
+def scaled_in_one(ours: Checkpoint, theirs: Checkpoint) -> dict[str, tuple[str, bool]]:
+    """Weights that are scaled in one of two checkpoints, and floats of the same shape in the other.
+
+    Returns:
+        name to the name of the scales, and whether it is `theirs` that has them.
+
+    Raises:
+        FormatError: the metadata of one is damaged.
+    """
+    found: dict[str, tuple[str, bool]] = {}
+    for is_theirs, scaled, floats in ((False, ours, theirs), (True, theirs, ours)):
+        for file in scaled.files:
+            for name, scale in scales_in(file.metadata, file.names).items():
+                other = floats.rows_of(name) if name in floats.holder and scale not in floats.holder else None
+                if other is not None and other.dtype.name in FLOATS and other.shape == scaled.rows_of(name).shape:
+                    found[name] = scale, is_theirs
+    return found
+
+
+def errors_of_scaled(
+    scaled: Checkpoint, name: str, scale: str, floats: Rows, threads: int | None = None
+) -> tuple[float, float]:
+    """The largest and the mean difference between a scaled weight and floats, the mean over those that are not zero.
+
+    Raises:
+        FormatError: the weight and its scales do not fit.
+    """
+    elements, rows = scaled.rows_of(name), scaled.rows_of(scale)
+    stored = rows.bits(0, rows.rows).view(rows.dtype.numpy).reshape(rows.shape)
+    weights = dequantized(elements, checked_scales(name, elements.shape, scale, stored))
+
+    def compare(run: tuple[int, int]) -> tuple[float, float, int]:
+        wanted = floats.bits(*run).view(floats.dtype.numpy).astype(np.float64)
+        differences = np.abs(weights.bits(*run).view(np.float32) - wanted)
+        return float(differences.max(initial=0)), float(differences.sum()), int(np.count_nonzero(wanted))
+
+    largest, total, count = 0.0, 0.0, 0
+    for most, part, nonzeros in in_order(compare, list(elements.runs(0, elements.rows)), threads):
+        largest, total, count = max(largest, most), total + part, count + nonzeros
+    return largest, total / count if count else 0.0
+
+
+def compare_names(ours: Checkpoint, theirs: Checkpoint, without: Collection[str] = ()) -> tuple[list[str], set[str]]:
+    """Sentences on tensors that only one has or whose dtype or shape differ, and the names of all other tensors.
+
+    without: names that are compared otherwise.
+    """
     differences = []
     comparable = set()
-    for name in sorted({*ours.holder, *theirs.holder}):
+    for name in sorted({*ours.holder, *theirs.holder}.difference(without)):
         if name not in theirs.holder or name not in ours.holder:
             holder, other = (ours, theirs) if name in ours.holder else (theirs, ours)
             differences.append(f"tensor {name!r}: only in {holder.path}, not in {other.path}")

@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from sparsefmt.adapters import Rows, Survey
+from sparsefmt.checkpoints import scales
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.contract import TensorFile
+from sparsefmt.checkpoints.quantizing import DequantizedFile, quantize
 from sparsefmt.checkpoints.safetensors_writing import write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.target_folder import write_checkpoint
 from sparsefmt.container.atomic import replacing
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.layouts.entries import Entries
+from sparsefmt.quantizing import Loss, Quantization
 from sparsefmt.save_options import SaveOptions
 from sparsefmt.tensor_writer import TensorWriter
 
@@ -35,6 +38,8 @@ class ConvertedTensor:
         is_copy: whether it has the elements of another tensor, and is stored as a copy of that.
         stored_nbytes: of all its chunks; 0 for a copy.
         sign_nbytes: of those, what the signs of negative zeros take.
+        source_nbytes: of the tensor in the source; 0 for scales, which were made.
+        loss: what quantizing has lost, if it was quantized.
     """
 
     name: str
@@ -43,6 +48,8 @@ class ConvertedTensor:
     is_copy: bool
     stored_nbytes: int
     sign_nbytes: int
+    source_nbytes: int
+    loss: Loss | None = None
 
 
 def convert_checkpoint(
@@ -57,19 +64,20 @@ def convert_checkpoint(
 
     Holds a few tiles in memory. On failure, all files are what they were. With `overwrite`, a folder holds no other
     model afterwards: weights and indexes of an earlier one are removed. Files that may be anybody's are left alone.
+    Pruned weights are quantized where `source.quantization` says so.
 
     Raises:
         FileExistsError: the destination exists, and not `overwrite`.
-        SparsefmtError: a tensor that cannot be stored, a damaged source, or a config.json that says that the weights
-            are quantized.
+        SparsefmtError: a tensor that cannot be stored, or not be quantized, a damaged source, or a config.json that
+            says that the weights are quantized.
         OSError: the disk is full, a file cannot be read, the destination is the source, ….
     """
     converted: list[ConvertedTensor] = []
 
     def write(file: TensorFile, path: Path) -> list[str]:
-        tensors = convert_file(file, path, options, progress)
+        tensors = convert_file(file, path, options, source.quantization, progress)
         converted.extend(tensors)
-        return file.names
+        return [*(tensor.name for tensor in tensors), *file.aliases]
 
     write_checkpoint(source, destination, "sparsefmt", overwrite, write)
     return converted
@@ -84,16 +92,19 @@ def export_checkpoint(
     progress: Progress | None = None,
 ) -> None:
     """Convert .sparsefmt to safetensors; otherwise as `convert_checkpoint`. Tied tensors are written in full, each.
+    Scaled
+       weights are written as elements and scales, unless the source is dequantized.
 
-    Raises:
-        LimitError: a file would become larger than `max_decoded_bytes` of the checkpoint.
-        as `convert_checkpoint`.
+       Raises:
+           LimitError: a file would become larger than `max_decoded_bytes` of the checkpoint.
+           as `convert_checkpoint`.
     """
 
     def write(file: TensorFile, path: Path) -> list[str]:
         matrices = {name: file.rows_of(name) for name in file.names}
-        if isinstance(file, SparsefmtFile):
-            file.reader.budget.ask(sum(matrix.dense_nbytes for matrix in matrices.values()))
+        stored = file.inner if isinstance(file, DequantizedFile) else file
+        if isinstance(stored, SparsefmtFile):
+            stored.reader.budget.ask(sum(matrix.dense_nbytes for matrix in matrices.values()))
         with replacing(path) as sink:
             write_safetensors(sink, matrices, file.metadata, progress=progress, threads=threads)
         return file.names
@@ -102,12 +113,26 @@ def export_checkpoint(
 
 
 def convert_file(
-    source: TensorFile, destination: Path, options: SaveOptions, progress: Progress | None = None
+    source: TensorFile,
+    destination: Path,
+    options: SaveOptions,
+    quantization: Quantization | None = None,
+    progress: Progress | None = None,
 ) -> list[ConvertedTensor]:
-    """Convert one file, its tensors in the order of the source. Each is read twice: to count zeros, then to store."""
+    """Convert one file, its tensors in the order of the source. Each is read twice: to count zeros, then to store.
+
+    quantization: as a Checkpoint has it.
+    """
     surveys: dict[str, Survey] = {}
+    made: dict[str, Rows] = {}
+    losses: dict[str, Loss] = {}
+    pairs = scales.scales_in(source.metadata, source.names)
+
+    def again(name: str) -> Rows:
+        return made[name] if name in made else source.rows_of(name)
+
     with replacing(destination) as sink:
-        writer = TensorWriter(sink, source.metadata, **options.as_keywords(), again=source.rows_of, progress=progress)
+        writer = TensorWriter(sink, source.metadata, **options.as_keywords(), again=again, progress=progress)
         for name in source.names:
             if name in source.aliases:
                 writer.add_alias(name, source.aliases[name])
@@ -116,13 +141,30 @@ def convert_file(
                 continue
             matrix = _SurveyedRows(source.rows_of(name))
             surveys[name] = matrix.survey(options.threads)
-            writer.add(name, matrix)
+            found = None if quantization is None else quantize(source, name, quantization, surveys[name])
+            if found is None:
+                writer.add(name, matrix)
+                continue
+            made |= {name: found.elements, found.scale_name: found.scale}
+            losses[name], pairs[name] = found.loss, found.scale_name
+            for part in (name, found.scale_name):
+                surveyed = _SurveyedRows(made[part])
+                surveys[part] = surveyed.survey(options.threads)
+                writer.add(part, surveyed)
+            if progress:
+                progress(matrix.dense_nbytes - found.elements.dense_nbytes - found.scale.dense_nbytes)
+        if losses and quantization is not None:
+            pairs |= {alias: pairs[target] for alias, target in source.aliases.items() if target in losses}
+            lost = Loss.total(losses.values()).as_metadata(quantization)
+            writer.add_metadata({**scales.as_metadata(pairs), scales.VALUES: lost})
         index = writer.finish()
 
     def converted(name: str) -> ConvertedTensor:
         entry, is_copy = index.entry(name), name in index.copies
         sizes = (0, 0) if is_copy else (index.stored_nbytes(entry), index.sign_nbytes(entry))
-        return ConvertedTensor(name, entry, surveys[name], is_copy, *sizes)
+        # scales were made here
+        before = source.rows_of(name).dense_nbytes if name in losses or name not in made else 0
+        return ConvertedTensor(name, entry, surveys[name], is_copy, *sizes, before, losses.get(name))
 
     return [converted(name) for name in surveys]
 

@@ -15,6 +15,8 @@ from sparsefmt.checkpoints.huggingface import read_model_folder
 from sparsefmt.checkpoints.target_folder import targets_of, unlisted_files
 from sparsefmt.cli import output
 from sparsefmt.cli.grouped_rows import common, grouped
+from sparsefmt.quantizing import Loss
+from sparsefmt.quantizing.rows import FLOATS
 
 LOOKS_PRUNED = 0.4
 """Share of zeros from which on people expect a matrix to become sparse."""
@@ -32,11 +34,22 @@ class _Group:
 
     @property
     def before(self) -> int:
-        return sum(tensor.entry.dense_nbytes for tensor in self.tensors)
+        return sum(tensor.source_nbytes for tensor in self.tensors)
 
     @property
     def after(self) -> int:
         return sum(tensor.stored_nbytes for tensor in self.tensors)
+
+    @property
+    def losses(self) -> list[Loss]:
+        return [tensor.loss for tensor in self.tensors if tensor.loss is not None]
+
+    def error_cells(self) -> list[str]:
+        """The largest and the mean error; nothing for tensors that have lost nothing."""
+        if not self.losses:
+            return ["", ""]
+        loss = Loss.total(self.losses)
+        return [f"{loss.largest_error:.2g}", f"{loss.mean_error:.2g}"]
 
     def cells(self) -> list[str]:
         entries = [tensor.entry for tensor in self.tensors]
@@ -59,12 +72,16 @@ class _Group:
 
 def report(source: Checkpoint, destination: Path, converted: list[ConvertedTensor], elapsed: float) -> None:
     """Print the table, and the notes. elapsed: seconds."""
-    table = output.table("tensors", "shape", "dtype", "layout", "n", "zeros", "before", "after", "ratio", left=4)
+    whole = _Group("total", converted)
+    errors = ("largest error", "mean error") if whole.losses else ()
+    table = output.table(
+        "tensors", "shape", "dtype", "layout", "n", "zeros", "before", "after", "ratio", *errors, left=4
+    )
     for label, tensors in grouped(converted, _name_and_kind, lambda tensor: tensor.entry.dense_nbytes):
         group = _Group(label, tensors)
         style = output.WARNING if any(map(_is_dense_all_the_same, group.tensors)) else ""
-        output.add_row(table, *group.cells(), style=style)
-    table.add_total(*_Group("total", converted).cells())
+        output.add_row(table, *group.cells(), *(group.error_cells() if errors else ()), style=style)
+    table.add_total(*whole.cells(), *(whole.error_cells() if errors else ()))
     output.print_table(table)
     output.say()
     after = sum(path.stat().st_size for path in targets_of(source, destination, "sparsefmt").values())
@@ -88,9 +105,37 @@ def _is_dense_all_the_same(tensor: ConvertedTensor) -> bool:
     return tensor.survey.nnz < (1 - LOOKS_PRUNED) * entry.elements
 
 
+def _is_pruned_float(tensor: ConvertedTensor) -> bool:
+    """Whether a matrix looks pruned, and has the floats that it had."""
+    entry = tensor.entry
+    if tensor.loss is not None or not tensor.source_nbytes or entry.dtype.name not in FLOATS or len(entry.shape) < 2:
+        return False
+    return tensor.survey.nnz < (1 - LOOKS_PRUNED) * entry.elements
+
+
 def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTensor]) -> list[str]:
     """Sentences on what a user should know and might not expect."""
     notes = []
+    if source.quantization is not None and not any(tensor.loss for tensor in converted):
+        notes.append(
+            "Nothing was quantized: no matrix of floats called X.weight has "
+            f"{LOOKS_PRUNED:.0%} zeros or more, embeddings aside."
+        )
+    if losses := [tensor.loss for tensor in converted if tensor.loss is not None]:
+        dtype = common(tensor.entry.dtype.name for tensor in converted if tensor.loss is not None)
+        loss = Loss.total(losses)
+        zeros = f" {loss.became_zero:,} of them became zero." if loss.became_zero else ""
+        notes.append(
+            f"Quantized to {dtype} and scales: {output.plural(len(losses), 'weight')}, {loss.stored:,} nonzeros. This"
+            f" is lossy: errors of {loss.largest_error:.3g} at most and {loss.mean_error:.3g} in the mean.{zeros}"
+        )
+        left = [tensor.name for tensor in converted if _is_pruned_float(tensor)]
+        if left:
+            others = f" and {len(left) - MOST_NAMED:,} more" if len(left) > MOST_NAMED else ""
+            notes.append(
+                f"Pruned, and not quantized, for it is no weight of a linear layer by its name or shape: "
+                f"{', '.join(left[:MOST_NAMED])}{others}"
+            )
     if dense := [tensor.name for tensor in converted if _is_dense_all_the_same(tensor)]:
         others = f" and {len(dense) - MOST_NAMED:,} more" if len(dense) > MOST_NAMED else ""
         notes.append(

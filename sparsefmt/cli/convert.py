@@ -19,6 +19,7 @@ from sparsefmt.cli import options
 from sparsefmt.cli.failures import Failure
 from sparsefmt.codecs import CODECS
 from sparsefmt.layouts import LAYOUTS
+from sparsefmt.quantizing.quantization import GROUP_SIZES, SCALES, VALUES, Quantization
 from sparsefmt.save_options import SaveOptions
 
 
@@ -31,6 +32,7 @@ Examples:
   sparsefmt convert model.safetensors small.sparsefmt --negative-zeros drop
   sparsefmt convert model.safetensors fast.sparsefmt --codec raw
   sparsefmt convert checkpoint.safetensors pruned.sparsefmt --fold --negative-zeros drop
+  sparsefmt convert model.safetensors small.sparsefmt --values int8 --group-size 64
   sparsefmt convert pytorch_model.bin model.sparsefmt
   sparsefmt convert llama-pruned/ llama-pruned-sparsefmt/
 """,
@@ -50,6 +52,22 @@ Examples:
     default="keep",
     help="Keep the sign of -0.0, or store 0.0 instead and record how many.",
 )
+@click.option(
+    "--values",
+    type=click.Choice(VALUES),
+    help="Round the pruned weights to elements of a byte and scales. LOSSY: the table says by how much.",
+)
+@click.option(
+    "--group-size",
+    type=click.Choice(list(map(str, GROUP_SIZES))),
+    help="Columns that share a scale.  [default: all of a row]",
+)
+@click.option(
+    "--scale",
+    type=click.Choice(SCALES),
+    default="absmax",
+    help="Scales of --values: of the largest magnitude, or with the least squared error.",
+)
 @options.fold
 @options.threads
 @options.force
@@ -60,6 +78,9 @@ def command(
     layout: str,
     codec: str,
     negative_zeros: Any,
+    values: str | None,
+    group_size: str | None,
+    scale: str,
     fold: bool,
     threads: int,
     force: bool,
@@ -77,17 +98,25 @@ def command(
     other formats. config.json gets a quantization_config, so that transformers can load DST after
     `import sparsefmt.transformers`, and README.md says so.
 
+    With --values, pruned matrices called X.weight are stored as elements, X.weight, and scales, X.weight_scale; not
+    those that are embeddings by their names. Models are loaded from DST with these values as they are.
+
     Nothing takes its place before all of it is written. With --force, weights and indexes of a model that is in the
     folder DST already, dense or not, are removed then; all other files stay.
     """
     from sparsefmt.cli import output
     from sparsefmt.cli.conversion_report import notes_on_folder, report
 
+    try:
+        quantization = Quantization.of(values, None if group_size is None else int(group_size), scale)
+    except ValueError:
+        raise click.UsageError("--group-size and --scale are for --values") from None
     options = SaveOptions(layout, codec, negative_zeros, threads=threads)
     started = time.perf_counter()
     with Checkpoint(src, ["safetensors", "torch"]) as source:
         if fold:
             source.fold()
+        source.quantization = quantization
         destination = destination_of(source, dst, "sparsefmt")
         before = saved_weights(destination)
         with output.progress_bar("converting", source.dense_nbytes, quiet) as progress:

@@ -34,7 +34,8 @@ def command(
     """Say which tensors differ between A and B: files or folders, safetensors or .sparsefmt.
 
     Names, dtypes, shapes, metadata and every bit are compared, however they are stored. Exit code 1 if anything
-    differs.
+    differs. Of weights that are scaled elements in one and floats in the other, the largest error is said and the mean
+    one, that of weights that are not zero.
     """
     from sparsefmt.cli import output
 
@@ -43,7 +44,18 @@ def command(
         if fold:
             ours.fold()
             theirs.fold()
-        differences, comparable = comparison.compare_names(ours, theirs)
+        scaled = comparison.scaled_in_one(ours, theirs)
+        scales = {scale for scale, _ in scaled.values()}
+        differences, comparable = comparison.compare_names(ours, theirs, {*scaled, *scales})
+        for name, (scale, is_theirs) in sorted(scaled.items()):
+            having, lacking = (theirs, ours) if is_theirs else (ours, theirs)
+            floats = lacking.rows_of(name)
+            largest, mean = comparison.errors_of_scaled(having, name, scale, floats, threads)
+            if largest:
+                differences.append(
+                    f"tensor {name!r}: {having.rows_of(name).dtype.name} times {scale!r} in {having.path},"
+                    f" {floats.dtype.name} in {lacking.path}: errors of {largest:.3g} at most, {mean:.3g} in the mean"
+                )
         differences += comparison.compare_metadata(ours, theirs)
         matrices = {name: ours.rows_of(name) for name in sorted(comparable)}
         total = sum(matrix.dense_nbytes for matrix in matrices.values())
@@ -52,13 +64,14 @@ def command(
                 found = comparison.compare_tensors(matrix, theirs.rows_of(name), progress=progress, threads=threads)
                 if found.elements:
                     differences.append(comparison.describe(name, matrix.dtype, matrix.shape, found))
+    both = len(comparable) + len(scaled)
     if not quiet:
         for difference in differences:
             output.say(difference)
         output.say(
-            f"{output.plural(len(differences), 'difference')} in {output.plural(len(comparable), 'tensor')} of both"
+            f"{output.plural(len(differences), 'difference')} in {output.plural(both, 'tensor')} of both"
             if differences
-            else f"equal: {output.plural(len(comparable), 'tensor')}"
+            else f"equal: {output.plural(both, 'tensor')}"
         )
     if differences:
         ctx.exit(1)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from sparsefmt.checkpoints.checkpoint import Checkpoint
+from sparsefmt.checkpoints.scales import scales_in
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.cli import options
 from sparsefmt.container.entry import TensorEntry
@@ -48,6 +49,7 @@ With --json, one object:
       stored_nbytes, dense_nbytes
       array_nbytes     of these, the stored bytes of each array
       model_nbytes     what its models for codec rans take in the index, before that is coded
+      stored_bits      bits that an element takes, of a scaled weight with its scales; null without elements
       negative_zeros   whether signs of zero are kept beside
       negative_zeros_dropped   how many were dropped
   index                what the index of a folder says beside its weight map; null without one
@@ -86,6 +88,7 @@ def _as_object(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> dict[str, 
 def _file_as_object(file: SparsefmtFile) -> dict[str, Any]:
     index = file.reader.index
     tensors: list[dict[str, Any]] = []
+    bits = _stored_bits(file)
     for name in index.names:
         if name in index.aliases:
             tensors.append({"name": name, "copy_of" if name in index.copies else "alias_of": index.aliases[name]})
@@ -106,6 +109,7 @@ def _file_as_object(file: SparsefmtFile) -> dict[str, Any]:
                 "dense_nbytes": entry.dense_nbytes,
                 "array_nbytes": {array: index.array_nbytes(entry, array) for array in entry.codecs},
                 "model_nbytes": sum(map(len, entry.models.values())),
+                "stored_bits": bits.get(name),
                 "negative_zeros": NEGATIVE_ZEROS in entry.codecs,
                 "negative_zeros_dropped": entry.negative_zeros_dropped,
             }
@@ -132,7 +136,8 @@ def _print_tables(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> None:
     total_stored = total_dense = total_tensors = 0
     for file in files:
         index = file.reader.index
-        columns = ("tensor", "shape", "dtype", "layout", "codecs", "zeros", "dense", "stored", "ratio")
+        columns = ("tensor", "shape", "dtype", "layout", "codecs", "zeros", "dense", "stored", "ratio", "bits")
+        bits = _stored_bits(file)
         table = output.table(*columns, left=5)
         stored = dense = 0
         for name in index.names:
@@ -155,6 +160,7 @@ def _print_tables(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> None:
                 output.size(entry.dense_nbytes),
                 output.size(entry_stored),
                 output.ratio(entry.dense_nbytes, entry_stored),
+                f"{bits[name]:.2f}" if name in bits else "-",
             )
         output.print_table(table)
         output.say()
@@ -175,6 +181,15 @@ def _print_tables(checkpoint: Checkpoint, files: list[SparsefmtFile]) -> None:
             f"dense {output.size(total_dense)}, stored {output.size(total_stored)}, "
             f"{output.ratio(total_dense, total_stored)} smaller"
         )
+
+
+def _stored_bits(file: SparsefmtFile) -> dict[str, float]:
+    """Bits that an element takes in the file, by name; of a scaled weight, with those of its scales."""
+    index = file.reader.index
+    nbytes = {name: index.stored_nbytes(index.entry(name)) for name in index.names}
+    for weight, scale in scales_in(file.metadata, index.names).items():
+        nbytes[weight] += nbytes[scale]
+    return {name: 8 * nbytes[name] / entry.elements for name, entry in index.tensors.items() if entry.elements}
 
 
 def _layout(entry: TensorEntry) -> str:

@@ -103,6 +103,12 @@ class Writer:
             self._progress(entry.dense_nbytes)
         return entry
 
+    def add_metadata(self, texts: Mapping[str, str]) -> None:
+        """Keep further texts of the user, which take the place of those that are called the same."""
+        self._expect_usable()
+        check_metadata({**self._index.metadata, **texts})
+        self._index.metadata |= texts
+
     def add_alias(self, name: str, target: str) -> None:
         """Say that `name` is the tensor already written as `target`."""
         self._expect_usable()

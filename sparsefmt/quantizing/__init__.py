@@ -10,6 +10,6 @@ F8_E4M3. There is a scale for each row, or for each row and group of columns. Al
 from __future__ import annotations
 
 from sparsefmt.quantizing.quantization import Loss, Quantization
-from sparsefmt.quantizing.rows import QuantizedMatrix, quantized
+from sparsefmt.quantizing.rows import QuantizedMatrix, dequantized, quantized
 
-__all__ = ["Loss", "Quantization", "QuantizedMatrix", "quantized"]
+__all__ = ["Loss", "Quantization", "QuantizedMatrix", "dequantized", "quantized"]

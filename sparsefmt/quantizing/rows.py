@@ -67,6 +67,11 @@ def quantized(matrix: Rows, how: Quantization, threads: int | None = None) -> Qu
     return QuantizedMatrix(_Elements(matrix, how, scale), scale, loss)
 
 
+def dequantized(elements: Rows, scale: np.ndarray) -> Rows:
+    """The matrix that elements (rows, cols) and scales (rows, groups), float32, stand for, in float32."""
+    return _Products(elements, scale)
+
+
 class _Elements(Rows):
     """The elements of a matrix whose scales have been found."""
 
@@ -85,8 +90,25 @@ class _Elements(Rows):
         return made
 
 
+class _Products(Rows):
+    """Elements times their scales, in float32."""
+
+    def __init__(self, elements: Rows, scale: np.ndarray) -> None:
+        super().__init__(DTYPES["F32"], elements.shape)
+        self.stack(1)
+        self._elements = elements
+        self._scale = scale
+
+    def bits(self, begin: int, end: int) -> np.ndarray:
+        values = _float32(self._elements, begin, end)
+        scale = self._scale[begin:end]
+        if values.size:
+            values.reshape(*scale.shape, -1)[...] *= scale[:, :, None]
+        return values.view(np.uint32)
+
+
 def _float32(matrix: Rows, begin: int, end: int) -> np.ndarray:
     values = matrix.bits(begin, end).view(matrix.dtype.numpy)
     # what is too large for float32 becomes infinite, and is refused
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(values, np.float32)
+        return values.astype(np.float32)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from sparsefmt import quantizing
 from sparsefmt.adapters import Rows, Survey
 from sparsefmt.adapters.torch import DTYPES_BY_TORCH, TORCH_DTYPES, as_torch
-from sparsefmt.dtypes import DTYPES, as_bits
+from sparsefmt.dtypes import as_bits
 from sparsefmt.layouts.fillers import FillerCount
 from sparsefmt.tensor import SparseTensor
 
@@ -38,7 +39,7 @@ def rows_of(weight: SparseTensor) -> Rows:
 
 def dequantized(weight: SparseTensor, scale: np.ndarray) -> SparseTensor:
     """The matrix that elements and their scales, float32 (rows, groups), stand for, in float32 and the same layout."""
-    return SparseTensor._from_rows(_Dequantized(weight, scale), weight.layout, budget=weight.budget)
+    return SparseTensor._from_rows(quantizing.dequantized(rows_of(weight), scale), weight.layout, budget=weight.budget)
 
 
 def torch_dtype_of(weight: SparseTensor) -> torch.dtype:
@@ -72,22 +73,6 @@ class _Cast(Rows):
         width = self.dtype.bits_dtype.itemsize
         signed = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[width]
         return values.to(self._torch_dtype).view(signed).numpy().view(self.dtype.bits_dtype)
-
-
-class _Dequantized(Rows):
-    """A matrix times its scales, in float32."""
-
-    def __init__(self, weight: SparseTensor, scale: np.ndarray) -> None:
-        super().__init__(DTYPES["F32"], weight.shape)
-        self._weight = weight
-        self._scale = scale
-
-    def bits(self, begin: int, end: int) -> np.ndarray:
-        values = self._weight[begin:end].astype(np.float32)
-        scale = self._scale[begin:end]
-        if values.size:
-            values.reshape(*scale.shape, -1)[...] *= scale[:, :, None]
-        return values.view(np.uint32)
 
 
 class _Transposed(Rows):

@@ -23,7 +23,8 @@ def print_tables(groups: list[Group]) -> None:
     """Print two tables: the memory that the tensors take, and the time that their products take."""
     rows = _rows(groups)
     total = _Row("total", [member for row in rows for member in row.members])
-    memory = output.table("in memory", "shape", "dtype", "layout", "n", "zeros", "dense", "bytes", "ratio", left=4)
+    columns = "shape", "dtype", "layout", "n", "zeros", "dense", "bytes", "ratio", "bits"
+    memory = output.table("in memory", *columns, left=4)
     headings = [
         heading for timing in groups[0].timings for heading in (f"batch {timing.batch}", "dense", "speed", "spread")
     ]
@@ -100,6 +101,7 @@ class _Row:
             output.size(self.dense_nbytes),
             output.size(self.nbytes),
             output.ratio(self.dense_nbytes, self.nbytes),
+            f"{8 * self.nbytes / elements:.2f}" if elements else "-",
         ]
 
     def product_cells(self) -> list[str]:
@@ -132,6 +134,7 @@ def notes(results: Results) -> Iterator[str]:
     names = " and ".join(f"{library.name} {library.version} ({_on(library)})" for library in libraries)
     missing = "" if len(libraries) > 1 else "; torch is not installed"
     yield f"dense: the fastest of {names}, in float32{missing}. Dense bytes: in the tensor's own dtype."
+    yield "bits: what an element takes in memory; the scales of scaled weights are tensors of their own."
     yield from _instructions()
     if results.given and libraries[0].set_threads is None:
         yield "numpy can be given another number of threads where threadpoolctl is installed and knows its BLAS."
