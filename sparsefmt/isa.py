@@ -59,5 +59,11 @@ def choose_isa(features: set[str], wanted: str | None) -> str:
 ISA = choose_isa(_target_features(), os.environ.get(ENVIRONMENT_VARIABLE))
 """The instruction set of this process, found out once."""
 
+DOTS = {"avx512": "avx512vnni", "avx2": "avxvnni"}.get(ISA) in _target_features()
+"""Whether there is an instruction that multiplies four integers of eight bits by four and adds up the products."""
+
+MOVES_BYTES = ISA == "avx512" and "avx512vbmi" in _target_features()
+"""Whether one instruction puts 64 bytes into any order."""
+
 NEON = ISA == "portable" and binding.get_process_triple().startswith(("aarch64", "arm64"))
 """Whether portable code may use what every ARM processor of 64 bits has."""

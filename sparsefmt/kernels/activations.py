@@ -34,7 +34,7 @@ from sparsefmt.kernels.job import (
     own,
 )
 from sparsefmt.kernels.kinds import WIDTH
-from sparsefmt.kernels.raw_memory import load_scalar, load_u64, store_scalar
+from sparsefmt.kernels.raw_memory import load_scalar, load_u32, load_u64, store_scalar
 from sparsefmt.kernels.simd import all_zero, fma, fma_all, load, load_rows, plus_zero, store, transpose, zeros
 
 CHAINS = 2
@@ -143,6 +143,31 @@ def in_groups(kind: int, wide: int, narrow: int) -> Callable[..., Any]:
                 finite = pack_group(kind, narrow_lanes, narrow_tokens, x, pitch, last, cols, packed)
             if not finite:
                 note_odd(job)
+
+    return pack
+
+
+@cache
+def in_dots(wide: int, narrow: int, biased: bool) -> Callable[..., Any]:
+    """Like `in_groups`, for activations of eight bits: four columns of a token stand together.
+
+    The caller's rows end with zeros up to a multiple of four columns. `biased`: 128 is added, and they are unsigned.
+    """
+    any_wide, wide_tokens, narrow_tokens, flipped = int(wide > 0), max(wide, 1), narrow, 0x80808080 if biased else 0
+
+    @jit
+    def pack(job, lo, hi, scratch):
+        pitch, tokens = load_u64(job + SOURCE_PITCH), load_u64(job + TOKENS)
+        source, to = load_u64(job + SOURCE) + load_u64(job + FIRST) * pitch, load_u64(job + X)
+        words, group_words = pitch // 4, (load_u64(job + COLS) + WHOLE_COLUMNS - 1) // WHOLE_COLUMNS * 2
+        wides = own(job, 0) if any_wide else 0
+        for group in range(lo, hi):
+            first = min(group, wides) * wide_tokens + max(group - wides, 0) * narrow_tokens
+            count = wide_tokens if group < wides else narrow_tokens
+            for token in range(count):
+                x, packed = source + min(first + token, tokens - 1) * pitch, to + 4 * (first * group_words + token)
+                for word in range(words):
+                    store_scalar(packed + 4 * word * count, np.uint32(load_u32(x + 4 * word) ^ flipped))
 
     return pack
 

@@ -22,9 +22,9 @@ from numba.extending import overload
 
 from sparsefmt.bits_of_words import lowest_bit, popcount
 from sparsefmt.jit import jit
-from sparsefmt.kernels.expand import COLUMNS, copy_value, expand_word, fma_word, values_of_word
+from sparsefmt.kernels.expand import COLUMNS, copy_value, expand_dots, expand_word, fma_word, values_of_word
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
-from sparsefmt.kernels.kinds import WIDTH, summed_kind
+from sparsefmt.kernels.kinds import DOTS, WIDTH, summed_kind
 from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SCALES, SLICE_OFFSETS, VALUES
 from sparsefmt.kernels.raw_memory import load_scalar, load_u16, load_u32, load_u64, prefetch, store_scalar
 from sparsefmt.kernels.simd import VECTOR_BYTES, fma, fma_by_rows, store, store_sums, zeros
@@ -229,6 +229,22 @@ def _make_expand_columns(vectorised, kind, tables, values, mask, columns, ahead,
             to += COLUMNS * pitch
         return values
 
+    def of_dots(vectorised, kind, tables, values, mask, columns, ahead, mask_ahead, to, pitch):
+        for word in range(0, 8 * (columns // COLUMNS), 8):
+            prefetch(values + ahead, lines, two)
+            prefetch(mask + word + mask_ahead, one, two)
+            store(to, pitch, expand_dots(values, mask + word, kind, tables))
+            values += values_of_word(mask + word)
+            to += pitch
+        if columns % COLUMNS:
+            store_scalar(to, last_columns(mask, columns))
+            bits = load_u64(to)
+            store(to, pitch, expand_dots(values, to, kind, tables))
+            values += popcount(bits)
+        return values
+
+    if kind.literal_value == DOTS:
+        return of_dots
     return by_instruction if vectorised.literal_value else by_bits
 
 

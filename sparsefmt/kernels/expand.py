@@ -19,8 +19,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from sparsefmt.isa import ISA, NEON
-from sparsefmt.kernels.kinds import BF16, E4M3, E5M2, F16, F32, F64, INT8, ONE_BYTE, UINT8, WIDTH
+from sparsefmt.isa import ISA, MOVES_BYTES, NEON
+from sparsefmt.kernels.kinds import BF16, DOTS, E4M3, E5M2, F16, F32, F64, INT8, ONE_BYTE, UINT8, WIDTH
 from sparsefmt.kernels.llvm import (
     I1,
     I8,
@@ -63,7 +63,7 @@ def _row_bytes(kind: int) -> int:
 
 
 def _make_table(kind: int) -> np.ndarray:
-    """(256, bytes): for each mask of eight rows, how to shuffle the values."""
+    """For each mask of eight rows, one after the other, how to shuffle the values: `_row_bytes` each."""
     lane_bytes, width = _row_bytes(kind) // 8, WIDTH[kind]
     # the last byte of a lane is the highest; NEON has bytes alone, and nothing in the second half of such a row
     if NEON and width == 1:
@@ -82,14 +82,23 @@ def _make_table(kind: int) -> np.ndarray:
                 table[mask, lane, -width:] = range(width * stored, width * stored + width)
                 stored += 1
     table = table.reshape(256, -1)
-    return np.pad(table, ((0, 0), (0, _row_bytes(kind) - table.shape[1])), constant_values=_ABSENT)
+    table = np.pad(table, ((0, 0), (0, _row_bytes(kind) - table.shape[1])), constant_values=_ABSENT)
+    # rows of eight bytes are read as sixteen
+    return np.append(table.reshape(-1), np.zeros(16, np.uint8))
 
 
-_TABLES = {kind: _make_table(kind) for kind in (F32, BF16, F16, *ONE_BYTE)} if ISA == "avx2" or NEON else {}
+_TABLES = {kind: _make_table(kind) for kind in (F32, BF16, F16, *ONE_BYTE, DOTS)} if ISA == "avx2" or NEON else {}
+_ROW_BY_ROW = [SLICE_ROWS * column + row for row in range(SLICE_ROWS) for column in range(COLUMNS)]
+"""The bytes of a word, column by column, in the order in which DOTS have them."""
+
+if MOVES_BYTES:
+    _TABLES[DOTS] = np.array(_ROW_BY_ROW, np.uint8)
 
 
 def in_registers(kind: int) -> bool:
     """Whether there is a way without branches for values of a kind."""
+    if kind == DOTS:
+        return ISA != "portable"
     return (ISA != "portable" or NEON) and kind != F64
 
 
@@ -295,6 +304,60 @@ def fma_word(typingctx, values, mask, kind, tables, x, sums):
 
     int64 = types.int64
     return sums(int64, int64, kind, int64, int64, sums), codegen
+
+
+def _side_by_side(builder, left, right):
+    """The lanes of one LLVM vector and of another in turns, as two vectors: those of the lower halves come first."""
+    count = left.type.count
+    lanes = [lane for pair in zip(range(count), range(count, 2 * count), strict=True) for lane in pair]
+    return [builder.shuffle_vector(left, right, lanes_of(lanes[begin : begin + count])) for begin in (0, count)]
+
+
+def _dots_of_rows(builder, values, mask, table, byte: int):
+    """AVX2: eight rows of a word as two LLVM vectors of 16 bytes, four columns of one row after the other. `byte`: 0
+    for the first eight rows, 1 for the others. values: where those of each column begin."""
+    bytes16, columns = ir.VectorType(I8, 16), []
+    for number, begin in enumerate(values):
+        bits = builder.zext(load_as(builder, builder.add(mask, integer(2 * number + byte)), I8, 1), I64)
+        row = builder.add(table, builder.shl(bits, integer(3)))
+        # behind eight bytes come others, which are not used
+        shuffle, loaded = load_as(builder, row, bytes16, 1), load_as(builder, begin, bytes16, 1)
+        columns.append(call(builder, "llvm.x86.ssse3.pshuf.b.128", bytes16, [loaded, shuffle]))
+    pairs = [_side_by_side(builder, *columns[first : first + 2])[0] for first in (0, 2)]
+    halves = ir.VectorType(I16, 8)
+    rows = _side_by_side(builder, *(builder.bitcast(pair, halves) for pair in pairs))
+    return [builder.bitcast(part, bytes16) for part in rows]
+
+
+@intrinsic(prefer_literal=True)
+def expand_dots(typingctx, values, mask, kind, tables):
+    """The four columns of the word at `mask` for DOTS, as the bits of a vector of sixteen rows."""
+    result = Vectors(accumulator(constant_of(kind)), SLICE_ROWS, 1)
+
+    def codegen(context, builder, signature, args):
+        if ISA == "avx512":
+            bytes64 = ir.VectorType(I8, 64)
+            present = builder.bitcast(load_as(builder, args[1], I64, 2), ir.VectorType(I1, 64))
+            loaded = load_as(builder, args[0], bytes64, 1)
+            arguments = [loaded, ir.Constant(bytes64, None), present]
+            placed = call(builder, "llvm.x86.avx512.mask.expand.v64i8", bytes64, arguments)
+            if MOVES_BYTES:
+                # from memory: LLVM would make a dozen instructions of an order that it knows
+                order = load_as(builder, args[3], bytes64, 8)
+                rows = call(builder, "llvm.x86.avx512.permvar.qi.512", bytes64, [placed, order])
+            else:
+                rows = builder.shuffle_vector(placed, placed, lanes_of(_ROW_BY_ROW))
+            return packed(builder, [builder.bitcast(rows, result.llvm)])
+        begins, parts, at = ([], []), [], args[0]
+        for number in range(2 * COLUMNS):
+            begins[number % 2].append(at)
+            bits = load_as(builder, builder.add(args[1], integer(number)), I8, 1)
+            at = builder.add(at, builder.zext(builder.ctpop(builder.zext(bits, I32)), I64))
+        for byte in (0, 1):
+            parts += _dots_of_rows(builder, begins[byte], args[1], args[3], byte)
+        return packed(builder, [builder.bitcast(concatenated(builder, parts), result.llvm)])
+
+    return result(types.int64, types.int64, kind, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -14,11 +14,21 @@ from numba import types
 from numba.core import cgutils
 
 from sparsefmt.isa import ISA, NEON
-from sparsefmt.kernels.kinds import BF16, E4M3, E5M2, F16, F32, F64, INT8, UINT8
+from sparsefmt.kernels.kinds import BF16, DOTS, E4M3, E5M2, F16, F32, F64, INT8, UINT8
 
 I1, I8, I16, I32, I64 = (ir.IntType(nbits) for nbits in (1, 8, 16, 32, 64))
 
-_ELEMENTS = {F32: ir.FloatType(), BF16: I16, F16: I16, F64: ir.DoubleType(), INT8: I8, UINT8: I8, E4M3: I8, E5M2: I8}
+_ELEMENTS = {
+    F32: ir.FloatType(),
+    BF16: I16,
+    F16: I16,
+    F64: ir.DoubleType(),
+    INT8: I8,
+    UINT8: I8,
+    E4M3: I8,
+    E5M2: I8,
+    DOTS: I8,
+}
 
 
 def integer(value: int) -> ir.Constant:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sparsefmt.dtypes import SINGLE
 from sparsefmt.kernels.job import BYTES, ODD, PIECES, TABLE
-from sparsefmt.kernels.kinds import F32, F64
+from sparsefmt.kernels.kinds import DOTS, F32, F64
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.kernels.plans.contract import NOT_ACROSS, Across
 from sparsefmt.kernels.recipe import Recipe, fill_job, recipe_for_any_activations, recipes, run_alone
@@ -40,25 +40,26 @@ MOST_RECIPES = 256
 def multiply(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None) -> bool:
     """Fill y (tokens, rows), of the dtype of the sums, with x (tokens, cols) times the rows of w.
 
-    y or its transpose is C-contiguous; x is anything. Return whether y is filled: it is not if x has Inf or NaN, and
-    columns of w are in groups.
+    y or its transpose is C-contiguous; x is anything. If x is int8, so is w, and rows of x end with zeros up to
+    `rows_of_dots`. Return whether y is filled: it is not if x has Inf or NaN, and columns of w are in groups.
     """
     tokens = x.shape[0]
     if not tokens or not w.tiles:
         y[...] = 0
         return True
-    if x.dtype != y.dtype:
+    of_dots = x.dtype == np.int8
+    if x.dtype != y.dtype and not of_dots:
         x = x.astype(y.dtype)
     x_rows, y_rows, across = x, y, NOT_ACROSS
     # C-contiguous, aligned, and of a type that is not read-only, which numba takes for another
     if not (x.flags.carray and y.flags.carray):
         x_rows, y_rows, across = _laid_out(x, w, y)
-    key = tokens, across, y.dtype
+    key = tokens, across, x.dtype
     found = w.recipes.get(key)
     if found is None:
         if len(w.recipes) >= MOST_RECIPES:
             w.recipes.clear()
-        found = w.recipes[key] = recipes(w.matrix, _summed(y), tokens, across)
+        found = w.recipes[key] = recipes(w.matrix, DOTS if of_dots else _summed(y), tokens, across)
     result = y if across.y else y_rows
     for recipe in found:
         if _run(recipe, x_rows, y_rows, w, threads):

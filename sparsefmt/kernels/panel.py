@@ -18,15 +18,29 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.extending import overload
 
+from sparsefmt.isa import DOTS as HAS_DOTS
 from sparsefmt.jit import jit
 from sparsefmt.kernels.bitmask import expand_columns, widen_mask
 from sparsefmt.kernels.dense import SCRATCH_BYTES, transpose_columns
 from sparsefmt.kernels.expand import in_registers
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
-from sparsefmt.kernels.kinds import WIDTH, summed_kind
+from sparsefmt.kernels.kinds import DOTS, WIDTH, columns_at_once, summed_kind
 from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SCALES, SLICE_OFFSETS, VALUES
-from sparsefmt.kernels.raw_memory import load_u32, load_u64, store_scalar
-from sparsefmt.kernels.simd import VECTOR_BYTES, fma_by_rows, fma_panel, load, store, store_sums, zeros
+from sparsefmt.kernels.raw_memory import load_u32, load_u64, memory, store_scalar
+from sparsefmt.kernels.simd import (
+    BIASED,
+    SIGNS,
+    VECTOR_BYTES,
+    dot_panel,
+    fma_by_rows,
+    fma_panel,
+    from_dots,
+    less_dots,
+    load,
+    store,
+    store_sums,
+    zeros,
+)
 from sparsefmt.positions.masks import SLICE_ROWS
 
 VECTORS = 2
@@ -58,6 +72,11 @@ def groups_of(tokens: int) -> Groups:
     units = max(2, -(-tokens // (WIDE - NARROW)))
     narrow = -units % 3
     return Groups((units - 2 * narrow) // 3, narrow, units * (WIDE - NARROW))
+
+
+def dots_way() -> int:
+    """How this processor multiplies DOTS."""
+    return BIASED if HAS_DOTS else SIGNS
 
 
 def shape(kind: int) -> tuple[int, int]:
@@ -93,22 +112,43 @@ def _make_fill(masked, vectorised, kind, tables, values, mask, next_values, stri
     return of_bitmask if masked.literal_value else of_dense
 
 
-def _multiply(scaled, summed, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
+def _how(kind: int, scaled: bool, way: int) -> int:
+    """How the microkernel multiplies, as one number, which kernels can have as a constant.
+
+    Args:
+        kind: that of the sums, or DOTS.
+        scaled: whether the panel's sums are multiplied by the scales of its rows, and added to those that are carried.
+        way: how DOTS are multiplied.
+    """
+    return (kind * 2 + scaled) * 8 + way
+
+
+def _parts_of_how(how: int) -> tuple[int, bool, int]:
+    return how // 16, bool(how // 8 % 2), how % 8
+
+
+def _multiply(how, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
     """The microkernel: a panel times groups of `tokens` tokens. Sums begin with zero unless they are `carried`.
 
-    `scaled`: 1 if the panel's sums are multiplied by the scales of its rows, and added to those that are carried.
+    how: see `_how`. Of DOTS, four columns count as one.
     """
     raise NotImplementedError("jitted code only")
 
 
 @overload(_multiply, prefer_literal=True)
-def _make_multiply(scaled, summed, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
-    kind = summed.literal_value
+def _make_multiply(how, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
+    kind, scaled, way = _parts_of_how(how.literal_value)
+    of_dots, biased, one = int(kind == DOTS), int(kind == DOTS and way != SIGNS), 1
+    # their sums are bits of vectors of float32
+    kind = summed_kind(kind)
     size, (at_once, rows) = WIDTH[kind], shape(kind)
     lanes, count, parts = VECTOR_BYTES // size, VECTORS * tokens.literal_value, rows // at_once
-    part_bytes, pitch, vector_bytes = at_once * size, rows * size, VECTOR_BYTES
+    part_bytes, pitch, vector_bytes, vectors, four, by_scales = (
+        *(at_once * size, rows * size, VECTOR_BYTES, VECTORS, 4),
+        int(scaled),
+    )
 
-    def multiply(scaled, summed, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
+    def multiply(how, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
         for group in range(groups):
             for number in range(parts):
                 sums = zeros(kind, lanes, count)
@@ -123,7 +163,7 @@ def _make_multiply(scaled, summed, tokens, groups, weights, columns, x, x_stride
                 store(sums_at, vector_bytes, sums)
                 sums_at += count * vector_bytes
 
-    def multiply_and_scale(scaled, summed, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
+    def multiply_and_scale(how, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
         for group in range(groups):
             for number in range(parts):
                 sums, totals = zeros(kind, lanes, count), zeros(kind, lanes, count)
@@ -138,21 +178,55 @@ def _make_multiply(scaled, summed, tokens, groups, weights, columns, x, x_stride
                 store(sums_at, vector_bytes, fma_by_rows(sums, scales + number * part_bytes, tokens, totals))
                 sums_at += count * vector_bytes
 
-    return multiply_and_scale if scaled.literal_value else multiply
+    def multiply_dots(how, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
+        bias = memory(four)
+        store_scalar(bias, np.uint32(0x80808080))
+        for number in range(parts):
+            of_bias = zeros(kind, lanes, vectors)
+            if biased:
+                # activations are 128 too large: so many times the weights are taken away again
+                for column in range(columns):
+                    of_bias = dot_panel(weights + number * part_bytes + column * pitch, bias, one, way, of_bias)
+            for group in range(groups):
+                at = sums_at + (group * parts + number) * count * vector_bytes
+                sums = zeros(kind, lanes, count)
+                if carried and not by_scales:
+                    sums = load(at, vector_bytes, kind, lanes, count)
+                x_at = x + group * x_stride
+                weights_at = weights + number * part_bytes
+                for _ in range(columns):
+                    sums = dot_panel(weights_at, x_at, tokens, way, sums)
+                    weights_at += pitch
+                    x_at += tokens * size
+                if biased:
+                    sums = less_dots(sums, tokens, of_bias)
+                if by_scales:
+                    totals = zeros(kind, lanes, count)
+                    if carried:
+                        totals = load(at, vector_bytes, kind, lanes, count)
+                    sums = fma_by_rows(from_dots(sums), scales + number * part_bytes, tokens, totals)
+                store(at, vector_bytes, sums)
+
+    if of_dots:
+        return multiply_dots
+    return multiply_and_scale if scaled else multiply
 
 
 @cache
-def many_tokens_kernel(masked: bool, kind: int, alone: bool = False, scaled: bool = False) -> Callable[..., Any]:
+def many_tokens_kernel(
+    masked: bool, kind: int, alone: bool = False, scaled: bool = False, way: int = SIGNS
+) -> Callable[..., Any]:
     """Kernel for layout `bitmask` (`masked`) or `dense`, x being finite, with three numbers of its own.
 
     y (tokens, rows). x is as `activations.in_groups` makes it, for so many groups of WIDE tokens and so many of NARROW
     ones, the first two numbers, or of one token (`alone`) and none. The third is `expand.tables(kind)`; scratch is
     `scratch_bytes`. `scaled`: columns are in groups that have scales of their own, of as many columns as a fourth
-    number says, BLOCK at most.
+    number says, BLOCK at most. `way`: how DOTS are multiplied, whose activations `activations.in_dots` packs.
     """
     is_masked, vectorised, by_scales = int(masked), int(masked and in_registers(kind)), int(scaled)
-    width, summed = WIDTH[kind], summed_kind(kind)
-    size, (at_once, rows) = WIDTH[summed], shape(kind)
+    width, sums_kind, per_step, of_dots = WIDTH[kind], summed_kind(kind), columns_at_once(kind), int(kind == DOTS)
+    how = _how(DOTS if of_dots else sums_kind, scaled, way)
+    size, (at_once, rows) = WIDTH[sums_kind], shape(kind)
     wide, narrow = (1, 1) if alone else (WIDE, NARROW)
     slices, parts, pitch, slice_bytes = rows // SLICE_ROWS, rows // at_once, rows * size, SLICE_ROWS * size
     part_bytes, one = at_once * size, 1
@@ -163,14 +237,14 @@ def many_tokens_kernel(masked: bool, kind: int, alone: bool = False, scaled: boo
         wides, narrows, tables = own(job, 0), own(job, 1), own(job, 2)
         rows_in_all = load_u64(job + ROWS)
         y_begin, y_stride, y_count = load_u64(job + Y), rows_in_all * size, load_u64(job + TOKENS)
-        padded_cols = (cols + 7) // 8 * 8
+        padded_cols = (cols + 7) // 8 * 8 // per_step
         tokens = wides * wide + narrows * narrow
         unit_bytes = tokens * pitch
         sums = weights + (BLOCK + 8) * pitch
         edge = sums + (PANEL // slices + 1) * unit_bytes
         resume = edge + SCRATCH_BYTES
         widened = resume + 8 * PANEL
-        stride, block = cols * width, BLOCK
+        stride, block = cols * width, BLOCK * per_step
         if by_scales:
             block = own(job, 3)
         for number_of_piece in range(lo, hi):
@@ -195,7 +269,7 @@ def many_tokens_kernel(masked: bool, kind: int, alone: bool = False, scaled: boo
                         for slice_ in range(unit, unit + slices):
                             to = weights + (slice_ - unit) * slice_bytes
                             if slice_ >= panel_end:
-                                for number in range(columns):
+                                for number in range((columns + per_step - 1) // per_step):
                                     store(to + number * pitch, slice_bytes, zeros(kind, SLICE_ROWS, one))
                                 continue
                             rows_left = height - SLICE_ROWS * slice_
@@ -209,14 +283,15 @@ def many_tokens_kernel(masked: bool, kind: int, alone: bool = False, scaled: boo
                             store_scalar(at, after)
                         unit_sums = sums + (unit - begin) // slices * unit_bytes
                         scales = field(line, SCALES) + (col // block * rows_in_all + SLICE_ROWS * unit) * size
-                        x_wide = x_begin + col * wide * size
-                        x_narrow = x_begin + (wides * wide * padded_cols + col * narrow) * size
+                        steps, done = (columns + per_step - 1) // per_step, col // per_step
+                        x_wide = x_begin + done * wide * size
+                        x_narrow = x_begin + (wides * wide * padded_cols + done * narrow) * size
                         _multiply(
-                            by_scales, summed, wide, wides, weights, columns,
+                            how, wide, wides, weights, steps,
                             x_wide, wide * padded_cols * size, unit_sums, col > 0, scales,
                         )  # fmt: skip
                         _multiply(
-                            by_scales, summed, narrow, narrows, weights, columns,
+                            how, narrow, narrows, weights, steps,
                             x_narrow, narrow * padded_cols * size, unit_sums + wides * wide * pitch, col > 0, scales,
                         )  # fmt: skip
                 y_tile = y_begin + field(line, FIRST_ROW) * size
@@ -229,7 +304,9 @@ def many_tokens_kernel(masked: bool, kind: int, alone: bool = False, scaled: boo
                             row = SLICE_ROWS * unit + at_once * number
                             for token in range(first, first + group_tokens):
                                 if token < y_count and row < height:
-                                    total = load(at, part_bytes, summed, at_once, one)
+                                    total = load(at, part_bytes, sums_kind, at_once, one)
+                                    if of_dots and not by_scales:
+                                        total = from_dots(total)
                                     y_at = y_tile + token * y_stride + row * size
                                     rows_here = min(height, SLICE_ROWS * panel_end) - row
                                     store_sums(y_at, y_stride, one, rows_here, total)

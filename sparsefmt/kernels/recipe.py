@@ -13,7 +13,7 @@ import numpy as np
 
 from sparsefmt.jit import jit
 from sparsefmt.kernels.job import BYTES, ODD, PIECES, RESULT, SOURCE, TABLE, X, Y
-from sparsefmt.kernels.kinds import BF16, E4M3, E5M2, F16, F32, F64, INT8, UINT8, WIDTH, summed_kind
+from sparsefmt.kernels.kinds import BF16, DOT_COLUMNS, DOTS, E4M3, E5M2, F16, F32, F64, INT8, UINT8, WIDTH, summed_kind
 from sparsefmt.kernels.native import call_kernel, native
 from sparsefmt.kernels.operand import Matrix
 from sparsefmt.kernels.plans import FOR_ANY_ACTIVATIONS, PLANS
@@ -56,6 +56,9 @@ class Recipe:
         """`shape`: tokens of all plans of a product, and how its arrays lie."""
         tokens, across = shape
         size, sums_at = WIDTH[summed_kind(kind.values)], _whole_lines(plan.packed)
+        pitch = tokens if across.x else matrix.cols
+        if kind.values == DOTS:
+            pitch = rows_of_dots(matrix.cols)
         self.plan, self.widened = plan, kind.widened
         self.scratch_at = sums_at + _whole_lines(plan.sums)
         self.nbytes = self.scratch_at + plan.scratch
@@ -71,7 +74,7 @@ class Recipe:
             0 if plan.packed else plan.first * matrix.cols * size,
             sums_at if plan.sums else plan.first * matrix.rows * size,
             *(matrix.cols, plan.tokens, matrix.rows),
-            *(0, tokens if across.x else matrix.cols, 0, tokens if across.y else matrix.rows, plan.first, 0),
+            *(0, pitch, 0, tokens if across.y else matrix.rows, plan.first, 0),
             *plan.own,
         ]
         # as many as there may be, each
@@ -89,8 +92,15 @@ class Kind(NamedTuple):
     widened: bool
 
 
+def rows_of_dots(cols: int) -> int:
+    """Bytes of a row of activations of eight bits, with zeros at its end."""
+    return -(-cols // DOT_COLUMNS) * DOT_COLUMNS
+
+
 def kind_of(dtype: str, summed: int) -> Kind:
-    """For stored values of a type, and sums of a kind."""
+    """For stored values of a type, and sums of a kind, or DOTS."""
+    if summed == DOTS:
+        return Kind(DOTS, False)
     kind = _KINDS.get(dtype)
     # float32 and narrower are widened to float32 only
     return Kind(summed, True) if kind is None or summed_kind(kind) != summed else Kind(kind, False)

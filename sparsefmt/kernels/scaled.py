@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsefmt.dtypes import DOUBLE, DType
+from sparsefmt.dtypes import DOUBLE, SINGLE, DType
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.kernels.eight_bits import LARGEST, round_activations
 from sparsefmt.kernels.multiply import multiply
 from sparsefmt.kernels.operand import Operand
-from sparsefmt.kernels.plans.bitmask_and_dense import MOST_GROUP_COLS
+from sparsefmt.kernels.plans.bitmask_and_dense import MOST_GROUP_COLS, dots_are_faster
 from sparsefmt.kernels.scale_sums import add_scaled, scale, scale_eight_bits
 from sparsefmt.scales import Scales, Scaling
 
@@ -44,8 +44,11 @@ def multiply_scaled(x: np.ndarray, w: Operand, y: np.ndarray, scaling: Scaling, 
     scales, token_scales, sums_dtype = scaling.scales, None, y.dtype
     if scaling.eight_bits:
         expect_eight_bits(w.dtype)
-        x, token_scales = round_activations(x, scaling.input_scale)
-        if not sums_are_exact(w, 1 if scales is None else scales.groups):
+        groups = 1 if scales is None else scales.groups
+        of_dots = dots_are_faster(w.matrix._replace(groups=groups), x.shape[0])
+        of_dots &= groups == 1 or w.cols // groups <= MOST_GROUP_COLS
+        x, token_scales = round_activations(x, scaling.input_scale, np.dtype(np.int8) if of_dots else SINGLE)
+        if not of_dots and not sums_are_exact(w, groups):
             sums_dtype = DOUBLE
     if scales is not None and scales.groups > 1:
         has_kernels = w.layout == "permuted" or w.cols // scales.groups <= MOST_GROUP_COLS

@@ -9,10 +9,11 @@ import pytest
 from helpers import in_form
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llvmlite import binding
 
 import sparsefmt
-from sparsefmt import Scales, SparseTensor, UnsupportedError, linear
-from sparsefmt.kernels import scaled
+from sparsefmt import Scales, SparseTensor, UnsupportedError, isa, linear
+from sparsefmt.kernels import panel, plans, recipe, scaled, simd
 from sparsefmt.layouts import FORMS
 
 ids = {"ids": lambda dtype: np.dtype(dtype).name}
@@ -32,8 +33,7 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
     assert same.all(), f"{np.count_nonzero(~same)} of {same.size} elements differ"
 
 
-@pytest.mark.parametrize("layout", FORMS)
-@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.float8_e4m3fn, np.float64], **ids)
+@pytest.mark.parametrize(("layout", "dtype"), [*((form, np.int8) for form in FORMS), ("columns", np.float64)])
 @settings(max_examples=30, deadline=None)
 @given(
     rows=st.sampled_from([1, 3, 8, 9, 16, 33]),
@@ -154,6 +154,45 @@ class TestBadInput:
         w = SparseTensor.from_dense(np.eye(6, 8).astype(dtype))
         with pytest.raises(UnsupportedError, match="needs weights of int8"):
             linear(self.x, w, activations="int8")
+
+
+@pytest.fixture
+def biased(monkeypatch):
+    """As where an instruction multiplies bytes that are 128 too large, but without the instruction."""
+    monkeypatch.setattr(plans.bitmask_and_dense, "HAS_DOTS", True)
+    monkeypatch.setattr(panel, "dots_way", lambda: simd.BIASED_BY_PARTS)
+    recipe.recipes.cache_clear()
+    yield
+    recipe.recipes.cache_clear()
+
+
+@pytest.mark.skipif(isa.ISA == "portable", reason="integers are multiplied with AVX2 and AVX-512")
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("shape", [(33, 2600), (9, 64), (16, 8)])
+def test_activations_that_are_128_too_large(biased, groups, shape):
+    rng = np.random.default_rng(4)
+    q, scale = quantized(rng, shape, np.int8), rng.random((shape[0], groups)).astype(np.float32)
+    q[0] = -128
+    x = rng.standard_normal((13, shape[1])).astype(np.float32)
+    w, expected = SparseTensor.from_dense(q, "bitmask"), naive.scaled_linear_oracle(q, scale, x, activations="int8")
+    for tokens in (1, 3, 13):
+        assert_same_bits(linear(x[:tokens], w, scale=scale, activations="int8"), expected[:tokens])
+
+
+@pytest.mark.parametrize(("bits", "processor"), [(256, "alderlake"), (512, "icelake-server")])
+def test_llvm_has_the_instruction(bits, processor):
+    """By words of 32 bits, which some versions of LLVM take it by, and others make bytes of."""
+    words = f"<{bits // 32} x i32>"
+    name = f"@llvm.x86.avx512.vpdpbusd.{bits}"
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    module = binding.parse_assembly(
+        f"define {words} @f({words} %a, {words} %b, {words} %c) {{\n"
+        f"  %d = call {words} {name}({words} %a, {words} %b, {words} %c)\n  ret {words} %d\n}}\n"
+        f"declare {words} {name}({words}, {words}, {words})\n"
+    )
+    machine = binding.Target.from_triple("x86_64-unknown-linux-gnu").create_target_machine(cpu=processor)
+    assert "vpdpbusd" in machine.emit_assembly(module)
 
 
 @pytest.mark.parametrize("layout", FORMS)

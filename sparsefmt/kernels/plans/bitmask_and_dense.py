@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sparsefmt.isa import DOTS as HAS_DOTS
 from sparsefmt.kernels import activations, bitmask, bitmask_by_rows, dense, expand, panel
-from sparsefmt.kernels.kinds import WIDTH, summed_kind
+from sparsefmt.kernels.kinds import DOTS, WIDTH, summed_kind
 from sparsefmt.kernels.native import native
 from sparsefmt.kernels.operand import Matrix
 from sparsefmt.kernels.plans import permuted
 from sparsefmt.kernels.plans.contract import Across, Plan, Step
+from sparsefmt.kernels.simd import SIGNS
 
 MAX_TOKENS = 240 if panel.WIDE == 12 else 264
 """Tokens that are multiplied at once: their sums and a block of activations share the second-level cache."""
@@ -30,12 +32,22 @@ _GROUPS = (1, 2, 4, 6, 8, 12)
 """Numbers of tokens that there are kernels for."""
 
 
+PANEL_COST_OF_DOTS = 0.66
+"""What panels cost if weights and activations have eight bits, without an instruction for that (AVX2)."""
+
+MOST_COLS_OF_DOTS = (2**31 - 1) // (128 * 128)
+"""Columns whose products of eight bits have a sum of 32 bits, even if activations are 128 too large."""
+
 MOST_GROUP_COLS = panel.BLOCK
 """Columns of a group with scales of its own, at most."""
 
 
 def plans(matrix: Matrix, kind: int, tokens: int, across: Across) -> Iterator[Plan]:
     """See `PLANS`. The matrix may have scales in groups of MOST_GROUP_COLS columns at most."""
+    if kind == DOTS:
+        for first in range(0, tokens, MAX_TOKENS):
+            yield _of_dots(matrix, first, min(tokens - first, MAX_TOKENS), panel.dots_way())
+        return
     done = 0
     for group in permuted.token_groups(tokens, kind, MAX_TOKENS_BY_ROWS):
         if not group.in_blocks or not rows_are_faster(matrix, group.tokens):
@@ -80,11 +92,39 @@ def _plan(matrix: Matrix, kind: int, first: int, tokens: int) -> Plan:
     return Plan(first, tokens, kernel, before, length * WIDTH[summed], scratch=scratch, own=own)
 
 
-def rows_are_faster(matrix: Matrix, tokens: int) -> bool:
+def _of_dots(matrix: Matrix, first: int, tokens: int, way: int) -> Plan:
+    """Weights and activations of eight bits, whose products are added up as integers."""
+    wide, narrow = (0, 1) if tokens == 1 else (panel.WIDE, panel.NARROW)
+    wides, narrows, padded = (1, 0, 1) if tokens == 1 else panel.groups_of(tokens)
+    if way == SIGNS and tokens > 1:
+        # weights without their signs take registers, too
+        wides, narrows = 0, -(-tokens // panel.NARROW)
+        padded = narrows * panel.NARROW
+    own: tuple[int, ...] = wides, narrows, expand.tables(DOTS)
+    if matrix.groups > 1:
+        own = (*own, matrix.cols // matrix.groups)
+    kernel = panel.many_tokens_kernel(True, DOTS, tokens == 1, matrix.groups > 1, way)
+    before = Step(activations.in_dots(wide, narrow, way != SIGNS), wides + narrows)
+    packed = padded * activations.padded(matrix.cols)
+    return Plan(first, tokens, kernel, before, packed, scratch=panel.scratch_bytes(DOTS, matrix.cols, padded), own=own)
+
+
+def dots_are_faster(matrix: Matrix, tokens: int) -> bool:
+    """Whether weights and activations of eight bits should be multiplied as integers, and not as float32."""
+    if matrix.layout != "bitmask" or not expand.in_registers(DOTS) or matrix.cols > MOST_COLS_OF_DOTS:
+        return False
+    if matrix.groups > 1 and matrix.cols // matrix.groups % expand.COLUMNS:
+        return False
+    if HAS_DOTS:
+        return True
+    return tokens > FEW["bitmask"] and not rows_are_faster(matrix, tokens, PANEL_COST_OF_DOTS)
+
+
+def rows_are_faster(matrix: Matrix, tokens: int, panel_cost: float = PANEL_COST) -> bool:
     """Whether so many tokens, at least 25 or so, should multiply rows that are taken out of the mask."""
     if matrix.layout != "bitmask" or matrix.cols > bitmask_by_rows.MOST_COLS:
         return False
-    return matrix.density * (ENTRY_COST * tokens + TAKEN_OUT_COST) < PANEL_COST * tokens
+    return matrix.density * (ENTRY_COST * tokens + TAKEN_OUT_COST) < panel_cost * tokens
 
 
 def _by_rows(matrix: Matrix, kind: int, group: permuted.TokenGroup, across: Across) -> Plan:
