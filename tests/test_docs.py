@@ -30,7 +30,7 @@ RUN = {
     "docs/inputs.md": ("tensors: sparse", "tensors: masks"),
     "docs/pytorch.md": (
         *("models: sparsify", "models: load_into", "models: compute dtype"),
-        *("models: count", "models: count by hand"),
+        *("models: count", "models: count by hand", "models: eight bits"),
         *("transformers: prepare", "transformers: save", "transformers: compress", "transformers: quantized"),
     ),
 }
@@ -88,6 +88,7 @@ def test_commands_of_the_quickstart_run(tmp_path, monkeypatch):
     # what warmup does is compiling, which takes a minute: tests/cli/test_warmup.py
     printed = run_commands(block("commands: convert"), without="warmup")
     run_commands(block("commands: bench", "docs/guide.md"))
+    assert "This is lossy: errors of" in run_commands(block("commands: values", "docs/guide.md"))
     assert "weight" in printed
     assert (tmp_path / "back.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 
@@ -133,6 +134,12 @@ def test_models_in_pytorch(tmp_path, monkeypatch, capsys):
     for marker in ("models: load_into", "models: compute dtype"):
         exec(block(marker, "docs/pytorch.md"), names)
     assert names["loaded"][0].weight.tensor.sparsity == pytest.approx(0.8, abs=0.001)
+    code = block("models: eight bits", "docs/pytorch.md")
+    capsys.readouterr()
+    exec(code, names)
+    claimed = re.search(r"print\(result\)  # (.*)", code)[1]
+    printed = capsys.readouterr().out.strip()
+    assert re.match(re.escape(claimed).replace("…", ".+"), printed), printed
 
 
 def test_with_transformers(tmp_path, monkeypatch, capsys):
