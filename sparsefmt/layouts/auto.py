@@ -31,7 +31,7 @@ from sparsefmt.layouts.sizes import Filling, Stored
 from sparsefmt.limits import MAX_SPARSE_COLS, MAX_SPARSE_TILE_POSITIONS
 
 PERMUTED_FROM = {
-    "avx2": {1: 0.65, 2: 0.57, 4: 0.45, 8: 0.4},
+    "avx2": {1: 0.58, 2: 0.57, 4: 0.45, 8: 0.4},
     "avx512": {1: 0.65, 2: 0.65, 4: 0.65, 8: 0.4},
     "portable": {1: 0.65, 2: 0.45, 4: 0.45, 8: 0.4},
 }
@@ -50,9 +50,17 @@ PERMUTED_FROM_IF_SMALL = {"avx2": {2: 0.45}}
 """What differs from PERMUTED_FROM for small matrices. There, the few bytes of `bitmask` bring no speed, and to expand a
 mask takes long beside the rest: at 50 %, `permuted` is 1.1 to 1.2 times as fast in the mean."""
 
-PERMUTED_FROM_FOR = {"avx2": {"decode": {2: 0.68, 4: 0.68}, "prompts": {2: 0.4, 4: 0.4}}}
+PERMUTED_FROM_FOR = {"avx2": {"decode": {1: 0.66, 2: 0.68, 4: 0.68}, "prompts": {1: 0.45, 2: 0.4, 4: 0.4}}}
 """What differs from both for who expects few tokens at once, or many (`expected_tokens.py`): with one token, `bitmask`
 is as fast up to there, and takes fewer bytes; with 128, `permuted` is faster from there on."""
+
+PERMUTED_WITH_GROUPS_FROM = 0.95
+"""The same for weights that have scales in groups of columns. `permuted` multiplies them in blocks of columns, however
+few the tokens are: one takes as long as eight."""
+
+PERMUTED_IN_EIGHT_BITS_FROM = 0.9
+"""The same for activations in eight bits, where an instruction multiplies these (`isa.DOTS`): `bitmask` uses it, and
+`permuted` computes in float32. By prototypes, a quarter of the time of a dense float32 product at every sparsity."""
 
 PERMUTED_FROM_IN_FILES = 0.65
 """The same for arrays that a file stores as they are: whoever loads it may have any processor."""
@@ -127,6 +135,23 @@ def most_bytes_of(filling: Filling, permuted: Layout, purpose: Purpose = "comput
         return -1
     most = int(MOST_PADDING * filling.nnz)
     return min(worthwhile, max(bitmask, replace(filling, stored=Stored(most, most)).nbytes(permuted)))
+
+
+def with_scales(layout: str, sparsity: float, groups: int, activations: str | None) -> str:
+    """The layout to compute with, for weights that have one already, and scales for so many groups of columns.
+
+    Args:
+        activations: "int8" or None.
+    """
+    if layout != "permuted":
+        return layout
+    if groups > 1 and sparsity < PERMUTED_WITH_GROUPS_FROM:
+        return "bitmask"
+    if activations is None or sparsity >= PERMUTED_IN_EIGHT_BITS_FROM:
+        return layout
+    from sparsefmt import isa
+
+    return "bitmask" if isa.DOTS else layout
 
 
 def expect_name(wanted: str) -> None:

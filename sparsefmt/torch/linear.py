@@ -243,6 +243,7 @@ class SparseLinear(torch.nn.Module):
 
         Args:
             scale: as in `from_tensor`. A layer that gets scaled weights keeps the dtype that its weight had to code.
+                If groups of columns have scales, `permuted` becomes `bitmask`, which is faster then.
 
         Raises:
             ValueError: another shape; scales that do not fit, or are negative, NaN or infinite.
@@ -252,7 +253,10 @@ class SparseLinear(torch.nn.Module):
             raise ValueError(
                 f"the weight has shape {weight.shape}; this layer needs {(self.out_features, self.in_features)}"
             )
-        made, scales = to_tensors(weight), None if scale is None else tensor_of_scales(scale, weight.shape)
+        scales = None if scale is None else tensor_of_scales(scale, weight.shape)
+        if scales is not None:
+            weight = weight.to_layout(auto.with_scales(weight.layout, weight.sparsity, scales.shape[1], None))
+        made = to_tensors(weight)
         registry.remember(made)
         self._tie = None
         self._hold(made, self._dtype_of_scaled() if scales is not None else torch_dtype_of(weight))
@@ -272,6 +276,11 @@ class SparseLinear(torch.nn.Module):
         if self.has_weight:
             elements = None if self.weight_scale is None else self.sparse_tensor().operand().dtype.name
             expect_int8(activations, elements)
+        if activations is not None and self.has_weight and self.weight_scale is not None and not self.is_tied:
+            tensor, groups = self.sparse_tensor(), self.weight_scale.shape[1]
+            layout = auto.with_scales(tensor.layout, tensor.sparsity, groups, activations)
+            if layout != tensor.layout:
+                self.set_weight(tensor.to_layout(layout), self.weight_scale)
         self.activations = activations
         self.input_scale = None if input_scale is None else tensor_of_input_scale(input_scale)
 

@@ -143,3 +143,21 @@ class TestAuto:
         assert chosen("I8", 1000, 9, 4000) == "bitmask"
         assert chosen("I8", 1000, 9, 8000) == "dense"
         assert chosen("F32", 1000, 1000, 4000) == "permuted"
+
+
+class TestWithScales:
+    def test_groups_of_columns_want_a_mask(self):
+        assert auto.with_scales("permuted", 0.8, 1, None) == "permuted"
+        assert auto.with_scales("permuted", 0.8, 4, None) == "bitmask"
+        assert auto.with_scales("permuted", 0.97, 4, None) == "permuted"
+
+    def test_so_do_eight_bits_where_an_instruction_multiplies_them(self, monkeypatch):
+        monkeypatch.setattr(isa, "DOTS", True)
+        assert auto.with_scales("permuted", 0.8, 1, "int8") == "bitmask"
+        assert auto.with_scales("permuted", 0.95, 1, "int8") == "permuted"
+        monkeypatch.setattr(isa, "DOTS", False)
+        assert auto.with_scales("permuted", 0.8, 1, "int8") == "permuted"
+
+    @pytest.mark.parametrize("layout", ["dense", "bitmask"])
+    def test_other_layouts_stay(self, layout):
+        assert auto.with_scales(layout, 0.8, 4, "int8") == layout

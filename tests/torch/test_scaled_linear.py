@@ -14,7 +14,7 @@ from torch_helpers import same
 from torch_layers import LAYOUTS, sparse_tensor
 
 import sparsefmt
-from sparsefmt import SparseTensor
+from sparsefmt import SparseTensor, isa
 from sparsefmt.torch import SparseLinear, make_dense, parameter_count, tensors_of
 
 ROWS, COLS = 60, 96
@@ -313,3 +313,15 @@ def test_scales_of_all_shapes_and_dtypes(scale):
     assert layer.weight_scale.dtype == torch.float32
     assert layer.weight_scale.shape == (ROWS, 1)
     assert torch.equal(layer.weight.to_dense(), 0.5 * torch.from_numpy(elements().todense()).float())
+
+
+def test_layout_follows_the_scales(monkeypatch):
+    """Groups of columns are multiplied faster in a bitmask, and so are eight bits by an instruction for them."""
+    assert scaled(groups=1, layout="permuted").weight.tensor.layout == "permuted"
+    assert scaled(groups=3, layout="permuted").weight.tensor.layout == "bitmask"
+    for has_instruction, layout in ((False, "permuted"), (True, "bitmask")):
+        monkeypatch.setattr(isa, "DOTS", has_instruction)
+        layer = scaled(layout="permuted", activations="int8")
+        assert layer.weight.tensor.layout == layout
+        assert np.array_equal(layer.weight.tensor.todense(), elements().todense())
+        assert torch.equal(layer.weight_scale, scales())
