@@ -25,6 +25,7 @@ from sparsefmt.layouts.memory import Arena, padded_copy
 from sparsefmt.layouts.sizes import Filling, stored_by_form
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
+from sparsefmt.patterns import PackedMask, Pattern, packed_runs, pattern_of
 from sparsefmt.threads import in_order
 
 if TYPE_CHECKING:
@@ -266,6 +267,32 @@ class SparseTensor(AsArray):
         if not self._tiling.layout.sparse:
             return scipy.csr_array_of_dense(self.todense().reshape(self._tiling.rows, self._tiling.cols))
         return scipy.csr_array_of(self._tiling, self._tiles, self._budget)
+
+    def pattern(self, *, threads: int | None = None) -> Pattern:
+        """Which pattern the zeros have: N:M, blocks, whole rows or columns, heads, a band, a triangle, or none.
+
+        `str()` of it says so in a few words. It also counts -0.0, NaNs and infinities.
+
+        Raises:
+            UnsupportedError: the dtype has no zeros that could be pruned.
+            LimitError: a bit for each element takes more than `max_decoded_bytes` of the file that it comes from.
+
+        Cost: expands the tensor once, a few tiles at a time; a bit for each element is kept meanwhile.
+        """
+        return pattern_of(self.packed_mask(threads))
+
+    def packed_mask(self, threads: int | None = None) -> PackedMask:
+        """A bit for each element, row by row. For the library itself. Raises and costs as `pattern`."""
+        tiling = self._tiling
+        self._budget.ask(tiling.rows * -(-tiling.cols // 64) * 8)
+
+        def read(run: tuple[int, int]) -> np.ndarray:
+            number, begin = divmod(run[0], tiling.tile_rows)
+            return self.tile(number).to_dense(begin, begin + run[1] - run[0])
+
+        tiles = map(tiling.tile_range, range(tiling.tiles))
+        runs = [run for tile in tiles for run in slicing.runs(*tile, tiling.cols)]
+        return packed_runs(tiling.dtype, (tiling.rows, tiling.cols, tiling.matrix_rows), (runs, read), threads)
 
     def to_layout(self, layout: str, *, threads: int | None = None) -> SparseTensor:
         """The tensor in another layout; itself if it has that layout. It is not made dense between sparse layouts.

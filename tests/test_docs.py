@@ -26,7 +26,7 @@ LINKED = [*GUIDES, "SECURITY.md", "CHANGELOG.md", "spec/README.md", "spec/SPEC.m
 
 RUN = {
     "README.md": ("quickstart", "twins: torch", "transformers: use"),
-    "docs/guide.md": ("twins: numpy", "twins: models", "guide: writer"),
+    "docs/guide.md": ("twins: numpy", "twins: models", "guide: patterns", "guide: writer"),
     "docs/inputs.md": ("tensors: sparse", "tensors: masks"),
     "docs/pytorch.md": (
         *("models: sparsify", "models: load_into", "models: compute dtype"),
@@ -108,6 +108,10 @@ def test_writing_tensor_by_tensor(tmp_path, monkeypatch):
     names: dict = {}
     exec(block("guide: writer", "docs/guide.md"), names)
     assert np.array_equal(names["part"], np.eye(256, dtype=np.float32)[:16])
+
+
+def test_patterns_of_the_guide():
+    exec(block("guide: patterns", "docs/guide.md"), {})
 
 
 def test_tensors_that_people_have(tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ STOREYS = [
     {"tensor_writer", "save_options", "sparse_file", "tensor_slice", "pickled_file", "cost_of_signs", "made_on_demand"},
     {"equal_tensors"},
     {"tensor"},
-    {"quantizing"},
+    {"quantizing", "patterns"},
     {"adapters"},
     {"slicing", "indexing", "file_tensor", "as_array"},
     {"container"},
@@ -105,7 +105,14 @@ CALLED_BY_TORCH = {
     *("torch.scaled_operator._scaled_dense", "torch.scaled_operator._scaled_dense_fake"),
 }
 
-COMPILED = {"kernels", "layouts.jitted", "codecs.rans.jitted", "positions.jitted", "quantizing.jitted"}
+COMPILED = {
+    "kernels",
+    "layouts.jitted",
+    "codecs.rans.jitted",
+    "positions.jitted",
+    "quantizing.jitted",
+    "patterns.jitted",
+}
 """Rooms of jitted code, which takes numbers and arrays one by one."""
 
 MOST_PARAMETERS = 5
@@ -173,6 +180,7 @@ def test_jitted_code_stands_in_rooms_of_its_own():
     assert {source.parent.relative_to(PACKAGE).as_posix() for source in jitted} == {
         "kernels",
         "layouts/jitted",
+        "patterns/jitted",
         "quantizing/jitted",
         "positions/jitted",
         "codecs/rans/jitted",

@@ -1,0 +1,11 @@
+"""Patterns of zeros: what was pruned, and how.
+
+`packed.py` reads a tensor once and keeps a bit for each element, `find.py` compares the mask with each pattern, and
+`pattern.py` is the result.
+"""
+
+from sparsefmt.patterns.find import pattern_of
+from sparsefmt.patterns.packed import PackedMask, is_looked_at, packed_mask, packed_runs
+from sparsefmt.patterns.pattern import Pattern
+
+__all__ = ["PackedMask", "Pattern", "is_looked_at", "packed_mask", "packed_runs", "pattern_of"]

@@ -1,0 +1,260 @@
+"""Finds the pattern of a mask.
+
+Each pattern that a mask may have is a shorter way to say where its zeros are. How many bits it takes to say so is
+estimated, the elements that are not as the pattern says included. The shortest way wins, if it is far shorter than to
+say which of the elements are zero: a mask at random has no short way, whatever its share of zeros, and a small one has
+none that chance does not have, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import gcd, lgamma, log, log2
+
+import numpy as np
+
+from sparsefmt.patterns.packed import PackedMask
+from sparsefmt.patterns.pattern import Kind, Pattern
+
+LEAST_GAIN = 20.0
+"""Bits that a pattern has to save. Chance saves so many once in a million masks."""
+
+MOST_ERRORS = 0.05
+"""Elements that may not be as the pattern says, as a share of the zeros, or of the others if they are fewer."""
+
+MOST_IN_REMOVED = 0.01
+"""Share of nonzeros of a row or column that counts as removed all the same."""
+
+LEAST_HEAD = 16
+"""Rows from which on removed groups of rows are called heads."""
+
+_LONG = 32
+"""Length from which on one nonzero is not too many."""
+
+_GROUPS = (4, 8)
+_POWERS = (64, 32, 16, 8, 4, 2, 1)
+_SAMPLED = 1 << 16
+"""Elements of a mask in which it is seen which blocks are worth a look at all of it."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A pattern that may hold.
+
+    Attributes:
+        errors: elements that are not as it says.
+        cost: bits to say where the zeros are if it is known, its errors aside.
+    """
+
+    pattern: Pattern
+    errors: int
+    cost: float
+
+
+def pattern_of(mask: PackedMask) -> Pattern:
+    """The pattern of a mask, and its counts.
+
+    Cost: reads of the mask, of which a few are made for each pattern that is not ruled out by a part of it.
+    """
+    rows, columns = mask.row_counts(), mask.column_counts()
+    zeros = mask.elements - int(rows.sum())
+    counted = Pattern(
+        "unstructured",
+        elements=mask.elements,
+        zeros=zeros,
+        negative_zeros=mask.negative_zeros,
+        nans=mask.nans,
+        infinities=mask.infinities,
+        zero_rows=int(np.count_nonzero(rows == 0)) if mask.cols else 0,
+        zero_columns=int(np.count_nonzero(columns == 0)),
+    )
+    if not mask.elements:
+        return replace(counted, kind="empty")
+    if zeros in (0, mask.elements):
+        return replace(counted, kind="zero" if zeros else "dense")
+    most = MOST_ERRORS * min(zeros, mask.elements - zeros)
+    candidates = [*_removed(mask, rows, columns), *_bands(mask), *_blocks(mask, most), *_groups(mask)]
+    best, shortest = counted, _choices(mask.elements, zeros) - LEAST_GAIN
+    for found in candidates:
+        cost = found.cost + _choices(mask.elements, found.errors)
+        if found.errors <= most and cost < shortest:
+            pattern = found.pattern
+            share = 1 - found.errors / mask.elements
+            best, shortest = replace(counted, kind=pattern.kind, sizes=pattern.sizes, along=pattern.along), cost
+            best = replace(best, share=share)
+    return best
+
+
+def _choices(things: int, chosen: int) -> float:
+    """Bits to say which of the things are chosen, if it is known how many."""
+    if chosen <= 0 or chosen >= things:
+        return 0.0
+    return (lgamma(things + 1) - lgamma(chosen + 1) - lgamma(things - chosen + 1)) / log(2)
+
+
+def _removed(mask: PackedMask, rows: np.ndarray, columns: np.ndarray) -> Iterator[_Found]:
+    """Whole rows, columns, and groups of them."""
+    zeros = mask.elements - int(rows.sum())
+    no_rows = rows <= _most_in_removed(mask.cols)
+    no_columns = columns <= _most_in_removed(mask.height)
+    matrices = mask.rows // mask.height
+    rows_gone, columns_gone = int(np.count_nonzero(no_rows)), int(np.count_nonzero(no_columns))
+    in_rows, in_columns = int(rows[no_rows].sum()), int(columns[no_columns].sum())
+    row_cost, column_cost = _choices(mask.rows, rows_gone), _choices(columns.size, columns_gone)
+    if 0 < rows_gone < mask.rows:
+        errors = zeros - rows_gone * mask.cols + 2 * in_rows
+        yield _Found(Pattern("rows"), errors, row_cost)
+        yield from _heads(no_rows.reshape(matrices, -1), "columns", errors)
+    if 0 < columns_gone < columns.size:
+        errors = zeros - columns_gone * mask.height + 2 * in_columns
+        yield _Found(Pattern("columns"), errors, column_cost)
+        yield from _heads(no_columns, "rows", errors)
+    if rows_gone and columns_gone:
+        twice = int((np.count_nonzero(no_rows.reshape(matrices, -1), 1) * np.count_nonzero(no_columns, 1)).sum())
+        inside = rows_gone * mask.cols + columns_gone * mask.height - twice
+        filled = in_rows + in_columns - _in_both(mask, no_rows, no_columns)
+        errors = zeros - inside + 2 * filled
+        yield _Found(Pattern("rows and columns"), errors, row_cost + column_cost)
+
+
+def _most_in_removed(length: int) -> int:
+    """How many nonzeros a row or column of such a length may have and count as removed."""
+    return max(int(length * MOST_IN_REMOVED), int(length >= _LONG))
+
+
+def _in_both(mask: PackedMask, rows: np.ndarray, columns: np.ndarray) -> int:
+    """Nonzeros that stand both in one of these rows (rows,) and in one of these columns (matrices, cols)."""
+    found, row = 0, np.zeros(8 * mask.words.shape[1], np.uint8)
+    for number, wanted in enumerate(columns):
+        packed = np.packbits(wanted, bitorder="little")
+        row[: packed.size] = packed
+        matrix = slice(number * mask.height, (number + 1) * mask.height)
+        for words in mask.words[matrix][rows[matrix]]:
+            found += int(np.bitwise_count(words & row.view(np.uint64)).sum())
+    return found
+
+
+def _heads(removed: np.ndarray, along: str, errors: int) -> Iterator[_Found]:
+    """The largest groups of which removed rows or columns (matrices, each) are made, if they are large."""
+    size = removed.shape[1]
+    for matrix in removed:
+        for edge in np.flatnonzero(matrix[1:] != matrix[:-1]) + 1:
+            size = gcd(size, int(edge))
+            if size < LEAST_HEAD:
+                return
+    if size < removed.shape[1]:
+        gone = int(np.count_nonzero(removed)) // size
+        pattern = Pattern("heads", (size,), "columns" if along == "columns" else "rows")
+        yield _Found(pattern, errors, _choices(removed.size // size, gone) + log2(removed.shape[1]))
+
+
+def _bands(mask: PackedMask) -> Iterator[_Found]:
+    """Triangles and bands."""
+    from sparsefmt.patterns.jitted import passes
+
+    if mask.height < 2 or mask.cols < 2:
+        return
+    first, last = np.empty(mask.rows, np.int64), np.empty(mask.rows, np.int64)
+    passes.extents(mask.words, first, last)
+    number = np.arange(mask.rows) % mask.height
+    filled = first >= 0
+    left, right = (number - first)[filled], (last - number)[filled]
+    nonzeros, all_left, all_right = int(mask.row_counts().sum()), mask.height - 1, mask.cols - 1
+    tried = set()
+    for part in (100, 98):
+        below, above = (int(np.percentile(reach, part, method="lower")) for reach in (left, right))
+        tried |= {(below, above), (all_left, above), (below, all_right)}
+    for below, above in sorted(tried):
+        if below >= all_left and above >= all_right:
+            continue
+        inside = int(passes.in_band(mask.words, mask.height, below, above))
+        begin, end = np.maximum(number - below, 0), np.minimum(number + above + 1, mask.cols)
+        area = int(np.maximum(end - begin, 0).sum())
+        kind: Kind = "banded"
+        if below >= all_left:
+            kind = "lower triangular"
+        elif above >= all_right:
+            kind = "upper triangular"
+        sizes = (below, above) if kind == "banded" else ()
+        errors = area - inside + nonzeros - inside
+        yield _Found(Pattern(kind, sizes), errors, 2 * log2(mask.height + mask.cols))
+
+
+def _blocks(mask: PackedMask, most: float) -> Iterator[_Found]:
+    """Blocks of each size that a part of the mask does not rule out, the largest first, up to one that holds."""
+    sizes = [
+        (tall, wide)
+        for tall in _POWERS
+        for wide in _POWERS
+        if tall * wide > 1 and not mask.height % tall and not mask.cols % wide
+    ]
+    steps = _steps(mask)
+    for size in sorted(sizes, key=lambda size: (size[0] * size[1], min(size)), reverse=True):
+        if steps != (1, 1):
+            errors, _, blocks, nonzeros = _looked_at(mask, size, steps)
+            looked_at = blocks * size[0] * size[1]
+            # twice as many as may be, since the part may be worse than all of it
+            if errors > 2 * MOST_ERRORS * min(nonzeros, looked_at - nonzeros) + 2 * size[0] * size[1]:
+                continue
+        errors, zero, blocks, _ = _looked_at(mask, size, (1, 1))
+        if errors <= most:
+            yield _Found(Pattern("blocks", size), errors, _choices(blocks, zero) + log2(len(sizes)))
+            if not errors:
+                return
+
+
+def _looked_at(mask: PackedMask, size: tuple[int, int], steps: tuple[int, int]) -> list[int]:
+    from sparsefmt.patterns.jitted import passes
+
+    found = np.zeros(4, np.int64)
+    passes.blocks(mask.words, mask.cols, size, steps, found)
+    return [int(count) for count in found]
+
+
+def _steps(mask: PackedMask) -> tuple[int, int]:
+    """How many times 64 rows, and how many words, to go on at once for a part of the mask."""
+    words = min(mask.words.shape[1], 8)
+    across = mask.words.shape[1] // words
+    panels = max(_SAMPLED // (64 * 64 * words), 1)
+    # odd steps, so that what repeats itself every few heads is not seen from one side alone
+    return max(-(-mask.rows // 64) // panels, 1) | 1, across
+
+
+def _groups(mask: PackedMask) -> Iterator[_Found]:
+    """N:M, in both directions."""
+    from sparsefmt.patterns.jitted import passes
+
+    along_rows = [np.zeros(size + 1, np.int64) for size in _GROUPS]
+    if mask.cols % _GROUPS[0] == 0:
+        passes.groups_along_rows(mask.words, *along_rows)
+    for size, found in zip(_GROUPS, along_rows, strict=True):
+        if mask.cols % size == 0:
+            found[0] -= mask.rows * (mask.words.shape[1] * 64 - mask.cols) // size
+            yield from _n_of_m(Pattern("n:m", (0, size), "rows"), found)
+        if mask.height % size == 0:
+            found = np.zeros(size + 1, np.int64)
+            passes.groups_along_columns(mask.words, size, found)
+            found[0] -= mask.rows // size * (mask.words.shape[1] * 64 - mask.cols)
+            yield from _n_of_m(Pattern("n:m", (0, size), "columns"), found)
+
+
+def _n_of_m(pattern: Pattern, found: np.ndarray) -> Iterator[_Found]:
+    """N:M with the N that most groups have, if they have it far more often than at random.
+
+    Args:
+        found: int64 (M + 1,), how many groups have so many nonzeros.
+    """
+    size, groups = pattern.sizes[1], int(found.sum())
+    most = int(found.argmax())
+    if not 0 < most < size:
+        return
+    filled = float((found * np.arange(size + 1)).sum()) / (groups * size)
+    chance = [2 ** _choices(size, number) * filled**number * (1 - filled) ** (size - number) for number in range(9)]
+    more = found[most + 1 :]
+    if found[most] < groups * (1 + chance[most]) / 2 or more.sum() > groups * sum(chance[most + 1 : size + 1]) / 10:
+        return
+    cost = (lgamma(groups + 1) - sum(lgamma(int(count) + 1) for count in found)) / log(2)
+    cost += sum(int(count) * _choices(size, number) for number, count in enumerate(found))
+    errors = int((more * np.arange(1, len(more) + 1)).sum())
+    yield _Found(replace(pattern, sizes=(most, size)), errors, cost)

@@ -1,0 +1,1 @@
+"""What numba compiles of patterns. Imported on first use."""
