@@ -15,6 +15,9 @@ def _states(symbols: int) -> int:
     return 32 if symbols >= MANY_SYMBOLS else 8 if symbols >= FEW_SYMBOLS else 1
 
 
+_NONE = np.empty(0, np.uint8)
+
+
 class Tables:
     """Tables of frequencies as coders want them.
 
@@ -38,6 +41,7 @@ class Tables:
             return b""
         states, words = np.empty(_states(symbols.size), np.uint64), np.empty(symbols.size, np.uint16)
         _, entries = self._narrow
+        contexts = _NONE if contexts is None else contexts
         count = jitted.encode_symbols(symbols, contexts, entries, self.precision, self.symbols, states, words)
         return states.astype("<u4").tobytes() + words[words.size - count :].tobytes()
 

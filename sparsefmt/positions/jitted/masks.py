@@ -159,10 +159,11 @@ def to_row_bytes(mask, out):
                 low |= (bits & np.uint64(255)) << shift
                 high |= (bits >> np.uint64(8)) << shift
             low, high = transposed(low), transposed(high)
-            for lane in range(min(height, 8)):
-                out[16 * slice_ + lane, group] = (low >> np.uint64(8 * lane)) & np.uint64(255)
-            for lane in range(8, height):
-                out[16 * slice_ + lane, group] = (high >> np.uint64(8 * lane - 64)) & np.uint64(255)
+            for lane in range(height):
+                if lane == 8:
+                    low = high
+                out[16 * slice_ + lane, group] = low & np.uint64(255)
+                low >>= np.uint64(8)
 
 
 @jit

@@ -125,8 +125,9 @@ def best_bins(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits:
 def _best_leaves(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits: int, cost_of_bin: float) -> Bins:
     from sparsefmt.codecs.rans.jitted import bins as jitted
 
-    lows = np.empty(prefixes.size, np.uint64)
-    widths, sizes = np.empty(prefixes.size, np.int64), np.empty(prefixes.size, np.int64)
+    lows, nodes = np.empty((2, prefixes.size), np.uint64)
+    widths, sizes, firsts, leaf_levels = np.empty((4, prefixes.size), np.int64)
+    sums, best = np.empty((2, prefixes.size))
     cost, count = jitted.best_leaves(
         prefixes.astype(np.uint64),
         counts.astype(np.int64),
@@ -134,6 +135,7 @@ def _best_leaves(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bi
         key_bits,
         cost_of_bin,
         MAX_WIDTH,
+        (nodes, sums, best, firsts, leaf_levels),
         lows,
         widths,
         sizes,

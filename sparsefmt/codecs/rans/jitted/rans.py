@@ -133,16 +133,16 @@ def decode_stream(stream, lanes, slots, entries, precision, symbols, contexts, o
 def encode_symbols(symbols, contexts, entries, precision, alphabet, states, words):
     """Write the words of `symbols`, in the order in which they will be read, to the end of `words`; how many.
 
-    entries: as in `decode_symbols`, none of a frequency of 0 for a symbol that occurs. words: uint16, as long as
-    `symbols`. states: filled with the decoder's first ones.
+    contexts: as in `decode_symbols`, but empty for table 0. entries: as there, none of a frequency of 0 for a symbol
+    that occurs. words: uint16, as long as `symbols`. states: filled with the decoder's first ones.
     """
     states[:] = LOWEST
     # a power of two; unsigned, since numba would look for negative indices
     shift, at, last_lane = np.uint64(precision), np.uint64(words.shape[0]), np.uint64(states.shape[0] - 1)
-    alphabet, most = np.uint64(alphabet), np.uint64(32) - shift
+    alphabet, most, several = np.uint64(alphabet), np.uint64(32) - shift, contexts.shape[0] > 0
     for step in range(symbols.shape[0]):
         index = np.uint64(symbols.shape[0] - 1 - step)
-        table = ZERO if contexts is None else np.uint64(contexts[index])
+        table = np.uint64(contexts[index]) if several else ZERO
         entry = entries[table * alphabet + np.uint64(symbols[index])]
         frequency, lane = entry >> WORD_BITS, index & last_lane
         state = states[lane]
