@@ -59,10 +59,11 @@ class TestBits:
         writer = BitWriter()
         writer.write(0, ahead)
         writer.write_numbers(*np.array(numbers, np.int64).reshape(-1, 2).T)
-        reader = BitReader(writer.tobytes() + b"rest")
-        assert reader.read(ahead) == 0
-        assert [reader.run(models.get_number, order) for _, order in numbers] == [value for value, _ in numbers]
-        assert reader.rest() == b"rest"
+        for read in (lambda reader, order: reader.run(models.get_number, order), BitReader.read_number):
+            reader = BitReader(writer.tobytes() + b"rest")
+            assert reader.read(ahead) == 0
+            assert [read(reader, order) for _, order in numbers] == [value for value, _ in numbers]
+            assert reader.rest() == b"rest"
 
     def test_short_for_what_is_expected(self):
         writer = BitWriter()
@@ -73,6 +74,8 @@ class TestBits:
     def test_numbers_that_do_not_end(self, data):
         with pytest.raises(FormatError, match="model"):
             BitReader(data).run(models.get_number, 3)
+        with pytest.raises(FormatError, match="model"):
+            BitReader(data).read_number(3)
 
     def test_unused_bits_must_be_zero(self):
         reader = BitReader(b"\x03")
@@ -117,9 +120,7 @@ class TestFrequencies:
         assert (frequencies >= (occurrences > 0)).all()
         writer = BitWriter()
         freq.write_popcounts(writer, frequencies)
-        found = np.empty(256, np.int64)
-        BitReader(writer.tobytes()).run(models.get_popcounts, precision, found)
-        assert np.array_equal(found, frequencies[freq.POPCOUNTS])
+        assert np.array_equal(freq.read_popcounts(BitReader(writer.tobytes()), precision), frequencies)
 
     @settings(deadline=None)
     @given(counts(), st.integers(freq.MIN_PRECISION, freq.MAX_PRECISION), st.data())

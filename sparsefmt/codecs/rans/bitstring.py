@@ -14,6 +14,9 @@ import numpy as np
 
 from sparsefmt.errors import FormatError
 
+MAX_ZEROS = 32
+"""Zeros that a number in exponential Golomb code may start with."""
+
 
 class BitWriter:
     """Collects bits."""
@@ -81,6 +84,15 @@ class BitReader:
             raise FormatError("rans-model", "a model ends too early")
         found = int.from_bytes(self._data[begin >> 3 : (self._at + 7) >> 3], "little")
         return found >> (begin & 7) & ((1 << count) - 1)
+
+    def read_number(self, order: int) -> int:
+        """A number in exponential Golomb code (`BitWriter.write_numbers`)."""
+        window = int.from_bytes(self._data[self._at >> 3 : (self._at >> 3) + 16], "little") >> (self._at & 7)
+        zeros = (window & -window).bit_length() - 1
+        if not 0 <= zeros <= MAX_ZEROS:
+            raise FormatError("rans-model", "a model has a number that is too large or has no end")
+        self.read(zeros + 1)
+        return ((1 << zeros) - 1 + self.read(zeros) << order) + self.read(order)
 
     def run(self, get: Callable[..., Any], *arguments: Any) -> Any:
         """Read with a pass of `jitted.models`, get(words, at, end, *arguments), and return what it returns behind its

@@ -9,6 +9,7 @@ from operator import mul
 import numpy as np
 
 from sparsefmt.codecs.rans.bitstring import BitReader, BitWriter, bit_lengths
+from sparsefmt.errors import FormatError
 
 MIN_PRECISION, MAX_PRECISION = 8, 15
 """Bits of the sum of all frequencies. 15, so that a frequency always fits 16 bits."""
@@ -142,6 +143,18 @@ def write_popcounts(writer: BitWriter, frequencies: np.ndarray) -> None:
     writer.write_numbers(numbers, bit_lengths(np.append(0, numbers[:-1])))
 
 
+def read_popcounts(reader: BitReader, precision: int) -> np.ndarray:
+    """The frequency of each byte with 0, 1, … 8 set bits: int64 (9,)."""
+    found, left, before = np.zeros(9, np.int64), 1 << precision, 0
+    for popcount in range(8, 0, -1):
+        found[popcount] = before = reader.read_number(before.bit_length())
+        left -= before * _OF_EACH[popcount]
+        if left < 0:
+            raise FormatError("rans-model", "the frequencies of a model do not sum to what they must")
+    found[0] = left
+    return found
+
+
 def read_tables(reader: BitReader, tables: int, precision: int, widths: np.ndarray) -> np.ndarray:
     """Frequencies (tables, symbols): of one table as `write_positive` does it, of several as `write_frequencies`."""
     from sparsefmt.codecs.rans.jitted import models
@@ -150,14 +163,19 @@ def read_tables(reader: BitReader, tables: int, precision: int, widths: np.ndarr
     if tables == 1:
         reader.run(models.get_positive, precision, widths, found[0])
     else:
-        reader.run(models.get_tables, precision, widths, found)
+        for table in found:
+            reader.run(models.get_frequencies, precision, widths, table)
     return found
 
 
 def read_byte_tables(reader: BitReader, tables: int, precision: int) -> tuple[np.ndarray, np.ndarray]:
     """(frequencies (tables, 256), whether each is one of popcounts), as a bit before each of them says."""
-    from sparsefmt.codecs.rans.jitted import models
-
     found, by_popcount = np.empty((tables, BYTES), np.int64), np.empty(tables, np.bool_)
-    reader.run(models.get_byte_tables, precision, by_popcount, found)
+    for number, table in enumerate(found):
+        by_popcount[number] = reader.read(1)
+        table[:] = (
+            read_popcounts(reader, precision)[POPCOUNTS]
+            if by_popcount[number]
+            else read_frequencies(reader, BYTES, precision)
+        )
     return found, by_popcount

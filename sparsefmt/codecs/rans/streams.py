@@ -53,20 +53,20 @@ class Tables:
         if lanes == 32 and self._is_wide:
             refuse(self._decode_wide(stream, contexts, out))
             return out
-        stream = read_only(stream)
-        refuse(jitted.decode_stream(stream, lanes, *self._narrow, self.precision, self.symbols, contexts, out))
+        if contexts is None and count < MANY_SYMBOLS:
+            contexts = np.zeros(count, np.uint8)  # only large streams are worth code of their own for one table
+        states, words = _parts(stream, lanes, jitted.PADDING)
+        refuse(
+            jitted.decode_symbols(
+                words, states.astype(np.uint64), *self._narrow, self.precision, self.symbols, contexts, out
+            )
+        )
         return out
 
     def _decode_wide(self, stream: np.ndarray, contexts: np.ndarray | None, out: np.ndarray) -> int:
-        from sparsefmt.codecs.rans.jitted import rans, rans_wide
+        from sparsefmt.codecs.rans.jitted import rans_wide
 
-        size = stream.size - 4 * rans_wide.STATES
-        if size < 0 or size % 2:
-            return rans.SIZE
-        # a copy, aligned: chunks from memory may lie anywhere
-        words = np.zeros(size // 2 + rans_wide.PADDING, np.uint16)
-        words.view(np.uint8)[:size] = stream[4 * rans_wide.STATES :]
-        states = stream[: 4 * rans_wide.STATES].view("<u4").astype(np.uint32)
+        states, words = _parts(stream, rans_wide.STATES, rans_wide.PADDING)
         return rans_wide.decode_symbols(words, states, *self._wide, self.precision, contexts, out)
 
     @property
@@ -109,6 +109,17 @@ class Tables:
         return slots, entries.ravel()
 
 
+def _parts(stream: np.ndarray, lanes: int, padding: int) -> tuple[np.ndarray, np.ndarray]:
+    """(states, uint32; words, uint16, with so many more behind them). Copies, aligned: chunks may lie anywhere."""
+    begin = 4 * lanes
+    size = stream.size - begin
+    if size < 0 or size % 2:
+        raise FormatError("rans-stream", "a stream has a size that it cannot have")
+    words = np.empty(size // 2 + padding, np.uint16)
+    words.view(np.uint8)[:size], words[size // 2 :] = stream[begin:], 0
+    return stream[:begin].view("<u4").astype(np.uint32), words
+
+
 def read_only(array: np.ndarray) -> np.ndarray:
     """A read-only view, which jitted code takes for a type of its own."""
     view = array.view()
@@ -124,7 +135,6 @@ def refuse(status: int) -> None:
         jitted.EARLY_END: "a stream ends too early",
         jitted.STATE: "a stream does not begin and end as one does",
         jitted.LEFT_OVER: "a stream goes on after its end",
-        jitted.SIZE: "a stream has a size that it cannot have",
     }
     if status != jitted.OK:
         raise FormatError("rans-stream", text[status])

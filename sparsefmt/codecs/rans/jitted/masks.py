@@ -87,21 +87,11 @@ def difference(mask, copies, out):
 
 
 @jit
-def contexts_in_slices(row_symbols, group_classes, table_of, copy, out):
-    """`contexts` in the order of a chunk: flat `out`, slice by slice, group by group, row by row."""
-    # the table of a row's symbol and a group's class, at symbol << 6 | class
-    tables = np.empty(1 << 12, np.uint8)
-    symbols, classes = 0, 0
-    for symbol in row_symbols:
-        symbols = max(symbols, np.int64(symbol) + 1)
-    for class_ in group_classes:
-        classes = max(classes, np.int64(class_) + 1)
-    for symbol in range(symbols):
-        for class_ in range(classes):
-            sum_ = table_of.shape[0] - 1 if symbol == copy else min(symbol + class_, table_of.shape[0] - 1)
-            tables[symbol << 6 | class_] = table_of[sum_]
+def contexts_in_slices(row_symbols, group_classes, tables, lines, out):
+    """Fill `out` with the table of each row and group, in the order of a chunk: slice by slice, group by group, row by
+    row. tables: uint8, that of a row's symbol and a group's class, at symbol << 6 | class. lines: uint64 (16,).
+    """
     rows, at = row_symbols.shape[0], np.uint64(0)
-    lines = np.zeros(16, np.uint64)
     for first in range(0, rows, 16):
         height = np.uint64(min(16, rows - first))
         for lane in range(height):
@@ -131,18 +121,18 @@ def restore_copies(groups, rows, copies):
 
 
 @jit
-def join(groups, rows, columns, mask):
+def join(groups, words, rows, columns, scratch, mask):
     """Fill `mask` from the bytes of a chunk, as `contexts_in_slices` orders them; False if a bit is beyond its columns.
 
-    columns: int64 (8 * groups,), the column of each place, ascending beyond the last; None if it is the place itself.
+    words: uint64, the bytes of whole slices again, eight each. columns: int64 (8 * groups,), the column of each place,
+    ascending beyond the last; empty if it is the place itself.
+
+    scratch: of BLOCK groups of a slice, for each column the bits of its first eight rows, and of the others: uint64,
+    eight columns each, and the same bytes as uint8.
     """
     slices, cols = mask.shape
-    count = (cols + 7) // 8
-    # of some groups of a slice, for each column the bits of its first eight rows, and of the others
-    low_words, high_words = np.zeros(min(count, BLOCK), np.uint64), np.zeros(min(count, BLOCK), np.uint64)
-    low, high = low_words.view(np.uint8), high_words.view(np.uint8)
-    words = groups[: rows // 16 * 16 * count].view(np.uint64)
-    good = True
+    count, good = (cols + 7) // 8, True
+    low_words, high_words, low, high = scratch
     for slice_ in range(slices):
         height, line = min(16, rows - 16 * slice_), mask[slice_]
         for begin in range(0, count, BLOCK):
@@ -164,7 +154,7 @@ def join(groups, rows, columns, mask):
                     high_words[group] = transposed(word)
                     at += height
             first, present = np.uint64(8 * begin), np.uint64(min(8 * some, cols - 8 * begin))
-            if columns is None:
+            if columns.shape[0] == 0:
                 for place in range(present):
                     line[first + place] = np.uint16(low[place]) | np.uint16(high[place]) << np.uint16(8)
             else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sparsefmt.codecs.rans.bitstring import MAX_ZEROS
 from sparsefmt.jit import jit
 
 OK, EARLY_END, NO_NUMBER, NO_SYMBOL, NO_SUM, WIDE_BIN, MANY_BINS, NO_BIN = range(8)
@@ -18,16 +19,10 @@ to a power of two; a bin is too wide; there are too many of them; there is none.
 PADDING = 4
 """Words behind a bit string that a pass may look at before it notices."""
 
-MAX_ZEROS = 32
-"""Zeros that a number in exponential Golomb code may start with."""
-
 MAX_SHIFT = 16
 """Bits by which the widths of two bins next to each other count as different."""
 
 ZERO, ONE, SIX, INDEX_MASK = (np.uint64(number) for number in (0, 1, 6, 63))
-
-POPCOUNTS = np.bitwise_count(np.arange(256, dtype=np.uint8)).astype(np.int64)
-BYTES_OF_POPCOUNT = np.bincount(POPCOUNTS)
 
 
 @jit
@@ -153,50 +148,3 @@ def get_frequencies(words, at, end, precision, widths, frequencies):
     for index in range(used if status == OK else 0):
         frequencies[of_used[index]] = found[index]
     return status, at
-
-
-@jit
-def get_popcounts(words, at, end, precision, frequencies):
-    """Fill `frequencies` (256,) with those of bytes, equal for equal numbers of set bits: (status, position)."""
-    of_popcounts, before, left = np.zeros(9, np.int64), 0, 1 << precision
-    for popcount in range(8, 0, -1):
-        status, at, before = get_number(words, at, end, bit_length(before))
-        if status != OK:
-            return status, at
-        if before > 1 << precision:
-            return NO_SUM, at
-        of_popcounts[popcount] = before
-        left -= before * BYTES_OF_POPCOUNT[popcount]
-    if left < 0:
-        return NO_SUM, at
-    of_popcounts[0] = left
-    for byte in range(256):
-        frequencies[byte] = of_popcounts[POPCOUNTS[byte]]
-    return OK, at
-
-
-@jit
-def get_tables(words, at, end, precision, widths, tables):
-    """Fill `tables` (tables, symbols) as `get_frequencies` does, each: (status, position)."""
-    for number in range(tables.shape[0]):
-        status, at = get_frequencies(words, at, end, precision, widths, tables[number])
-        if status != OK:
-            return status, at
-    return OK, at
-
-
-@jit
-def get_byte_tables(words, at, end, precision, by_popcount, tables):
-    """Fill `tables` (tables, 256), each behind a bit that says whether it is one of popcounts; and `by_popcount`:
-    (status, position)."""
-    widths = np.zeros(256, np.int64)
-    for number in range(tables.shape[0]):
-        by_popcount[number] = get(words, at, 1)
-        at += 1
-        if by_popcount[number]:
-            status, at = get_popcounts(words, at, end, precision, tables[number])
-        else:
-            status, at = get_frequencies(words, at, end, precision, widths, tables[number])
-        if status != OK:
-            return status, at
-    return OK, at

@@ -16,9 +16,8 @@ import numpy as np
 
 from sparsefmt.jit import jit
 
-OK, EARLY_END, STATE, LEFT_OVER, SIZE = range(5)
-"""What a pass returns: all well; words are missing; a state is none, or not the last one; words are left over; a stream
-has a size that it cannot have."""
+OK, EARLY_END, STATE, LEFT_OVER = range(4)
+"""What a pass returns: all well; words are missing; a state is none, or not the last one; words are left over."""
 
 LANES = 8
 """States that are worked on at once; streams have as many, or a multiple of them, or one."""
@@ -109,24 +108,6 @@ def decode_symbols(words, states, slots, entries, precision, symbols, contexts, 
             states[lane], words, at, slots, table << shift, entries, table * alphabet, shift
         )
     return _ends(states, at, word_count)
-
-
-@jit
-def decode_stream(stream, lanes, slots, entries, precision, symbols, contexts, out):
-    """`decode_symbols` of a stream as it is stored: so many states, then words. stream: uint8, of any alignment."""
-    size, begin = stream.shape[0], 4 * lanes
-    if size < begin or (size - begin) % 2:
-        return SIZE
-    states, words = np.empty(lanes, np.uint64), np.empty((size - begin) // 2 + PADDING, np.uint16)
-    for lane in range(lanes):
-        states[lane] = 0
-        for byte in range(4):
-            states[lane] |= np.uint64(stream[4 * lane + byte]) << np.uint64(8 * byte)
-    for index in range((size - begin) // 2):
-        low, high = np.uint16(stream[begin + 2 * index]), np.uint16(stream[begin + 2 * index + 1])
-        words[index] = low | high << 8
-    words[(size - begin) // 2 :] = 0
-    return decode_symbols(words, states, slots, entries, precision, symbols, contexts, out)
 
 
 @jit

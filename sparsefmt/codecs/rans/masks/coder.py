@@ -10,8 +10,12 @@ from sparsefmt.codecs.rans.masks.groups import ColumnOrder, contexts_of, in_chun
 from sparsefmt.codecs.rans.masks.model import Model
 from sparsefmt.codecs.rans.streams import Tables
 from sparsefmt.errors import FormatError
+from sparsefmt.lazily import computed_once
 from sparsefmt.positions import Positions
-from sparsefmt.positions.masks import put_slices, room_for_slices
+from sparsefmt.positions.masks import SLICE_ROWS, put_slices, room_for_slices
+
+_IN_PLACE = np.empty(0, np.int64)
+"""Columns in their own order."""
 
 
 class MaskCoder(Coder):
@@ -58,11 +62,25 @@ class MaskCoder(Coder):
         if rows and symbols[0] == self._copy:
             raise FormatError("rans-stream", "the first row of a tile is to be like the one above")
         contexts = np.empty(rows * group_classes.size, np.uint8)
-        jitted.contexts_in_slices(symbols, group_classes, self._table_of, self._copy, contexts)
+        jitted.contexts_in_slices(symbols, group_classes, self._tables_by_class, np.empty(16, np.uint64), contexts)
         groups = self._tables.decode(stream, contexts.size, contexts)
         if self._copy >= 0:
             jitted.restore_copies(groups, rows, symbols == self._copy)
         mask = room_for_slices(out, rows, cols)
-        if not jitted.join(groups, rows, self._order.columns, mask):
+        words = groups[: rows // SLICE_ROWS * SLICE_ROWS * group_classes.size].view(np.uint64)
+        columns = _IN_PLACE if self._order.columns is None else self._order.columns
+        low, high = np.empty((2, min(group_classes.size, jitted.BLOCK)), np.uint64)
+        if not jitted.join(groups, words, rows, columns, (low, high, low.view(np.uint8), high.view(np.uint8)), mask):
             raise FormatError("rans-stream", "a mask has bits beyond its columns")
         put_slices(mask, rows, out)
+
+    @computed_once
+    def _tables_by_class(self) -> np.ndarray:
+        """For `jitted.contexts_in_slices`: uint8 (64 * 64,)."""
+        symbols, classes = self._row_tables.symbols, self.model.classes.column_count
+        by_class = np.zeros((64, 64), np.uint8)
+        sums = np.arange(symbols)[:, None] + np.arange(classes)
+        by_class[:symbols, :classes] = self._table_of.take(sums, mode="clip")
+        if self._copy >= 0:
+            by_class[self._copy] = self._table_of[-1]
+        return by_class.ravel()
