@@ -22,12 +22,12 @@ from numba.extending import overload
 
 from sparsefmt.bits_of_words import lowest_bit, popcount
 from sparsefmt.jit import jit
-from sparsefmt.kernels.expand import COLUMNS, copy_value, expand_dots, expand_word, fma_word, values_of_word
+from sparsefmt.kernels.expand import COLUMNS, copy_value, dot_word, expand_dots, expand_word, fma_word, values_of_word
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
 from sparsefmt.kernels.kinds import DOTS, WIDTH, summed_kind
 from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SCALES, SLICE_OFFSETS, VALUES
 from sparsefmt.kernels.raw_memory import load_scalar, load_u16, load_u32, load_u64, prefetch, store_scalar
-from sparsefmt.kernels.simd import VECTOR_BYTES, fma, fma_by_rows, store, store_sums, zeros
+from sparsefmt.kernels.simd import SIGNS, VECTOR_BYTES, fma, fma_by_rows, from_dots, less_dots, store, store_sums, zeros
 from sparsefmt.positions.masks import SLICE_ROWS
 
 AHEAD = 2048
@@ -184,6 +184,50 @@ def scaled_kernel(kind: int, tokens: int) -> Callable[..., Any]:
                     totals = fma_by_rows(sums, scales_at, tokens, totals)
                     scales_at += rows * size
                 store_sums(y_tile + SLICE_ROWS * size * slice_, y_stride, y_count, height - SLICE_ROWS * slice_, totals)
+
+    return product
+
+
+@cache
+def one_token_of_dots(way: int) -> Callable[..., Any]:
+    """Like `few_tokens_kernel` for one token and DOTS, multiplied in some `way`. Its third own number: their table."""
+    sixteen, lines, one, kind, biased = SLICE_ROWS, 1, 1, DOTS, int(way != SIGNS)
+
+    @jit
+    def product(job, lo, hi, scratch):
+        x_begin, cols, tables = load_u64(job + X), load_u64(job + COLS), own(job, 2)
+        last, bias = scratch, scratch + 8
+        store_scalar(bias, np.int64(0x80808080))
+        y_begin, y_stride, y_count = load_u64(job + Y), load_u64(job + ROWS) * 4, load_u64(job + TOKENS)
+        mask_bytes = 8 * (cols // COLUMNS)
+        for number in range(lo, hi):
+            line, begin, end = piece(job, number)
+            offsets, height = field(line, SLICE_OFFSETS), field(line, HEIGHT)
+            y_tile = y_begin + field(line, FIRST_ROW) * 4
+            at = field(line, VALUES) + load_u32(offsets + 4 * begin)
+            for slice_ in range(begin, end):
+                mask, sums, of_bias = (
+                    mask_of(line, slice_, cols, scratch + 16),
+                    zeros(kind, sixteen, one),
+                    zeros(kind, sixteen, one),
+                )
+                x_at = x_begin
+                for word in range(0, mask_bytes, 8):
+                    prefetch(at + AHEAD, lines, one)
+                    prefetch(mask + word + MASK_AHEAD, one, one)
+                    sums = dot_word(at, mask + word, kind, tables, x_at, way, sums)
+                    if biased:
+                        of_bias = dot_word(at, mask + word, kind, tables, bias, way, of_bias)
+                    at += values_of_word(mask + word)
+                    x_at += 4
+                if cols % COLUMNS:
+                    store_scalar(last, last_columns(mask, cols))
+                    sums = dot_word(at, last, kind, tables, x_at, way, sums)
+                    if biased:
+                        of_bias = dot_word(at, last, kind, tables, bias, way, of_bias)
+                    at += values_of_word(last)
+                sums = from_dots(less_dots(sums, one, of_bias))
+                store_sums(y_tile + SLICE_ROWS * 4 * slice_, y_stride, y_count, height - SLICE_ROWS * slice_, sums)
 
     return product
 

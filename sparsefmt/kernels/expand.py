@@ -40,7 +40,7 @@ from sparsefmt.kernels.llvm import (
     stored_type,
     widened,
 )
-from sparsefmt.kernels.simd import Vectors, accumulator, broadcast, packed, unpacked
+from sparsefmt.kernels.simd import VECTOR_BYTES, Vectors, accumulator, broadcast, dots, packed, unpacked
 from sparsefmt.positions.masks import SLICE_ROWS
 
 COLUMNS = 4
@@ -335,29 +335,53 @@ def expand_dots(typingctx, values, mask, kind, tables):
     result = Vectors(accumulator(constant_of(kind)), SLICE_ROWS, 1)
 
     def codegen(context, builder, signature, args):
-        if ISA == "avx512":
-            bytes64 = ir.VectorType(I8, 64)
-            present = builder.bitcast(load_as(builder, args[1], I64, 2), ir.VectorType(I1, 64))
-            loaded = load_as(builder, args[0], bytes64, 1)
-            arguments = [loaded, ir.Constant(bytes64, None), present]
-            placed = call(builder, "llvm.x86.avx512.mask.expand.v64i8", bytes64, arguments)
-            if MOVES_BYTES:
-                # from memory: LLVM would make a dozen instructions of an order that it knows
-                order = load_as(builder, args[3], bytes64, 8)
-                rows = call(builder, "llvm.x86.avx512.permvar.qi.512", bytes64, [placed, order])
-            else:
-                rows = builder.shuffle_vector(placed, placed, lanes_of(_ROW_BY_ROW))
-            return packed(builder, [builder.bitcast(rows, result.llvm)])
-        begins, parts, at = ([], []), [], args[0]
-        for number in range(2 * COLUMNS):
-            begins[number % 2].append(at)
-            bits = load_as(builder, builder.add(args[1], integer(number)), I8, 1)
-            at = builder.add(at, builder.zext(builder.ctpop(builder.zext(bits, I32)), I64))
-        for byte in (0, 1):
-            parts += _dots_of_rows(builder, begins[byte], args[1], args[3], byte)
-        return packed(builder, [builder.bitcast(concatenated(builder, parts), result.llvm)])
+        return packed(builder, [builder.bitcast(_dots(builder, args[0], args[1], args[3]), result.llvm)])
 
     return result(types.int64, types.int64, kind, types.int64), codegen
+
+
+def _dots(builder, values, mask, table):
+    """The four columns of a word as an LLVM vector of 64 bytes, those of one row after the other."""
+    if ISA == "avx512":
+        bytes64 = ir.VectorType(I8, 64)
+        present = builder.bitcast(load_as(builder, mask, I64, 2), ir.VectorType(I1, 64))
+        arguments = [load_as(builder, values, bytes64, 1), ir.Constant(bytes64, None), present]
+        placed = call(builder, "llvm.x86.avx512.mask.expand.v64i8", bytes64, arguments)
+        if not MOVES_BYTES:
+            return builder.shuffle_vector(placed, placed, lanes_of(_ROW_BY_ROW))
+        # from memory: LLVM would make a dozen instructions of an order that it knows
+        return call(builder, "llvm.x86.avx512.permvar.qi.512", bytes64, [placed, load_as(builder, table, bytes64, 8)])
+    begins, parts = ([], []), []
+    for number in range(2 * COLUMNS):
+        begins[number % 2].append(values)
+        bits = builder.zext(load_as(builder, builder.add(mask, integer(number)), I8, 1), I32)
+        values = builder.add(values, builder.zext(builder.ctpop(bits), I64))
+    for byte in (0, 1):
+        parts += _dots_of_rows(builder, begins[byte], mask, table, byte)
+    return concatenated(builder, parts)
+
+
+@intrinsic(prefer_literal=True)
+def dot_word(typingctx, values, mask, kind, tables, x, way, sums):
+    """sums[row] + the dot product of the four columns of a word of DOTS in that row with four activations at x, in 32
+    bits. sums is a vector of sixteen rows."""
+    dot = dots[constant_of(way)]
+
+    def codegen(context, builder, signature, args):
+        rows, words = _dots(builder, args[0], args[1], args[3]), ir.VectorType(I32, 16)
+        alone = builder.insert_element(ir.Constant(words, ir.Undefined), load_as(builder, args[4], I32, 4), I32(0))
+        spread = builder.bitcast(builder.shuffle_vector(alone, alone, lanes_of([0] * 16)), rows.type)
+        (total,) = unpacked(builder, args[6], sums)
+        total, size, parts = builder.bitcast(total, words), VECTOR_BYTES, []
+        for first in range(0, 64, size):
+            bytes_, lanes = list(range(first, first + size)), list(range(first // 4, (first + size) // 4))
+            part = builder.shuffle_vector(total, total, lanes_of(lanes))
+            taken = [builder.shuffle_vector(vector, vector, lanes_of(bytes_)) for vector in (rows, spread)]
+            parts.append(dot(builder, *taken, part))
+        return packed(builder, [builder.bitcast(concatenated(builder, parts), sums.llvm)])
+
+    int64 = types.int64
+    return sums(int64, int64, kind, int64, int64, way, sums), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -326,6 +326,10 @@ def _dot_by_instruction(builder, weights, activation, total):
     return call(builder, f"llvm.x86.avx512.vpdpbusd.{bits}", total.type, words)
 
 
+dots = {SIGNS: _dot_by_signs, BIASED: _dot_by_instruction, BIASED_BY_PARTS: _dot_by_parts}
+"""By way, dot(builder, weights, activation, total)."""
+
+
 @intrinsic(prefer_literal=True)
 def dot_panel(typingctx, weights, x, tokens, way, sums):
     """Four columns of a panel of DOTS: sums[token * n + i] + the dot products of weights[i] and x[token], in 32 bits.
@@ -334,7 +338,7 @@ def dot_panel(typingctx, weights, x, tokens, way, sums):
     """
     count = constant_of(tokens)
     vectors = sums.count // count
-    dot = {SIGNS: _dot_by_signs, BIASED: _dot_by_instruction, BIASED_BY_PARTS: _dot_by_parts}[constant_of(way)]
+    dot = dots[constant_of(way)]
 
     def codegen(context, builder, signature, args):
         totals, nbytes = unpacked(builder, args[4], sums), 4 * sums.lanes

@@ -103,7 +103,10 @@ def _of_dots(matrix: Matrix, first: int, tokens: int, way: int) -> Plan:
     own: tuple[int, ...] = wides, narrows, expand.tables(DOTS)
     if matrix.groups > 1:
         own = (*own, matrix.cols // matrix.groups)
-    kernel = panel.many_tokens_kernel(True, DOTS, tokens == 1, matrix.groups > 1, way)
+    if tokens == 1 and matrix.groups == 1:
+        kernel = bitmask.one_token_of_dots(way)
+    else:
+        kernel = panel.many_tokens_kernel(True, DOTS, tokens == 1, matrix.groups > 1, way)
     before = Step(activations.in_dots(wide, narrow, way != SIGNS), wides + narrows)
     packed = padded * activations.padded(matrix.cols)
     return Plan(first, tokens, kernel, before, packed, scratch=panel.scratch_bytes(DOTS, matrix.cols, padded), own=own)
@@ -117,6 +120,8 @@ def dots_are_faster(matrix: Matrix, tokens: int) -> bool:
         return False
     if HAS_DOTS:
         return True
+    if tokens == 1:
+        return matrix.groups == 1
     return tokens > FEW["bitmask"] and not rows_are_faster(matrix, tokens, PANEL_COST_OF_DOTS)
 
 
