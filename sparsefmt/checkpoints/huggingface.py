@@ -182,6 +182,26 @@ def quantization_of(config: dict[str, Any], path: Path) -> Quantization | None:
     return None if schemes is None else compressed_tensors.parse(schemes, str(path))
 
 
+def quantization_beside(path: Path) -> Quantization | None:
+    """How the weights of a model are quantized, by the config.json of its folder.
+
+    Args:
+        path: the folder, or a file in it.
+
+    Returns:
+        None if there is no config.json of a model, or if it does not say so.
+
+    Raises:
+        as `compressed_tensors.parse`.
+    """
+    folder = path if path.is_dir() else path.parent
+    try:
+        config = _read_object(folder / CONFIG)
+    except (FormatError, OSError):
+        return None
+    return quantization_of(config, folder / CONFIG)
+
+
 def copy_file(source: Path, destination: Path) -> None:
     """Copy the content of a file; the old one, if any, is replaced at once."""
     with open(source, "rb") as file, replacing(destination) as sink:

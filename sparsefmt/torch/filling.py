@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from sparsefmt.adapters import torch as adapter
-from sparsefmt.checkpoints.scales import checked_input_scale
 from sparsefmt.errors import in_file, in_tensor
 from sparsefmt.quantizing import quantized
 from sparsefmt.quantizing.rows import FLOATS
@@ -18,10 +17,11 @@ from sparsefmt.torch.dense_layers import is_conv1d
 from sparsefmt.torch.derived import dequantized, rows_of, transposed
 from sparsefmt.torch.layers import Holder, replace
 from sparsefmt.torch.linear import SparseLinear
-from sparsefmt.torch.loading_plan import Plan, Stored, held, is_sparse
+from sparsefmt.torch.loading_plan import Plan, held, is_sparse
 from sparsefmt.torch.models import NOT_QUANTIZED
 from sparsefmt.torch.scaled_state import empty_like
 from sparsefmt.torch.selection import Selection
+from sparsefmt.torch.stored_tensors import Stored
 from sparsefmt.torch.widened import SIXTEEN_BITS, note
 
 
@@ -83,13 +83,15 @@ class WeightLoader:
         layer.set_weight(weight.tensor, weight.scale)
         if weight.scale is not None:
             is_fixed = weight.input_scale is not None
-            layer.set_activations("int8" if is_fixed else self._selection.activations, weight.input_scale)
+            activations = weight.activations or ("int8" if is_fixed else self._selection.activations)
+            layer.set_activations(activations, weight.input_scale)
 
     def _read(self, stored: Stored, holders: list[Holder]) -> _Compressed | _Dense:
         """The weight of linear layers: compressed, or dense with the reason."""
         selection = self._selection
-        if stored.scale is not None:
-            return _read_scaled(stored, selection)
+        if stored.is_scaled:
+            tensor = stored.compressed(selection.layout)
+            return _Compressed(tensor, stored.scales(), stored.input_scale(), stored.activations)
         weight = _read(stored, holders, selection)
         how, quantizing = selection.quantization, self._plan.quantizing
         if isinstance(weight, _Dense) or how is None or quantizing is None:
@@ -112,11 +114,12 @@ def _is_transposed(module: torch.nn.Module) -> bool:
 
 
 class _Compressed(NamedTuple):
-    """A weight that is compressed: its elements, and their scales."""
+    """A weight that is compressed: its elements, their scales, and what the file says of activations."""
 
     tensor: SparseTensor
     scale: np.ndarray | None = None
     input_scale: float | None = None
+    activations: str | None = None
 
     def multiplied_out(self) -> SparseTensor:
         """The weight without scales, in float32 if it has any."""
@@ -130,25 +133,14 @@ class _Dense(NamedTuple):
     reason: str
 
 
-def _read_scaled(stored: Stored, selection: Selection) -> _Compressed:
-    elements = stored.file.load(stored.name, selection.layout)
-    tensor = elements if isinstance(elements, SparseTensor) else SparseTensor.from_dense(elements, selection.layout)
-    if stored.input_scale is None:
-        return _Compressed(tensor, stored.scales())
-    fixed = stored.file.get_tensor(stored.input_scale)
-    return _Compressed(tensor, stored.scales(), checked_input_scale(stored.name, stored.input_scale, fixed))
-
-
 def _read(stored: Stored, holders: list[Holder], selection: Selection) -> _Compressed | _Dense:
     """The weight of linear layers as it is stored: compressed, or dense with the reason."""
-    entry, filled = stored.entry, any(is_sparse(holder) for holder in holders)
+    filled = any(is_sparse(holder) for holder in holders)
     trainable = not filled and any(held(holder).requires_grad for holder in holders)
-    if entry.layout.sparse:
-        reason = selection.why_not_worth(stored.file.reader.in_memory.filling(entry), trainable=trainable)
+    if stored.is_stored_sparse:
+        reason = selection.why_not_worth(stored.filling(), trainable=trainable)
         if filled or reason is None:
-            weight = stored.file.load(stored.name, selection.layout)
-            assert isinstance(weight, SparseTensor)
-            return _Compressed(weight)
+            return _Compressed(stored.compressed(selection.layout))
         return _Dense(stored.dense(), reason)
     tensor = stored.dense()
     if not filled and not tensor.is_floating_point():

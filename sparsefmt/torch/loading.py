@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 
 from sparsefmt.api import open_file
+from sparsefmt.checkpoints import huggingface
 from sparsefmt.checkpoints.checkpoint import Checkpoint
+from sparsefmt.checkpoints.quantized_files import QuantizedFiles
 from sparsefmt.checkpoints.scales import input_scale_name, scales_in
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend
@@ -20,8 +22,9 @@ from sparsefmt.sparse_file import SparseFile
 from sparsefmt.torch import compute_dtype as computing
 from sparsefmt.torch.compute_dtype import ComputeDtype
 from sparsefmt.torch.filling import WeightLoader, load_dense
-from sparsefmt.torch.loading_plan import Stored, expect_activations, expect_fit, planned
+from sparsefmt.torch.loading_plan import expect_activations, expect_fit, planned
 from sparsefmt.torch.selection import MIN_SPARSITY, Patterns, Selection
+from sparsefmt.torch.stored_tensors import Stored, StoredInFile, StoredInSeveral
 from sparsefmt.torch.summary import Quantizing, Summary, summary_of
 
 _log = logging.getLogger("sparsefmt")
@@ -79,6 +82,9 @@ def load_into(
     share their weights, in the model or in the file, share the compressed ones. Subclasses of Linear are loaded dense,
     since others use their weights: torch.nn.MultiheadAttention for one. Hooks of replaced layers are left behind.
 
+    Where config.json beside the files says that compressed-tensors has quantized the weights, layers are loaded as it
+    says, from safetensors too. What is not known of it is refused with the reason.
+
     Scaled weights, as `save_model` writes them and `sparsefmt convert --values`, make scaled SparseLinear layers,
     however few of their elements are zero. Where something stands against that, they are multiplied out: in embeddings,
     in layers that are excluded, and, still compressed, in a Conv1D.
@@ -88,7 +94,7 @@ def load_into(
     Args:
         model: the model, on the CPU or on device "meta". Changed in place.
         path: a file; or a folder with model.sparsefmt.index.json and shards, as `sparsefmt convert` writes them; or
-            that index.
+            that index. Of a checkpoint that compressed-tensors has quantized, the same of safetensors.
         strict: raise an error for missing and unexpected names, instead of returning them.
         layout: "auto", "bitmask" or "permuted", for sparse layers: as in `sparsefmt.load_file`.
         min_sparsity, include, exclude, min_size, compute_dtype: as in `sparsify`; layers that do not become a
@@ -126,7 +132,7 @@ def load_into(
     selection = selection.quantizing(values, group_size, scale, activations)
     in_float32 = computing.checked(compute_dtype) is not None
     with ExitStack() as stack:
-        stored = _open(path, backend, threads, max_decoded_bytes, stack)
+        stored = _open(path, _Opening(backend, threads, max_decoded_bytes), stack)
         plan = planned(model, stored, selection)
         plan.noting = in_float32
         plan.quantizing = None if selection.quantization is None else Quantizing({}, {})
@@ -144,42 +150,52 @@ def load_into(
     return LoadResult(sorted(plan.sparse), plan.missing, plan.unexpected, dense, summary)
 
 
-def _open(
-    path: str | os.PathLike[str],
-    backend: Backend,
-    threads: int | None,
-    max_decoded_bytes: int | None,
-    stack: ExitStack,
-) -> dict[str, Stored]:
+class _Opening(NamedTuple):
+    """How files are opened: arguments of `load_into`."""
+
+    backend: Backend
+    threads: int | None
+    max_decoded_bytes: int | None
+
+
+def _open(path: str | os.PathLike[str], opening: _Opening, stack: ExitStack) -> dict[str, Stored]:
     """All tensors by name. Whatever is wrong with index and shards together is found before anything is loaded."""
     if not file_objects.is_path(path):
         raise TypeError(
             f"load_into takes a path, not {type(path).__name__}: sparsefmt.torch.load_model takes an open file"
         )
-    with Checkpoint(path, ["sparsefmt"]) as checkpoint:
-        paths = [file.path for file in checkpoint.files]
-    stored = {}
-    for file_path in paths:
+    quantization = huggingface.quantization_beside(Path(path))
+    with Checkpoint(path, ["sparsefmt"] if quantization is None else ["sparsefmt", "safetensors"]) as checkpoint:
+        paths, is_ours = [file.path for file in checkpoint.files], checkpoint.file_format == "sparsefmt"
+    in_files: dict[str, StoredInFile] = {}
+    for file_path in paths if is_ours else ():
         with in_file(file_path):
-            file = stack.enter_context(
-                open_file(file_path, backend=backend, threads=threads, max_decoded_bytes=max_decoded_bytes)
-            )
+            file = stack.enter_context(open_file(file_path, **opening._asdict()))
+            in_files.update(_stored(file, file_path))
         file.count_together()
-        with in_file(file_path):
-            stored.update(_stored(file, file_path))
-    return stored
+    if quantization is None:
+        return {**in_files}
+    files = QuantizedFiles(paths, quantization, opening.max_decoded_bytes)
+    stack.callback(files.close)
+    return {
+        name: in_files[name]
+        if name in in_files and name not in files.weights
+        else StoredInSeveral(files, file_path, name, in_files.get(name))
+        for file_path in paths
+        for name in files.names_in(file_path)
+    }
 
 
-def _stored(file: SparseFile, path: Path) -> dict[str, Stored]:
+def _stored(file: SparseFile, path: Path) -> dict[str, StoredInFile]:
     """The tensors of a file by name, scales with their weights."""
     pairs, tied = scales_in(file.metadata(), file), file.reader.index.tied
     found, scales = {}, set()
     for name in file:
         scale = pairs.get(name, pairs.get(tied.get(name, name)))
         if scale is None:
-            found[name] = Stored(file, path, name)
+            found[name] = StoredInFile(file, path, name)
             continue
         of_input = input_scale_name(name) if input_scale_name(name) in file else None
-        found[name] = Stored(file, path, name, scale, of_input)
+        found[name] = StoredInFile(file, path, name, scale, of_input)
         scales |= {scale, of_input}
     return {name: tensor for name, tensor in found.items() if name not in scales}

@@ -4,64 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from sparsefmt.adapters import torch as adapter
-from sparsefmt.checkpoints.scales import checked_scales
-from sparsefmt.container.entry import TensorEntry
 from sparsefmt.errors import in_file
-from sparsefmt.sparse_file import SparseFile
 from sparsefmt.torch.layers import Holder, expect_cpu, is_linear, modules_with_names
 from sparsefmt.torch.linear import SparseLinear
-from sparsefmt.torch.scaled_operator import dequantized
 from sparsefmt.torch.scales import expect_int8
 from sparsefmt.torch.selection import Selection, why_dense
+from sparsefmt.torch.stored_tensors import Stored
 from sparsefmt.torch.summary import Quantizing
-
-
-class Stored(NamedTuple):
-    """A tensor in one of the files.
-
-    Attributes:
-        scale, input_scale: names of the scales in that file, if it is a scaled weight.
-    """
-
-    file: SparseFile
-    path: Path
-    name: str
-    scale: str | None = None
-    input_scale: str | None = None
-
-    @property
-    def entry(self) -> TensorEntry:
-        return self.file.reader.index.entry(self.name)
-
-    @property
-    def identity(self) -> tuple[Path, str]:
-        """The same for names that are tied in the file."""
-        return self.path, self.file.reader.index.tied.get(self.name, self.name)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return adapter.shape_of(self.file.tensor(self.name))
-
-    def dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The tensor; of a scaled weight, elements times scales, in that dtype or float32."""
-        tensor = adapter.tensor_of(self.file.tensor(self.name))
-        scales = self.scales()
-        if scales is None:
-            return tensor
-        return dequantized(tensor, torch.from_numpy(np.array(scales)), dtype or torch.float32)
-
-    def scales(self) -> np.ndarray | None:
-        """Float32 (rows, groups), if it is a scaled weight. Raises FormatError if they do not fit."""
-        if self.scale is None:
-            return None
-        return checked_scales(self.name, self.shape, self.scale, self.file.get_tensor(self.scale))
 
 
 @dataclass
@@ -134,7 +86,7 @@ def planned(model: torch.nn.Module, stored: dict[str, Stored], selection: Select
 def _is_worth_a_word(name: str, stored: Stored, holders: list[Holder]) -> bool:
     """Whether to say why a tensor is dense: linear layers always, parameters of others if they are stored sparse."""
     if any(holder.key == name for holder in holders):
-        return stored.entry.layout.sparse and holders[0].attribute in holders[0].module._parameters
+        return stored.is_stored_sparse and holders[0].attribute in holders[0].module._parameters
     return True
 
 
@@ -206,10 +158,10 @@ def expect_activations(plan: Plan, selection: Selection) -> None:
     """Refuse activations in eight bits that no weight of the plan can have. Raises ValueError."""
     if selection.activations is None:
         return
-    scaled = [stored for stored, _ in plan.weights if stored.scale is not None]
+    scaled = [stored for stored, _ in plan.weights if stored.is_scaled]
     for stored in scaled:
         with in_file(stored.path):
-            expect_int8(selection.activations, stored.entry.dtype.name, stored.name)
+            expect_int8(selection.activations, stored.dtype.name, stored.name)
     if not scaled and selection.quantization is None:
         raise ValueError(
             "activations='int8' is for scaled weights of int8, which the files do not have: give values='int8'"

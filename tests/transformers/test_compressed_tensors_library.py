@@ -21,6 +21,7 @@ from sparsefmt.checkpoints.conversion import convert_checkpoint, export_checkpoi
 from sparsefmt.checkpoints.huggingface import quantization_of
 from sparsefmt.checkpoints.quantized import quantized_weights
 from sparsefmt.save_options import SaveOptions
+from sparsefmt.transformers import SparsefmtConfig
 
 library = pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
 compressors = pytest.importorskip("compressed_tensors.compressors")
@@ -118,6 +119,19 @@ def test_the_library_reads_what_is_exported(name: str, tmp_path: Path) -> None:
         with Checkpoint(sparse, ["sparsefmt"]) as checkpoint:
             export_checkpoint(checkpoint, back)
         assert torch.equal(output(AutoModelForCausalLM.from_pretrained(back)), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(SCHEMES))
+def test_logits_are_those_of_the_library(name: str, tmp_path: Path) -> None:
+    """It multiplies weights that it rounds to bfloat16, by activations that it rounds as the config says."""
+    written(tmp_path / "model", SCHEMES[name])
+    expected = output(AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32))
+    config = SparsefmtConfig()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32, quantization_config=config)
+    assert len(model.hf_quantizer.result.sparse) == 14
+    difference = (output(model) - expected).abs().max() / expected.abs().max()
+    assert difference < (0.05 if name == "fp8" else 0.03)
 
 
 def dequantized(folder: Path) -> dict[str, torch.Tensor]:

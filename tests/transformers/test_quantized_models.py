@@ -21,7 +21,7 @@ from sparsefmt import FormatError, UnsupportedError
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import convert_checkpoint
 from sparsefmt.save_options import SaveOptions
-from sparsefmt.torch import SparseLinear
+from sparsefmt.torch import SparseLinear, load_into, save_model
 from sparsefmt.transformers import SparsefmtConfig
 
 LLAMA = LlamaConfig(
@@ -309,3 +309,59 @@ def test_the_config_that_a_caller_gives_is_not_changed(dense: Any, tmp_path: Pat
         assert model.config.quantization_config.layout == "bitmask"
     assert config.compressed_tensors is None
     assert SparsefmtConfig.from_dict(model.config.quantization_config.to_dict()).quantization is not None
+
+
+class TestLoadInto:
+    """`load_into` of a model that is there, or on device "meta"."""
+
+    @pytest.mark.parametrize("shards", [1, 3])
+    def test_the_same_layers(self, dense: Any, name: str, shards: int, tmp_path: Path) -> None:
+        kind = KINDS[name]
+        source = save(dense, kind, tmp_path / "source", shards)
+        folders = [source, convert(source, tmp_path / "folded", fold=True)]
+        if kind.sparsity == "dense":
+            folders.append(convert(source, tmp_path / "as-it-was", fold=False))
+        expected = output(load(source))
+        for folder in folders:
+            model = AutoModelForCausalLM.from_config(LLAMA).eval()
+            result = load_into(model, folder)
+            assert set(result.sparse) == set(layers_of(dense))
+            check_layers(model, dense, kind)
+            assert torch.equal(output(model), expected)
+
+    def test_a_file_in_the_folder_and_its_index(self, dense: Any, tmp_path: Path) -> None:
+        source = save(dense, KINDS["int8"], tmp_path / "one")
+        shards = save(dense, KINDS["int8"], tmp_path / "three", 3)
+        for path in (source / "model.safetensors", shards / "model.safetensors.index.json"):
+            model = AutoModelForCausalLM.from_config(LLAMA).eval()
+            load_into(model, path)
+            check_layers(model, dense, KINDS["int8"])
+
+    def test_excluded_layers_are_multiplied_out(self, dense: Any, tmp_path: Path) -> None:
+        kind = KINDS["packed"]
+        model = copy.deepcopy(dense)
+        result = load_into(model, save(dense, kind, tmp_path / "a"), exclude="*.q_proj")
+        layer = "model.layers.0.self_attn.q_proj"
+        exact = kind.dequantized(dense.get_submodule(layer).weight.detach().numpy()).astype(np.float32)
+        assert torch.equal(model.get_submodule(layer).weight.detach(), torch.from_numpy(exact))
+        assert result.dense[layer] == "it is excluded"
+
+    def test_what_is_refused(self, dense: Any, tmp_path: Path) -> None:
+        source = save(dense, KINDS["int8"], tmp_path / "a", format="marlin-24")
+        before = copy.deepcopy(dense)
+        with pytest.raises(UnsupportedError, match="marlin-24"):
+            load_into(before, source)
+        source = save(dense, KINDS["int8"], tmp_path / "b", ignore=["lm_head", "re:.*v_proj"])
+        with pytest.raises(FormatError, match=r"'model\.layers\.0\.self_attn\.v_proj\.weight_scale', are there"):
+            load_into(before, source)
+        # safetensors that are not quantized are to be converted
+        dense.save_pretrained(tmp_path / "dense")
+        with pytest.raises((FormatError, FileNotFoundError), match="sparsefmt"):
+            load_into(before, tmp_path / "dense")
+        assert torch.equal(output(before), output(dense))
+
+    def test_a_config_of_something_else_beside_a_file(self, dense: Any, tmp_path: Path) -> None:
+        save_model(dense, tmp_path / "model.sparsefmt")
+        for text in ("{", "[]", '{"quantization_config": 3}', '{"quantization_config": {"quant_method": "gptq"}}'):
+            (tmp_path / "config.json").write_text(text)
+            load_into(copy.deepcopy(dense), tmp_path / "model.sparsefmt", strict=False)
