@@ -87,6 +87,20 @@ def test_activations_in_eight_bits(layout, rows, cols, divisor, tokens, special,
 
 
 @pytest.mark.parametrize("layout", FORMS)
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e5m2, ml_dtypes.bfloat16, np.float64], **ids)
+def test_infinite_weights_are_in_one_group(layout, dtype):
+    """Another group of their row has nothing of them, not even a product with a zero."""
+    rng = np.random.default_rng(4)
+    q, x = quantized(rng, (40, 64), dtype), rng.standard_normal((3, 64)).astype(np.float32)
+    q[[2, 17, 33, 33], [5, 40, 63, 62]] = np.inf, -np.inf, np.inf, np.nan
+    x[1, 5] = 0
+    scale = rng.random((40, 4)).astype(np.float32)
+    y = linear(x, in_form(q, layout), scale=scale)
+    assert np.isinf(y[0, [2, 17]]).all()
+    assert_same_bits(y, naive.scaled_linear_oracle(q, scale, x))
+
+
+@pytest.mark.parametrize("layout", FORMS)
 def test_sums_beyond_what_float32_holds(layout):
     """As large as they can be, with an odd last product: rounded once, at the end."""
     cols = 5003
