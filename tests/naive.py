@@ -176,7 +176,7 @@ def scaled_linear_oracle(
 ) -> np.ndarray:
     """The product of a scaled weight by SPEC.md, section 6: (q times scales) x plus the bias.
 
-    q: (rows, cols) of any real dtype. scales: (), (1,), (rows,), (rows, 1) or (rows, groups). x: (cols,) or
+    q: (rows, cols) of any real dtype. scales: (), (1,), (1, 1), (rows,), (rows, 1) or (rows, groups). x: (cols,) or
     (tokens, cols). bias: (rows,). activations: None, or "int8" with a static `input_scale`, or with one of each token.
     Returns (rows,) or (tokens, rows) of dtype `result`, which is the type of the sums by default.
     """
@@ -201,9 +201,9 @@ def scaled_linear_oracle(
 def scale_of_groups(scales: np.ndarray, rows: int) -> np.ndarray:
     """Scales of any of their shapes as a float32 matrix, rows x groups."""
     scales = np.asarray(scales).astype(np.float32)
-    if scales.shape in ((), (1,)):
+    if scales.shape in ((), (1,), (1, 1)):
         return np.full((rows, 1), scales.reshape(-1)[0])
-    return scales.reshape(rows, -1)
+    return scales if scales.ndim == 2 else scales.reshape(rows, 1)
 
 
 def _times_floats(q: np.ndarray, scale: np.ndarray, tokens: np.ndarray) -> np.ndarray:

@@ -42,8 +42,8 @@
    Dense bytes are had by sparsefmt_dense, some rows by sparsefmt_read_tile, arrays as pointers from tensor.tiles.
 
    Errors. Functions return a code, 0 if all is well, and describe what is wrong in *error unless that is NULL. What
-   failed leaves nothing to close, unload or free. The names of the codes are those of SPEC.md, section 7. "memory" and
-   "argument" are added: there is none, or the call is wrong.
+   failed leaves nothing to close, unload or free. The names of the codes are those of SPEC.md, section 7, and of
+   section 6.3 for products of scaled weights. "memory" and "argument" are added: there is none, or the call is wrong.
 
    Bytes. A file is a block of memory, for example a mapping, and is never written to. Any bytes whatever give a result
    or an error, but they must stay as they are until the file is closed: what was checked is trusted from then on. So do
@@ -59,6 +59,8 @@
                           bytes per row of a tile and column
      reading codec zstd   one array's raw bytes, and what ZSTD_decompress allocates by malloc
      decoding a mask      its bits row by row: its raw bytes, and at most 56 KiB more
+     sparsefmt_find_scales  a bit per tensor name, until it returns
+     sparsefmt_load_scales  4 bytes per scale, until sparsefmt_unload_scales, and their dense bytes until it returns
    No function needs more than 16 KiB of stack. What a file claims is not allocated before it is known to be in
    proportion to the bytes of the file (SPEC.md, section 8); an allocator may refuse more, which is error "memory".
 
@@ -144,6 +146,13 @@ extern "C" {
     X(SLOT_PADDING, "slot-padding")                        \
     X(NEGATIVE_ZEROS_PADDING, "negative-zeros-padding")    \
     X(NEGATIVE_ZEROS_EMPTY, "negative-zeros-empty")        \
+    X(SCALES_METADATA, "scales-metadata")                  \
+    X(SCALES_MISSING, "scales-missing")                    \
+    X(SCALES_DTYPE, "scales-dtype")                        \
+    X(SCALES_SHAPE, "scales-shape")                        \
+    X(SCALES_VALUE, "scales-value")                        \
+    X(ACTIVATIONS_DTYPE, "activations-dtype")              \
+    X(INPUT_SCALE, "input-scale")                          \
     X(MEMORY, "memory")                                    \
     X(ARGUMENT, "argument")
 
@@ -340,6 +349,40 @@ sparsefmt_code sparsefmt_expand(const sparsefmt_tensor *tensor, void *dense, siz
 int sparsefmt_sum_bits(sparsefmt_dtype dtype);
 sparsefmt_code sparsefmt_matvec_f32(const sparsefmt_tensor *tensor, const float *x, float *y);
 sparsefmt_code sparsefmt_matvec_f64(const sparsefmt_tensor *tensor, const double *x, double *y);
+
+/* -- Scaled weights (SPEC.md, sections 6.1 to 6.3) -- */
+
+/* Number of the scales of a tensor, which the metadata of the file names; SPARSEFMT_NONE if it names none. What is wrong
+   with any pair that it names is an error. Cost: reads the whole text, and looks all names up. */
+sparsefmt_code sparsefmt_find_scales(const sparsefmt_file *file, size_t number, size_t *scales, sparsefmt_error *error);
+
+/* Scales of a weight, as numbers: one for all, or `groups` for each row. */
+typedef struct sparsefmt_scales {
+    const sparsefmt_file *file;
+    float *numbers;
+    uint64_t count; /* of the numbers */
+    uint64_t rows, cols, groups; /* rows and cols: those of the weight */
+} sparsefmt_scales;
+
+/* Loads tensor `number` as the scales of a weight that is loaded, and checks that it can be that. *scales is as good as
+   unloaded after an error. Both must be unloaded before the file is closed. */
+sparsefmt_code sparsefmt_load_scales(const sparsefmt_tensor *weight, size_t number, sparsefmt_scales *scales,
+                                     sparsefmt_error *error);
+void sparsefmt_unload_scales(sparsefmt_scales *scales);
+
+/* y = (W times scales) x, without a bias, to the bit; x, y and threads as above. sparsefmt_scaled_matvec_i8 has
+   activations in eight bits: W must be I8; *input_scale is the static input scale, and NULL if x has its own; a is
+   memory for cols elements, which it fills. A bias is added to y; in C, y[i] + bias[i] is all there is to it. */
+sparsefmt_code sparsefmt_scaled_matvec_f32(const sparsefmt_tensor *weight, const sparsefmt_scales *scales,
+                                           const float *x, float *y);
+sparsefmt_code sparsefmt_scaled_matvec_f64(const sparsefmt_tensor *weight, const sparsefmt_scales *scales,
+                                           const double *x, double *y);
+sparsefmt_code sparsefmt_scaled_matvec_i8(const sparsefmt_tensor *weight, const sparsefmt_scales *scales,
+                                          const float *input_scale, const float *x, signed char *a, float *y);
+
+/* The numbers that `count` elements are, from the dense bytes of a tensor; converted to nearest. C64 is no number. */
+sparsefmt_code sparsefmt_numbers_f32(sparsefmt_dtype dtype, const void *dense, uint64_t count, float *numbers);
+sparsefmt_code sparsefmt_numbers_f64(sparsefmt_dtype dtype, const void *dense, uint64_t count, double *numbers);
 
 /* -- Names and integers -- */
 
@@ -3377,6 +3420,548 @@ sparsefmt_code sparsefmt_matvec_f64(const sparsefmt_tensor *tensor, const double
     }
 #endif
     sfi_matvec_f64(tensor, x, y);
+    return SPARSEFMT_OK;
+}
+
+/* ---- Elements of any dtype as numbers ---------------------------------------------------------------------------- */
+
+sparsefmt_code sparsefmt_numbers_f32(sparsefmt_dtype dtype, const void *dense, uint64_t count, float *numbers) {
+    const int bits = sparsefmt_sum_bits(dtype);
+    sfi_numbers from;
+    uint64_t i, wide;
+    if (!bits) return SPARSEFMT_ERROR_ARGUMENT;
+    sfi_set_up_numbers(&from, dtype);
+    from.bytes = (const unsigned char *)dense;
+    for (i = 0; i < count; i += SFI_SOME) {
+        const unsigned some = count - i < SFI_SOME ? (unsigned)(count - i) : SFI_SOME;
+        double narrowed[SFI_SOME];
+        unsigned k;
+        if (bits == 32) {
+            sfi_convert_f32(&from, i, some, numbers + i);
+            continue;
+        }
+        sfi_convert_f64(&from, i, some, narrowed);
+        for (k = 0; k < some; k++) {
+            wide = from.bits == 64 ? sparsefmt_u64(from.bytes + 8 * (i + k)) : 0;
+            if (dtype == SPARSEFMT_I64) /* binary64 has rounded it, and once is enough */
+                numbers[i + k] = (float)sfi_signed(wide);
+            else
+                numbers[i + k] = dtype == SPARSEFMT_U64 ? (float)wide : (float)narrowed[k];
+        }
+    }
+    return SPARSEFMT_OK;
+}
+
+sparsefmt_code sparsefmt_numbers_f64(sparsefmt_dtype dtype, const void *dense, uint64_t count, double *numbers) {
+    sfi_numbers from;
+    uint64_t i;
+    if (!sparsefmt_sum_bits(dtype)) return SPARSEFMT_ERROR_ARGUMENT;
+    sfi_set_up_numbers(&from, dtype);
+    from.bytes = (const unsigned char *)dense;
+    for (i = 0; i < count; i += SFI_SOME)
+        sfi_convert_f64(&from, i, count - i < SFI_SOME ? (unsigned)(count - i) : SFI_SOME, numbers + i);
+    return SPARSEFMT_OK;
+}
+
+/* ---- Which scales a weight has (SPEC.md, sections 6.1 and 6.3) --------------------------------------------------- */
+
+typedef struct sfi_json {
+    const unsigned char *at, *end;
+} sfi_json;
+
+static int sfi_is_next(sfi_json *json, char expected) {
+    while (json->at < json->end && (*json->at == ' ' || *json->at == '\t' || *json->at == '\n' || *json->at == '\r'))
+        json->at++;
+    if (json->at == json->end || *json->at != (unsigned char)expected) return 0;
+    json->at++;
+    return 1;
+}
+
+/* The 16 bits of four hexadecimal digits; -1 if they are none. */
+static int32_t sfi_json_digits(sfi_json *json) {
+    int32_t bits = 0;
+    unsigned i;
+    if (json->end - json->at < 4) return -1;
+    for (i = 0; i < 4; i++) {
+        const unsigned char digit = *json->at++;
+        if (digit >= '0' && digit <= '9')
+            bits = bits * 16 + (digit - '0');
+        else if ((digit | 32) >= 'a' && (digit | 32) <= 'f')
+            bits = bits * 16 + ((digit | 32) - 'a' + 10);
+        else
+            return -1;
+    }
+    return bits;
+}
+
+/* What stands behind \u, as UTF-8. Half a pair becomes three bytes that no name of a file has. 0 if there is an error. */
+static unsigned sfi_json_code_point(sfi_json *json, unsigned char *out) {
+    int32_t code = sfi_json_digits(json), low;
+    if (code < 0) return 0;
+    if (code >= 0xD800 && code < 0xDC00 && json->end - json->at >= 6 && json->at[0] == '\\' && json->at[1] == 'u') {
+        sfi_json behind = *json;
+        behind.at += 2;
+        low = sfi_json_digits(&behind);
+        if (low >= 0xDC00 && low < 0xE000) {
+            *json = behind;
+            code = 0x10000 + (code - 0xD800) * 0x400 + (low - 0xDC00);
+        }
+    }
+    if (code < 0x80) {
+        out[0] = (unsigned char)code;
+        return 1;
+    }
+    if (code < 0x800) {
+        out[0] = (unsigned char)(0xC0 | code >> 6);
+        out[1] = (unsigned char)(0x80 | (code & 0x3F));
+        return 2;
+    }
+    if (code < 0x10000) {
+        out[0] = (unsigned char)(0xE0 | code >> 12);
+        out[1] = (unsigned char)(0x80 | (code >> 6 & 0x3F));
+        out[2] = (unsigned char)(0x80 | (code & 0x3F));
+        return 3;
+    }
+    out[0] = (unsigned char)(0xF0 | code >> 18);
+    out[1] = (unsigned char)(0x80 | (code >> 12 & 0x3F));
+    out[2] = (unsigned char)(0x80 | (code >> 6 & 0x3F));
+    out[3] = (unsigned char)(0x80 | (code & 0x3F));
+    return 4;
+}
+
+/* Reads a string, and finds the tensor of that name. 0 if there is none: no string. */
+static int sfi_json_tensor(const sparsefmt_file *file, sfi_json *json, size_t *number) {
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    unsigned char name[SFI_MAX_NAME_BYTES + 4], some[4];
+    size_t size = 0;
+    if (!sfi_is_next(json, '"')) return 0;
+    while (json->at < json->end && *json->at != '"') {
+        unsigned count = 1;
+        some[0] = *json->at++;
+        if (some[0] < 0x20) return 0;
+        if (some[0] == '\\') {
+            const char *escape;
+            if (json->at == json->end || !*json->at) return 0;
+            if (*json->at == 'u') {
+                json->at++;
+                count = sfi_json_code_point(json, some);
+                if (!count) return 0;
+            } else {
+                escape = strchr(from, *json->at++);
+                if (!escape) return 0;
+                some[0] = (unsigned char)to[escape - from];
+            }
+        }
+        if (size <= SFI_MAX_NAME_BYTES) { /* what is longer than any name of a tensor need not be known */
+            memcpy(name + size, some, count);
+            size += count;
+        }
+    }
+    *number = sparsefmt_find_bytes(file, (const char *)name, size);
+    return json->at++ < json->end;
+}
+
+typedef struct sfi_pairs {
+    sfi_json text;
+    int found;
+} sfi_pairs;
+
+static void sfi_find_text(void *context, const char *key, size_t key_bytes, const char *value, size_t value_bytes) {
+    sfi_pairs *pairs = (sfi_pairs *)context;
+    if (key_bytes != 16 || memcmp(key, "sparsefmt.scales", 16)) return;
+    pairs->found = 1;
+    pairs->text.at = (const unsigned char *)value;
+    pairs->text.end = pairs->text.at + value_bytes;
+}
+
+/* Reads all pairs. seen: a bit for each tensor, 0 at first. */
+static sparsefmt_code sfi_read_pairs(const sparsefmt_file *file, sfi_json *text, unsigned char *seen, size_t number,
+                                     size_t *scales, sparsefmt_error *error) {
+    const char *const no_object = "metadata `sparsefmt.scales` is no JSON object of texts";
+    sparsefmt_code code = SPARSEFMT_OK;
+    size_t weight, its_scales;
+    int more;
+    if (!sfi_is_next(text, '{')) SFI_FAIL(SCALES_METADATA, "%s", no_object);
+    more = !sfi_is_next(text, '}');
+    while (more) {
+        if (!sfi_json_tensor(file, text, &weight) || !sfi_is_next(text, ':') ||
+            !sfi_json_tensor(file, text, &its_scales))
+            SFI_FAIL(SCALES_METADATA, "%s", no_object);
+        if (weight == SPARSEFMT_NONE || its_scales == SPARSEFMT_NONE) {
+            code = SPARSEFMT_ERROR_SCALES_MISSING;
+        } else {
+            if (seen[weight / 8] >> weight % 8 & 1)
+                SFI_FAIL(SCALES_METADATA, "metadata `sparsefmt.scales` has the name of a weight twice");
+            seen[weight / 8] |= (unsigned char)(1u << weight % 8);
+            if (weight == number) *scales = its_scales;
+        }
+        more = sfi_is_next(text, ',');
+        if (!more && !sfi_is_next(text, '}')) SFI_FAIL(SCALES_METADATA, "%s", no_object);
+    }
+    (void)sfi_is_next(text, ' '); /* steps over white space, and is no byte that could follow */
+    if (text->at != text->end) SFI_FAIL(SCALES_METADATA, "%s", no_object);
+    if (code) SFI_FAIL(SCALES_MISSING, "metadata `sparsefmt.scales` names a tensor that is not in the file");
+    return SPARSEFMT_OK;
+}
+
+sparsefmt_code sparsefmt_find_scales(const sparsefmt_file *file, size_t number, size_t *scales, sparsefmt_error *error) {
+    const uint64_t bytes = sfi_ceil_div(file->tensor_count, 8);
+    sfi_pairs pairs;
+    unsigned char *seen;
+    sparsefmt_code code;
+    *scales = SPARSEFMT_NONE;
+    if (!sfi_entry(file, number, error)) return SPARSEFMT_ERROR_ARGUMENT;
+    memset(&pairs, 0, sizeof pairs);
+    sparsefmt_metadata(file, sfi_find_text, &pairs);
+    if (!pairs.found) return SPARSEFMT_OK;
+    seen = (unsigned char *)sfi_allocate(&file->allocator, bytes);
+    if (!seen) SFI_FAIL(MEMORY, "no memory to read pairs of weights and scales");
+    memset(seen, 0, (size_t)bytes);
+    code = sfi_read_pairs(file, &pairs.text, seen, number, scales, error);
+    sfi_release(&file->allocator, seen, bytes);
+    if (!code) return code;
+    *scales = SPARSEFMT_NONE;
+    sfi_name_tensor(sfi_entry(file, number, NULL), error);
+    return code;
+}
+
+/* Whether a tensor has a shape that scales of a weight can have, and how many groups these are then. */
+static int sfi_has_scales_shape(const sparsefmt_tensor *weight, const sparsefmt_info *info, uint64_t *groups) {
+    const uint64_t rows = weight->info.rows, cols = weight->info.cols;
+    *groups = 1;
+    if (info->ndim < 2) return !info->ndim || info->shape[0] == 1 || info->shape[0] == rows;
+    *groups = info->shape[1];
+    if (info->ndim != 2 || !*groups || cols % *groups) return 0;
+    return info->shape[0] == rows || (info->shape[0] == 1 && *groups == 1);
+}
+
+static sparsefmt_code sfi_load_scales(const sparsefmt_tensor *weight, size_t number, const sparsefmt_info *info,
+                                      sparsefmt_scales *scales, sparsefmt_error *error) {
+    unsigned char *dense;
+    sparsefmt_code code;
+    uint64_t i;
+    if (info->dtype != SPARSEFMT_F32 && info->dtype != SPARSEFMT_BF16 && info->dtype != SPARSEFMT_F16)
+        SFI_FAIL(SCALES_DTYPE, "scales of dtype %s", sparsefmt_dtype_name(info->dtype));
+    if (!sfi_has_scales_shape(weight, info, &scales->groups))
+        SFI_FAIL(SCALES_SHAPE, "the shape of the scales is none for %llu x %llu elements",
+                 (unsigned long long)scales->rows, (unsigned long long)scales->cols);
+    scales->count = info->elements;
+    if (info->elements > SIZE_MAX / 16) SFI_FAIL(MEMORY, "no memory for scales");
+    scales->numbers = (float *)sfi_allocate(&scales->file->allocator, 4 * info->elements);
+    dense = (unsigned char *)sfi_allocate(&scales->file->allocator, info->dense_bytes);
+    if (!scales->numbers || !dense)
+        code = sfi_fail(error, SPARSEFMT_ERROR_MEMORY, "no memory for scales");
+    else
+        code = sparsefmt_dense(scales->file, number, dense, (size_t)info->dense_bytes, error);
+    if (!code) sparsefmt_numbers_f32(info->dtype, dense, scales->count, scales->numbers);
+    sfi_release(&scales->file->allocator, dense, info->dense_bytes);
+    if (code) return code;
+    for (i = 0; i < scales->count; i++)
+        if (!(scales->numbers[i] >= 0 && scales->numbers[i] <= FLT_MAX))
+            SFI_FAIL(SCALES_VALUE, "a scale is NaN, infinite or negative");
+    return SPARSEFMT_OK;
+}
+
+sparsefmt_code sparsefmt_load_scales(const sparsefmt_tensor *weight, size_t number, sparsefmt_scales *scales,
+                                     sparsefmt_error *error) {
+    sparsefmt_info info;
+    sparsefmt_code code;
+    char message[sizeof error->message];
+    memset(scales, 0, sizeof *scales);
+    if (!weight->file) SFI_FAIL(ARGUMENT, "the weight is not loaded");
+    SFI_TRY(sparsefmt_describe(weight->file, number, &info, error));
+    scales->file = weight->file;
+    scales->rows = weight->info.rows;
+    scales->cols = weight->info.cols;
+    code = sfi_load_scales(weight, number, &info, scales, error);
+    if (!code) return code;
+    sparsefmt_unload_scales(scales);
+    if (error && !error->tensor) {
+        memcpy(message, error->message, sizeof message);
+        sfi_fail(error, code, "with '%.*s': %s", info.name_bytes < 60 ? (int)info.name_bytes : 60, info.name, message);
+        sfi_name_tensor(sfi_entry(weight->file, weight->number, NULL), error);
+    }
+    return code;
+}
+
+void sparsefmt_unload_scales(sparsefmt_scales *scales) {
+    if (scales->numbers) sfi_release(&scales->file->allocator, scales->numbers, 4 * scales->count);
+    memset(scales, 0, sizeof *scales);
+}
+
+/* ---- Products of scaled weights (SPEC.md, sections 6.1 and 6.2) --------------------------------------------------- */
+
+/* Goes through the values of a slice in the order in which they are stored. In each row it is that of its columns. */
+typedef struct sfi_walk {
+    const sparsefmt_tile *tile;
+    sparsefmt_layout layout;
+    int gaps;
+    uint64_t cols, position; /* of the first row of the slice, among the rows of the tile as they are stored */
+    uint64_t next, end;      /* values */
+    unsigned lane, lanes;    /* of a slice that is dense: the row of the next value */
+    uint64_t column;         /* likewise; in bitmask, that of the four which follow */
+    sfi_slice slice;
+    uint64_t word; /* of a mask, what is left of four columns */
+    uint32_t reached[SFI_SLICE];
+} sfi_walk;
+
+static void sfi_walk_tile(sfi_walk *walk, const sparsefmt_tensor *tensor, const sparsefmt_tile *tile) {
+    walk->tile = tile;
+    walk->layout = tensor->info.layout;
+    walk->gaps = tensor->info.arrays >> SPARSEFMT_GAPS & 1;
+    walk->cols = tensor->info.cols;
+}
+
+static void sfi_walk_slice(sfi_walk *walk, uint64_t position) {
+    const uint64_t left = walk->tile->rows - position;
+    const unsigned char *offsets = walk->tile->arrays[SPARSEFMT_SLICE_OFFSETS].bytes;
+    const unsigned unit = walk->layout == SPARSEFMT_PERMUTED ? SFI_SLICE : 1;
+    walk->position = position;
+    walk->lanes = left < SFI_SLICE ? (unsigned)left : SFI_SLICE;
+    walk->lane = 0;
+    walk->column = 0;
+    walk->word = 0;
+    memset(walk->reached, 0, sizeof walk->reached);
+    if (walk->layout == SPARSEFMT_DENSE) {
+        walk->next = position * walk->cols;
+        walk->end = walk->next + walk->lanes * walk->cols;
+        return;
+    }
+    offsets += position / SFI_SLICE * 4;
+    walk->next = (uint64_t)sparsefmt_u32(offsets) * unit;
+    walk->end = (uint64_t)sparsefmt_u32(offsets + 4) * unit;
+    if (walk->layout == SPARSEFMT_BITMASK) walk->slice = sfi_slice_of(walk->tile, walk->cols, position / SFI_SLICE);
+}
+
+/* Lanes and columns of the next values, at most SFI_SOME. Returns how many they are: 0 at the end of the slice. */
+static unsigned sfi_walk_on(sfi_walk *walk, unsigned char *lanes, uint64_t *columns) {
+    const unsigned count = walk->end - walk->next < SFI_SOME ? (unsigned)(walk->end - walk->next) : SFI_SOME;
+    const uint64_t first = walk->next;
+    uint32_t places[SFI_SOME];
+    unsigned i;
+    walk->next += count;
+    switch (walk->layout) {
+    case SPARSEFMT_BITMASK:
+        for (i = 0; i < count; i++, walk->word &= walk->word - 1) {
+            while (!walk->word) {
+                walk->word = sfi_four_columns(&walk->slice, walk->column, walk->cols);
+                walk->column += 4;
+            }
+            lanes[i] = (unsigned char)(sfi_lowest_bit(walk->word) % SFI_SLICE);
+            columns[i] = walk->column - 4 + sfi_lowest_bit(walk->word) / SFI_SLICE;
+        }
+        break;
+    case SPARSEFMT_PERMUTED:
+        if (walk->gaps)
+            sfi_add_up_gaps(walk->tile->arrays[SPARSEFMT_GAPS].bytes, first, count, walk->reached, places);
+        else
+            sfi_read_columns(walk->tile->arrays[SPARSEFMT_COLUMNS].bytes, first, count, walk->cols > 65536 ? 4 : 2,
+                             places);
+        for (i = 0; i < count; i++) {
+            lanes[i] = (unsigned char)(i % SFI_SLICE);
+            columns[i] = places[i];
+        }
+        break;
+    default:
+        for (i = 0; i < count; i++) {
+            lanes[i] = (unsigned char)walk->lane;
+            columns[i] = walk->column++;
+            if (walk->column == walk->cols) {
+                walk->column = 0;
+                walk->lane++;
+            }
+        }
+    }
+    return count;
+}
+
+/* The row of a lane, among those of the tensor. */
+static uint64_t sfi_walk_row(const sfi_walk *walk, unsigned lane) {
+    const uint64_t stored = walk->position + lane;
+    const unsigned char *permutation = walk->tile->arrays[SPARSEFMT_ROW_PERMUTATION].bytes;
+    if (walk->layout != SPARSEFMT_PERMUTED) return walk->tile->first_row + stored;
+    return walk->tile->first_row + sparsefmt_u16(permutation + 2 * stored);
+}
+
+/* The scales of each lane, the group that its sum is of, and the column in which that ends. */
+typedef struct sfi_lane_groups {
+    const float *scales[SFI_SLICE];
+    uint64_t columns, group[SFI_SLICE], end[SFI_SLICE];
+} sfi_lane_groups;
+
+static void sfi_first_groups(sfi_lane_groups *groups, const sparsefmt_scales *scales, const sfi_walk *walk) {
+    unsigned lane;
+    groups->columns = scales->cols / scales->groups;
+    for (lane = 0; lane < SFI_SLICE; lane++) {
+        const uint64_t row = lane < walk->lanes && scales->count > 1 ? sfi_walk_row(walk, lane) : 0;
+        groups->scales[lane] = scales->numbers + row * scales->groups;
+        groups->group[lane] = 0;
+        groups->end[lane] = groups->columns;
+    }
+}
+
+/* Lane `lane` goes on in the group of that column. */
+static void sfi_enter_group(sfi_lane_groups *groups, unsigned lane, uint64_t column) {
+    groups->group[lane] = column / groups->columns;
+    groups->end[lane] = (groups->group[lane] + 1) * groups->columns;
+}
+
+static float sfi_lane_scale(const sfi_lane_groups *groups, unsigned lane) {
+    return groups->scales[lane][groups->group[lane]];
+}
+
+/* For sums of type T. Groups without elements are skipped: they would add a zero to t. */
+#define SFI_SCALED(TARGET, T, FMA, CONVERT, NAME)                                                                      \
+    TARGET                                                                                                             \
+    static void sfi_scaled_##NAME(const sparsefmt_tensor *tensor, const sparsefmt_scales *scales, const T *x, T *y) {  \
+        T some[SFI_SOME];                                                                                              \
+        unsigned char lanes[SFI_SOME];                                                                                 \
+        uint64_t columns[SFI_SOME], i, position;                                                                       \
+        sfi_lane_groups groups;                                                                                        \
+        sfi_numbers w;                                                                                                 \
+        sfi_walk walk;                                                                                                 \
+        sfi_set_up_numbers(&w, tensor->info.dtype);                                                                    \
+        if (!tensor->info.tiles)                                                                                       \
+            for (i = 0; i < tensor->info.rows; i++) y[i] = 0;                                                          \
+        for (i = 0; i < tensor->info.tiles; i++) {                                                                     \
+            sfi_walk_tile(&walk, tensor, &tensor->tiles[i]);                                                           \
+            w.bytes = tensor->tiles[i].arrays[SPARSEFMT_VALUES].bytes;                                                 \
+            for (position = 0; position < tensor->tiles[i].rows; position += SFI_SLICE) {                              \
+                T s[SFI_SLICE] = {0}, t[SFI_SLICE] = {0};                                                              \
+                unsigned count, k;                                                                                     \
+                sfi_walk_slice(&walk, position);                                                                       \
+                sfi_first_groups(&groups, scales, &walk);                                                              \
+                while ((count = sfi_walk_on(&walk, lanes, columns)) != 0) {                                            \
+                    CONVERT(&w, walk.next - count, count, some);                                                       \
+                    for (k = 0; k < count; k++) {                                                                      \
+                        const unsigned lane = lanes[k];                                                                \
+                        if (some[k] == 0) continue; /* a filler, padding, or a zero of layout dense */                 \
+                        if (columns[k] >= groups.end[lane]) {                                                          \
+                            t[lane] = FMA(s[lane], (T)sfi_lane_scale(&groups, lane), t[lane]);                         \
+                            s[lane] = 0;                                                                               \
+                            sfi_enter_group(&groups, lane, columns[k]);                                                \
+                        }                                                                                              \
+                        s[lane] = FMA(some[k], x[columns[k]], s[lane]);                                                \
+                    }                                                                                                  \
+                }                                                                                                      \
+                for (k = 0; k < walk.lanes; k++)                                                                       \
+                    y[sfi_walk_row(&walk, k)] = FMA(s[k], (T)sfi_lane_scale(&groups, k), t[k]) + (T)0;                 \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+
+SFI_SCALED(SFI_ANY_TARGET, float, fmaf, sfi_convert_f32, f32)
+SFI_SCALED(SFI_ANY_TARGET, double, fma, sfi_convert_f64, f64)
+#ifdef SFI_FMA_TARGET
+SFI_SCALED(SFI_FMA_TARGET, float, fmaf, sfi_convert_f32, f32_fma)
+SFI_SCALED(SFI_FMA_TARGET, double, fma, sfi_convert_f64, f64_fma)
+#endif
+
+static int sfi_fits(const sparsefmt_tensor *weight, const sparsefmt_scales *scales) {
+    return weight->file && scales->numbers && scales->rows == weight->info.rows && scales->cols == weight->info.cols;
+}
+
+sparsefmt_code sparsefmt_scaled_matvec_f32(const sparsefmt_tensor *weight, const sparsefmt_scales *scales,
+                                           const float *x, float *y) {
+    if (!sfi_fits(weight, scales) || sparsefmt_sum_bits(weight->info.dtype) != 32) return SPARSEFMT_ERROR_ARGUMENT;
+#ifdef SFI_FMA_TARGET
+    if (sfi_has_fma()) {
+        sfi_scaled_f32_fma(weight, scales, x, y);
+        return SPARSEFMT_OK;
+    }
+#endif
+    sfi_scaled_f32(weight, scales, x, y);
+    return SPARSEFMT_OK;
+}
+
+sparsefmt_code sparsefmt_scaled_matvec_f64(const sparsefmt_tensor *weight, const sparsefmt_scales *scales,
+                                           const double *x, double *y) {
+    if (!sfi_fits(weight, scales) || !sparsefmt_sum_bits(weight->info.dtype)) return SPARSEFMT_ERROR_ARGUMENT;
+#ifdef SFI_FMA_TARGET
+    if (sfi_has_fma()) {
+        sfi_scaled_f64_fma(weight, scales, x, y);
+        return SPARSEFMT_OK;
+    }
+#endif
+    sfi_scaled_f64(weight, scales, x, y);
+    return SPARSEFMT_OK;
+}
+
+/* a * b, rounded: compilers that make one fma of a product and a sum may not use it for one. */
+static float sfi_product(float a, float b) {
+    volatile float product = a * b;
+    return product;
+}
+
+/* The activations in eight bits, and what one of them stands for. 0 if x is not finite. */
+static int sfi_quantize(uint64_t cols, const float *x, const float *input_scale, signed char *a, float *unit) {
+    float largest = 0;
+    uint64_t j;
+    for (j = 0; j < cols; j++) {
+        if (x[j] - x[j] != 0) return 0;
+        if (fabsf(x[j]) > largest) largest = fabsf(x[j]);
+    }
+    *unit = input_scale ? *input_scale : largest / 127;
+    for (j = 0; j < cols; j++) {
+        const float rounded = *unit != 0 ? rintf(x[j] / *unit) : 0;
+        a[j] = (signed char)(rounded > 127 ? 127 : rounded < -127 ? -127 : rounded);
+    }
+    return 1;
+}
+
+/* The rows of a tile. Sums are integers of 64 bits, which no row exceeds. */
+static void sfi_scaled_tile_i8(const sparsefmt_tensor *tensor, const sparsefmt_tile *tile,
+                               const sparsefmt_scales *scales, const signed char *a, float unit, float *y) {
+    const unsigned char *values = tile->arrays[SPARSEFMT_VALUES].bytes;
+    unsigned char lanes[SFI_SOME];
+    uint64_t columns[SFI_SOME], position;
+    sfi_lane_groups groups;
+    sfi_walk walk;
+    sfi_walk_tile(&walk, tensor, tile);
+    for (position = 0; position < tile->rows; position += SFI_SLICE) {
+        int64_t sums[SFI_SLICE] = {0};
+        float t[SFI_SLICE] = {0};
+        unsigned count, k;
+        sfi_walk_slice(&walk, position);
+        sfi_first_groups(&groups, scales, &walk);
+        while ((count = sfi_walk_on(&walk, lanes, columns)) != 0) {
+            for (k = 0; k < count; k++) {
+                const int q = (values[walk.next - count + k] ^ 128) - 128;
+                const unsigned lane = lanes[k];
+                if (!q) continue;
+                if (columns[k] >= groups.end[lane]) {
+                    t[lane] = fmaf((float)sums[lane], sfi_lane_scale(&groups, lane), t[lane]);
+                    sums[lane] = 0;
+                    sfi_enter_group(&groups, lane, columns[k]);
+                }
+                sums[lane] += q * a[columns[k]];
+            }
+        }
+        for (k = 0; k < walk.lanes; k++) {
+            t[k] = fmaf((float)sums[k], sfi_lane_scale(&groups, k), t[k]);
+            y[sfi_walk_row(&walk, k)] = sfi_product(t[k], unit) + 0.0f;
+        }
+    }
+}
+
+sparsefmt_code sparsefmt_scaled_matvec_i8(const sparsefmt_tensor *weight, const sparsefmt_scales *scales,
+                                          const float *input_scale, const float *x, signed char *a, float *y) {
+    uint64_t i, k;
+    float unit = 0;
+    int finite;
+    if (!sfi_fits(weight, scales)) return SPARSEFMT_ERROR_ARGUMENT;
+    if (weight->info.dtype != SPARSEFMT_I8) return SPARSEFMT_ERROR_ACTIVATIONS_DTYPE;
+    if (input_scale && !(*input_scale > 0 && *input_scale <= FLT_MAX)) return SPARSEFMT_ERROR_INPUT_SCALE;
+    finite = sfi_quantize(weight->info.cols, x, input_scale, a, &unit);
+    if (!weight->info.tiles)
+        for (i = 0; i < weight->info.rows; i++) y[i] = 0;
+    for (i = 0; i < weight->info.tiles; i++) {
+        const sparsefmt_tile *tile = &weight->tiles[i];
+        if (finite)
+            sfi_scaled_tile_i8(weight, tile, scales, a, unit, y);
+        else
+            for (k = 0; k < tile->rows; k++) y[tile->first_row + k] = sfi_float_from_bits(0x7FC00000u);
+    }
     return SPARSEFMT_OK;
 }
 

@@ -32,7 +32,7 @@ def multiply(w: np.ndarray, x: np.ndarray) -> np.ndarray:
     counts, columns = (w != 0).sum(axis=1), np.nonzero(w)[1]
     first = np.cumsum(counts) - counts  # of each row, among the elements that are not zero
     s = np.zeros(len(w), x.dtype)
-    for k in range(int(counts.max())):
+    for k in range(counts.max(initial=0)):
         rows = np.flatnonzero(counts > k)
         here = columns[first[rows] + k]
         s[rows] = fma(w[rows, here], x[here], s[rows])

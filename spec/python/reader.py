@@ -7,6 +7,7 @@
     reader.py      5        reading tensors; chunks of the codecs `raw` and `zstd`. Start here
     rans.py        5.3      codec `rans`
     products.py    6        products, to the bit
+    scaled.py      6.1      products of scaled weights, with activations in eight bits (6.2), and what is refused (6.3)
     faults.py      7, 8     how a file is refused; limits
 
 It makes every check of section 7. It is made to be read, not to be fast. Section 10 of SPEC.md has a shorter reader,
@@ -30,7 +31,9 @@ import xxhash
 sys.path.insert(0, str(Path(__file__).parent))  # if this file was loaded by its path
 import products
 import rans
+import scaled
 from container import Container, Entry, Record, is_derived, open_container
+from dtypes import numbers
 from faults import Fault, require
 from frames import decode_frame
 from layouts import (
@@ -91,6 +94,52 @@ def multiply_tensor(container: Container, entry: Entry, x: np.ndarray) -> np.nda
     tiles = read_tiles(container, entry)
     y = [products.multiply_tile(entry.dtype, tile, x) for tile in tiles]
     return np.concatenate(y) if y else np.zeros(entry.rows, x.dtype)
+
+
+class Product(NamedTuple):
+    """A product of a scaled weight: names of tensors of its file, but for activations, "int8", and result, a dtype."""
+
+    weight: str
+    x: str  # several x, one in each row
+    bias: str | None = None
+    activations: str | None = None
+    input_scale: str | None = None
+    result: str | None = None
+
+
+def multiply_scaled(container: Container, product: Product) -> bytes:
+    """Sections 6.1 and 6.2: the elements of y for each row of x, of the result type or, without one, of type A."""
+    names = container.names
+    weight, tokens, scales = (names[product.weight], names[product.x], names[scaled.pairs(container)[product.weight]])
+    groups = scaled.groups_of(weight, scales)
+    integers = product.activations == "int8"
+    require(not integers or weight.dtype.name == "I8", "activations-dtype", f"{weight.name!r}: {weight.dtype.name}")
+    x_in_double = tokens.dtype.name in products.SUMMED_IN_DOUBLE and not integers
+    a = products.type_of_sums(weight.dtype, np.dtype(np.float64 if x_in_double else np.float32))
+    with np.errstate(all="ignore"):
+        scale = scaled.by_group(matrix(container, scales, a).reshape(-1), weight.rows, groups)
+        q, x = matrix(container, weight, a), matrix(container, tokens, a)
+        if integers:
+            u = static_scale(container, product.input_scale) if product.input_scale else None
+            sums = [scaled.multiply_integers(q.astype(np.int64), scale, token, u) for token in x]
+        else:
+            sums = [scaled.multiply_floats(q, scale, token) for token in x]
+        bias = matrix(container, names[product.bias], a).reshape(-1) if product.bias else np.zeros(weight.rows, a)
+        y = np.array(sums).reshape(len(x), weight.rows) + bias
+        return scaled.bytes_of(y, product.result or ("F64" if a == np.float64 else "F32"))
+
+
+def static_scale(container: Container, name: str) -> np.float32:
+    value = matrix(container, container.names[name], np.dtype(np.float32))
+    right = value.size == 1 and bool(0 < value.reshape(-1)[0] < np.inf)
+    require(right, "input-scale", f"{name!r} is not one number, or one that no input scale is")
+    return value.reshape(-1)[0]
+
+
+def matrix(container: Container, entry: Entry, a: np.dtype) -> np.ndarray:
+    """The numbers of a tensor, in its matrix view."""
+    elements = np.frombuffer(read_tensor(container, entry).data, f"<u{entry.dtype.width}")
+    return numbers(entry.dtype, elements, a)[: entry.rows * entry.cols].reshape(entry.rows, entry.cols)
 
 
 def read_tiles(container: Container, entry: Entry) -> Iterator[Tile]:

@@ -6,10 +6,13 @@ import json
 import sys
 from pathlib import Path
 
+import naive
 import numpy as np
 import pytest
 from helpers import ROOT
 
+import sparsefmt
+from sparsefmt.dtypes import DTYPES
 from tools import forms
 from tools.fuzz import c_process
 from tools.vectors import conformance as kit
@@ -19,6 +22,7 @@ from tools.vectors.faults import FAULTS
 pytestmark = pytest.mark.slow
 
 VECTORS = ROOT / "spec" / "vectors"
+MANIFEST = json.loads((VECTORS / "manifest.json").read_text())
 
 
 @pytest.mark.parametrize("reader", [kit.Library, kit.Numpy])
@@ -33,6 +37,7 @@ def test_readers_in_python(reader):
     assert result.files > 300
     assert result.refused > 250
     assert result.tensors > result.products > 1000
+    assert result.scaled > 600
 
 
 @pytest.mark.skipif(c_process.compiler() is None, reason="no C compiler")
@@ -41,11 +46,15 @@ def test_reader_in_c(with_zstd, tmp_path):
     """Built without libzstd, it reads all but what codec zstd has coded; built with it, these.
 
     That the header reads the others with libzstd, too, is what test_c_reader.py has of check_reader.c, which reads all.
-    Files of every dtype and shape take a thousand processes each; here, there is one of them for each codec.
+    Files of every dtype and shape take a thousand processes each; here, there is one of them for each codec, and those
+    with scaled weights are in `test_scaled_weights_in_c`.
     """
-    every = {f"good/{layout}-{codec}.sparsefmt" for layout in forms.LAYOUTS for codec in ("raw", "zstd", "rans")}
+    scaled = {f"good/scaled-{layout}-raw.sparsefmt" for layout in forms.LAYOUTS}
+    every = scaled | {
+        f"good/{layout}-{codec}.sparsefmt" for layout in forms.LAYOUTS for codec in ("raw", "zstd", "rans")
+    }
     every -= {"good/permuted-raw.sparsefmt", "good/dense-zstd.sparsefmt", "good/bitmask-rans.sparsefmt"}
-    names = set(json.loads((VECTORS / "manifest.json").read_text()))
+    names = set(MANIFEST)
     assert every < names
     coded = ("zstd", "big", "coded-", "index-frame")  # which conformance.md names
     others = tuple(name for name in names if not any(part in name for part in coded))
@@ -59,6 +68,46 @@ def test_reader_in_c(with_zstd, tmp_path):
     assert result.differences == []
     assert result.files == len((names.difference(others) if with_zstd else set(others)) - every)
     assert result.files > (20 if with_zstd else 200)
+
+
+@pytest.mark.skipif(c_process.compiler() is None, reason="no C compiler")
+@pytest.mark.parametrize(
+    "flags", [["-O1"], ["-std=gnu17", "-O2", "-march=native", "-ffp-contract=fast"], ["-DSPARSEFMT_PORTABLE"]]
+)
+def test_scaled_weights_in_c(flags, tmp_path):
+    """Also where the compiler would rather make one fma of a product and a sum."""
+    program = tmp_path / "sparsefmt_cat"
+    c_process.build("sparsefmt_cat.c", program, flags, None)
+    reader, result = kit.Program((str(program),)), kit.Result()
+    for layout in forms.LAYOUTS:
+        path = VECTORS / "good" / f"scaled-{layout}-raw.sparsefmt"
+        for product in MANIFEST[f"good/{path.name}"]["products"]:
+            kit.check_scaled(reader, path, product, result)
+    assert result.differences == []
+    assert result.scaled > 600
+
+
+def test_products_of_scaled_weights_are_those_of_a_loop():
+    """What the manifest has was computed by spec/python: the naive reference finds the same."""
+    path, compared = VECTORS / "good" / "scaled-bitmask-raw.sparsefmt", 0
+    with sparsefmt.open_file(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file}
+        scales = kit.scales_of(file)
+    for product in MANIFEST["good/scaled-bitmask-raw.sparsefmt"]["products"]:
+        weight = tensors[product["weight"]]
+        q = weight.reshape(len(weight), -1 if weight.size else 0 if weight.ndim < 2 else weight.shape[1])
+        y = naive.scaled_linear_oracle(
+            q,
+            tensors[scales[product["weight"]]],
+            tensors[product["x"]],
+            bias=tensors.get(product.get("bias")),
+            activations=product.get("activations"),
+            input_scale=tensors[product["input_scale"]].item() if "input_scale" in product else None,
+            result=DTYPES[product["result"]].numpy,
+        )
+        assert vectors.sha256_of(y.tobytes(), product["result"]) == product["sha256"], product
+        compared += 1
+    assert compared > 150
 
 
 class Wrong(kit.Library):
@@ -81,8 +130,13 @@ class Wrong(kit.Library):
     def product(self, path, name, x):
         return super().product(path, name, x[::-1].copy() if self._how == "product" else x)
 
+    def scaled(self, path, product):
+        if self._how == "scaled":
+            product = {key: value for key, value in product.items() if key != "bias"}
+        return super().scaled(path, product)
 
-@pytest.mark.parametrize("how", ["dtype", "bytes", "product"])
+
+@pytest.mark.parametrize("how", ["dtype", "bytes", "product", "scaled"])
 def test_wrong_readers(how):
     """test_readers_in_python has the same reader without the fault, in which there is no difference."""
     without = ("bad/", "zstd", "rans", "/odd/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import product
 
@@ -155,6 +156,18 @@ def test_error_codes():
     of_its_own = {("memory", "limit"), ("decoded-bytes", "limit")}
     assert all(f"`{code}`" in section("7. What a reader must reject") for code, _ in of_its_own)
     assert raised - writing - of_its_own == set(specified.items())
+
+
+def test_codes_of_products():
+    """Those of 6.3 are what the reader in C has beside those of section 7, and there are vectors for all."""
+    codes = [row["code"] for row in table(section("6.3 What is refused"))]
+    header = (ROOT / "spec" / "c" / "sparsefmt.h").read_text()
+    found = re.findall(r'^    X\([A-Z_]+, "([a-z-]+)"\)', header, re.M)
+    of_files = [row["code"] for row in table(section("7. What a reader must reject"))]
+    assert found[: found.index("columns")] == [*of_files, *codes, "memory", "argument"]
+    manifest = json.loads((ROOT / "spec" / "vectors" / "manifest.json").read_text())
+    products = [product for file in manifest.values() for product in file.get("products", ())]
+    assert {product["error"] for product in products if "error" in product} == set(codes)
 
 
 def test_names_in_the_headings():

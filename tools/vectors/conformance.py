@@ -8,8 +8,9 @@
     python -m tools.vectors.conformance --vectors large -- ./sparsefmt_cat     what `make --large large` wrote
 
 A program is called as `PROGRAM FILE`, which lists names, dtypes, shapes and layouts between tabs; as `PROGRAM FILE
-TENSOR`, which writes dense bytes; and as `PROGRAM --matvec FILE TENSOR`, which multiplies by the vector on standard
-input. On an error it writes `CODE: message` to standard error and exits with 1.
+TENSOR`, which writes dense bytes; as `PROGRAM --matvec FILE TENSOR`, which multiplies by the vector on standard input;
+and as `PROGRAM --scaled FILE NAME=VALUE ...`, which multiplies a scaled weight by tensors of the file. On an error it
+writes `CODE: message` to standard error and exits with 1.
 
 Prints what differs, and exits with 1 if anything does.
 """
@@ -35,10 +36,10 @@ from rich.console import Console
 from rich.progress import track
 
 import sparsefmt
-from sparsefmt.dtypes import SUMMED_IN_DOUBLE
+from sparsefmt.dtypes import DTYPES, SUMMED_IN_DOUBLE, dtype_of
 from sparsefmt.shapes import matrix_view
 from tools import ROOT
-from tools.vectors.make import FOLDER, activations, dense_bytes
+from tools.vectors.make import FOLDER, activations, dense_bytes, sha256_of
 from tools.vectors.spec_reader import spec_reader
 
 
@@ -53,7 +54,15 @@ class Described(NamedTuple):
 
 
 class Reader(ABC):
-    """A reader of .sparsefmt files. All raise Refused for what they refuse."""
+    """A reader of .sparsefmt files. All raise Refused for what they refuse.
+
+    Attributes:
+        multiplies_scaled: whether it multiplies scaled weights. SPEC.md, section 6, leaves that open.
+        finds_scales: whether it finds scales by the metadata, and refuses those that do not fit by their codes.
+    """
+
+    multiplies_scaled = True
+    finds_scales = True
 
     @abstractmethod
     def describe(self, path: Path) -> dict[str, Described]:
@@ -67,9 +76,15 @@ class Reader(ABC):
     def product(self, path: Path, name: str, x: np.ndarray) -> bytes:
         """Little-endian bytes of W x."""
 
+    def scaled(self, path: Path, product: dict[str, str]) -> bytes:
+        """Little-endian elements of a product of a scaled weight, as an entry of `products` in the manifest has it."""
+        raise NotImplementedError
+
 
 class Library(Reader):
     """sparsefmt itself. A file stays open until another one is asked for."""
+
+    finds_scales = False
 
     def __init__(self) -> None:
         self._path = Path()
@@ -96,6 +111,23 @@ class Library(Reader):
         with np.errstate(all="ignore"):
             return sparsefmt.linear(x, weight).tobytes()
 
+    def scaled(self, path: Path, product: dict[str, str]) -> bytes:
+        file = self._open(path)
+        weight = file.load(product["weight"], file.reader.index.entry(product["weight"]).layout.name)
+        if not isinstance(weight, sparsefmt.SparseTensor):
+            weight = sparsefmt.SparseTensor.from_dense(weight, layout="dense")
+        scale, x = (file.get_tensor(name) for name in (scales_of(file)[product["weight"]], product["x"]))
+        bias = file.get_tensor(product["bias"]) if "bias" in product else None
+        input_scale = file.get_tensor(product["input_scale"]).item() if "input_scale" in product else None
+        result = DTYPES[product["result"]].numpy
+        if x.dtype != result and x.itemsize == 2:
+            x = x.astype(np.float32)  # or the result would be of its dtype
+        with np.errstate(all="ignore"):
+            y = sparsefmt.linear(
+                x, weight, bias, scale=scale, activations=product.get("activations"), input_scale=input_scale
+            )
+        return rounded(y, result).tobytes()
+
     def _open(self, path: Path) -> sparsefmt.SparseFile:
         if self._file is None or path != self._path:
             if self._file is not None:
@@ -106,6 +138,19 @@ class Library(Reader):
             except sparsefmt.SparsefmtError as error:
                 raise Refused(error.code) from None
         return self._file
+
+
+def scales_of(file: sparsefmt.SparseFile) -> dict[str, str]:
+    """Names of weights, and of their scales, as the metadata has them."""
+    return json.loads(file.metadata()["sparsefmt.scales"])
+
+
+def rounded(y: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """y in another dtype. Of two 16-bit floats, that of x is what the library gives by itself, and no other."""
+    with np.errstate(all="ignore"):
+        if y.dtype == np.float64 and dtype.itemsize == 2:
+            return np.frombuffer(spec_reader().scaled.bytes_of(y, dtype_of(dtype).name), dtype).reshape(y.shape)
+        return y.astype(dtype)
 
 
 class Numpy(Reader):
@@ -128,6 +173,13 @@ class Numpy(Reader):
     def product(self, path: Path, name: str, x: np.ndarray) -> bytes:
         self._read(path)
         return self._module.multiply_tensor(self._container, self._container.names[name], x).tobytes()
+
+    def scaled(self, path: Path, product: dict[str, str]) -> bytes:
+        self._read(path)
+        try:
+            return self._module.multiply_scaled(self._container, self._module.Product(**product))
+        except self._module.Fault as fault:
+            raise Refused(fault.code) from None
 
     def _read(self, path: Path) -> None:
         if path == self._path:
@@ -155,6 +207,9 @@ class Program(Reader):
     def product(self, path: Path, name: str, x: np.ndarray) -> bytes:
         return self._run("--matvec", path, name, given=x.tobytes())
 
+    def scaled(self, path: Path, product: dict[str, str]) -> bytes:
+        return self._run("--scaled", path, *(f"{name}={value}" for name, value in product.items()))
+
     def _run(self, *arguments: str | Path, given: bytes = b"") -> bytes:
         done = subprocess.run([*self._command, *map(str, arguments)], input=given, capture_output=True, check=False)
         if done.returncode == 0:
@@ -167,6 +222,8 @@ class Program(Reader):
 
 class JavaScript(Reader):
     """spec/js/reader.js, in one process of Node that answers a line of JSON with another (spec/js/sparsefmt_cat.js)."""
+
+    multiplies_scaled = False
 
     def __init__(self, node: str) -> None:
         command = [node, str(ROOT / "spec" / "js" / "sparsefmt_cat.js"), "--answer"]
@@ -216,6 +273,7 @@ class Result:
     refused: int = 0
     tensors: int = 0
     products: int = 0
+    scaled: int = 0
     differences: list[str] = field(default_factory=list)
 
     def expect(self, what: str, found: object, expected: object) -> None:
@@ -243,6 +301,21 @@ def check_good(reader: Reader, path: Path, expected: dict[str, Any], result: Res
             digest = hashlib.sha256(y.tobytes()).hexdigest()
             result.expect(f"{what}, product", digest, tensor["product_sha256"])
             result.products += 1
+    for product in expected.get("products", ()) if reader.multiplies_scaled else ():
+        if "error" in product and not reader.finds_scales:
+            continue
+        check_scaled(reader, path, product, result)
+
+
+def check_scaled(reader: Reader, path: Path, product: dict[str, str], result: Result) -> None:
+    """A product of a scaled weight."""
+    given = {name: value for name, value in product.items() if name not in ("sha256", "error")}
+    try:
+        found = {"sha256": sha256_of(reader.scaled(path, given), product["result"])}
+    except Refused as refused:
+        found = {"error": str(refused)}
+    result.expect(f"{path.name}: {given}", given | found, product)
+    result.scaled += 1
 
 
 def outcome(reader: Reader, path: Path) -> str:
@@ -296,7 +369,7 @@ def main(reader: tuple[str, ...], vectors: Path, without: tuple[str, ...]) -> No
         print(difference)
     print(
         f"{' '.join(reader)}: {found.files} files, {found.refused} of them to be refused, {found.tensors:,} tensors and"
-        f" {found.products:,} products: {len(found.differences)} differences"
+        f" {found.products:,} products, {found.scaled:,} of scaled weights: {len(found.differences)} differences"
     )
     sys.exit(1 if found.differences else 0)
 

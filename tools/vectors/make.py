@@ -16,42 +16,26 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import click
 import numpy as np
 
 import sparsefmt
-from sparsefmt.dtypes import DTYPES, DType, as_bits, pack
+from sparsefmt.dtypes import DTYPES, as_bits, pack
 from sparsefmt.layouts import heights
 from tools import ROOT, forms
 from tools.forms import LAYOUTS
+from tools.vectors import scaled
 from tools.vectors.faults import FAULTS, Fault
+from tools.vectors.patterns import splitmix64, tensor
+from tools.vectors.spec_reader import spec_reader
 
 FOLDER = ROOT / "spec" / "vectors"
 KEPT_BYTES = 1 << 17
 """Files with faults up to which they are kept."""
 SHAPES = ((), (0,), (3,), (2, 0), (1, 70), (9, 8), (3, 2, 5))
-
-
-def splitmix64(seed: int, count: int) -> np.ndarray:
-    """`count` well mixed uint64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014)."""
-    state = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
-
-
-def tensor(dtype: DType, shape: tuple[int, ...], seed: int, zeros_of_16: int) -> np.ndarray:
-    """Any bit patterns, of which `zeros_of_16` in 16 are zero, one in three of those negative."""
-    count = int(np.prod(shape, dtype=np.int64))
-    patterns, choice = splitmix64(seed, count), splitmix64(seed + 1000, count)
-    bits = patterns % np.uint64(2) if dtype.name == "BOOL" else patterns & np.uint64((1 << dtype.nbits) - 1)
-    zero = choice % np.uint64(16) < zeros_of_16
-    bits[zero] = 0
-    bits[zero & (choice // np.uint64(16) % np.uint64(3) == 0)] = dtype.negative_zero
-    return bits.astype(dtype.bits_dtype).view(dtype.numpy).reshape(shape)
 
 
 def tensors() -> dict[str, np.ndarray]:
@@ -205,15 +189,68 @@ def far_apart() -> dict[str, np.ndarray]:
     return named
 
 
-def save_in_tiles(tensors: dict[str, np.ndarray], form: str, codec: str) -> bytes:
+def save_in_tiles(
+    tensors: dict[str, np.ndarray], form: str, codec: str, metadata: dict[str, str] | None = None
+) -> bytes:
     """A file with tiles as in TILES, which are far smaller than those that the library makes."""
 
     def height(rows: int, cols: int) -> int:
-        return min(rows, TILES.get(cols, rows))
+        return min(rows, TILES.get(cols, rows)) if cols else 0
 
     with mock.patch.object(heights, "tile_rows", height), mock.patch.object(heights, "sparse_tile_rows", height):
-        row_dims = {f"stack/{list(shape)}": dims for shape, dims in STACKS.items()}
-        return forms.save(tensors, form=form, codec=codec, row_dims=row_dims)
+        row_dims = {name: dims for shape, dims in STACKS.items() if (name := f"stack/{list(shape)}") in tensors}
+        return forms.save(tensors, metadata, form=form, codec=codec, row_dims=row_dims)
+
+
+class Multiplied(NamedTuple):
+    """A file with scaled weights, and the products that a reader makes of it, as the manifest has them."""
+
+    data: bytes
+    products: list[dict[str, str]]
+
+
+def scaled_files() -> dict[str, Multiplied]:
+    """By path."""
+    found = {}
+    cases, (wrong, codes) = scaled.cases(), scaled.refused()
+    for what, cases_of, form, codec in (
+        *((f"scaled-{layout}-raw", cases, form, "raw") for layout, form in LAYOUTS.items()),
+        ("scaled-long-rans", scaled.long(), "dense", "rans"),
+        ("scales/refused", wrong, "bitmask", "raw"),
+    ):
+        data = save_in_tiles(scaled.tensors_of(cases_of), form, codec, scaled.metadata_of(cases_of))
+        found[f"good/{what}.sparsefmt"] = Multiplied(data, scaled.products_of(cases_of, codes))
+    for code, texts in scaled.METADATA.items():
+        for what, text in texts.items():
+            case = scaled.one_case()
+            data = save_in_tiles(scaled.tensors_of(case), "bitmask", "raw", {"sparsefmt.scales": text})
+            errors = {} if code == "ok" else dict.fromkeys(case, code)
+            path = f"good/scales/{code}-{what}.sparsefmt".replace(",", "").replace(" ", "-")
+            found[path] = Multiplied(data, scaled.products_of(case, errors))
+    return found
+
+
+def multiplied(file: Multiplied) -> list[dict[str, str]]:
+    """Products with the SHA-256 of their elements, by the reader that was written from SPEC.md alone."""
+    reader, found = spec_reader(), []
+    container = reader.open_container(file.data)
+    for product in file.products:
+        if "error" not in product:
+            y = reader.multiply_scaled(container, reader.Product(**product))
+            product = {**product, "sha256": sha256_of(y, product["result"])}
+        found.append(product)
+    return found
+
+
+NANS = {"F64": 0x7FF8 << 48, "F32": 0x7FC0 << 16, "F16": 0x7E00, "BF16": 0x7FC0}
+"""How a NaN is written before elements of a result are compared."""
+
+
+def sha256_of(y: bytes, dtype: str) -> str:
+    """SHA-256 of the elements of a product, every NaN in it the one of numpy."""
+    bits = np.frombuffer(y, f"<u{DTYPES[dtype].nbits // 8}").copy()
+    bits[np.isnan(bits.view(DTYPES[dtype].numpy))] = NANS[dtype]
+    return hashlib.sha256(bits.tobytes()).hexdigest()
 
 
 def dense_bytes(array: np.ndarray) -> bytes:
@@ -314,13 +351,17 @@ def make() -> dict[str, bytes]:
     for layout, codec in ("bitmask", "rans"), ("permuted", "raw"), ("gaps", "raw"), ("gaps", "zstd"), ("gaps", "rans"):
         files[f"good/fillers-{layout}-{codec}.sparsefmt"] = forms.save(far_apart(), form=LAYOUTS[layout], codec=codec)
     files |= faulty(large=False)
-    files["manifest.json"] = json_of(manifest(files)).encode()
+    with_products = scaled_files()
+    files |= {path: file.data for path, file in with_products.items()}
+    files["manifest.json"] = json_of(manifest(files, with_products)).encode()
     return files
 
 
-def manifest(files: dict[str, bytes]) -> dict[str, Any]:
+def manifest(files: dict[str, bytes], with_products: dict[str, Multiplied] | None = None) -> dict[str, Any]:
     """What a reader must find in each file, by path. Of a fault, it is what the path says."""
     found = {path: manifest_of(data) for path, data in sorted(files.items())}
+    for path, file in (with_products or {}).items():
+        found[path]["products"] = multiplied(file)
     for path, content in found.items():
         expected = path.split("/")[1] if path.startswith("bad/") else None
         assert content.get("error") == expected, f"{path}: {content.get('error')}"
