@@ -86,7 +86,7 @@ class Operand:
         whole: all rows as one unit.
         matrix: what its kernels are chosen by.
         recipes: what `multiply.py` remembers.
-        sums_are_exact: what `scaled.py` remembers, once it was asked.
+        sums_are_exact, infinite_rows: what `scaled.py` remembers, once it was asked.
         grouped: the last one that `with_groups` made, and of what.
     """
 
@@ -97,6 +97,7 @@ class Operand:
             "cols",
             "dtype",
             "grouped",
+            "infinite_rows",
             "layout",
             "matrix",
             "recipes",
@@ -119,6 +120,7 @@ class Operand:
         self.address = self.table.ctypes.data
         self.recipes: dict[Any, Any] = {}
         self.sums_are_exact: bool | None = None
+        self.infinite_rows: np.ndarray | None = None
         self.grouped: tuple[Scales, np.dtype, Operand, np.ndarray] | None = None
         self._work: dict[int, Work] = {}
         self.whole = self.work(1)

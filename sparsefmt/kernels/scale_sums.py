@@ -34,3 +34,22 @@ def add_scaled(sums, factors, totals):
     for token in range(sums.shape[0]):
         for row in range(sums.shape[1]):
             totals[token, row] = fma(sums[token, row], factors[row], totals[token, row])
+
+
+@jit
+def multiply_rows(weights, x, scales, rows, y):
+    """Some rows of y (tokens, all rows), element after element, without the last addition of 0.
+
+    weights: (rows, cols), of the type of the sums, as x and scales (groups, all rows) are.
+    """
+    width = weights.shape[1] // scales.shape[0]
+    for token in range(x.shape[0]):
+        for number, row in enumerate(rows):
+            total = y.dtype.type(0)
+            for group in range(scales.shape[0]):
+                sum_of_group = y.dtype.type(0)
+                for col in range(group * width, (group + 1) * width):
+                    if weights[number, col] != 0:
+                        sum_of_group = fma(weights[number, col], x[token, col], sum_of_group)
+                total = fma(sum_of_group, scales[group, row], total)
+            y[token, row] = total

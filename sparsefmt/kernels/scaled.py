@@ -17,7 +17,7 @@ from sparsefmt.kernels.eight_bits import LARGEST, round_activations
 from sparsefmt.kernels.multiply import multiply
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.kernels.plans.bitmask_and_dense import MOST_GROUP_COLS, dots_are_faster
-from sparsefmt.kernels.scale_sums import add_scaled, scale, scale_eight_bits
+from sparsefmt.kernels.scale_sums import add_scaled, multiply_rows, scale, scale_eight_bits
 from sparsefmt.scales import Scales, Scaling
 
 _EXACT = 1 << 24
@@ -74,12 +74,37 @@ def _multiply_by_group(x: np.ndarray, w: Operand, y: np.ndarray, scales: Scales,
     y[...] = 0
     width = w.cols // scales.groups
     for group in range(scales.groups):
-        # zeros elsewhere change no bit of the sums of these columns
+        # zeros elsewhere change no bit of the sums of these columns, unless a weight there is infinite
         these, part, sums = slice(group * width, (group + 1) * width), np.zeros_like(x), np.empty(y.shape, x.dtype)
         part[:, these] = x[:, these]
         multiply(part, w, sums, threads)
         add_scaled(sums.astype(y.dtype, copy=False), scales.values[group].astype(y.dtype, copy=False), y)
+    rows = rows_with_infinity(w)
+    if rows.size:
+        multiply_rows(dense_rows(w, rows).astype(y.dtype), x, scales.values.astype(y.dtype), rows, y)
     y += y.dtype.type(0)
+
+
+def rows_with_infinity(w: Operand) -> np.ndarray:
+    """int64: the rows that have an infinite weight.
+
+    Cost: one read of the weights, made dense tile by tile, the first time; none for integers.
+    """
+    if w.infinite_rows is None:
+        found = [np.empty(0, np.int64)]
+        if w.dtype.numpy.kind not in "iub":
+            for number, tile in enumerate(w.tiles):
+                numbers = tile.to_dense(0, tile.rows).view(w.dtype.numpy).astype(np.float64)
+                found.append(np.flatnonzero(np.isinf(numbers).any(axis=1)) + number * w.tiling.tile_rows)
+        w.infinite_rows = np.concatenate(found)
+    return w.infinite_rows
+
+
+def dense_rows(w: Operand, rows: np.ndarray) -> np.ndarray:
+    """Some rows of a matrix: (rows, cols)."""
+    tiles, within = np.divmod(rows, w.tiling.tile_rows)
+    found = [w.tiles[tile].to_dense(row, row + 1) for tile, row in zip(tiles.tolist(), within.tolist(), strict=True)]
+    return np.concatenate(found).view(w.dtype.numpy)
 
 
 def sums_are_exact(w: Operand, groups: int = 1) -> bool:
