@@ -59,6 +59,7 @@ class safe_open:
         self._filename = file_objects.name_of(filename)
         device = adapter_of(framework).device_of(device)
         file = open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes)
+        self._path = file.reader.path
         self._held: FrameworkFile | None = FrameworkFile(file, framework, device)
 
     def __enter__(self) -> safe_open:
@@ -119,7 +120,9 @@ class safe_open:
         held = self._open()
         if name not in held.file:
             raise SparsefmtError(
-                "tensor-missing", f"no tensor {name!r} in {self._filename}; it has {len(held.file)} others"
+                "tensor-missing",
+                f"no tensor {name!r} in {self._filename}; it has {len(held.file)} others",
+                path=self._path,
             )
         return held
 
@@ -127,5 +130,5 @@ class safe_open:
         """The object that keeps the file open. A caller holds it, since another thread may drop ours meanwhile."""
         held = self._held
         if held is None:
-            raise file_closed(self._filename)
+            raise file_closed(self._path)
         return held

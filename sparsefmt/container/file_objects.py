@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from sparsefmt.container import envelope
 from sparsefmt.container.atomic import file_type_of, replacing
-from sparsefmt.errors import UnsupportedError, file_closed
+from sparsefmt.errors import SparsefmtError, UnsupportedError
 
 Path = str | os.PathLike[str]
 
@@ -109,7 +109,7 @@ def _expect_replaceable(path: Any) -> None:
 
 def _expect_open(file: Any) -> None:
     if getattr(file, "closed", False) is True:
-        raise file_closed(name_of(file))
+        raise SparsefmtError("file-closed", f"{name_of(file)} is closed")
 
 
 def _expect_binary(file: Any, mode: str) -> None:

@@ -76,7 +76,7 @@ class Memory(Source):
     def read(self, offset: int, size: int) -> np.ndarray:
         data = self._data  # another thread may close the file
         if data is None:
-            raise file_closed()
+            raise file_closed(self.path)
         part = data[offset : offset + size]
         # the index and the trailer of a small file are shorter than what kernels may read behind an array
         return part if offset + size <= self._followed else frozen(padded_copy(part))
@@ -147,7 +147,7 @@ class ReadFile(Source):
     def read(self, offset: int, size: int) -> np.ndarray:
         file = self._file  # another thread may close it
         if file is None:
-            raise file_closed()
+            raise file_closed(self.path)
         data = empty(size, np.dtype(np.uint8))
         done = 0
         while done < size:
@@ -194,7 +194,7 @@ class FileObject(Source):
         except ValueError:
             # what a file object says whose owner closes it during the read
             if self.closed:
-                raise file_closed() from None
+                raise file_closed(self.path) from None
             raise
 
     def _read(self, offset: int, size: int) -> np.ndarray:
@@ -203,7 +203,7 @@ class FileObject(Source):
         with self._lock:
             file = self._file
             if file is None or getattr(file, "closed", False):
-                raise file_closed()
+                raise file_closed(self.path)
             before = file.tell()
             try:
                 file.seek(self._begin + offset)
