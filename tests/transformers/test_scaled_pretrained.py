@@ -98,6 +98,15 @@ def quantized(folders: dict[str, tuple[Path, Path]], tmp_path: Path) -> tuple[An
     return model, tmp_path / "quantized"
 
 
+def test_loaded_in_inference_mode(quantized):
+    model, folder = quantized
+    with torch.inference_mode():
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        assert same_state(loaded, model)
+        half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    assert scaled_layers(half).keys() == scaled_layers(model).keys()
+
+
 def test_other_dtypes_change_what_weights_are_to_code_alone(quantized):
     model, folder = quantized
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
