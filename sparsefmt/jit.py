@@ -103,7 +103,9 @@ class _Function(CPUDispatcher):
 
 
 def _is_bare(code: Any) -> bool:
-    return not code.library.get_pointer_to_function(code.fndesc.llvm_cpython_wrapper_name)
+    # what tools compile for another processor cannot be called, and has no such addresses
+    address_of = getattr(code.library, "get_pointer_to_function", None)
+    return address_of is not None and not address_of(code.fndesc.llvm_cpython_wrapper_name)
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -67,12 +67,17 @@ def cases(tokens: tuple[int, ...] = (1, 6, 13, 40)) -> Iterator[Case]:
 
     rng = np.random.default_rng(0)
     for layout, density in (("bitmask", 0.5), ("dense", 0.9), ("permuted", 0.4), ("permuted", 0.002)):
-        for dtype in (np.float32, ml_dtypes.bfloat16, np.float16, np.float64):
+        floats = (np.float32, ml_dtypes.bfloat16, np.float16, np.float64)
+        for dtype in (*floats, np.int8, np.uint8, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2):
             rows, cols = (37, 301) if density > 0.01 else (40, 3000)
-            dense = rng.standard_normal((rows, cols)).astype(dtype)
+            if dtype in floats:
+                dense = rng.standard_normal((rows, cols)).astype(dtype)
+                # subnormal halves, and the largest
+                dense[0, :3] = 6e-8, -3e-7, 6e4
+            else:
+                dense = rng.integers(0, 256, (rows, cols), dtype=np.uint8).view(dtype)
+                dense[~np.isfinite(dense.astype(np.float32))] = 1
             dense[rng.random(dense.shape) >= density] = 0
-            # subnormal halves, and the largest
-            dense[0, :3] = 6e-8, -3e-7, 6e4
             operand = sparsefmt.SparseTensor.from_dense(dense, layout=layout).operand()
             (tile,) = operand.tiles
             arrays = [np.array(tile[name]) for name in _ARRAYS[operand.matrix.form]]
