@@ -182,12 +182,14 @@ def biased(monkeypatch):
 
 @pytest.mark.skipif(isa.ISA == "portable", reason="integers are multiplied with AVX2 and AVX-512")
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("shape", [(33, 2600), (9, 64), (16, 8)])
+@pytest.mark.parametrize("shape", [(33, 2600), (9, 64), (16, 8), (3, 70_000)])
 def test_activations_that_are_128_too_large(biased, groups, shape):
     rng = np.random.default_rng(4)
     q, scale = quantized(rng, shape, np.int8), rng.random((shape[0], groups)).astype(np.float32)
     q[0] = -128
     x = rng.standard_normal((13, shape[1])).astype(np.float32)
+    # with the row of -128, the largest sums, before 128 times the weights are taken away and after
+    x[1:3] = [[1], [-1]]
     w, expected = SparseTensor.from_dense(q, "bitmask"), naive.scaled_linear_oracle(q, scale, x, activations="int8")
     for tokens in (1, 3, 13):
         assert_same_bits(linear(x[:tokens], w, scale=scale, activations="int8"), expected[:tokens])
