@@ -30,6 +30,7 @@ import numba
 import platformdirs
 from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
+from numba.core.runtime import rtsys
 
 from sparsefmt.isa import ISA
 
@@ -167,6 +168,14 @@ class Cache(FunctionCache):
         self.bare = False
         base, stamp = self._impl.filename_base, self._impl.locator.get_source_stamp()
         self._cache_file = _Files(self._cache_path, base, stamp)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any | None:
+        """The code for a signature; None if it is not there.
+
+        numba would load all that it needs to compile, which takes longer than all else, before it looks.
+        """
+        rtsys.initialize(target_context)  # which jitted code takes memory from
+        return self._load_overload(sig, target_context)
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep the code for a signature, unless the disk is full or the folder is gone."""
