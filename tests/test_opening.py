@@ -171,7 +171,7 @@ def test_a_file_that_really_cannot_be_mapped():
 
 
 def commands() -> list[str]:
-    """Commands that decode .sparsefmt files: `inspect` reads the index alone, `convert` makes such files, and `view` hands
+    """Commands that decode .sparsefmt files: `inspect` reads the index alone, `convert` makes such files, `view` hands
     one to a browser as it is."""
     assert isinstance(main, click.Group)
     context = click.Context(main)
