@@ -58,21 +58,19 @@ class _Function(CPUDispatcher):
     caller, sees the constant anyway. And they come without what Python would call them by, which takes a third of the
     time, until Python does call them.
 
-    Args:
-        constants: whether the code depends on constant arguments (`simd.constant_of`).
+    What its code depends on are constants of its closure (`simd.constant_of`), never such arguments.
     """
 
-    def __init__(self, function: Callable[..., Any], constants: bool) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function, targetoptions=dict(_OPTIONS))
-        self._constants, self._bare = constants, False
+        self._bare = False
         with suppress(RuntimeError):  # no folder for it
             self._cache = Cache(function)
 
     def get_call_template(self, args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
         """numba asks for the code for a call within jitted code."""
-        if not self._constants:
-            args = tuple(map(types.unliteral, args))
-            kws = {name: types.unliteral(arg) for name, arg in kws.items()}
+        args = tuple(map(types.unliteral, args))
+        kws = {name: types.unliteral(arg) for name, arg in kws.items()}
         with global_compiler_lock:
             before = self._set_bare(True)
             try:
@@ -113,9 +111,4 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Where it cannot be kept (`jit_cache.py`), every process compiles what it uses.
     """
-    return _Function(function, constants=False)
-
-
-def jit_with_constants(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jit` for a function that other jitted code calls with constants that its code depends on."""
-    return _Function(function, constants=True)
+    return _Function(function)

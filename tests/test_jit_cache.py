@@ -109,6 +109,26 @@ def test_the_digest_is_of_all_that_is_imported():
     assert len(of_kernels) == 2
 
 
+def test_a_function_for_jitted_code_is_compiled_once_for_all_constants_and_anew_for_python():
+    """Also from the cache, where both are kept."""
+    from sparsefmt.jit import jit
+
+    for _ in range(2):
+
+        @jit
+        def inner(value, step):
+            return value + step
+
+        @jit
+        def outer(value):
+            return inner(value, 1) + 10 * inner(value, 2)
+
+        assert outer(5) == 76
+        assert [str(args) for args in inner.overloads] == ["(int64, int64)"]
+        assert (inner(5, 3), outer(6), inner(7, 1)) == (8, 87, 8)
+        assert len(inner.overloads) == 1
+
+
 def test_code_that_nobody_used_for_long_is_removed(tmp_path):
     from sparsefmt import jit_cache
 
