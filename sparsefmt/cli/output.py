@@ -13,10 +13,13 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 from sparsefmt import compiling
 from sparsefmt.cli.failures import printable
-from sparsefmt.cli.tables import NameTable
+from sparsefmt.cli.tables import MOST_LINES, NameTable
 
 WIDTH_OF_PIPES = 160
 """Columns of output that goes to a file or a pipe, unless COLUMNS is set. A table with longer names is wider."""
+
+BAR_WIDTH = 8
+"""Characters of a bar."""
 
 WARNING = "yellow"
 """The style of rows that a user may want to act on."""
@@ -40,9 +43,9 @@ def say(line: str = "") -> None:
     console().print(printable(line), soft_wrap=not sys.stdout.isatty())
 
 
-def table(*columns: str, left: int = 1) -> NameTable:
-    """An empty table: names in the first column, texts in the first `left`."""
-    return NameTable(*columns, left=left)
+def table(*columns: str, left: int = 1, most_lines: int = MOST_LINES) -> NameTable:
+    """An empty table: names in the first column, texts in the first `left`. most_lines: as of `NameTable`."""
+    return NameTable(*columns, left=left, most_lines=most_lines)
 
 
 def add_row(made: NameTable, *cells: str, style: str = "") -> None:
@@ -76,6 +79,32 @@ def ratio(before: int, after: int) -> str:
 
 def percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def bar(part: int, whole: int, width: int = BAR_WIDTH) -> str:
+    """A bar for a share: full for all, and empty for nothing, only. "" of nothing at all."""
+    if not whole:
+        return ""
+    if not _has_blocks():
+        steps = _steps(part, whole, width)
+        return "#" * steps + "." * (width - steps)
+    steps = _steps(part, whole, 8 * width)
+    return ("█" * (steps // 8) + " ▏▎▍▌▋▊▉"[steps % 8]).rstrip().ljust(width, "·")[:width]
+
+
+def _steps(part: int, whole: int, most: int) -> int:
+    """How many of so many steps a share is; none or all only if it is nothing or all."""
+    steps = round(most * part / whole)
+    return max(min(steps, most - (part < whole)), int(part > 0))
+
+
+def _has_blocks() -> bool:
+    """Whether the output can show parts of a character that is filled."""
+    try:
+        "█·▏".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def shape(sizes: tuple[int, ...], row_dims: int = 1) -> str:

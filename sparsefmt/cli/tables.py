@@ -24,11 +24,13 @@ class NameTable:
     Args:
         columns: headings.
         left: how many columns, from the first on, are texts. The others are numbers.
+        most_lines: of a name beside numbers; with 1, names break only where the terminal is narrower than they are.
     """
 
-    def __init__(self, *columns: str, left: int = 1) -> None:
+    def __init__(self, *columns: str, left: int = 1, most_lines: int = MOST_LINES) -> None:
         self._columns = columns
         self._left = left
+        self._most_lines = most_lines
         self._rows: list[tuple[tuple[str, ...], str]] = []
         self._total: tuple[str, ...] = ()
 
@@ -49,7 +51,7 @@ class NameTable:
         lines = max(broken(cells[0], max(room[1], LEAST_NAME)).count("\n") + 1 for cells in rows if cells)
         if whole_names or room[2] >= widths[0]:
             self._print_beside(console, widths[0], 2, sum(widths) + 2 * len(widths))
-        elif room[1] >= LEAST_NAME and lines <= MOST_LINES:
+        elif room[1] >= LEAST_NAME and lines <= self._most_lines:
             self._print_beside(console, min(room[1], widths[0]), 1, console.width)
         else:
             self._print_below(console, widths[1:])

@@ -17,8 +17,9 @@ import numpy as np
 from sparsefmt.patterns.packed import PackedMask
 from sparsefmt.patterns.pattern import Kind, Pattern
 
-LEAST_GAIN = 20.0
-"""Bits that a pattern has to save. Chance saves so many once in a million masks."""
+LEAST_GAIN = 32.0
+"""Bits that a pattern has to save. Chance saves so many once in billions of masks, and in masks with equally many zeros
+in each row, of which there are fewer, once in many thousands."""
 
 MOST_ERRORS = 0.05
 """Elements that may not be as the pattern says, as a share of the zeros, or of the others if they are fewer."""

@@ -172,7 +172,7 @@ def test_wrong_sources(command: str, tmp_path: Path) -> None:
 
 
 def test_one_format_in_place_of_the_other(model: Path, converted: Path) -> None:
-    for command in ("inspect", "verify", "export"):
+    for command in ("verify", "export"):
         assert "convert it with `sparsefmt convert`" in fail(2, command, model)
     assert "a .sparsefmt file already" in fail(2, "convert", converted)
 

@@ -184,7 +184,7 @@ def test_did_you_mean(word: str, hint: str) -> None:
 
 def test_wrong_usage_is_one_line(model: Path) -> None:
     assert "Did you mean '--json'?; see `sparsefmt inspect --help`" in fail(2, "inspect", model, "--jsn")
-    assert "Missing argument 'FILE'; see `sparsefmt inspect --help`" in fail(2, "inspect")
+    assert "Missing argument 'MODEL'; see `sparsefmt inspect --help`" in fail(2, "inspect")
     assert "'zip' is not one of" in fail(2, "convert", model, "--codec", "zip")
     assert fail(2, "--nothing").endswith("see `sparsefmt --help`")
     assert "Usage: sparsefmt" in run_command().output
