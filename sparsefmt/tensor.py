@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import operator
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from types import ModuleType
@@ -17,7 +19,7 @@ from sparsefmt.as_array import AsArray
 from sparsefmt.container.budget import NO_BUDGET, Budget
 from sparsefmt.container.stored_signs import Signs, SignsOfMatrix
 from sparsefmt.dtypes import DTYPES
-from sparsefmt.errors import UnsupportedError
+from sparsefmt.errors import LimitError, UnsupportedError
 from sparsefmt.layouts import FORMS, LAYOUTS, heights, layout_of
 from sparsefmt.layouts.auto import layout_for
 from sparsefmt.layouts.contract import Arrays
@@ -25,7 +27,7 @@ from sparsefmt.layouts.memory import Arena, padded_copy
 from sparsefmt.layouts.sizes import Filling, stored_by_form
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
-from sparsefmt.patterns import PackedMask, Pattern, packed_runs, pattern_of
+from sparsefmt.patterns import PackedMask, Pattern, is_looked_at, packed_runs, pattern_of, thumbnail
 from sparsefmt.threads import in_order
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
     from sparsefmt.kernels.operand import Operand
 
+
+_MOST_DRAWN = 1 << 26
+"""Elements of a tensor from which on a picture of it would take too long."""
 
 _POSITIONS_AT_ONCE = 1 << 20
 """Dense elements to hold while one goes through the rows."""
@@ -200,6 +205,21 @@ class SparseTensor(AsArray):
             f"SparseTensor(shape={self.shape}, dtype={self.dtype}, layout={self.layout!r}, "
             f"sparsity={self.sparsity:.3f}, nbytes={self.nbytes:,} of {dense:,})"
         )
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: shape, zeros, layout, bytes and, up to 64 Mi elements, where the nonzeros are."""
+        picture = ""
+        if self.size <= _MOST_DRAWN and is_looked_at(self._tiling.dtype):
+            with suppress(LimitError):  # of the file
+                picture = thumbnail(self.packed_mask())
+        dense = self._tiling.dtype.nbytes(self.size)
+        lines = (
+            f"SparseTensor {self.shape} {self.dtype}",
+            f"{self.sparsity:.1%} zeros",
+            f"layout {self.layout}",
+            f"{self.nbytes:,} of {dense:,} bytes",
+        )
+        return f"<div>{picture}<div>{'<br>'.join(map(html.escape, lines))}</div></div>"
 
     def __len__(self) -> int:
         if not self._tiling.shape:

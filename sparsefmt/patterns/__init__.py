@@ -7,5 +7,6 @@
 from sparsefmt.patterns.find import pattern_of
 from sparsefmt.patterns.packed import PackedMask, is_looked_at, packed_mask, packed_runs
 from sparsefmt.patterns.pattern import Pattern
+from sparsefmt.patterns.thumbnail import thumbnail
 
-__all__ = ["PackedMask", "Pattern", "is_looked_at", "packed_mask", "packed_runs", "pattern_of"]
+__all__ = ["PackedMask", "Pattern", "is_looked_at", "packed_mask", "packed_runs", "pattern_of", "thumbnail"]
