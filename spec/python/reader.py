@@ -124,8 +124,9 @@ def multiply_scaled(container: Container, product: Product) -> bytes:
             sums = [scaled.multiply_integers(q.astype(np.int64), scale, token, u) for token in x]
         else:
             sums = [scaled.multiply_floats(q, scale, token) for token in x]
-        bias = matrix(container, names[product.bias], a).reshape(-1) if product.bias else np.zeros(weight.rows, a)
-        y = np.array(sums).reshape(len(x), weight.rows) + bias
+        y = np.array(sums).reshape(len(x), weight.rows)
+        if product.bias:
+            y = y + matrix(container, names[product.bias], a).reshape(-1)
         return scaled.bytes_of(y, product.result or ("F64" if a == np.float64 else "F32"))
 
 

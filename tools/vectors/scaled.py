@@ -111,8 +111,10 @@ def dtypes() -> dict[str, Case]:
     half_way = np.zeros((6, 24))
     half_way[:, 0] = 1 + np.array([2.0**-8, 2.0**-8, 3 * 2.0**-8, 3 * 2.0**-8, 2.0**-11, 3 * 2.0**-11])
     half_way[:, 1] = 2.0**-40 * np.array([1, -1, 1, -1, 1, -1])
-    half_way = np.concatenate([half_way, -half_way, half_way * 2.0**-140])
+    ties = np.pad(half_way[:, :1], [(0, 0), (0, 23)])
+    half_way = np.concatenate([half_way, ties, -half_way, half_way * 2.0**-140])
     ones = np.ones((1, 24), np.float32)
+    named["F4, 21 of them"] = Case(weight("F4", (3, 7), 150), scales("F32", (3,), 151), real("F32", (2, 7), 152), ("",))
     named["half-way results"] = Case(half_way, np.float32(1), ones, ("", "BF16", "F16", "F32"))
     return named
 
@@ -193,6 +195,7 @@ def corners() -> dict[str, Case]:
     wild[4], wild[5] = np.float32(1e-20), np.float32(1e30)
     tiny = np.concatenate([x * np.float32(1e-25), x * np.float32(1e30)])
     tiny = np.where(np.isfinite(tiny), tiny, np.float32(0))
+    tiny[0] = 0  # times the largest scale, what is not exactly 0 would be NaN
     any_bits = tensor(DTYPES["F8_E5M2"], (18, 24), 404, 6)
     negative = np.where(np.arange(24) < 12, -np.abs(weight("I8", (18, 24), 405)), 0).astype(np.int8)
     least = np.zeros((2, 24), np.float32)
