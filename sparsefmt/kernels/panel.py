@@ -1,8 +1,8 @@
 """Many tokens with layouts `bitmask` and `dense`: panels of weights, and the microkernel that multiplies them.
 
 A panel holds some columns of a few rows as a BLAS would pack them: column by column, the rows side by side. It stays in
-the first-level cache. `bitmask.py` makes it by expanding a slice, `dense.py` by transposing one. The microkernel keeps
-the sums of all rows of a panel and of a group of tokens in registers. For each column it loads the rows once and
+the first-level cache. `bitmask.py` makes it by expanding a slice, `transposed.py` by transposing one. The microkernel
+keeps the sums of all rows of a panel and of a group of tokens in registers. For each column it loads the rows once and
 multiplies them by the activation of each token.
 
 A row has one sum for each token, and adds its columns in ascending order. Sums are carried from one block of columns to
@@ -21,7 +21,6 @@ from numba.extending import overload
 from sparsefmt.isa import DOTS as HAS_DOTS
 from sparsefmt.jit import jit
 from sparsefmt.kernels.bitmask import expand_columns, widen_mask
-from sparsefmt.kernels.dense import SCRATCH_BYTES, transpose_columns
 from sparsefmt.kernels.expand import in_registers
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
 from sparsefmt.kernels.kinds import DOTS, WIDTH, columns_at_once, summed_kind
@@ -41,6 +40,7 @@ from sparsefmt.kernels.simd import (
     store_sums,
     zeros,
 )
+from sparsefmt.kernels.transposed import SCRATCH_BYTES, transpose_columns
 from sparsefmt.positions.masks import SLICE_ROWS
 
 VECTORS = 2

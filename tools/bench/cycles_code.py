@@ -103,7 +103,7 @@ def kernels() -> dict[str, Kernel]:
     from numba import types
 
     from sparsefmt.jit import jit
-    from sparsefmt.kernels import activations, bitmask, dense, expand, kinds, panel, permuted
+    from sparsefmt.kernels import activations, bitmask, dense, expand, kinds, panel, permuted, transposed
     from sparsefmt.kernels import permuted_in_blocks as blocks
 
     number = types.int64
@@ -123,7 +123,7 @@ def kernels() -> dict[str, Kernel]:
     def fill_dense(kind: int) -> tuple[Any, tuple[Any, ...]]:
         @jit
         def fill(values, stride, columns, to, scratch):
-            return dense.transpose_columns(kind, values, stride, 16, columns, to, pitch, scratch)
+            return transposed.transpose_columns(kind, values, stride, 16, columns, to, pitch, scratch)
 
         return fill, (number,) * 5
 

@@ -13,6 +13,7 @@ from sparsefmt.kernels.operand import Matrix
 from sparsefmt.kernels.plans import permuted
 from sparsefmt.kernels.plans.contract import Across, Plan, Step
 from sparsefmt.kernels.simd import SIGNS
+from sparsefmt.kernels.transposed import SCRATCH_BYTES
 
 MAX_TOKENS = 240 if panel.WIDE == 12 else 264
 """Tokens that are multiplied at once: their sums and a block of activations share the second-level cache."""
@@ -76,7 +77,7 @@ def _plan(matrix: Matrix, kind: int, first: int, tokens: int) -> Plan:
             if scaled:
                 kernel, own = bitmask.scaled_kernel(kind, narrow), (tables, group_cols // expand.COLUMNS)
         else:
-            kernel, scratch, own = dense.few_tokens_kernel(kind, narrow), dense.SCRATCH_BYTES, ()
+            kernel, scratch, own = dense.few_tokens_kernel(kind, narrow), SCRATCH_BYTES, ()
     else:
         # a single token is a group of its own: the kernel takes it for a wide one
         wide, narrow = (0, 1) if tokens == 1 else (panel.WIDE, panel.NARROW)
