@@ -20,6 +20,8 @@ from sparsefmt.dtypes import DTYPES
 pytestmark = pytest.mark.slow
 
 bench_sizes = importlib.import_module("tools.bench.sizes")
+bench_bounds = importlib.import_module("tools.bench.sizes_bounds")
+bench_tensors = importlib.import_module("tools.bench.sizes_tensors")
 contenders = importlib.import_module("tools.bench.sizes_contenders")
 
 CONTENDERS = {contender.name: contender for contender in contenders.all_contenders(threads=1)}
@@ -27,8 +29,8 @@ CONTENDERS = {contender.name: contender for contender in contenders.all_contende
 
 def bounds(array: np.ndarray) -> tuple[float, float]:
     """In bits."""
-    found = bench_sizes.bounds({"w": array})
-    return 8 * found[bench_sizes.INDEPENDENT], 8 * found[bench_sizes.BY_DENSITY]
+    found = bench_bounds.bounds({"w": array})
+    return 8 * found[bench_bounds.INDEPENDENT], 8 * found[bench_bounds.BY_DENSITY]
 
 
 def columns_kept(dtype: Any) -> np.ndarray:
@@ -91,16 +93,16 @@ def test_peaks_are_over_what_was_there_before() -> None:
     assert 8e6 < peaks.decode < 60e6
 
 
-@pytest.mark.parametrize("case", bench_sizes.CASES)
+@pytest.mark.parametrize("case", bench_tensors.CASES)
 def test_synthetic_matrices_are_pruned_as_named(case: str) -> None:
     dtype, method = case.split("-", 1)
-    weight = bench_sizes.synthetic_tensors(case, 32)["weight"]
+    weight = bench_tensors.synthetic_tensors(case, 32)["weight"]
     share = {"dense": 0.0, "2of4": 0.5}.get(method)
     if share is None:
         share = int(method.rpartition("-")[2]) / 100
-    assert weight.dtype == bench_sizes.VALUE_DTYPES[dtype]
+    assert weight.dtype == bench_tensors.VALUE_DTYPES[dtype]
     assert np.mean(weight == 0) == pytest.approx(share, abs=0.02)
-    assert weight.tobytes() == bench_sizes.synthetic_tensors(case, 32)["weight"].tobytes()
+    assert weight.tobytes() == bench_tensors.synthetic_tensors(case, 32)["weight"].tobytes()
 
 
 def run(*arguments: object) -> Result:
