@@ -167,6 +167,7 @@ def _tensor_as_object(file: TensorFile, listed: Listed) -> dict[str, Any]:
             "stored_nbytes": listed.stored_nbytes,
             "array_nbytes": {array: index.array_nbytes(entry, array) for array in entry.codecs},
             "model_nbytes": sum(map(len, entry.models.values())),
+            "stored_bits": listed.stored_bits,
             "negative_zeros": NEGATIVE_ZEROS in entry.codecs,
             "negative_zeros_dropped": entry.negative_zeros_dropped,
         }

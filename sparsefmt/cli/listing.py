@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.contract import TensorFile
+from sparsefmt.checkpoints.scales import scales_in
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.cli import output
 from sparsefmt.cli.grouped_rows import MOST_ROWS, common, grouped
@@ -37,6 +38,7 @@ class Listed:
         same_as: name of the tensor that it is, or has the same elements as; "" if none.
         is_copy: whether only the elements are the same.
         stored_nbytes: in a .sparsefmt file.
+        scale_nbytes: of the scales of a scaled weight, beside it.
         pattern: once `Listing.find_patterns` has read it, unless its dtype cannot be pruned.
     """
 
@@ -51,6 +53,7 @@ class Listed:
     same_as: str = ""
     is_copy: bool = False
     stored_nbytes: int | None = None
+    scale_nbytes: int = 0
     pattern: Pattern | None = None
 
     @property
@@ -66,6 +69,13 @@ class Listed:
     def nbytes(self) -> int:
         """What it takes in its file."""
         return self.dense_nbytes if self.stored_nbytes is None else self.stored_nbytes
+
+    @property
+    def stored_bits(self) -> float | None:
+        """Bits that an element takes in a .sparsefmt file, with its scales if it has some; None without elements."""
+        if self.stored_nbytes is None or not self.elements:
+            return None
+        return 8 * (self.stored_nbytes + self.scale_nbytes) / self.elements
 
 
 class Listing:
@@ -87,6 +97,9 @@ class Listing:
             for name in checkpoint.names
             if not globs or any(fnmatchcase(name, glob) for glob in globs)
         ]
+        scales = {id(file): _scales(file) for file in checkpoint.files}
+        for listed in self.tensors:
+            listed.scale_nbytes = scales[id(listed.file)].get(listed.name, 0)
 
     def of_file(self, file: TensorFile) -> list[Listed]:
         return [listed for listed in self.tensors if listed.file is file]
@@ -149,7 +162,7 @@ class Listing:
             *(("n",) if is_grouped else ()),
             *(("zeros", "") if known else ()),
             "dense",
-            *(("stored", "ratio") if stored else ()),
+            *(("stored", "ratio", "bits") if stored else ()),
         ]
 
     def notes(self) -> Iterator[str]:
@@ -165,6 +178,15 @@ class Listing:
                 where = found[0][0] if len(found) == 1 else output.plural(len(found), "tensor")
                 number = sum(count for _, count in found)
                 yield f"{output.plural(number, 'element')} of {where} {'is' if number == 1 else 'are'} {what}."
+
+
+def _scales(file: TensorFile) -> dict[str, int]:
+    """Bytes of the scales of scaled weights, by name of the weight."""
+    if not isinstance(file, SparsefmtFile):
+        return {}
+    index = file.reader.index
+    pairs = scales_in(file.metadata, index.names)
+    return {weight: index.stored_nbytes(index.entry(scale)) for weight, scale in pairs.items()}
 
 
 def _listed(name: str, file: TensorFile) -> Listed:
@@ -218,8 +240,16 @@ def _cell(column: str, tensors: Sequence[Listed]) -> str:
         "dense": lambda: output.size(dense),
         "stored": lambda: output.size(stored),
         "ratio": lambda: output.ratio(dense, stored),
+        "bits": lambda: _bits(tensors),
     }
     return makers[column]()
+
+
+def _bits(tensors: Sequence[Listed]) -> str:
+    """Bits that an element of these tensors takes in the mean."""
+    elements = sum(each.elements for each in tensors)
+    stored = sum(each.nbytes + each.scale_nbytes for each in tensors)
+    return f"{8 * stored / elements:.2f}" if elements else "-"
 
 
 def _layout(entry: TensorEntry) -> str:

@@ -37,24 +37,24 @@ MOST_RECIPES = 256
 """An operand remembers recipes for so many numbers of tokens."""
 
 
-def multiply(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None) -> bool:
+def multiply(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None, of_dots: bool = False) -> bool:
     """Fill y (tokens, rows), of the dtype of the sums, with x (tokens, cols) times the rows of w.
 
-    y or its transpose is C-contiguous; x is anything. If x is int8, so is w, and rows of x end with zeros up to
-    `rows_of_dots`. Return whether y is filled: it is not if x has Inf or NaN, and columns of w are in groups.
+    y or its transpose is C-contiguous; x is anything. `of_dots`: x and w are int8 and multiplied as integers, and rows
+    of x end with zeros up to `rows_of_dots`. Return whether y is filled: it is not if x has Inf or NaN, and columns of
+    w are in groups.
     """
     tokens = x.shape[0]
     if not tokens or not w.tiles:
         y[...] = 0
         return True
-    of_dots = x.dtype == np.int8
     if x.dtype != y.dtype and not of_dots:
         x = x.astype(y.dtype)
     x_rows, y_rows, across = x, y, NOT_ACROSS
     # C-contiguous, aligned, and of a type that is not read-only, which numba takes for another
     if not (x.flags.carray and y.flags.carray):
         x_rows, y_rows, across = _laid_out(x, w, y)
-    key = tokens, across, x.dtype
+    key = tokens, across, of_dots, y.dtype
     found = w.recipes.get(key)
     if found is None:
         if len(w.recipes) >= MOST_RECIPES:

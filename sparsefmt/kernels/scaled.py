@@ -41,7 +41,7 @@ def multiply_scaled(x: np.ndarray, w: Operand, y: np.ndarray, scaling: Scaling, 
     Raises:
         UnsupportedError: activations in eight bits, but weights of another type.
     """
-    scales, token_scales, sums_dtype = scaling.scales, None, y.dtype
+    scales, token_scales, sums_dtype, of_dots = scaling.scales, None, y.dtype, False
     if scaling.eight_bits:
         expect_eight_bits(w.dtype)
         groups = 1 if scales is None else scales.groups
@@ -52,7 +52,9 @@ def multiply_scaled(x: np.ndarray, w: Operand, y: np.ndarray, scaling: Scaling, 
             sums_dtype = DOUBLE
     if scales is not None and scales.groups > 1:
         has_kernels = w.layout == "permuted" or w.cols // scales.groups <= MOST_GROUP_COLS
-        done = sums_dtype == y.dtype and has_kernels and multiply(x, w.with_groups(scales, y.dtype), y, threads)
+        done = (
+            sums_dtype == y.dtype and has_kernels and multiply(x, w.with_groups(scales, y.dtype), y, threads, of_dots)
+        )
         if not done:
             _multiply_by_group(x.astype(sums_dtype, copy=False), w, y, scales, threads)
         if token_scales is not None:
@@ -61,7 +63,7 @@ def multiply_scaled(x: np.ndarray, w: Operand, y: np.ndarray, scaling: Scaling, 
                 y += np.float32(0)
         return
     sums = y if sums_dtype == y.dtype else np.empty(y.shape, sums_dtype)
-    multiply(x, w, sums, threads)
+    multiply(x, w, sums, threads, of_dots)
     factors = np.ones(w.rows, y.dtype) if scales is None else scales.values[0].astype(y.dtype, copy=False)
     if token_scales is None:
         scale(y, factors)

@@ -239,3 +239,17 @@ def test_scales_are_checked_once():
     assert not scales.values.flags.writeable
     assert sparsefmt.Scales is Scales
     np.testing.assert_array_equal(scales.as_rows(), np.ones((6, 4), np.float32))
+
+
+@pytest.mark.parametrize("layout", FORMS)
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_activations_that_are_int8_already(layout, tokens):
+    """They are numbers like any other: not what activations are rounded to."""
+    rng = np.random.default_rng(6)
+    q, x = quantized(rng, (20, 43), np.int8), rng.integers(-128, 128, (tokens, 43)).astype(np.int8)
+    expected = q.astype(np.int64) @ x.T
+    assert np.array_equal(linear(x, in_form(q, layout)), expected.T)
+    scale = np.full(20, 0.5, np.float32)
+    assert np.array_equal(linear(x, in_form(q, layout), scale=scale), expected.T / 2)
+    rounded = naive.scaled_linear_oracle(q, scale, x.astype(np.float32), activations="int8")
+    assert_same_bits(linear(x, in_form(q, layout), scale=scale, activations="int8"), rounded)

@@ -127,11 +127,17 @@ def dots_are_faster(matrix: Matrix, tokens: int) -> bool:
     return tokens > FEW["bitmask"] and not rows_are_faster(matrix, tokens, PANEL_COST_OF_DOTS)
 
 
-def rows_are_faster(matrix: Matrix, tokens: int, panel_cost: float = PANEL_COST) -> bool:
-    """Whether so many tokens, at least 25 or so, should multiply rows that are taken out of the mask."""
+def rows_are_faster(matrix: Matrix, tokens: int, panel_cost: float | None = None) -> bool:
+    """Whether so many tokens, at least 25 or so, should multiply rows that are taken out of the mask.
+
+    `panel_cost`: by default PANEL_COST.
+    """
     if matrix.layout != "bitmask" or matrix.cols > bitmask_by_rows.MOST_COLS:
         return False
-    return matrix.density * (ENTRY_COST * tokens + TAKEN_OUT_COST) < panel_cost * tokens
+    return (
+        matrix.density * (ENTRY_COST * tokens + TAKEN_OUT_COST)
+        < (PANEL_COST if panel_cost is None else panel_cost) * tokens
+    )
 
 
 def _by_rows(matrix: Matrix, kind: int, group: permuted.TokenGroup, across: Across) -> Plan:
