@@ -217,7 +217,7 @@ def linear(
 
     Raises:
         ValueError: shapes or dtypes do not fit.
-        UnsupportedError: activations="int8", and w is not int8.
+        UnsupportedError: activations="int8", and w is not int8 (`activations-dtype`).
 
     Example:
         >>> w = sparsefmt.SparseTensor.from_dense(weight)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from sparsefmt.errors import SparsefmtError
+
 INT8 = "int8"
 """The only type that activations can be rounded to."""
 
@@ -31,31 +33,37 @@ class Scales:
                 (1, 1), one for each row, (rows,) or (rows, 1), or (rows, groups), where the groups divide the columns.
 
         Raises:
-            ValueError: another dtype or shape, a negative number, NaN or Inf.
+            SparsefmtError: a ValueError: another dtype (`scales-dtype`) or shape (`scales-shape`); a negative number,
+                NaN or Inf (`scales-value`).
 
         Cost: one copy of the scales.
         """
         scale = np.asarray(scale)
         if scale.dtype not in _FLOATS:
-            raise ValueError(f"the scale has dtype {scale.dtype}; it must be float32, float16 or bfloat16")
+            raise SparsefmtError(
+                "scales-dtype", f"the scale has dtype {scale.dtype}; it must be float32, float16 or bfloat16"
+            )
         shape = scale.shape
         if scale.ndim == 2 and shape[0] == rows and shape[1] > 1:
             groups = shape[1]
             if cols % groups:
-                raise ValueError(f"the scale has shape {shape}: {groups:,} groups do not divide {cols:,} columns")
+                raise SparsefmtError(
+                    "scales-shape", f"the scale has shape {shape}: {groups:,} groups do not divide {cols:,} columns"
+                )
         elif shape in ((), (1,), (1, 1), (rows,), (rows, 1)):
             groups = 1
         else:
-            raise ValueError(
+            raise SparsefmtError(
+                "scales-shape",
                 f"the scale has shape {shape}; a weight of shape {(rows, cols)} takes one number, {(rows,)}, or"
-                f" ({rows}, groups of columns)"
+                f" ({rows}, groups of columns)",
             )
         values = np.empty((groups, rows), np.float32)
         values[...] = scale.reshape(-1, groups).T
         if not np.isfinite(values).all():
-            raise ValueError("the scale has NaN or Inf")
+            raise SparsefmtError("scales-value", "the scale has NaN or Inf")
         if (values < 0).any():
-            raise ValueError("the scale has negative numbers")
+            raise SparsefmtError("scales-value", "the scale has negative numbers")
         values.flags.writeable = False
         self.values, self.groups = values, groups
 
@@ -86,20 +94,35 @@ class Scaling(NamedTuple):
         """Checked, for a matrix of `shape`.
 
         Raises:
-            ValueError: a scale that does not fit, unknown activations, or an input scale that is not positive and
-                finite, or that nothing uses.
+            SparsefmtError: a scale that does not fit, as for `Scales`; an input scale that is not one number, positive
+                and finite (`input-scale`).
+            ValueError: unknown activations, or an input scale that nothing uses.
         """
         scales = scale if isinstance(scale, Scales | None) else Scales(scale, *shape)
         if scales is not None and scales.values.shape[1] != shape[0]:
-            raise ValueError(f"the scale is one of {scales.values.shape[1]:,} rows; the weights have {shape[0]:,}")
+            raise SparsefmtError(
+                "scales-shape", f"the scale is one of {scales.values.shape[1]:,} rows; the weights have {shape[0]:,}"
+            )
         if scales is not None and shape[1] % scales.groups:
-            raise ValueError(f"the scale has {scales.groups:,} groups, which do not divide {shape[1]:,} columns")
+            raise SparsefmtError(
+                "scales-shape", f"the scale has {scales.groups:,} groups, which do not divide {shape[1]:,} columns"
+            )
         if activations not in (None, INT8):
             raise ValueError(f"activations must be None or 'int8', not {activations!r}")
         if input_scale is not None:
             if activations is None:
                 raise ValueError("an input_scale is for activations='int8'")
-            input_scale = float(np.float32(input_scale))
-            if not 0 < input_scale < np.inf:
-                raise ValueError(f"input_scale must be positive and finite, not {input_scale}")
+            input_scale = _input_scale_of(input_scale)
         return cls(scales, activations == INT8, input_scale)
+
+
+def _input_scale_of(number: Any) -> float:
+    """A number of binary32. Raises SparsefmtError."""
+    numbers = np.asarray(number)
+    if numbers.size != 1:
+        raise SparsefmtError("input-scale", f"input_scale must be one number, and has shape {numbers.shape}")
+    with np.errstate(over="ignore"):
+        rounded = float(numbers.astype(np.float32).item())
+    if not 0 < rounded < np.inf:
+        raise SparsefmtError("input-scale", f"input_scale must be positive and finite, not {rounded}")
+    return rounded

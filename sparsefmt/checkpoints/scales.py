@@ -10,11 +10,12 @@ that is fixed.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from sparsefmt.errors import FormatError
+from sparsefmt.errors import FormatError, SparsefmtError, UnsupportedError
 from sparsefmt.scales import INT8, Scales, Scaling
 
 SCALES = "sparsefmt.scales"
@@ -45,17 +46,23 @@ def scales_in(metadata: Mapping[str, str], names: Collection[str]) -> dict[str, 
         names: of all tensors of the file.
 
     Raises:
-        FormatError: the metadata is damaged, or one of a pair is not in the file.
+        FormatError: the metadata is no JSON object of names, or has a weight twice (`scales-metadata`); one of a pair
+            is not in the file (`scales-missing`).
     """
     text = metadata.get(SCALES)
     if text is None:
         return {}
     try:
-        pairs = json.loads(text)
+        # objects become tuples of pairs, which nothing else of JSON becomes
+        members = json.loads(text, object_pairs_hook=tuple)
     except (ValueError, RecursionError):
-        pairs = None
-    if not isinstance(pairs, dict) or not all(isinstance(name, str) for name in pairs.values()):
+        members = None
+    if not isinstance(members, tuple) or not all(isinstance(name, str) for _, name in members):
         raise FormatError("scales-metadata", f"metadata {SCALES!r} is not a JSON object of names of tensors")
+    pairs = dict(members)
+    if len(pairs) < len(members):
+        twice = next(weight for weight, count in Counter(weight for weight, _ in members).items() if count > 1)
+        raise FormatError("scales-metadata", f"metadata {SCALES!r} names its scales twice", tensor=twice)
     for weight, scale in pairs.items():
         if scale not in names:
             raise FormatError(
@@ -77,27 +84,31 @@ def checked_scales(weight: str, shape: tuple[int, ...], scale: str, array: np.nd
         array: the scales as they are stored.
 
     Raises:
-        FormatError: the two do not fit, or the scales are negative, NaN or infinite.
+        FormatError: the two do not fit (`scales-dtype`, `scales-shape`), or the scales are negative, NaN or infinite
+            (`scales-value`).
+        UnsupportedError: a weight that is not a matrix.
     """
+    if len(shape) != 2:
+        raise UnsupportedError(
+            "scaled-not-matrix", f"it has scales, {scale!r}, and shape {list(shape)}: not a matrix", tensor=weight
+        )
     try:
-        if len(shape) != 2:
-            raise ValueError(f"a tensor of shape {list(shape)} is not a matrix, and has no scales")
         return Scales(array, *shape).as_rows()
-    except ValueError as error:
-        raise FormatError("scales-invalid", f"its scales {scale!r} do not fit: {error}", tensor=weight) from None
+    except SparsefmtError as error:
+        raise FormatError(error.code, f"its scales {scale!r} do not fit: {error.message}", tensor=weight) from None
 
 
 def checked_input_scale(weight: str, name: str, array: np.ndarray) -> float:
     """The fixed scale of activations for a weight. name: of its tensor.
 
     Raises:
-        FormatError: it is not one positive number.
+        FormatError: it is not one number, positive and finite (`input-scale`).
     """
     try:
-        if array.size != 1:
-            raise ValueError(f"input_scale has shape {list(array.shape)}, and must be one number")
-        scaling = Scaling.of(None, INT8, array.astype(np.float32).reshape(()), (0, 0))
-    except ValueError as error:
-        raise FormatError("scales-invalid", f"the scale {name!r} of its activations: {error}", tensor=weight) from None
+        scaling = Scaling.of(None, INT8, array, (0, 0))
+    except SparsefmtError as error:
+        raise FormatError(
+            error.code, f"the scale {name!r} of its activations: {error.message}", tensor=weight
+        ) from None
     assert scaling.input_scale is not None
     return scaling.input_scale

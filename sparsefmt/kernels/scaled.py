@@ -28,10 +28,15 @@ _MOST_EXACT_COLS = _EXACT // (LARGEST * 128)
 
 
 def expect_eight_bits(dtype: DType) -> None:
-    """Refuse weights that are not int8, for activations in eight bits. Raises UnsupportedError."""
+    """Refuse activations in eight bits for weights that are not int8.
+
+    Raises:
+        UnsupportedError: they are not (`activations-dtype`).
+    """
     if dtype.name != "I8":
         raise UnsupportedError(
-            "dtype-product", f"activations='int8' needs weights of int8; these are {dtype.name}: quantize them first"
+            "activations-dtype",
+            f"activations='int8' needs weights of int8; these are {dtype.name}: quantize them first",
         )
 
 

@@ -220,8 +220,9 @@ class SparseLinear(torch.nn.Module):
 
         Raises:
             ValueError: the weight is not a matrix, or the bias has another shape; scales that do not fit the weight, or
-                are negative, NaN or infinite; `activations` that weights cannot have.
-            UnsupportedError: a dtype that has no product here.
+                are negative, NaN or infinite; unknown `activations`.
+            UnsupportedError: a dtype that has no product here; `activations` that weights cannot have
+                (`activations-dtype`).
         """
         if weight.ndim != 2:
             raise ValueError(f"the weight of a SparseLinear has 2 dimensions; this one has shape {weight.shape}")

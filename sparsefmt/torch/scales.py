@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from sparsefmt.adapters.torch import DTYPES_BY_TORCH, rows_of
+from sparsefmt.errors import SparsefmtError, UnsupportedError
 from sparsefmt.scales import Scales
 
 ACTIVATIONS = (None, "int8")
@@ -19,7 +20,8 @@ def tensor_of_scales(scale: ArrayLike | torch.Tensor | Scales, shape: tuple[int,
     """Scales of a weight of that shape: float32 (rows, groups), on the CPU.
 
     Raises:
-        ValueError: they do not fit, or are negative, NaN or infinite, or of a dtype that scales cannot have.
+        SparsefmtError: a ValueError: they do not fit, or are negative, NaN or infinite, or of a dtype that scales
+            cannot have. Codes are those of `Scales`.
     """
     rows, cols = shape
     if isinstance(scale, (int, float)):
@@ -37,12 +39,12 @@ def tensor_of_input_scale(input_scale: float | torch.Tensor) -> torch.Tensor:
     """A scale of activations: float32 ().
 
     Raises:
-        ValueError: it is not one positive number.
+        SparsefmtError: a ValueError: it is not one positive number (`input-scale`).
     """
     count = input_scale.numel() if isinstance(input_scale, torch.Tensor) else 1
     value = float(np.float32(float(input_scale))) if count == 1 else math.nan
     if not 0 < value < math.inf:
-        raise ValueError(f"input_scale must be a positive number, not {input_scale!r}")
+        raise SparsefmtError("input-scale", f"input_scale must be a positive number, not {input_scale!r}")
     with torch.inference_mode(False):
         return torch.tensor(value, dtype=torch.float32, device="cpu")
 
@@ -55,23 +57,33 @@ def checked_activations(activations: object) -> str | None:
 
 
 def expect_int8(activations: str | None, elements: str | None, name: str | None = None) -> None:
-    """Refuse activations in eight bits for weights that are not scaled elements of int8. Raises ValueError.
+    """Refuse activations in eight bits for weights that are not scaled elements of int8.
 
     Args:
         elements: name of the dtype of scaled elements; None for weights without scales.
         name: of the weights, if they have one.
+
+    Raises:
+        UnsupportedError: a ValueError: they are others (`activations-dtype`).
     """
     if activations is not None and elements != "I8":
         what = "not scaled" if elements is None else f"scaled elements of {elements}"
-        called = "these are" if name is None else f"those of {name!r} are"
-        raise ValueError(f"activations={activations!r} is for scaled weights of int8 (I8), and {called} {what}")
+        raise UnsupportedError(
+            "activations-dtype",
+            f"activations={activations!r} is for scaled weights of int8 (I8), and these are {what}",
+            tensor=name,
+        )
 
 
 def array_of(scale: ArrayLike | torch.Tensor) -> np.ndarray:
-    """Scales as numpy has them, bfloat16 by ml_dtypes. Raises ValueError for a dtype that they cannot have."""
+    """Scales as numpy has them, bfloat16 by ml_dtypes.
+
+    Raises:
+        SparsefmtError: a ValueError: a dtype that they cannot have (`scales-dtype`).
+    """
     if not isinstance(scale, torch.Tensor):
         return np.asarray(scale)
     if scale.dtype not in DTYPES_BY_TORCH:
-        raise ValueError(f"scales are float32, bfloat16 or float16, not {scale.dtype}")
+        raise SparsefmtError("scales-dtype", f"scales are float32, bfloat16 or float16, not {scale.dtype}")
     bits, dtype = rows_of(scale), DTYPES_BY_TORCH[scale.dtype]
     return bits.bits(0, bits.rows).view(dtype.numpy).reshape(tuple(scale.shape))

@@ -152,10 +152,14 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             linear(self.x, self.q, scale=scale)
 
-    @pytest.mark.parametrize("input_scale", [0, -1, np.nan, np.inf])
+    @pytest.mark.parametrize("input_scale", [0, -1, np.nan, np.inf, 1e300, 1e-300])
     def test_input_scale(self, input_scale):
         with pytest.raises(ValueError, match="positive and finite"):
             linear(self.x, self.q, activations="int8", input_scale=input_scale)
+
+    def test_several_input_scales(self):
+        with pytest.raises(ValueError, match=r"one number, and has shape \(2,\)"):
+            linear(self.x, self.q, activations="int8", input_scale=np.ones(2, np.float32))
 
     def test_arguments_that_do_not_go_together(self):
         with pytest.raises(ValueError, match="is for activations"):
@@ -166,8 +170,9 @@ class TestBadInput:
     @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, ml_dtypes.float8_e4m3fn], **ids)
     def test_activations_need_weights_in_eight_bits(self, dtype):
         w = SparseTensor.from_dense(np.eye(6, 8).astype(dtype))
-        with pytest.raises(UnsupportedError, match="needs weights of int8"):
+        with pytest.raises(UnsupportedError, match="needs weights of int8") as caught:
             linear(self.x, w, activations="int8")
+        assert caught.value.code == "activations-dtype"
 
 
 @pytest.fixture

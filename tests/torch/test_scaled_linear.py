@@ -14,7 +14,7 @@ from torch_helpers import same
 from torch_layers import LAYOUTS, sparse_tensor
 
 import sparsefmt
-from sparsefmt import SparseTensor, isa
+from sparsefmt import SparseTensor, UnsupportedError, isa
 from sparsefmt.torch import SparseLinear, make_dense, parameter_count, tensors_of
 
 ROWS, COLS = 60, 96
@@ -303,8 +303,9 @@ def test_what_cannot_be(how, words):
 
 
 def test_activations_in_eight_bits_are_for_int8():
-    with pytest.raises(ValueError, match="and these are scaled elements of F8_E4M3"):
+    with pytest.raises(UnsupportedError, match="and these are scaled elements of F8_E4M3") as caught:
         scaled("F8_E4M3", activations="int8")
+    assert caught.value.code == "activations-dtype"
 
 
 @pytest.mark.parametrize("scale", [0.5, np.float32(0.5), torch.tensor(0.5), torch.full((ROWS, 1), 0.5).bfloat16()])

@@ -12,7 +12,7 @@ from torch_helpers import conv1d, same
 from torch_models import SPARSE, TOKENS, Model, meta_model, pruned_model, sparse_layers
 
 import sparsefmt
-from sparsefmt import FormatError, SparsefmtError
+from sparsefmt import FormatError, SparsefmtError, UnsupportedError
 from sparsefmt.torch import SparseLinear, load_into, load_model, make_dense, save_model, sparsify
 
 pytestmark = pytest.mark.usefixtures("small_layers")
@@ -189,32 +189,64 @@ def test_few_zeros_or_elements_do_not_keep_a_layer_from_its_scales(tmp_path):
     assert np.array_equal(model["layer"].weight.tensor.todense(), q)
 
 
+FIT = r"'l.weight'.*'l.weight_scale' do not fit"
+OBJECT = "metadata 'sparsefmt.scales' is not a JSON object"
 BAD = [
-    ({"weight_scale": np.ones(9, np.float32)}, {}, r"'l.weight'.*'l.weight_scale' do not fit"),
-    ({"weight_scale": np.ones((8, 5), np.float32)}, {}, r"'l.weight'.*'l.weight_scale' do not fit"),
-    ({"weight_scale": np.full(8, np.nan, np.float32)}, {}, r"'l.weight'.*'l.weight_scale' do not fit"),
-    ({"weight_scale": np.full(8, -1, np.float32)}, {}, r"'l.weight'.*'l.weight_scale' do not fit"),
-    ({"weight_scale": np.ones(8, np.float64)}, {}, r"'l.weight'.*'l.weight_scale' do not fit"),
-    ({"weight_scale": np.ones(8, np.int8)}, {}, r"'l.weight'.*'l.weight_scale' do not fit"),
-    ({"weight_scale": None}, {}, r"'l.weight'.*its scales are 'l.weight_scale', which is not among the tensors"),
-    ({"weight": None}, {}, r"'l.weight_scale'.*it has the scales of 'l.weight', which is not among the tensors"),
-    ({}, {"sparsefmt.scales": "[]"}, "metadata 'sparsefmt.scales' is not a JSON object"),
-    ({}, {"sparsefmt.scales": "{"}, "metadata 'sparsefmt.scales' is not a JSON object"),
-    ({}, {"sparsefmt.scales": '{"l.weight": 1}'}, "metadata 'sparsefmt.scales' is not a JSON object"),
+    ({"weight_scale": np.ones(9, np.float32)}, {}, "scales-shape", FIT),
+    ({"weight_scale": np.ones((8, 5), np.float32)}, {}, "scales-shape", FIT),
+    ({"weight_scale": np.full(8, np.nan, np.float32)}, {}, "scales-value", FIT),
+    ({"weight_scale": np.full(8, -1, np.float32)}, {}, "scales-value", FIT),
+    ({"weight_scale": np.ones(8, np.float64)}, {}, "scales-dtype", FIT),
+    ({"weight_scale": np.ones(8, np.int8)}, {}, "scales-dtype", FIT),
+    (
+        {"weight_scale": None},
+        {},
+        "scales-missing",
+        r"'l.weight'.*its scales are 'l.weight_scale', which is not among the tensors",
+    ),
+    (
+        {"weight": None},
+        {},
+        "scales-missing",
+        r"'l.weight_scale'.*it has the scales of 'l.weight', which is not among the tensors",
+    ),
+    ({}, {"sparsefmt.scales": "[]"}, "scales-metadata", OBJECT),
+    ({}, {"sparsefmt.scales": "{"}, "scales-metadata", OBJECT),
+    ({}, {"sparsefmt.scales": '{"l.weight": 1}'}, "scales-metadata", OBJECT),
+    ({}, {"sparsefmt.scales": '[["l.weight", "l.weight_scale"]]'}, "scales-metadata", OBJECT),
+    (
+        {},
+        {"sparsefmt.scales": '{"l.weight": "l.weight_scale", "l.weight": "l.weight_scale"}'},
+        "scales-metadata",
+        r"'l.weight'.*'sparsefmt.scales' names its scales twice",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("tensors", "metadata", "words"), BAD)
+@pytest.mark.parametrize(("tensors", "metadata", "code", "words"), BAD)
 @pytest.mark.parametrize("load", [load_into, load_model])
-def test_pairs_that_do_not_fit_name_both(load, tensors, metadata, words, tmp_path):
+def test_pairs_that_do_not_fit_name_both(load, tensors, metadata, code, words, tmp_path):
     good = {"weight": np.ones((8, 16), np.int8), "weight_scale": np.ones(8, np.float32)}
     whole = {f"l.{name}": tensor for name, tensor in (good | tensors).items() if tensor is not None}
     path = tmp_path / "model.sparsefmt"
     sparsefmt.save_file(whole, path, {"sparsefmt.scales": '{"l.weight": "l.weight_scale"}'} | metadata)
     model = torch.nn.ModuleDict({"l": torch.nn.Linear(16, 8, bias=False)})
-    with pytest.raises(FormatError, match=words):
+    with pytest.raises(FormatError, match=words) as caught:
         load(model, path)
+    assert caught.value.code == code
     assert type(model["l"]) is torch.nn.Linear
+
+
+def test_a_scaled_weight_of_a_convolution(tmp_path):
+    tensors = {"c.weight": np.ones((8, 4, 3), np.int8), "c.weight_scale": np.ones(8, np.float32)}
+    path = tmp_path / "model.sparsefmt"
+    sparsefmt.save_file(tensors, path, {"sparsefmt.scales": '{"c.weight": "c.weight_scale"}'})
+    model = torch.nn.ModuleDict({"c": torch.nn.Conv1d(4, 8, 3, bias=False)})
+    for load in load_into, load_model:
+        words = r"'c.weight'.*'c.weight_scale', and shape \[8, 4, 3\]: not a matrix"
+        with pytest.raises(UnsupportedError, match=words) as caught:
+            load(model, path)
+        assert caught.value.code == "scaled-not-matrix"
 
 
 def test_a_fixed_scale_of_activations_that_is_none(tmp_path):
@@ -223,8 +255,10 @@ def test_a_fixed_scale_of_activations_that_is_none(tmp_path):
     sparsefmt.save_file(
         {**tensors, "l.input_scale": np.float32(-1)}, path, {"sparsefmt.scales": '{"l.weight": "l.weight_scale"}'}
     )
-    with pytest.raises(FormatError, match=r"'l.weight'.*'l.input_scale' of its activations: input_scale must"):
+    words = r"'l.weight'.*'l.input_scale' of its activations: input_scale must"
+    with pytest.raises(FormatError, match=words) as caught:
         load_into(torch.nn.ModuleDict({"l": torch.nn.Linear(16, 8, bias=False)}), path)
+    assert caught.value.code == "input-scale"
 
 
 @pytest.mark.parametrize(
@@ -252,8 +286,10 @@ def test_settings_that_cannot_be(how, words, tmp_path):
 
 def test_activations_for_a_file_of_fp8(tmp_path):
     save_model(quantized_model(values="fp8"), tmp_path / "model.sparsefmt")
-    with pytest.raises(ValueError, match=r"those of '.*\.weight' are scaled elements of F8_E4M3"):
+    words = r"model\.sparsefmt: tensor '.*\.weight'.*these are scaled elements of F8_E4M3"
+    with pytest.raises(UnsupportedError, match=words) as caught:
         load_into(Model(), tmp_path / "model.sparsefmt", activations="int8")
+    assert caught.value.code == "activations-dtype"
 
 
 def test_weights_that_cannot_be_quantized_are_named(tmp_path):
