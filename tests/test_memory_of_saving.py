@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the address spa
 
 PROGRAM = """
 import json, resource, sys
-import numpy as np, scipy.sparse, sparsefmt
+import numpy as np, scipy.linalg, scipy.sparse, sparsefmt  # numba loads scipy.linalg, whose BLAS waits for memory
 from sparsefmt.adapters import rows_of
 from sparsefmt.tensor_writer import TensorWriter
 
