@@ -219,7 +219,7 @@ class TestDuringARead:
 
 
 def steps() -> list[int]:
-    return [*range(1, 60), *range(60, 400, 7)]
+    return [*range(1, 60), *range(60, 400, 7), *range(400, 1500, 40)]
 
 
 def closed_at(step: int, file: Any, read: Callable[[Any], np.ndarray]) -> str:

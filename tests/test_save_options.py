@@ -14,6 +14,7 @@ import pytest
 import sparsefmt
 import sparsefmt.torch
 import sparsefmt.transformers
+from sparsefmt.quantizing.quantization import Quantization
 from sparsefmt.save_options import SaveOptions
 from sparsefmt.torch.compute_dtype import ComputeDtype
 from sparsefmt.torch.selection import Patterns, Selection
@@ -82,6 +83,11 @@ def test_options_of_compressing_are_the_same_everywhere(function):
     # patterns come as one text or several, and are kept as several
     patterns = dict.fromkeys(("include", "exclude"), (Patterns, None))
     expected = fields_of(Selection) | patterns | {"compute_dtype": (ComputeDtype, None)}
+    # one object within, of what users say by three options
+    activations = expected.pop("activations")
+    assert expected.pop("quantization") == (Quantization | None, None)
+    expected |= {"values": (str | None, None), "group_size": (int | None, None), "scale": (str, "absmax")}
+    expected["activations"] = activations
     check_the_same(function, expected)
     assert expected.keys() <= options_of(function).keys()
 
