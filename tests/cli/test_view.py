@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import http.client
 import re
 import signal
@@ -151,7 +153,11 @@ def test_a_file_that_becomes_shorter(server, path):
 def test_the_command(path):
     """It prints the address, serves, and ends with Ctrl-C."""
     command = [sys.executable, "-m", "sparsefmt", "view", str(path), "--no-browser"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # shells let what they start in the background ignore Ctrl-C, and so would all below it
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, preexec_fn=heed, **pipes) as process, contextlib.ExitStack() as stack:
+        stack.callback(process.kill)
         assert process.stdout is not None
         found = re.fullmatch(
             r".*a model\.sparsefmt: http://127\.0\.0\.1:(\d+)(/[\w-]{32,}/)docs/viewer/\n", process.stdout.readline()
