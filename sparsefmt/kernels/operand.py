@@ -87,6 +87,7 @@ class Operand:
         matrix: what its kernels are chosen by.
         recipes: what `multiply.py` remembers.
         sums_are_exact, infinite_rows: what `scaled.py` remembers, once it was asked.
+        scales: of groups of columns, at the addresses in `table`; None without groups.
         grouped: the last one that `with_groups` made, and of what.
     """
 
@@ -97,6 +98,7 @@ class Operand:
             "cols",
             "dtype",
             "grouped",
+            "scales",
             "infinite_rows",
             "layout",
             "matrix",
@@ -121,7 +123,8 @@ class Operand:
         self.recipes: dict[Any, Any] = {}
         self.sums_are_exact: bool | None = None
         self.infinite_rows: np.ndarray | None = None
-        self.grouped: tuple[Scales, np.dtype, Operand, np.ndarray] | None = None
+        self.scales: np.ndarray | None = None
+        self.grouped: tuple[Scales, np.dtype, Operand] | None = None
         self._work: dict[int, Work] = {}
         self.whole = self.work(1)
         stored = sum(tile["values"].size for tile in tiles)
@@ -137,7 +140,9 @@ class Operand:
             values[: scales.values.size] = scales.values.reshape(-1)
             made.table[:, SCALES] = values.ctypes.data + made.table[:, FIRST_ROW] * dtype.itemsize
             made.matrix = made.matrix._replace(groups=scales.groups)
-            self.grouped = kept = scales, dtype, made, values
+            # by it, and not here: another thread may ask for other scales while a product runs
+            made.scales = values
+            self.grouped = kept = scales, dtype, made
         return kept[2]
 
     def height(self, number: int) -> int:

@@ -13,7 +13,7 @@ from llvmlite import binding
 
 import sparsefmt
 from sparsefmt import Scales, SparseTensor, UnsupportedError, isa, linear
-from sparsefmt.kernels import panel, plans, recipe, scaled, simd
+from sparsefmt.kernels import operand, panel, plans, recipe, scaled, simd
 from sparsefmt.layouts import FORMS
 
 ids = {"ids": lambda dtype: np.dtype(dtype).name}
@@ -258,3 +258,15 @@ def test_activations_that_are_int8_already(layout, tokens):
     assert np.array_equal(linear(x, in_form(q, layout), scale=scale), expected.T / 2)
     rounded = naive.scaled_linear_oracle(q, scale, x.astype(np.float32), activations="int8")
     assert_same_bits(linear(x, in_form(q, layout), scale=scale, activations="int8"), rounded)
+
+
+def test_scales_live_as_long_as_their_addresses():
+    """Also once other scales were asked for, as another thread may that has a layer with the same elements."""
+    w = SparseTensor.from_dense(np.eye(20, 8, dtype=np.int8)).operand()
+    ones, twos = (Scales(np.full((20, 2), value, np.float32), 20, 8) for value in (1, 2))
+    first = w.with_groups(ones, np.dtype(np.float32))
+    assert w.with_groups(ones, np.dtype(np.float32)) is first
+    assert w.with_groups(twos, np.dtype(np.float32)) is not first
+    assert first.scales is not None
+    assert first.table[0, operand.SCALES] == first.scales.ctypes.data
+    assert (first.scales[:40] == 1).all()
