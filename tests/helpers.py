@@ -97,6 +97,15 @@ def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
     return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
 
 
+def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Equal to the bit, as results of products; NaNs need only be NaNs."""
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    unsigned = f"u{actual.dtype.itemsize}"
+    same = (actual.view(unsigned) == expected.view(unsigned)) | (np.isnan(actual) & np.isnan(expected))
+    assert same.all(), f"{np.count_nonzero(~same)} of {same.size} elements differ"
+
+
 def dense(tensor: sparsefmt.SparseTensor | np.ndarray) -> np.ndarray:
     return tensor.todense() if isinstance(tensor, sparsefmt.SparseTensor) else tensor
 

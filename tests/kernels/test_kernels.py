@@ -10,7 +10,7 @@ import ml_dtypes
 import naive
 import numpy as np
 import pytest
-from helpers import PRUNABLE, WIDTHS, far_apart, in_form, in_threads, random_bits, run_python, weights
+from helpers import PRUNABLE, WIDTHS, assert_same_bits, far_apart, in_form, in_threads, random_bits, run_python, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,15 +22,6 @@ from sparsefmt.kernels.operand import cut
 from sparsefmt.layouts import FORMS
 
 FLOATS = [np.float32, ml_dtypes.bfloat16, np.float16, np.float64]
-
-
-def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
-    """Equal to the bit; NaNs need only be NaNs."""
-    assert actual.dtype == expected.dtype
-    assert actual.shape == expected.shape
-    unsigned = f"u{actual.dtype.itemsize}"
-    same = (actual.view(unsigned) == expected.view(unsigned)) | (np.isnan(actual) & np.isnan(expected))
-    assert same.all(), f"{np.count_nonzero(~same)} of {same.size} elements differ"
 
 
 def accumulator(array: np.ndarray) -> type:

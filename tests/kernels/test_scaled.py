@@ -6,7 +6,7 @@ import ml_dtypes
 import naive
 import numpy as np
 import pytest
-from helpers import in_form
+from helpers import assert_same_bits, in_form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llvmlite import binding
@@ -23,14 +23,6 @@ def quantized(rng: np.random.Generator, shape: tuple[int, int], dtype: type, spa
     """Random values of a type, some of them zero."""
     numbers = rng.integers(0 if dtype is np.uint8 else -128, 128, shape)
     return np.where(rng.random(shape) < sparsity, 0, numbers).astype(dtype)
-
-
-def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
-    assert actual.dtype == expected.dtype
-    assert actual.shape == expected.shape
-    unsigned = f"u{actual.dtype.itemsize}"
-    same = (actual.view(unsigned) == expected.view(unsigned)) | (np.isnan(actual) & np.isnan(expected))
-    assert same.all(), f"{np.count_nonzero(~same)} of {same.size} elements differ"
 
 
 @pytest.mark.parametrize(("layout", "dtype"), [*((form, np.int8) for form in FORMS), ("columns", np.float64)])
