@@ -6,6 +6,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from sparsefmt.isa import ISA
+from sparsefmt.llvm import call
+
+BMI2 = ISA != "portable"
+"""Whether there are instructions that pack and spread bits."""
+
+_WORD = ir.IntType(64)
+
 
 @intrinsic
 def popcount(typingctx, word):
@@ -23,6 +31,17 @@ def lowest_bit(typingctx, word):
 
     def codegen(context, builder, signature, args):
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(_word_type(word)), codegen
+
+
+@intrinsic
+def highest_bit(typingctx, word):
+    """Position of the highest set bit of a word, int64 or uint64, that is not 0, as int64."""
+
+    def codegen(context, builder, signature, args):
+        zeros = builder.ctlz(args[0], ir.Constant(ir.IntType(1), 1))
+        return builder.sub(ir.Constant(ir.IntType(64), 63), zeros)
 
     return types.int64(_word_type(word)), codegen
 
@@ -50,6 +69,73 @@ def four_of(typingctx, array, index):
         return found
 
     return types.uint64(array, types.int64), codegen
+
+
+@intrinsic
+def word_at(typingctx, address, bit):
+    """64 bits from a bit on, counted from the lowest of the first byte at an address. uint64. Reads nine bytes."""
+
+    def codegen(context, builder, signature, args):
+        word, byte = ir.IntType(64), ir.IntType(8)
+        start = builder.add(args[0], builder.lshr(args[1], ir.Constant(word, 3)))
+        low = builder.load(builder.inttoptr(start, word.as_pointer()), align=1, typ=word)
+        behind = builder.inttoptr(builder.add(start, ir.Constant(word, 8)), byte.as_pointer())
+        high = builder.zext(builder.load(behind, align=1, typ=byte), word)
+        shift = builder.and_(args[1], ir.Constant(word, 7))
+        # a shift by 64 is none: first by one, then by the rest
+        high = builder.shl(builder.shl(high, ir.Constant(word, 1)), builder.sub(ir.Constant(word, 63), shift))
+        return builder.or_(builder.lshr(low, shift), high)
+
+    return types.uint64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def packed_bits(typingctx, word, mask):
+    """The bits of a word that stand where those of a mask are set, side by side from the lowest on. uint64."""
+
+    def codegen(context, builder, signature, args):
+        if BMI2:
+            return call(builder, "llvm.x86.bmi.pext.64", _WORD, list(args))
+        word = builder.and_(*args)
+        for step, moved in enumerate(_moves(builder, args[1])):
+            bits = builder.and_(word, moved)
+            word = builder.or_(builder.xor(word, bits), builder.lshr(bits, ir.Constant(_WORD, 1 << step)))
+        return word
+
+    return types.uint64(types.uint64, types.uint64), codegen
+
+
+@intrinsic
+def spread_bits(typingctx, word, mask):
+    """Undo `packed_bits`: the lowest bits of a word to where those of a mask are set. uint64."""
+
+    def codegen(context, builder, signature, args):
+        if BMI2:
+            return call(builder, "llvm.x86.bmi.pdep.64", _WORD, list(args))
+        word = args[0]
+        for step, moved in reversed(list(enumerate(_moves(builder, args[1])))):
+            shifted = builder.shl(word, ir.Constant(_WORD, 1 << step))
+            word = builder.or_(builder.and_(word, builder.not_(moved)), builder.and_(shifted, moved))
+        return builder.and_(word, args[1])
+
+    return types.uint64(types.uint64, types.uint64), codegen
+
+
+def _moves(builder, mask):
+    """Which bits of a mask move by one place, by two, four and so on to 32, so that all lie side by side, in order.
+
+    Each moves by as many places as there are clear bits below it.
+    """
+    clear = builder.shl(builder.not_(mask), ir.Constant(_WORD, 1))
+    for step in range(6):
+        # bits that have an odd number of clear ones below them
+        odd = clear
+        for doubling in range(6):
+            odd = builder.xor(odd, builder.shl(odd, ir.Constant(_WORD, 1 << doubling)))
+        moved = builder.and_(odd, mask)
+        yield moved
+        mask = builder.or_(builder.xor(mask, moved), builder.lshr(moved, ir.Constant(_WORD, 1 << step)))
+        clear = builder.and_(clear, builder.not_(odd))
 
 
 def _word_type(word: types.Type) -> types.Type:

@@ -48,6 +48,17 @@ class DType:
         """Little-endian unsigned integer that carries one element (or, packed, one byte of elements)."""
         return np.dtype(f"<u{max(self.nbits, 8) // 8}")
 
+    @computed_once
+    def kept_bits(self) -> int:
+        """The bits of an element of which +0 and -0.0 have none and every other has some: a number of 64 bits, signed,
+        of which the lowest are meant."""
+        return -1 if not self.negative_zero else self.negative_zero - 1
+
+    @computed_once
+    def negative_zero_word(self) -> int:
+        """`negative_zero` as a number of 64 bits, signed, of which the lowest are meant."""
+        return self.negative_zero - (self.negative_zero >> 63 << 64)
+
     def nbytes(self, elements: int) -> int:
         """Bytes of `elements` consecutive elements. A partly used last byte counts as a whole one."""
         return (elements * self.nbits + 7) // 8

@@ -38,7 +38,7 @@ STOREYS = [
     {"kernels"},
     {"layouts", "codecs"},
     {"shapes", "scales"},
-    {"lazily", "threads", "dtypes", "positions", "bits_of_words", "jit", "jit_cache", "isa", "compiling"},
+    {"lazily", "threads", "dtypes", "positions", "bits_of_words", "llvm", "jit", "jit_cache", "isa", "compiling"},
     {"errors", "limits"},
 ]
 """From the roof to the ground. A module may import from its own storey and from those below."""

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsefmt.dtypes import DType
-from sparsefmt.layouts import fillers, heights
+from sparsefmt.layouts import heights
 from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.entries import Entries
-from sparsefmt.layouts.memory import frozen
+from sparsefmt.layouts.in_rows import in_rows
 from sparsefmt.layouts.sizes import Filling, Stored, stored_by_form
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
@@ -91,17 +91,13 @@ class Rows(ABC):
         """Count nonzeros and negative zeros. One read of the tensor, in parallel."""
         if not self.dtype.prunable or not self.rows * self.cols:
             return Survey(0, 0, Stored(0, 0))
-        from sparsefmt.layouts.jitted import scan
-
         counts, filled = np.empty(self.rows, np.uint32), np.empty(self.rows, np.uint32)
 
         def count(run: tuple[int, int]) -> int:
-            bits = frozen(self.bits(*run))
-            found = np.empty(bits.shape[0], np.int64)
-            negatives = scan.count(bits, bits.dtype.type(self.dtype.negative_zero), found)
-            counts[slice(*run)] = found
-            filled[slice(*run)] = fillers.of_bits(bits, self.dtype)
-            return negatives
+            found = in_rows(self.bits(*run), self.dtype)
+            counts[slice(*run)] = found.counts
+            filled[slice(*run)] = found.fillers
+            return found.negative_zeros
 
         return self._survey_of(counts, filled, sum(in_order(count, list(self.runs(0, self.rows)), threads)))
 

@@ -24,7 +24,7 @@ from sparsefmt.kernels.bitmask import last_columns, mask_of
 from sparsefmt.kernels.expand import COLUMNS
 from sparsefmt.kernels.job import COLS, PIECES, TABLE, field, own, piece
 from sparsefmt.kernels.kinds import WIDTH, summed_kind
-from sparsefmt.kernels.llvm import constant_of, load_as, store_at, stored_type
+from sparsefmt.kernels.llvm import stored_type
 from sparsefmt.kernels.native import call_kernel
 from sparsefmt.kernels.operand import (
     FIRST_ROW,
@@ -38,6 +38,7 @@ from sparsefmt.kernels.operand import (
     WHERE,
 )
 from sparsefmt.kernels.raw_memory import load_u32, load_u64, store_scalar
+from sparsefmt.llvm import constant_of, load_as, store_at
 from sparsefmt.positions.masks import SLICE_ROWS
 
 PANEL = 4

@@ -21,22 +21,11 @@ from numba.extending import intrinsic
 from sparsefmt.isa import ISA
 from sparsefmt.jit import jit
 from sparsefmt.kernels.kinds import F32, WIDTH
-from sparsefmt.kernels.llvm import (
-    I1,
-    I8,
-    I32,
-    call,
-    concatenated,
-    constant_of,
-    fused,
-    lanes_of,
-    load_as,
-    stored_type,
-    widened,
-)
+from sparsefmt.kernels.llvm import fused, stored_type, widened
 from sparsefmt.kernels.permuted_slots import Columns, fma_rows
 from sparsefmt.kernels.simd import Vectors, all_zero, packed, unpacked, zeros
 from sparsefmt.layouts.memory import empty
+from sparsefmt.llvm import I1, I8, I32, call, concatenated, constant_of, lanes_of, load_as
 from sparsefmt.positions.masks import SLICE_ROWS
 
 ENVIRONMENT_VARIABLE = "SPARSEFMT_GATHER"

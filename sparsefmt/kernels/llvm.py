@@ -1,4 +1,4 @@
-"""LLVM pieces, for those who define intrinsics.
+"""LLVM pieces that compute, for those who define intrinsics. What moves bits is in `sparsefmt/llvm.py`.
 
 All but what `expand.py` and `gather.py` add is generic: it becomes AVX-512, AVX2, NEON or scalars, with the same bits
 everywhere, since fma is always fused, with or without an instruction for it. Some is written differently for NEON, of
@@ -10,13 +10,10 @@ Memory is addressed by plain int64 addresses: nothing is checked here.
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
 from sparsefmt.isa import ISA, NEON
 from sparsefmt.kernels.kinds import BF16, DOTS, E4M3, E5M2, F16, F32, F64, INT8, UINT8
-
-I1, I8, I16, I32, I64 = (ir.IntType(nbits) for nbits in (1, 8, 16, 32, 64))
+from sparsefmt.llvm import I8, I16, I32, call, lanes_of
 
 _ELEMENTS = {
     F32: ir.FloatType(),
@@ -29,30 +26,6 @@ _ELEMENTS = {
     E5M2: I8,
     DOTS: I8,
 }
-
-
-def integer(value: int) -> ir.Constant:
-    return ir.Constant(I64, value)
-
-
-def lanes_of(indices: list[int]) -> ir.Constant:
-    """A shuffle."""
-    return ir.Constant(ir.VectorType(I32, len(indices)), indices)
-
-
-def load_as(builder, address, llvm_type, align: int):
-    """What lies at an int64 address."""
-    return builder.load(builder.inttoptr(address, llvm_type.as_pointer()), align=align, typ=llvm_type)
-
-
-def store_at(builder, address, value, align: int) -> None:
-    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=align)
-
-
-def call(builder, name: str, result, arguments: list):
-    """An LLVM intrinsic by its name."""
-    function_type = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
 
 
 def fused(builder, a, b, c):
@@ -143,19 +116,3 @@ def from_upper_bytes(builder, halves, kind: int):
     moved = builder.or_(moved, builder.and_(builder.sext(nan, halves.type), constant(0x7E00)))
     small = widened(builder, moved, F16)
     return builder.fmul(small, ir.Constant(small.type, [256.0] * small.type.count))
-
-
-def constant_of(literal) -> int:
-    """Value of an argument that must be a constant."""
-    if not isinstance(literal, types.Literal):
-        raise TypeError(f"{literal} must be a constant, such as a variable of the kernel's closure")
-    return literal.literal_value
-
-
-def concatenated(builder, vectors: list):
-    """One LLVM vector of the lanes of several."""
-    while len(vectors) > 1:
-        lanes = vectors[0].type.count
-        halves = zip(vectors[::2], vectors[1::2], strict=True)
-        vectors = [builder.shuffle_vector(low, high, lanes_of(list(range(2 * lanes)))) for low, high in halves]
-    return vectors[0]

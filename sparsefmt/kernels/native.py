@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
-from sparsefmt.kernels.llvm import I8, I64
+from sparsefmt.llvm import I8, I64
 
 _SIGNATURE = (types.int64,) * 4
 

@@ -12,24 +12,9 @@ from numba.extending import intrinsic, models, register_model
 
 from sparsefmt.isa import NEON
 from sparsefmt.kernels.kinds import WIDTH
-from sparsefmt.kernels.llvm import (
-    I8,
-    I16,
-    I32,
-    I64,
-    behind,
-    concatenated,
-    constant_of,
-    fused,
-    integer,
-    lanes_of,
-    load_as,
-    opaque,
-    store_at,
-    stored_type,
-    widened,
-)
+from sparsefmt.kernels.llvm import behind, fused, opaque, stored_type, widened
 from sparsefmt.kernels.simd import Vectors, packed, unpacked
+from sparsefmt.llvm import I8, I16, I32, I64, concatenated, constant_of, integer, lanes_of, load_as, store_at
 
 
 def columns_of_slot(builder, address, wide: bool, first: int, rows: int) -> list:

@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from sparsefmt.kernels.llvm import I8, I32, I64, call, constant_of, integer, load_as, store_at
+from sparsefmt.llvm import I8, I32, I64, call, constant_of, integer, load_as, store_at
 
 
 def _scalar_reader(nbits):

@@ -19,23 +19,8 @@ from numba.extending import intrinsic, models, register_model
 
 from sparsefmt.isa import ISA
 from sparsefmt.kernels.kinds import E4M3, E5M2, F64, INT8, UINT8, WIDTH, summed_kind
-from sparsefmt.kernels.llvm import (
-    I1,
-    I8,
-    I16,
-    I32,
-    I64,
-    call,
-    concatenated,
-    constant_of,
-    fused,
-    integer,
-    lanes_of,
-    load_as,
-    store_at,
-    stored_type,
-    widened,
-)
+from sparsefmt.kernels.llvm import fused, stored_type, widened
+from sparsefmt.llvm import I1, I8, I16, I32, I64, call, concatenated, constant_of, integer, lanes_of, load_as, store_at
 
 VECTOR_BYTES = 64 if ISA == "avx512" else 32
 """Bytes of the widest vectors worth using."""

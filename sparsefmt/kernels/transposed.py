@@ -15,23 +15,10 @@ from numba.extending import intrinsic, overload
 from sparsefmt.isa import NEON
 from sparsefmt.jit import jit
 from sparsefmt.kernels.kinds import BF16, F64, ONE_BYTE, WIDTH
-from sparsefmt.kernels.llvm import (
-    I8,
-    I16,
-    I32,
-    behind,
-    concatenated,
-    constant_of,
-    fused,
-    integer,
-    lanes_of,
-    load_as,
-    store_at,
-    stored_type,
-    widened,
-)
+from sparsefmt.kernels.llvm import behind, fused, stored_type, widened
 from sparsefmt.kernels.raw_memory import prefetch, store_scalar
 from sparsefmt.kernels.simd import Vectors, accumulator, broadcast, packed, store, unpacked
+from sparsefmt.llvm import I8, I16, I32, concatenated, constant_of, integer, lanes_of, load_as, store_at
 from sparsefmt.positions.masks import SLICE_ROWS
 
 PIECE = 16

@@ -20,6 +20,7 @@ from sparsefmt.errors import FormatError
 from sparsefmt.layouts import fillers
 from sparsefmt.layouts.contract import Arrays, Layout, expect_at_most, expect_size
 from sparsefmt.layouts.entries import Entries
+from sparsefmt.layouts.in_rows import InRows
 from sparsefmt.layouts.memory import Allocate, frozen, zeros
 from sparsefmt.positions import Positions
 from sparsefmt.positions.masks import SLICE_ROWS, in_slices, mask_bytes, put_slices, room_for_slices, slices_of
@@ -95,11 +96,12 @@ class Bitmask(Layout):
     def fillers(self, tile: Tile) -> np.ndarray:
         return fillers.of_mask(mask_of(tile), tile.rows)
 
-    def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Arrays:
+    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows) -> Arrays:
         from sparsefmt.layouts.jitted import bitmask as jitted
+        from sparsefmt.layouts.jitted.registers import compressing
 
-        arrays, mask = self.allocate(counts, dtype, bits.shape[1])
-        jitted.from_dense(frozen(bits), bits.dtype.type(dtype.negative_zero), mask, arrays["values"])
+        arrays, mask = self.allocate(found.counts, dtype, bits.shape[1])
+        jitted.from_dense(frozen(bits), dtype.kept_bits, mask, arrays["values"], compressing(bits))
         put_slices(mask, bits.shape[0], arrays["mask"])
         return arrays
 
@@ -120,9 +122,11 @@ class Bitmask(Layout):
 
     def to_dense(self, tile: Tile, begin: int, end: int) -> np.ndarray:
         from sparsefmt.layouts.jitted import bitmask as jitted
+        from sparsefmt.layouts.jitted.registers import expanding
 
         bits = np.zeros((end - begin, tile.cols), tile.dtype.bits_dtype)
-        jitted.to_dense(mask_of(tile), frozen(tile["slice_offsets"]), frozen(tile["values"]), begin, end, bits)
+        arrays = frozen(tile["slice_offsets"]), frozen(tile["values"])
+        jitted.to_dense(mask_of(tile), *arrays, begin, 0, bits, expanding(bits))
         return bits
 
     def from_entries(self, entries: Entries, dtype: DType, shape: tuple[int, int], zeros: Allocate = zeros) -> Arrays:

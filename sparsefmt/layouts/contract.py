@@ -28,6 +28,7 @@ import numpy as np
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts.entries import Entries
+from sparsefmt.layouts.in_rows import InRows
 from sparsefmt.layouts.memory import Allocate, zeros
 from sparsefmt.positions import Positions
 
@@ -100,8 +101,8 @@ class Layout(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Arrays:
-        """Lay out dense `bits` (rows, cols), unsigned integers of the element width; `counts`: nonzeros of each row."""
+    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows) -> Arrays:
+        """Lay out dense `bits` (rows, cols), unsigned integers of the element width; `found`: what is in them."""
 
     @abstractmethod
     def to_dense(self, tile: Tile, begin: int, end: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from sparsefmt import dtypes
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts.contract import Arrays, Layout, expect_size
+from sparsefmt.layouts.in_rows import InRows
 from sparsefmt.layouts.memory import padded_copy
 from sparsefmt.positions import Positions
 
@@ -44,7 +45,7 @@ class Dense(Layout):
         if unused and values[-1] >> (8 - unused):
             raise FormatError("values-padding", "unused bits of the last byte are not zero")
 
-    def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Arrays:
+    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows) -> Arrays:
         return {"values": padded_copy(dtypes.pack(bits, dtype) if dtype.packed else bits.reshape(-1))}
 
     def to_dense(self, tile: Tile, begin: int, end: int) -> np.ndarray:

@@ -1,10 +1,12 @@
-"""Counts the fillers that rows have in layout `permuted` with gaps (`gaps.py`), before anything is laid out so."""
+"""Counts the fillers that rows have in layout `permuted` with gaps (`gaps.py`), before anything is laid out so.
+
+Those of dense rows are counted by `in_rows.py`.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from sparsefmt.dtypes import DType
 from sparsefmt.layouts.memory import frozen
 
 MAX_GAP = 255
@@ -28,16 +30,6 @@ class FillerCount:
 
         if self._last.size:
             jitted.of_entries(frozen(rows), frozen(columns), self._last, self.found)
-
-
-def of_bits(bits: np.ndarray, dtype: DType) -> np.ndarray:
-    """Those of rows of dense bits (rows, cols): int64 (rows,). One read of the bits, at about memory speed."""
-    from sparsefmt.layouts.jitted import fillers as jitted
-
-    counts = np.zeros(bits.shape[0], np.int64)
-    if bits.shape[1] > MAX_GAP + 1:
-        jitted.of_bits(frozen(bits), ~bits.dtype.type(dtype.negative_zero), counts)
-    return counts
 
 
 def of_mask(mask: np.ndarray, rows: int) -> np.ndarray:

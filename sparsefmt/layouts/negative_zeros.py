@@ -34,7 +34,7 @@ def from_dense(bits: np.ndarray, dtype: DType, pruned: int) -> np.ndarray:
     from sparsefmt.layouts.jitted import scan
 
     array = none(pruned)
-    scan.mark_negative_zeros(frozen(bits), bits.dtype.type(dtype.negative_zero), array)
+    scan.mark_negative_zeros(frozen(bits), dtype.kept_bits, dtype.negative_zero_word, array)
     return array
 
 
@@ -49,7 +49,7 @@ def restore(bits: np.ndarray, array: np.ndarray, dtype: DType, first_pruned: int
     """Set -0.0 in dense `bits`, whose first zero is pruned position number `first_pruned` of its tile."""
     from sparsefmt.layouts.jitted import scan
 
-    scan.restore_negative_zeros(bits, bits.dtype.type(dtype.negative_zero), frozen(array), first_pruned)
+    scan.restore_negative_zeros(bits, dtype.kept_bits, dtype.negative_zero_word, frozen(array), first_pruned)
 
 
 def check(array: np.ndarray, pruned: int) -> None:

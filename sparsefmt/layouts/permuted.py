@@ -29,6 +29,7 @@ from sparsefmt.layouts import fillers
 from sparsefmt.layouts.contract import Arrays, Layout, expect_at_most, expect_size
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.fillers import FillerCount
+from sparsefmt.layouts.in_rows import InRows
 from sparsefmt.layouts.memory import Allocate, frozen, zeros
 from sparsefmt.positions.masks import SLICE_ROWS, slices_of
 
@@ -127,18 +128,20 @@ class Permuted(Layout):
         arrays["row_permutation"][:] = order
         return arrays
 
-    def from_dense(self, bits: np.ndarray, dtype: DType, counts: np.ndarray) -> Arrays:
+    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows) -> Arrays:
         from sparsefmt.layouts.jitted import permuted as jitted
+        from sparsefmt.layouts.jitted.registers import compressing, places
 
-        if self.has_fillers:
-            counts = counts + fillers.of_bits(bits, dtype)
+        counts = found.counts + found.fillers if self.has_fillers else found.counts
         arrays = self.allocate(counts, dtype, bits.shape[1])
         jitted.from_dense(
             frozen(bits),
-            bits.dtype.type(dtype.negative_zero),
+            dtype.kept_bits,
             frozen(arrays["row_permutation"]),
+            frozen(arrays["row_counts"]),
             frozen(arrays["slice_offsets"]),
             *self.slots(arrays),
+            (compressing(bits), places()),
         )
         return arrays
 

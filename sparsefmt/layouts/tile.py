@@ -14,9 +14,13 @@ from sparsefmt.dtypes import DType
 from sparsefmt.layouts import negative_zeros, relayout
 from sparsefmt.layouts.contract import Arrays, Layout
 from sparsefmt.layouts.entries import Entries
+from sparsefmt.layouts.in_rows import InRows, in_rows
 from sparsefmt.layouts.memory import Allocate, frozen, zeros
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.positions import Positions
+
+_NOTHING = InRows(np.empty(0, np.int64), np.empty(0, np.int64), 0)
+"""Of rows that nobody looks at: those of layout `dense`."""
 
 
 class Tile:
@@ -51,15 +55,10 @@ class Tile:
     def from_dense(cls, layout: Layout, bits: np.ndarray, dtype: DType) -> Tile:
         """Lay out dense `bits` (rows, cols), unsigned integers of the element width. Two reads of them."""
         rows, cols = bits.shape
-        if not layout.sparse:
-            return cls(layout, dtype, (rows, cols), layout.from_dense(bits, dtype, np.empty(0, np.int64))).frozen()
-        from sparsefmt.layouts.jitted import scan
-
-        counts = np.empty(rows, np.int64)
-        negatives = scan.count(frozen(bits), bits.dtype.type(dtype.negative_zero), counts)
-        tile = cls(layout, dtype, (rows, cols), layout.from_dense(bits, dtype, counts))
-        if negatives:
-            tile.negative_zeros = negative_zeros.from_dense(bits, dtype, bits.size - int(counts.sum()))
+        found = in_rows(bits, dtype) if layout.sparse else _NOTHING
+        tile = cls(layout, dtype, (rows, cols), layout.from_dense(bits, dtype, found))
+        if found.negative_zeros:
+            tile.negative_zeros = negative_zeros.from_dense(bits, dtype, bits.size - int(found.counts.sum()))
         return tile.frozen()
 
     @classmethod

@@ -1,7 +1,7 @@
 """Passes of layout `bitmask`. Masks are seen as `positions.masks` gives them: (slices, cols).
 
 Dense rows lie far apart, often a power of two, so that sixteen of them share a few lines of the cache. So passes go
-through a block of columns at a time, in a scratch of a few KiB.
+through a block of columns at a time, in a scratch of a few KiB, where it is turned over: rows to columns, or back.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import numpy as np
 
 from sparsefmt.bits_of_words import four_of, lowest_bit, popcount
 from sparsefmt.jit import jit
+from sparsefmt.layouts.jitted.registers import SHUFFLES, address_of, clear, compress, copy, expand, nonzero, turn
 from sparsefmt.positions.jitted.masks import last_columns
 
 OK, MASK_PADDING, SLICE_OFFSETS, STORED_ZERO = range(4)
@@ -17,76 +18,145 @@ OK, MASK_PADDING, SLICE_OFFSETS, STORED_ZERO = range(4)
 BLOCK = 64
 """Columns that are turned over at once."""
 
+FEW = 32 if SHUFFLES else 16 * BLOCK + 1
+"""With fewer elements than so many times their width, a block is filled one by one."""
+
 ZERO, ONE, FOUR, LANE = (np.uint64(number) for number in (0, 1, 4, 15))
 
 
 @jit
-def from_dense(bits: np.ndarray, negative_zero: int, mask: np.ndarray, values: np.ndarray) -> None:
-    """Fill `mask` and `values` (nnz,) from `bits` (rows, cols)."""
+def _take_block(bits, first, height, begin, block):
+    """Copy rows and columns of `bits` to `block`, (16, BLOCK). What does not exist of it is 0 afterwards."""
+    cols, width = bits.shape[1], bits.itemsize
+    if height == 16 and begin + BLOCK <= cols:
+        source, target = address_of(bits) + (first * cols + begin) * width, address_of(block)
+        for lane in range(16):
+            copy(source + lane * cols * width, target + lane * BLOCK * width, BLOCK, bits)
+        return
+    block[:] = 0
+    for lane in range(height):
+        for col in range(min(BLOCK, cols - begin)):
+            block[lane, col] = bits[first + lane, begin + col]
+
+
+@jit
+def _turn_block(rows, columns):
+    """Turn `rows` (16, BLOCK) over to `columns` (BLOCK, 16)."""
+    width, lanes = rows.itemsize, 16 // rows.itemsize
+    source, target = address_of(rows), address_of(columns)
+    for begin in range(0, BLOCK, lanes):
+        for lane in range(0, 16, lanes):
+            at = source + (lane * BLOCK + begin) * width
+            turn(at, BLOCK * width, target + (begin * 16 + lane) * width, 16 * width, rows)
+
+
+@jit
+def _turn_back(columns, rows):
+    """Undo `_turn_block`."""
+    width, lanes = rows.itemsize, 16 // rows.itemsize
+    source, target = address_of(columns), address_of(rows)
+    for begin in range(0, BLOCK, lanes):
+        for lane in range(0, 16, lanes):
+            at = source + (begin * 16 + lane) * width
+            turn(at, 16 * width, target + (lane * BLOCK + begin) * width, BLOCK * width, rows)
+
+
+@jit
+def from_dense(bits: np.ndarray, kept: int, mask: np.ndarray, values: np.ndarray, table: np.ndarray) -> None:
+    """Fill `mask` and `values` (nnz,) from `bits` (rows, cols). Writes to the bytes behind `values`, and zeroes them.
+
+    kept: the bits of an element of which zeros have none. table: `registers.compressing`.
+    """
     rows, cols = bits.shape
-    # rows that do not exist stay 0
-    block = np.zeros((16, BLOCK), bits.dtype)
-    stored, size = np.uint64(0), np.uint64(values.shape[0])
+    block, columns = np.zeros((16, BLOCK), bits.dtype), np.zeros((BLOCK, 16), bits.dtype)
+    out, shuffles, column, width = address_of(values), address_of(table), address_of(columns), bits.itemsize
     for slice_ in range(mask.shape[0]):
-        first, height = 16 * slice_, min(16, rows - 16 * slice_)
-        if height < 16:
-            block[:] = 0
+        first = 16 * slice_
         for begin in range(0, cols, BLOCK):
-            width = min(BLOCK, cols - begin)
-            for lane in range(height):
-                row, copy = bits[first + lane], block[lane]
-                for col in range(np.uint64(width)):
-                    copy[col] = row[np.uint64(begin) + col]
-            for col in range(np.uint64(width)):
-                word = np.uint64(0)
-                if stored + np.uint64(16) <= size:
-                    # every element is stored, and overwritten by the next if it was zero: no branch to mispredict
-                    for lane in range(16):
-                        value = block[np.uint64(lane), col]
-                        keep = np.uint64((value != 0) & (value != negative_zero))
-                        values[stored] = value
-                        stored += keep
-                        word |= keep << np.uint64(lane)
-                else:
-                    # near the end of `values`, where there may be no room for a zero
-                    for lane in range(16):
-                        value = block[np.uint64(lane), col]
-                        if value != 0 and value != negative_zero:
-                            values[stored] = value
-                            stored += ONE
-                            word |= ONE << np.uint64(lane)
-                mask[np.uint64(slice_), np.uint64(begin) + col] = word
+            _take_block(bits, first, min(16, rows - first), begin, block)
+            _turn_block(block, columns)
+            for col in range(min(BLOCK, cols - begin)):
+                at = column + col * 16 * width
+                word = nonzero(at, 16, kept, bits)
+                mask[slice_, begin + col] = word
+                out = compress(at, word, 16, out, shuffles, bits)
+    clear(out)
+
+
+@jit
+def _stored(columns, begin, end):
+    """Stored elements in columns `begin` to `end` of a slice."""
+    stored, whole = 0, begin + ((end - begin) & -4)
+    for col in range(begin, whole, 4):
+        stored += popcount(four_of(columns, col))
+    for col in range(whole, end):
+        stored += popcount(np.int64(columns[col]))
+    return stored
+
+
+@jit
+def _scatter(present, begin, count, values, stored, rows):
+    """Put the elements of `count` columns from `begin` on to where their bits are in `rows` (16, columns)."""
+    rows[:] = 0
+    at, whole = np.uint64(stored), count & -4
+    for col in range(0, count, 4):
+        if col < whole:
+            word = four_of(present, begin + col)
+        else:
+            word = ZERO
+            for last in range(col, count):
+                word |= np.uint64(present[begin + last]) << np.uint64(16 * (last - col))
+        while word != ZERO:
+            bit = np.uint64(lowest_bit(word))
+            rows[bit & LANE, np.uint64(col) + (bit >> FOUR)] = values[at]
+            at += ONE
+            word &= word - ONE
 
 
 @jit
 def to_dense(
-    mask: np.ndarray, slice_offsets: np.ndarray, values: np.ndarray, begin: int, end: int, bits: np.ndarray
+    mask: np.ndarray,
+    slice_offsets: np.ndarray,
+    values: np.ndarray,
+    begin: int,
+    first_col: int,
+    bits: np.ndarray,
+    table: np.ndarray,
 ) -> None:
-    """Fill zeroed `bits` (end - begin, cols) with rows `begin` to `end`. Blocks without a bit are not written to."""
-    cols, whole = mask.shape[1], mask.shape[1] & -4
-    block = np.zeros((16, BLOCK), values.dtype)
+    """Fill zeroed `bits` with rows from `begin` on, and columns from `first_col` on, as many as it has.
+
+    Blocks without a bit are not written to. table: `registers.expanding`.
+    """
+    end, cols = begin + bits.shape[0], bits.shape[1]
+    rows, columns = np.zeros((16, BLOCK), values.dtype), np.zeros((BLOCK, 16), values.dtype)
+    shuffles, block, column, width = address_of(table), address_of(rows), address_of(columns), values.itemsize
     for slice_ in range(begin // 16, (end + 15) // 16):
-        columns, stored = mask[slice_], np.uint64(slice_offsets[slice_])
-        last_ones = last_columns(columns)
+        present = mask[slice_]
         first, last = max(begin - 16 * slice_, 0), min(end - 16 * slice_, 16)
-        for first_col in range(0, cols, BLOCK):
-            width, every = min(BLOCK, cols - first_col), ZERO
-            for col in range(0, width, 4):
-                every |= four_of(columns, first_col + col) if first_col + col < whole else last_ones
-            if every == ZERO:
+        stored = np.int64(slice_offsets[slice_]) + _stored(present, 0, first_col)
+        for from_col in range(0, cols, BLOCK):
+            count, at = min(BLOCK, cols - from_col), first_col + from_col
+            here = _stored(present, at, at + count)
+            if here == 0:
                 continue
-            block[:] = 0
-            for col in range(0, width, 4):
-                word = four_of(columns, first_col + col) if first_col + col < whole else last_ones
-                while word != ZERO:
-                    bit = np.uint64(lowest_bit(word))
-                    block[bit & LANE, np.uint64(col) + (bit >> FOUR)] = values[stored]
-                    stored += ONE
-                    word &= word - ONE
+            if here < FEW * width:
+                _scatter(present, at, count, values, stored, rows)
+            else:
+                source = address_of(values) + stored * width
+                for col in range(count):
+                    word = np.int64(present[at + col])
+                    source = expand(source, word, 16, column + col * 16 * width, shuffles, values)
+                _turn_back(columns, rows)
+            stored += here
+            out = address_of(bits) + ((16 * slice_ + first - begin) * cols + from_col) * width
             for lane in range(first, last):
-                out, row = bits[16 * slice_ + lane - begin], block[lane]
-                for col in range(np.uint64(width)):
-                    out[np.uint64(first_col) + col] = row[col]
+                if count == BLOCK:
+                    copy(block + lane * BLOCK * width, out, BLOCK, values)
+                else:
+                    row = rows[lane]
+                    for col in range(count):
+                        bits[16 * slice_ + lane - begin, from_col + col] = row[col]
+                out += cols * width
 
 
 @jit

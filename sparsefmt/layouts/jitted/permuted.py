@@ -11,6 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from sparsefmt.jit import jit
+from sparsefmt.layouts.jitted.registers import address_of, compress, compress_columns, nonzero, turn
 
 OK, PERMUTATION, ROW_COUNTS, SLICE_OFFSETS, COLUMN_RANGE, COLUMN_ORDER, STORED_ZERO, SLOT_PADDING = range(8)
 
@@ -50,23 +51,99 @@ def _column(where, slot, lane, last):
 
 
 @jit
-def from_dense(
-    bits: np.ndarray,
-    negative_zero: int,
-    row_permutation: np.ndarray,
-    slice_offsets: np.ndarray,
-    values: np.ndarray,
-    where: np.ndarray,
-) -> None:
-    """Fill zeroed `values` and `where` (slots, 16) from `bits` (rows, cols)."""
-    for position in range(row_permutation.shape[0]):
-        row = np.int64(row_permutation[position])
-        slot, last = np.int64(slice_offsets[position >> 4]), 0
-        for col in range(bits.shape[1]):
-            value = bits[row, col]
-            if value != 0 and value != negative_zero:
-                slot = _put(values, where, slot, position & 15, last, col, value)
-                last = col
+def _pack_row(bits, row, kept, values, columns, tables):
+    """Nonzeros of a row side by side in `values`, and their columns in `columns`, uint32; returns how many there are.
+
+    Writes up to 32 bytes more than these take. tables: `registers.compressing` and `registers.places`.
+    """
+    cols, width = bits.shape[1], bits.itemsize
+    source, out, out_columns = address_of(bits) + row * cols * width, address_of(values), address_of(columns)
+    shuffles, places = address_of(tables[0]), address_of(tables[1])
+    whole = cols & -64
+    for column in range(0, whole, 64):
+        word = nonzero(source + column * width, 64, kept, bits)
+        if word == 0:
+            continue
+        for group in range(0, 64, 8):
+            of_group = (word >> group) & 255
+            out = compress(source + (column + group) * width, of_group, 8, out, shuffles, bits)
+            out_columns = compress_columns(of_group, column + group, out_columns, places)
+    stored = (out - address_of(values)) // width
+    for column in range(whole, cols):
+        if np.int64(bits[row, column]) & kept:
+            values[stored] = bits[row, column]
+            columns[stored] = column
+            stored += 1
+    return stored
+
+
+@jit
+def _place_row(columns, stored, values, where, entries):
+    """Fill `where` from the `stored` columns of a row; with gaps, `values` are moved apart for fillers, too."""
+    if not _are_gaps(where):
+        for entry in range(np.uint64(stored)):
+            where[entry] = columns[entry]
+    elif stored == entries:
+        # the first counts from column 0
+        if stored:
+            where[0] = columns[0]
+        for entry in range(np.uint64(1), np.uint64(stored)):
+            where[entry] = columns[entry] - columns[entry - np.uint64(1)]
+    else:
+        # from the end: what a value is moved to, or fillers, is behind those that have not been moved
+        slot = entries - 1
+        for entry in range(stored - 1, -1, -1):
+            distance = np.int64(columns[entry]) - (np.int64(columns[entry - 1]) if entry else 0)
+            fillers = (distance - 1) // 255 if distance > 255 else 0
+            values[slot], where[slot] = values[entry], distance - 255 * fillers
+            slot -= 1
+            for _ in range(fillers):
+                values[slot], where[slot] = 0, 255
+                slot -= 1
+
+
+@jit
+def _turn_rows(rows, slots, out, first_slot, block):
+    """Turn sixteen rows, of `slots` entries, over to slots of `out` (slots, 16). block: (16, 16)."""
+    width, lanes = rows.itemsize, 16 // rows.itemsize
+    source, room = address_of(rows), rows.shape[1]
+    for slot in range(0, slots, lanes):
+        fits = slot + lanes <= slots
+        target = address_of(out) + (first_slot + slot) * 16 * width if fits else address_of(block)
+        for lane in range(0, 16, lanes):
+            turn(source + (lane * room + slot) * width, room * width, target + lane * width, 16 * width, rows)
+        if not fits:
+            for last in range(slots - slot):
+                out[first_slot + slot + last] = block[last]
+
+
+@jit
+def from_dense(bits, kept, row_permutation, row_counts, slice_offsets, values, where, tables) -> None:
+    """Fill `values` and `where` (slots, 16) from `bits` (rows, cols).
+
+    kept: the bits of an element of which zeros have none. tables: as in `_pack_row`.
+    """
+    rows, most = bits.shape[0], np.int64(row_counts[0]) if row_counts.shape[0] else 0
+    # rows of a line more than a power of two do not share lines of the cache
+    room = ((most + 79) & -64) + 64
+    packed, places = np.empty((16, room), bits.dtype), np.empty((16, room), where.dtype)
+    columns, block = np.empty(room, np.uint32), np.empty((16, 16), bits.dtype)
+    block_of_places = np.empty((16, 16), where.dtype)
+    for slice_ in range(slice_offsets.shape[0] - 1):
+        first = np.int64(slice_offsets[slice_])
+        slots = np.int64(slice_offsets[slice_ + 1]) - first
+        whole = (slots + 15) & -16
+        for lane in range(16):
+            position, entries = 16 * slice_ + lane, 0
+            if position < rows:
+                entries = np.int64(row_counts[position])
+                row = np.int64(row_permutation[position])
+                stored = _pack_row(bits, row, kept, packed[lane], columns, tables)
+                _place_row(columns, stored, packed[lane], places[lane], entries)
+            packed[lane, entries:whole] = 0
+            places[lane, entries:whole] = 0
+        _turn_rows(packed, slots, values, first, block)
+        _turn_rows(places, slots, where, first, block_of_places)
 
 
 @jit
