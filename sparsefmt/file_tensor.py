@@ -111,7 +111,7 @@ class FileTensor:
         def fill(tile: Tile, number: int) -> None:
             first, last = entry.tile_range(number)
             for begin, end in slicing.runs(0, last - first, entry.cols):
-                bits[first + begin : first + end] = tile.to_dense(begin, end)
+                tile.fill(begin, 0, bits[first + begin : first + end])
 
         # iterating also verifies what the index says about all tiles together
         for _ in self._reader.each_tile(entry, fill, self._threads):

@@ -45,23 +45,35 @@ class Tiles(NamedTuple):
             wanted: numbers of rows.
 
         Raises:
-            LimitError: whole rows, which are expanded and then cut, exceed the budget, or memory.
+            LimitError: the rows, with all columns between the first and the last that are wanted, exceed the budget, or
+                memory.
         """
         dtype, tile_rows, all_cols = self.tiling.dtype, self.tiling.tile_rows, self.tiling.cols
-        self.budget.ask(len(wanted) * all_cols * dtype.numpy.itemsize, self.name)
-        out = dense_array(len(wanted), len(range(*cols.indices(all_cols))), dtype)
+        wanted_cols = range(*cols.indices(all_cols))
+        ends = (wanted_cols[0], wanted_cols[-1]) if wanted_cols else (0, -1)
+        first_col, width = min(ends), max(ends) - min(ends) + 1
+        # of the columns that are expanded
+        cut = slice(None) if wanted_cols.step == 1 else slice(wanted_cols.start - first_col, None, wanted_cols.step)
+        self.budget.ask(len(wanted) * width * dtype.numpy.itemsize, self.name)
+        out = dense_array(len(wanted), len(wanted_cols), dtype)
         if not out.size:
             return out.view(dtype.numpy)
 
         def fill(piece: _Piece) -> None:
             tile = self.get_tile(piece.tile)
             for begin, end, target in piece.runs:
-                for first, last in runs(begin, end, all_cols):
-                    bits = tile.to_dense(first, last)[:, cols]
+                for first, last in runs(begin, end, width):
                     if isinstance(target, slice):
-                        out[target][first - begin : last - begin] = bits
+                        place = out[target][first - begin : last - begin]
+                        if wanted_cols.step == 1 and place.flags.c_contiguous:
+                            tile.fill(first, first_col, place)
+                            continue
+                    bits = np.zeros((last - first, width), out.dtype)
+                    tile.fill(first, first_col, bits)
+                    if isinstance(target, slice):
+                        place[:] = bits[:, cut]
                     else:
-                        out[target[first - begin : last - begin]] = bits
+                        out[target[first - begin : last - begin]] = bits[:, cut]
 
         for _ in in_order(fill, _pieces(wanted, tile_rows), threads):
             pass

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sparsefmt.errors import SparsefmtError
+from sparsefmt.layouts.memory import frozen, padded_copy
 
 WORTH_LEAVING = 1 << 15
 """Bytes of a tensor's signs from which on they are left in the file. That keeps it open as long as the tensor."""
@@ -33,10 +34,11 @@ class Signs(ABC):
 
 
 class HeldSigns(Signs):
-    """Signs in memory."""
+    """Signs in memory: copies of those given."""
 
     def __init__(self, tiles: list[np.ndarray]) -> None:
-        self._tiles = tiles
+        # what restores signs reads some bytes beyond the end of an array
+        self._tiles = [frozen(padded_copy(tile)) for tile in tiles]
 
     def tile(self, number: int) -> np.ndarray:
         return self._tiles[number]

@@ -120,14 +120,12 @@ class Bitmask(Layout):
         values = zeros(int(slice_offsets[-1]), dtype.bits_dtype)
         return {"mask": raw, "slice_offsets": slice_offsets, "values": values}, mask
 
-    def to_dense(self, tile: Tile, begin: int, end: int) -> np.ndarray:
+    def fill(self, tile: Tile, begin: int, first_col: int, bits: np.ndarray) -> None:
         from sparsefmt.layouts.jitted import bitmask as jitted
         from sparsefmt.layouts.jitted.registers import expanding
 
-        bits = np.zeros((end - begin, tile.cols), tile.dtype.bits_dtype)
         arrays = frozen(tile["slice_offsets"]), frozen(tile["values"])
-        jitted.to_dense(mask_of(tile), *arrays, begin, 0, bits, expanding(bits))
-        return bits
+        jitted.to_dense(mask_of(tile), *arrays, begin, first_col, bits, expanding(bits))
 
     def from_entries(self, entries: Entries, dtype: DType, shape: tuple[int, int], zeros: Allocate = zeros) -> Arrays:
         from sparsefmt.positions.jitted import masks as jitted

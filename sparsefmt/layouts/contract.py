@@ -6,7 +6,7 @@ consecutive rows of its matrix view; a layout knows one tile at a time and nothi
 The rules every layout keeps:
 
 1. For a given tile of dense bits there is exactly one set of arrays. `from_dense` makes it; `check` accepts no other.
-2. `to_dense(from_dense(bits))` is `bits`, except that a sparse layout prunes -0.0 like +0.0. The tile keeps the sign,
+2. `fill` undoes `from_dense`, except that a sparse layout prunes -0.0 like +0.0. The tile keeps the sign,
    in the same way for every sparse layout (see `tile.py`): layouts know nothing of it.
 3. `check_sizes` runs before anything is allocated and imports no numba; `check` runs before a kernel sees arrays from
    a file. Both raise FormatError.
@@ -105,8 +105,9 @@ class Layout(ABC):
         """Lay out dense `bits` (rows, cols), unsigned integers of the element width; `found`: what is in them."""
 
     @abstractmethod
-    def to_dense(self, tile: Tile, begin: int, end: int) -> np.ndarray:
-        """Dense bits (end - begin, cols) of rows `begin` to `end` of a checked tile."""
+    def fill(self, tile: Tile, begin: int, first_col: int, bits: np.ndarray) -> None:
+        """Fill zeroed dense `bits`, C-contiguous, from a checked tile: with rows from `begin` on and columns from
+        `first_col` on, as many as `bits` has."""
 
     def from_entries(self, entries: Entries, dtype: DType, shape: tuple[int, int], zeros: Allocate = zeros) -> Arrays:
         """The arrays of a sparse layout for rows and columns `shape` whose other elements are zero.

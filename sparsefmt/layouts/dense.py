@@ -48,8 +48,9 @@ class Dense(Layout):
     def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows) -> Arrays:
         return {"values": padded_copy(dtypes.pack(bits, dtype) if dtype.packed else bits.reshape(-1))}
 
-    def to_dense(self, tile: Tile, begin: int, end: int) -> np.ndarray:
+    def fill(self, tile: Tile, begin: int, first_col: int, bits: np.ndarray) -> None:
         values, dtype, cols = tile["values"], tile.dtype, tile.cols
         if dtype.packed:
             values = dtypes.unpack(values, dtype, values.size * 8 // dtype.nbits)
-        return values[begin * cols : end * cols].reshape(end - begin, cols)
+        end = begin + bits.shape[0]
+        bits[:] = values[begin * cols : end * cols].reshape(-1, cols)[:, first_col : first_col + bits.shape[1]]

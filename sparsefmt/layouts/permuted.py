@@ -145,12 +145,10 @@ class Permuted(Layout):
         )
         return arrays
 
-    def to_dense(self, tile: Tile, begin: int, end: int) -> np.ndarray:
+    def fill(self, tile: Tile, begin: int, first_col: int, bits: np.ndarray) -> None:
         from sparsefmt.layouts.jitted import permuted as jitted
 
-        bits = np.zeros((end - begin, tile.cols), tile.dtype.bits_dtype)
-        jitted.to_dense(*slot_arrays(tile), begin, end, bits)
-        return bits
+        jitted.to_dense(*slot_arrays(tile), begin, first_col, bits)
 
     def from_entries(self, entries: Entries, dtype: DType, shape: tuple[int, int], zeros: Allocate = zeros) -> Arrays:
         from sparsefmt.layouts.jitted import permuted as jitted

@@ -167,11 +167,28 @@ class Tile:
 
     def to_dense(self, begin: int, end: int) -> np.ndarray:
         """Dense bits (end - begin, cols) of rows `begin` to `end`, to the bit what was laid out."""
-        bits = self.layout.to_dense(self, begin, end)
-        if self.negative_zeros is not None:
-            before = begin * self.cols - self.layout.nnz_before(self, begin)
-            negative_zeros.restore(bits, self.negative_zeros, self.dtype, before)
+        bits = np.zeros((end - begin, self.cols), self.dtype.bits_dtype)
+        self.fill(begin, 0, bits)
         return bits
+
+    def fill(self, begin: int, first_col: int, bits: np.ndarray) -> None:
+        """Fill zeroed dense `bits`, C-contiguous, with rows from `begin` on and columns from `first_col` on, as many as
+        it has, to the bit what was laid out.
+
+        Cost: O(elements of `bits`), beside finding them: in `permuted`, the entries of those rows before them. With
+        `negative_zeros`, all columns of the rows.
+        """
+        if self.negative_zeros is None:
+            self.layout.fill(self, begin, first_col, bits)
+            return
+        rows, cols = bits.shape
+        # where a sign is depends on all zeros before it, row by row
+        whole = bits if cols == self.cols else np.zeros((rows, self.cols), bits.dtype)
+        self.layout.fill(self, begin, 0, whole)
+        before = begin * self.cols - self.layout.nnz_before(self, begin)
+        negative_zeros.restore(whole, self.negative_zeros, self.dtype, before)
+        if whole is not bits:
+            bits[:] = whole[:, first_col : first_col + cols]
 
     def entries(self) -> Entries:
         """The stored values of a sparse layout, and where they are. Negative zeros are not among them."""

@@ -11,6 +11,7 @@ of them. Nobody may write to it: the pages of a mapped file are read-only.
 from __future__ import annotations
 
 import ctypes
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -114,16 +115,14 @@ def signs_of(tensor: SparseTensor, signs: torch.Tensor) -> Signs:
     Raises:
         FormatError: they are not.
     """
-    memory = np.array(signs.detach().cpu().numpy())
-    tiles, begin = [], 0
-    for tile in tensor.operand().tiles:
-        size = tile.sign_nbytes
-        tiles.append(frozen(memory[begin : begin + size]))
-        tile.with_negative_zeros(tiles[-1]).check_negative_zeros()
-        begin += size
-    if memory.dtype != np.uint8 or begin != memory.size:
-        raise FormatError("weight-table", f"signs of zeros take {memory.size:,} bytes, and not {begin:,}")
-    return HeldSigns(tiles)
+    memory, tiles = signs.detach().cpu().numpy(), tensor.operand().tiles
+    ends = np.cumsum([0, *(tile.sign_nbytes for tile in tiles)]).tolist()
+    if memory.dtype != np.uint8 or ends[-1] != memory.size:
+        raise FormatError("weight-table", f"signs of zeros take {memory.size:,} bytes, and not {ends[-1]:,}")
+    held = HeldSigns([memory[begin:end] for begin, end in pairwise(ends)])
+    for number, tile in enumerate(tiles):
+        tile.with_negative_zeros(held.tile(number)).check_negative_zeros()
+    return held
 
 
 def memory_of(arrays: torch.Tensor) -> np.ndarray:

@@ -199,3 +199,20 @@ def test_column_numbers():
         kept = [70_000 + column for column in range(8) if bits >> column & 1]
         assert column_numbers(bits, 70_000, out, places()) == len(kept)
         assert out[: len(kept)].tolist() == kept
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["F8_E4M3", "BF16", "F32", "I64"])
+def test_parts_of_rows(form, name):
+    """Any columns of any rows, with and without signs of zeros before them."""
+    dtype, shape = DTYPES[name], (35, 300)
+    rng = np.random.default_rng(4)
+    for zeros in (0.0, 0.5, 0.97):
+        bits = bits_of(7, shape, zeros, dtype)
+        tile = Tile.from_dense(FORMS[form], bits, dtype)
+        assert zeros == 0.0 or (tile.negative_zeros is None) == (not dtype.negative_zero or form == "dense")
+        for _ in range(20):
+            begin, first_col = int(rng.integers(35)), int(rng.integers(300))
+            part = np.zeros((int(rng.integers(1, 36 - begin)), int(rng.integers(1, 301 - first_col))), bits.dtype)
+            tile.fill(begin, first_col, part)
+            assert np.array_equal(part, bits[begin:, first_col:][: part.shape[0], : part.shape[1]])

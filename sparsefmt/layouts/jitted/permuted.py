@@ -154,18 +154,22 @@ def to_dense(
     row_counts: np.ndarray,
     slice_offsets: np.ndarray,
     begin: int,
-    end: int,
+    first_col: int,
     bits: np.ndarray,
 ) -> None:
-    """Scatter rows `begin` to `end` into zeroed `bits` (end - begin, cols)."""
+    """Fill zeroed `bits` with rows from `begin` on, and columns from `first_col` on, as many as it has."""
+    end, cols = begin + bits.shape[0], bits.shape[1]
     for position in range(row_permutation.shape[0]):
         row = np.int64(row_permutation[position])
         if begin <= row < end:
-            slot, col = np.int64(slice_offsets[position >> 4]), 0
+            slot, col, out = np.int64(slice_offsets[position >> 4]), 0, bits[row - begin]
             for _ in range(np.int64(row_counts[position])):
                 col = _column(where, slot, position & 15, col)
                 # fillers are zeros between two elements
-                bits[row - begin, col] = values[slot, position & 15]
+                if np.uint64(col - first_col) < np.uint64(cols):
+                    out[col - first_col] = values[slot, position & 15]
+                elif col >= first_col + cols:
+                    break
                 slot += 1
 
 
