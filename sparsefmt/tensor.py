@@ -152,8 +152,8 @@ class SparseTensor(AsArray):
         nbytes = replace(filling, tile_rows=tiling.tile_rows).nbytes(layout) if tiling.tiles else 0
         budget.ask(nbytes)
         arena = Arena(nbytes)
-        tiles = in_order(matrix.tile_maker(tiling), range(tiling.tiles), threads)
-        return cls(tiling, [arena.keep(tile) for tile in tiles], budget)
+        tiles = list(in_order(matrix.tile_maker(tiling, arena=arena), range(tiling.tiles), threads))
+        return cls(tiling, tiles, budget)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -334,10 +334,13 @@ class SparseTensor(AsArray):
         arena = Arena(nbytes)
 
         def laid_out(number: int) -> Tile:
-            return (self._tiles[number] if signs else self.tile(number)).to_layout(target)
+            made = (self._tiles[number] if signs else self.tile(number)).to_layout(target, arena.zeros)
+            # all arrays lie together
+            kept = made.negative_zeros
+            return made if kept is None else made.with_negative_zeros(arena.moved(kept))
 
-        kept = [arena.keep(tile) for tile in in_order(laid_out, range(len(self._tiles)), threads)]
-        return SparseTensor(self._tiling.with_layout(target), kept, self._budget, signs)
+        tiles = list(in_order(laid_out, range(len(self._tiles)), threads))
+        return SparseTensor(self._tiling.with_layout(target), tiles, self._budget, signs)
 
     def __matmul__(self, x: Any) -> np.ndarray:
         """The product of the matrix view and x: x (cols,) gives (rows,), x (cols, n) gives (rows, n).

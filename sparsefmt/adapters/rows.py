@@ -17,6 +17,7 @@ from sparsefmt.layouts import heights
 from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.in_rows import in_rows
+from sparsefmt.layouts.memory import Allocate, Arena, zeros
 from sparsefmt.layouts.sizes import Filling, Stored, stored_by_form
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
@@ -143,8 +144,10 @@ class Rows(ABC):
         height = self.tile_rows(layout.name, entries)
         return Tiling(self.dtype, self.shape, layout, height, row_dims=self.row_dims)
 
-    def tile_maker(self, tiling: Tiling, drop_negative_zeros: bool = False) -> Callable[[int], Tile]:
-        """A function that lays out tile number t."""
+    def tile_maker(
+        self, tiling: Tiling, drop_negative_zeros: bool = False, arena: Arena | None = None
+    ) -> Callable[[int], Tile]:
+        """A function that lays out tile number t, in an arena if there is one."""
         layout = tiling.layout
         # a tile that is higher than usual has few entries, and would be large if it were made dense
         by_entries = layout.sparse and (self.is_sparse or tiling.tile_rows > self.tile_rows(layout.name))
@@ -152,8 +155,10 @@ class Rows(ABC):
 
         def make_tile(number: int) -> Tile:
             begin, end = tiling.tile_range(number)
-            make = self._tile_of_entries if by_entries else self._tile_of_bits
-            return make(layout, begin, end, dropped)
+            if not by_entries:
+                return self._tile_of_bits(layout, (begin, end), dropped, zeros if arena is None else arena.zeros)
+            tile = self._tile_of_entries(layout, begin, end, dropped)
+            return tile if arena is None else arena.keep(tile)
 
         return make_tile
 
@@ -163,12 +168,12 @@ class Rows(ABC):
         values = _without(np.array(entries.values), dropped)
         return Tile.from_entries(layout, entries._replace(values=values), self.dtype, (end - begin, self.cols))
 
-    def _tile_of_bits(self, layout: Layout, begin: int, end: int, dropped: int) -> Tile:
-        bits = _without(self.bits(begin, end), dropped)
+    def _tile_of_bits(self, layout: Layout, rows: tuple[int, int], dropped: int, zeros: Allocate) -> Tile:
+        bits = _without(self.bits(*rows), dropped)
         if layout.sparse:
             # counted, then laid out: the caller may be writing to it meanwhile, and laying out trusts the counts
-            return Tile.from_dense(layout, np.array(bits), self.dtype)
-        tile = Tile.from_dense(layout, bits, self.dtype)
+            return Tile.from_dense(layout, np.array(bits), self.dtype, zeros)
+        tile = Tile.from_dense(layout, bits, self.dtype, zeros)
         # a BOOL can hold other bits than 0 and 1; sparse layouts are right by construction
         tile.check()
         return tile

@@ -96,11 +96,11 @@ class Bitmask(Layout):
     def fillers(self, tile: Tile) -> np.ndarray:
         return fillers.of_mask(mask_of(tile), tile.rows)
 
-    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows) -> Arrays:
+    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows, zeros: Allocate = zeros) -> Arrays:
         from sparsefmt.layouts.jitted import bitmask as jitted
         from sparsefmt.layouts.jitted.registers import compressing
 
-        arrays, mask = self.allocate(found.counts, dtype, bits.shape[1])
+        arrays, mask = self.allocate(found.counts, dtype, bits.shape[1], zeros)
         jitted.from_dense(frozen(bits), dtype.kept_bits, mask, arrays["values"], compressing(bits))
         put_slices(mask, bits.shape[0], arrays["mask"])
         return arrays

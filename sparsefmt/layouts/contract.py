@@ -101,8 +101,11 @@ class Layout(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows) -> Arrays:
-        """Lay out dense `bits` (rows, cols), unsigned integers of the element width; `found`: what is in them."""
+    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows, zeros: Allocate = zeros) -> Arrays:
+        """Lay out dense `bits` (rows, cols), unsigned integers of the element width.
+
+        found: what is in them. zeros: gives memory for the arrays.
+        """
 
     @abstractmethod
     def fill(self, tile: Tile, begin: int, first_col: int, bits: np.ndarray) -> None:

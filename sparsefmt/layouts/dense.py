@@ -16,7 +16,7 @@ from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts.contract import Arrays, Layout, expect_size
 from sparsefmt.layouts.in_rows import InRows
-from sparsefmt.layouts.memory import padded_copy
+from sparsefmt.layouts.memory import Allocate, zeros
 from sparsefmt.positions import Positions
 
 if TYPE_CHECKING:
@@ -45,8 +45,11 @@ class Dense(Layout):
         if unused and values[-1] >> (8 - unused):
             raise FormatError("values-padding", "unused bits of the last byte are not zero")
 
-    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows) -> Arrays:
-        return {"values": padded_copy(dtypes.pack(bits, dtype) if dtype.packed else bits.reshape(-1))}
+    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows, zeros: Allocate = zeros) -> Arrays:
+        elements = dtypes.pack(bits, dtype) if dtype.packed else bits.reshape(-1)
+        values = zeros(elements.size, elements.dtype)
+        values[:] = elements
+        return {"values": values}
 
     def fill(self, tile: Tile, begin: int, first_col: int, bits: np.ndarray) -> None:
         values, dtype, cols = tile["values"], tile.dtype, tile.cols

@@ -11,7 +11,7 @@ import numpy as np
 
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
-from sparsefmt.layouts.memory import frozen, zeros
+from sparsefmt.layouts.memory import Allocate, frozen, zeros
 
 NEGATIVE_ZEROS = "negative_zeros"
 """Name of the one optional array: a bit per pruned position, in row-major order, set where it was -0.0."""
@@ -24,16 +24,16 @@ def nbytes(pruned: int) -> int:
     return (pruned + 7) // 8
 
 
-def none(pruned: int) -> np.ndarray:
-    """The array that marks none of `pruned` positions."""
+def none(pruned: int, zeros: Allocate = zeros) -> np.ndarray:
+    """The array that marks none of `pruned` positions, in memory that comes from `zeros`."""
     return zeros(nbytes(pruned), DTYPE)
 
 
-def from_dense(bits: np.ndarray, dtype: DType, pruned: int) -> np.ndarray:
-    """The array for dense `bits` (rows, cols) with `pruned` zeros of either sign."""
+def from_dense(bits: np.ndarray, dtype: DType, pruned: int, zeros: Allocate = zeros) -> np.ndarray:
+    """The array for dense `bits` (rows, cols) with `pruned` zeros of either sign, in memory that comes from `zeros`."""
     from sparsefmt.layouts.jitted import scan
 
-    array = none(pruned)
+    array = none(pruned, zeros)
     scan.mark_negative_zeros(frozen(bits), dtype.kept_bits, dtype.negative_zero_word, array)
     return array
 

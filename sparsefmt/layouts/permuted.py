@@ -128,12 +128,12 @@ class Permuted(Layout):
         arrays["row_permutation"][:] = order
         return arrays
 
-    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows) -> Arrays:
+    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows, zeros: Allocate = zeros) -> Arrays:
         from sparsefmt.layouts.jitted import permuted as jitted
         from sparsefmt.layouts.jitted.registers import compressing, places
 
         counts = found.counts + found.fillers if self.has_fillers else found.counts
-        arrays = self.allocate(counts, dtype, bits.shape[1])
+        arrays = self.allocate(counts, dtype, bits.shape[1], zeros)
         jitted.from_dense(
             frozen(bits),
             dtype.kept_bits,

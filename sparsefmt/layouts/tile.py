@@ -52,13 +52,17 @@ class Tile:
         self._nnz: int | None = None
 
     @classmethod
-    def from_dense(cls, layout: Layout, bits: np.ndarray, dtype: DType) -> Tile:
-        """Lay out dense `bits` (rows, cols), unsigned integers of the element width. Two reads of them."""
+    def from_dense(cls, layout: Layout, bits: np.ndarray, dtype: DType, zeros: Allocate = zeros) -> Tile:
+        """Lay out dense `bits` (rows, cols), unsigned integers of the element width, in memory that comes from `zeros`.
+
+        Two reads of them.
+        """
         rows, cols = bits.shape
         found = in_rows(bits, dtype) if layout.sparse else _NOTHING
-        tile = cls(layout, dtype, (rows, cols), layout.from_dense(bits, dtype, found))
+        tile = cls(layout, dtype, (rows, cols), layout.from_dense(bits, dtype, found, zeros))
         if found.negative_zeros:
-            tile.negative_zeros = negative_zeros.from_dense(bits, dtype, bits.size - int(found.counts.sum()))
+            pruned = bits.size - int(found.counts.sum())
+            tile.negative_zeros = negative_zeros.from_dense(bits, dtype, pruned, zeros)
         return tile.frozen()
 
     @classmethod
@@ -203,7 +207,7 @@ class Tile:
         if layout.form == self.layout.form:
             return self
         if not (layout.sparse and self.layout.sparse):
-            return Tile.from_dense(layout, self.to_dense(0, self.rows), self.dtype)
+            return Tile.from_dense(layout, self.to_dense(0, self.rows), self.dtype, zeros)
         arrays = relayout.between_sparse(self, layout, zeros)
         return Tile(layout, self.dtype, self.shape, arrays, self.negative_zeros).frozen()
 
