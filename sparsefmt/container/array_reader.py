@@ -42,14 +42,24 @@ class ArrayReader:
         self._source = source
         self._coder = lru_cache(maxsize=most_coders)(_coder)
 
-    def read(self, record: Record, entry: TensorEntry, tile: Tile, array: str, arena: Arena | None) -> np.ndarray:
+    def read(
+        self,
+        record: Record,
+        entry: TensorEntry,
+        tile: Tile,
+        array: str,
+        arena: Arena | None,
+        *,
+        is_verified: bool = False,
+    ) -> np.ndarray:
         """One array of a tile, its layout not yet checked. Mapped, not copied, if it is stored raw.
 
         Args:
             tile: has the arrays that come before this one by name, if the layout needs them.
             arena: where to put it, if given.
+            is_verified: the bytes have been verified before, and are the same memory.
         """
-        stored, raw_size = self._stored(record, array), record[2]
+        stored, raw_size = self._stored(record, array, is_verified), record[2]
         dtype = tile.array_dtype(array)
         if stored.size == raw_size:
             return arena.moved(stored.view(dtype)) if arena is not None else frozen(stored.view(dtype))
@@ -69,11 +79,13 @@ class ArrayReader:
         """Let go of the coders. They are made again when they are needed."""
         self._coder.cache_clear()
 
-    def _stored(self, record: Record, array: str) -> np.ndarray:
-        """The bytes of a chunk, its checksum and padding verified."""
+    def _stored(self, record: Record, array: str, is_verified: bool = False) -> np.ndarray:
+        """The bytes of a chunk, its checksum and padding verified, unless they have been."""
         offset, size, _, checksum, padding = record
         padded = self._source.read(offset, size + padding)
         stored = padded[:size]
+        if is_verified:
+            return stored
         if envelope.checksum(stored.data) != checksum:
             raise ChecksumError(
                 "chunk-checksum", f"array {array!r} is damaged: its checksum does not match", offset=offset

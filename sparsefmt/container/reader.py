@@ -43,6 +43,7 @@ class Reader:
         self._source, self._arrays = source, ArrayReader(source)
         self.size = source.size
         self.decoded = 0
+        self._verified: set[int] = set()
         self.path = source.path
         self.budget = Budget(self.size, max_decoded_bytes, self.path)
         head = source.read(0, min(sniff.HEAD_SIZE, self.size)).tobytes()
@@ -98,22 +99,29 @@ class Reader:
     def tile(self, entry: TensorEntry, number: int, arena: Arena | None = None, *, leave_signs: bool = False) -> Tile:
         """One tile: decoded, verified, frozen. Mapped, not copied, where they are stored raw.
 
+        A tile that is stored raw, and is the same memory each time, is verified the first time only.
+
         Args:
             arena: where to put them, if given.
             leave_signs: `negative_zeros` will be dropped, and does not go there.
         """
-        tile = entry.tile(number, {})
+        tile, first = entry.tile(number, {}), entry.first_chunk + number * len(entry.codecs)
+        is_verified, is_raw = first in self._verified, self._source.gives_same_memory
         try:
             if not self._all_within:
                 self.budget.ask(self.in_memory.tile_bytes(entry, number))
-            for chunk, array in enumerate(entry.codecs, entry.first_chunk + number * len(entry.codecs)):
+            for chunk, array in enumerate(entry.codecs, first):
                 record = self.index.chunks.item(chunk)
                 place = None if leave_signs and array == NEGATIVE_ZEROS else arena
-                tile.put(array, self._arrays.read(record, entry, tile, array, place))
+                tile.put(array, self._arrays.read(record, entry, tile, array, place, is_verified=is_verified))
                 self.decoded += _decoded_size(record)
-            tile.check()
+                is_raw &= record[1] == record[2]
+            if not is_verified:
+                tile.check()
         except SparsefmtError as error:
             raise error.within(entry.name, self.path) from None
+        if is_raw:
+            self._verified.add(first)
         return tile
 
     def each_tile(

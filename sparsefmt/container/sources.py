@@ -30,9 +30,11 @@ class Source(ABC):
         size: bytes in the file.
         place: absolute path and backend of what was opened by its path; None of bytes and of file objects.
         path: that path as it was given, for errors.
+        gives_same_memory: whether bytes that are read again are the same memory, and not read anew.
     """
 
     size: int
+    gives_same_memory: bool = False
     place: tuple[str | bytes, Backend] | None = None
     path: str | None = None
 
@@ -62,6 +64,8 @@ class Source(ABC):
 
 class Memory(Source):
     """Bytes that are in memory, copied once: they could change, and hardly any lie where arrays have to."""
+
+    gives_same_memory = True
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         array = padded_copy(np.frombuffer(data, np.uint8))
