@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import gcd, lgamma, log, log2
+from math import ceil, floor, gcd, lgamma, log, log2
 
 import numpy as np
 
-from sparsefmt.patterns.packed import PackedMask
+from sparsefmt.patterns.packed import PackedMask, passes
 from sparsefmt.patterns.pattern import Kind, Pattern
 
 LEAST_GAIN = 32.0
@@ -53,10 +53,40 @@ class _Found:
     cost: float
 
 
+@dataclass
+class _Search:
+    """The search for the shortest way to say where the zeros of a mask are.
+
+    Attributes:
+        zeros, nonzeros: of the mask; neither are none.
+        most: the most errors of a pattern.
+        shortest: bits of the shortest way so far, less LEAST_GAIN as long as it is a list of the zeros.
+        best: the pattern that it goes by.
+    """
+
+    mask: PackedMask
+    zeros: int
+    nonzeros: int
+    best: _Found | None = None
+
+    def __post_init__(self) -> None:
+        self.most = MOST_ERRORS * min(self.zeros, self.nonzeros)
+        self.shortest = _choices(self.mask.elements, self.zeros) - LEAST_GAIN
+
+    def offer(self, found: _Found) -> None:
+        """Take a pattern if its way is shorter than any before."""
+        if found.errors > self.most:
+            return
+        cost = found.cost + _choices(self.mask.elements, found.errors)
+        if cost < self.shortest:
+            self.shortest, self.best = cost, found
+
+
 def pattern_of(mask: PackedMask) -> Pattern:
     """The pattern of a mask, and its counts.
 
-    Cost: reads of the mask, of which a few are made for each pattern that is not ruled out by a part of it.
+    Cost: reads of the mask, of which a few are made for each pattern that is not ruled out by a part of it, or by a
+    shorter one before it.
     """
     rows, columns = mask.row_counts(), mask.column_counts()
     zeros = mask.elements - int(rows.sum())
@@ -74,17 +104,17 @@ def pattern_of(mask: PackedMask) -> Pattern:
         return replace(counted, kind="empty")
     if zeros in (0, mask.elements):
         return replace(counted, kind="zero" if zeros else "dense")
-    most = MOST_ERRORS * min(zeros, mask.elements - zeros)
-    candidates = [*_removed(mask, rows, columns), *_bands(mask), *_blocks(mask, most), *_groups(mask)]
-    best, shortest = counted, _choices(mask.elements, zeros) - LEAST_GAIN
-    for found in candidates:
-        cost = found.cost + _choices(mask.elements, found.errors)
-        if found.errors <= most and cost < shortest:
-            pattern = found.pattern
-            share = 1 - found.errors / mask.elements
-            best, shortest = replace(counted, kind=pattern.kind, sizes=pattern.sizes, along=pattern.along), cost
-            best = replace(best, share=share)
-    return best
+    search = _Search(mask, zeros, mask.elements - zeros)
+    for found in (*_removed(mask, rows, columns), *_bands(search)):
+        search.offer(found)
+    _look_for_blocks(search)
+    for found in _groups(mask):
+        search.offer(found)
+    if search.best is None:
+        return counted
+    best = search.best.pattern
+    share = 1 - search.best.errors / mask.elements
+    return replace(counted, kind=best.kind, sizes=best.sizes, along=best.along, share=share)
 
 
 def _choices(things: int, chosen: int) -> float:
@@ -150,67 +180,94 @@ def _heads(removed: np.ndarray, along: str, errors: int) -> Iterator[_Found]:
         yield _Found(pattern, errors, _choices(removed.size // size, gone) + log2(removed.shape[1]))
 
 
-def _bands(mask: PackedMask) -> Iterator[_Found]:
+def _bands(search: _Search) -> Iterator[_Found]:
     """Triangles and bands."""
-    from sparsefmt.patterns.jitted import passes
-
+    mask = search.mask
     if mask.height < 2 or mask.cols < 2:
         return
     first, last = np.empty(mask.rows, np.int64), np.empty(mask.rows, np.int64)
-    passes.extents(mask.words, first, last)
+    passes().extents(mask.words, first, last)
     number = np.arange(mask.rows) % mask.height
     filled = first >= 0
     left, right = (number - first)[filled], (last - number)[filled]
-    nonzeros, all_left, all_right = int(mask.row_counts().sum()), mask.height - 1, mask.cols - 1
+    all_left, all_right = mask.height - 1, mask.cols - 1
     tried = set()
-    for part in (100, 98):
-        below, above = (int(np.percentile(reach, part, method="lower")) for reach in (left, right))
+    nearly_all = 98 * (left.size - 1) // 100
+    for below, above in (
+        (int(left.max()), int(right.max())),
+        (int(np.partition(left, nearly_all)[nearly_all]), int(np.partition(right, nearly_all)[nearly_all])),
+    ):
         tried |= {(below, above), (all_left, above), (below, all_right)}
     for below, above in sorted(tried):
         if below >= all_left and above >= all_right:
             continue
-        inside = int(passes.in_band(mask.words, mask.height, below, above))
         begin, end = np.maximum(number - below, 0), np.minimum(number + above + 1, mask.cols)
         area = int(np.maximum(end - begin, 0).sum())
+        if abs(area - search.nonzeros) > search.most:  # there are at least so many errors
+            continue
+        inside = int(passes().in_band(mask.words, mask.height, below, above))
         kind: Kind = "banded"
         if below >= all_left:
             kind = "lower triangular"
         elif above >= all_right:
             kind = "upper triangular"
         sizes = (below, above) if kind == "banded" else ()
-        errors = area - inside + nonzeros - inside
+        errors = area - inside + search.nonzeros - inside
         yield _Found(Pattern(kind, sizes), errors, 2 * log2(mask.height + mask.cols))
 
 
-def _blocks(mask: PackedMask, most: float) -> Iterator[_Found]:
-    """Blocks of each size that a part of the mask does not rule out, the largest first, up to one that holds."""
-    sizes = [
-        (tall, wide)
-        for tall in _POWERS
-        for wide in _POWERS
-        if tall * wide > 1 and not mask.height % tall and not mask.cols % wide
-    ]
+def _look_for_blocks(search: _Search) -> None:
+    """Offer blocks of each size that may win, the largest first."""
+    mask = search.mask
     steps = _steps(mask)
+    # blocks are made of such with one row and such with one column, which have no more errors
+    heights = _not_ruled_out(search, [(tall, 1) for tall in _POWERS if not mask.height % tall], steps)
+    widths = _not_ruled_out(search, [(1, wide) for wide in _POWERS if not mask.cols % wide], steps)
+    sizes = [(tall, wide) for tall, _ in heights for _, wide in widths if tall * wide > 1]
     for size in sorted(sizes, key=lambda size: (size[0] * size[1], min(size)), reverse=True):
-        if steps != (1, 1):
-            errors, _, blocks, nonzeros = _looked_at(mask, size, steps)
-            looked_at = blocks * size[0] * size[1]
-            # twice as many as may be, since the part may be worse than all of it
-            if errors > 2 * MOST_ERRORS * min(nonzeros, looked_at - nonzeros) + 2 * size[0] * size[1]:
-                continue
-        errors, zero, blocks, _ = _looked_at(mask, size, (1, 1))
-        if errors <= most:
-            yield _Found(Pattern("blocks", size), errors, _choices(blocks, zero) + log2(len(sizes)))
-            if not errors:
-                return
+        choice = log2(len(_POWERS) ** 2)
+        if _least_cost_of_blocks(search, size) + choice >= search.shortest:
+            continue
+        if _may_hold(search, size, steps):
+            errors, zero, blocks, _ = _looked_at(mask, size, (1, 1))
+            search.offer(_Found(Pattern("blocks", size), errors, _choices(blocks, zero) + choice))
+
+
+def _not_ruled_out(search: _Search, sizes: list[tuple[int, int]], steps: tuple[int, int]) -> list[tuple[int, int]]:
+    """Of sizes each of which is made of those after it, the last being (1, 1), those that may hold."""
+    may_hold = [(1, 1)]
+    for size in sizes[-2::-1]:
+        if not _may_hold(search, size, steps):
+            break
+        # the smallest is a part of all: it is worth a look at the whole mask, where a part of it has not told
+        if len(may_hold) == 1 and steps != (1, 1) and _looked_at(search.mask, size, (1, 1))[0] > search.most:
+            break
+        may_hold.append(size)
+    return may_hold
+
+
+def _may_hold(search: _Search, size: tuple[int, int], steps: tuple[int, int]) -> bool:
+    """Whether a part of the mask, or all of it with steps of 1, leaves it open that it has blocks of that size."""
+    errors, _, blocks, nonzeros = _looked_at(search.mask, size, steps)
+    if steps == (1, 1):
+        return errors <= search.most
+    looked_at = blocks * size[0] * size[1]
+    # twice as many as may be, since the part may be worse than all of it
+    return errors <= 2 * MOST_ERRORS * min(nonzeros, looked_at - nonzeros) + 2 * size[0] * size[1]
+
+
+def _least_cost_of_blocks(search: _Search, size: tuple[int, int]) -> float:
+    """Bits that it takes at least to say which blocks are zero, if there are no more errors than there may be."""
+    area = size[0] * size[1]
+    blocks = search.mask.elements // area
+    ends = floor((search.zeros - search.most) / area), ceil((search.zeros + search.most) / area)
+    return min(_choices(blocks, number) for number in ends)
 
 
 def _looked_at(mask: PackedMask, size: tuple[int, int], steps: tuple[int, int]) -> list[int]:
-    from sparsefmt.patterns.jitted import passes
-
     found = np.zeros(4, np.int64)
-    passes.blocks(mask.words, mask.cols, size, steps, found)
-    return [int(count) for count in found]
+    passes().blocks(mask.words, mask.cols, size, steps, found)
+    return found.tolist()
 
 
 def _steps(mask: PackedMask) -> tuple[int, int]:
@@ -224,18 +281,16 @@ def _steps(mask: PackedMask) -> tuple[int, int]:
 
 def _groups(mask: PackedMask) -> Iterator[_Found]:
     """N:M, in both directions."""
-    from sparsefmt.patterns.jitted import passes
-
     along_rows = [np.zeros(size + 1, np.int64) for size in _GROUPS]
     if mask.cols % _GROUPS[0] == 0:
-        passes.groups_along_rows(mask.words, *along_rows)
+        passes().groups_along_rows(mask.words, *along_rows)
     for size, found in zip(_GROUPS, along_rows, strict=True):
         if mask.cols % size == 0:
             found[0] -= mask.rows * (mask.words.shape[1] * 64 - mask.cols) // size
             yield from _n_of_m(Pattern("n:m", (0, size), "rows"), found)
         if mask.height % size == 0:
             found = np.zeros(size + 1, np.int64)
-            passes.groups_along_columns(mask.words, size, found)
+            passes().groups_along_columns(mask.words, size, found)
             found[0] -= mask.rows // size * (mask.words.shape[1] * 64 - mask.cols)
             yield from _n_of_m(Pattern("n:m", (0, size), "columns"), found)
 
@@ -248,7 +303,7 @@ def _n_of_m(pattern: Pattern, found: np.ndarray) -> Iterator[_Found]:
     """
     size, groups = pattern.sizes[1], int(found.sum())
     most = int(found.argmax())
-    if not 0 < most < size:
+    if not 0 < most < size or 2 * found[most] < groups:
         return
     filled = float((found * np.arange(size + 1)).sum()) / (groups * size)
     chance = [2 ** _choices(size, number) * filled**number * (1 - filled) ** (size - number) for number in range(9)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 
 import numpy as np
 
@@ -14,6 +16,24 @@ from sparsefmt.layouts.memory import frozen
 from sparsefmt.threads import in_order
 
 _WORD = 64
+
+
+@cache
+def passes() -> ModuleType:
+    """`jitted/passes.py`, imported on first use: what needs no pattern does not wait for numba. An import statement
+    takes microseconds each time, which small tensors notice."""
+    from sparsefmt.patterns.jitted import passes
+
+    return passes
+
+
+@cache
+def packing() -> ModuleType:
+    """`jitted/packing.py`, likewise."""
+    from sparsefmt.patterns.jitted import packing
+
+    return packing
+
 
 _INFINITY = {"F8_E5M2": 0x7C, "F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000, "F64": 0x7FF0_0000_0000_0000}
 """Bits of infinity. Above them, signs aside, are NaNs."""
@@ -50,18 +70,14 @@ class PackedMask:
 
     def row_counts(self) -> np.ndarray:
         """Nonzeros of each row: int64 (rows,)."""
-        from sparsefmt.patterns.jitted import passes
-
         counts = np.empty(self.rows, np.int64)
-        passes.row_counts(self.words, counts)
+        passes().row_counts(self.words, counts)
         return counts
 
     def column_counts(self) -> np.ndarray:
         """Nonzeros of each column of each matrix: int64 (matrices, cols)."""
-        from sparsefmt.patterns.jitted import passes
-
         counts = np.zeros((self.rows // self.height if self.height else 0, self.cols), np.int64)
-        passes.column_counts(self.words, self.height, counts)
+        passes().column_counts(self.words, self.height, counts)
         return counts
 
     def density(self, down: int, across: int) -> np.ndarray:
@@ -69,13 +85,11 @@ class PackedMask:
 
         No box is smaller than an element.
         """
-        from sparsefmt.patterns.jitted import passes
-
         down, across = min(down, self.rows), min(across, self.cols)
         sums = np.zeros((down, across), np.int64)
         if not sums.size:
             return sums.astype(np.float64)
-        passes.density(self.words, self.cols, sums)
+        passes().density(self.words, self.cols, sums)
         tall = np.diff(-(-np.arange(down + 1) * self.rows // down))
         wide = np.diff(-(-np.arange(across + 1) * self.cols // across))
         return sums / np.outer(tall, wide)
@@ -127,8 +141,6 @@ def packed_runs(
     """
     if not is_looked_at(dtype):
         raise UnsupportedError("dtype-unknown", f"elements of {dtype.name} cannot be pruned, so that there is no mask")
-    from sparsefmt.patterns.jitted import packing
-
     rows, cols, height = size
     runs, read = source
     words = np.zeros((rows, -(-cols // _WORD)), np.uint64)
@@ -136,7 +148,7 @@ def packed_runs(
 
     def pack(run: tuple[int, int]) -> np.ndarray:
         special = np.zeros(3, np.int64)
-        packing.pack(frozen(np.ascontiguousarray(read(run))), ranges, words[run[0] : run[1]], special)
+        packing().pack(frozen(np.ascontiguousarray(read(run))), ranges, words[run[0] : run[1]], special)
         return special
 
     special = sum(in_order(pack, runs, threads), np.zeros(3, np.int64))

@@ -232,3 +232,39 @@ def test_counts_and_densities_are_those_of_numpy(shape):
 def test_a_pattern_that_does_not_hold_for_all_is_never_rounded_up():
     assert str(Pattern("rows", share=0.99999999)) == "rows, 99.99%"
     assert Pattern("rows").as_object()["label"] == "rows"
+
+
+LARGE = (1024, 4096)
+"""A mask of which a part is looked at first."""
+
+
+@pytest.mark.parametrize("zeros", [0.5, 0.97, 0.999, 0.99999])
+def test_large_random_masks_have_no_pattern(zeros):
+    assert found(np.random.default_rng(11).random(LARGE) >= zeros).kind == "unstructured"
+
+
+@pytest.mark.parametrize("size", [(4, 4), (1, 16), (64, 64), (2, 1)])
+@pytest.mark.parametrize("kept", [0.1, 0.002])
+def test_large_masks_of_blocks(size, kept):
+    mask = blocks(LARGE, size, kept)
+    assert (found(mask).kind, found(mask).sizes, found(mask).share) == ("blocks", size, 1.0)
+    off = np.random.default_rng(12).random(LARGE) < 0.02 * kept
+    assert (found(mask ^ off).kind, found(mask ^ off).sizes) == ("blocks", size)
+    assert 1 - off.mean() <= found(mask ^ off).share < 1  # two in one block may be right again
+
+
+def test_blocks_of_which_the_first_rows_have_none():
+    """What is looked at first is nothing but zeros."""
+    mask = blocks(LARGE, (8, 8))
+    mask[:512] = False
+    assert (found(mask).kind, found(mask).sizes) == ("blocks", (8, 8))
+
+
+def test_the_pattern_that_says_most_wins():
+    """A triangle, heads and a band are also blocks, of which it would take far longer to say which are zero."""
+    assert found(np.tri(1024, 2048) > 0).kind == "lower triangular"
+    heads = np.ones(LARGE, bool)
+    heads[64:128] = heads[512:640] = False
+    assert found(heads).label == "heads of 64 rows"
+    distance = np.subtract.outer(np.arange(1024), np.arange(1024))
+    assert found(np.abs(distance) <= 100).label == "banded, -100 to +100"
