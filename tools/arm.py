@@ -1,10 +1,11 @@
-"""Products by the code that an ARM processor gets, in an emulator, compared bit by bit with those of this machine.
+"""What an ARM processor computes, in an emulator, compared bit by bit with what this machine does.
 
     python -m tools.arm                     every layout, type of values and way of multiplying; takes minutes
     python -m tools.arm --cpu neoverse-v1
 
-Kernels, and what packs activations for them, are compiled for that processor by numba's LLVM (`cycles_code.py`), linked
-into a small program, and run by qemu-aarch64 on an image of the memory that a product has.
+Kernels, what packs activations for them, and what moves elements between dense rows and layouts (`arm_moves.py`), are
+compiled for that processor by numba's LLVM (`cycles_code.py`), linked into a small program, and run by qemu-aarch64 on
+an image of the memory that they have.
 
 Needs Debian's packages qemu-user, gcc-aarch64-linux-gnu and libc6-dev-arm64-cross.
 """
@@ -17,13 +18,16 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+
+from tools import arm_moves
+from tools.arm_moves import Moves
 
 EMULATOR, COMPILER = "qemu-aarch64", "aarch64-linux-gnu-gcc"
 PACKAGES = "qemu-user, gcc-aarch64-linux-gnu, libc6-dev-arm64-cross"
@@ -172,6 +176,19 @@ def write_image(case: Case, path: Path, number_of: Callable[[Any], int]) -> None
     path.write_bytes(struct.pack(f"<{len(numbers)}q", *numbers) + image.data)
 
 
+def write_moves(case: Moves, path: Path, number_of: Callable[[Any], int]) -> None:
+    """The same of a case of what moves elements: one step."""
+    from tools.arm_moves import ROUNDS, step
+
+    image = Image()
+    places = [image.put(array.tobytes()) for array in case.arrays]
+    y = image.put(case.y.nbytes)
+    job_at = image.numbers([*places, y], set(range(len(places) + 1)))
+    head = [len(image.data), y, case.y.nbytes, len(image.addresses), 0, *image.addresses]
+    numbers = [*head, 1, number_of(step(case.width)), job_at, ROUNDS, 0]
+    path.write_bytes(struct.pack(f"<{len(numbers)}q", *numbers) + image.data)
+
+
 def compile_cases(cpu: str, folder: Path) -> None:
     """In a process of its own: objects and images of the cases that lie in a folder."""
     from tools.bench.cycles_code import compile_for, library_of_job
@@ -187,18 +204,19 @@ def compile_cases(cpu: str, folder: Path) -> None:
         return list(symbols).index(function)
 
     for number, case in enumerate(pickle.loads((folder / "cases.pickle").read_bytes())):
-        write_image(case, folder / f"{number}.image", number_of)
+        write = write_moves if isinstance(case, Moves) else write_image
+        write(case, folder / f"{number}.image", number_of)
     signature = "(void **, void **, int64_t, int64_t, int64_t, int64_t)"
     lines = [f'int32_t step{number}{signature} __asm__("{symbol}");' for number, symbol in enumerate(symbols.values())]
     names = ", ".join(f"step{number}" for number in range(len(symbols)))
     (folder / "steps.h").write_text("\n".join([*lines, f"static int32_t (*const STEPS[]){signature} = {{{names}}};"]))
 
 
-def differences(cpu: str, wanted: list[Case]) -> list[str]:
+def differences(cpu: str, wanted: Sequence[Case | Moves]) -> list[str]:
     """Names of the cases whose results differ in a bit."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "cases.pickle").write_bytes(pickle.dumps(wanted))
+        (folder / "cases.pickle").write_bytes(pickle.dumps(list(wanted)))
         subprocess.run([sys.executable, "-m", "tools.arm", "--cpu", cpu, "--compile", name], check=True)
         source, program = Path(__file__).with_name("arm_run.c"), folder / "run"
         objects = sorted(folder.glob("*.o"))
@@ -223,9 +241,9 @@ def main(cpu: str, folder: Path | None) -> None:
         return
     if missing():
         raise click.ClickException(f"{' and '.join(missing())} not found; install Debian's packages {PACKAGES}")
-    wanted = list(cases())
+    wanted = [*arm_moves.cases(), *cases()]
     found = differences(cpu, wanted)
-    click.echo(f"{len(wanted)} products, {len(found)} with other bits")
+    click.echo(f"{len(wanted)} cases, {len(found)} with other bits")
     for name in found:
         click.echo(f"differs: {name}")
     sys.exit(bool(found))

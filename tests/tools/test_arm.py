@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tools import arm
+from tools import arm, arm_moves
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,3 +19,9 @@ def test_the_same_bits_and_a_difference_is_found():
     wrong = wanted[0]
     wrong.y = np.nextafter(wrong.y, np.float32(np.inf))
     assert arm.differences("cortex-a76", wanted) == [wrong.name]
+
+
+def test_elements_move_alike():
+    wanted = arm_moves.cases()
+    wanted[2].y[3] ^= 1
+    assert arm.differences("cortex-a76", wanted) == [wanted[2].name]
