@@ -14,6 +14,7 @@ from sparsefmt.save_options import NegativeZeros, RowDims, SaveOptions
 from sparsefmt.scales import Scaling
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor, products
+from sparsefmt.urls import Url, at
 from sparsefmt.writing import Progress, file_content, write_file
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def save_file(
     row_dims: RowDims = None,
     progress: Progress | None = None,
     threads: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Save tensors to a .sparsefmt file.
 
@@ -44,8 +46,9 @@ def save_file(
             stored once, too, and stay several tensors. Any mapping will do. Its values are
             taken one by one, so that a mapping which makes them on demand is saved in the memory of its largest
             tensor.
-        path: the destination, usually ending in .sparsefmt. Or a binary file object: it is written from its position
-            on, and not closed. If something fails, the part that was written stays there.
+        path: the destination, usually ending in .sparsefmt, or its URL (s3://, gs:// …; extra `remote`), where the
+            file appears once all of it is there. Or a binary file object: it is written from its position on, and not
+            closed. If something fails, the part that was written stays there.
         metadata: texts to keep with the tensors.
         layout: "auto", "dense", "bitmask" or "permuted". Tensors of 0 or 1 dimension are always "dense".
         codec: "raw" (multiplied straight from the mapped file), "zstd", "rans", or "auto" (the smallest).
@@ -56,6 +59,7 @@ def save_file(
             matrices, so that `w[e]` is one of them without a copy.
         progress: called as progress(done, total) after each tensor, in dense bytes.
         threads: the number of threads; by default all usable cores. The file does not depend on it.
+        storage_options: of a URL, what fsspec's file system for it takes: credentials, an endpoint …
 
     Warns:
         UserWarning: more than a third of the file is the signs of zeros.
@@ -70,7 +74,8 @@ def save_file(
         >>> weight = np.diag(np.arange(1, 65, dtype=np.float32))
         >>> sparsefmt.save_file({"weight": weight}, "model.sparsefmt")
     """
-    write_file(path, tensors, metadata, SaveOptions(layout, codec, negative_zeros, row_dims, threads), progress)
+    options = SaveOptions(layout, codec, negative_zeros, row_dims, threads)
+    write_file(at(path, storage_options), tensors, metadata, options, progress)
 
 
 def save(
@@ -95,6 +100,7 @@ def load_file(
     backend: Backend = "mmap",
     threads: int | None = None,
     max_decoded_bytes: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, SparseTensor | np.ndarray]:
     """Load all tensors of a .sparsefmt file.
 
@@ -102,8 +108,9 @@ def load_file(
     array with its own memory. Arrays that are stored raw are the mapped file itself, and are not copied.
 
     Args:
-        path: the file. Or a binary file object that can seek, and that holds the file between its position and its end.
-            It is not closed, and its position stays.
+        path: the file, or its URL (s3://, gs://, hf://, https:// …; extra `remote`), of which only what is needed is
+            asked for. Or a binary file object that can seek, and that holds the file between its position and its end:
+            it is not closed, and its position stays.
         layout: "auto": as stored, except that a coded `bitmask` becomes `permuted` from 70 % zeros on, where that
             multiplies faster; "bitmask" or "permuted": this layout for all tensors that are stored sparse; "dense":
             numpy arrays for all tensors.
@@ -113,6 +120,7 @@ def load_file(
         max_decoded_bytes: the most bytes that may be decoded at a time, as the index gives them: by default 1 GiB, or
             1,024 times the size of the file if that is more. Zeros code well: a hostile kilobyte can claim to be a
             terabyte. Raise it for a file that you trust.
+        storage_options: of a URL, what fsspec's file system for it takes: credentials, an endpoint …
 
     Raises:
         FormatError, ChecksumError: the file is damaged, forged, or not a .sparsefmt file.
@@ -123,7 +131,9 @@ def load_file(
     """
     with (
         in_file(path),
-        open_file(path, backend=backend, threads=threads, max_decoded_bytes=max_decoded_bytes) as file,
+        open_file(
+            path, backend=backend, threads=threads, max_decoded_bytes=max_decoded_bytes, storage_options=storage_options
+        ) as file,
     ):
         return _load_all(file, layout)
 
@@ -144,11 +154,12 @@ def load(
 
 
 def open_file(
-    path: str | os.PathLike[str] | BinaryIO,
+    path: str | os.PathLike[str] | BinaryIO | Url,
     *,
     backend: Backend = "mmap",
     threads: int | None = None,
     max_decoded_bytes: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> SparseFile:
     """Open a .sparsefmt file for reading tensors one by one, or parts of them.
 
@@ -160,6 +171,7 @@ def open_file(
         backend: as in `load_file`.
         threads: the number of threads that decode; by default all usable cores.
         max_decoded_bytes: as in `load_file`, for each tensor or slice that is asked for.
+        storage_options: as in `load_file`.
 
     Raises:
         ValueError: the backend is unknown.
@@ -170,7 +182,7 @@ def open_file(
         ...     rows = f.get_slice("weight")[8:16]
     """
     with in_file(path):
-        source = source_of(path, backend)
+        source = source_of(at(path, storage_options), backend)
         try:
             return SparseFile(source, threads=threads, max_decoded_bytes=max_decoded_bytes)
         except BaseException:
@@ -236,6 +248,7 @@ def _load_all(file: SparseFile, layout: str) -> dict[str, SparseTensor | np.ndar
     file.expect_budget(layout)
     file.count_together()
     index = file.reader.index
+    file.reader.expect_all()
     tensors = {name: file.load(name, layout) for name in index.tensors}
     for name in index.copies:
         original = tensors[index.aliases[name]]

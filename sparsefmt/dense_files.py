@@ -10,6 +10,7 @@ from sparsefmt.adapters.contract import Adapter
 from sparsefmt.container.sources import Backend, source_of_content
 from sparsefmt.errors import in_file
 from sparsefmt.sparse_file import SparseFile
+from sparsefmt.urls import Url
 
 
 def load(data: bytes | BinaryIO, adapter: Adapter, max_decoded_bytes: int | None) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def load(data: bytes | BinaryIO, adapter: Adapter, max_decoded_bytes: int | None
 
 
 def load_file(
-    filename: str | os.PathLike[str] | BinaryIO,
+    filename: str | os.PathLike[str] | BinaryIO | Url,
     adapter: Adapter,
     device: Any,
     backend: Backend,
@@ -49,6 +50,7 @@ def all_tensors(file: SparseFile, adapter: Adapter, device: Any = "cpu") -> dict
     tied = index.tied if adapter.SHARES_TIED else {}
     stored = {name: file.tensor(name) for name in file if name not in tied}
     file.reader.budget.ask(sum(map(adapter.nbytes_of, stored.values())))
+    file.reader.expect_all()
     made: dict[str, Any] = {}
     tensors = {}
     for name in index.offset_keys():

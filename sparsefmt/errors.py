@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sparsefmt.urls import Url, shown
+
 
 class SparsefmtError(ValueError):
     """Base of all errors of this library.
@@ -55,13 +57,14 @@ def in_file(place: Any) -> Iterator[None]:
     """Let the errors of a block say to which file they belong, unless they do already.
 
     Args:
-        place: the path. Anything else, such as a file object, has none, and is not named.
+        place: the path or URL. Anything else, such as a file object, has none, and is not named.
     """
     try:
         yield
     except SparsefmtError as error:
-        if error.path is None and isinstance(place, (str, bytes, os.PathLike)):
-            error.path = os.fsdecode(place)
+        name = place.url if isinstance(place, Url) else place
+        if error.path is None and isinstance(name, (str, bytes, os.PathLike)):
+            error.path = shown(os.fsdecode(name))
         raise
 
 

@@ -97,6 +97,8 @@ class FileTensor:
             self._reader.read_dense(entry, 0, bits)
             return
 
+        self._reader.expect(entry, range(entry.tiles))
+
         def read(number: int) -> None:
             begin, end = entry.tile_range(number)
             self._reader.read_dense(entry, number, bits[begin:end])
@@ -133,6 +135,8 @@ class FileTensor:
         entry = self._entry
         tiles = get_tile or (lambda number: self._reader.tile(entry, number))
         stored = slicing.Tiles(entry, tiles, self._reader.budget, entry.name)
+        if get_tile is None:
+            self._reader.expect(entry, slicing.tiles_of(wanted, entry.tile_rows))
         return stored.dense_rows(wanted, cols, self._threads)
 
     def __getitem__(self, key: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from sparsefmt.adapters import numpy as adapter
 from sparsefmt.container.sources import Backend
 from sparsefmt.made_on_demand import MadeOnDemand
 from sparsefmt.save_options import NegativeZeros, SaveOptions
+from sparsefmt.urls import at
 from sparsefmt.writing import file_content, write_file
 
 __all__ = ["load", "load_file", "save", "save_file"]
@@ -44,6 +45,7 @@ def save_file(
     layout: str = "auto",
     codec: str = "auto",
     negative_zeros: NegativeZeros = "keep",
+    storage_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Save arrays to a .sparsefmt file. The file depends on names and elements, not on the order of the dict.
 
@@ -52,7 +54,7 @@ def save_file(
         filename: the destination, usually ending in .sparsefmt. An old file is replaced once the new one is whole.
             Or a binary file object, as in `sparsefmt.save_file`.
         metadata: texts to keep with the tensors.
-        layout, codec, negative_zeros: as in `sparsefmt.save_file`.
+        layout, codec, negative_zeros, storage_options: as in `sparsefmt.save_file`.
 
     Raises:
         SparsefmtError: a name, dtype, shape or metadata cannot be stored. safetensors raises SafetensorError, TypeError
@@ -67,7 +69,7 @@ def save_file(
         >>> save_file({"weight": np.eye(64, dtype=np.float32)}, "model.sparsefmt")
     """
     tensors = MadeOnDemand(tensor_dict, _as_it_is)
-    write_file(filename, tensors, metadata, SaveOptions(layout, codec, negative_zeros))
+    write_file(at(filename, storage_options), tensors, metadata, SaveOptions(layout, codec, negative_zeros))
 
 
 def load(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> dict[str, np.ndarray]:
@@ -76,7 +78,11 @@ def load(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> dic
 
 
 def load_file(
-    filename: str | os.PathLike[str] | BinaryIO, *, backend: Backend = "mmap", max_decoded_bytes: int | None = None
+    filename: str | os.PathLike[str] | BinaryIO,
+    *,
+    backend: Backend = "mmap",
+    max_decoded_bytes: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
     """Load all tensors of a .sparsefmt file as dense arrays, each with its own memory, in the order of the file.
 
@@ -84,7 +90,7 @@ def load_file(
 
     Args:
         filename: the file, or a binary file object, as in `sparsefmt.load_file`.
-        backend, max_decoded_bytes: as in `sparsefmt.load_file`.
+        backend, max_decoded_bytes, storage_options: as in `sparsefmt.load_file`.
 
     Raises:
         FormatError, ChecksumError: the file is damaged, forged, or not a .sparsefmt file. safetensors raises
@@ -100,7 +106,7 @@ def load_file(
         >>> from sparsefmt.numpy import load_file
         >>> weight = load_file("model.sparsefmt")["weight"]
     """
-    return dense_files.load_file(filename, adapter, "cpu", backend, max_decoded_bytes)
+    return dense_files.load_file(at(filename, storage_options), adapter, "cpu", backend, max_decoded_bytes)
 
 
 def _as_it_is(array: np.ndarray) -> np.ndarray:

@@ -8,18 +8,19 @@ from typing import NamedTuple
 from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import Backend, source_of
 from sparsefmt.errors import FormatError
+from sparsefmt.urls import Url, shown
 
 
 class PickledFile(NamedTuple):
     """All that is needed to open a file again, and to recognise it.
 
     Attributes:
-        path: absolute, as another process may have another working directory.
+        path: absolute, as another process may have another working directory; or a URL.
         backend, max_decoded_bytes: as it was opened.
         size, index_checksum: of the file; the index has the checksums of all chunks.
     """
 
-    path: str | bytes
+    path: str | bytes | Url
     backend: Backend
     max_decoded_bytes: int | None
     size: int
@@ -52,9 +53,8 @@ class PickledFile(NamedTuple):
         try:
             reader = Reader(source, self.max_decoded_bytes)
             if (reader.size, reader.index_checksum) != (self.size, self.index_checksum):
-                raise FormatError(
-                    "file-changed", f"{os.fsdecode(self.path)!r} is another file now than it was when it was pickled"
-                )
+                name = shown(self.path.url if isinstance(self.path, Url) else os.fsdecode(self.path))
+                raise FormatError("file-changed", f"{name!r} is another file now than it was when it was pickled")
         except BaseException:
             source.close()
             raise

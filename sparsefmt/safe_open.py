@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ from sparsefmt.container.sources import Backend
 from sparsefmt.errors import SparsefmtError, file_closed
 from sparsefmt.framework_file import FrameworkFile
 from sparsefmt.safe_slice import SafeSlice
+from sparsefmt.urls import at
 
 
 class safe_open:
@@ -27,7 +29,7 @@ class safe_open:
         filename: the file to open, or a binary file object, as in `sparsefmt.open_file`.
         framework: "np" or "numpy"; "pt", "torch" or "pytorch".
         device: the device for tensors: "cpu", or, for torch, any device of torch.
-        backend, max_decoded_bytes: as in `sparsefmt.open_file`.
+        backend, max_decoded_bytes, storage_options: as in `sparsefmt.open_file`.
 
     Raises:
         FormatError, ChecksumError: the file is damaged, forged, or not a .sparsefmt file.
@@ -55,10 +57,12 @@ class safe_open:
         *,
         backend: Backend = "mmap",
         max_decoded_bytes: int | None = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._filename = file_objects.name_of(filename)
         device = adapter_of(framework).device_of(device)
-        file = open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes)
+        place = at(filename, storage_options)
+        file = open_file(place, backend=backend, max_decoded_bytes=max_decoded_bytes)
         self._path = file.reader.path
         self._held: FrameworkFile | None = FrameworkFile(file, framework, device)
 

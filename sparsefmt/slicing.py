@@ -80,6 +80,17 @@ class Tiles(NamedTuple):
         return out.view(dtype.numpy)
 
 
+def tiles_of(wanted: RowNumbers, tile_rows: int) -> list[int]:
+    """The tiles that have a wanted row, ascending."""
+    if not len(wanted):
+        return []
+    if isinstance(wanted, range) and abs(wanted.step) <= tile_rows:
+        first, last = sorted((wanted[0], wanted[-1]))
+        return list(range(first // tile_rows, last // tile_rows + 1))
+    found: list[int] = np.unique(np.asarray(wanted) // tile_rows).tolist()
+    return found
+
+
 class _Piece(NamedTuple):
     """The part of one tile that is wanted.
 

@@ -16,13 +16,14 @@ from sparsefmt.container.file_objects import destination
 from sparsefmt.container.index import Index
 from sparsefmt.save_options import SaveOptions
 from sparsefmt.tensor_writer import TensorWriter
+from sparsefmt.urls import Url
 
 Progress = Callable[[int, int], object]
 """Called as progress(done, total) after each tensor, in bytes of the dense tensors."""
 
 
 def write_file(
-    place: str | os.PathLike[str] | BinaryIO,
+    place: str | os.PathLike[str] | BinaryIO | Url,
     tensors: Mapping[str, Any],
     metadata: Mapping[str, str] | None,
     options: SaveOptions,

@@ -26,7 +26,7 @@ LINKED = [*GUIDES, "SECURITY.md", "CHANGELOG.md", "spec/README.md", "spec/SPEC.m
 
 RUN = {
     "README.md": ("quickstart", "twins: torch", "transformers: use"),
-    "docs/guide.md": ("twins: numpy", "twins: models", "guide: patterns", "guide: writer"),
+    "docs/guide.md": ("twins: numpy", "twins: models", "guide: patterns", "guide: writer", "guide: urls"),
     "docs/inputs.md": ("tensors: sparse", "tensors: masks"),
     "docs/pytorch.md": (
         *("models: sparsify", "models: load_into", "models: compute dtype"),
@@ -112,6 +112,13 @@ def test_writing_tensor_by_tensor(tmp_path, monkeypatch):
 
 def test_patterns_of_the_guide():
     exec(block("guide: patterns", "docs/guide.md"), {})
+
+
+def test_urls_of_the_guide():
+    pytest.importorskip("fsspec", reason="URLs need fsspec")
+    found: dict = {}
+    exec(block("guide: urls", "docs/guide.md"), found)
+    assert found["rows"].shape == (64, 4096)
 
 
 def test_tensors_that_people_have(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ STOREYS = [
     {"layouts", "codecs"},
     {"shapes", "scales"},
     {"lazily", "threads", "dtypes", "positions", "bits_of_words", "llvm", "jit", "jit_cache", "isa", "compiling"},
-    {"errors", "limits"},
+    {"errors", "limits", "urls"},
 ]
 """From the roof to the ground. A module may import from its own storey and from those below."""
 
@@ -86,15 +86,21 @@ def test_layouts_and_codecs_do_not_know_each_other():
 
 
 PUBLIC = {
-    *("api.linear", "api.save", "api.save_file", "tensor_writer.TensorWriter.__init__", "numpy.save_file"),
-    *("torch.files.save", "torch.files.save_file", "torch.model_files.save_model", "torch.model_files.load_model"),
+    *("api.linear", "api.save", "api.save_file", "api.load_file"),
+    *("safe_open.safe_open.__init__", "tensor_writer.TensorWriter.__init__", "numpy.save_file", "torch.files.save"),
     *(
+        "torch.files.save_file",
+        "torch.model_files.save_model",
+        "torch.model_files.load_model",
         "torch.linear.SparseLinear.__init__",
+    ),
+    *(
         "torch.linear.SparseLinear.from_tensor",
         "torch.loading.load_into",
         "torch.models.sparsify",
+        "transformers.config.SparsefmtConfig.__init__",
     ),
-    *("transformers.config.SparsefmtConfig.__init__", "transformers.saving.save_pretrained"),
+    *("transformers.saving.save_pretrained"),
 }
 """What users call with keywords; and what torch calls: an operator of torch takes tensors and numbers alone."""
 

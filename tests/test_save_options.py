@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -68,7 +68,8 @@ def test_options_of_saving_are_the_same_everywhere(function):
 def test_the_verbs_take_all_of_them():
     for function in (sparsefmt.save, sparsefmt.save_file, sparsefmt.TensorWriter):
         assert fields_of(SaveOptions).keys() <= options_of(function).keys()
-    assert options_of(sparsefmt.save) == options_of(sparsefmt.save_file)
+    of_urls = {"storage_options": (Mapping[str, Any] | None, None)}
+    assert options_of(sparsefmt.save) | of_urls == options_of(sparsefmt.save_file)
 
 
 @pytest.mark.parametrize("function", OPENING, ids=name_of)

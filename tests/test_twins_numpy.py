@@ -25,7 +25,12 @@ twin = sparsefmt.numpy
 def test_signatures_are_those_of_safetensors(name):
     """Whatever can be passed there can be passed here; what there is besides can only be passed by keyword."""
     check_signature(
-        getattr(twin, name), getattr(safetensors.numpy, name), ("max_decoded_bytes",) if "load" in name else ()
+        getattr(twin, name),
+        getattr(safetensors.numpy, name),
+        (
+            *(("max_decoded_bytes",) if "load" in name else ()),
+            *(("storage_options",) if name.endswith("_file") else ()),
+        ),
     )
 
 

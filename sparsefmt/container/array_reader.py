@@ -42,30 +42,24 @@ class ArrayReader:
         self._source = source
         self._coder = lru_cache(maxsize=most_coders)(_coder)
 
-    def read(
-        self,
-        record: Record,
-        entry: TensorEntry,
-        tile: Tile,
-        array: str,
-        arena: Arena | None,
-        *,
-        is_verified: bool = False,
-    ) -> np.ndarray:
+    def read(self, record: Record, entry: TensorEntry, tile: Tile, array: str, arena: Arena | None) -> np.ndarray:
         """One array of a tile, its layout not yet checked. Mapped, not copied, if it is stored raw.
 
         Args:
             tile: has the arrays that come before this one by name, if the layout needs them.
             arena: where to put it, if given.
-            is_verified: the bytes have been verified before, and are the same memory.
         """
-        stored, raw_size = self._stored(record, array, is_verified), record[2]
+        stored, raw_size = self._stored(record, array), record[2]
         dtype = tile.array_dtype(array)
         if stored.size == raw_size:
-            return arena.moved(stored.view(dtype)) if arena is not None else frozen(stored.view(dtype))
+            return _kept(stored.view(dtype), arena)
         decoded = (empty if arena is None else arena.empty)(raw_size // dtype.itemsize, dtype)
         self._decode(_Stored(record[0], stored), entry, tile, array, decoded)
         return frozen(decoded)
+
+    def read_again(self, record: Record, entry: TensorEntry, tile: Tile, array: str, arena: Arena | None) -> np.ndarray:
+        """The same of an array that is stored raw, was verified before, and is the same memory."""
+        return _kept(self._source.read(record[0], record[1]).view(tile.array_dtype(array)), arena)
 
     def read_dense(self, record: Record, entry: TensorEntry, tile: Tile) -> None:
         """Fill the flat array `values` of a tile of layout `dense`."""
@@ -75,18 +69,22 @@ class ArrayReader:
         else:
             self._decode(_Stored(record[0], stored), entry, tile, "values", out)
 
+    def expect(self, records: np.ndarray) -> None:
+        """Hint that the chunks of these records will be read soon."""
+        sizes = records["stored"] + records["padding"]
+        self._source.expect(zip(records["offset"].tolist(), sizes.tolist(), strict=True))
+
     def forget_coders(self) -> None:
         """Let go of the coders. They are made again when they are needed."""
         self._coder.cache_clear()
 
-    def _stored(self, record: Record, array: str, is_verified: bool = False) -> np.ndarray:
-        """The bytes of a chunk, its checksum and padding verified, unless they have been."""
+    def _stored(self, record: Record, array: str) -> np.ndarray:
+        """The bytes of a chunk, its checksum and padding verified."""
         offset, size, _, checksum, padding = record
         padded = self._source.read(offset, size + padding)
         stored = padded[:size]
-        if is_verified:
-            return stored
         if envelope.checksum(stored.data) != checksum:
+            self._source.expect_unchanged()
             raise ChecksumError(
                 "chunk-checksum", f"array {array!r} is damaged: its checksum does not match", offset=offset
             )
@@ -110,6 +108,11 @@ class ArrayReader:
         except FormatError as error:
             raise FormatError(error.code, f"array {array!r}: {error.message}", offset=stored.offset) from None
         self._source.forget(stored.offset, stored.data.size)
+
+
+def _kept(stored: np.ndarray, arena: Arena | None) -> np.ndarray:
+    """An array that is stored as it is, in an arena if there is one."""
+    return frozen(stored) if arena is None else arena.moved(stored)
 
 
 def _coder(codec: str, model: bytes, info: ArrayInfo) -> Coder:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from sparsefmt.container import envelope
 from sparsefmt.container.atomic import file_type_of, replacing
 from sparsefmt.errors import SparsefmtError, UnsupportedError
+from sparsefmt.urls import Url, shown
 
 Path = str | os.PathLike[str]
 
@@ -24,7 +25,8 @@ def is_path(place: Any) -> bool:
 
 def name_of(place: Any) -> str:
     """What to call a path or a file object in a message."""
-    name = os.fspath(place) if is_path(place) else getattr(place, "name", None)
+    name = os.fspath(place) if is_path(place) else getattr(place, "url", getattr(place, "name", None))
+    name = shown(name) if isinstance(name, str) else name
     return repr(name) if isinstance(name, (str, bytes)) else f"the {type(place).__name__}"
 
 
@@ -62,7 +64,7 @@ def real_file(file: BinaryIO) -> int | None:
 
 
 @contextmanager
-def destination(place: Path | BinaryIO) -> Iterator[BinaryIO]:
+def destination(place: Path | BinaryIO | Url) -> Iterator[BinaryIO]:
     """A file to write: one that takes the name `place` once it is whole, or the file object given, left open.
 
     Raises:
@@ -70,6 +72,12 @@ def destination(place: Path | BinaryIO) -> Iterator[BinaryIO]:
         UnsupportedError: a file that is not open for writing.
         OSError: what is there is not a file that can be replaced, and what `replacing` raises.
     """
+    if isinstance(place, Url):
+        from sparsefmt.container.remote import RemoteObject
+
+        with RemoteObject(place, alone=True).writing() as file:
+            yield file
+        return
     if is_path(place):
         _expect_replaceable(place)
         with replacing(place) as file:  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.memory import Arena
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.layouts.tile import Tile
+from sparsefmt.urls import Url
 
 Result = TypeVar("Result")
 
@@ -81,7 +82,7 @@ class Reader:
         return self._source.read(self.index_offset, self.index_size).tobytes()
 
     @property
-    def place(self) -> tuple[str | bytes, Backend] | None:
+    def place(self) -> tuple[str | bytes | Url, Backend] | None:
         """Absolute path and backend of the open file; None of bytes and file objects. Raises ValueError if closed."""
         self._source.read(0, 0)
         return self._source.place
@@ -107,13 +108,14 @@ class Reader:
         """
         tile, first = entry.tile(number, {}), entry.first_chunk + number * len(entry.codecs)
         is_verified, is_raw = first in self._verified, self._source.gives_same_memory
+        read = self._arrays.read_again if is_verified else self._arrays.read
         try:
             if not self._all_within:
                 self.budget.ask(self.in_memory.tile_bytes(entry, number))
             for chunk, array in enumerate(entry.codecs, first):
                 record = self.index.chunks.item(chunk)
                 place = None if leave_signs and array == NEGATIVE_ZEROS else arena
-                tile.put(array, self._arrays.read(record, entry, tile, array, place, is_verified=is_verified))
+                tile.put(array, read(record, entry, tile, array, place))
                 self.decoded += _decoded_size(record)
                 is_raw &= record[1] == record[2]
             if not is_verified:
@@ -123,6 +125,19 @@ class Reader:
         if is_raw:
             self._verified.add(first)
         return tile
+
+    def expect(self, entry: TensorEntry, tiles: Iterable[int]) -> None:
+        """Hint that these tiles will be read soon: they are asked for together where asking takes long."""
+        if not self._source.reads_ahead:
+            return
+        arrays = len(entry.codecs)
+        records = self.index.chunks[entry.first_chunk :][: entry.chunk_count].reshape(-1, arrays)
+        self._arrays.expect(records[list(tiles)].reshape(-1))
+
+    def expect_all(self) -> None:
+        """The same for all tensors."""
+        if self._source.reads_ahead:
+            self._arrays.expect(self.index.chunks)
 
     def each_tile(
         self,
@@ -142,6 +157,7 @@ class Reader:
             tile = self.tile(entry, number, arena, leave_signs=leave_signs)
             return tile.nnz, tile.has_negative_zeros, work(tile, number)
 
+        self.expect(entry, range(entry.tiles))
         nnz, has_negative_zeros = 0, False
         for tile_nnz, tile_has_negative_zeros, result in threads.in_order(visit, range(entry.tiles), thread_count):
             nnz += tile_nnz

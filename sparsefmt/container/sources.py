@@ -6,6 +6,7 @@ import mmap
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, BinaryIO, Literal, get_args
 
@@ -15,6 +16,7 @@ from sparsefmt.container import envelope, file_objects
 from sparsefmt.container.disk_file import CannotBeMapped, DiskFile
 from sparsefmt.errors import FormatError, file_closed
 from sparsefmt.layouts.memory import ALIGNMENT, OVERREAD, empty, frozen, padded_copy
+from sparsefmt.urls import Url
 
 Backend = Literal["mmap", "pread"]
 BACKENDS = get_args(Backend)
@@ -28,14 +30,16 @@ class Source(ABC):
 
     Attributes:
         size: bytes in the file.
-        place: absolute path and backend of what was opened by its path; None of bytes and of file objects.
+        place: absolute path, or URL, and backend of what was opened by it; None of bytes and of file objects.
         path: that path as it was given, for errors.
         gives_same_memory: whether bytes that are read again are the same memory, and not read anew.
+        reads_ahead: whether `expect` does anything.
     """
 
     size: int
     gives_same_memory: bool = False
-    place: tuple[str | bytes, Backend] | None = None
+    reads_ahead: bool = False
+    place: tuple[str | bytes | Url, Backend] | None = None
     path: str | None = None
 
     @abstractmethod
@@ -51,6 +55,12 @@ class Source(ABC):
 
     def forget(self, offset: int, size: int) -> None:  # noqa: B027 (most have nothing to do)
         """Hint that these bytes will not be read again soon. They stay readable."""
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:  # noqa: B027
+        """Hint that these ranges, (offset, size) each, will be read soon, each once."""
+
+    def expect_unchanged(self) -> None:  # noqa: B027
+        """Raise FormatError (file-changed) if the bytes are known to be others now: for who finds them damaged."""
 
     def another(self) -> Source | None:
         """A source of the same bytes that is closed separately. None if this one is closed, or if keeping the bytes
@@ -232,15 +242,15 @@ class FileObject(Source):
         self._file = None
 
 
-def source_of(place: str | os.PathLike[str] | BinaryIO, backend: Backend = "mmap") -> Source:
+def source_of(place: str | os.PathLike[str] | BinaryIO | Url, backend: Backend = "mmap") -> Source:
     """The bytes of a file, mapped where they shall and can be, else read.
 
     Args:
-        place: a path; or a binary file object, whose bytes from its position to its end are meant. It is not closed,
-            its position stays, and a file of the disk may be closed by its owner.
+        place: a path, or a URL; or a binary file object, whose bytes from its position to its end are meant. It is not
+            closed, its position stays, and a file of the disk may be closed by its owner.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is none of these.
         UnsupportedError: a file object that cannot be read at any place.
         FormatError: nothing of ours is where a file object stands.
         OSError: it cannot be opened or read.
@@ -248,6 +258,12 @@ def source_of(place: str | os.PathLike[str] | BinaryIO, backend: Backend = "mmap
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be 'mmap' or 'pread', not {backend!r}")
+    if isinstance(place, Url):
+        from sparsefmt.container.remote_file import RemoteFile
+
+        remote = RemoteFile(place)
+        remote.place = place, backend
+        return remote
     if file_objects.is_path(place):
         file_objects.expect_no_content(place)
         source = _source_of_path(place, backend)  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ from sparsefmt.save_options import NegativeZeros, SaveOptions
 from sparsefmt.torch.storable import (
     checked,
 )
+from sparsefmt.urls import at
 from sparsefmt.writing import file_content, write_file
 
 
@@ -48,6 +49,7 @@ def save_file(
     codec: str = "auto",
     negative_zeros: NegativeZeros = "keep",
     fold_masks: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Save tensors to a .sparsefmt file. It depends on names and elements, not on the order of the dict.
 
@@ -58,7 +60,7 @@ def save_file(
         filename: where to, usually ending in .sparsefmt. An old file is replaced once the new one is whole.
             Or a binary file object, as in `sparsefmt.save_file`.
         metadata: texts to keep with the tensors.
-        layout, codec, negative_zeros: as in `sparsefmt.save_file`.
+        layout, codec, negative_zeros, storage_options: as in `sparsefmt.save_file`.
         fold_masks: store what torch.nn.utils.prune keeps as `X_orig` and `X_mask` as `X` alone: their product, as torch
             computes it, in which a pruned element is 0.0 with the sign it had, and NaN if it was Inf or NaN. By default
             the two are stored as they are, with which pruning can go on.
@@ -80,7 +82,12 @@ def save_file(
         >>> from sparsefmt.torch import save_file
         >>> save_file({"weight": torch.eye(64, dtype=torch.bfloat16)}, "model.sparsefmt")
     """
-    write_file(filename, checked(tensors, fold_masks), metadata, SaveOptions(layout, codec, negative_zeros))
+    write_file(
+        at(filename, storage_options),
+        checked(tensors, fold_masks),
+        metadata,
+        SaveOptions(layout, codec, negative_zeros),
+    )
 
 
 def load(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> dict[str, torch.Tensor]:
@@ -94,6 +101,7 @@ def load_file(
     *,
     backend: Backend = "mmap",
     max_decoded_bytes: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Load all tensors of a .sparsefmt file as dense tensors, in the order of the file.
 
@@ -103,7 +111,7 @@ def load_file(
     Args:
         filename: the file, or a binary file object, as in `sparsefmt.load_file`.
         device: where tensors are wanted: whatever torch takes for a device.
-        backend, max_decoded_bytes: as in `sparsefmt.load_file`.
+        backend, max_decoded_bytes, storage_options: as in `sparsefmt.load_file`.
 
     Raises:
         FormatError, ChecksumError: the file is damaged, forged, or no .sparsefmt file, where safetensors raises
@@ -121,4 +129,4 @@ def load_file(
         >>> from sparsefmt.torch import load_file
         >>> weight = load_file("model.sparsefmt", device="cpu")["weight"]
     """
-    return dense_files.load_file(filename, adapter, device, backend, max_decoded_bytes)
+    return dense_files.load_file(at(filename, storage_options), adapter, device, backend, max_decoded_bytes)

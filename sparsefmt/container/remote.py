@@ -1,0 +1,168 @@
+"""Files in object stores and behind other URLs, by fsspec: what is asked of them, and how their errors are told."""
+
+from __future__ import annotations
+
+import errno
+import io
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NoReturn, TypeVar
+
+from sparsefmt.errors import FormatError, SparsefmtError, UnsupportedError
+from sparsefmt.urls import Url, shown, without_secrets
+
+Result = TypeVar("Result")
+
+_IDENTITY = ("ETag", "etag", "generation", "version_id", "VersionId", "md5", "checksum", "LastModified", "mtime")
+"""Where stores say which content an object has."""
+
+
+class RemoteObject:
+    """What a URL names.
+
+    Attributes:
+        place: as it was given, with whatever is secret in it.
+        name: the URL for messages.
+
+    Raises:
+        UnsupportedError: fsspec is not installed, or what it needs for this kind of URL (`remote-library`); or there is
+            no such kind (`url-unknown`).
+    """
+
+    def __init__(self, place: Url, *, alone: bool = False) -> None:
+        """`alone`: with a file system of its own, whose transactions are nobody else's."""
+        self.place, self.name = place, shown(place.url)
+        try:
+            import fsspec
+        except ImportError:
+            raise UnsupportedError(
+                "remote-library", "a URL needs fsspec: pip install 'sparsefmt[remote]'", path=self.name
+            ) from None
+        own = {"skip_instance_cache": True} if alone else {}
+        try:
+            self._files, self._path = fsspec.core.url_to_fs(place.url, **own, **place.options)
+        except ImportError as error:
+            raise UnsupportedError("remote-library", without_secrets(str(error), place), path=self.name) from None
+        except ValueError as error:
+            raise UnsupportedError("url-unknown", without_secrets(str(error), place), path=self.name) from None
+
+    def info(self) -> Mapping[str, Any]:
+        """What the store knows of it now. Raises OSError."""
+        with self._telling():
+            self._files.invalidate_cache(self._path)
+            found: Mapping[str, Any] = self._files.info(self._path)
+        if found.get("type") == "directory":
+            raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", self.name)
+        return found
+
+    def read(self, begin: int, end: int) -> bytes:
+        """Bytes `begin` to `end`; all of the file from servers that know no ranges. Raises OSError."""
+        with self._telling():
+            return bytes(self._files.cat_file(self._path, start=begin, end=end))
+
+    def read_both(self, first: tuple[int, int], second: tuple[int, int]) -> list[bytes]:
+        """Two ranges at once, where the store can. Raises OSError."""
+        with self._telling():
+            begins, ends = zip(first, second, strict=True)
+            return list(map(bytes, self._files.cat_ranges([self._path] * 2, list(begins), list(ends), max_gap=None)))
+
+    @contextmanager
+    def writing(self) -> Iterator[BinaryIO]:
+        """A file to write. The object appears, whole, when the block ends; if it raises, the upload is given up.
+
+        Raises:
+            OSError: it cannot be written, or the store has another number of bytes afterwards.
+        """
+        with self._telling():
+            transaction = self._files.transaction
+            transaction.__enter__()
+        file: _Upload | None = None
+        try:
+            with self._telling():
+                file = _Upload(self._files.open(self._path, "wb"), self._telling)
+            yield file  # type: ignore[misc]
+            with self._telling():
+                file.close()
+                transaction.__exit__(None, None, None)
+        except BaseException as error:
+            with self._quietly():
+                transaction.__exit__(type(error), error, None)
+            if file is not None:
+                with self._quietly():
+                    file.give_up()
+            raise
+        size = self.info().get("size")
+        if size != file.written:
+            raise OSError(errno.EIO, f"has {size:,} bytes after {file.written:,} were written", self.name)
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """An error while an upload is given up is not worth more than the one that it is given up for."""
+        try:
+            yield
+        except Exception:
+            return
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tell the errors of a store's library as what they are for a file, without what is secret in the URL."""
+        try:
+            yield
+        except SparsefmtError:
+            raise
+        except FileNotFoundError as error:
+            cause = error.__cause__
+            if isinstance(cause, Exception) and getattr(cause, "status", 404) != 404:
+                refused = getattr(cause, "status", 0) in (401, 403)
+                self._tell(PermissionError if refused else OSError, errno.EACCES if refused else errno.EIO, cause)
+            if isinstance(cause, OSError):  # a server that cannot be reached
+                self._tell(OSError, errno.EIO, cause)
+            raise FileNotFoundError(errno.ENOENT, "no such object", self.name) from None
+        except PermissionError as error:
+            self._tell(PermissionError, errno.EACCES, error)
+        except Exception as error:
+            refused = "credential" in f"{type(error).__name__} {error}".lower()
+            self._tell(PermissionError if refused else OSError, errno.EACCES if refused else errno.EIO, error)
+
+    def _tell(self, kind: type[OSError], number: int, error: Exception) -> NoReturn:
+        text = without_secrets(str(error), self.place) or "no reason was given"
+        raise kind(number, f"{type(error).__name__}: {text}", self.name) from None
+
+
+class _Upload(io.RawIOBase):
+    """A file of fsspec that is written to, and how many bytes that were."""
+
+    def __init__(self, file: Any, telling: Callable[[], Any]) -> None:
+        self._file, self._telling, self.written = file, telling, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        view = memoryview(data).cast("B")
+        with self._telling():
+            self._file.write(view)
+        self.written += view.nbytes
+        return view.nbytes
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+    def give_up(self) -> None:
+        """Let what has been uploaded be forgotten, and nothing more be uploaded when this is freed."""
+        try:
+            self._file.discard()
+        finally:
+            self._file.forced = self._file.closed = True
+            self._file = io.BytesIO()
+
+
+def identity_of(info: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells one content of an object from another, as far as its store says it."""
+    return (info.get("size"), *(info.get(name) for name in _IDENTITY))
+
+
+def changed(name: str) -> FormatError:
+    return FormatError("file-changed", "the object has been replaced while it was read", path=name)

@@ -1,0 +1,203 @@
+"""RemoteFile: the bytes behind a URL, asked for in few and large ranges."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import numpy as np
+
+from sparsefmt.container.remote import RemoteObject, changed, identity_of
+from sparsefmt.container.sources import Source
+from sparsefmt.errors import FormatError, UnsupportedError, file_closed
+from sparsefmt.layouts.memory import empty, frozen
+from sparsefmt.urls import Url
+
+HEAD, TAIL = 1 << 10, 1 << 18
+"""Bytes of the beginning and of the end that are read when a file is opened: the preamble, and the index of all but
+large files. A file that is not larger than both comes whole."""
+
+MOST_GAP = 1 << 18
+"""Bytes that are read for nothing rather than asking twice: about what a store sends while it takes a question."""
+
+MOST_AT_ONCE = 1 << 24
+"""Bytes of a request that joins several. A single chunk may be larger."""
+
+MOST_KEPT = 1 << 27
+"""Bytes that were read ahead, and are kept until they are asked for."""
+
+
+MOST_PLANS = 8
+"""Tensors, or slices, of which is known what will be read."""
+
+
+class RemoteFile(Source):
+    """A file behind a URL. Safe to use from many threads, which then ask for several ranges at once.
+
+    Raises:
+        as `RemoteObject`.
+        OSError: it is not there, or cannot be read.
+        UnsupportedError: the store does not say how large it is (`remote-size`).
+    """
+
+    reads_ahead = True
+
+    def __init__(self, place: Url) -> None:
+        self._object: RemoteObject | None = RemoteObject(place)
+        self.path = self._object.name
+        info = self._object.info()
+        if info.get("size") is None:
+            raise UnsupportedError("remote-size", "the server does not say how large the file is", path=self.path)
+        self.size, self._identity = int(info["size"]), identity_of(info)
+        self._plans: list[_Plan] = []
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[_Request, int] = OrderedDict()
+        self._ends = self._both_ends()
+
+    def _both_ends(self) -> list[tuple[int, bytes]]:
+        """The beginning and the end, each with where it begins; or the whole file."""
+        remote = self._expect_open()
+        if self.size <= HEAD + TAIL:
+            return [(0, self._checked(remote.read(0, self.size), 0, self.size))]
+        spans = ((0, HEAD), (self.size - TAIL, self.size))
+        found = remote.read_both(*spans)
+        if len(found[0]) == self.size:
+            warnings.warn(
+                f"{self.path}: the server knows no ranges, and sends the whole file each time: it is kept in memory",
+                stacklevel=2,
+            )
+            return [(0, found[0])]
+        return [(begin, self._checked(data, begin, end)) for data, (begin, end) in zip(found, spans, strict=True)]
+
+    def _checked(self, data: bytes, begin: int, end: int) -> bytes:
+        """What a server sent for a range."""
+        if len(data) == end - begin:
+            return data
+        if len(data) == self.size:
+            return data[begin:end]
+        raise FormatError(
+            "file-too-short", f"the server sent {len(data):,} bytes of {end - begin:,}", offset=begin, path=self.path
+        )
+
+    def _expect_open(self) -> RemoteObject:
+        remote = self._object  # another thread may close it
+        if remote is None:
+            raise file_closed(self.path)
+        return remote
+
+    def read(self, offset: int, size: int) -> np.ndarray:
+        self._expect_open()
+        data = empty(size, np.dtype(np.uint8))
+        part = self._known(offset, size)
+        if part is None:
+            part = self._fetched(offset, offset + size)
+        data[:] = np.frombuffer(part, np.uint8)
+        return frozen(data)
+
+    def _known(self, offset: int, size: int) -> bytes | memoryview | None:
+        """Bytes that have been read, or that come with others; None if they have to be asked for alone."""
+        for begin, content in self._ends:
+            if begin <= offset and offset + size <= begin + len(content):
+                return memoryview(content)[offset - begin : offset - begin + size]
+        with self._lock:
+            plans = list(self._plans)
+        for plan in reversed(plans):
+            request = plan.request_of(offset, size)
+            if request is not None:
+                return self._part_of(request, offset, size)
+        return None
+
+    def _part_of(self, request: _Request, offset: int, size: int) -> memoryview:
+        with request.lock:
+            content = request.content  # another thread may forget it
+            if content is None:
+                content = request.content = self._fetched(request.begin, request.end)
+                self._keep(request)
+            request.left -= size
+            if request.left <= 0:
+                self._drop(request)
+        return memoryview(content)[offset - request.begin : offset - request.begin + size]
+
+    def _fetched(self, begin: int, end: int) -> bytes:
+        return self._checked(self._expect_open().read(begin, end), begin, end)
+
+    def _keep(self, request: _Request) -> None:
+        with self._lock:
+            self._kept[request] = request.end - request.begin
+            while sum(self._kept.values()) > MOST_KEPT and len(self._kept) > 1:
+                oldest, _ = self._kept.popitem(last=False)
+                # whoever reads from it has the bytes already
+                oldest.content = None
+
+    def _drop(self, request: _Request) -> None:
+        with self._lock:
+            self._kept.pop(request, None)
+            request.content = None
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        with self._lock:
+            # what will be read with others stays with them
+            plan = _Plan(span for span in ranges if all(old.request_of(*span) is None for old in self._plans))
+            self._plans = [*[old for old in self._plans if not old.is_done][1 - MOST_PLANS :], plan]
+
+    def expect_unchanged(self) -> None:
+        if identity_of(self._expect_open().info()) != self._identity:
+            raise changed(str(self.path))
+
+    def another(self) -> Source | None:
+        remote = self._object
+        return None if remote is None else RemoteFile(remote.place)
+
+    @property
+    def closed(self) -> bool:
+        return self._object is None
+
+    def close(self) -> None:
+        self._object = None
+        with self._lock:
+            self._plans, self._ends = [], []
+            for request in self._kept:
+                request.content = None
+            self._kept.clear()
+
+
+class _Request:
+    """A range that is asked for together.
+
+    Attributes:
+        left: bytes of the ranges in it that nobody has read yet.
+        content: once it has been read, and is still needed.
+    """
+
+    def __init__(self, begin: int, end: int) -> None:
+        self.begin, self.end, self.left = begin, end, end - begin
+        self.content: bytes | None = None
+        self.lock = threading.Lock()
+
+
+class _Plan:
+    """Ranges that will be read, joined to requests."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self._requests: list[_Request] = []
+        for offset, size in sorted(set(ranges)):
+            last = self._requests[-1] if self._requests else None
+            end = offset + size
+            if last is None or offset > last.end + MOST_GAP or end - last.begin > MOST_AT_ONCE:
+                self._requests.append(_Request(offset, end))
+            else:
+                last.end = max(last.end, end)
+                last.left += size
+        self._begins = [request.begin for request in self._requests]
+
+    def request_of(self, offset: int, size: int) -> _Request | None:
+        number = bisect_right(self._begins, offset) - 1
+        found = self._requests[number] if number >= 0 else None
+        return found if found is not None and offset + size <= found.end and found.left > 0 else None
+
+    @property
+    def is_done(self) -> bool:
+        return all(request.left <= 0 for request in self._requests)
