@@ -100,7 +100,7 @@ PUBLIC = {
         "torch.models.sparsify",
         "transformers.config.SparsefmtConfig.__init__",
     ),
-    *("transformers.saving.save_pretrained"),
+    "transformers.saving.save_pretrained",
 }
 """What users call with keywords; and what torch calls: an operator of torch takes tensors and numbers alone."""
 
