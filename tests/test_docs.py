@@ -32,6 +32,7 @@ RUN = {
         *("models: sparsify", "models: load_into", "models: compute dtype"),
         *("models: count", "models: count by hand", "models: eight bits"),
         *("transformers: prepare", "transformers: save", "transformers: compress", "transformers: quantized"),
+        "peft: recover",
     ),
 }
 """Markers of the blocks of Python, which the tests below run."""
@@ -178,6 +179,34 @@ def test_with_transformers(tmp_path, monkeypatch, capsys):
     assert names["model"].model.layers[1].mlp.up_proj.activations == "int8"
     run_commands("sparsefmt convert llama-w8a8")
     assert names["AutoModelForCausalLM"].from_pretrained("llama-w8a8-sparsefmt").lm_head.weight.dim() == 2
+
+
+def test_adapters_recover_what_pruning_has_cost(tmp_path, monkeypatch):
+    pytest.importorskip("peft", reason="peft is not installed")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict = {}
+    exec(block("transformers: prepare", "docs/pytorch.md"), names)
+    run_commands(block("commands: folder"))
+    exec(block("peft: recover", "docs/pytorch.md"), names)
+    assert names["losses"][-1] < 0.99 * names["losses"][0]
+    tokens, recovered = names["tokens"], names["AutoModelForCausalLM"].from_pretrained("llama-recovered")
+    assert torch.equal(recovered(tokens).logits, names["merged"](tokens).logits)
+    changed = 0
+    for name, pruned in names["dense"].named_modules():
+        layer = recovered.get_submodule(name)
+        if isinstance(pruned, torch.nn.Linear):
+            assert isinstance(layer, SparseLinear), name
+            assert torch.equal(layer.weight == 0, pruned.weight == 0), name
+            changed += not torch.equal(layer.weight.to_dense(), pruned.weight)
+    assert changed == 14  # all but the output layer
+    adapted = names["adapted"].eval()
+    expected = adapted(tokens).logits
+    dense = names["sparsefmt"].peft.merge_and_unload(adapted, keep_zeros=False)
+    torch.testing.assert_close(dense(tokens).logits, expected, rtol=1e-3, atol=1e-4)
+    dense.save_pretrained("llama-dense")
+    loaded = names["AutoModelForCausalLM"].from_pretrained("llama-dense")
+    assert torch.equal(loaded(tokens).logits, dense(tokens).logits)
 
 
 def test_lines_of_c_compile(tmp_path):

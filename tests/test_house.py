@@ -22,7 +22,7 @@ PACKAGE = ROOT / "sparsefmt"
 STOREYS = [
     {"__main__"},
     {"cli"},
-    {"transformers"},
+    {"transformers", "peft"},
     {"checkpoints", "numpy", "torch"},
     {"safe_open", "safe_slice", "framework_file"},
     {"dense_files"},
@@ -111,6 +111,8 @@ CALLED_BY_TORCH = {
     *("torch.scaled_operator._scaled_dense", "torch.scaled_operator._scaled_dense_fake"),
 }
 
+CALLED_BY_PEFT = {"peft.dora.SparseDoraLayer.forward"}
+
 COMPILED = {
     "kernels",
     "layouts.jitted",
@@ -126,7 +128,7 @@ MOST_PARAMETERS = 5
 
 def test_values_that_belong_together_are_one_object():
     """No function takes more than a few parameters, except those that people call with keywords, and commands."""
-    assert functions_of_many_parameters(PACKAGE, COMPILED) == PUBLIC | CALLED_BY_TORCH
+    assert functions_of_many_parameters(PACKAGE, COMPILED) == PUBLIC | CALLED_BY_TORCH | CALLED_BY_PEFT
 
 
 def test_so_they_are_in_programs_and_in_the_reader_of_the_specification():

@@ -5,6 +5,9 @@ It has more than safetensors.torch: SparseLinear, load_into and sparsify make mo
 
 from __future__ import annotations
 
+import importlib
+import warnings
+
 from sparsefmt.torch import sharing
 from sparsefmt.torch.counts import ParameterCount, parameter_count
 from sparsefmt.torch.files import load, load_file, save, save_file
@@ -16,6 +19,7 @@ from sparsefmt.torch.sharing import SharedTensorsError, storage_ptr, storage_siz
 from sparsefmt.torch.state import tensors_of
 from sparsefmt.torch.to_dense import make_dense
 from sparsefmt.torch.weight import SparseWeight
+from sparsefmt.torch.when_imported import when_imported
 
 __all__ = [
     "LoadResult",
@@ -44,3 +48,14 @@ _end_ptr = sharing.end_ptr
 _find_shared_tensors = sharing.find_shared_tensors
 _is_complete = sharing.is_complete
 _remove_duplicate_names = sharing.remove_duplicate_names
+
+
+def _register_with_peft() -> None:
+    """Have PEFT put its adapters on SparseLinear layers. `import peft` succeeds in any case."""
+    try:
+        importlib.import_module("sparsefmt.peft")
+    except Exception as error:
+        warnings.warn(f"PEFT will not know SparseLinear layers: {error}", stacklevel=2)
+
+
+when_imported("peft", _register_with_peft)
