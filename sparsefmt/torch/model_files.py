@@ -29,6 +29,7 @@ from sparsefmt.torch.storable import (
     tied_pairs,
 )
 from sparsefmt.torch.widened import stored_dtypes
+from sparsefmt.urls import at
 from sparsefmt.writing import write_file
 
 
@@ -42,6 +43,7 @@ def save_model(
     codec: str = "auto",
     negative_zeros: NegativeZeros = "keep",
     fold_masks: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Save the state of a model, tensors that share memory once. The weights of SparseLinear layers stay compressed.
 
@@ -55,8 +57,8 @@ def save_model(
 
     Args:
         model: the model.
-        filename, metadata, layout, codec, negative_zeros, fold_masks: as in `save_file`. The metadata given is not
-            changed.
+        filename, metadata, layout, codec, negative_zeros, fold_masks, storage_options: as in `save_file`. The metadata
+            given is not changed.
         force_contiguous: store tensors in other memory orders as contiguous ones, instead of refusing them.
 
     Raises:
@@ -97,7 +99,7 @@ def save_model(
         if name in stored and isinstance(tensor, torch.Tensor)
     }
     tensors = MadeOnDemand({**state, **widened}, rows_of)
-    write_file(filename, tensors, notes, SaveOptions(layout, codec, negative_zeros))
+    write_file(at(filename, storage_options), tensors, notes, SaveOptions(layout, codec, negative_zeros))
 
 
 def load_model(
@@ -108,6 +110,7 @@ def load_model(
     *,
     backend: Backend = "mmap",
     max_decoded_bytes: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Load the state of a model from a file that `save_model` or `save_file` wrote.
 
@@ -122,7 +125,7 @@ def load_model(
         filename: the file, or a binary file object, as in `sparsefmt.load_file`.
         strict: raise an error for missing and unexpected names, instead of returning them.
         device: where tensors are loaded to before they are copied into the model.
-        backend, max_decoded_bytes: as in `load_file`.
+        backend, max_decoded_bytes, storage_options: as in `load_file`.
 
     Returns:
         (missing, unexpected): names in the model that the file does not have, and names in the file that the model does
@@ -134,10 +137,8 @@ def load_model(
 
     Cost: the dense tensors beside the model.
     """
-    with (
-        in_file(filename),
-        api.open_file(filename, backend=backend, max_decoded_bytes=max_decoded_bytes) as file,
-    ):
+    place = at(filename, storage_options)
+    with in_file(filename), api.open_file(place, backend=backend, max_decoded_bytes=max_decoded_bytes) as file:
         state = dense_files.all_tensors(file, adapter, device)
         stored_as = {name: file.reader.index.tied.get(name, name) for name in state}
         pairs = scales.scales_in(file.metadata(), state)

@@ -93,6 +93,10 @@ def test_torch(tensors):
     url = "memory://torch/model.sparsefmt"
     sparsefmt.torch.save_file({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, url)
     assert same({name: tensor.numpy() for name, tensor in sparsefmt.torch.load_file(url).items()}, tensors)
+    layer, other = torch.nn.Linear(40, 30), torch.nn.Linear(40, 30)
+    sparsefmt.torch.save_model(layer, url)
+    assert sparsefmt.torch.load_model(other, url) == ([], [])
+    assert torch.equal(layer.weight, other.weight)
 
 
 def test_what_is_asked_for(url, tensors, asked):

@@ -49,7 +49,7 @@ def test_torch_has_all_types_that_safetensors_gives_it():
 def test_signatures_are_those_of_safetensors(name):
     """Whatever can be passed there can be passed here; what there is besides can only be passed by keyword."""
     of_its_own = ("fold_masks",) if "save" in name else ("max_decoded_bytes",)
-    of_its_own += ("storage_options",) if name in ("save_file", "load_file") else ()
+    of_its_own += ("storage_options",) if name in ("save_file", "load_file", "save_model", "load_model") else ()
     check_signature(getattr(twin, name), getattr(safetensors.torch, name), of_its_own)
 
 
