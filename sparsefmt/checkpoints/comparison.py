@@ -12,6 +12,7 @@ from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.scales import checked_scales, scales_in
 from sparsefmt.dtypes import DType
+from sparsefmt.patterns.change import Change, change_of, change_of_bits, in_runs
 from sparsefmt.quantizing import dequantized
 from sparsefmt.quantizing.rows import FLOATS
 from sparsefmt.threads import in_order
@@ -45,19 +46,35 @@ def compare_tensors(
     ours: Rows, theirs: Rows, *, progress: Progress | None = None, threads: int | None = None
 ) -> Difference:
     """Compare two tensors of the same dtype and shape bit for bit, holding a few tiles of each."""
-    height = ours.tile_rows("dense")
 
-    def compare(begin: int) -> Difference:
-        end = min(begin + height, ours.rows)
-        found = compare_bits(ours.bits(begin, end), theirs.bits(begin, end), begin * ours.cols)
+    def compare(begin: int, one: np.ndarray, two: np.ndarray) -> Difference:
         if progress:
-            progress(ours.dtype.nbytes((end - begin) * ours.cols))
-        return found
+            progress(ours.dtype.nbytes(one.size))
+        return compare_bits(one, two, begin)
 
     total = Difference()
-    for found in in_order(compare, range(0, ours.rows if height else 0, height or 1), threads):
+    for found in in_runs(ours, theirs, compare, threads):
         total = total.followed_by(found)
     return total
+
+
+def compare_numbers(
+    ours: Rows, theirs: Rows, *, progress: Progress | None = None, threads: int | None = None
+) -> tuple[Difference | None, Change]:
+    """Compare two tensors of the same shape bit for bit, unless their dtypes differ, and as numbers, from one read."""
+    if ours.dtype != theirs.dtype:
+        return None, change_of(ours, theirs, progress=progress, threads=threads)
+
+    def compare(begin: int, one: np.ndarray, two: np.ndarray) -> tuple[Difference, Change]:
+        found = compare_bits(one, two, begin), change_of_bits((one, ours.dtype), (two, theirs.dtype))
+        if progress:
+            progress(ours.dtype.nbytes(one.size))
+        return found
+
+    difference, change = Difference(), Change()
+    for bits, numbers in in_runs(ours, theirs, compare, threads):
+        difference, change = difference.followed_by(bits), change + numbers
+    return difference, change
 
 
 def compare_bits(ours: np.ndarray, theirs: np.ndarray, begin: int, dropped: DType | None = None) -> Difference:
@@ -109,9 +126,7 @@ def errors_of_scaled(
     Raises:
         FormatError: the weight and its scales do not fit.
     """
-    elements, rows = scaled.rows_of(name), scaled.rows_of(scale)
-    stored = rows.bits(0, rows.rows).view(rows.dtype.numpy).reshape(rows.shape)
-    weights = dequantized(elements, checked_scales(name, elements.shape, scale, stored))
+    weights = multiplied_out(scaled, name, scale)
 
     def compare(run: tuple[int, int]) -> tuple[float, float, int]:
         wanted = floats.bits(*run).view(floats.dtype.numpy).astype(np.float64)
@@ -119,9 +134,20 @@ def errors_of_scaled(
         return float(differences.max(initial=0)), float(differences.sum()), int(np.count_nonzero(wanted))
 
     largest, total, count = 0.0, 0.0, 0
-    for most, part, nonzeros in in_order(compare, list(elements.runs(0, elements.rows)), threads):
+    for most, part, nonzeros in in_order(compare, list(weights.runs(0, weights.rows)), threads):
         largest, total, count = max(largest, most), total + part, count + nonzeros
     return largest, total / count if count else 0.0
+
+
+def multiplied_out(scaled: Checkpoint, name: str, scale: str) -> Rows:
+    """The elements of a weight times its scales, in float32.
+
+    Raises:
+        FormatError: the weight and its scales do not fit.
+    """
+    elements, rows = scaled.rows_of(name), scaled.rows_of(scale)
+    stored = rows.bits(0, rows.rows).view(rows.dtype.numpy).reshape(rows.shape)
+    return dequantized(elements, checked_scales(name, elements.shape, scale, stored))
 
 
 def compare_names(ours: Checkpoint, theirs: Checkpoint, without: Collection[str] = ()) -> tuple[list[str], set[str]]:

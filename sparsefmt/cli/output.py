@@ -81,6 +81,14 @@ def percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "-"
 
 
+def share(part: int, whole: int) -> str:
+    """A percentage that says all or nothing only if it is that. "" of nothing at all."""
+    if part in (0, whole) or not whole:
+        return "" if not whole else "100%" if part else "0%"
+    rounded = round(100 * part / whole, 1)
+    return "<0.1%" if rounded <= 0 else ">99.9%" if rounded >= 100 else f"{rounded:.1f}%"
+
+
 def bar(part: int, whole: int, width: int = BAR_WIDTH) -> str:
     """A bar for a share: full for all, and empty for nothing, only. "" of nothing at all."""
     if not whole:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from sparsefmt.adapters import Rows
 from sparsefmt.dtypes import DType
 from sparsefmt.layouts.memory import frozen
 from sparsefmt.threads import in_order
+
+Result = TypeVar("Result")
 
 Progress = Callable[[int], object]
 """Called with the dense bytes of each run of rows that was compared."""
@@ -92,6 +95,26 @@ def change_of(before: Rows, after: Rows, *, progress: Progress | None = None, th
 
     Cost: a few runs of rows of each, and both as float32 or float64.
     """
+
+    def compare(_: int, ours: np.ndarray, theirs: np.ndarray) -> Change:
+        found = change_of_bits((ours, before.dtype), (theirs, after.dtype))
+        if progress:
+            progress(before.dtype.nbytes(found.elements))
+        return found
+
+    return sum(in_runs(before, after, compare, threads), Change())
+
+
+def in_runs(
+    before: Rows, after: Rows, visit: Callable[[int, np.ndarray, np.ndarray], Result], threads: int | None = None
+) -> Iterator[Result]:
+    """What `visit` gives for each run of rows of two tensors of one shape: of the number of its first element, and the
+    bits of both, flat.
+
+    Raises:
+        ValueError: their shapes differ.
+        as reading the rows.
+    """
     if before.shape != after.shape:
         raise ValueError(f"shapes {list(before.shape)} and {list(after.shape)} differ")
     # one may be a stack and the other not: then a row of one is several rows of the other
@@ -102,15 +125,11 @@ def change_of(before: Rows, after: Rows, *, progress: Progress | None = None, th
         several = rows.rows // coarse.rows
         return rows.bits(begin * several, end * several).reshape(-1)
 
-    def compare(begin: int) -> Change:
+    def visited(begin: int) -> Result:
         end = min(begin + height, coarse.rows)
-        found = change_of_bits((bits_of(before, begin, end), before.dtype), (bits_of(after, begin, end), after.dtype))
-        if progress:
-            progress(before.dtype.nbytes(found.elements))
-        return found
+        return visit(begin * coarse.cols, bits_of(before, begin, end), bits_of(after, begin, end))
 
-    runs = range(0, coarse.rows if height else 0, height or 1)
-    return sum(in_order(compare, runs, threads), Change())
+    yield from in_order(visited, range(0, coarse.rows if height else 0, height or 1), threads)
 
 
 def change_of_bits(before: tuple[np.ndarray, DType], after: tuple[np.ndarray, DType]) -> Change:
