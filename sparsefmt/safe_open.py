@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from sparsefmt import notebooks
 from sparsefmt.adapters import adapter_of
 from sparsefmt.api import open_file
 from sparsefmt.container import file_objects
@@ -74,6 +75,11 @@ class safe_open:
     ) -> None:
         """Close the file, once its last slice has been freed."""
         self._held = None
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: as of `sparsefmt.open_file`, from the index alone."""
+        held = self._held
+        return notebooks.box(("safe_open: the file is closed",)) if held is None else held.file._repr_html_()
 
     def keys(self) -> list[str]:
         """Names of all tensors, sorted."""

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from sparsefmt import notebooks
 from sparsefmt.container.budget import Attempt, Budget, TooMuchError
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
 from sparsefmt.container.sources import Source
 from sparsefmt.container.stored_signs import Signs
-from sparsefmt.errors import file_closed
+from sparsefmt.errors import SparsefmtError, file_closed
 from sparsefmt.file_tensor import FileTensor
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.contract import Layout
@@ -101,6 +102,25 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
 
     def __len__(self) -> int:
         return len(self._reader.index.names)
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the file and its tensors, of which the index tells all. None of them is read."""
+        try:
+            reader = self._reader
+        except (SparsefmtError, OSError) as error:  # it was pickled, and is not what it was
+            return notebooks.box(("SparseFile", error))
+        index = reader.index
+        stored = {entry.name: index.stored_nbytes(entry) for entry in index.tensors.values()}
+        shown = notebooks.largest([(name, stored[name]) for name in sorted(stored)])
+        dense = sum(entry.dense_nbytes for entry in index.tensors.values())
+        lines = (
+            f"SparseFile{'' if reader.path is None else f' {reader.path}'}",
+            f"{len(index.names):,} tensors",
+            f"{reader.size:,} bytes, {dense:,} dense",
+            *(f"{name} = {target}" for name, target in list(index.aliases.items())[: notebooks.MOST_ROWS]),
+        )
+        rows = [_row(index.tensors[name], stored[name]) for name in shown]
+        return notebooks.box(lines, below=notebooks.table(rows, len(stored) - len(shown)) if rows else "")
 
     def __contains__(self, name: object) -> bool:
         return name in self._reader.index.tensors or name in self._reader.index.aliases
@@ -224,6 +244,12 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
         """The layout of a sparse tensor that `load(name, "auto")` gives. If the counts of its rows differ too much, it
         stays as it is stored instead. For the library itself."""
         return self._reader.in_memory.best_layout(entry)[0].name
+
+
+def _row(entry: TensorEntry, stored_nbytes: int) -> notebooks.Row:
+    zeros = None if entry.nnz is None or not entry.elements else 1 - entry.nnz / entry.elements
+    about = entry.name, entry.shape, entry.dtype.name, entry.layout.name
+    return notebooks.Row(*about, zeros, stored_nbytes, entry.dense_nbytes)
 
 
 def _unpickled(pickled: PickledFile, threads: int | None) -> SparseFile:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsefmt import indexing, slicing
+from sparsefmt import indexing, notebooks, slicing
 from sparsefmt.adapters import Rows, is_scipy_sparse, rows_of
 from sparsefmt.as_array import AsArray
 from sparsefmt.container.budget import NO_BUDGET, Budget
 from sparsefmt.container.stored_signs import Signs, SignsOfMatrix
 from sparsefmt.dtypes import DTYPES
-from sparsefmt.errors import LimitError, UnsupportedError
+from sparsefmt.errors import SparsefmtError, UnsupportedError
 from sparsefmt.layouts import FORMS, LAYOUTS, heights, layout_of
 from sparsefmt.layouts.auto import layout_for
 from sparsefmt.layouts.contract import Arrays
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
 
     from sparsefmt.kernels.operand import Operand
 
-
-_MOST_DRAWN = 1 << 26
-"""Elements of a tensor from which on a picture of it would take too long."""
 
 _POSITIONS_AT_ONCE = 1 << 20
 """Dense elements to hold while one goes through the rows."""
@@ -208,18 +204,23 @@ class SparseTensor(AsArray):
 
     def _repr_html_(self) -> str:
         """What notebooks show: shape, zeros, layout, bytes and, up to 64 Mi elements, where the nonzeros are."""
-        picture = ""
-        if self.size <= _MOST_DRAWN and is_looked_at(self._tiling.dtype):
-            with suppress(LimitError):  # of the file
-                picture = thumbnail(self.packed_mask())
+        return notebooks.box((f"SparseTensor {self.shape} {self.dtype}", *self.described()), self.picture())
+
+    def described(self) -> tuple[str, ...]:
+        """Zeros, layout and bytes in a line each. For the library itself."""
         dense = self._tiling.dtype.nbytes(self.size)
-        lines = (
-            f"SparseTensor {self.shape} {self.dtype}",
-            f"{self.sparsity:.1%} zeros",
+        return (
+            f"{notebooks.percent(self.sparsity)} zeros",
             f"layout {self.layout}",
             f"{self.nbytes:,} of {dense:,} bytes",
         )
-        return f"<div>{picture}<div>{'<br>'.join(map(html.escape, lines))}</div></div>"
+
+    def picture(self, width: int = notebooks.PIXELS) -> str:
+        """An <img> of where the nonzeros are; "" if it would take too long. For the library itself."""
+        if self.size <= notebooks.MOST_DRAWN and is_looked_at(self._tiling.dtype):
+            with suppress(SparsefmtError):  # the limit of the file; or it has been changed in place
+                return thumbnail(self.packed_mask(), width)
+        return ""
 
     def __len__(self) -> int:
         if not self._tiling.shape:

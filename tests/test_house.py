@@ -31,7 +31,7 @@ STOREYS = [
     {"tensor_writer", "save_options", "sparse_file", "tensor_slice", "pickled_file", "cost_of_signs", "made_on_demand"},
     {"equal_tensors"},
     {"tensor"},
-    {"quantizing", "patterns"},
+    {"quantizing", "patterns", "notebooks"},
     {"adapters"},
     {"slicing", "indexing", "file_tensor", "as_array"},
     {"container"},

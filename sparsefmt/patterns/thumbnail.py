@@ -17,8 +17,9 @@ INK = (59, 130, 246)
 """The colour of nonzeros, which shows on light and dark pages."""
 
 
-def thumbnail(mask: PackedMask) -> str:
-    """An <img> of the mask; "" without elements. The fullest box is opaque, others as far as they are filled."""
+def thumbnail(mask: PackedMask, width: int = 128) -> str:
+    """An <img> of the mask, so many pixels wide; "" without elements. The fullest box is opaque, others as far as they
+    are filled."""
     density = mask.density(SIDE, SIDE)
     if not density.size:
         return ""
@@ -27,7 +28,8 @@ def thumbnail(mask: PackedMask) -> str:
     pixels[..., 3] = np.ceil(255 * density / max(density.max(), 1e-300))
     uri = base64.b64encode(_png(pixels)).decode()
     return (
-        f'<img alt="where the tensor is not zero" src="data:image/png;base64,{uri}" style="width:128px;height:128px;'
+        f'<img alt="where the tensor is not zero" src="data:image/png;base64,{uri}" style="width:{width}px;'
+        f"height:{width}px;"
         'image-rendering:pixelated;border:1px solid gray">'
     )
 

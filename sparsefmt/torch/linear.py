@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from sparsefmt import notebooks
 from sparsefmt.adapters.torch import rows_of
 from sparsefmt.container.stored_signs import Signs
 from sparsefmt.errors import SparsefmtError, in_tensor
@@ -435,6 +436,14 @@ class SparseLinear(torch.nn.Module):
             text += f", activations={self.activations}{'' if self.input_scale is None else ' with a fixed scale'}"
         dense = tensor.size * (tensor.dtype if self.weight_scale is None else self._dtype).itemsize
         return f"{text}, layout={tensor.layout}, sparsity={tensor.sparsity:.3f}, {nbytes:,} of {dense:,} bytes"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the line of `print`, in parts, and a picture of the weights that are not zero."""
+        title = f"SparseLinear{f' {self.name!r}' if self.name else ''}, {self.in_features} to {self.out_features}"
+        with suppress(SparsefmtError):  # what it holds is damaged
+            picture = self.sparse_tensor().picture() if self.has_weight and self.weight_arrays.is_cpu else ""
+            return notebooks.box((title, *self.extra_repr().split(", ")[2:]), picture)
+        return notebooks.box((title, "its weights are damaged"))
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> SparseLinear:
         """What `.to`, `.half`, `.share_memory` and the like do to every tensor of a module."""

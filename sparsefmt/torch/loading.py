@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from sparsefmt import notebooks
 from sparsefmt.api import open_file
 from sparsefmt.checkpoints import huggingface
 from sparsefmt.checkpoints.checkpoint import Checkpoint
@@ -50,6 +51,10 @@ class LoadResult(NamedTuple):
 
     def __str__(self) -> str:
         return str(self.summary)
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the line, in parts."""
+        return notebooks.box(str(self).split("; "))
 
 
 def load_into(

@@ -11,6 +11,7 @@ from sparsefmt.errors import in_tensor
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.quantizing import quantized
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch import notebook
 from sparsefmt.torch.compute_dtype import ComputeDtype, checked, widen
 from sparsefmt.torch.dense_layers import dense_weight, effective, is_conv1d, parameter_of_weight
 from sparsefmt.torch.layers import (
@@ -48,6 +49,10 @@ class SparsifyResult(NamedTuple):
 
     def __str__(self) -> str:
         return repr(self) if self.summary is None else str(self.summary)
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the line, and a table of the layers with pictures of their weights."""
+        return notebook.of_layers(str(self), self.sparse)
 
 
 def sparsify(

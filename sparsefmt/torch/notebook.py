@@ -1,0 +1,36 @@
+"""What notebooks show of a model whose layers were compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sparsefmt import notebooks
+from sparsefmt.notebooks import Row
+from sparsefmt.torch.linear import SparseLinear
+
+
+def of_layers(summary: str, layers: Mapping[str, SparseLinear]) -> str:
+    """A summary, and a table of layers, the largest if they are many, with pictures as long as these take no time.
+
+    Args:
+        layers: with weights, by name.
+    """
+    tensors = {name: layer.sparse_tensor() for name, layer in layers.items() if layer.has_weight}
+    shown = notebooks.largest([(name, tensor.nbytes) for name, tensor in tensors.items()])
+    rows, drawn = [], 0
+    for name in shown:
+        tensor, scale = tensors[name], layers[name].weight_scale
+        drawn += tensor.size
+        rows.append(
+            Row(
+                name,
+                tensor.shape,
+                str(tensor.dtype),
+                tensor.layout,
+                tensor.sparsity,
+                tensor.nbytes + (0 if scale is None else scale.nbytes),
+                tensor.size * layers[name].weight_dtype.itemsize,
+                tensor.picture(notebooks.SMALL_PIXELS) if drawn <= notebooks.MOST_DRAWN else "",
+            )
+        )
+    return notebooks.box(summary.split("; "), below=notebooks.table(rows, len(tensors) - len(shown)) if rows else "")
