@@ -16,6 +16,7 @@ from sparsefmt.torch.loading import LoadResult, load_into
 from sparsefmt.torch.model_files import load_model, save_model
 from sparsefmt.torch.models import SparsifyResult, sparsify
 from sparsefmt.torch.sharing import SharedTensorsError, storage_ptr, storage_size
+from sparsefmt.torch.stack import SparseStack
 from sparsefmt.torch.state import tensors_of
 from sparsefmt.torch.to_dense import make_dense
 from sparsefmt.torch.weight import SparseWeight
@@ -26,6 +27,7 @@ __all__ = [
     "ParameterCount",
     "SharedTensorsError",
     "SparseLinear",
+    "SparseStack",
     "SparseWeight",
     "SparsifyResult",
     "load",

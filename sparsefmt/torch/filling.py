@@ -13,12 +13,14 @@ from sparsefmt.errors import in_file, in_tensor
 from sparsefmt.quantizing import quantized
 from sparsefmt.quantizing.rows import FLOATS
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch.compress_experts import put_matrices, read_stack
 from sparsefmt.torch.dense_layers import is_conv1d
 from sparsefmt.torch.derived import dequantized, rows_of, transposed
+from sparsefmt.torch.experts import stacks_of
 from sparsefmt.torch.layers import Holder, replace
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.loading_plan import Plan, held, is_sparse
-from sparsefmt.torch.models import NOT_QUANTIZED
+from sparsefmt.torch.models import EXPERTS_NOT_QUANTIZED, NOT_QUANTIZED
 from sparsefmt.torch.scaled_state import empty_like
 from sparsefmt.torch.selection import Selection
 from sparsefmt.torch.stored_tensors import Stored
@@ -47,6 +49,9 @@ class WeightLoader:
         self._plan.weights.reverse()
         while self._plan.weights:
             self._load(*self._plan.weights.pop())
+        self._plan.stacks.reverse()
+        while self._plan.stacks:
+            self._load_stack(*self._plan.stacks.pop())
 
     def _load(self, stored: Stored, holders: list[Holder]) -> None:
         """Load the weight of the linear layers that share it."""
@@ -75,6 +80,24 @@ class WeightLoader:
             layer.name = name
             if layer is not module:
                 replace(self._model, module, layer)
+
+    def _load_stack(self, stored: Stored, holder: Holder) -> None:
+        """Load the weights of experts: fill a SparseStack, make one, or fill the Parameter."""
+        stack = stacks_of(holder.module).get(holder.attribute)
+        with in_file(stored.path), in_tensor(stored.name):
+            found = read_stack(stored, holder, self._selection, filled=stack is not None)
+        if isinstance(found, str):
+            with in_file(stored.path):
+                _fill([holder], stored.dense(held(holder).dtype), self._plan.noting)
+            self._plan.reasons[holder.key] = found
+            return
+        self._plan.sparse.add(holder.key)
+        if stack is not None:
+            stack.set_weights(found)
+            return
+        put_matrices(holder, found, held(holder))
+        if self._plan.quantizing is not None:
+            self._plan.quantizing.left_out[holder.key] = EXPERTS_NOT_QUANTIZED
 
     def _put(self, layer: SparseLinear, weight: _Compressed) -> None:
         if layer.transposed:

@@ -23,8 +23,9 @@ from sparsefmt.sparse_file import SparseFile
 from sparsefmt.torch import compute_dtype as computing
 from sparsefmt.torch.compute_dtype import ComputeDtype
 from sparsefmt.torch.filling import WeightLoader, load_dense
-from sparsefmt.torch.loading_plan import expect_activations, expect_fit, planned
+from sparsefmt.torch.loading_plan import expect_activations, expect_fit, names_of, planned
 from sparsefmt.torch.selection import MIN_SPARSITY, Patterns, Selection
+from sparsefmt.torch.stored_experts import under_names_of
 from sparsefmt.torch.stored_tensors import Stored, StoredInFile, StoredInSeveral
 from sparsefmt.torch.summary import Quantizing, Summary, summary_of
 
@@ -35,7 +36,8 @@ class LoadResult(NamedTuple):
     """What `load_into` did. Its text is a line: how much is compressed, and what is not and why.
 
     Attributes:
-        sparse: names of the layers that are SparseLinear now, with weights from the file.
+        sparse: names of the layers that are SparseLinear now, with weights from the file, and of the weights of
+            experts that are a SparseStack.
         missing_keys: names of the model that the files do not have.
         unexpected_keys: names of the files that the model does not have, or could not use.
         dense: names of the linear layers that are dense, and why; and of tensors of other modules, if they are stored
@@ -94,6 +96,10 @@ def load_into(
     however few of their elements are zero. Where something stands against that, they are multiplied out: in embeddings,
     in layers that are excluded, and, still compressed, in a Conv1D.
 
+    Weights of experts that the model has in one Parameter may be in a tensor for each expert, under the names that
+    checkpoints of transformers have. They are merged, and never dense where they are pruned: see docs/pytorch.md,
+    "Mixtures of experts".
+
     Buffers that no file has (persistent=False) stay as they are, on device "meta" too.
 
     Args:
@@ -138,7 +144,7 @@ def load_into(
     in_float32 = computing.checked(compute_dtype) is not None
     with ExitStack() as stack:
         stored = _open(path, _Opening(backend, threads, max_decoded_bytes), stack)
-        plan = planned(model, stored, selection)
+        plan = planned(model, under_names_of(model, names_of(model), stored), selection)
         plan.noting = in_float32
         plan.quantizing = None if selection.quantization is None else Quantizing({}, {})
         expect_fit(model, plan, path, strict)

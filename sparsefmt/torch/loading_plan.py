@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from sparsefmt.errors import in_file
+from sparsefmt.torch.expert_kinds import projection_of
+from sparsefmt.torch.experts import stacks_of
 from sparsefmt.torch.layers import Holder, expect_cpu, is_linear, modules_with_names
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.scales import expect_int8
@@ -22,6 +24,7 @@ class Plan:
 
     Attributes:
         weights: of linear layers, with the holders of each: compressed if they are pruned.
+        stacks: of experts, each with its holder: compressed if they are pruned.
         dense: other tensors, with the holders of each.
         sparse: names of layers that are a SparseLinear once all is loaded.
         reasons: names of what is dense, and why.
@@ -30,6 +33,7 @@ class Plan:
     """
 
     weights: list[tuple[Stored, list[Holder]]] = field(default_factory=list)
+    stacks: list[tuple[Stored, Holder]] = field(default_factory=list)
     dense: list[tuple[Stored, list[Holder]]] = field(default_factory=list)
     sparse: set[str] = field(default_factory=set)
     reasons: dict[str, str] = field(default_factory=dict)
@@ -46,7 +50,7 @@ def planned(model: torch.nn.Module, stored: dict[str, Stored], selection: Select
     not_found = []
     for holders in _holders(model):
         found = [stored[holder.key] for holder in holders if holder.key in stored]
-        used |= {tensor.name for tensor in found}
+        used |= {holder.key for holder in holders}
         if not found:
             not_found.append(holders)
             continue
@@ -66,6 +70,8 @@ def planned(model: torch.nn.Module, stored: dict[str, Stored], selection: Select
             plan.reasons |= {
                 name: reason for name, reason in reasons.items() if _is_worth_a_word(name, tensor, holders)
             }
+        elif projection_of(holders[0].module, holders[0].attribute) is not None:
+            plan.stacks.append((tensor, holders[0]))
         else:
             plan.weights.append((tensor, holders))
     for holders in not_found:
@@ -90,11 +96,21 @@ def _is_worth_a_word(name: str, stored: Stored, holders: list[Holder]) -> bool:
     return True
 
 
+def names_of(model: torch.nn.Module) -> set[str]:
+    """All names that `state_dict` of the dense model would have."""
+    return {holder.key for holders in _holders(model) for holder in holders}
+
+
 def _holders(model: torch.nn.Module) -> list[list[Holder]]:
     """All names that `state_dict` of the dense model would have, those of one tensor together."""
     groups: dict[int, list[Holder]] = {}
+    of_experts = {layer for module in model.modules() for stack in stacks_of(module).values() for layer in stack}
     for layer, module in modules_with_names(model):
         tensors: dict[str, torch.Tensor | None] = dict(module._parameters)
+        for name, stack in stacks_of(module).items():
+            groups.setdefault(id(stack), []).append(Holder(layer, module, name))
+        if module in of_experts:
+            continue
         if isinstance(module, SparseLinear):
             groups.setdefault(id(module), []).append(Holder(layer, module, "weight"))
         else:
@@ -118,12 +134,17 @@ def _share_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
 
 
 def is_sparse(holder: Holder) -> bool:
-    """Whether this is the weight of a layer that is a SparseLinear already."""
+    """Whether this is the weight of a layer that is a SparseLinear already, or of experts in a SparseStack."""
+    if holder.attribute in stacks_of(holder.module):
+        return True
     return isinstance(holder.module, SparseLinear) and holder.attribute == "weight"
 
 
 def _expected_shape(holder: Holder) -> tuple[int, ...]:
     module = holder.module
+    stack = stacks_of(module).get(holder.attribute)
+    if stack is not None:
+        return tuple(stack.shape)
     if isinstance(module, SparseLinear) and is_sparse(holder):
         shape = module.out_features, module.in_features
         return shape[::-1] if module.transposed else shape
@@ -152,6 +173,9 @@ def expect_fit(model: torch.nn.Module, plan: Plan, path: str | os.PathLike[str],
         for holder in holders:
             if not isinstance(holder.module, SparseLinear):
                 expect_cpu(holder.key, held(holder), "meta")
+    for _, holder in plan.stacks:
+        if not is_sparse(holder):
+            expect_cpu(holder.key, held(holder), "meta")
 
 
 def expect_activations(plan: Plan, selection: Selection) -> None:

@@ -12,6 +12,7 @@ from sparsefmt.layouts.memory import give_back
 from sparsefmt.quantizing import quantized
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import notebook
+from sparsefmt.torch.compress_experts import compress_stack, stacks_to_compress
 from sparsefmt.torch.compute_dtype import ComputeDtype, checked, widen
 from sparsefmt.torch.dense_layers import dense_weight, effective, is_conv1d, parameter_of_weight
 from sparsefmt.torch.layers import (
@@ -25,24 +26,27 @@ from sparsefmt.torch.layers import (
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.mapped_files import MappedFiles
 from sparsefmt.torch.selection import MIN_SPARSITY, Patterns, Selection
+from sparsefmt.torch.stack import SparseStack
 from sparsefmt.torch.summary import Quantizing, Summary, summary_of
 from sparsefmt.torch.widened import pass_on
 
 NOT_QUANTIZED = "it is a Conv1D, whose weight has columns for rows in files"
+EXPERTS_NOT_QUANTIZED = "it holds the weights of experts"
 
 
 class SparsifyResult(NamedTuple):
     """What `sparsify` did. Its text is a line: how much is compressed, and what is not and why.
 
     Attributes:
-        sparse: layers that are SparseLinear now, by name.
-        dense: names of the linear layers that stay as they were, and why.
+        sparse: layers that are SparseLinear now, by name; and each SparseStack that has taken the place of the weights
+            of experts, by the name of these.
+        dense: names of the linear layers, and of weights of experts, that stay as they were, and why.
         summary: of the whole model.
         quantizing: what quantizing has lost, by name of the layer, and why others were not quantized; None if nothing
             was to be quantized.
     """
 
-    sparse: dict[str, SparseLinear]
+    sparse: dict[str, SparseLinear | SparseStack]
     dense: dict[str, str]
     summary: Summary | None = None
     quantizing: Quantizing | None = None
@@ -78,6 +82,9 @@ def sparsify(
     output layer does that is tied to an embedding; and layers with requires_grad whose weight has no nonzero at all, as
     the `lora_B` of an adapter before training. Layers that share a weight share the compressed one.
 
+    Weights of experts, which transformers keeps in Parameters of three dimensions, are compressed by the same rule,
+    each Parameter as a whole: see docs/pytorch.md, "Mixtures of experts". Their modules stay the objects that they are.
+
     Biases stay the Parameters that they are. Hooks of replaced layers are left behind.
 
     Args:
@@ -88,13 +95,15 @@ def sparsify(
             for all.
         exclude: patterns of module names: these layers stay.
         min_size: elements that a weight must have; 0 for layers of any size. By default 131,072 (`MIN_SIZE`), since
-            smaller ones are slower than dense, or 0 if `layout` or `include` are given.
+            smaller ones are slower than dense, or 0 if `layout` or `include` are given. Of experts, each must have so
+            many.
         compute_dtype: "float32" or torch.float32 for a bfloat16 or float16 model that shall compute in float32: the
             compressed weights keep their 16 bits, and all other parameters and buffers of 16 bits become float32, in
             place. See docs/pytorch.md, "Weights in 16 bits, activations in float32". None changes no dtype.
         values: "int8" or "fp8" (F8_E4M3) to round the weights of replaced layers to elements of one byte and scales,
             which loses something: the result says how much. See docs/pytorch.md, "Values in eight bits". None keeps
-            every bit. Layers that stay dense are not rounded, nor is a Conv1D, whose rows are columns in files.
+            every bit. Layers that stay dense are not rounded, nor is a Conv1D, whose rows are columns in files, nor
+            experts.
         group_size: columns that share a scale: 32, 64 or 128, which must divide the columns of every replaced layer.
             None for a scale for each row.
         scale: "absmax", or "mse" for scales with the least squared error that was found.
@@ -127,8 +136,11 @@ def sparsify(
     if activations is not None and values is None:
         raise ValueError("activations='int8' is for values='int8'")
     groups, dense = _groups(model, selection)
+    stacks = stacks_to_compress(model, selection, dense)
     _expect_cpu(groups)
-    result = _compressed(model, selection, groups, dense)
+    for holder in stacks:
+        expect_cpu(holder.key, getattr(holder.module, holder.attribute))
+    result = _compressed(model, selection, (groups, stacks), dense)
     if computing is not None:
         widen(model)
     return result._replace(summary=summary_of(model, selection, result.dense, result.quantizing))
@@ -137,7 +149,8 @@ def sparsify(
 def sparsify_by(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
     """What `sparsify` does, for a model that has been loaded. Layers on other devices stay as they are."""
     groups, dense = _groups(model, selection)
-    return _compressed(model, selection, _without_other_devices(groups, dense), dense)
+    stacks = stacks_to_compress(model, selection, dense, others=True)
+    return _compressed(model, selection, (_without_other_devices(groups, dense), stacks), dense)
 
 
 def _groups(model: torch.nn.Module, selection: Selection) -> tuple[list[list[Holder]], dict[str, str]]:
@@ -202,14 +215,29 @@ def _identity(module: torch.nn.Module) -> tuple[int, ...]:
 
 
 def _compressed(
-    model: torch.nn.Module, selection: Selection, groups: list[list[Holder]], dense: dict[str, str]
+    model: torch.nn.Module,
+    selection: Selection,
+    found: tuple[list[list[Holder]], list[Holder]],
+    dense: dict[str, str],
 ) -> SparsifyResult:
-    """Replace the layers that are worth it. Empties `groups`, so that nothing here keeps a weight after its turn."""
+    """Replace what is worth it of layers, in groups that share a weight, and of weights of experts.
+
+    Empties the groups, so that nothing here keeps a weight after its turn.
+    """
+    groups, stacks = found
     quantizing = None if selection.quantization is None else Quantizing({}, {})
     result, files = SparsifyResult({}, dense, None, quantizing), MappedFiles()
     groups.reverse()
     while groups:
         _compress(model, selection, groups.pop(), result, files)
+    for holder in stacks:
+        made = compress_stack(holder, selection, files)
+        if isinstance(made, str):
+            result.dense[holder.key] = made
+        else:
+            result.sparse[holder.key] = made
+            if quantizing is not None:
+                quantizing.left_out[holder.key] = EXPERTS_NOT_QUANTIZED
     files.release(model)
     if result.sparse:
         give_back()

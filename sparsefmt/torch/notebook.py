@@ -7,14 +7,21 @@ from collections.abc import Mapping
 from sparsefmt import notebooks
 from sparsefmt.notebooks import Row
 from sparsefmt.torch.linear import SparseLinear
+from sparsefmt.torch.stack import SparseStack
 
 
-def of_layers(summary: str, layers: Mapping[str, SparseLinear]) -> str:
+def of_layers(summary: str, sparse: Mapping[str, SparseLinear | SparseStack]) -> str:
     """A summary, and a table of layers, the largest if they are many, with pictures as long as these take no time.
 
     Args:
-        layers: with weights, by name.
+        sparse: with weights, by name. Of a stack, each expert is a layer.
     """
+    layers: dict[str, SparseLinear] = {}
+    for name, layer in sparse.items():
+        if isinstance(layer, SparseStack):
+            layers |= {f"{name}.{number}": expert for number, expert in enumerate(layer.layers)}
+        else:
+            layers[name] = layer
     tensors = {name: layer.sparse_tensor() for name, layer in layers.items() if layer.has_weight}
     shown = notebooks.largest([(name, tensor.nbytes) for name, tensor in tensors.items()])
     rows, drawn = [], 0

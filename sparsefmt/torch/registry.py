@@ -67,6 +67,10 @@ _known: dict[tuple[int, ...], Known] = {}
 """By the addresses of the storages, and where in them the tensors begin."""
 
 
+_look_at = 0
+"""How many entries there are when those are looked for whose tensors are gone."""
+
+
 def remember(weights: WeightTensors) -> None:
     """Take these weights, just made by `to_tensors`, for verified."""
     _learn(weights.arrays, weights.table, check=False)
@@ -114,9 +118,13 @@ def _key(arrays: torch.Tensor, table: torch.Tensor) -> tuple[int, ...]:
 
 
 def _learn(arrays: torch.Tensor, table: torch.Tensor, *, check: bool) -> Known:
-    for key, entry in list(_known.items()):
-        if any(storage.expired() for storage in entry.storages):
-            _known.pop(key, None)
+    global _look_at
+    if len(_known) >= _look_at:
+        for key, entry in list(_known.items()):
+            if any(storage.expired() for storage in entry.storages):
+                _known.pop(key, None)
+        # a model may have ten thousand experts: not all of them are looked at each time that one has come
+        _look_at = len(_known) + min(len(_known) // 8, 64)
     if not table.numel():
         raise RuntimeError("this SparseLinear has no weights yet: load some, or call set_weight")
     if arrays.dtype != torch.uint8 or table.dtype != torch.int64 or not arrays.is_contiguous():

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.sizes import Filling
 from sparsefmt.quantizing.quantization import Quantization
+from sparsefmt.torch.expert_kinds import projection_of
 from sparsefmt.torch.layers import Holder, is_linear, why_not_replaceable
 from sparsefmt.torch.scales import checked_activations
 
@@ -26,6 +27,8 @@ float32, with 1 and 8 tokens, that is more than a smaller layer gains (tools/ben
 
 LAYOUTS_TO_CHOOSE = ("auto", "bitmask", "permuted")
 
+
+_EXCLUDED = "it is excluded"
 
 Patterns = str | Iterable[str] | None
 """Names of modules, in which `*` stands for anything; None where there are none."""
@@ -90,11 +93,21 @@ class Selection:
         if self.include is not None and not any(fnmatchcase(name, pattern) for pattern in self.include):
             return "it is not included"
         if self.exclude is not None and any(fnmatchcase(name, pattern) for pattern in self.exclude):
-            return "it is excluded"
+            return _EXCLUDED
         return None
+
+    def why_not_held_by_name(self, holder: Holder) -> str | None:
+        """What the patterns have against a tensor, by the name of its layer; of experts, by its own name too."""
+        if projection_of(holder.module, holder.attribute) is None:
+            return self.why_not_named(holder.layer)
+        reasons = [self.why_not_named(name) for name in (holder.layer, holder.key)]
+        # either may be included, and neither excluded
+        return next((reason for reason in reasons if reason == _EXCLUDED), None if None in reasons else reasons[0])
 
     def why_not_held(self, holder: Holder) -> str | None:
         """What one module that holds a tensor has against compressing it; None if nothing."""
+        if projection_of(holder.module, holder.attribute) is not None:
+            return self.why_not_held_by_name(holder)
         if holder.attribute != "weight":
             return "it is not the weight of a linear layer"
         reason = self.why_not_named(holder.layer) or why_not_replaceable(holder.module)
@@ -102,10 +115,11 @@ class Selection:
             return "it is the model itself: use SparseLinear.from_linear"
         return reason
 
-    def why_not_worth(self, filling: Filling, *, trainable: bool) -> str | None:
+    def why_not_worth(self, filling: Filling, *, trainable: bool, experts: int = 1) -> str | None:
         """What is against compressing a weight that is filled so; None if nothing.
 
         Args:
+            experts: how many matrices it consists of, if it is a stack.
             trainable: whether an optimizer may change the weight. One of zeros alone, such as `lora_B` before training,
                 is not pruned then, but at its start.
         """
@@ -116,9 +130,13 @@ class Selection:
             return f"{sparsity:.1%} of its weight is zero, which is less than {self.min_sparsity:.1%}"
         if trainable and not filling.nnz:
             return "all of its weight is zero and requires_grad is True: it may be about to be trained"
-        if size < self.least_size:
-            return f"its weight has {size:,} elements: below {self.least_size:,}, zeros save less than a call costs"
-        if self.quantization is not None and self.layout == "auto":
+        if size < self.least_size * experts:
+            of_each = "" if experts == 1 else " for each expert"
+            return (
+                f"its weight has {size // experts:,} elements{of_each}: below {self.least_size:,}, zeros save less than"
+                " a call costs"
+            )
+        if self.quantization is not None and self.layout == "auto" and experts == 1:
             # a byte for each element is less in any layout
             return None
         if not auto.can_be_sparse(filling.dtype, (rows, cols), cols):
@@ -135,6 +153,9 @@ def why_dense(holders: list[Holder], selection: Selection) -> dict[str, str]:
     modules that are not linear layers have their own names.
     """
     reasons = {holder.key: selection.why_not_held(holder) for holder in holders}
+    experts = [holder for holder in holders if projection_of(holder.module, holder.attribute) is not None]
+    if experts and len({id(holder.module) for holder in holders}) > 1:
+        reasons[experts[0].key] = reasons[experts[0].key] or "it belongs to several modules"
     against = next((key for key, reason in reasons.items() if reason is not None), None)
     if against is None:
         return {}

@@ -8,15 +8,26 @@ from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.layers import joined, modules_with_names
 from sparsefmt.torch.linear import SparseLinear, leaving_signs
+from sparsefmt.torch.stack import SparseStack
 
 
 def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor | SparseTensor]:
     """The state of a model under the names of the dense model: a SparseTensor for the weight of each SparseLinear.
 
-    Layers that share their weights give the same SparseTensor. Weights of what was a Conv1D are transposed back.
+    Layers that share their weights give the same SparseTensor. Weights of what was a Conv1D are transposed back. The
+    weights of experts in a SparseStack are one SparseTensor, in the shape of the Parameter that they were.
     """
+    return {
+        name: tensor.tensor() if isinstance(tensor, SparseStack) else tensor
+        for name, tensor in tensors_and_stacks_of(model).items()
+    }
+
+
+def tensors_and_stacks_of(model: torch.nn.Module) -> dict[str, torch.Tensor | SparseTensor | SparseStack]:
+    """As `tensors_of`, with each SparseStack as it is."""
     held: dict[str, str] = {}
-    tensors: dict[str, torch.Tensor | SparseTensor] = {}
+    tensors: dict[str, torch.Tensor | SparseTensor | SparseStack] = {}
+    stacks = {name: module for name, module in modules_with_names(model) if isinstance(module, SparseStack)}
     once: dict[tuple[int, bool], SparseTensor] = {}
     sparse = {name: module for name, module in modules_with_names(model) if isinstance(module, SparseLinear)}
     for prefix in sparse:
@@ -26,6 +37,9 @@ def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor | SparseTensor]
     for name, tensor in state.items():
         if name not in held:
             tensors[name] = tensor
+        elif held[name].rpartition(".")[0] in stacks:
+            stack = held[name].rpartition(".")[0]
+            tensors[stack] = stacks[stack]
         elif name.endswith("weight_arrays"):
             layer = sparse[held[name]]
             key = id(layer.weight_arrays), layer.transposed

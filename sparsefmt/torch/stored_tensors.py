@@ -23,6 +23,7 @@ from sparsefmt.scales import Scales
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.scaled_operator import dequantized
+from sparsefmt.torch.stacking import matrices_of
 
 
 class Stored(ABC):
@@ -65,6 +66,10 @@ class Stored(ABC):
     @abstractmethod
     def compressed(self, layout: str) -> SparseTensor:
         """The elements of a matrix. layout: as in `sparsefmt.load_file`."""
+
+    def matrices(self, count: int, layout: str) -> list[SparseTensor]:
+        """The matrices of a stack of so many. layout: as in `compressed`."""
+        return matrices_of(self.compressed(layout), count, layout)
 
     @abstractmethod
     def elements(self) -> torch.Tensor:

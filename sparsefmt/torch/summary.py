@@ -9,9 +9,11 @@ from typing import NamedTuple
 import torch
 
 from sparsefmt.quantizing import Loss
+from sparsefmt.torch.expert_kinds import projection_of, projections_of
 from sparsefmt.torch.layers import holders_of_parameters, is_linear
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.selection import MIN_SPARSITY, Selection, name_of
+from sparsefmt.torch.stack import SparseStack
 
 NAMED = 3
 """Names that a line has of what stays dense."""
@@ -41,7 +43,7 @@ class Summary:
     """What became of a model's weights. Its text is a line.
 
     Attributes:
-        linear, compressed: number of linear layers, and of those that are SparseLinear.
+        linear, compressed: number of linear layers, and of those that are SparseLinear. Experts do not count here.
         pruned_share: of the elements of all pruned weights, the part that is compressed; None if no weight is pruned.
             A dense weight, of whatever kind of module, counts as pruned if 40 % of a sample of it is zero, and not all
             of it where it may be about to be trained.
@@ -50,6 +52,7 @@ class Summary:
         dense: names of the other linear layers that stay dense, and why.
         scaled: how many of the compressed layers have scaled weights, by the dtype of the elements.
         quantizing: what quantizing has lost, and what was left out; None if nothing was to be quantized.
+        stacks, compressed_stacks: number of Parameters of experts, and of those that are a SparseStack.
     """
 
     linear: int
@@ -61,10 +64,13 @@ class Summary:
     dense: dict[str, str]
     scaled: dict[str, int] = field(default_factory=dict)
     quantizing: Quantizing | None = None
+    stacks: int = 0
+    compressed_stacks: int = 0
 
     def __str__(self) -> str:
         share = "" if self.pruned_share is None else f" ({_percent(self.pruned_share)} of the pruned weights)"
-        text = f"{self.compressed:,} of {self.linear:,} linear layers compressed{share}, "
+        experts = f" and {self.compressed_stacks:,} of {self.stacks:,} stacks of experts" if self.stacks else ""
+        text = f"{self.compressed:,} of {self.linear:,} linear layers{experts} compressed{share}, "
         text += "".join(f"{count:,} with values of {dtype} and scales, " for dtype, count in self.scaled.items())
         text += f"{_megabytes(self.nbytes)} instead of {_megabytes(self.dense_nbytes)} MB"
         text += "" if self.quantizing is None else str(self.quantizing)
@@ -83,9 +89,12 @@ def summary_of(
 
     Cost: looks at 65,536 elements of each dense weight at most.
     """
-    layers = {layer for layer in model.modules() if is_linear(layer)}
+    stacks = [module for module in model.modules() if isinstance(module, SparseStack)]
+    of_experts = {layer for stack in stacks for layer in stack.layers}
+    layers = {layer for layer in model.modules() if is_linear(layer)} - of_experts
     sparse = [layer for layer in layers if isinstance(layer, SparseLinear)]
-    weights = {id(layer.weight_arrays): layer for layer in sparse if layer.has_weight}.values()
+    weights = {id(layer.weight_arrays): layer for layer in (*sparse, *of_experts) if layer.has_weight}.values()
+    dense_stacks = 0
     held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     nbytes = sum(tensor.nbytes for tensor in held.values())
     held_for_weights = [
@@ -101,12 +110,17 @@ def summary_of(
     for holders in holders_of_parameters(model).values():
         weight = holders[0].module._parameters[holders[0].attribute]
         assert weight is not None
+        is_stack = projection_of(holders[0].module, holders[0].attribute) is not None
+        if not is_stack and projections_of(holders[0].module):
+            # a bias of experts
+            continue
+        dense_stacks += is_stack
         zeros = _share_of_zeros(weight)
         if zeros < MIN_SPARSITY or (zeros == 1 and weight.requires_grad):
             continue
         pruned += weight.numel()
         is_wanted = zeros >= selection.min_sparsity and weight.numel() >= selection.least_size
-        if is_wanted and all(selection.why_not_named(holder.layer) is None for holder in holders):
+        if is_wanted and all(selection.why_not_held_by_name(holder) is None for holder in holders):
             name = name_of(holders[0])
             reason = reasons.get(name) or selection.why_not_held(holders[0])
             if reason is not None:
@@ -124,6 +138,8 @@ def summary_of(
         dense={name: reason for name, reason in reasons.items() if name not in surprises},
         scaled=Counter(str(layer.weight.tensor.dtype) for layer in sparse if layer.weight_scale is not None),
         quantizing=quantizing,
+        stacks=len(stacks) + dense_stacks,
+        compressed_stacks=len(stacks),
     )
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import torch
 
+from sparsefmt.torch.compress_experts import make_stack_dense
 from sparsefmt.torch.dense_layers import dense_layer
+from sparsefmt.torch.experts import stacks_of
 from sparsefmt.torch.layers import replace
 from sparsefmt.torch.linear import SparseLinear
 
 
 def make_dense(model: torch.nn.Module, dtype: torch.dtype | None = None) -> None:
     """Replace every SparseLinear in a model by a torch.nn.Linear, or the Conv1D that it was, in place.
+
+    Modules of experts have their Parameters again, in place of each SparseStack.
 
     The weights are Parameters with the elements of the compressed ones, bit for bit, and require gradients if the
     weights did that the layers were made of, so that the model trains as before. Layers that share their weights share
@@ -29,6 +33,9 @@ def make_dense(model: torch.nn.Module, dtype: torch.dtype | None = None) -> None
     """
     if isinstance(model, SparseLinear):
         raise TypeError("the model is a SparseLinear itself, which cannot be replaced in itself: use weight.to_dense()")
+    for module in list(model.modules()):
+        for attribute in stacks_of(module):
+            make_stack_dense(module, attribute, dtype)
     layers = [module for module in model.modules() if isinstance(module, SparseLinear)][::-1]
     made: dict[tuple[int, bool], torch.nn.Parameter] = {}
     while layers:

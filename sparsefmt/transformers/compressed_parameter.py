@@ -91,6 +91,12 @@ class StandIn(torch.Tensor):
         cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if function is _aten.stack.default:
+            from sparsefmt.transformers.compressed_stack import stack
+
+            made = stack(*args, **kwargs)
+            if made is not None:
+                return made
         first = args[0] if args else None
         if isinstance(first, StandIn):
             if function.overloadpacket is _aten.to:

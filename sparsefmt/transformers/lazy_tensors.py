@@ -22,7 +22,9 @@ from sparsefmt.file_tensor import FileTensor
 from sparsefmt.scales import Scales
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch.stacking import matrices_of
 from sparsefmt.transformers.compressed_parameter import ScalesOf, StandIn
+from sparsefmt.transformers.compressed_stack import StackStandIn
 from sparsefmt.transformers.config import SparsefmtConfig
 from sparsefmt.transformers.files import SUFFIX
 
@@ -212,10 +214,10 @@ class LazyTensor:
                 return made if isinstance(self._path, CompressedFile) else made.dense()
             if key is not Ellipsis:
                 return adapter.part_of(self._tensor, key)
-            if isinstance(self._path, CompressedFile) and len(self.get_shape()) == 2:
+            if isinstance(self._path, CompressedFile) and len(self.get_shape()) in (2, 3):
                 tensor = self._file.load(self._name, self._path.config.layout)
                 if isinstance(tensor, SparseTensor):
-                    return StandIn(tensor)
+                    return StandIn(tensor) if tensor.ndim == 2 else StackStandIn(matrices_of(tensor, tensor.shape[0]))
             return adapter.tensor_of(self._tensor)
 
     def _scaled(self, scale: str) -> StandIn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +13,16 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils import logging
 
 from sparsefmt.adapters.torch import TORCH_DTYPES, rows_of
+from sparsefmt.checkpoints.experts import expect_whole
 from sparsefmt.checkpoints.huggingface import METHOD
 from sparsefmt.checkpoints.quantized_files import QuantizedFiles
 from sparsefmt.container import budget
-from sparsefmt.errors import in_tensor
+from sparsefmt.errors import in_file, in_tensor
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch.compress_experts import compressed_matrices, rows_of_stack
 from sparsefmt.torch.compute_dtype import hint, narrow, widen
+from sparsefmt.torch.expert_kinds import count_of_experts, projection_of, projections_of
 from sparsefmt.torch.layers import Holder
 from sparsefmt.torch.mapped_files import MappedFiles
 from sparsefmt.torch.models import SparsifyResult
@@ -28,6 +32,7 @@ from sparsefmt.torch.to_dense import make_dense
 from sparsefmt.torch.widened import SIXTEEN_BITS
 from sparsefmt.transformers import replace_layers
 from sparsefmt.transformers.compressed_parameter import StandIn
+from sparsefmt.transformers.compressed_stack import StackStandIn
 from sparsefmt.transformers.config import SparsefmtConfig, replace_dtype
 from sparsefmt.transformers.files import SUFFIX
 from sparsefmt.transformers.lazy_tensors import ARGUMENT, CompressedFile
@@ -101,6 +106,8 @@ class SparsefmtQuantizer(HfQuantizer):
             self._quantized = self._open_quantized(paths) if self._is_quantized else None
             paths[:] = [CompressedFile(path, self.quantization_config, self._quantized) for path in paths]
             self._compress = False
+            if any(projections_of(module) for module in model.modules()):
+                _expect_experts(paths, count_of_experts(model))
         if self._in_float32 and self._dtype == torch.float32:
             _expect_float32(paths or [])
         return model
@@ -228,12 +235,42 @@ class Compress(ConversionOps):
             return tensor
         if not tensor.is_floating_point() or not tensor.numel():
             return tensor
+        module, attribute = get_module_from_name(model, name)
+        if tensor.dim() == 3 and projection_of(module, attribute) is not None:
+            with in_tensor(name):
+                return self._compressed_stack(module, attribute, tensor)
+        if tensor.dim() != 2 or projection_of(module, attribute) is not None:
+            return tensor
         with in_tensor(name):
             matrix = rows_of(tensor)
         if self._selection.why_not_worth(matrix.filling(matrix.survey()), trainable=False) is not None:
             return tensor
         self._files.compressed(tensor)
         return StandIn(SparseTensor._from_rows(matrix, self._selection.layout, None))
+
+    def _compressed_stack(self, module: Any, attribute: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The weights of experts, which are merged by now."""
+        projection = projection_of(module, attribute)
+        assert projection is not None
+        rows = rows_of_stack(projection, tensor)
+        matrices = compressed_matrices(rows, self._selection, trainable=False)
+        if isinstance(matrices, str):
+            return tensor
+        self._files.compressed(tensor)
+        return StackStandIn(matrices, projection.swapped)
+
+
+def _expect_experts(paths: list[str], experts: int | None) -> None:
+    """Refuse files in which an expert is missing or has another shape, by name. Raises FormatError.
+
+    experts: how many the model has in each layer, if that is known.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        tensors = modeling_utils.load_state_dict(path, map_location="meta")
+        shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    with in_file(Path(paths[0]).parent):
+        expect_whole(shapes, experts)
 
 
 def _expect_float32(paths: list[str]) -> None:

@@ -7,15 +7,20 @@ import torch
 from sparsefmt.errors import in_tensor
 from sparsefmt.quantizing import quantized
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch.compress_experts import filling_of, put_matrices, turned
 from sparsefmt.torch.dense_layers import is_conv1d
 from sparsefmt.torch.derived import rows_of, transposed
+from sparsefmt.torch.expert_kinds import Projection, projection_of
 from sparsefmt.torch.layers import Holder, holders_of_parameters, replace
 from sparsefmt.torch.linear import SparseLinear
-from sparsefmt.torch.models import NOT_QUANTIZED, SparsifyResult, sparsify_by
+from sparsefmt.torch.models import EXPERTS_NOT_QUANTIZED, NOT_QUANTIZED, SparsifyResult, sparsify_by
 from sparsefmt.torch.scales import expect_int8
 from sparsefmt.torch.selection import Selection, name_of, why_dense
+from sparsefmt.torch.stack import SparseStack
+from sparsefmt.torch.stacking import matrices_of
 from sparsefmt.torch.summary import Quantizing, summary_of
 from sparsefmt.transformers.compressed_parameter import ScalesOf, StandIn
+from sparsefmt.transformers.compressed_stack import StackStandIn
 
 
 def settle(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
@@ -30,9 +35,18 @@ def settle(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
     """
     quantizing = None if selection.quantization is None else Quantizing({}, {})
     dense: dict[str, str] = {}
-    sparse: dict[str, SparseLinear] = {}
+    sparse: dict[str, SparseLinear | SparseStack] = {}
     for holders in holders_of_parameters(model).values():
         weight = holders[0].module._parameters[holders[0].attribute]
+        if isinstance(weight, StackStandIn) or (isinstance(weight, StandIn) and _is_of_experts(holders)):
+            stack = _settle_stack(weight, holders, selection)
+            if isinstance(stack, SparseStack):
+                sparse[holders[0].key] = stack
+                if quantizing is not None:
+                    quantizing.left_out[holders[0].key] = EXPERTS_NOT_QUANTIZED
+            else:
+                dense |= stack
+            continue
         if not isinstance(weight, StandIn):
             continue
         reasons = why_dense(holders, selection) or _why_not_worth(weight, holders, selection)
@@ -51,9 +65,42 @@ def settle(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
         quantizing.left_out.update(rest.quantizing.left_out)
     dense, sparse = dict(sorted((dense | rest.dense).items())), dict(sorted((sparse | rest.sparse).items()))
     is_for_nothing = selection.activations is not None and selection.quantization is None
-    if is_for_nothing and all(layer.activations is None for layer in sparse.values()):
+    layers = [layer for layer in sparse.values() if isinstance(layer, SparseLinear)]
+    if is_for_nothing and all(layer.activations is None for layer in layers):
         raise ValueError("activations='int8' is for scaled weights of int8, which no layer has: give values='int8' too")
     return SparsifyResult(sparse, dense, summary_of(model, selection, dense, quantizing), quantizing)
+
+
+def _is_of_experts(holders: list[Holder]) -> bool:
+    return any(projection_of(holder.module, holder.attribute) is not None for holder in holders)
+
+
+def _settle_stack(
+    weight: StandIn | StackStandIn, holders: list[Holder], selection: Selection
+) -> SparseStack | dict[str, str]:
+    """Put the weights of experts into their module, compressed, or dense, and why. So with any tensor like them."""
+    projection = projection_of(holders[0].module, holders[0].attribute)
+    reasons = why_dense(holders, selection)
+    if not reasons and projection is not None:
+        if isinstance(weight, StandIn) and weight.scales is not None:
+            reasons = {holders[0].key: "it has scales, which experts cannot have"}
+        else:
+            matrices = _matrices(weight, projection, selection)
+            experts = projection.experts
+            reason = selection.why_not_worth(filling_of(matrices), trainable=False, experts=experts)
+            if reason is None:
+                return put_matrices(holders[0], matrices, weight)
+            reasons = {holders[0].key: reason}
+    _fill(weight, holders)
+    # what is stored sparse and is no weight of experts, such as a convolution, is named as ever
+    return reasons or {name_of(holder): "it is not the weight of a linear layer" for holder in holders}
+
+
+def _matrices(weight: StandIn | StackStandIn, projection: Projection, selection: Selection) -> list[SparseTensor]:
+    """The matrices (out_features, in_features) of experts."""
+    if isinstance(weight, StackStandIn):
+        return weight.oriented(projection.swapped)
+    return turned(projection, matrices_of(weight.compressed, projection.experts), selection.layout)
 
 
 def _quantized(weight: StandIn, holders: list[Holder], selection: Selection, quantizing: Quantizing) -> StandIn:
@@ -95,7 +142,7 @@ def _fill_buffers(model: torch.nn.Module) -> None:
     made: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for attribute, buffer in module._buffers.items():
-            if isinstance(buffer, StandIn):
+            if isinstance(buffer, (StandIn, StackStandIn)):
                 if id(buffer) not in made:
                     made[id(buffer)] = buffer.dense()
                 module._buffers[attribute] = made[id(buffer)]
@@ -147,7 +194,7 @@ def _layer_of(weight: StandIn, name: str, layer: torch.nn.Module, selection: Sel
     )
 
 
-def _fill(weight: StandIn, holders: list[Holder]) -> None:
+def _fill(weight: StandIn | StackStandIn, holders: list[Holder]) -> None:
     dense = torch.nn.Parameter(weight.dense(), requires_grad=weight.requires_grad)
     dense._is_hf_initialized = True  # type: ignore[attr-defined]
     for holder in holders:

@@ -31,10 +31,13 @@ from sparsefmt.tensor_writer import TensorWriter
 from sparsefmt.torch.layers import joined, modules_with_names
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.scaled_state import scaled_weights
-from sparsefmt.torch.state import tensors_of
+from sparsefmt.torch.stack import SparseStack
+from sparsefmt.torch.stacking import stacked
+from sparsefmt.torch.state import tensors_and_stacks_of
 from sparsefmt.torch.widened import as_stored, stored_dtypes
 from sparsefmt.transformers import placing
 from sparsefmt.transformers.compressed_parameter import ScalesOf, StandIn
+from sparsefmt.transformers.compressed_stack import StackStandIn
 from sparsefmt.transformers.config import SparsefmtConfig, replace_dtype
 from sparsefmt.transformers.files import SUFFIX
 from sparsefmt.writing import write_all
@@ -185,7 +188,7 @@ def _state(model: Any, original_format: bool) -> dict[str, torch.Tensor]:
 
     Of a model that computes in float32 with weights of 16 bits, the rest is there a second time, in 16 bits.
     """
-    state = tensors_of(model)
+    state = tensors_and_stacks_of(model)
     layers = {
         joined(name, "weight"): layer for name, layer in modules_with_names(model) if isinstance(layer, SparseLinear)
     }
@@ -195,9 +198,10 @@ def _state(model: Any, original_format: bool) -> dict[str, torch.Tensor]:
         state.pop(scales.input_scale_name(name), None)
     for key in model._keys_to_ignore_on_save or ():
         state.pop(key, None)
-    compressed = {
+    compressed: dict[str, torch.Tensor] = {
         name: _stand_in(tensor, layers[name]) for name, tensor in state.items() if isinstance(tensor, SparseTensor)
     }
+    compressed |= {name: _stack_stand_in(stack) for name, stack in state.items() if isinstance(stack, SparseStack)}
     dense = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     stored = stored_dtypes(model)
     kept = {
@@ -213,6 +217,12 @@ def _stand_in(tensor: SparseTensor, layer: SparseLinear) -> StandIn:
         return StandIn(tensor)
     of_input = None if layer.input_scale is None else float(layer.input_scale)
     return StandIn(tensor, ScalesOf(layer.weight_scale, of_input), layer.weight_dtype)
+
+
+def _stack_stand_in(stack: SparseStack) -> torch.Tensor:
+    if stack.ndim == 2:
+        return StandIn(stack.tensor())
+    return StackStandIn([layer.sparse_tensor() for layer in stack.layers], stack.transposed)
 
 
 def _parts(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -279,10 +289,14 @@ def _no_progress_bar() -> Iterator[None]:
 
 
 def _nbytes(tensor: torch.Tensor) -> int:
+    if isinstance(tensor, StackStandIn):
+        return sum(matrix.nbytes for matrix in tensor.matrices)
     if not isinstance(tensor, StandIn):
         return tensor.numel() * tensor.element_size()
     return tensor.compressed.nbytes + (0 if tensor.scales is None else tensor.scales.of_weight.nbytes)
 
 
 def _stored(tensor: torch.Tensor) -> Any:
+    if isinstance(tensor, StackStandIn):
+        return stacked(tensor.oriented())
     return tensor.compressed if isinstance(tensor, StandIn) else rows_of(tensor)

@@ -148,18 +148,25 @@ def test_from_pretrained_says_it_in_a_line(tmp_path: Path, records: list[logging
     assert "; dense: lm_head (0.0% of its weight is zero" in record.getMessage()
 
 
-def test_pruned_experts_that_stay_dense_are_a_warning(tmp_path: Path, records: list[logging.LogRecord]) -> None:
+def test_experts_count_as_stacks_and_one_that_stays_dense_is_a_warning(
+    tmp_path: Path, records: list[logging.LogRecord]
+) -> None:
     config = MixtralConfig(**SMALL, num_local_experts=4)
     model = pruned(AutoModelForCausalLM.from_config(config))
+    model.model.layers[0].mlp.experts.down_proj = torch.nn.Parameter(torch.zeros(4, 256, 1024))
+    tensors = [(0.9, "gate_up_proj"), (0.42, "down_proj")]
+    for sparsity, name in tensors:
+        weight = getattr(model.model.layers[0].mlp.experts, name).data
+        weight.copy_((torch.arange(weight.numel()) % 1000 >= 1000 * sparsity).view(weight.shape))
     model.save_pretrained(tmp_path)
-    AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=SparsefmtConfig(min_size=0, exclude="*.gate"))
+    chosen = SparsefmtConfig(min_size=0, min_sparsity=0.45, exclude="*.gate", include="*.layers.*")
+    AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=chosen)
     record = said(records)
     assert record.levelno == logging.WARNING
-    share = ATTENTION / (ATTENTION + 4 * PROJECTIONS)
+    assert "4 of 5 linear layers and 1 of 2 stacks of experts compressed (" in record.getMessage()
+    share = (ATTENTION + 4 * 2 * PROJECTIONS // 3) / (ATTENTION + 4 * PROJECTIONS)
     assert f"({round(100 * share)} % of the pruned weights)" in record.getMessage()
-    assert (
-        "dense: model.layers.0.mlp.experts.gate_up_proj (it is not the weight of a linear layer)" in record.getMessage()
-    )
+    assert "dense: model.layers.0.mlp.experts.down_proj (42.0% of its weight is zero" in record.getMessage()
 
 
 def test_pruned_embeddings_are_a_warning(tmp_path: Path, records: list[logging.LogRecord]) -> None:

@@ -1,0 +1,138 @@
+"""A mixture of experts with compressed weights beside the same model dense: reading prompts, and one token at a time.
+
+    python -m tools.bench.experts                             50 and 80 % zeros, float32, all usable cores, some minutes
+    python -m tools.bench.experts --sparsity 0.8 --threads 1 --dtype bfloat16
+
+The model is like Qwen3-MoE: 8 layers with 64 experts of 512 x 1024, of which each token chooses 4, with random weights
+that are pruned at random; embeddings, routers and the output layer stay dense. Both forms have the same weights. The
+dense one is measured with each implementation that transformers has for its experts, and the fastest is what counts.
+First it is verified that logits are within 1e-3 of the dense model's.
+
+Contenders take turns. Numbers are medians of a forward pass: of a prompt of 128 tokens, and of one token after such a
+prompt, whose keys and values are kept. "spread" is the largest distance of the quartiles over the median, "others" how
+many cores other processes took meanwhile: where they leave fewer than there are threads, the numbers are worth little.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, DynamicCache, Qwen3MoeConfig
+
+import sparsefmt
+from sparsefmt.torch import sparsify
+from tools.bench.harness import Others, hold_to, in_turns, processor, seconds_of, spread, time_text, usable_cores
+
+PROMPT = 128
+IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
+OURS = "compressed"
+
+
+def model_of(sparsity: float, dtype: torch.dtype) -> Any:
+    config = Qwen3MoeConfig(
+        vocab_size=1024,
+        hidden_size=1024,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=128,
+        num_experts=64,
+        num_experts_per_tok=4,
+        moe_intermediate_size=512,
+        max_position_embeddings=512,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for name, parameter in model.named_parameters():
+        if "layers" in name and parameter.dim() > 1 and not name.endswith("gate.weight"):
+            parameter.data[torch.rand(parameter.shape) < sparsity] = 0
+    return model.to(dtype)
+
+
+class Runs:
+    """Forward passes of one model."""
+
+    def __init__(self, model: Any, implementation: str) -> None:
+        self._model = model
+        self._implementation = implementation
+        self._tokens = torch.randint(3, 1000, (1, PROMPT), generator=torch.Generator().manual_seed(1))
+        self._cache: Any = None
+
+    def prompt(self) -> torch.Tensor:
+        return self._called(self._tokens, None)
+
+    def token(self) -> torch.Tensor:
+        if self._cache is None:
+            self._cache = DynamicCache(config=self._model.config)
+            self._called(self._tokens, self._cache)
+        logits = self._called(self._tokens[:, :1], self._cache)
+        self._cache.crop(PROMPT)
+        return logits
+
+    def _called(self, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
+        self._model.set_experts_implementation(self._implementation)
+        return self._model(tokens, past_key_values=cache, use_cache=cache is not None).logits
+
+
+def verify(ours: Runs, dense: Runs) -> None:
+    for call in ("prompt", "token"):
+        difference = (getattr(ours, call)().float() - getattr(dense, call)().float()).abs().max()
+        if not difference < 1e-3:
+            raise click.ClickException(f"logits of a {call} differ by {difference:.2g}")
+
+
+def measured(contenders: dict[str, Runs], call: str, turns: int) -> dict[str, list[float]]:
+    def sample(runs: Runs) -> Callable[[], float]:
+        return lambda: seconds_of(getattr(runs, call))
+
+    return in_turns({name: sample(runs) for name, runs in contenders.items()}, turns, warm_up=2, seconds=60)
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.option("--sparsity", type=click.FloatRange(0, 1), multiple=True, default=(0.5, 0.8), help="May be repeated.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
+@click.option("--threads", type=click.IntRange(1), default=usable_cores())
+@click.option("--turns", type=click.IntRange(3), default=15)
+@torch.inference_mode()
+def main(sparsity: tuple[float, ...], dtype: str, threads: int, turns: int) -> None:
+    hold_to(None)
+    torch.set_num_threads(threads)
+    sparsefmt.set_num_threads(threads)
+    table = Table("zeros", "of", *IMPLEMENTATIONS, OURS, "over the fastest", "spread", "others")
+    for share in sparsity:
+        model = model_of(share, getattr(torch, dtype))
+        compressed = copy.deepcopy(model)
+        summary = sparsify(compressed).summary
+        assert summary is not None
+        click.echo(f"{share:.0%}: {summary}")
+        contenders = {name: Runs(model, name) for name in IMPLEMENTATIONS} | {OURS: Runs(compressed, "eager")}
+        if dtype == "float32":
+            verify(contenders[OURS], contenders["eager"])
+        for call, what in (("token", "one token"), ("prompt", f"a prompt of {PROMPT}")):
+            others = Others()
+            times = measured(contenders, call, turns)
+            cores = others.cores()
+            medians = {name: statistics.median(found) for name, found in times.items()}
+            fastest = min(medians[name] for name in IMPLEMENTATIONS)
+            table.add_row(
+                f"{share:.0%}",
+                what,
+                *map(time_text, medians.values()),
+                f"{fastest / medians[OURS]:.2f}",
+                f"{max(map(spread, times.values())):.0%}",
+                "" if cores is None else f"{cores:.1f}",
+            )
+    console = Console()
+    console.print(f"{processor()}, {threads} threads, {dtype}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
