@@ -51,8 +51,9 @@ With --json, one object, times in seconds:
       speed            dense_seconds / seconds
       dense            all of them, the fastest first: library, threads (null: its own number),
                        seconds, spread
+      bfloat16         the same of dense products that round to bfloat16: torch's, or none
   total                groups times count: tensors, nbytes, dense_nbytes, products (batch, seconds,
-                       dense_seconds, speed)
+                       dense_seconds, speed, bfloat16_seconds)
   faults               a sentence for each product that was wrong
 """,
 )

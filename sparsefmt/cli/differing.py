@@ -189,7 +189,7 @@ class Comparison:
         if order != "name":
             rows.sort(key=lambda row: _KEYS[order](row[1]))
         counts = ("n",) if any(len(row[1]) > 1 for row in rows) else ()
-        numbers = ("equal", "max |a-b|", "zeros A", "zeros B", "lost", "overlap")
+        numbers: tuple[str, ...] = ("equal", "max |a-b|", "zeros A", "zeros B", "lost", "overlap")
         if not any(each.change for each in tensors):
             numbers = ()
         columns = ("shape", "dtype", "differs", *counts, *numbers)
@@ -222,10 +222,8 @@ class Comparison:
             if count:
                 yield f"{what} {output.plural(count, 'tensor')}."
         if total.elements:
-            yield (
-                "lost: share of A's zeros that are not zero in B. overlap: elements that are not zero in both, of those"
-                " that are not zero in either."
-            )
+            yield "lost: share of A's zeros that are not zero in B."
+            yield "overlap: of the elements that are not zero in A or in B, the share that is not zero in both."
 
     def as_object(self) -> dict[str, Any]:
         """For --json. The help of the command describes it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -253,6 +254,10 @@ def test_tables_of_known_times(model: Path, clock: None) -> None:
     # tensors whose names differ in numbers only share a row, if their layout is the same
     names = [line[0] for line in lines if line and line[0].startswith("layers.")]
     assert names == 2 * [f"layers.{name}.weight" for name in ("0.down", "0.gate", "*.up", "1.down")]
+    slower = "layers.*.up.weight (2), layers.0.down.weight, layers.0.gate.weight and 1 more"
+    assert f"With batch 8, 5 of 5 tensors are slower than dense: {slower}." in out
+    assert "With batch 2, none of 5 tensors is slower than dense." in out
+    assert "bfloat16" not in out
     assert "Medians of 21 products" in out
     assert "Measured: 3 of 5 tensors" in out
     assert "Left out: 2 tensors stored dense" in out
@@ -348,11 +353,46 @@ def test_torch_takes_part(model: Path, absent: set[str]) -> None:
             assert who == {("numpy", None), ("torch", 2), ("torch", 1)}
             seconds = [dense["seconds"] for dense in product["dense"]]
             assert product["dense_seconds"] == seconds[0] == min(seconds)
+            assert {(dense["library"], dense["threads"]) for dense in product["bfloat16"]} == {
+                ("torch", 2),
+                ("torch", 1),
+            }
+    for number, product in enumerate(content["total"]["products"]):
+        seconds = [group["count"] * group["products"][number]["bfloat16"][0]["seconds"] for group in content["groups"]]
+        assert product["bfloat16_seconds"] == pytest.approx(sum(seconds))
     assert torch.get_num_threads() == before
     check_totals(content)
     weight, x = exactly(24, 16, 0.5), exactly(3, 16, 0)
     assert np.allclose(np.asarray(libraries._torch_product(weight)(x)()), x @ weight.T, atol=1e-4)
-    assert f"and torch {torch.__version__} (on 2 threads and on 1)" in succeed(model, "--threads", 2)
+    rounded = libraries._torch_product_in_bfloat16(weight)(x)()
+    assert rounded.dtype == torch.bfloat16
+    assert np.allclose(rounded.float().numpy(), x @ weight.T, atol=0.2)
+    out = succeed(model, "--threads", 2)
+    assert f"and torch {torch.__version__} (on 2 threads and on 1), in float32." in out
+    assert re.search(r"With batch 32, dense bfloat16 is faster than sparsefmt for \d of 5 tensors\.", out)
+    assert len([word for word in out.split() if word == "bf16"]) == 2
+
+
+def test_bfloat16_is_no_part_of_dense(model: Path, absent: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its products take half of what ours take, and those in float32 twice that."""
+    pytest.importorskip("torch")
+    absent.remove("torch")
+    clock = Clock(lambda x: 1.0, lambda x: 2.0)
+    clock.install(monkeypatch)
+
+    def rounded(weight: np.ndarray) -> Callable[[np.ndarray], Product]:
+        def product() -> None:
+            clock.now += 0.5
+
+        return lambda x: product
+
+    monkeypatch.setattr(libraries, "_torch_product", clock.numpy_product)
+    monkeypatch.setattr(libraries, "_torch_product_in_bfloat16", rounded)
+    out = succeed(model, "--repeats", 3, "--batch", 4)
+    assert "With batch 4, none of 5 tensors is slower than dense." in out
+    assert "With batch 4, dense bfloat16 is faster than sparsefmt for 5 of 5 tensors." in out
+    total = [line for line in out.splitlines() if line.startswith("total")][1].split()
+    assert total[-7:] == ["5,000", "ms", "10,000", "ms", "2.00x", "0.50x", "0%"]
 
 
 def test_products_run_on_the_threads_they_are_said_to(
@@ -488,7 +528,8 @@ def test_hostile_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
     sparsefmt.save_file({"w\x1b[2J\n[red]": exactly(64, 96, 0.8)}, tmp_path / "a.sparsefmt")
     out = succeed(tmp_path / "a.sparsefmt", "--repeats", 3)
     assert "\x1b" not in out
-    assert out.count("w\\x1b[2J\\n[red]") == 2
+    # in both tables; verdicts may name it, too
+    assert out.partition("With batch")[0].count("w\\x1b[2J\\n[red]") == 2
 
 
 def test_help_loads_no_numba() -> None:

@@ -32,11 +32,13 @@ class Timing:
 
     Attributes:
         ours, dense: seconds of each repeat.
+        rounded: of dense products that round weights and activations to bfloat16, if there are any.
     """
 
     batch: int
     ours: list[float]
     dense: dict[Contender, list[float]]
+    rounded: dict[Contender, list[float]] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -45,11 +47,20 @@ class Timing:
     @property
     def ranking(self) -> list[Contender]:
         """The dense products, the fastest first."""
-        return sorted(self.dense, key=lambda who: statistics.median(self.dense[who]))
+        return fastest_first(self.dense)
 
     @property
     def dense_seconds(self) -> float:
         return statistics.median(self.dense[self.ranking[0]])
+
+    @property
+    def rounded_seconds(self) -> float | None:
+        """Those of the fastest product in bfloat16; None without one."""
+        return statistics.median(self.rounded[fastest_first(self.rounded)[0]]) if self.rounded else None
+
+
+def fastest_first(times: dict[Contender, list[float]]) -> list[Contender]:
+    return sorted(times, key=lambda who: statistics.median(times[who]))
 
 
 @dataclass

@@ -22,6 +22,7 @@ class Library:
         set_threads: sets its number of threads; None if that is not possible here.
         product: takes weights, and gives a function that takes activations and gives the product to be timed.
         threads: the numbers of threads on which it is timed.
+        rounds: whether it rounds weights and activations to bfloat16. It is a peer, and not what dense means.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Library:
     set_threads: Callable[[int], Any] | None
     product: Callable[[np.ndarray], Callable[[np.ndarray], Product]]
     threads: list[int | None]
+    rounds: bool = False
 
     def prepare(self, threads: int | None) -> None:
         if self.set_threads and threads is not None:
@@ -37,7 +39,7 @@ class Library:
 
 @contextmanager
 def dense_libraries(threads: int) -> Iterator[list[Library]]:
-    """numpy, and torch if it is installed. Their own numbers of threads are restored at the end.
+    """numpy, and torch if it is installed, in float32 and in bfloat16. Numbers of threads are restored at the end.
 
     Each is timed on one thread too, since small products are faster that way. Where another process takes a core,
     libraries whose threads wait for each other may be a hundred times slower, which would flatter us.
@@ -51,7 +53,9 @@ def dense_libraries(threads: int) -> Iterator[list[Library]]:
             # imported by name, here and below: the package does not need it, and type checkers need not find it
             torch = importlib.import_module("torch")
             stack.callback(torch.set_num_threads, torch.get_num_threads())
-            libraries.append(Library("torch", str(torch.__version__), torch.set_num_threads, _torch_product, counts))
+            named = "torch", str(torch.__version__), torch.set_num_threads
+            libraries.append(Library(*named, _torch_product, counts))
+            libraries.append(Library(*named, _torch_product_in_bfloat16, counts, rounds=True))
         yield libraries
 
 
@@ -82,5 +86,17 @@ def _torch_product(weight: np.ndarray) -> Callable[[np.ndarray], Product]:
     def of(x: np.ndarray) -> Product:
         activations = from_numpy(x)
         return lambda: activations @ wrapped.T
+
+    return of
+
+
+def _torch_product_in_bfloat16(weight: np.ndarray) -> Callable[[np.ndarray], Product]:
+    """Activations are rounded before: those of a model in bfloat16 are so."""
+    from_numpy = importlib.import_module("torch").from_numpy
+    rounded = from_numpy(weight).bfloat16()
+
+    def of(x: np.ndarray) -> Product:
+        activations = from_numpy(x).bfloat16()
+        return lambda: activations @ rounded.T
 
     return of

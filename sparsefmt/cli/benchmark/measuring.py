@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ TOLERANCE = 1e-4
 hundredth of that."""
 
 OURS = "sparsefmt"
+
+Who = TypeVar("Who")
 
 _clock = time.perf_counter
 
@@ -95,15 +97,20 @@ def measure(group: Group, batches: list[int], libraries: list[Library], threads:
                     f"{group.path}: tensor {entry.name!r}, batch {batch}: the product is not numpy's; it differs by "
                     f"{difference:.3g}, and the largest output is {scale:.3g}"
                 )
-            contenders: dict[Contender, tuple[Callable[[], Any], Product]] = {
-                Contender(OURS, threads): (lambda: None, ours)
+            contenders: dict[tuple[Contender, bool], tuple[Callable[[], Any], Product]] = {
+                (Contender(OURS, threads), False): (lambda: None, ours)
             }
             for library, product in products:
                 run = product(part)
                 for count in library.threads:
-                    contenders[Contender(library.name, count)] = (partial(library.prepare, count), run)
+                    who = Contender(library.name, count), library.rounds
+                    contenders[who] = (partial(library.prepare, count), run)
             times = _interleaved(contenders, repeats)
-            group.timings.append(Timing(batch, times.pop(Contender(OURS, threads)), times))
+            own = times.pop((Contender(OURS, threads), False))
+            exact, rounded = (
+                {who: taken for (who, rounds), taken in times.items() if rounds == wanted} for wanted in (False, True)
+            )
+            group.timings.append(Timing(batch, own, exact, rounded))
 
 
 def _difference(ours: np.ndarray, reference: np.ndarray) -> float:
@@ -112,9 +119,7 @@ def _difference(ours: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(ours[finite] - reference[finite].astype(np.float64)).max(initial=0))
 
 
-def _interleaved(
-    contenders: dict[Contender, tuple[Callable[[], Any], Product]], repeats: int
-) -> dict[Contender, list[float]]:
+def _interleaved(contenders: dict[Who, tuple[Callable[[], Any], Product]], repeats: int) -> dict[Who, list[float]]:
     """Seconds of each contender. They take turns, so that other work of the machine affects all of them alike.
 
     A turn is two runs, of which the second counts. Threads of BLAS and OpenMP go on spinning for a while after a
@@ -123,7 +128,7 @@ def _interleaved(
     Args:
         contenders: for each, a function to call before its turn, and its product.
     """
-    times: dict[Contender, list[float]] = {who: [] for who in contenders}
+    times: dict[Who, list[float]] = {who: [] for who in contenders}
     began = _clock()
     for turn in range(repeats):
         if turn >= LEAST_REPEATS and _clock() - began > SECONDS:

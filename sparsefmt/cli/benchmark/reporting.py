@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparsefmt.cli import output
-from sparsefmt.cli.benchmark.groups import Group
+from sparsefmt.cli.benchmark.groups import Contender, Group, fastest_first
 from sparsefmt.cli.benchmark.libraries import Library
 from sparsefmt.cli.benchmark.measuring import Results, quartile_spread
 from sparsefmt.cli.grouped_rows import common, grouped
@@ -26,7 +27,15 @@ def print_tables(groups: list[Group]) -> None:
     columns = "shape", "dtype", "layout", "n", "zeros", "dense", "bytes", "ratio", "bits"
     memory = output.table("in memory", *columns, left=4)
     headings = [
-        heading for timing in groups[0].timings for heading in (f"batch {timing.batch}", "dense", "speed", "spread")
+        heading
+        for timing in groups[0].timings
+        for heading in (
+            f"batch {timing.batch}",
+            "dense",
+            "speed",
+            *(["bf16"] if timing.rounded else []),
+            "spread",
+        )
     ]
     products = output.table("products", "layout", "n", *headings, left=2)
     for row in rows:
@@ -50,6 +59,21 @@ def _name_and_kind(member: tuple[TensorEntry, Group]) -> tuple[str, object]:
     return entry.name, (entry.dtype, entry.shape, group.layout)
 
 
+class _Products(NamedTuple):
+    """All products of a row with one batch size.
+
+    Attributes:
+        seconds, dense_seconds, rounded_seconds: ours, dense, and dense in bfloat16, if there is that.
+        spread: the largest of ours.
+    """
+
+    batch: int
+    seconds: float
+    dense_seconds: float
+    rounded_seconds: float | None
+    spread: float
+
+
 @dataclass
 class _Row:
     """Tensors of one row of the tables, each with its group, whose numbers hold for it."""
@@ -65,14 +89,15 @@ class _Row:
     def dense_nbytes(self) -> int:
         return sum(entry.dense_nbytes for entry, _ in self.members)
 
-    def products(self) -> list[tuple[int, float, float, float]]:
-        """For each batch size: it, seconds of all products, ours and dense, and the largest spread of ours."""
+    def products(self) -> list[_Products]:
+        """For each batch size."""
         columns = zip(*(group.timings for _, group in self.members), strict=True)
         return [
-            (
+            _Products(
                 timings[0].batch,
                 sum(timing.seconds for timing in timings),
                 sum(timing.dense_seconds for timing in timings),
+                _sum_of([timing.rounded_seconds for timing in timings]),
                 max(quartile_spread(timing.ours) for timing in timings),
             )
             for timings in columns
@@ -80,7 +105,7 @@ class _Row:
 
     def slower_than_dense(self) -> bool:
         """Whether it is slower with any of the batch sizes."""
-        return any(ours > dense for _, ours, dense, _ in self.products())
+        return any(product.seconds > product.dense_seconds for product in self.products())
 
     def _layout(self) -> str:
         return common(group.layout for _, group in self.members)
@@ -106,10 +131,18 @@ class _Row:
 
     def product_cells(self) -> list[str]:
         cells = [self.label, self._layout(), self._count()]
-        for _, ours, dense, spread in self.products():
-            cells += [_milliseconds(ours), _milliseconds(dense)]
-            cells += [f"{dense / ours:.2f}x" if ours else "-", f"{100 * spread:.0f}%"]
+        for product in self.products():
+            cells += [_milliseconds(product.seconds), _milliseconds(product.dense_seconds)]
+            for other in (product.dense_seconds, product.rounded_seconds):
+                if other is not None:
+                    cells.append(f"{other / product.seconds:.2f}x" if product.seconds else "-")
+            cells.append(f"{100 * product.spread:.0f}%")
         return cells
+
+
+def _sum_of(seconds: list[float | None]) -> float | None:
+    known = [each for each in seconds if each is not None]
+    return sum(known) if known else None
 
 
 def _milliseconds(seconds: float) -> str:
@@ -119,7 +152,8 @@ def _milliseconds(seconds: float) -> str:
 
 def notes(results: Results) -> Iterator[str]:
     """Sentences that explain the columns, and that tell a user what he might not expect."""
-    groups, libraries = results.groups, results.libraries
+    groups, libraries = results.groups, [library for library in results.libraries if not library.rounds]
+    yield from _verdicts(groups)
     repeats = [len(timing.ours) for group in groups for timing in group.timings]
     times = f"{min(repeats)}" if min(repeats) == max(repeats) else f"{min(repeats)} to {max(repeats)}"
     yield (
@@ -130,7 +164,8 @@ def notes(results: Results) -> Iterator[str]:
         "speed: times faster than dense, below 1.00x slower. spread: quartile distance over median, the largest of the "
         "row."
     )
-    yield from _verdicts(groups)
+    if any(library.rounds for library in results.libraries):
+        yield "bf16: times faster than torch's dense product in bfloat16, which rounds weights and activations."
     names = " and ".join(f"{library.name} {library.version} ({_on(library)})" for library in libraries)
     missing = "" if len(libraries) > 1 else "; torch is not installed"
     yield f"dense: the fastest of {names}, in float32{missing}. Dense bytes: in the tensor's own dtype."
@@ -148,14 +183,45 @@ def notes(results: Results) -> Iterator[str]:
         yield f"Inf or NaN is among the outputs of {not_finite:,} of those measured; it was not compared."
 
 
+MOST_NAMED = 3
+"""The most names, or patterns of names, in a verdict."""
+
+
 def _verdicts(groups: list[Group]) -> Iterator[str]:
-    """For each batch size, how many tensors are slower than dense, if any."""
-    tensors = sum(len(group.entries) for group in groups)
+    """For each batch size, how many tensors are slower than dense, and which; then the same of bfloat16."""
+    members = [(entry, group) for group in groups for entry in group.entries]
+    all_of_them = output.plural(len(members), "tensor")
+    faster = []
     for number, timing in enumerate(groups[0].timings):
-        timings = [(group.timings[number], len(group.entries)) for group in groups]
-        slower = sum(count for other, count in timings if other.seconds > other.dense_seconds)
+        slower = [
+            (entry, group)
+            for entry, group in members
+            if group.timings[number].seconds > group.timings[number].dense_seconds
+        ]
         if slower:
-            yield f"With batch {timing.batch}, {slower:,} of {output.plural(tensors, 'tensor')} are slower than dense."
+            are = f"{len(slower):,} of {all_of_them} {'is' if len(slower) == 1 else 'are'}"
+            yield f"With batch {timing.batch}, {are} slower than dense: {_names(slower)}."
+        else:
+            faster.append(f"{timing.batch}")
+    if faster:
+        yield f"With batch {' and '.join(faster)}, none of {all_of_them} is slower than dense."
+    for number, timing in enumerate(groups[0].timings):
+        if timing.rounded:
+            beaten = sum(
+                (group.timings[number].rounded_seconds or 0) < group.timings[number].seconds for _, group in members
+            )
+            yield f"With batch {timing.batch}, dense bfloat16 is faster than sparsefmt for {beaten:,} of {all_of_them}."
+
+
+def _names(members: list[tuple[TensorEntry, Group]]) -> str:
+    """Names, one for all that differ in numbers only, those that stand for most first."""
+    rows = grouped(members, _name_and_kind, lambda member: member[0].dense_nbytes)
+    counts: Counter[str] = Counter()
+    for label, together in rows:
+        counts[label] += len(together)
+    named = [f"{label} ({count:,})" if count > 1 else label for label, count in counts.most_common(MOST_NAMED)]
+    others = len(members) - sum(count for _, count in counts.most_common(MOST_NAMED))
+    return ", ".join(named) + (f" and {others:,} more" if others else "")
 
 
 def _instructions() -> Iterator[str]:
@@ -197,7 +263,7 @@ def as_object(results: Results) -> dict[str, Any]:
         "json_version": JSON_VERSION,
         "path": str(results.path),
         "threads": results.threads,
-        "libraries": {library.name: library.version for library in results.libraries},
+        "libraries": {library.name: library.version for library in results.libraries if not library.rounds},
         "left_out": results.left_out,
         "groups": [_group_as_object(group) for group in results.groups],
         "total": {
@@ -205,8 +271,14 @@ def as_object(results: Results) -> dict[str, Any]:
             "nbytes": everything.nbytes,
             "dense_nbytes": everything.dense_nbytes,
             "products": [
-                {"batch": batch, "seconds": ours, "dense_seconds": dense, "speed": dense / ours if ours else None}
-                for batch, ours, dense, _ in everything.products()
+                {
+                    "batch": product.batch,
+                    "seconds": product.seconds,
+                    "dense_seconds": product.dense_seconds,
+                    "speed": product.dense_seconds / product.seconds if product.seconds else None,
+                    "bfloat16_seconds": product.rounded_seconds,
+                }
+                for product in everything.products()
             ],
         },
         "faults": results.faults,
@@ -232,16 +304,22 @@ def _group_as_object(group: Group) -> dict[str, Any]:
                 "spread": quartile_spread(timing.ours),
                 "dense_seconds": timing.dense_seconds,
                 "speed": timing.dense_seconds / timing.seconds if timing.seconds else None,
-                "dense": [
-                    {
-                        "library": who.library,
-                        "threads": who.threads,
-                        "seconds": statistics.median(timing.dense[who]),
-                        "spread": quartile_spread(timing.dense[who]),
-                    }
-                    for who in timing.ranking
-                ],
+                "dense": _as_objects(timing.dense),
+                "bfloat16": _as_objects(timing.rounded),
             }
             for timing in group.timings
         ],
     }
+
+
+def _as_objects(times: dict[Contender, list[float]]) -> list[dict[str, Any]]:
+    """The products of libraries, the fastest first."""
+    return [
+        {
+            "library": who.library,
+            "threads": who.threads,
+            "seconds": statistics.median(times[who]),
+            "spread": quartile_spread(times[who]),
+        }
+        for who in fastest_first(times)
+    ]
