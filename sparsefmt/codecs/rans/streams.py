@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sparsefmt.codecs.rans.bitstring import bit_lengths
 from sparsefmt.errors import FormatError
 from sparsefmt.lazily import computed_once
 
@@ -34,47 +35,109 @@ class Tables:
         self._frequencies = np.atleast_2d(frequencies)
 
     def encode(self, symbols: np.ndarray, contexts: np.ndarray | None = None) -> bytes:
-        """The stream of `symbols`, b"" if there are none. contexts: uint8, the table of each; None for the first."""
-        from sparsefmt.codecs.rans.jitted import rans as jitted
+        """The stream of `symbols`, b"" if there are none.
+
+        contexts: uint8, the table of each; None for the first.
+
+        Raises:
+            FormatError: a table has no frequency for a symbol.
+        """
+        return b"".join(self.encoded(symbols, contexts))
+
+    def encoded(self, symbols: np.ndarray, contexts: np.ndarray | None = None) -> list[memoryview]:
+        """`encode` in parts, which lie one after the other there."""
+        from sparsefmt.codecs.rans.jitted import eight_lanes, rans, rans_avx2
 
         if not symbols.size:
-            return b""
-        states, words = np.empty(_states(symbols.size), np.uint64), np.empty(symbols.size, np.uint16)
-        _, entries = self._narrow
-        contexts = _NONE if contexts is None else contexts
-        count = jitted.encode_symbols(symbols, contexts, entries, self.precision, self.symbols, states, words)
-        return states.astype("<u4").tobytes() + words[words.size - count :].tobytes()
+            return []
+        contexts, lanes = _NONE if contexts is None else contexts, _states(symbols.size)
+        if self._isa == "portable":
+            states, words = np.empty(lanes, np.uint64), np.empty(symbols.size + 1, np.uint16)
+            count = rans.encode_symbols(symbols, contexts, self._recipes, self.symbols, states, words)
+        else:
+            symbols, shuffles = symbols.astype(np.uint8, copy=False), eight_lanes.TOGETHER
+            states, words = np.empty(lanes, np.uint32), np.empty(symbols.size + rans_avx2.BEFORE, np.uint16)
+            recipes, precision = self._recipes_of_bytes, self.precision
+            count = rans_avx2.encode_symbols(symbols, contexts, recipes, precision, shuffles, states, words)
+        if count < 0:
+            raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
+        return [states.astype("<u4").data, words[words.size - count :].data]
 
     def decode(self, stream: np.ndarray, count: int, contexts: np.ndarray | None = None) -> np.ndarray:
         """The `count` symbols of a stream, of `dtype`. Raises FormatError."""
-        from sparsefmt.codecs.rans.jitted import rans as jitted
-
-        lanes, out = _states(count) if count else 0, np.empty(count, self.dtype)
-        if lanes == 32 and self._is_wide:
-            refuse(self._decode_wide(stream, contexts, out))
+        lanes, out, isa = _states(count), np.empty(count, self.dtype), self._isa
+        if not count:
+            if stream.size:
+                raise FormatError("rans-stream", "a stream goes on after its end")
             return out
-        if contexts is None and count < MANY_SYMBOLS:
-            contexts = np.zeros(count, np.uint8)  # only large streams are worth code of their own for one table
-        states, words = _parts(stream, lanes, jitted.PADDING)
-        refuse(
-            jitted.decode_symbols(
-                words, states.astype(np.uint64), *self._narrow, self.precision, self.symbols, contexts, out
-            )
-        )
+        if isa == "avx512" and lanes == 32:
+            decode = self._decode_wide
+        else:
+            decode = self._decode_narrow if isa == "portable" else self._decode_eight
+        refuse(decode(stream, lanes, contexts, out))
         return out
 
-    def _decode_wide(self, stream: np.ndarray, contexts: np.ndarray | None, out: np.ndarray) -> int:
-        from sparsefmt.codecs.rans.jitted import rans_wide
+    def _decode_narrow(self, stream: np.ndarray, lanes: int, contexts: np.ndarray | None, out: np.ndarray) -> int:
+        from sparsefmt.codecs.rans.jitted import rans as jitted
 
-        states, words = _parts(stream, rans_wide.STATES, rans_wide.PADDING)
-        return rans_wide.decode_symbols(words, states, *self._wide, self.precision, contexts, out)
+        if contexts is None and out.size < MANY_SYMBOLS:
+            contexts = np.zeros(out.size, np.uint8)  # only large streams are worth code of their own for one table
+        states, words = _parts(stream, lanes, jitted.PADDING)
+        states, slots_and_entries = states.astype(np.uint64), self._narrow
+        return jitted.decode_symbols(words, states, *slots_and_entries, self.precision, self.symbols, contexts, out)
+
+    def _decode_eight(self, stream: np.ndarray, lanes: int, contexts: np.ndarray | None, out: np.ndarray) -> int:
+        from sparsefmt.codecs.rans.jitted import eight_lanes
+        from sparsefmt.codecs.rans.jitted import rans_avx2 as jitted
+
+        (states, words), (slots, entries) = _parts(stream, lanes, jitted.PADDING), self._wide
+        slots, contexts = slots.view(np.uint8), _NONE if contexts is None else contexts
+        return jitted.decode_symbols(words, states, slots, entries, self.precision, contexts, eight_lanes.APART, out)
+
+    def _decode_wide(self, stream: np.ndarray, lanes: int, contexts: np.ndarray | None, out: np.ndarray) -> int:
+        from sparsefmt.codecs.rans.jitted import rans_wide as jitted
+
+        states, words = _parts(stream, lanes, jitted.PADDING)
+        return jitted.decode_symbols(words, states, *self._wide, self.precision, contexts, out)
+
+    @computed_once
+    def _recipes(self) -> np.ndarray:
+        """For `jitted.rans.encode_symbols`: uint64, two for each symbol of each table, flat.
+
+        With x a state below 2^32, f a frequency and n the precision, the first is m = ceil(2^64 / f). So `x * m >> 64`
+        is floor(x / f), since m is too large by less than 2^-32 of itself. The second are three numbers, from the
+        lowest bits on: the symbol's first slot; 2^n - f; and f << (16 - n), from which on the high half of a state is
+        too large. If f is 1, m would not fit, and 2^64 - 1 makes the quotient too small by 1. Then 2^n - 1 more than
+        the first slot make up for it.
+        """
+        frequencies, total = self._frequencies.astype(np.uint64), np.uint64(1 << self.precision)
+        ones, some = frequencies == 1, np.maximum(frequencies, 1)
+        most = np.uint64((1 << 64) - 1)
+        reciprocals = np.where(ones, most, most // some + np.uint64(1) * ~ones)
+        first = self._first_slots.astype(np.uint64) + np.where(ones, total - np.uint64(1), np.uint64(0))
+        limits = frequencies << np.uint64(16 - self.precision)
+        return np.stack(
+            [reciprocals, limits << np.uint64(32) | (total - frequencies) << np.uint64(16) | first], -1
+        ).ravel()
+
+    @computed_once
+    def _recipes_of_bytes(self) -> np.ndarray:
+        """For `jitted.rans_avx2`: uint64 (tables * 256,)."""
+        frequencies = np.zeros((len(self._frequencies), 1 << 8), np.uint64)
+        frequencies[:, : self.symbols] = self._frequencies
+        first = np.cumsum(frequencies, 1) - frequencies
+        some = np.maximum(frequencies, 1)
+        highest = (bit_lengths(some.ravel()) - 1).reshape(some.shape).astype(np.uint64)
+        # 2^32 / f, with as many bits behind it as make it 32 bits
+        reciprocals = np.minimum((np.uint64(1) << highest + np.uint64(32)) // some, (1 << 32) - 1)
+        return (reciprocals << np.uint64(32) | frequencies << np.uint64(16) | first).ravel()
 
     @property
-    def _is_wide(self) -> bool:
-        """Whether processor and alphabet are for `jitted.rans_wide`."""
+    def _isa(self) -> str:
+        """Whose instructions code streams."""
         from sparsefmt.isa import ISA
 
-        return ISA == "avx512" and self.symbols <= 1 << 8
+        return ISA if self.symbols <= 1 << 8 else "portable"
 
     @computed_once
     def _narrow(self) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +156,7 @@ class Tables:
 
     @computed_once
     def _wide(self) -> tuple[np.ndarray, np.ndarray]:
-        """Slots and entries, for `jitted.rans_wide`."""
+        """Slots and entries, for `jitted.rans_wide`; the slots also for `jitted.rans_avx2`."""
         from sparsefmt.codecs.rans.jitted import rans_wide as jitted
 
         tables, frequencies, symbols = len(self._frequencies), self._frequencies, np.arange(self.symbols)

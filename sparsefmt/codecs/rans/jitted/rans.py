@@ -13,11 +13,17 @@ does bounded work for every symbol. `rans_wide.py` decodes the same streams with
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from sparsefmt.jit import jit
 
 OK, EARLY_END, STATE, LEFT_OVER = range(4)
 """What a pass returns: all well; words are missing; a state is none, or not the last one; words are left over."""
+
+NEVER = -1
+"""What the encoder returns if its tables were not made for the symbols."""
 
 LANES = 8
 """States that are worked on at once; streams have as many, or a multiple of them, or one."""
@@ -28,7 +34,7 @@ PADDING = 64
 LOWEST = np.uint64(1 << 16)
 """The smallest state, with which encoding starts and decoding ends."""
 
-ZERO, ONE, WORD_BITS, WORD_MASK = (np.uint64(number) for number in (0, 1, 16, 0xFFFF))
+ZERO, ONE, FOUR, WORD_BITS, TWO_WORDS, WORD_MASK = (np.uint64(number) for number in (0, 1, 4, 16, 32, 0xFFFF))
 
 
 @jit
@@ -110,28 +116,46 @@ def decode_symbols(words, states, slots, entries, precision, symbols, contexts, 
     return _ends(states, at, word_count)
 
 
+@intrinsic
+def _high_product(typingctx, first, second):
+    """The high 64 bits of a product of two uint64."""
+
+    def codegen(context, builder, signature, args):
+        wide = ir.IntType(128)
+        product = builder.mul(*(builder.zext(arg, wide) for arg in args))
+        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
+
+    return types.uint64(types.uint64, types.uint64), codegen
+
+
 @jit
-def encode_symbols(symbols, contexts, entries, precision, alphabet, states, words):
+def encode_symbols(symbols, contexts, recipes, alphabet, states, words):
     """Write the words of `symbols`, in the order in which they will be read, to the end of `words`; how many.
 
-    contexts: as in `decode_symbols`, but empty for table 0. entries: as there, none of a frequency of 0 for a symbol
-    that occurs. words: uint16, as long as `symbols`. states: filled with the decoder's first ones.
+    contexts: as in `decode_symbols`, but empty for table 0. recipes: uint64, two for each symbol of each table
+    (`streams.Tables`), flat. words: uint16, one more than there are symbols. states: filled with the decoder's first
+    ones.
+
+    No step divides, and none branches: whether a state gives off a word is as good as random. NEVER if a symbol has no
+    frequency.
     """
     states[:] = LOWEST
     # a power of two; unsigned, since numba would look for negative indices
-    shift, at, last_lane = np.uint64(precision), np.uint64(words.shape[0]), np.uint64(states.shape[0] - 1)
-    alphabet, most, several = np.uint64(alphabet), np.uint64(32) - shift, contexts.shape[0] > 0
+    at, last_lane = np.uint64(words.shape[0] - 1), np.uint64(states.shape[0] - 1)
+    alphabet, several, never = np.uint64(alphabet), contexts.shape[0] > 0, False
     for step in range(symbols.shape[0]):
         index = np.uint64(symbols.shape[0] - 1 - step)
         table = np.uint64(contexts[index]) if several else ZERO
-        entry = entries[table * alphabet + np.uint64(symbols[index])]
-        frequency, lane = entry >> WORD_BITS, index & last_lane
+        place = (table * alphabet + np.uint64(symbols[index])) << ONE
+        reciprocal, recipe = recipes[place], recipes[place | ONE]
+        lane = index & last_lane
         state = states[lane]
-        if state >> most >= frequency:
-            at -= ONE
-            words[at] = state & WORD_MASK
-            state >>= WORD_BITS
-        # states have 32 bits, and so are divided in half the time
-        whole = np.uint64(np.uint32(state) // np.uint32(frequency))
-        states[lane] = (whole << shift) + (state - whole * frequency) + (entry & WORD_MASK)
-    return words.shape[0] - np.int64(at)
+        words[at] = state & WORD_MASK
+        limit = recipe >> TWO_WORDS
+        never |= limit == ZERO
+        full = np.uint64(state >> WORD_BITS >= limit)
+        at -= full
+        state >>= full << FOUR  # by a word, or not at all
+        whole = _high_product(state, reciprocal)
+        states[lane] = state + (recipe & WORD_MASK) + whole * ((recipe >> WORD_BITS) & WORD_MASK)
+    return NEVER if never else words.shape[0] - 1 - np.int64(at)
