@@ -84,11 +84,16 @@ class Coder(ABC):
     """A codec and the model of an array, ready for its chunks. Never changes, and is safe to share between threads."""
 
     @abstractmethod
-    def encode(self, raw: np.ndarray, positions: Positions | None) -> bytes | memoryview:
+    def encode(self, raw: np.ndarray, positions: Positions | None, rows: range | None = None) -> bytes | memoryview:
         """Code uint8 array `raw`. Raises FormatError if the model was made of something else.
 
-        positions: as in `Chunk`.
+        positions, rows: as in `Chunk`. With rows, a coder that comes from `Codec.fit` need not find out again what was
+        found out of them then.
         """
+
+    def estimate(self, raw: np.ndarray, positions: Positions | None) -> int:
+        """About how many bytes `encode` would make of `raw`, in a part of its time; 0 if only `encode` can tell."""
+        return 0
 
     def decode(self, stored: np.ndarray, positions: Positions | None, out: np.ndarray) -> None:
         """Decode uint8 array `stored` into uint8 array `out`, whose size is the raw size. Raises FormatError.

@@ -17,5 +17,5 @@ class Raw(Codec):
 
 
 class _RawCoder(Coder):
-    def encode(self, raw: np.ndarray, positions: Positions | None) -> memoryview:
+    def encode(self, raw: np.ndarray, positions: Positions | None, rows: range | None = None) -> memoryview:
         return memoryview(raw)

@@ -23,6 +23,18 @@ LEVEL = 3
 (tools/bench/codecs.py)."""
 
 
+_SAMPLED = 1 << 15
+"""Bytes of each plane of which the size is estimated."""
+
+_WORTH_ESTIMATING = 1 << 17
+"""Bytes of an array below which it takes no longer to encode it."""
+
+_WINDOW_LOG = 21
+"""How far back, in bits of a number of bytes, LEVEL looks for repeats."""
+
+_SOME_REPEATS = 0.98
+"""Share of the lowest bytes, all by themselves, below which there are repeats that a sample does not show."""
+
 _SMALLEST_WINDOW = 1024
 """Bytes: frames that are no single segment cannot state a smaller one."""
 
@@ -32,6 +44,9 @@ class _Contexts(threading.local):
 
     def __init__(self) -> None:
         self.compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
+        # it finds repeats, and does little else
+        parameters = zstandard.ZstdCompressionParameters.from_level(-1, window_log=_WINDOW_LOG)
+        self.finder = zstandard.ZstdCompressor(compression_params=parameters)
         self.decompressor = zstandard.ZstdDecompressor()
 
 
@@ -50,9 +65,25 @@ class _ZstdCoder(Coder):
     def __init__(self, width: int) -> None:
         self._width = width
 
-    def encode(self, raw: np.ndarray, positions: Positions | None) -> bytes:
+    def encode(self, raw: np.ndarray, positions: Positions | None, rows: range | None = None) -> bytes:
         planes = raw if self._width == 1 else np.ascontiguousarray(raw.reshape(-1, self._width).T)
         return _contexts.compressor.compress(planes.data)
+
+    def estimate(self, raw: np.ndarray, positions: Positions | None) -> int:
+        """From a sample of each plane; 0 where a part of the array seems to repeat another that is far away.
+
+        What repeats does so in the lowest bytes of elements too, which are next to random otherwise: so they are
+        searched for repeats, and that is fast.
+        """
+        if raw.size < _WORTH_ESTIMATING:
+            return 0
+        planes = raw.reshape(-1, self._width).T
+        lowest = np.ascontiguousarray(planes[0])
+        if len(_contexts.finder.compress(lowest.data)) < _SOME_REPEATS * lowest.size:
+            return 0
+        begin = max(lowest.size - _SAMPLED, 0) // 2
+        sample = np.ascontiguousarray(planes[:, begin : begin + _SAMPLED])
+        return len(_contexts.compressor.compress(sample.data)) * raw.size // sample.size
 
     def decode(self, stored: np.ndarray, positions: Positions | None, out: np.ndarray) -> None:
         planes = _decompressed(stored, out.size)
@@ -64,10 +95,13 @@ class _ZstdCoder(Coder):
 class _MaskCoder(_ZstdCoder):
     """Masks are compressed row by row: patterns such as 2:4 lie along rows."""
 
-    def encode(self, raw: np.ndarray, positions: Positions | None) -> bytes:
+    def encode(self, raw: np.ndarray, positions: Positions | None, rows: range | None = None) -> bytes:
         assert positions is not None
-        rows, cols = positions.rows, positions.cols
-        return super().encode(row_bytes(in_slices(raw, rows, cols), rows).reshape(-1), None)
+        height, cols = positions.rows, positions.cols
+        return super().encode(row_bytes(in_slices(raw, height, cols), height).reshape(-1), None)
+
+    def estimate(self, raw: np.ndarray, positions: Positions | None) -> int:
+        return 0  # masks are short
 
     def decode(self, stored: np.ndarray, positions: Positions | None, out: np.ndarray) -> None:
         from sparsefmt.positions.jitted import masks as jitted

@@ -10,7 +10,6 @@ from sparsefmt.codecs import CODECS
 from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Each
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
-from sparsefmt.positions import Positions
 
 WORTH_A_MODEL = 1 << 12
 """Bytes of a dense tensor below which "auto" makes no model for it: that takes longer than all else together
@@ -22,6 +21,9 @@ column of stored sizes, would make a small file larger."""
 
 _KEYS_OF_A_MODEL = 24
 """About what an entry has for a model, beside its bytes."""
+
+_SURELY_LARGER = 1.03
+"""How much larger than what another codec makes an estimate has to be, so that a codec is not tried."""
 
 KEPT_BYTES = 1 << 24
 """Tiles of a tensor, 16 MiB in all, that are kept while it is written, since some codecs look several times; the others
@@ -78,8 +80,11 @@ class _Coding:
         self.codec, self.left_out = codec, left_out
         self.model, self._coder = (b"", None) if left_out else codec.fit(info, each)
 
-    def encode(self, raw: np.ndarray, positions: Positions | None) -> bytes | memoryview:
-        return b"" if self._coder is None else self._coder.encode(raw, positions)
+    def encode(self, chunk: Chunk) -> bytes | memoryview:
+        return b"" if self._coder is None else self._coder.encode(chunk.raw, chunk.positions, chunk.rows)
+
+    def estimate(self, chunk: Chunk) -> int:
+        return 0 if self._coder is None else self._coder.estimate(chunk.raw, chunk.positions)
 
 
 class TensorEncoder:
@@ -104,7 +109,7 @@ class TensorEncoder:
         if coding is None:
             coding, encoded = self._try_codecs(array, tile, number)
         else:
-            encoded = self._encode(coding, array, tile, number)
+            encoded = coding.encode(self._chunk(coding.codec, array, tile, number))
         size = memoryview(encoded).nbytes
         least = WORTH_A_KIND if self._codec == "auto" and not self._tiling.layout.sparse else 1
         # what readers would refuse as impossible is not written
@@ -112,23 +117,29 @@ class TensorEncoder:
         return encoded if fits else memoryview(raw)
 
     def _try_codecs(self, array: str, tile: Tile, number: int) -> tuple[_Coding, bytes | memoryview]:
-        tiling, layout, raw_size, tried = self._tiling, self._tiling.layout, tile[array].nbytes, []
+        tiling, layout, raw_size = self._tiling, self._tiling.layout, tile[array].nbytes
+        tried: list[tuple[float, _Coding, bytes | memoryview]] = []
         info = ArrayInfo(tile.array_dtype(array).itemsize, tiling.rows, tiling.cols, array == layout.mask)
         each = _EachOfArray(array, tiling, self._tiles)
-        for codec in self._candidates(info):
+        # one with models comes first: it is the smallest, nearly always, and others need not be encoded to see that
+        for codec in sorted(self._candidates(info), key=lambda codec: not codec.has_models):
             coding = _Coding(codec, info, each, codec.leaves_out_derived and array in layout.derived)
-            encoded = self._encode(coding, array, tile, number)
+            chunk = self._chunk(codec, array, tile, number)
+            if any(coding.estimate(chunk) > _SURELY_LARGER * size for size, *_ in tried):
+                continue
+            encoded = coding.encode(chunk)
             model = len(coding.model) + _KEYS_OF_A_MODEL if coding.model else 0
             share = model * tiling.height(number) / max(tiling.rows, 1)
             tried.append((min(memoryview(encoded).nbytes, raw_size) + share, coding, encoded))
-        _, coding, encoded = min(tried, key=lambda candidate: candidate[0])
+        _, coding, encoded = min(tried, key=lambda candidate: (candidate[0], candidate[1].codec.has_models))
         self._codings[array] = coding
         return coding, encoded
 
-    def _encode(self, coding: _Coding, array: str, tile: Tile, number: int) -> bytes | memoryview:
-        if not coding.codec.has_models and array != self._tiling.layout.mask:
-            return coding.encode(tile[array].view(np.uint8), None)
-        return coding.encode(tile[array].view(np.uint8), tile.positions(array))
+    def _chunk(self, codec: Codec, array: str, tile: Tile, number: int) -> Chunk:
+        """What a codec encodes."""
+        told = codec.has_models or array == self._tiling.layout.mask
+        rows = range(*self._tiling.tile_range(number))
+        return Chunk(tile[array].view(np.uint8), rows, tile.positions(array) if told else None)
 
     def _candidates(self, info: ArrayInfo) -> list[Codec]:
         if self._codec == "auto":

@@ -24,8 +24,9 @@ from sparsefmt.codecs.rans.bitstring import BitReader, BitWriter
 from sparsefmt.codecs.rans.classes import Classes
 from sparsefmt.codecs.rans.elements import ElementCoder, read_model
 from sparsefmt.codecs.rans.elements.bins import Keys
+from sparsefmt.codecs.rans.elements.counting import counted
 from sparsefmt.codecs.rans.elements.model import Model, write_model
-from sparsefmt.codecs.rans.jitted import models
+from sparsefmt.codecs.rans.jitted import eight_lanes, measuring, models
 from sparsefmt.codecs.rans.streams import Tables
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError
@@ -168,7 +169,39 @@ class TestStreams:
         assert naive.rans_symbols(stream, count, tables.tolist(), precision, contexts.tolist()) == symbols.tolist()
         assert np.array_equal(coder.decode(np.frombuffer(stream, np.uint8), count, contexts), symbols)
         monkeypatch.setattr(isa, "ISA", "portable")
+        assert coder.encode(symbols, contexts) == stream
         assert np.array_equal(coder.decode(np.frombuffer(stream, np.uint8), count, contexts), symbols)
+
+    @pytest.mark.parametrize("precision", [8, 11, 12, 13, 15])
+    @pytest.mark.parametrize("instructions", ["portable", isa.ISA])
+    def test_of_any_frequencies(self, precision, instructions, monkeypatch):
+        """Quotients by reciprocals are exact: for 1, powers of two and what is next to them, and the largest ones."""
+        monkeypatch.setattr(isa, "ISA", instructions)
+        rng = np.random.default_rng(precision)
+        total = 1 << precision
+        for common in (1, total // 2 - 1, total // 2, total // 2 + 1, total - 9, total - 8):
+            some = [1, 2, 3, 1, 1]
+            frequencies = np.array([*some, common, total - common - sum(some), 0])
+            used = np.flatnonzero(frequencies)
+            # rare symbols often, and runs of each
+            symbols = np.concatenate([rng.choice(used, 70_000), np.repeat(used, 200)]).astype(np.uint8)
+            coder = Tables(frequencies, precision)
+            stream = np.frombuffer(coder.encode(symbols), np.uint8)
+            assert np.array_equal(coder.decode(stream, symbols.size), symbols)
+
+    @pytest.mark.parametrize("instructions", ["portable", isa.ISA])
+    @pytest.mark.parametrize("count", [100, 5000, 70_000])
+    def test_of_what_has_no_frequency(self, count, instructions, monkeypatch):
+        """A tensor that changes while it is saved must not become a stream of something else."""
+        monkeypatch.setattr(isa, "ISA", instructions)
+        coder = Tables(np.array([[1000, 24, 0], [1000, 0, 24]]), 10)
+        contexts, symbols = np.zeros(count, np.uint8), np.zeros(count, np.uint8)
+        contexts[count // 2 :] = 1
+        for place, bad in ((0, 2), (count // 3, 2), (count - 1, 1)):
+            changed = symbols.copy()
+            changed[place] = bad
+            with pytest.raises(FormatError, match="changed"):
+                coder.encode(changed, contexts)
 
     def test_of_a_large_alphabet(self):
         frequencies = np.full(1000, 8)
@@ -379,6 +412,58 @@ class TestPositions:
             RANS.coder(model, info).encode(mask_bytes(np.ones((50, 80), bool)), everywhere)
 
 
+class TestMeasuring:
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.sampled_from([1, 2, 4, 8]),
+        st.sampled_from([1, 8, 9, 16, 40]),
+        st.sampled_from([1, 3, 4, 1023, 1024, 1030, 2050]),
+        st.booleans(),
+        st.integers(0, 63),
+        st.integers(0, 2**32 - 1),
+    )
+    def test_sizes_by_row_and_column(self, width, rows, cols, folded, shift, seed):
+        rng = np.random.default_rng(seed)
+        keys = Keys(8 * width, shift % (8 * width), folded)
+        dtype = np.dtype(f"u{width}")
+        matrix = (
+            rng.integers(0, 1 << 8 * width, (rows, cols), dtype) >> dtype.type(keys.shift) << dtype.type(keys.shift)
+        )
+        kept = rng.random((rows, cols)) < rng.random()
+        prefixes = keys.of(matrix) >> dtype.type(keys.key_bits - keys.prefix_bits)
+        sizes = prefixes.astype(np.int64)
+        sizes = sizes >> 1 if folded else np.minimum(sizes, (1 << keys.prefix_bits) - 1 - sizes)
+        some, shuffles = frozen(matrix), eight_lanes.APART[: 0 if isa.ISA == "portable" else None]
+        found = [np.zeros(size, kind) for size in (rows, cols) for kind in (np.int64, np.uint32)]
+        ways = [(np.ones_like(kept), lambda: measuring.measure_rows(some.ravel(), *keys.sizes, *found))]
+        values, mask = in_slice_order(matrix, kept), mask_of(kept)
+        for with_x86 in (shuffles, shuffles[:0]):
+            ways.append((kept, lambda some=with_x86: measuring.measure_slices(mask, values, *keys.sizes, some, *found)))
+        for measured, measure in ways:
+            for array in found:
+                array[:] = 0
+            squares, expected = measure(), np.where(measured, sizes, 0)
+            for axis, (sums, counts) in enumerate((found[:2], found[2:])):
+                assert np.array_equal(sums, expected.sum(1 - axis))
+                assert np.array_equal(counts, np.count_nonzero(expected, 1 - axis))
+            assert squares == (expected**2).sum()
+
+    @settings(deadline=None)
+    @given(st.sampled_from([1, 2, 4, 8]), st.booleans(), st.integers(0, 63), st.sampled_from([50, 9000]))
+    def test_prefixes_follow_from_the_highest_bits(self, width, folded, shift, count):
+        keys, dtype = Keys(8 * width, shift % (8 * width), folded), np.dtype(f"u{width}")
+        elements = np.random.default_rng(shift).integers(0, 1 << 8 * width, count, dtype)
+        elements = frozen(elements >> dtype.type(keys.shift) << dtype.type(keys.shift))
+        every, tops, counts = counted(elements)
+        assert every == np.bitwise_or.reduce(elements)
+        found = np.bincount(keys.prefixes_of_tops(tops), counts)
+        expected, counts = np.unique(
+            keys.of(elements) >> dtype.type(keys.key_bits - keys.prefix_bits), return_counts=True
+        )
+        assert np.array_equal(np.flatnonzero(found), expected)
+        assert np.array_equal(found[found > 0], counts)
+
+
 def outcome(decode: Callable[[], np.ndarray]) -> str:
     """What became of it: "decoded", or the code of a FormatError."""
     try:
@@ -508,6 +593,16 @@ class TestFiles:
         sizes = {codec: len(sparsefmt.save({"w": array}, codec=codec)) for codec in ("raw", "zstd", "rans", "auto")}
         assert sizes["auto"] == min(sizes.values())
         assert sizes["rans"] < sizes["zstd"] < sizes["raw"]
+
+    def test_what_repeats_is_left_to_zstd(self):
+        """No sample shows that the second half of a tile is the first one again."""
+        rng = np.random.default_rng(2)
+        half = rng.standard_normal((128, 2048)).astype(np.float32)
+        sizes = {}
+        for codec in ("rans", "zstd", "auto"):
+            sizes[codec] = len(sparsefmt.save({"w": np.concatenate([half, half])}, codec=codec))
+        assert sizes["zstd"] < 0.7 * sizes["rans"]
+        assert sizes["auto"] <= 1.001 * sizes["zstd"]
 
     def test_the_same_bytes_for_any_number_of_threads(self):
         array = pruned(np.random.default_rng(3), (3000, 1100), DTYPES["F32"], 0.8, negative_zeros=True)

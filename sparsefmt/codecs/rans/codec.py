@@ -18,12 +18,13 @@ class Rans(Codec):
 
     def fit(self, info: ArrayInfo, each: Each) -> tuple[bytes, Coder | None]:
         if info.is_mask:
-            of_masks = masks.fit(info, each)
-            return masks.write_model(of_masks), masks.MaskCoder(of_masks, info)
+            of_masks, row_symbols = masks.fit(info, each)
+            return masks.write_model(of_masks), masks.MaskCoder(of_masks, info, row_symbols)
         of_elements = elements.fit(info, each)
         if of_elements is None:
             return b"", None
-        return elements.write_model(of_elements), elements.ElementCoder(of_elements, info)
+        model, row_classes = of_elements
+        return elements.write_model(model), elements.ElementCoder(model, info, row_classes)
 
     def coder(self, model: bytes, info: ArrayInfo) -> Coder:
         if info.is_mask:

@@ -6,7 +6,7 @@ elements to bins and places in them, and back                                   
 a model's bits, written and read                                                  model.py
 a chunk                                                                           coder.py
 the model for a tensor: lag, keys, bins                                           fit.py, counting.py
-where rows and columns differ in how large their elements are: their classes      fit_classes.py, coordinates.py
+where rows and columns differ in how large their elements are: their classes      fit_classes.py, contexts.py
 """
 
 from sparsefmt.codecs.rans.elements.coder import ElementCoder

@@ -21,6 +21,9 @@ from sparsefmt.codecs.rans.bitstring import BitReader, BitWriter
 PREFIX_BITS = 16
 """Highest bits of keys that are counted. Bins are narrower only where there are few distinct keys."""
 
+TOP_BITS = PREFIX_BITS + 1
+"""Highest bits of elements that tell the prefixes of their keys, wherever the sign goes."""
+
 MAX_BINS = 1 << 12
 
 BYTE_BINS = 1 << 8
@@ -60,18 +63,29 @@ class Keys:
     def sign(self) -> int:
         return self.nbits - 1 if self.folded else -1
 
-    def prefixes(self, elements: np.ndarray) -> np.ndarray:
-        """The highest bits of the keys, PREFIX_BITS at most."""
-        return self.of(elements) >> elements.dtype.type(self.key_bits - self.prefix_bits)
+    def prefixes_of_tops(self, tops: np.ndarray) -> np.ndarray:
+        """The highest bits of the keys, PREFIX_BITS at most, of elements of which these are the highest bits: TOP_BITS,
+        or all if they have no more. int64 (n,) both."""
+        bits = min(self.nbits, TOP_BITS)
+        if not self.folded:
+            return tops >> (bits - self.prefix_bits)
+        magnitudes = tops & ((1 << bits - 1) - 1)
+        if self.key_bits > PREFIX_BITS:
+            return magnitudes >> (bits - 1 - PREFIX_BITS)
+        # all bits of a key are in its prefix, and no others are set
+        return magnitudes >> (bits - self.key_bits) << 1 | tops >> bits - 1
 
-    def sizes(self, elements: np.ndarray) -> np.ndarray:
-        """How large elements are, on a scale on which floats are about their logarithms; 0 for zeros."""
-        prefixes = self.prefixes(elements)
+    @property
+    def sizes(self) -> tuple[np.unsignedinteger, np.unsignedinteger, np.uint32]:
+        """How large elements are, below 2^15, as passes compute it: (bits kept, bits left out of these, most).
+
+        With p the bits of an element that are kept, without the lowest ones, its size is p, or most - p if that is
+        less. On that scale, floats are about their logarithms; zeros, and integers a little below 0, are 0.
+        """
+        of = np.dtype(f"u{self.nbits // 8}").type
         if self.folded:
-            return prefixes >> prefixes.dtype.type(1)
-        # as integers below zero are
-        negative = prefixes.dtype.type((1 << self.prefix_bits) - 1) - prefixes
-        return np.minimum(prefixes, negative)
+            return of((1 << self.nbits - 1) - 1), of(self.nbits - self.prefix_bits), np.uint32((1 << 16) - 1)
+        return of((1 << self.nbits) - 1), of(self.nbits - self.prefix_bits), np.uint32((1 << self.prefix_bits) - 1)
 
     def of(self, elements: np.ndarray) -> np.ndarray:
         dtype = elements.dtype.type

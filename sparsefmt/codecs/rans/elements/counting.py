@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
+
+from sparsefmt.codecs.rans.elements.bins import TOP_BITS
 
 MAX_DISTINCT = 1 << 12
 """Distinct keys up to which all bits of them are counted."""
@@ -13,7 +16,8 @@ AT_ONCE = 1 << 18
 """Numbers for which there are temporaries of eight bytes each at a time."""
 
 _FEW = 1 << 13
-"""Numbers of 16 bits below which it is faster to sort them than to count into a table of all that there could be."""
+"""Elements below which it is faster to sort their highest bits than to count into a table of all that there could
+be."""
 
 
 def parts_of(numbers: np.ndarray) -> Iterator[np.ndarray]:
@@ -21,15 +25,33 @@ def parts_of(numbers: np.ndarray) -> Iterator[np.ndarray]:
     return (numbers[begin : begin + AT_ONCE] for begin in range(0, numbers.size, AT_ONCE))
 
 
-def counted(numbers: Iterator[np.ndarray], size: int, bound: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct numbers, ascending, and how often each occurs. numbers: parts of `size` numbers below `bound`."""
-    if size < _FEW:
-        return np.unique(np.concatenate([np.empty(0, np.uint16), *numbers]), return_counts=True)
-    counts = np.zeros(bound, np.int64)
-    for part in numbers:
-        counts += np.bincount(part, minlength=bound)
-    used = np.flatnonzero(counts)
-    return used, counts[used]
+class Tops(NamedTuple):
+    """The highest bits of elements: TOP_BITS, or all if they have no more.
+
+    Attributes:
+        every: all elements or'ed together.
+        tops: the distinct ones, ascending, int64.
+        counts: how often each occurs.
+    """
+
+    every: int
+    tops: np.ndarray
+    counts: np.ndarray
+
+
+def counted(elements: np.ndarray) -> Tops:
+    """Those of some elements. One read of them."""
+    from sparsefmt.codecs.rans.jitted import measuring as jitted
+
+    nbits = 8 * elements.itemsize
+    left_out = max(nbits - TOP_BITS, 0)
+    if elements.size < _FEW:
+        tops, counts = np.unique(elements >> elements.dtype.type(left_out), return_counts=True)
+        return Tops(int(np.bitwise_or.reduce(elements)), tops.astype(np.int64), counts)
+    found = np.zeros(1 << min(nbits, TOP_BITS), np.uint32)
+    every = jitted.count_tops(elements, left_out, found)
+    tops = np.flatnonzero(found)
+    return Tops(int(every), tops, found[tops])
 
 
 class Total:

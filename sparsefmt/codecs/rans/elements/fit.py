@@ -8,7 +8,7 @@ import numpy as np
 
 from sparsefmt.codecs.contract import ArrayInfo, Chunk, Each, Result
 from sparsefmt.codecs.rans.classes import CLASS_PRECISION, Classes
-from sparsefmt.codecs.rans.elements.bins import PREFIX_BITS, Bins, Keys, best_bins
+from sparsefmt.codecs.rans.elements.bins import PREFIX_BITS, TOP_BITS, Bins, Keys, best_bins
 from sparsefmt.codecs.rans.elements.counting import MAX_DISTINCT, Total, counted, parts_of, united
 from sparsefmt.codecs.rans.elements.fit_classes import with_classes
 from sparsefmt.codecs.rans.elements.lags import LAGS, differences
@@ -23,8 +23,8 @@ _SAMPLE = 4096
 """Elements of a tile of which the lag is judged."""
 
 
-def fit(info: ArrayInfo, each: Each) -> Model | None:
-    """The model for all elements of a tensor; None if there are none.
+def fit(info: ArrayInfo, each: Each) -> tuple[Model, np.ndarray | None] | None:
+    """(the model for all elements of a tensor, the class of each row if it has classes); None if there are none.
 
     Beside the tiles, it takes up to 16 bytes for each row, and for each column if they get classes.
     """
@@ -49,8 +49,8 @@ def fit(info: ArrayInfo, each: Each) -> Model | None:
     table = normalised(bins.counts, precision)
     model = Model(keys, lag, bins.lows, bins.widths, precision, one, table[None])
     if int(bins.counts.sum()) >= WORTH_CLASSES and not lag and 1 < len(bins.lows) <= 256:
-        model = with_classes(model, bins, info, each) or model
-    return model
+        return with_classes(model, bins, info, each) or (model, None)
+    return model, None
 
 
 def _best_lag(elements: np.ndarray) -> int | None:
@@ -71,44 +71,25 @@ EachCoded = Callable[[Callable[[np.ndarray], Result]], Iterator[Result]]
 
 def _binned(each_coded: EachCoded, nbits: int) -> Iterator[tuple[Bins, Keys]]:
     """The best bins for each way of making keys; nothing if there are no elements."""
-    if nbits <= PREFIX_BITS:
-        yield from _binned_short(each_coded, nbits)
+    every, total = 0, Total(1 << min(nbits, TOP_BITS))
+    for tile in each_coded(counted):
+        every |= tile.every
+        total.add(tile.tops, tile.counts)
+    tops, counts = total.used()
+    if not tops.size:
         return
-    every, count = 0, 0
-    for tile_or, tile_count in each_coded(lambda elements: (int(np.bitwise_or.reduce(elements)), elements.size)):
-        every, count = every | tile_or, count + tile_count
-    if not count:
-        return
-    ways = _ways(every, nbits)
-
-    def count_prefixes(elements: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        numbers = (map(keys.prefixes, parts_of(elements)) for keys in ways)
-        return [counted(of, elements.size, 1 << keys.prefix_bits) for of, keys in zip(numbers, ways, strict=True)]
-
-    totals = [Total(1 << keys.prefix_bits) for keys in ways]
-    for tile in each_coded(count_prefixes):
-        for total, found in zip(totals, tile, strict=True):
-            total.add(*found)
-    for keys, total in zip(ways, totals, strict=True):
+    # elements are at least as many as their highest bits
+    distinct = _distinct(each_coded) if nbits > PREFIX_BITS and tops.size <= MAX_DISTINCT else None
+    for keys in _ways(every, nbits):
         left_out = keys.key_bits - keys.prefix_bits
-        if left_out and (distinct := _distinct(each_coded, keys)) is not None:
-            yield best_bins(*distinct, 0, keys.key_bits), keys
+        if left_out and distinct is not None:
+            of_all = keys.of(distinct[0].astype(f"u{nbits // 8}")).astype(np.uint64)
+            order = np.argsort(of_all)
+            yield best_bins(of_all[order], distinct[1][order], 0, keys.key_bits), keys
         else:
-            used, counts = total.used()
-            yield best_bins(used.astype(np.uint64), counts, left_out, keys.key_bits), keys
-
-
-def _binned_short(each_coded: EachCoded, nbits: int) -> Iterator[tuple[Bins, Keys]]:
-    """`_binned` for elements that are no longer than prefixes: they are counted once for all keys."""
-    total = Total(1 << nbits)
-    for tile in each_coded(lambda elements: counted(parts_of(elements), elements.size, 1 << nbits)):
-        total.add(*tile)
-    used, counts = total.used()
-    elements = used.astype(f"u{nbits // 8}")
-    for keys in _ways(int(np.bitwise_or.reduce(used)), nbits) if used.size else ():
-        of_elements = keys.of(elements)
-        order = np.argsort(of_elements)
-        yield best_bins(of_elements[order].astype(np.uint64), counts[order], 0, keys.key_bits), keys
+            prefixes = np.bincount(keys.prefixes_of_tops(tops), counts)
+            used = np.flatnonzero(prefixes)
+            yield best_bins(used.astype(np.uint64), prefixes[used].astype(np.int64), left_out, keys.key_bits), keys
 
 
 def _ways(every: int, nbits: int) -> list[Keys]:
@@ -120,12 +101,12 @@ def _ways(every: int, nbits: int) -> list[Keys]:
     return ways
 
 
-def _distinct(each_coded: EachCoded, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
-    """All keys and their counts, if they are few."""
+def _distinct(each_coded: EachCoded) -> tuple[np.ndarray, np.ndarray] | None:
+    """All elements and their counts, if they are few."""
 
     def few(elements: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        if np.unique(keys.of(elements[: 4 * MAX_DISTINCT])).size > MAX_DISTINCT:
+        if np.unique(elements[: 4 * MAX_DISTINCT]).size > MAX_DISTINCT:
             return None
-        return united(np.unique(keys.of(part), return_counts=True) for part in parts_of(elements))
+        return united(np.unique(part, return_counts=True) for part in parts_of(elements))
 
     return united(each_coded(few))

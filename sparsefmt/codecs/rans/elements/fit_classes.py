@@ -15,8 +15,8 @@ from sparsefmt.codecs.contract import ArrayInfo, Chunk, Each
 from sparsefmt.codecs.rans.class_search import assign_classes, classes_between, counts_by_table, merge_tables
 from sparsefmt.codecs.rans.classes import CLASS_PRECISION, MAX_CLASSIFIED_COLS, Classes, member_counts
 from sparsefmt.codecs.rans.elements.bins import Bins, Keys
-from sparsefmt.codecs.rans.elements.coordinates import placed
-from sparsefmt.codecs.rans.elements.counting import AT_ONCE, parts_of
+from sparsefmt.codecs.rans.elements.contexts import Contexts
+from sparsefmt.codecs.rans.elements.counting import AT_ONCE
 from sparsefmt.codecs.rans.elements.model import Model
 from sparsefmt.codecs.rans.elements.splitting import Splitter, elements_of
 from sparsefmt.codecs.rans.frequencies import entropy_bits, normalised
@@ -25,8 +25,11 @@ _STEPS = ((0.5, 0), (0, 0.5), (0.5, 0.5), (0.25, 0.25))
 """How far classes of rows and of columns are apart, of what is tried, in standard deviations of what they measure."""
 
 
-def with_classes(plain: Model, bins: Bins, info: ArrayInfo, each: Each) -> Model | None:
-    """The model with classes of rows and columns, if that makes the elements shorter; it has no lag."""
+def with_classes(plain: Model, bins: Bins, info: ArrayInfo, each: Each) -> tuple[Model, np.ndarray] | None:
+    """(the model with classes of rows and columns, the class of each row: uint8), if that makes the elements shorter.
+
+    The model has no lag.
+    """
     if info.cols > MAX_CLASSIFIED_COLS or info.cols == 1:  # a class for each element takes more bits than it saves
         return None
     measured = _measured(plain.keys, info, each)
@@ -35,7 +38,7 @@ def with_classes(plain: Model, bins: Bins, info: ArrayInfo, each: Each) -> Model
     candidates = _candidates(*measured)
     if not candidates:
         return None
-    counting = _Counting(Splitter(plain.keys, plain.lows, plain.widths), len(plain.lows), info.width)
+    counting = _Counting(Splitter(plain.keys, plain.lows, plain.widths), len(plain.lows), info)
     # the first tile says which of them it will be
     first = each(counting.of(candidates))
     sample = next(first)
@@ -60,14 +63,15 @@ def with_classes(plain: Model, bins: Bins, info: ArrayInfo, each: Each) -> Model
         normalised(member_counts(candidate.rows), CLASS_PRECISION),
         candidate.columns if candidate.columns.any() else None,
     )
-    return Model(plain.keys, 0, plain.lows, plain.widths, precision, classes, np.array(tables))
+    model = Model(plain.keys, 0, plain.lows, plain.widths, precision, classes, np.array(tables))
+    return model, candidate.rows
 
 
 class _Scale:
     """How large the elements of rows (or columns) are.
 
     Attributes:
-        sums: of `Keys.sizes`, int64.
+        sums: of their sizes (`Keys.sizes`), int64.
         counts: elements but zeros, uint32.
     """
 
@@ -97,29 +101,26 @@ class _Scale:
 
 def _measured(keys: Keys, info: ArrayInfo, each: Each) -> tuple[_Scale, _Scale, float] | None:
     """(how large elements are by row, by column, sum of the squares of all sizes); None if they have no positions."""
-    from sparsefmt.codecs.rans.jitted import elements as jitted
+    from sparsefmt.codecs.rans.jitted import eight_lanes
+    from sparsefmt.codecs.rans.jitted import measuring as jitted
+    from sparsefmt.isa import ISA
 
     of_rows, of_columns = _Scale(info.rows), _Scale(info.cols)
+    how = keys.sizes
+    shuffles = eight_lanes.APART[: 0 if ISA == "portable" else None]
 
     def measure(chunk: Chunk) -> tuple[_Scale, float] | None:
-        elements, rows = elements_of(chunk.raw, info.width), chunk.rows
-        where = placed(elements, chunk.positions)
-        if where is None:
+        elements, rows, positions = elements_of(chunk.raw, info.width), chunk.rows, chunk.positions
+        if positions is None or positions.elements() != elements.size:
             return None
-        sizes = keys.sizes(where.elements)
         tile_rows, tile_columns = _Scale(len(rows)), _Scale(info.cols)
-        jitted.measure(
-            sizes,
-            where.counts,
-            where.columns,
-            tile_rows.sums,
-            tile_rows.counts,
-            tile_columns.sums,
-            tile_columns.counts,
-        )
+        into = tile_rows.sums, tile_rows.counts, tile_columns.sums, tile_columns.counts
+        if positions.mask is None:
+            squares = jitted.measure_rows(elements, *how, *into)
+        else:
+            squares = jitted.measure_slices(positions.mask, elements, *how, shuffles, *into)
         of_rows.sums[rows.start : rows.stop] = tile_rows.sums
         of_rows.counts[rows.start : rows.stop] = tile_rows.counts
-        squares = sum(float(np.square(part, dtype=np.float32).sum(dtype=np.float64)) for part in parts_of(sizes))
         return tile_columns, squares
 
     squares = 0.0
@@ -165,21 +166,26 @@ def _candidates(of_rows: _Scale, of_columns: _Scale, squares: float) -> list[_Ca
 class _Counting:
     """Counts the symbols of tiles by sum of classes."""
 
-    def __init__(self, splitter: Splitter, symbols: int, width: int) -> None:
-        self._splitter, self._symbols, self._width = splitter, symbols, width
+    def __init__(self, splitter: Splitter, symbols: int, info: ArrayInfo) -> None:
+        self._splitter, self._symbols, self._info = splitter, symbols, info
 
     def of(self, candidates: list[_Candidate]) -> Callable[[Chunk], list[np.ndarray]]:
         """Work for `Each`: the counts (sums, symbols) of a tile, for each of the candidates."""
         from sparsefmt.codecs.rans.jitted import elements as jitted
 
+        every_sum = [
+            Contexts(int(some.rows.max()) + 1, some.columns, self._info.cols, np.arange(some.sums, dtype=np.uint8))
+            for some in candidates
+        ]
+
         def count(chunk: Chunk) -> list[np.ndarray]:
-            where = placed(self._splitter.split(elements_of(chunk.raw, self._width))[0], chunk.positions)
-            assert where is not None
+            symbols = self._splitter.symbols(elements_of(chunk.raw, self._info.width))
             found: list[np.ndarray] = []
-            for candidate in candidates:
-                found.append(np.zeros((candidate.sums, self._symbols), np.int64))
+            for candidate, contexts in zip(candidates, every_sum, strict=True):
+                assert chunk.positions is not None
                 row_classes = candidate.rows[chunk.rows.start : chunk.rows.stop]
-                jitted.histogram(where.elements, where.counts, where.columns, row_classes, candidate.columns, found[-1])
+                found.append(np.zeros((candidate.sums, self._symbols), np.int64))
+                jitted.histogram(symbols, contexts.of(row_classes, chunk.positions), found[-1])
             return found
 
         return count

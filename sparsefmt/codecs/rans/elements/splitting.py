@@ -15,6 +15,9 @@ def elements_of(raw: np.ndarray, width: int) -> np.ndarray:
     return read_only(raw.view(f"u{width}"))
 
 
+_NONE = np.empty(0, np.uint64)
+
+
 class Splitter:
     """The bins of a tensor.
 
@@ -30,17 +33,26 @@ class Splitter:
 
         Raises FormatError if an element was not there when the model was made.
         """
+        offsets = np.zeros(elements.size * int(self._widths.max()) // 64 + 2, np.uint64)
+        symbols, offset_bits = self._split(elements, offsets)
+        return symbols, offsets, offset_bits
+
+    def symbols(self, elements: np.ndarray) -> np.ndarray:
+        """The number of the bin of each element. Raises FormatError, as `split` does."""
+        return self._split(elements, _NONE)[0]
+
+    def _split(self, elements: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, int]:
+        """(symbols, bits of the offsets with which it filled `offsets`)."""
         from sparsefmt.codecs.rans.jitted import elements as jitted
 
         symbols = np.empty(elements.size, np.uint8 if self._lows.size <= 1 << 8 else np.uint16)
-        offsets = np.zeros(elements.size * int(self._widths.max()) // 64 + 2, np.uint64)
         key_bits, sign, shift = self._keys.key_bits, self._keys.sign, self._keys.shift
         status, offset_bits = jitted.split(
-            elements, self._lows, self._widths, self._first_bins, key_bits, sign, shift, symbols, offsets
+            elements, self._lows, self._widths, self._of_prefixes, key_bits, sign, shift, symbols, offsets
         )
         if status != jitted.OK:
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
-        return symbols, offsets, offset_bits
+        return symbols, offset_bits
 
     def join(self, symbols: np.ndarray, offsets: np.ndarray, offset_bits: int, out: np.ndarray) -> None:
         """Undo `split`. offsets: with `jitted.elements.PADDING` words behind its bits. Raises FormatError."""
@@ -50,12 +62,21 @@ class Splitter:
         refuse(jitted.join(symbols, self._lows, self._widths, offsets, offset_bits, sign, shift, out))
 
     @computed_once
-    def _first_bins(self) -> np.ndarray:
-        """For every prefix, the first bin that may hold a key with it."""
-        key_bits = self._keys.key_bits
-        prefixes = self._lows >> np.uint64(max(key_bits - PREFIX_BITS, 0))
+    def _of_prefixes(self) -> np.ndarray:
+        """For `jitted.elements.split`: uint32, as many as there are prefixes."""
+        from sparsefmt.codecs.rans.jitted.elements import SEARCH
+
+        key_bits, left_out = self._keys.key_bits, max(self._keys.key_bits - PREFIX_BITS, 0)
+        begins = (self._lows >> np.uint64(left_out)).astype(np.int64)
         # a prefix with which several bins begin has the first of them
-        prefixes, bins = np.unique(prefixes, return_index=True)
-        bounds = np.concatenate([prefixes[1:], [np.uint64(1 << min(key_bits, PREFIX_BITS))]])
-        sizes = np.diff(np.concatenate([[np.uint64(0)], bounds])).astype(np.int64)
-        return np.repeat(bins.astype(np.int32), sizes)
+        begins, bins = np.unique(begins, return_index=True)
+        sizes = np.diff(begins, prepend=0, append=1 << (key_bits - left_out))
+        # those before the first bin go to that, and are in none
+        found = np.repeat(np.append(0, bins).astype(np.uint32), sizes) | SEARCH
+        whole = self._widths >= left_out
+        of_whole = np.flatnonzero(whole).astype(np.uint32) | self._widths[whole].astype(np.uint32) << np.uint32(16)
+        sizes = np.left_shift(1, self._widths[whole].astype(np.int64) - left_out)
+        firsts = (self._lows[whole] >> np.uint64(left_out)).astype(np.int64)
+        places = np.repeat(firsts - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
+        found[places] = np.repeat(of_whole, sizes)
+        return found

@@ -17,7 +17,12 @@ OK, EARLY_END, LEFT_OVER, NO_BIN = 0, 1, 3, 4
 PADDING = 2
 """Elements behind `offsets` that may be read in vain."""
 
-ZERO, ONE, FOUR, SIX, LANE, INDEX_MASK = (np.uint64(number) for number in (0, 1, 4, 6, 15, 63))
+SEARCH, BIN_MASK = np.uint32(1 << 31), np.uint32(0xFFFF)
+"""In what `split` knows of a prefix."""
+
+ZERO, ONE, TWO, THREE, FOUR, SIX, LANE, SIXTEEN, INDEX_MASK = (
+    np.uint64(number) for number in (0, 1, 2, 3, 4, 6, 15, 16, 63)
+)
 
 
 @jit
@@ -176,29 +181,10 @@ def contexts_of_few_classes(mask, row_classes, column_classes, tables, shuffles,
 
 
 @jit
-def measure(sizes, counts, columns, row_sums, row_counts, column_sums, column_counts):
-    """Add up the sizes of elements of each row and column, and count those that have one."""
-    begin = 0
-    for row in range(counts.shape[0]):
-        for index in range(begin, begin + counts[row]):
-            size, column = np.int64(sizes[np.uint64(index)]), np.uint64(columns[np.uint64(index)])
-            row_sums[row] += size
-            row_counts[row] += size > 0
-            column_sums[column] += size
-            column_counts[column] += size > 0
-        begin += counts[row]
-
-
-@jit
-def histogram(symbols, counts, columns, row_classes, column_classes, found):
-    """Add to found[class of row + class of column, symbol]."""
-    begin = 0
-    for row in range(counts.shape[0]):
-        row_class = np.uint64(row_classes[row])
-        for index in range(begin, begin + counts[row]):
-            at = np.uint64(index)
-            found[row_class + np.uint64(column_classes[np.uint64(columns[at])]), np.uint64(symbols[at])] += 1
-        begin += counts[row]
+def histogram(symbols, contexts, found):
+    """Add to found[context, symbol]."""
+    for index in range(np.uint64(symbols.shape[0])):
+        found[np.uint64(contexts[index]), np.uint64(symbols[index])] += 1
 
 
 @jit
@@ -225,30 +211,89 @@ def shortest_classes(symbols, counts, columns, column_classes, lengths, row_leng
 
 
 @jit
-def split(elements, lows, widths, first_bins, key_bits, sign, shift, symbols, offsets):
+def _key_of(element, sign_mask, sign_shift, low_sign, right):
+    return (((element & ~sign_mask) >> right) << low_sign) | ((element & sign_mask) >> sign_shift)
+
+
+@jit
+def _put(offsets, position, bits):
+    """Write bits from bit `position` on, behind which all are 0."""
+    first, bit = position >> SIX, position & INDEX_MASK
+    offsets[first] |= bits << bit
+    # two shifts, since one by 64 is none
+    offsets[first + ONE] = (bits >> ONE) >> (INDEX_MASK - bit)
+
+
+@jit
+def _search(key, bin_, lows, widths):
+    """(the bin of a key, which is not before `bin_`, its width, whether there is one)."""
+    last = np.uint64(lows.shape[0] - 1)
+    while bin_ < last and lows[bin_ + ONE] <= key:
+        bin_ += ONE
+    width = np.uint64(widths[bin_])
+    return bin_, width, key >= lows[bin_] and (key - lows[bin_]) >> width == ZERO
+
+
+@jit
+def split(elements, lows, widths, of_prefixes, key_bits, sign, shift, symbols, offsets):
     """Fill `symbols` with the bin of each element, and zeroed `offsets` with the places in them, behind each other.
 
     Returns a status and the bits of all offsets.
 
-    first_bins[p]: first bin that may hold a key whose highest bits are p: the highest 16, or all `key_bits` if they
-    are fewer. sign, shift, lows, widths, offsets: as in `join`.
+    of_prefixes[p]: uint32, the bin of keys whose highest bits are p: the highest 16, or all `key_bits` if they are
+    fewer; and its width << 16. Or, where keys with that prefix are in several bins, or some in none, the first bin that
+    may hold one, and SEARCH. sign, shift, lows, widths, offsets: as in `join`. No offsets are written if there are no
+    `offsets`.
     """
-    prefix_shift = np.uint64(max(key_bits - 16, 0))
-    low_sign, sign_shift, right = np.uint64(sign >= 0), np.uint64(max(sign, 0)), np.uint64(shift)
-    sign_mask = low_sign << sign_shift
-    position, last = ZERO, np.uint64(lows.shape[0] - 1)
-    for index in range(elements.shape[0]):
-        element = np.uint64(elements[np.uint64(index)])
-        key = (((element & ~sign_mask) >> right) << low_sign) | ((element & sign_mask) >> sign_shift)
-        bin_ = np.uint64(first_bins[key >> prefix_shift])
-        while bin_ < last and lows[bin_ + ONE] <= key:
-            bin_ += ONE
-        width, offset = np.uint64(widths[bin_]), key - lows[bin_]
-        if key < lows[bin_] or offset >> width:
+    prefix_shift, right = np.uint64(max(key_bits - 16, 0)), np.uint64(shift)
+    low_sign, sign_shift = np.uint64(sign >= 0), np.uint64(max(sign, 0))
+    sign_mask, position, widest = low_sign << sign_shift, ZERO, 0
+    for width in widths:
+        widest = max(widest, np.int64(width))
+    done, count, keep = ZERO, np.uint64(elements.shape[0]), offsets.shape[0] > 0
+    while done < count:
+        if done + FOUR <= count:
+            # four at a time, whose offsets fit into a word or two
+            key0 = _key_of(np.uint64(elements[done]), sign_mask, sign_shift, low_sign, right)
+            key1 = _key_of(np.uint64(elements[done + ONE]), sign_mask, sign_shift, low_sign, right)
+            key2 = _key_of(np.uint64(elements[done + TWO]), sign_mask, sign_shift, low_sign, right)
+            key3 = _key_of(np.uint64(elements[done + THREE]), sign_mask, sign_shift, low_sign, right)
+            bin0, bin1 = of_prefixes[key0 >> prefix_shift], of_prefixes[key1 >> prefix_shift]
+            bin2, bin3 = of_prefixes[key2 >> prefix_shift], of_prefixes[key3 >> prefix_shift]
+            if (bin0 | bin1 | bin2 | bin3) < SEARCH:
+                symbols[done], symbols[done + ONE] = bin0 & BIN_MASK, bin1 & BIN_MASK
+                symbols[done + TWO], symbols[done + THREE] = bin2 & BIN_MASK, bin3 & BIN_MASK
+                done += FOUR
+                if not keep:
+                    continue
+                width0, width1 = np.uint64(bin0) >> SIXTEEN, np.uint64(bin1) >> SIXTEEN
+                width2, width3 = np.uint64(bin2) >> SIXTEEN, np.uint64(bin3) >> SIXTEEN
+                key0, key1 = key0 & ((ONE << width0) - ONE), key1 & ((ONE << width1) - ONE)
+                key2, key3 = key2 & ((ONE << width2) - ONE), key3 & ((ONE << width3) - ONE)
+                if widest <= 32:
+                    key0, width0 = key0 | key1 << width0, width0 + width1
+                    key2, width2 = key2 | key3 << width2, width2 + width3
+                    if widest <= 16:
+                        _put(offsets, position, key0 | key2 << width0)
+                    else:
+                        _put(offsets, position, key0)
+                        _put(offsets, position + width0, key2)
+                    position += width0 + width2
+                else:
+                    _put(offsets, position, key0)
+                    _put(offsets, position + width0, key1)
+                    position += width0 + width1
+                    _put(offsets, position, key2)
+                    _put(offsets, position + width2, key3)
+                    position += width2 + width3
+                continue
+        key = _key_of(np.uint64(elements[done]), sign_mask, sign_shift, low_sign, right)
+        bin_, width, fits = _search(key, np.uint64(of_prefixes[key >> prefix_shift] & BIN_MASK), lows, widths)
+        if not fits:
             return NO_BIN, 0
-        symbols[np.uint64(index)] = bin_
-        first, bit = position >> SIX, position & INDEX_MASK
-        offsets[first] |= offset << bit
-        offsets[first + ONE] |= (offset >> ONE) >> (INDEX_MASK - bit)
+        symbols[done] = bin_
+        if keep:
+            _put(offsets, position, key - lows[bin_])
         position += width
+        done += ONE
     return OK, np.int64(position)

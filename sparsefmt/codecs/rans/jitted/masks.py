@@ -1,17 +1,21 @@
-"""Masks as rANS codes them: words of 64 columns of a row, their bits in another order, and contexts for eight of them.
-
-To encode, a mask is seen row by row, uint64 (rows, words): column c is bit c % 64 of word c // 64. What is decoded goes
-to a mask in slices, (slices, cols), at once.
-"""
+"""Masks in slices, (slices, cols), as rANS codes them: groups of eight columns of a row as bytes, their contexts."""
 
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
+from sparsefmt.bits_of_words import four_of
 from sparsefmt.jit import jit
-from sparsefmt.positions.jitted.masks import transposed
+from sparsefmt.positions.jitted.masks import last_columns, transposed
 
-NIBBLE, NIBBLE_BITS = np.uint64(15), np.uint64(4)
+LOWEST_ROWS = np.uint64(0x0001000100010001)
+"""The first row of four columns."""
+
+MOST_COUNTED = 1 << 15
+"""Columns whose bits can be counted in 16 bits."""
 
 BLOCK = 1 << 12
 """Groups of columns that `join` turns over at once, in two scratches of 32 KiB: some runs of 64 columns, within which
@@ -49,41 +53,89 @@ def order(column_classes, group_classes, places):
             group_classes[8 * word + begin // 8] = total // (2 * members)
 
 
-@jit
-def fill_tables(places, tables):
-    """Fill `tables` (words, 16, 16) for `reorder`: to where `places` sends the bits of each word."""
-    for word in range(places.shape[0]):
-        for nibble in range(16):
-            table = tables[word, nibble]
-            table[0] = 0
-            for bit in range(4):
-                moved, first = np.uint64(1) << np.uint64(places[word, 4 * nibble + bit]), 1 << bit
-                for lower in range(first):
-                    table[first + lower] = table[lower] | moved
+@intrinsic
+def _add_bits(typingctx, word, counters):
+    """Add the bits of four columns of a slice, as `four_of` gives them, to those of their rows.
 
-
-@jit
-def reorder(mask, first, tables, out):
-    """out[row, first + word] = the bits of mask[row, first + word], each where tables[word] sends it.
-
-    tables: uint64 (words, 16, 16): where the bits of nibble n with value v go, for each word from the first on.
+    counters: address of uint16 (16,).
     """
-    for word in range(tables.shape[0]):
-        table = tables[word]
-        for row in range(mask.shape[0]):
-            bits, moved = mask[row, first + word], np.uint64(0)
-            for nibble in range(16):
-                moved |= table[nibble, np.int64(bits & NIBBLE)]
-                bits >>= NIBBLE_BITS
-            out[row, first + word] = moved
+
+    def codegen(context, builder, signature, args):
+        word, counters = args
+        half, lanes = ir.IntType(16), ir.VectorType(ir.IntType(16), 16)
+        of_rows = ir.Constant(lanes, [1 << row for row in range(16)])
+        first = ir.Constant(ir.VectorType(ir.IntType(32), 16), [0] * 16)
+        pointer = builder.inttoptr(counters, lanes.as_pointer())
+        total = builder.load(pointer, align=2)
+        for column in range(4):
+            bits = builder.trunc(builder.lshr(word, ir.Constant(word.type, 16 * column)), half)
+            single = builder.insert_element(ir.Constant(lanes, ir.Undefined), bits, ir.Constant(ir.IntType(32), 0))
+            bits = builder.and_(builder.shuffle_vector(single, single, first), of_rows)
+            # true is -1
+            total = builder.sub(total, builder.sext(builder.icmp_unsigned("==", bits, of_rows), lanes))
+        builder.store(total, pointer, align=2)
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(types.uint64, types.int64), codegen
 
 
 @jit
-def difference(mask, copies, out):
-    """out = mask, and in rows that are copies only what differs from the row above."""
-    for row in range(mask.shape[0]):
-        for word in range(mask.shape[1]):
-            out[row, word] = mask[row, word] ^ (mask[row - 1, word] if copies[row] else np.uint64(0))
+def count_rows(mask, kept, differing):
+    """Fill `kept` with how many bits each row of a tile has, and `differing` with how many differ from the row above,
+    all of them in the first row. int64 (rows,)."""
+    cols, rows = mask.shape[1], kept.shape[0]
+    some = np.zeros((2, 16), np.uint16)
+    kept_at = np.int64(some.ctypes.data)
+    kept[:], differing[:] = 0, 0
+    for slice_ in range(mask.shape[0]):
+        line, above = mask[slice_], mask[max(slice_ - 1, 0)]
+        last, last_above, before = last_columns(line), last_columns(above), np.uint64(LOWEST_ROWS if slice_ else 0)
+        for first in range(0, cols, MOST_COUNTED):
+            some[:] = 0
+            for column in range(first, min(first + MOST_COUNTED, cols), 4):
+                word = four_of(line, column) if column + 4 <= cols else last
+                ahead = four_of(above, column) if column + 4 <= cols else last_above
+                shifted = ((word << np.uint64(1)) & ~LOWEST_ROWS) | ((ahead >> np.uint64(15)) & before)
+                _add_bits(word, kept_at)
+                _add_bits(word ^ shifted, kept_at + 32)
+            for lane in range(min(16, rows - 16 * slice_)):
+                kept[16 * slice_ + lane] += np.int64(some[0, lane])
+                differing[16 * slice_ + lane] += np.int64(some[1, lane])
+
+
+@jit
+def split(mask, rows, columns, copies, groups, words):
+    """Undo `join`: fill `groups`, the bytes of a chunk, from a mask.
+
+    copies: uint16, for each slice its rows that are coded as what differs from the row above; empty if there are none.
+    words: uint64, the bytes of whole slices again. mask, columns: as in `join`.
+    """
+    slices, cols = mask.shape
+    count, in_place, plain = np.uint64((cols + 7) // 8), columns.shape[0] == 0, copies.shape[0] == 0
+    for slice_ in range(slices):
+        height, line, above = min(16, rows - 16 * slice_), mask[slice_], mask[max(slice_ - 1, 0)]
+        copied = np.uint64(0) if plain else np.uint64(copies[slice_])
+        at = np.uint64(16 * slice_) * count
+        for group in range(count):
+            low, high = np.uint64(0), np.uint64(0)
+            first = group << np.uint64(3)
+            for place in range(min(np.uint64(8), np.uint64(cols) - first)):
+                column = first + place if in_place else np.uint64(columns[first + place])
+                bits = np.uint64(line[column])
+                if copied:
+                    bits ^= copied & (bits << np.uint64(1) | np.uint64(above[column]) >> np.uint64(15))
+                low |= (bits & np.uint64(255)) << (place << np.uint64(3))
+                high |= (bits >> np.uint64(8)) << (place << np.uint64(3))
+            low, high = transposed(low), transposed(high)
+            if height == 16:
+                words[at >> np.uint64(3)], words[(at >> np.uint64(3)) + np.uint64(1)] = low, high
+            else:
+                for lane in range(height):
+                    if lane == 8:
+                        low = high
+                    groups[at + np.uint64(lane)] = low & np.uint64(255)
+                    low >>= np.uint64(8)
+            at += np.uint64(height)
 
 
 @jit
@@ -170,32 +222,27 @@ def join(groups, words, rows, columns, scratch, mask):
 def shortest_symbols(plain, copied, group_classes, table_of, copy, lengths, row_lengths, symbols):
     """Fill `symbols` with the row symbols that make rows shortest; False if a row has none that can code it.
 
-    plain, copied: bytes of each row, and of what differs from the row above. lengths: float32 (tables, 256), bits of a
-    byte, infinite where it cannot be. row_lengths: float32, bits of a row symbol.
+    plain, copied: the bytes of a chunk, and if every row is coded as what differs from the row above. lengths: float32
+    (tables, 256), bits of a byte, infinite where it cannot be. row_lengths: float32, bits of a row symbol.
     """
-    groups, last = group_classes.shape[0], table_of[table_of.shape[0] - 1]
-    fits = True
-    for row in range(plain.shape[0]):
-        best = np.float32(np.inf)
-        for symbol in range(row_lengths.shape[0]):
-            length = row_lengths[symbol]
-            if symbol == copy:
-                if row == 0:
-                    continue
-                for group in range(groups):
-                    length += lengths[last, copied[row, group]]
-            else:
-                for group in range(groups):
-                    length += lengths[table_of[symbol + np.int64(group_classes[group])], plain[row, group]]
-            if length < best:
-                best, symbols[row] = length, symbol
-        fits &= best < np.float32(np.inf)
+    rows, last, fits, at = symbols.shape[0], table_of[table_of.shape[0] - 1], True, 0
+    of_symbols = np.empty((16, row_lengths.shape[0]), np.float32)
+    for first in range(0, rows, 16):
+        height = min(16, rows - first)
+        for lane in range(height):
+            of_symbols[lane] = row_lengths
+        if copy >= 0 and first == 0:
+            of_symbols[0, copy] = np.inf
+        for group in range(group_classes.shape[0]):
+            for lane in range(height):
+                for symbol in range(row_lengths.shape[0]):
+                    if symbol == copy:
+                        length = lengths[last, copied[at]]
+                    else:
+                        length = lengths[table_of[symbol + np.int64(group_classes[group])], plain[at]]
+                    of_symbols[lane, symbol] += length
+                at += 1
+        for lane in range(height):
+            symbols[first + lane] = of_symbols[lane].argmin()
+            fits &= of_symbols[lane].min() < np.float32(np.inf)
     return fits
-
-
-@jit
-def histogram(groups, contexts, counts):
-    """Add to counts[context, byte]. groups: (rows, at least as many bytes as there are contexts)."""
-    for row in range(contexts.shape[0]):
-        for group in range(contexts.shape[1]):
-            counts[contexts[row, group], groups[row, group]] += 1

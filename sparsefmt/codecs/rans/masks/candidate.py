@@ -17,8 +17,9 @@ from sparsefmt.codecs.rans.frequencies import (
     normalised,
     normalised_popcounts,
 )
-from sparsefmt.codecs.rans.masks.groups import ColumnOrder, contexts_of
+from sparsefmt.codecs.rans.masks.groups import ColumnOrder, contexts_of, tables_by_class
 from sparsefmt.codecs.rans.masks.model import Model
+from sparsefmt.lazily import computed_once
 
 _TABLE_BITS = (256.0, 7.0, 55.0)
 """What a table costs in the model, about: one of bytes, and for each byte that occurs; one of popcounts."""
@@ -52,23 +53,26 @@ class Candidate:
         self._sums = int(self.row_classes.max(initial=0)) + highest + 1
         self.counts = np.zeros((self._sums + (self._copy >= 0), BYTES), np.int64)
         self._table_of = np.zeros(self._sums, np.uint8)
+        symbols = int(self.row_classes.max(initial=0)) + 1 + (self._copy >= 0)
+        every_sum = np.arange(len(self.counts), dtype=np.uint8)
+        self._every_sum = tables_by_class(every_sum, symbols, highest + 1, self._copy)
 
     def histogram(self, mask: np.ndarray, rows: range) -> np.ndarray:
-        """How often each byte occurs in a tile, by sum of classes; last, in copies."""
-        from sparsefmt.codecs.rans.jitted import masks as jitted
+        """How often each byte occurs in a tile, by sum of classes; last, in copies. mask: (slices, cols), read-only."""
+        from sparsefmt.codecs.rans.jitted import elements as jitted
 
-        symbols, group_classes = self._symbols(slice(rows.start, rows.stop)), self._order.group_classes
-        groups = self._order.groups(mask, symbols == self._copy if self._copy >= 0 else None)
-        every_sum = np.arange(len(self.counts), dtype=np.uint8)
-        contexts = contexts_of(symbols, group_classes, every_sum, self._copy)
+        symbols, some = self.row_symbols[rows.start : rows.stop], self.copies[rows.start : rows.stop]
+        groups = self._order.groups(mask, len(rows), some if self._copy >= 0 else None)
         counts = np.zeros_like(self.counts)
-        jitted.histogram(groups, contexts, counts)
+        jitted.histogram(groups, contexts_of(symbols, self._order.group_classes, self._every_sum), counts)
         return counts
 
-    def _symbols(self, rows: slice) -> np.ndarray:
-        """Their symbols: the class of each, or the one for copies. uint8 (rows,)."""
-        symbols = self.row_classes[rows]
-        return np.where(self.copies[rows], np.uint8(self._copy), symbols) if self._copy >= 0 else symbols
+    @computed_once
+    def row_symbols(self) -> np.ndarray:
+        """The symbol of each row of the tensor: its class, or the one for copies. uint8 (rows,)."""
+        if self._copy < 0:
+            return self.row_classes
+        return np.where(self.copies, np.uint8(self._copy), self.row_classes)
 
     def _symbol_counts(self) -> np.ndarray:
         """How many rows have each symbol. int64 (symbols,)."""

@@ -8,7 +8,6 @@ from sparsefmt.codecs.contract import ArrayInfo, Chunk, Each
 from sparsefmt.codecs.rans.class_search import assign_classes, classes_between
 from sparsefmt.codecs.rans.classes import MAX_CLASSIFIED_COLS
 from sparsefmt.codecs.rans.masks.candidate import Candidate
-from sparsefmt.codecs.rans.masks.groups import mask_of
 from sparsefmt.codecs.rans.masks.model import Model
 from sparsefmt.positions.masks import SLICE_ROWS, in_slices
 
@@ -17,38 +16,43 @@ _STEPS = ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))
 for no classes."""
 
 
-def fit(info: ArrayInfo, each: Each) -> Model:
-    """The model for the masks of all tiles of a tensor.
+def fit(info: ArrayInfo, each: Each) -> tuple[Model, np.ndarray]:
+    """(the model for the masks of all tiles of a tensor, the symbol of each row: uint8).
 
     Beside the tiles, it takes up to 16 bytes for each row, and for each column if they get classes.
     """
     candidates = _candidates(info, each)
 
     def count(chunk: Chunk) -> list[np.ndarray]:
-        mask = mask_of(chunk.raw, len(chunk.rows), info.cols)
+        mask = in_slices(chunk.raw, len(chunk.rows), info.cols)
         return [candidate.histogram(mask, chunk.rows) for candidate in candidates]
 
     for histograms in each(count):
         for candidate, histogram in zip(candidates, histograms, strict=True):
             candidate.counts += histogram
-    return min(candidates, key=lambda candidate: candidate.cost()).model()
+    best = min(candidates, key=lambda candidate: candidate.cost())
+    return best.model(), best.row_symbols
 
 
 def _candidates(info: ArrayInfo, each: Each) -> list[Candidate]:
     """The classes that are tried: those of _STEPS, each once."""
+    from sparsefmt.codecs.rans.jitted import masks as jitted
+
     rows, cols, with_columns = info.rows, info.cols, info.cols <= MAX_CLASSIFIED_COLS
     # a row has less than 2^32 columns
     row_counts, copies = np.empty(rows, np.uint32), np.empty(rows, np.bool_)
+    positions = -(-cols // 64) * 64  # those of whole words
     column_counts = np.zeros(cols if with_columns else 0, np.int64)
 
     def look(chunk: Chunk) -> np.ndarray:
-        mask, some = mask_of(chunk.raw, len(chunk.rows), cols), chunk.rows
-        copied = _copied_rows(mask)
-        copies[some.start : some.stop] = copied
-        row_counts[some.start : some.stop] = np.bitwise_count(mask).sum(1, dtype=np.int64)
-        if not with_columns:
-            return column_counts
-        return _column_counts(in_slices(chunk.raw, len(some), cols), copied)
+        mask, some = in_slices(chunk.raw, len(chunk.rows), cols), chunk.rows
+        kept, differing = np.empty((2, len(some)), np.int64)
+        jitted.count_rows(mask, kept, differing)
+        # those that differ from the row above in so few places that this is shorter to write down
+        copied = 4 * differing < np.minimum(kept, positions - kept)
+        copied[:1] = False
+        copies[some.start : some.stop], row_counts[some.start : some.stop] = copied, kept
+        return _column_counts(mask, copied) if with_columns else column_counts
 
     for counts in each(look):
         column_counts += counts
@@ -71,15 +75,6 @@ def _candidates(info: ArrayInfo, each: Each) -> list[Candidate]:
             if both not in candidates:
                 candidates[both] = Candidate(row_classes, several, cols, copies)
     return list(candidates.values())
-
-
-def _copied_rows(mask: np.ndarray) -> np.ndarray:
-    """Which rows differ from the row above in so few places that this is shorter to write down. bool (rows,)."""
-    rows = np.bitwise_count(mask).sum(1, dtype=np.int64)
-    differing = np.zeros(rows.size, np.int64)
-    differing[1:] = np.bitwise_count(mask[1:] ^ mask[:-1]).sum(1, dtype=np.int64)
-    positions = 64 * mask.shape[1]
-    return (np.arange(rows.size) > 0) & (4 * differing < np.minimum(rows, positions - rows))
 
 
 def _column_counts(mask: np.ndarray, copied: np.ndarray) -> np.ndarray:
