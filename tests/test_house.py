@@ -22,6 +22,7 @@ PACKAGE = ROOT / "sparsefmt"
 STOREYS = [
     {"__main__"},
     {"cli"},
+    {"report"},
     {"transformers", "peft"},
     {"checkpoints", "numpy", "torch"},
     {"safe_open", "safe_slice", "framework_file"},
@@ -39,7 +40,7 @@ STOREYS = [
     {"layouts", "codecs"},
     {"shapes", "scales"},
     {"lazily", "threads", "dtypes", "positions", "bits_of_words", "llvm", "jit", "jit_cache", "isa", "compiling"},
-    {"errors", "limits", "urls"},
+    {"errors", "limits", "urls", "in_words"},
 ]
 """From the roof to the ground. A module may import from its own storey and from those below."""
 

@@ -18,6 +18,7 @@ from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.target_folder import write_checkpoint
 from sparsefmt.container.atomic import replacing
 from sparsefmt.container.entry import TensorEntry
+from sparsefmt.container.writer import Sink
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.quantizing import Loss, Quantization
 from sparsefmt.save_options import SaveOptions
@@ -123,6 +124,18 @@ def convert_file(
 
     quantization: as a Checkpoint has it.
     """
+    with replacing(destination) as sink:
+        return write_converted(source, sink, options, quantization, progress)
+
+
+def write_converted(
+    source: TensorFile,
+    sink: Sink,
+    options: SaveOptions,
+    quantization: Quantization | None = None,
+    progress: Progress | None = None,
+) -> list[ConvertedTensor]:
+    """Write what `convert_file` makes of a file to anything with `write`."""
     surveys: dict[str, Survey] = {}
     made: dict[str, Rows] = {}
     losses: dict[str, Loss] = {}
@@ -131,33 +144,32 @@ def convert_file(
     def again(name: str) -> Rows:
         return made[name] if name in made else source.rows_of(name)
 
-    with replacing(destination) as sink:
-        writer = TensorWriter(sink, source.metadata, **options.as_keywords(), again=again, progress=progress)
-        for name in source.names:
-            if name in source.aliases:
-                writer.add_alias(name, source.aliases[name])
-                if progress:
-                    progress(source.rows_of(name).dense_nbytes)
-                continue
-            matrix = _SurveyedRows(source.rows_of(name))
-            surveys[name] = matrix.survey(options.threads)
-            found = None if quantization is None else quantize(source, name, quantization, surveys[name])
-            if found is None:
-                writer.add(name, matrix)
-                continue
-            made |= {name: found.elements, found.scale_name: found.scale}
-            losses[name], pairs[name] = found.loss, found.scale_name
-            for part in (name, found.scale_name):
-                surveyed = _SurveyedRows(made[part])
-                surveys[part] = surveyed.survey(options.threads)
-                writer.add(part, surveyed)
+    writer = TensorWriter(sink, source.metadata, **options.as_keywords(), again=again, progress=progress)
+    for name in source.names:
+        if name in source.aliases:
+            writer.add_alias(name, source.aliases[name])
             if progress:
-                progress(matrix.dense_nbytes - found.elements.dense_nbytes - found.scale.dense_nbytes)
-        if losses and quantization is not None:
-            pairs |= {alias: pairs[target] for alias, target in source.aliases.items() if target in losses}
-            lost = Loss.total(losses.values()).as_metadata(quantization)
-            writer.add_metadata({**scales.as_metadata(pairs), scales.VALUES: lost})
-        index = writer.finish()
+                progress(source.rows_of(name).dense_nbytes)
+            continue
+        matrix = _SurveyedRows(source.rows_of(name))
+        surveys[name] = matrix.survey(options.threads)
+        found = None if quantization is None else quantize(source, name, quantization, surveys[name])
+        if found is None:
+            writer.add(name, matrix)
+            continue
+        made |= {name: found.elements, found.scale_name: found.scale}
+        losses[name], pairs[name] = found.loss, found.scale_name
+        for part in (name, found.scale_name):
+            surveyed = _SurveyedRows(made[part])
+            surveys[part] = surveyed.survey(options.threads)
+            writer.add(part, surveyed)
+        if progress:
+            progress(matrix.dense_nbytes - found.elements.dense_nbytes - found.scale.dense_nbytes)
+    if losses and quantization is not None:
+        pairs |= {alias: pairs[target] for alias, target in source.aliases.items() if target in losses}
+        lost = Loss.total(losses.values()).as_metadata(quantization)
+        writer.add_metadata({**scales.as_metadata(pairs), scales.VALUES: lost})
+    index = writer.finish()
 
     def converted(name: str) -> ConvertedTensor:
         entry, is_copy = index.entry(name), name in index.copies

@@ -28,7 +28,7 @@ from sparsefmt import __version__
 from sparsefmt.cli.failures import HUNG_UP, Failure, as_exit_codes, description_of, forget_output
 from sparsefmt.container import budget
 
-_COMMANDS = ("convert", "inspect", "view", "verify", "diff", "export", "bench", "warmup", "demo")
+_COMMANDS = ("convert", "inspect", "report", "view", "verify", "diff", "export", "bench", "warmup", "demo")
 
 _OTHER_WORDS = {
     "compress": "convert",

@@ -12,14 +12,10 @@ from typing import Any
 import click
 
 from sparsefmt.errors import SparsefmtError
+from sparsefmt.in_words import printable
 
 HUNG_UP = 141
 """The code by which shells report a program that SIGPIPE has ended, which is how other programs end in this case."""
-
-
-def printable(text: str) -> str:
-    """One line without control characters. Those in a name or a path are spelled out."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class Failure(click.ClickException):

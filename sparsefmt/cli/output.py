@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,8 +11,15 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sparsefmt import compiling
-from sparsefmt.cli.failures import printable
 from sparsefmt.cli.tables import MOST_LINES, NameTable
+from sparsefmt.in_words import pattern as pattern
+from sparsefmt.in_words import percent as percent
+from sparsefmt.in_words import plural as plural
+from sparsefmt.in_words import printable
+from sparsefmt.in_words import ratio as ratio
+from sparsefmt.in_words import shape as shape
+from sparsefmt.in_words import share as share
+from sparsefmt.in_words import size as size
 
 WIDTH_OF_PIPES = 160
 """Columns of output that goes to a file or a pipe, unless COLUMNS is set. A table with longer names is wider."""
@@ -60,35 +66,6 @@ def print_table(made: NameTable) -> None:
     made.print(console(), whole_names=not sys.stdout.isatty() and not os.environ.get("COLUMNS"))
 
 
-def size(nbytes: int) -> str:
-    """Bytes in decimal units, three digits: "1.23 GB"."""
-    if nbytes < 1000:
-        return f"{nbytes} B"
-    value = float(nbytes)
-    for unit in ("kB", "MB", "GB", "TB"):
-        value /= 1000
-        if value < 999.5 or unit == "TB":
-            break
-    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
-
-
-def ratio(before: int, after: int) -> str:
-    """How many times smaller `after` is: "2.50x"."""
-    return f"{before / after:.2f}x" if after else "-"
-
-
-def percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f}%" if whole else "-"
-
-
-def share(part: int, whole: int) -> str:
-    """A percentage that says all or nothing only if it is that. "" of nothing at all."""
-    if part in (0, whole) or not whole:
-        return "" if not whole else "100%" if part else "0%"
-    rounded = round(100 * part / whole, 1)
-    return "<0.1%" if rounded <= 0 else ">99.9%" if rounded >= 100 else f"{rounded:.1f}%"
-
-
 def bar(part: int, whole: int, width: int = BAR_WIDTH) -> str:
     """A bar for a share: full for all, and empty for nothing, only. "" of nothing at all."""
     if not whole:
@@ -113,22 +90,6 @@ def _has_blocks() -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
-
-
-def shape(sizes: tuple[int, ...], row_dims: int = 1) -> str:
-    """ "4096x1024"; "8x(14336x4096)" for a stack of matrices, and "scalar" for no dimensions."""
-    if row_dims > 1:
-        return f"{shape(sizes[: row_dims - 1])}x({shape(sizes[row_dims - 1 :])})"
-    return "x".join(map(str, sizes)) if sizes else "scalar"
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def pattern(name: str) -> str:
-    """The name with numbers replaced by *. Tensors with the same role in different layers share it."""
-    return re.sub(r"\d+", "*", name)
 
 
 @contextmanager

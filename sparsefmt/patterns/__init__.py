@@ -1,20 +1,24 @@
 """Patterns of zeros: what was pruned, and how.
 
 `packed.py` reads a tensor once and keeps a bit for each element, `find.py` compares the mask with each pattern, and
-`pattern.py` is the result. `change.py` compares two tensors.
+`pattern.py` is the result. `change.py` compares two tensors, and
+`magnitudes.py` counts magnitudes.
 """
 
 from sparsefmt.patterns.change import Change, change_of
 from sparsefmt.patterns.find import pattern_of
+from sparsefmt.patterns.magnitudes import Magnitudes, have_magnitudes
 from sparsefmt.patterns.packed import PackedMask, is_looked_at, packed_mask, packed_runs
 from sparsefmt.patterns.pattern import Pattern
 from sparsefmt.patterns.thumbnail import thumbnail
 
 __all__ = [
     "Change",
+    "Magnitudes",
     "PackedMask",
     "Pattern",
     "change_of",
+    "have_magnitudes",
     "is_looked_at",
     "packed_mask",
     "packed_runs",

@@ -95,6 +95,14 @@ class PackedMask:
         return sums / np.outer(tall, wide)
 
 
+def first_not_finite(dtype: DType) -> int:
+    """Bits of the first magnitude of a type of floats that is no finite number."""
+    if dtype.name in _INFINITY:
+        return _INFINITY[dtype.name]
+    # the only NaN of the fnuz types has the magnitude of 0
+    return 0x7F if dtype.name == "F8_E4M3" else 1 << (dtype.nbits - 1)
+
+
 def is_looked_at(dtype: DType) -> bool:
     """Whether all-zero bits are what a pruned element of this type has: not so for packed and complex numbers."""
     return dtype.prunable or dtype.name == "BOOL"
