@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-VOID = {"meta", "img", "br", "path", "use", "rect"}
+VOID = {"meta", "wbr", "img", "br", "path", "use", "rect"}
 
 
 class ReportPage(HTMLParser):
@@ -25,6 +25,7 @@ class ReportPage(HTMLParser):
         self.attributes: list[tuple[str, str]] = []
         self._open: list[str] = []
         self._rows: list[list[str]] = []
+        self._goes_on = False
         self.feed(page)
         self.close()
         assert self._open == []
@@ -32,6 +33,7 @@ class ReportPage(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += [(name, value or "") for name, value in attributes]
+        self._goes_on = tag == "wbr"
         if tag not in VOID:
             self._open.append(tag)
         if tag == "table":
@@ -43,6 +45,7 @@ class ReportPage(HTMLParser):
             self._rows[-1].append("")
 
     def handle_endtag(self, tag: str) -> None:
+        self._goes_on = False
         if tag not in VOID:
             assert self._open.pop() == tag
 
@@ -53,7 +56,11 @@ class ReportPage(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._open[-1:] == ["style"]:
             return
-        self.texts.append(data)
+        if self._goes_on:
+            self.texts[-1] += data
+        else:
+            self.texts.append(data)
+        self._goes_on = False
         if {"td", "th"} & set(self._open):
             self._rows[-1][-1] += data
 

@@ -232,12 +232,20 @@ def _notes(tensors: list[Tensor]) -> list[str]:
 
 
 def _compress(model: Checkpoint, contents: Contents, threads: int, progress: Progress | None) -> None:
-    from sparsefmt.errors import in_file
+    from sparsefmt.errors import SparsefmtError, in_file
     from sparsefmt.report.compressed import compressed
+    from sparsefmt.report.page import name_in_page
 
     for file in model.files:
-        with in_file(file.path):
-            nbytes, stored = compressed(file, threads, progress)
+        try:
+            with in_file(file.path):
+                nbytes, stored = compressed(file, threads, progress)
+        except SparsefmtError as error:
+            # all tensors that have zeros were read before: it is names, or a type, that the format does not have
+            if contents.is_ours:
+                raise
+            contents.refused = name_in_page(str(error))
+            return
         contents.made_nbytes += nbytes
         for tensor in contents.tensors:
             tensor.stored = stored.get(tensor.name, tensor.stored)

@@ -6,6 +6,7 @@ import io
 import re
 from dataclasses import dataclass
 from itertools import count
+from math import log10
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from sparsefmt.patterns import Magnitudes
 
 BINS = 40
 """Bars of a chart at most."""
+
+FARTHEST, HUGE = 200, 1e30
+"""Magnitudes that are so many times the median, or so large or small, are shown by their powers of ten."""
 
 _COLOURS = {"#010101": "var(--quiet)", "#020202": "var(--line)", "#030303": "var(--accent)", "#040404": "var(--mark)"}
 """What matplotlib is told, and what stands in the page instead."""
@@ -51,14 +55,12 @@ class Bars:
         heights: (bins,).
         label: of the axis.
         marks: the lowest and the highest of places that are marked; () for none.
-        is_log: whether places are powers.
     """
 
     edges: np.ndarray
     heights: np.ndarray
     label: str
     marks: tuple[float, ...] = ()
-    is_log: bool = False
 
 
 def shares(counts: np.ndarray, label: str) -> Bars:
@@ -88,16 +90,18 @@ def magnitudes(counted: Magnitudes, thresholds: list[float]) -> Bars:
         thresholds: the smallest magnitudes of tensors that were pruned.
     """
     top = min(1.15 * counted.quantile(0.999), counted.largest)
-    is_log = top > 200 * counted.quantile(0.5)
-    if is_log:
-        low = max(counted.quantile(0.001), np.finfo(np.float64).tiny)
-        edges = np.geomspace(low / 2, counted.largest * 1.001, BINS + 1)
-    else:
-        edges = np.linspace(0, top or 1.0, BINS + 1)
-    heights = counted.histogram(edges)
-    heights[-1] += counted.histogram(np.array([edges[-1], np.inf])).sum()
     marks = (min(thresholds), max(thresholds)) if thresholds else ()
-    return Bars(edges, heights, "magnitude", marks, is_log)
+    if top > FARTHEST * counted.quantile(0.5) or not 1 / HUGE < top < HUGE:
+        powers = np.linspace(
+            log10(max(counted.quantile(0.001), counted.smallest)) - 0.3, log10(counted.largest) + 0.01, BINS + 1
+        )
+        with np.errstate(over="ignore"):
+            heights = counted.histogram(10.0**powers)
+        return Bars(powers, heights, "power of ten of a magnitude", tuple(map(log10, marks)))
+    edges = np.linspace(0, top, BINS + 1)
+    heights = counted.histogram(edges)
+    heights[-1] += counted.histogram(np.array([edges[-1], np.inf]))[0]
+    return Bars(edges, heights, "magnitude", marks)
 
 
 class Painter:
@@ -128,8 +132,6 @@ class Painter:
     def _fill(axes: Any, bars: Bars) -> None:
         from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-        if bars.is_log:
-            axes.set_xscale("log")
         if bars.marks:
             low, high = bars.marks
             if high > low:
@@ -137,15 +139,13 @@ class Painter:
             axes.axvline(low, color=_MARK, linewidth=1.4, zorder=3)
         axes.stairs(bars.heights, bars.edges, fill=True, color=_BAR, zorder=1)
         low, high = float(bars.edges[0]), float(bars.edges[-1])
-        if not bars.is_log:
-            if bars.heights.size == 1:
-                low, high = min(low, 0.0), max(high, 100.0)
-            axes.set_xlim(low, high)
-            axes.xaxis.set_major_locator(MaxNLocator(4))
-            axes.xaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+        if bars.heights.size == 1:
+            low, high = min(low, 0.0), max(high, 100.0)
+        axes.set_xlim(low, high)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(ScalarFormatter(useOffset=False))
         axes.set_ylim(0, max(float(bars.heights.max(initial=0)), 1) * 1.05)
         axes.set_yticks([])
-        axes.minorticks_off()
         axes.tick_params(axis="x", length=0, pad=4)
         axes.set_xlabel(bars.label, labelpad=2)
 

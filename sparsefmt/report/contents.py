@@ -60,6 +60,7 @@ class Contents:
         groups: of all tensors.
         tied: names of tensors that have another name, too.
         special: sentences on elements that are not finite, or -0.0.
+        refused: why it cannot be stored as .sparsefmt; "" if it can.
     """
 
     title: str
@@ -70,6 +71,7 @@ class Contents:
     groups: list[Group]
     tied: int = 0
     special: list[str] = field(default_factory=list)
+    refused: str = ""
     speed: Speed | None = None
     comparison: Comparison | None = None
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from importlib import resources
 from math import floor
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 from sparsefmt import __version__
 from sparsefmt.in_words import percent, plural, printable, ratio, shape, size
-from sparsefmt.patterns import Change
+from sparsefmt.patterns import Change, Pattern
 from sparsefmt.report import charts, pictures
 from sparsefmt.report.contents import Contents
 from sparsefmt.report.figures import Figures, Picture
@@ -27,6 +29,12 @@ MOST_TENSORS = 8000
 
 LONGEST_NAME = 160
 """Characters of a name or a text that are shown."""
+
+PRUNED_FROM = 0.01
+"""Share of zeros from which on a matrix counts as pruned: a few zeros are chance."""
+
+SMALL_PART = 0.005
+"""Share of all bytes below which groups of vectors are one row."""
 
 MOST_NAMED = 20
 """The most sentences on tensors that cannot be compared."""
@@ -54,6 +62,7 @@ def page_of(contents: Contents, progress: Progress | None = None) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "breakable": breakable,
         "depth": _depth,
         "exact_percent": exact_percent,
         "name": name_in_page,
@@ -77,6 +86,13 @@ def name_in_page(text: str) -> str:
         return printable(text)
     ends = printable(text[: LONGEST_NAME * 2 // 3]), printable(text[-LONGEST_NAME // 4 :])
     return f"{ends[0]} … {ends[1]} ({len(text):,} characters)"
+
+
+def breakable(text: str) -> Any:
+    """A name as it is shown, which may be broken after dots and underscores."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([._])(?=.)", r"\1<wbr>", str(escape(name_in_page(text)))))
 
 
 def number(value: float) -> str:
@@ -122,10 +138,12 @@ class _Page:
             f"{plural(elements, 'element')}"
         )
         self.totals = _totals(contents)
-        self.findings = [*_findings(contents), *(_finding(f"{sentence}") for sentence in contents.special)]
+        self.findings = [*_findings(contents), *map(_finding, contents.special)]
+        if contents.refused:
+            self.findings.append(_finding(f"It cannot be stored as .sparsefmt: {contents.refused}.", True))
         self.most = max((group.dense_nbytes for group in groups), default=0)
         ids = {id(group): f"group-{place}" for place, group in enumerate(_with_charts(groups), 1)}
-        self.groups = [_row_of(group, ids.get(id(group), "")) for group in groups]
+        self.groups = [_row_of(group, ids.get(id(group), "")) for group in _in_table(groups)]
         self.layers = layers_of(sorted(tensors, key=lambda tensor: tensor.name))
         painter = charts.Painter() if ids else None
         self.cards = []
@@ -140,6 +158,21 @@ class _Page:
         listed = sorted(tensors, key=lambda tensor: -tensor.dense_nbytes)[:MOST_TENSORS]
         self.tensors = sorted(listed, key=lambda tensor: tensor.name)
         self.tensors_left_out = len(tensors) - len(listed)
+
+
+def _in_table(groups: list[Group]) -> list[Group]:
+    """The groups that have a row in the table of bytes. Small ones of vectors, if there are several, share the last."""
+    least = SMALL_PART * sum(group.dense_nbytes for group in groups)
+    small = [
+        group
+        for group in groups
+        if group.dense_nbytes < least and all(len(tensor.shape) < 2 for tensor in group.tensors)
+    ]
+    if len(small) < 2:
+        return groups
+    tensors = [tensor for group in small for tensor in group.tensors]
+    others = [group for group in groups if group not in small]
+    return [*others, Group(f"{len(small):,} small groups of vectors", tensors)]
 
 
 def cards_in(contents: Contents) -> int:
@@ -157,21 +190,23 @@ def _totals(contents: Contents) -> list[SimpleNamespace]:
     memory = sum(tensor.stored.memory_nbytes for tensor in tensors if tensor.stored)
     readable = sum(tensor.elements for tensor in tensors if tensor.is_readable)
     zeros = sum(tensor.zeros for tensor in tensors)
-    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
-    pruned = [tensor for tensor in matrices if tensor.zeros]
+    pruned = [tensor for tensor in tensors if len(tensor.shape) > 1 and _is_pruned(tensor)]
     inside = percent(sum(t.zeros for t in pruned), sum(t.elements for t in pruned))
-    found = [
-        SimpleNamespace(what="dense", number=size(dense), more=""),
+    made = [
         SimpleNamespace(
             what="this file" if contents.is_ours else "as .sparsefmt",
             number=size(contents.made_nbytes),
             more=f"{ratio(dense, contents.made_nbytes)} smaller",
         ),
         SimpleNamespace(what="in memory", number=size(memory), more=f"{ratio(dense, memory)} smaller"),
+    ]
+    found = [
+        SimpleNamespace(what="dense", number=size(dense), more=""),
+        *([] if contents.refused else made),
         SimpleNamespace(
             what="zeros",
             number=percent(zeros, readable),
-            more=f"{inside} of matrices that have some" if pruned else "",
+            more=f"{inside} of {plural(len(pruned), 'pruned tensor')}" if pruned else "",
         ),
     ]
     if contents.tied:
@@ -184,21 +219,23 @@ def _findings(contents: Contents) -> list[SimpleNamespace]:
     matrices = [tensor for tensor in contents.tensors if tensor.pattern and len(tensor.shape) > 1 and tensor.elements]
     if not matrices:
         return []
-    kinds = Counter(tensor.pattern.label for tensor in matrices if tensor.pattern)
-    whole = kinds.pop("dense", 0)
+    pruned = [tensor for tensor in matrices if _is_pruned(tensor)]
+    kinds = Counter(tensor.pattern.label for tensor in pruned if tensor.pattern)
     found = []
-    if kinds:
+    if pruned:
         parts = [f"{label} ({count:,})" for label, count in kinds.most_common(6)]
-        others = sum(kinds.values()) - sum(count for _, count in kinds.most_common(6))
+        others = len(pruned) - sum(count for _, count in kinds.most_common(6))
         parts += [f"others ({others:,})"] if others else []
         found.append(
             _finding(
-                f"{sum(kinds.values()):,} of {len(matrices):,} {'matrix' if len(matrices) == 1 else 'matrices'} "
-                f"{'has' if sum(kinds.values()) == 1 else 'have'} zeros: {', '.join(parts)}."
+                f"{len(pruned):,} of {len(matrices):,} {'matrix is' if len(matrices) == 1 else 'matrices are'} pruned: "
+                f"{', '.join(parts)}."
             )
         )
-    if whole:
-        found.append(_finding(f"{whole:,} of {len(matrices):,} matrices have no zeros at all."))
+    if few := sum(tensor.zeros > 0 and not _is_pruned(tensor) for tensor in matrices):
+        found.append(_finding(f"{few:,} {'has' if few == 1 else 'have'} zeros, but less than {PRUNED_FROM:.0%}."))
+    if whole := sum(not tensor.zeros for tensor in matrices):
+        found.append(_finding(f"{whole:,} {'has' if whole == 1 else 'have'} no zeros at all."))
     partial = [tensor for tensor in matrices if tensor.pattern and tensor.pattern.share < 1]
     if partial:
         worst = min(partial, key=lambda tensor: tensor.pattern.share if tensor.pattern else 1.0)
@@ -219,22 +256,36 @@ def _findings(contents: Contents) -> list[SimpleNamespace]:
     return found
 
 
+def _is_pruned(tensor: Tensor) -> bool:
+    return tensor.elements > 0 and tensor.zeros >= PRUNED_FROM * tensor.elements
+
+
+def _label_of(pattern: Pattern) -> str:
+    """The label, but for chance zeros."""
+    few = pattern.kind == "unstructured" and pattern.sparsity < PRUNED_FROM
+    return "few zeros" if few else pattern.label
+
+
 def _patterns_of(group: Group) -> str:
     """The patterns of the tensors, the most frequent first; of one that all have, with the least share."""
     patterns = [tensor.pattern for tensor in group.tensors if tensor.pattern]
-    labels = Counter(found.label for found in patterns)
+    labels = Counter(_label_of(found) for found in patterns)
     if not labels:
         return NOTHING
     if len(labels) == 1:
-        return str(min(patterns, key=lambda found: found.share))
-    parts = [f"{count:,} {label}" for label, count in labels.most_common(3)]
+        [label] = labels
+        worst = min(patterns, key=lambda found: found.share)
+        return label if worst.share == 1 else str(worst)
+    parts = [f"{label} ({count:,})" for label, count in labels.most_common(3)]
     return "; ".join([*parts, *(["others"] if len(labels) > 3 else [])])
 
 
 def _what(group: Group) -> str:
     """Shape and dtype of a group, and how many tensors it has."""
     first = group.tensors[0]
-    kind = f"{shape(first.shape, first.row_dims)} {first.dtype.name}" if group.is_alike else "of several shapes"
+    if not group.is_alike:
+        return f"{plural(len(group.tensors), 'tensor')} of several shapes"
+    kind = f"{shape(first.shape, first.row_dims)} {first.dtype.name}"
     return f"{len(group.tensors):,} {TIMES} {kind}" if len(group.tensors) > 1 else kind
 
 
@@ -252,7 +303,7 @@ def _row_of(group: Group, element_id: str) -> SimpleNamespace:
         elements=group.readable_elements,
         pattern=_patterns_of(group),
         layout="; ".join(
-            layout if count == len(stored) else f"{count:,} {layout}" for layout, count in layouts.most_common(3)
+            layout if count == len(stored) else f"{layout} ({count:,})" for layout, count in layouts.most_common(3)
         ),
     )
 
@@ -261,16 +312,23 @@ def _card_of(group: Group, element_id: str, painter: charts.Painter) -> SimpleNa
     figures = group.figures
     assert figures is not None
     row = _row_of(group, element_id)
-    row.verdict = (
-        f"{percent(group.zeros, group.elements)} zeros. {size(row.dense)} dense, {size(row.stored)} in a file, "
-        f"{size(row.memory)} in memory ({row.layout})."
-    )
+    row.verdict = f"{percent(group.zeros, group.elements)} zeros. {size(row.dense)} dense"
+    if row.layout:
+        row.verdict += f", {size(row.stored)} in a file, {size(row.memory)} in memory ({row.layout})"
+    row.verdict += "."
     reasons = Counter(tensor.stored.reason for tensor in group.tensors if tensor.stored and tensor.stored.reason)
     for reason, count in reasons.most_common(2):
-        row.verdict += f" {'Stays' if count == len(group.tensors) else f'{count:,} of them stay'} dense: {reason}."
-    row.pictures = [_picture(picture) for picture in figures.pictures.values() if picture.label != "dense"]
+        some = f"{count:,} of them stay{'s' if count == 1 else ''}"
+        row.verdict += f" {'Stays' if count == len(group.tensors) else some} dense: {reason}."
+    masks = figures.pictures.values() if _has_charts(group) else ()
+    row.pictures = [_picture(picture) for picture in masks if picture.label != "dense"]
     row.charts = _charts_of(group, figures, painter)
     return row
+
+
+def _has_charts(group: Group) -> bool:
+    """Whether a picture of its masks shows anything."""
+    return any(map(_is_pruned, group.tensors))
 
 
 def _picture(picture: Picture) -> SimpleNamespace:
@@ -297,15 +355,16 @@ def _height(boxes: np.ndarray) -> int:
 def _charts_of(group: Group, figures: Figures, painter: charts.Painter) -> list[SimpleNamespace]:
     found = []
     for what, counts in (("row", figures.row_counts), ("column", figures.column_counts)):
-        if not group.zeros:
-            continue  # all are full
+        if not _has_charts(group):
+            continue  # nearly all are full
         title, caption = f"Nonzeros per {what}.", _counts_in_words(counts, what)
         svg = painter.draw(charts.shares(counts, f"% of a {what} that is not zero"), f"{title} {caption}")
         found.append((title, caption, svg))
     counted = figures.magnitudes
     if counted is not None and counted.largest:
         title, caption = "Magnitudes.", _magnitudes_in_words(group, figures)
-        svg = painter.draw(charts.magnitudes(counted, figures.thresholds), f"{title} {caption}")
+        thresholds = figures.thresholds if _has_charts(group) else []
+        svg = painter.draw(charts.magnitudes(counted, thresholds), f"{title} {caption}")
         found.append((title, caption, svg))
     from markupsafe import Markup
 
@@ -328,7 +387,7 @@ def _magnitudes_in_words(group: Group, figures: Figures) -> str:
     counted, thresholds = figures.magnitudes, figures.thresholds
     assert counted is not None
     ends = f"Nonzeros have {number(counted.smallest)} to {number(counted.largest)}"
-    if not thresholds or not group.zeros:
+    if not thresholds or not _has_charts(group):
         return f"{ends}."
     low, high = number(min(thresholds)), number(max(thresholds))
     if low == high:
@@ -374,11 +433,9 @@ def _speed_of(contents: Contents) -> SimpleNamespace | None:
                     is_slower=slow.is_slower,
                 )
             )
-    left_out = (
-        f" Not timed: {plural(speed.left_out, 'tensor')} that stay dense, or are stacks of matrices."
-        if speed.left_out
-        else ""
-    )
+    left_out = ""
+    if speed.left_out:
+        left_out = f" Not timed, as they stay dense or are stacks: {plural(speed.left_out, 'tensor')}."
     how = (
         f"Products of a layer, {plural(speed.threads, 'thread')} of {speed.machine}, beside the fastest dense product "
         f"({', '.join(speed.dense) or 'none'}); of several layers of a group, the slowest beside its own.{left_out}"
