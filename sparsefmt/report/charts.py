@@ -24,7 +24,7 @@ _COLOURS = {"#010101": "var(--quiet)", "#020202": "var(--line)", "#030303": "var
 
 _TEXT, _LINE, _BAR, _MARK = _COLOURS
 
-_SETTINGS = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sparsefmt",
     "font.size": 9.5,
