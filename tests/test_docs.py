@@ -32,7 +32,7 @@ RUN = {
         *("models: sparsify", "models: load_into", "models: compute dtype"),
         *("models: count", "models: count by hand", "models: eight bits"),
         *("transformers: prepare", "transformers: save", "transformers: compress", "transformers: quantized"),
-        "peft: recover",
+        *("peft: recover", "training: trainable", "training: keep zeros"),
     ),
 }
 """Markers of the blocks of Python, which the tests below run."""
@@ -179,6 +179,25 @@ def test_with_transformers(tmp_path, monkeypatch, capsys):
     assert names["model"].model.layers[1].mlp.up_proj.activations == "int8"
     run_commands("sparsefmt convert llama-w8a8")
     assert names["AutoModelForCausalLM"].from_pretrained("llama-w8a8-sparsefmt").lm_head.weight.dim() == 2
+
+
+def test_training_on_keeps_the_zeros(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(block("training: trainable", "docs/pytorch.md"), names)
+    assert names["losses"][-1] < 0.95 * names["losses"][0]
+    assert list(names["trained"]) == ["0", "2"]
+    model, x = names["model"], names["x"]
+    loaded = torch.nn.Sequential(torch.nn.Linear(512, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 512))
+    names["load_into"](loaded, "recovered.sparsefmt")
+    for layer in (model[0], loaded[2]):
+        assert type(layer) is SparseLinear
+        assert layer.weight.tensor.sparsity == pytest.approx(0.8, abs=1e-5)
+    assert torch.equal(loaded(x), model(x))
+    exec(block("training: keep zeros", "docs/pytorch.md"), names)
+    assert names["kept"].names == ["0.weight", "2.weight"]
+    for layer in names["result"].sparse.values():
+        assert layer.weight.tensor.sparsity == pytest.approx(0.8, abs=1e-5)
 
 
 def test_adapters_recover_what_pruning_has_cost(tmp_path, monkeypatch):

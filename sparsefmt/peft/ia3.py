@@ -68,7 +68,8 @@ class SparseIA3Linear(MergedIntoSparse, Linear):
             return
         keep = expect_decision([self.unmerged_layer], keep_zeros, by_itself=True)
         with torch.no_grad():
-            weight, bias = self.current_weight(), self.get_base_layer().bias
+            weight = self.current_weight()
+            bias: Any = self.get_base_layer().bias
             for name in names:
                 factors = self.ia3_l[name].t() if self.fan_in_fan_out else self.ia3_l[name]
                 weight = (weight * factors).to(weight.dtype)

@@ -86,12 +86,13 @@ class SparseLoraLinear(MergedIntoSparse, Linear):
             return
         keep = expect_decision([self.unmerged_layer], keep_zeros, by_itself=False)
         with torch.no_grad():
-            weight, bias = self.current_weight(), self.get_base_layer().bias
+            weight = self.current_weight()
+            bias: Any = self.get_base_layer().bias
             dtype = weight.dtype
             weight = weight.to(torch.promote_types(dtype, torch.float32))
             for name in names:
                 delta = self.get_delta_weight(name).to(weight.dtype)
-                variant = self.lora_variant.get(name)
+                variant: Any = self.lora_variant.get(name)
                 weight = weight + delta if variant is None else variant.merged(self, name, weight + delta)
                 if self.lora_bias[name]:
                     bias = self._plus_bias(bias, name)
@@ -116,7 +117,7 @@ class SparseLoraLinear(MergedIntoSparse, Linear):
             self.put_unmerged()
 
 
-def is_sparse_target(target: torch.nn.Module) -> bool:
+def is_sparse_target(target: Any) -> bool:
     """Whether a module, below what other adapters there are on it, is a SparseLinear."""
     while hasattr(target, "base_layer"):
         target = target.base_layer

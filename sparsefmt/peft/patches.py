@@ -61,9 +61,9 @@ def install() -> None:
                 f"sparsefmt.peft needs PEFT 0.21 or one like it: {peft.__version__} has no {name} with arguments"
                 f" {', '.join(arguments)}",
             )
-    LoraModel._create_new_module = staticmethod(_wrapped(LoraModel._create_new_module, _create_lora))
-    IA3Model._create_new_module = staticmethod(_wrapped(IA3Model._create_new_module, _create_ia3))
-    BaseTuner._check_merge_allowed = _wrapped(BaseTuner._check_merge_allowed, _check_merge)
+    for owner, create in ((LoraModel, _create_lora), (IA3Model, _create_ia3)):
+        setattr(owner, "_create_new_module", staticmethod(_wrapped(owner._create_new_module, create)))  # noqa: B010
+    setattr(BaseTuner, "_check_merge_allowed", _wrapped(BaseTuner._check_merge_allowed, _check_merge))  # noqa: B010
     find = tuners_utils._maybe_include_all_linear_layers
     wrapped = _wrapped(find, _include_all_linear_layers)
     # modules of PEFT that were imported before have it by its name

@@ -11,6 +11,7 @@ import warnings
 from sparsefmt.torch import sharing
 from sparsefmt.torch.counts import ParameterCount, parameter_count
 from sparsefmt.torch.files import load, load_file, save, save_file
+from sparsefmt.torch.keep_zeros import keep_zeros
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.loading import LoadResult, load_into
 from sparsefmt.torch.model_files import load_model, save_model
@@ -19,6 +20,7 @@ from sparsefmt.torch.sharing import SharedTensorsError, storage_ptr, storage_siz
 from sparsefmt.torch.stack import SparseStack
 from sparsefmt.torch.state import tensors_of
 from sparsefmt.torch.to_dense import make_dense
+from sparsefmt.torch.trainable import TrainableSparseLinear, make_sparse, make_trainable
 from sparsefmt.torch.weight import SparseWeight
 from sparsefmt.torch.when_imported import when_imported
 
@@ -30,11 +32,15 @@ __all__ = [
     "SparseStack",
     "SparseWeight",
     "SparsifyResult",
+    "TrainableSparseLinear",
+    "keep_zeros",
     "load",
     "load_file",
     "load_into",
     "load_model",
     "make_dense",
+    "make_sparse",
+    "make_trainable",
     "parameter_count",
     "save",
     "save_file",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from sparsefmt.torch.linear import SparseLinear
+from sparsefmt.torch.trainable import TrainableSparseLinear
 
 
 class ParameterCount(NamedTuple):
@@ -44,7 +45,10 @@ def parameter_count(model: torch.nn.Module) -> ParameterCount:
         10
     """
     total = nonzero = 0
+    counted_below = {id(module.values) for module in model.modules() if isinstance(module, TrainableSparseLinear)}
     for name, parameter in model.named_parameters():
+        if id(parameter) in counted_below:
+            continue
         if parameter.is_meta:
             raise RuntimeError(f'{name} is on device "meta": its elements cannot be counted before it is loaded')
         total += parameter.numel()

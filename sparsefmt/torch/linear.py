@@ -51,6 +51,11 @@ def leaving_signs() -> Iterator[None]:
         _with_signs.reset(token)
 
 
+def with_signs() -> bool:
+    """Whether state_dict has what is in memory: False within `leaving_signs`."""
+    return _with_signs.get()
+
+
 class _SignsOf(NamedTuple):
     """Signs of zeros that are not among the arrays of weights, and the table of these weights."""
 

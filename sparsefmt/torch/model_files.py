@@ -17,6 +17,7 @@ from sparsefmt.errors import UnsupportedError, in_file
 from sparsefmt.made_on_demand import MadeOnDemand
 from sparsefmt.save_options import NegativeZeros, SaveOptions
 from sparsefmt.torch import sharing
+from sparsefmt.torch.linear import leaving_signs
 from sparsefmt.torch.scaled_state import scaled_weights, take_scaled
 from sparsefmt.torch.state import layers_by_memory, tensors_of
 from sparsefmt.torch.storable import (
@@ -144,7 +145,8 @@ def load_model(
         pairs = scales.scales_in(file.metadata(), state)
         stored_as |= {scales.scale_name(weight): stored_as[scale] for weight, scale in pairs.items()}
         take_scaled(model, state, pairs)
-    shared = sharing.remove_duplicate_names(strided(model.state_dict()), preferred_names=state)
+    with leaving_signs():
+        shared = sharing.remove_duplicate_names(strided(model.state_dict()), preferred_names=state)
     sparse = layers_by_memory(model)
     try:
         missing, unexpected = map(list, model.load_state_dict(state, strict=False))

@@ -7,6 +7,8 @@ after they are freed.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -43,6 +45,13 @@ class Known:
         """The transpose, for gradients, with memory of its own. Made when it is first asked for, and kept."""
         return transposed(self.tensor, "auto").operand()
 
+    @computed_once
+    def sampled(self) -> Any:
+        """What gradients of values need of their positions (`kernels/sampled.py`). Made when it is first asked for."""
+        from sparsefmt.kernels.sampled import Sampled
+
+        return Sampled(self.operand)
+
 
 class KnownScales:
     """Scales that weights were multiplied with.
@@ -74,6 +83,12 @@ _look_at = 0
 def remember(weights: WeightTensors) -> None:
     """Take these weights, just made by `to_tensors`, for verified."""
     _learn(weights.arrays, weights.table, check=False)
+
+
+def trust(weights: WeightTensors) -> None:
+    """Take weights for verified that were made of verified ones, and whose values may have become zero."""
+    if _key(*weights) not in _known:
+        remember(weights)
 
 
 def known(arrays: torch.Tensor, table: torch.Tensor) -> Known:

@@ -50,8 +50,11 @@ class WeightTensors(NamedTuple):
     table: torch.Tensor
 
 
-def to_tensors(weight: SparseTensor) -> WeightTensors:
+def to_tensors(weight: SparseTensor, *, copy: bool = False) -> WeightTensors:
     """The two tensors for a matrix. Its arrays are shared where they lie together, else copied.
+
+    Args:
+        copy: copy them in any case.
 
     Raises:
         UnsupportedError: a dtype that has no product here.
@@ -63,7 +66,7 @@ def to_tensors(weight: SparseTensor) -> WeightTensors:
     numbers += [_FORMS.index(operand.tiling.layout.form), operand.tiling.tile_rows]
     # weights that are set in inference mode shall serve outside of it as well
     with torch.inference_mode(False):
-        arrays, places = _together(operand.tiles) or _copied(operand.tiles)
+        arrays, places = (None if copy else _together(operand.tiles)) or _copied(operand.tiles)
         for number, tile in enumerate(operand.tiles):
             arrays_of_tile = tile.all_arrays()
             for name in _names(operand.tiling.layout):
@@ -107,6 +110,16 @@ def from_tensors(memory: np.ndarray, table: torch.Tensor, *, check: bool) -> Spa
             tile.check()
         tiles.append(tile)
     return SparseTensor(tiling, tiles)
+
+
+def values_of(weights: WeightTensors, dtype: torch.dtype) -> torch.Tensor:
+    """The values of a matrix of one tile as a flat tensor: the memory of `arrays`, which may be written to, and a
+    storage of its own, which is no larger. It keeps `arrays` alive."""
+    tiling, numbers = _read_table(weights.table)
+    at = 2 * _names(tiling.layout).index("values")
+    begin, nbytes = numbers[at : at + 2]
+    memory = weights.arrays.numpy()[begin : begin + nbytes]
+    return torch.from_numpy(memory.view(f"i{dtype.itemsize}")).view(dtype)
 
 
 def signs_of(tensor: SparseTensor, signs: torch.Tensor) -> Signs:
