@@ -5,7 +5,8 @@
 
 A network of two layers, side x 4 side and back, float32, pruned at random. A step is the forward pass, the backward
 pass with the gradient of the input, and AdamW. The dense model has its masks applied behind each step (`keep_zeros`).
-Both take turns. Numbers are medians: milliseconds of a dense step, and how many times as fast a step of values alone is.
+Both take turns. Numbers are medians: milliseconds of a dense step, and how many times as fast the other is, with
+quartiles.
 """
 
 from __future__ import annotations
