@@ -281,11 +281,11 @@ class SparseTensor(AsArray):
         Raises:
             LimitError: the tensor comes from a file, and the matrix takes more than `max_decoded_bytes`.
 
-        Cost: O(entries) time and memory; of layout `dense`, O(rows * cols).
+        Cost: O(entries) time and memory; of layout `dense`, O(rows * cols) time. Tiles are moved in parallel.
         """
         from sparsefmt.adapters import scipy
 
-        if not self._tiling.layout.sparse:
+        if not self._tiling.dtype.prunable:
             return scipy.csr_array_of_dense(self.todense().reshape(self._tiling.rows, self._tiling.cols))
         return scipy.csr_array_of(self._tiling, self._tiles, self._budget)
 

@@ -118,6 +118,7 @@ CALLED_BY_TORCH = {
 CALLED_BY_PEFT = {"peft.dora.SparseDoraLayer.forward"}
 
 COMPILED = {
+    "adapters.jitted",
     "kernels",
     "layouts.jitted",
     "codecs.rans.jitted",
@@ -190,6 +191,7 @@ def test_who_knows_one_adapter_knows_all():
 def test_jitted_code_stands_in_rooms_of_its_own():
     jitted = [source for source in PACKAGE.rglob("*.py") if "@jit" in source.read_text()]
     assert {source.parent.relative_to(PACKAGE).as_posix() for source in jitted} == {
+        "adapters/jitted",
         "kernels",
         "layouts/jitted",
         "patterns/jitted",

@@ -14,7 +14,7 @@ import numpy as np
 from sparsefmt.adapters.rows import Rows, Survey
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
-from sparsefmt.layouts.entries import Entries
+from sparsefmt.layouts.entries import COLUMN, Entries, entries_of
 from sparsefmt.layouts.fillers import FillerCount
 
 _BLOCKS_AT_ONCE = 1 << 18
@@ -80,7 +80,8 @@ class BlocksRows(Rows):
             block_rows, block_columns = np.divmod(self._places[begin : begin + _BLOCKS_AT_ONCE], self._grid_cols)
             np.add.at(counts, block_rows, np.count_nonzero(kept, axis=2).astype(np.uint32))
             blocks, rows, columns = np.nonzero(kept)
-            fillers.add(block_rows[blocks] * self._height + rows, block_columns[blocks] * self._width + columns)
+            places = block_columns[blocks] * self._width + columns
+            fillers.add(block_rows[blocks] * self._height + rows, places.astype(COLUMN))
         return self._survey_of(counts.reshape(-1), fillers.found, negatives)
 
     def entries(self, begin: int, end: int) -> Entries:
@@ -88,20 +89,19 @@ class BlocksRows(Rows):
             return super().entries(begin, end)
         height, width = self._height, self._width
         if not self.rows * self.cols:
-            nowhere = np.zeros(0, np.int64)
-            return Entries(nowhere, nowhere, np.empty(0, self.dtype.bits_dtype))
+            return Entries(np.zeros(end - begin, np.int64), np.empty(0, COLUMN), np.empty(0, self.dtype.bits_dtype))
         first, low, high = self._within(begin, end)
         rows, columns = np.divmod(self._places[low:high] - first * self._grid_cols, self._grid_cols)
         values = self._values[low:high]
         if height == width == 1:
-            return Entries(rows, columns, values.reshape(-1))
+            return entries_of(rows, columns, values.reshape(-1), end - begin)
         # the elements of each block, then all by row: columns of a row ascend, as blocks do
         block_rows, block_columns = (part.reshape(-1) for part in np.mgrid[:height, :width])
         rows = (rows[:, None] * height + block_rows).reshape(-1) + (first * height - begin)
         columns = (columns[:, None] * width + block_columns).reshape(-1)
         order = np.argsort(rows, kind="stable")
         order = order[np.searchsorted(rows, 0, sorter=order) : np.searchsorted(rows, end - begin, sorter=order)]
-        return Entries(rows[order], columns[order], values.reshape(-1)[order])
+        return entries_of(rows[order], columns[order], values.reshape(-1)[order], end - begin)
 
     def _within(self, begin: int, end: int) -> tuple[int, int, int]:
         """(first row of blocks, first block, end of the blocks) of rows `begin` to `end`."""

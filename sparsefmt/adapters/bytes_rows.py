@@ -15,11 +15,15 @@ class BytesRows(Rows):
 
     Args:
         read: gives `size` bytes of the tensor at byte `offset` as a uint8 array: read(offset, size).
+        is_settled: whether nobody changes such an array any more.
     """
 
-    def __init__(self, read: Callable[[int, int], np.ndarray], dtype: DType, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, read: Callable[[int, int], np.ndarray], dtype: DType, shape: tuple[int, ...], is_settled: bool = False
+    ) -> None:
         super().__init__(dtype, shape)
         self._read = read
+        self.is_settled = is_settled
 
     def bits(self, begin: int, end: int) -> np.ndarray:
         elements = (end - begin) * self.cols

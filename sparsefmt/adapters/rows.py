@@ -15,7 +15,7 @@ import numpy as np
 from sparsefmt.dtypes import DType
 from sparsefmt.layouts import heights
 from sparsefmt.layouts.contract import Layout
-from sparsefmt.layouts.entries import Entries
+from sparsefmt.layouts.entries import Entries, entries_of
 from sparsefmt.layouts.in_rows import in_rows
 from sparsefmt.layouts.memory import Allocate, Arena, zeros
 from sparsefmt.layouts.sizes import Filling, Stored, stored_by_form
@@ -47,9 +47,11 @@ class Rows(ABC):
         row_dims: how many of its leading dimensions make rows.
         rows, cols: of its matrix view.
         is_sparse: whether `entries` takes time in proportion to what it gives.
+        is_settled: whether `bits` gives what nobody changes any more: memory of its own, or what is read-only for all.
     """
 
     is_sparse = False
+    is_settled = False
 
     def __init__(self, dtype: DType, shape: tuple[int, ...]) -> None:
         check_shape(shape, dtype)
@@ -86,7 +88,8 @@ class Rows(ABC):
             bits = np.array(self.bits(first, last))
             rows, columns = np.nonzero(bits)
             found.append((rows + (first - begin), columns, bits[rows, columns]))
-        return Entries(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        rows, columns, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return entries_of(rows, columns, values, end - begin)
 
     def survey(self, threads: int | None = None) -> Survey:
         """Count nonzeros and negative zeros. One read of the tensor, in parallel."""
@@ -172,7 +175,7 @@ class Rows(ABC):
         bits = _without(self.bits(*rows), dropped)
         if layout.sparse:
             # counted, then laid out: the caller may be writing to it meanwhile, and laying out trusts the counts
-            return Tile.from_dense(layout, np.array(bits), self.dtype, zeros)
+            return Tile.from_dense(layout, bits if self.is_settled else np.array(bits), self.dtype, zeros)
         tile = Tile.from_dense(layout, bits, self.dtype, zeros)
         # a BOOL can hold other bits than 0 and 1; sparse layouts are right by construction
         tile.check()

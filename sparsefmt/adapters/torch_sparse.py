@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from sparsefmt.adapters.blocks import BlocksRows, as_blocks, expanded, flat_places
+from sparsefmt.adapters.elements import ElementsRows, matrix_by_columns, matrix_by_coordinates, matrix_by_rows
 from sparsefmt.adapters.rows import Rows
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import UnsupportedError
@@ -40,8 +41,14 @@ class SemiStructuredRows(Rows):
         return rows.view(self.dtype.bits_dtype)[begin - first : end - first]
 
 
-def coo(dtype: DType, tensor: torch.Tensor) -> BlocksRows:
+def coo(dtype: DType, tensor: torch.Tensor) -> Rows:
     """COO, coalesced or not."""
+    if tensor.ndim == tensor.sparse_dim() == 2:
+        rows, columns = _numbers(tensor._indices())
+        matrix = matrix_by_coordinates(dtype, tuple(tensor.shape), rows, columns, _bits(tensor._values(), dtype))
+        # else torch sums what is at one place
+        if tensor.is_coalesced() or isinstance(matrix, ElementsRows):
+            return matrix
     places = _coo_places(tensor)
     if not tensor.is_coalesced():
         # only now: it would bring an index that is outside to another place
@@ -66,17 +73,20 @@ def _coalesced(tensor: torch.Tensor) -> torch.Tensor:
         ) from None
 
 
-def compressed(dtype: DType, tensor: torch.Tensor) -> BlocksRows:
+def compressed(dtype: DType, tensor: torch.Tensor) -> Rows:
     """CSR, CSC, BSR and BSC; CSR and CSC with dimensions before and after those two."""
     by_column = tensor.layout in _BY_COLUMN
     starts = _numbers(tensor.ccol_indices() if by_column else tensor.crow_indices())
     inner = _numbers(tensor.row_indices() if by_column else tensor.col_indices())
+    values = _bits(tensor.values(), dtype)
+    if tensor.ndim == 2 and tensor.layout not in _BLOCKED:
+        matrix_of = matrix_by_columns if by_column else matrix_by_rows
+        return matrix_of(dtype, tuple(tensor.shape), starts, inner, values)
     batches, entries = inner.shape[:-1], inner.shape[-1]
     outer = [expanded(row, entries) for row in starts.reshape(-1, starts.shape[-1])]
     first = np.concatenate(outer) if outer else np.zeros(0, np.int64)
     pair = (inner.reshape(-1), first) if by_column else (first, inner.reshape(-1))
     batch = [np.repeat(number.reshape(-1), entries) for number in np.indices(batches)]
-    values = _bits(tensor.values(), dtype)
     block = values.shape[-2:] if tensor.layout in _BLOCKED else ()
     sizes = list(tensor.shape[: len(batches) + 2])
     if block:

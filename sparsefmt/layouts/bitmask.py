@@ -131,22 +131,17 @@ class Bitmask(Layout):
         from sparsefmt.positions.jitted import masks as jitted
 
         rows, cols = shape
-        counts = np.bincount(entries.rows, minlength=rows).astype(np.int64)
-        arrays, mask = self.allocate(counts, dtype, cols, zeros)
-        begins = frozen(np.cumsum(counts) - counts)
-        jitted.set_bits(entries.columns, begins, frozen(counts), 1, mask)
+        arrays, mask = self.allocate(entries.counts, dtype, cols, zeros)
+        begins = frozen(entries.begins)
+        jitted.set_bits(entries.columns, begins, entries.counts, 1, mask)
         jitted.from_rows(frozen(mask), entries.values, begins, 1, arrays["values"])
         put_slices(mask, rows, arrays["mask"])
         return arrays
 
-    def to_entries(self, tile: Tile) -> Entries:
+    def to_rows(self, tile: Tile, begins: np.ndarray, values: np.ndarray, columns: np.ndarray) -> None:
         from sparsefmt.positions.jitted import masks as jitted
 
-        counts, mask = counts_by_row(tile), mask_of(tile)
-        begins = frozen(np.cumsum(counts) - counts)
-        columns, values = np.empty(int(counts.sum()), np.int64), np.empty_like(tile["values"])
-        jitted.to_rows(mask, frozen(tile["values"]), begins, 1, values, columns)
-        return Entries(np.repeat(np.arange(tile.rows), counts), columns, values)
+        jitted.to_rows(mask_of(tile), frozen(tile["values"]), begins, 1, values, columns)
 
 
 def counts_by_row(tile: Tile) -> np.ndarray:

@@ -119,8 +119,16 @@ class Layout(ABC):
         """
         raise NotImplementedError
 
-    def to_entries(self, tile: Tile) -> Entries:
-        """The stored values of a checked tile of a sparse layout, and where they are."""
+    def counts_by_row(self, tile: Tile) -> np.ndarray:
+        """As `counts`, int64, with the rows in their order."""
+        return self.counts(tile)
+
+    def to_rows(self, tile: Tile, begins: np.ndarray, values: np.ndarray, columns: np.ndarray) -> None:
+        """Put the stored values of a checked tile of a sparse layout, and their columns, row by row.
+
+        begins: int64 (rows,), read-only: where each row begins in flat `values` (bits) and `columns` (COLUMN). They are
+            written to at the places of stored values alone.
+        """
         raise NotImplementedError
 
 

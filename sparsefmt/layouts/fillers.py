@@ -25,7 +25,7 @@ class FillerCount:
         self._last = np.zeros(rows if cols > MAX_GAP + 1 else 0, np.int64)
 
     def add(self, rows: np.ndarray, columns: np.ndarray) -> None:
-        """Elements at int64 rows and columns. Columns of a row ascend, within a call and from one to the next."""
+        """Elements at rows (int64) and columns (COLUMN). Those of a row ascend, in a call and from one to the next."""
         from sparsefmt.layouts.jitted import fillers as jitted
 
         if self._last.size:

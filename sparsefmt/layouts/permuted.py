@@ -154,29 +154,30 @@ class Permuted(Layout):
         from sparsefmt.layouts.jitted import permuted as jitted
 
         rows, cols = shape
-        counts = np.bincount(entries.rows, minlength=rows).astype(np.int64)
-        needed = FillerCount(rows, cols if self.has_fillers else 0)
-        needed.add(entries.rows, entries.columns)
-        arrays = self.allocate(counts + needed.found, dtype, cols, zeros)
+        counts = entries.counts
+        if self.has_fillers:
+            needed = FillerCount(rows, cols)
+            needed.add(entries.rows, entries.columns)
+            counts = counts + needed.found
+        arrays = self.allocate(counts, dtype, cols, zeros)
         jitted.of_entries(
             entries.columns,
             entries.values,
-            frozen(np.cumsum(counts) - counts),
-            frozen(counts),
+            frozen(entries.begins),
+            entries.counts,
             frozen(arrays["row_permutation"]),
             frozen(arrays["slice_offsets"]),
             *self.slots(arrays),
         )
         return arrays
 
-    def to_entries(self, tile: Tile) -> Entries:
+    def counts_by_row(self, tile: Tile) -> np.ndarray:
+        return counts_by_row(tile)
+
+    def to_rows(self, tile: Tile, begins: np.ndarray, values: np.ndarray, columns: np.ndarray) -> None:
         from sparsefmt.layouts.jitted import permuted as jitted
 
-        counts = counts_by_row(tile)
-        nnz = int(counts.sum())
-        columns, values = np.empty(nnz, np.int64), np.empty(nnz, tile["values"].dtype)
-        jitted.to_entries(*slot_arrays(tile), frozen(np.cumsum(counts) - counts), columns, values)
-        return Entries(np.repeat(np.arange(tile.rows), counts), columns, values)
+        jitted.to_entries(*slot_arrays(tile), begins, columns, values)
 
     def slots(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
         """Values and where they stand, as (slots, 16)."""

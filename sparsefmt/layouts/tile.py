@@ -13,7 +13,7 @@ import numpy as np
 from sparsefmt.dtypes import DType
 from sparsefmt.layouts import negative_zeros, relayout
 from sparsefmt.layouts.contract import Arrays, Layout
-from sparsefmt.layouts.entries import Entries
+from sparsefmt.layouts.entries import COLUMN, Entries
 from sparsefmt.layouts.in_rows import InRows, in_rows
 from sparsefmt.layouts.memory import Allocate, frozen, zeros
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
@@ -75,7 +75,7 @@ class Tile:
         values = entries.values
         negative = (values == dtype.negative_zero) if dtype.negative_zero else np.zeros(values.size, np.bool_)
         kept = (values != 0) & ~negative
-        stored = Entries(*(frozen(part[kept]) for part in entries))
+        stored = Entries(*map(frozen, entries if kept.all() else entries.where(kept)))
         tile = cls(layout, dtype, shape, layout.from_entries(stored, dtype, shape))
         if negative.any():
             # the number of each among pruned positions: its position, less the values before it
@@ -194,9 +194,21 @@ class Tile:
         if whole is not bits:
             bits[:] = whole[:, first_col : first_col + cols]
 
+    def counts_by_row(self) -> np.ndarray:
+        """Number of stored values in each row of a sparse layout, padding not counted: int64, the rows in order."""
+        return self.layout.counts_by_row(self)
+
+    def to_rows(self, begins: np.ndarray, values: np.ndarray, columns: np.ndarray) -> None:
+        """Put the stored values of a sparse layout and their columns where rows begin: see `Layout.to_rows`."""
+        self.layout.to_rows(self, frozen(begins), values, columns)
+
     def entries(self) -> Entries:
         """The stored values of a sparse layout, and where they are. Negative zeros are not among them."""
-        return self.layout.to_entries(self)
+        counts = self.counts_by_row()
+        nnz = int(counts.sum())
+        found = Entries(counts, np.empty(nnz, COLUMN), np.empty(nnz, self.dtype.bits_dtype))
+        self.to_rows(found.begins, found.values, found.columns)
+        return found
 
     def to_layout(self, layout: Layout, zeros: Allocate = zeros) -> Tile:
         """The tile in another layout, or form of it; itself if it has that one.

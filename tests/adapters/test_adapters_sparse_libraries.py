@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import ml_dtypes
 import numpy as np
 import pytest
 import scipy.sparse
 import sparse
-from helpers import PRUNABLE, peak_of, pruned, same_bits, weights
+from helpers import PRUNABLE, SPARSE, peak_of, pruned, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparsefmt
 import sparsefmt.numpy
 from sparsefmt import FormatError, SparseTensor, UnsupportedError
+from sparsefmt.adapters import rows_of
 from sparsefmt.dtypes import DTYPES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Constructing a DIA matrix")
@@ -183,6 +186,52 @@ class TestScipy:
                 sparsefmt.save({"layer.w": matrix})
             assert caught.value.code == "indices-invalid"
 
+    @pytest.mark.parametrize("form", ["csr", "csc", "coo"])
+    @pytest.mark.parametrize("wrong", [-1, 4, (1 << 32) + 1, -(1 << 32)])
+    def test_indices_are_checked_before_they_are_narrowed(self, form, wrong):
+        for which in (0, 1) if form == "coo" else (0,):
+            matrix = scipy.sparse.csr_array(np.eye(4, dtype=np.float32)).asformat(form)
+            if form == "coo":
+                matrix.coords = tuple(indices.astype(np.int64) for indices in matrix.coords)
+            else:
+                matrix.indices = matrix.indices.astype(np.int64)
+            (matrix.coords[which] if form == "coo" else matrix.indices)[1] = wrong
+            with pytest.raises(FormatError, match="not well formed") as caught:
+                SparseTensor.from_scipy(matrix)
+            assert caught.value.code == "indices-invalid"
+
+    def test_pointers_of_another_number_of_rows(self):
+        for starts in ([0, 2], [0, 1, 1, 2], [1, 1, 2], [0, 2, 1, 2]):
+            matrix = scipy.sparse.csr_array(np.eye(2, dtype=np.float32))
+            matrix.indptr = np.array(starts, np.int32)
+            with pytest.raises(FormatError, match="pointers"):
+                SparseTensor.from_scipy(matrix)
+
+    @pytest.mark.parametrize("form", ["csr", "csc"])
+    def test_unsorted_indices_of_several_tiles(self, form):
+        array = random_array(5, (2600, 900), np.float32, 0.97)
+        matrix = stored_coo(array, scipy.sparse.coo_array).asformat(form)
+        for begin, end in pairwise(matrix.indptr):
+            for part in (matrix.indices, matrix.data):
+                part[begin:end] = part[begin:end][::-1].copy()
+        matrix = type(matrix)((matrix.data, matrix.indices, matrix.indptr), shape=array.shape)  # it had looked before
+        assert not matrix.has_sorted_indices
+        assert sparsefmt.save({"w": matrix}) == sparsefmt.save({"w": array})
+
+    @pytest.mark.parametrize("form", ["csr", "csc", "coo"])
+    @pytest.mark.parametrize("shape", [(3, 1 << 21), (1 << 21, 3), (1 << 34, 2), (2, 1 << 34)])
+    def test_elements_are_not_counted_where_rows_or_columns_are_many(self, form, shape):
+        """A counter for each row or column would take more than all elements."""
+        if form != "coo" and max(shape) > 1 << 30:
+            pytest.skip("its pointers take gigabytes")
+        places = [0, shape[0] - 1], [shape[1] - 1, 0]
+        matrix = scipy.sparse.coo_array((np.float32([1, -2]), places), shape=shape).asformat(form)
+        rows = rows_of(matrix)
+        assert rows.is_sparse
+        first, last = rows.entries(0, 1), rows.entries(shape[0] - 1, shape[0])
+        assert (int(first.columns[0]), int(last.columns[0])) == (shape[1] - 1 & 0xFFFFFFFF, 0)
+        assert (first.counts.tolist(), last.counts.tolist()) == ([1], [1])
+
     def test_dtypes_that_are_refused(self):
         with pytest.raises(UnsupportedError, match=r"tensor 'w'.*complex128"):
             sparsefmt.save({"w": scipy.sparse.eye_array(3, dtype=np.complex128)})
@@ -210,6 +259,47 @@ class TestScipy:
         assert loaded["a"] is loaded["b"]
         assert loaded["a"] is not loaded["c"]
         assert same_bits(loaded["c"].todense(), np.eye(80, dtype=np.float32))
+
+
+class TestToScipy:
+    @pytest.mark.parametrize("layout", ["dense", *SPARSE])
+    @pytest.mark.parametrize("dtype", [dtype.name for dtype in PRUNABLE])
+    @pytest.mark.parametrize("shape", [(37, 90), (1, 300), (2300, 460)])
+    def test_every_dtype(self, layout, dtype, shape):
+        """Any bits, -0.0 and NaN among them, in one tile and in several."""
+        known = DTYPES[dtype]
+        array = random_array(1, shape, known.numpy, 0.7)
+        with np.errstate(invalid="ignore"):
+            wide = array if known.numpy.kind in "iuf" and dtype != "F16" else array.astype(np.float32)
+        stored = (bits(array).reshape(shape) & ~bits(array).dtype.type(known.negative_zero)) != 0
+        found = SparseTensor.from_dense(array, layout).to_scipy()
+        assert (found.shape, found.dtype) == (shape, wide.dtype)
+        assert found.indices.dtype == found.indptr.dtype == np.int32
+        assert found.indptr.tolist() == [0, *np.cumsum(np.count_nonzero(stored, axis=1)).tolist()]
+        assert np.array_equal(found.indices, np.nonzero(stored)[1])
+        assert same_bits(found.data, wide[stored])
+
+    @pytest.mark.parametrize("layout", ["dense", *SPARSE])
+    def test_the_same_on_any_number_of_threads(self, layout, monkeypatch):
+        array = random_array(2, (2300, 460), np.float32, 0.7)
+        tensor = SparseTensor.from_dense(array, layout)
+        assert tensor.tiling.tiles > 1
+        found = []
+        for threads in ("1", "3"):
+            monkeypatch.setenv("SPARSEFMT_NUM_THREADS", threads)
+            found.append(tensor.to_scipy())
+        for part in ("data", "indices", "indptr"):
+            assert same_bits(getattr(found[0], part), getattr(found[1], part))
+
+    @pytest.mark.parametrize("layout", ["dense", *SPARSE])
+    def test_memory_is_that_of_the_matrix(self, layout, monkeypatch):
+        monkeypatch.setenv("SPARSEFMT_NUM_THREADS", "1")
+        array = weights(np.random.default_rng(0), (6000, 1024), np.float32, 0.5).astype(ml_dtypes.bfloat16)
+        tensor = SparseTensor.from_dense(array, layout)
+        SparseTensor.from_dense(array[:64], layout).to_scipy()
+        matrix, peak = peak_of(tensor.to_scipy)
+        made = matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
+        assert made < peak < made + 6e6
 
 
 class TestPydata:

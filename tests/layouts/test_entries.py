@@ -16,7 +16,7 @@ from sparsefmt import SparseTensor
 from sparsefmt.adapters import ArrayRows, rows_of
 from sparsefmt.dtypes import as_bits
 from sparsefmt.layouts import FORMS, heights
-from sparsefmt.layouts.entries import Entries
+from sparsefmt.layouts.entries import entries_of
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.layouts.tile import Tile
 
@@ -37,12 +37,12 @@ def test_entries_make_the_tile_that_dense_rows_make(layout, dtype, rows, cols, s
     # explicit zeros are as good as none
     stored = (bits != 0) | (rng.random(bits.shape) < 0.1)
     places = np.nonzero(stored)
-    tile = Tile.from_entries(FORMS[layout], Entries(*places, bits[stored]), dtype, (rows, cols))
+    tile = Tile.from_entries(FORMS[layout], entries_of(*places, bits[stored], rows), dtype, (rows, cols))
     check_same_tiles(tile, Tile.from_dense(FORMS[layout], bits, dtype))
     tile.check()
     found = tile.entries()
     values = (bits != 0) & (bits != dtype.negative_zero if dtype.negative_zero else True)
-    for part, known in zip(found, (*np.nonzero(values), bits[values]), strict=True):
+    for part, known in zip((found.rows, *found[1:]), (*np.nonzero(values), bits[values]), strict=True):
         assert np.array_equal(part, known)
 
 
@@ -137,6 +137,7 @@ def test_entries_of_any_run_of_rows(begin, height, block, seed):
     in_blocks = scipy.sparse.csr_array(array).tobsr(block)
     for matrix in (rows_of(in_blocks), ArrayRows(array), rows_of(scipy.sparse.dia_array(array))):
         entries = matrix.entries(begin, begin + height)
+        assert entries.counts.size == height
         assert (np.diff(entries.rows * 32 + entries.columns) > 0).all()
         found = np.zeros((height, 32), np.uint32)
         found[entries.rows, entries.columns] = entries.values
