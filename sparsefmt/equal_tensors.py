@@ -25,6 +25,9 @@ _MOST_COMPARED = 4
 """Tensors with one fingerprint that are compared with the next one that has it, those that came last."""
 
 
+Fingerprint = tuple[str, tuple[int, ...], bool, Survey, bytes]
+
+
 class EqualTensors:
     """The tensors that were written, and how to read them again.
 
@@ -34,23 +37,32 @@ class EqualTensors:
 
     def __init__(self, again: Callable[[str], Any]) -> None:
         self._again = again
-        self._names: dict[object, list[str]] = defaultdict(list)
+        self._names: dict[Fingerprint, list[str]] = defaultdict(list)
 
-    def find(self, name: str, matrix: Rows, survey: Survey) -> str | None:
-        """The name of a tensor with the same dtype, shape and elements; None if there is none, or none worth it."""
-        if matrix.dense_nbytes < WORTH_FINDING:
+    def find(self, name: str, matrix: Rows, fingerprint: Fingerprint | None) -> str | None:
+        """The name of a tensor with the same dtype, shape and elements; None if there is none, or none worth it.
+
+        fingerprint: of the matrix.
+        """
+        if fingerprint is None:
             return None
-        row_bytes = max(matrix.cols * matrix.dtype.bits_dtype.itemsize, 1)
-        digest = xxhash.xxh3_128()
-        for part in _parts(matrix, 0, min(matrix.rows, max(_FINGERPRINT_BYTES // row_bytes, 1))):
-            digest.update(np.ascontiguousarray(part).data)
-        fingerprint = matrix.dtype.name, matrix.shape, matrix.is_sparse, survey, digest.digest()
         candidates = self._names[fingerprint]
         for other in candidates[-_MOST_COMPARED:]:
             if _are_equal(matrix, rows_of(self._again(other))):
                 return other
         candidates.append(name)
         return None
+
+
+def fingerprint_of(matrix: Rows, survey: Survey) -> Fingerprint | None:
+    """What equal tensors have in common; None of one that is too small to look for another."""
+    if matrix.dense_nbytes < WORTH_FINDING:
+        return None
+    row_bytes = max(matrix.cols * matrix.dtype.bits_dtype.itemsize, 1)
+    digest = xxhash.xxh3_128()
+    for part in _parts(matrix, 0, min(matrix.rows, max(_FINGERPRINT_BYTES // row_bytes, 1))):
+        digest.update(np.ascontiguousarray(part).data)
+    return matrix.dtype.name, matrix.shape, matrix.is_sparse, survey, digest.digest()
 
 
 def _are_equal(one: Rows, other: Rows) -> bool:

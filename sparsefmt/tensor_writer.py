@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,14 +12,50 @@ from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.in_progress import Contents
 from sparsefmt.container.index import Index
 from sparsefmt.container.names import check_name
-from sparsefmt.container.writer import Sink, Writer
-from sparsefmt.equal_tensors import EqualTensors
+from sparsefmt.container.writer import EncodedTensor, Sink, Writer
+from sparsefmt.equal_tensors import EqualTensors, Fingerprint, fingerprint_of
 from sparsefmt.errors import in_tensor
 from sparsefmt.layouts import auto, heights
 from sparsefmt.layouts.sizes import Stored
 from sparsefmt.layouts.tile import Tile
+from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.save_options import NegativeZeros, RowDims, SaveOptions
 from sparsefmt.tensor import SparseTensor
+
+
+class _Choice(NamedTuple):
+    """A tensor that is to be stored.
+
+    Attributes:
+        fingerprint: None if nobody looks for equal tensors.
+    """
+
+    options: SaveOptions
+    matrix: Rows
+    survey: Survey
+    fingerprint: Fingerprint | None
+
+    def stored(self) -> tuple[Tiling, Contents]:
+        """How it is stored."""
+        options, matrix, (nnz, negatives, _) = self.options, self.matrix, self.survey
+        drop = options.drops_signs
+        layout = auto.layout_for(options.layout, options.purpose, matrix.shape, matrix.filling(self.survey))
+        tiling = matrix.tiling(layout, nnz if drop else nnz + negatives)
+        contents = Contents(
+            matrix.tile_maker(tiling, drop),
+            nnz=nnz if tiling.layout.sparse else None,
+            negative_zeros=tiling.layout.sparse and negatives > 0 and not drop,
+            negative_zeros_dropped=negatives if drop else 0,
+        )
+        return tiling, contents
+
+
+class PreparedTensor(NamedTuple):
+    """A tensor that has been encoded, and is to be written."""
+
+    name: str
+    choice: _Choice
+    encoded: EncodedTensor
 
 
 class TensorWriter:
@@ -65,6 +101,20 @@ class TensorWriter:
                 return self._add_laid_out(name, value)
             return self._add_dense(name, rows_of(value))
 
+    def prepare(self, name: str, matrix: Rows) -> PreparedTensor:
+        """All that `add` does but for writing: any thread may do it ahead, for a small tensor. Errors name it."""
+        check_name(name)
+        with in_tensor(name):
+            choice = self._choose(name, matrix)
+            return PreparedTensor(name, choice, self._writer.encode(name, *choice.stored()))
+
+    def add_prepared(self, prepared: PreparedTensor) -> TensorEntry:
+        """Write what `prepare` gave. Returns and raises as `add`."""
+        name, choice, encoded = prepared
+        with in_tensor(name):
+            target = self._equal_to(name, choice)
+            return self._writer.add_encoded(encoded) if target is None else self._writer.add_copy(name, target)
+
     def add_alias(self, name: str, target: str) -> None:
         """Give the tensor written as `target` a second name."""
         self._writer.add_alias(name, target)
@@ -100,6 +150,17 @@ class TensorWriter:
         return matrix.row_dims
 
     def _add_dense(self, name: str, matrix: Rows) -> TensorEntry:
+        choice = self._choose(name, matrix)
+        target = self._equal_to(name, choice)
+        if target is not None:
+            return self._writer.add_copy(name, target)
+        return self._writer.add(name, *choice.stored())
+
+    def _equal_to(self, name: str, choice: _Choice) -> str | None:
+        return self._equal.find(name, choice.matrix, choice.fingerprint) if self._equal else None
+
+    def _choose(self, name: str, matrix: Rows) -> _Choice:
+        """How a dense tensor is stored, after one read of it."""
         options, drop = self._options, self._options.drops_signs
         row_dims = self._row_dims_of(name, matrix)
         if row_dims != matrix.row_dims:
@@ -107,19 +168,7 @@ class TensorWriter:
         survey = Survey(0, 0, Stored(0, 0))
         if drop or auto.may_be_sparse(options.layout, matrix.dtype, matrix.shape, matrix.cols):
             survey = matrix.survey(options.threads)
-        target = self._equal.find(name, matrix, survey) if self._equal else None
-        if target is not None:
-            return self._writer.add_copy(name, target)
-        nnz, negatives = survey.nnz, survey.negative_zeros
-        layout = auto.layout_for(options.layout, options.purpose, matrix.shape, matrix.filling(survey))
-        tiling = matrix.tiling(layout, nnz if drop else nnz + negatives)
-        contents = Contents(
-            matrix.tile_maker(tiling, drop),
-            nnz=nnz if tiling.layout.sparse else None,
-            negative_zeros=tiling.layout.sparse and negatives > 0 and not drop,
-            negative_zeros_dropped=negatives if drop else 0,
-        )
-        return self._writer.add(name, tiling, contents)
+        return _Choice(options, matrix, survey, fingerprint_of(matrix, survey) if self._equal else None)
 
     def _add_laid_out(self, name: str, tensor: SparseTensor) -> TensorEntry:
         """Write a tensor that is laid out already, tile by tile. It is not made dense between sparse layouts."""

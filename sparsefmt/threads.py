@@ -73,6 +73,38 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int
             future.cancel()
 
 
+AT_ONCE = 1 << 20
+"""Bytes of small items that a thread is handed together."""
+
+
+def in_batches(
+    work: Callable[[Item], Result], items: Iterable[Item], size_of: Callable[[Item], int], threads: int | None = None
+) -> Iterator[Result]:
+    """Like `in_order`, for items of which many may be small: handing each to a thread would take longer than its work.
+
+    Args:
+        size_of: bytes of an item. Consecutive ones are handed to a thread together until they come to AT_ONCE.
+    """
+    if num_threads(threads) == 1 or is_worker():
+        yield from map(work, items)
+        return
+    for results in in_order(lambda batch: [work(item) for item in batch], _batches(items, size_of), threads):
+        yield from results
+
+
+def _batches(items: Iterable[Item], size_of: Callable[[Item], int]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += size_of(item)
+        if size >= AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def share(work: Callable[[int], None], count: int, threads: int) -> None:
     """Call `work` with 0 to `count - 1`, each once, on this thread and up to `threads - 1` others.
 

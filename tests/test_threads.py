@@ -139,3 +139,44 @@ class TestShare:
             assert set(inner) == {threading.get_ident()}
 
         list(threads.in_order(work, range(6), 2))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_small_items_are_handed_over_together(count):
+    handed = []
+
+    def work(item):
+        handed.append(threading.get_ident())
+        return -item
+
+    sizes = [threads.AT_ONCE // 4] * 9 + [3 * threads.AT_ONCE, 1, 1]
+    found = list(threads.in_batches(work, iter(range(12)), sizes.__getitem__, count))
+    assert found == [-item for item in range(12)]
+    assert len(handed) == 12
+    assert (threading.get_ident() in handed) == (count == 1)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_batches_are_in_flight(count):
+    """Each of what one thread is handed at a time, and no more of the items are made than that."""
+    made = []
+
+    def items():
+        for item in range(100):
+            made.append(item)
+            yield item
+
+    found = threads.in_batches(lambda item: item, items(), lambda item: threads.AT_ONCE // 2, count)
+    assert next(found) == 0
+    assert len(made) <= 2 * (count + 1)
+    assert list(found) == list(range(1, 100))
+
+
+def test_an_error_in_a_batch_comes_out():
+    def work(item):
+        if item == 5:
+            raise KeyError(item)
+        return item
+
+    with pytest.raises(KeyError, match="5"):
+        list(threads.in_batches(work, range(50), lambda item: 1, 2))

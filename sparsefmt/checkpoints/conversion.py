@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +24,11 @@ from sparsefmt.container.writer import Sink
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.quantizing import Loss, Quantization
 from sparsefmt.save_options import SaveOptions
-from sparsefmt.tensor_writer import TensorWriter
+from sparsefmt.tensor_writer import PreparedTensor, TensorWriter
+from sparsefmt.threads import in_batches
+
+_MOST_AHEAD = 1 << 22
+"""Bytes of a dense tensor up to which it is prepared ahead of those before it: a few of them are held."""
 
 Progress = Callable[[int], object]
 """Called with the dense bytes of each tile done."""
@@ -145,11 +151,15 @@ def write_converted(
         return made[name] if name in made else source.rows_of(name)
 
     writer = TensorWriter(sink, source.metadata, **options.as_keywords(), again=again, progress=progress)
-    for name in source.names:
+    for name, ahead in _prepared(source, writer, quantization is None, options.threads):
         if name in source.aliases:
             writer.add_alias(name, source.aliases[name])
             if progress:
                 progress(source.rows_of(name).dense_nbytes)
+            continue
+        if ahead is not None:
+            surveys[name] = ahead.survey
+            writer.add_prepared(ahead.tensor)
             continue
         matrix = _SurveyedRows(source.rows_of(name))
         surveys[name] = matrix.survey(options.threads)
@@ -181,13 +191,49 @@ def write_converted(
     return [converted(name) for name in surveys]
 
 
+class _Ahead(NamedTuple):
+    """A tensor that is ready to be written, and its zeros."""
+
+    survey: Survey
+    tensor: PreparedTensor
+
+
+def _prepared(
+    source: TensorFile, writer: TensorWriter, small_ones: bool, threads: int | None
+) -> Iterator[tuple[str, _Ahead | None]]:
+    """All names, and with those of small tensors, what is to be written, if `small_ones`.
+
+    The tiles of a large tensor keep all threads busy. Small ones have a tile or a few: several are prepared at a time.
+    """
+    matrices = ((name, None if name in source.aliases else source.rows_of(name)) for name in source.names)
+
+    def is_small(tensor: tuple[str, Rows | None]) -> bool:
+        return small_ones and (tensor[1] is None or tensor[1].dense_nbytes <= _MOST_AHEAD)
+
+    def nbytes(tensor: tuple[str, Rows | None]) -> int:
+        return 0 if tensor[1] is None else tensor[1].dense_nbytes
+
+    def prepared(tensor: tuple[str, Rows | None]) -> tuple[str, _Ahead | None]:
+        name, rows = tensor
+        if rows is None:
+            return name, None
+        matrix = _SurveyedRows(rows)
+        return name, _Ahead(matrix.survey(threads), writer.prepare(name, matrix))
+
+    for small, tensors in groupby(matrices, is_small):
+        if small:
+            yield from in_batches(prepared, tensors, nbytes, threads)
+        else:
+            yield from ((name, None) for name, _ in tensors)
+
+
 class _SurveyedRows(Rows):
     """Rows that are surveyed once, however often it is asked."""
 
     def __init__(self, inner: Rows) -> None:
         super().__init__(inner.dtype, inner.shape)
         self._inner = inner
-        self.is_sparse = inner.is_sparse
+        self.is_sparse, self.is_settled = inner.is_sparse, inner.is_settled
         self._survey: Survey | None = None
         super().stack(inner.row_dims)
 

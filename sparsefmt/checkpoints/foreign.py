@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 from sparsefmt.container import envelope, sniff
@@ -90,6 +89,8 @@ def recipe(path: Path, file_format: str) -> str:
 
 
 def _format_of_archive(path: Path) -> str | None:
+    import zipfile  # seldom needed
+
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

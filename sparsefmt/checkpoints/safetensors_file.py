@@ -69,7 +69,7 @@ class SafetensorsFile(TensorFile):
             return self._source.read(tensor.begin + offset, size)
 
         try:
-            return BytesRows(read, tensor.dtype, tensor.shape)
+            return BytesRows(read, tensor.dtype, tensor.shape, is_settled=True)
         except SparsefmtError as error:
             raise error.within(name) from None
 

@@ -6,8 +6,8 @@ safetensors knows no tied tensors: a tensor of two names, an alias in .sparsefmt
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from sparsefmt.checkpoints.safetensors_header import LENGTH_BYTES, MAX_HEADER_BY
 from sparsefmt.container.writer import Sink
 from sparsefmt.dtypes import DTYPES, pack
 from sparsefmt.errors import FormatError, LimitError
-from sparsefmt.threads import in_order
+from sparsefmt.threads import in_batches
 
 
 def write_safetensors(
@@ -48,11 +48,12 @@ def write_safetensors(
     table_order = {dtype.name: place for place, dtype in enumerate(DTYPES.values())}
     names = sorted(tensors, key=lambda name: (-table_order[tensors[name].dtype.name], name))
     sink.write(_encode_header(names, tensors, metadata or {}))
-    for name in names:
-        for data in in_order(*_dense_tiles(tensors[name]), threads):
-            sink.write(data.data)
-            if progress:
-                progress(data.nbytes)
+    # one stream for all tensors: while a tile is written, others are made, of the next tensors too
+    tiles = (tile for name in names for tile in _tiles_of(tensors[name]))
+    for data in in_batches(_Tile.dense, tiles, _Tile.nbytes, threads):
+        sink.write(data.data)
+        if progress:
+            progress(data.nbytes)
 
 
 def _encode_header(names: list[str], tensors: Mapping[str, Rows], metadata: Mapping[str, str]) -> bytes:
@@ -83,13 +84,24 @@ def _encode_header(names: list[str], tensors: Mapping[str, Rows], metadata: Mapp
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
-def _dense_tiles(matrix: Rows) -> tuple[Callable[[int], np.ndarray], range]:
-    """A function that gives the bytes of the tile that starts at a row, and those rows."""
-    height = matrix.tile_rows("dense")
+class _Tile(NamedTuple):
+    """Rows `begin` to `end` of a matrix."""
 
-    def dense_tile(begin: int) -> np.ndarray:
-        bits = matrix.bits(begin, min(begin + height, matrix.rows))
-        flat = pack(bits, matrix.dtype) if matrix.dtype.packed else np.ascontiguousarray(bits)
+    matrix: Rows
+    begin: int
+    end: int
+
+    def nbytes(self) -> int:
+        return self.matrix.dtype.nbytes((self.end - self.begin) * self.matrix.cols)
+
+    def dense(self) -> np.ndarray:
+        """Its bytes as they stand in the file."""
+        bits, dtype = self.matrix.bits(self.begin, self.end), self.matrix.dtype
+        flat = pack(bits, dtype) if dtype.packed else np.ascontiguousarray(bits)
         return flat.reshape(-1).view(np.uint8)
 
-    return dense_tile, range(0, matrix.rows if height else 0, height or 1)
+
+def _tiles_of(matrix: Rows) -> Iterator[_Tile]:
+    height = matrix.tile_rows("dense")
+    for begin in range(0, matrix.rows if height else 0, height or 1):
+        yield _Tile(matrix, begin, min(begin + height, matrix.rows))

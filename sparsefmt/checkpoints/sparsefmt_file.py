@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -51,15 +52,24 @@ class SparsefmtFile(TensorFile):
 class EntryRows(Rows):
     """A tensor of a .sparsefmt file, made dense a run of rows at a time; every chunk is verified as it is read."""
 
+    is_settled = True
+
     def __init__(self, reader: Reader, entry: TensorEntry) -> None:
         super().__init__(entry.dtype, entry.shape)
         self.stack(entry.row_dims)
         self._reader = reader
         self._entry = entry
         self._tensor = FileTensor(reader, entry, entry.name, budget=reader.budget, threads=1)
-        self._last: tuple[int, Tile] | None = None
+        self._lock = threading.Lock()
+        self._last: list[tuple[int, Tile]] = []
 
     def bits(self, begin: int, end: int) -> np.ndarray:
+        number, first = divmod(begin, max(self._entry.tile_rows, 1))
+        if begin < end <= (number + 1) * self._entry.tile_rows:
+            # as usual, of one tile: what is made of it need not be copied
+            self._reader.expect_open()
+            self._tensor.ask((end - begin) * self.cols * self.dtype.numpy.itemsize)
+            return self._tile(number).to_dense(first, first + end - begin)
         rows = self._tensor.some_rows(range(begin, end), get_tile=self._tile)
         return rows.view(self.dtype.bits_dtype)
 
@@ -72,8 +82,11 @@ class EntryRows(Rows):
     def _tile(self, number: int) -> Tile:
         if self._entry.tile_rows <= self.tile_rows("dense"):
             return self._reader.tile(self._entry, number)
-        # several runs of rows are made of it
-        last = self._last
-        if last is None or last[0] != number:
-            last = self._last = number, self._reader.tile(self._entry, number)
-        return last[1]
+        # several runs of rows are made of it, while others are of the one before
+        with self._lock:
+            for known, tile in self._last:
+                if known == number:
+                    return tile
+            tile = self._reader.tile(self._entry, number)
+            self._last = [*self._last[-1:], (number, tile)]
+            return tile

@@ -7,7 +7,10 @@ with those rules: an array or an index that passes all of them and is not what w
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,9 +21,42 @@ from sparsefmt.container import index
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.envelope import MINOR
 from sparsefmt.container.reader import Reader
-from sparsefmt.errors import FormatError
+from sparsefmt.errors import FormatError, SparsefmtError
 from sparsefmt.layouts import heights
 from sparsefmt.layouts.tile import Tile
+from sparsefmt.threads import in_batches
+
+
+class Verified(NamedTuple):
+    """A tensor to be verified.
+
+    Attributes:
+        reader, entry: of the file that it is in, and of the tensor.
+        against: one of the same dtype and shape to be compared with it.
+    """
+
+    reader: Reader
+    entry: TensorEntry
+    against: Rows | None = None
+
+
+class _Place(NamedTuple):
+    """A tile of a tensor."""
+
+    tensor: Verified
+    number: int
+
+    def nbytes(self) -> int:
+        entry = self.tensor.entry
+        return entry.dtype.nbytes(entry.tile_elements(self.number))
+
+
+class _Found(NamedTuple):
+    """What is in a tile, and how it differs from what it is compared with."""
+
+    nnz: int
+    has_negative_zeros: bool
+    difference: Difference
 
 
 @dataclass(frozen=True)
@@ -45,25 +81,56 @@ class Verifier:
         Raises:
             FormatError, ChecksumError: the file is damaged or forged.
         """
-        dropped = entry.dtype if entry.negative_zeros_dropped else None
+        (found,) = self.verify_all([Verified(reader, entry, against)])
+        if isinstance(found, SparsefmtError):
+            raise found
+        return found
 
-        def visit(tile: Tile, number: int) -> Difference:
-            begin, end = entry.tile_range(number)
-            found = Difference()
+    def verify_all(self, tensors: Sequence[Verified]) -> Iterator[Difference | SparsefmtError]:
+        """What `verify` finds of each tensor, in order, or the error that it would raise: one does not stop the others.
+
+        Tiles of several tensors are worked on at a time, so that all threads have work where tensors are small.
+        """
+        places = (_Place(tensor, number) for tensor in tensors for number in range(tensor.entry.tiles))
+        found = in_batches(self._visit, places, _Place.nbytes, self.threads)
+        for tensor in tensors:
+            yield self._summed(tensor, list(islice(found, tensor.entry.tiles)))
+
+    def _visit(self, place: _Place) -> _Found | SparsefmtError:
+        """What is found in a tile."""
+        (reader, entry, against), number = place
+        dropped = entry.dtype if entry.negative_zeros_dropped else None
+        begin, end = entry.tile_range(number)
+        difference = Difference()
+        try:
+            tile = reader.tile(entry, number)
+            totals = tile.nnz, tile.has_negative_zeros
             if self.strict:
                 check_tile(entry.name, tile, number)
             if against is not None:
                 for first, last in slicing.runs(begin, end, entry.cols):
                     bits = tile.to_dense(first - begin, last - begin)
                     run = compare_bits(bits, against.bits(first, last), first * entry.cols, dropped)
-                    found = found.followed_by(run)
-            if self.progress:
-                self.progress(entry.dtype.nbytes((end - begin) * entry.cols))
-            return found
+                    difference = difference.followed_by(run)
+        except SparsefmtError as error:
+            return error
+        if self.progress:
+            self.progress(place.nbytes())
+        return _Found(*totals, difference)
 
-        total = Difference()
-        for found in reader.each_tile(entry, visit, self.threads):
-            total = total.followed_by(found)
+    @staticmethod
+    def _summed(tensor: Verified, tiles: Sequence[_Found | SparsefmtError]) -> Difference | SparsefmtError:
+        nnz, has_negative_zeros, total = 0, False, Difference()
+        for found in tiles:
+            if isinstance(found, SparsefmtError):
+                return found
+            nnz += found.nnz
+            has_negative_zeros |= found.has_negative_zeros
+            total = total.followed_by(found.difference)
+        try:
+            tensor.reader.check_totals(tensor.entry, nnz, has_negative_zeros)
+        except SparsefmtError as error:
+            return error
         return total
 
 

@@ -28,7 +28,19 @@ from sparsefmt import __version__
 from sparsefmt.cli.failures import HUNG_UP, Failure, as_exit_codes, description_of, forget_output
 from sparsefmt.container import budget
 
-_COMMANDS = ("convert", "inspect", "report", "view", "verify", "diff", "export", "bench", "warmup", "demo")
+_COMMANDS = {
+    "convert": "Turn safetensors, or .bin, .pt, .pth, into .sparsefmt.",
+    "inspect": "List the tensors of a model, and what was pruned.",
+    "report": "Make a page on a model: what was pruned, and what it brings.",
+    "view": "Show a file in the browser: its tensors and their patterns.",
+    "verify": "Check every byte of a file; compare it with its source.",
+    "diff": "Say which tensors differ between two models, and how much.",
+    "export": "Turn .sparsefmt back into safetensors.",
+    "bench": "Time the products of a file's tensors, next to dense ones.",
+    "warmup": "Compile the kernels ahead of their first use.",
+    "demo": "Prune, convert, load and multiply a small network.",
+}
+"""What each command says of itself (`short_help`), so that a list of them need not import all."""
 
 _OTHER_WORDS = {
     "compress": "convert",
@@ -59,6 +71,10 @@ class _Program(click.Group):
         if name not in _COMMANDS:
             return None
         return importlib.import_module(f"sparsefmt.cli.{name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sparsefmt import compiling
 from sparsefmt.cli.tables import MOST_LINES, NameTable
@@ -103,6 +102,9 @@ def progress_bar(
     if quiet or not sys.stderr.isatty():
         yield None
         return
+    # takes as long to import as all else of rich
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
     bar = Progress(*columns, console=_stderr(), transient=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ import click
 from sparsefmt.checkpoints import comparison
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
-from sparsefmt.checkpoints.verification import Verifier, check_index
+from sparsefmt.checkpoints.verification import Verified, Verifier, check_index
 from sparsefmt.cli import options
 from sparsefmt.cli.failures import printable
 from sparsefmt.container import budget
@@ -80,12 +80,12 @@ def command(
         )
         if other and fold:
             other.fold()
-        found = _Found()
+        faults: list[str] = []
         comparable: set[str] = set()
         if other is not None:
-            found.faults, comparable = comparison.compare_names(checkpoint, other)
+            faults, comparable = comparison.compare_names(checkpoint, other)
         if strict:
-            found.faults += _index_faults(checkpoint)
+            faults += _index_faults(checkpoint)
         reads = _reads(checkpoint, comparable)
         total = sum(read.entry.dense_nbytes * len(read.names) for read in reads)
 
@@ -94,8 +94,9 @@ def command(
 
         with output.progress_bar("verifying", total, quiet) as progress:
             verifier = Verifier(strict, progress, threads)
-            for read in reads:
-                _verify(read, theirs, verifier, found)
+            passes = [(read, name) for read in reads for name in read.names]
+            found = _verify(passes, theirs, verifier)
+    found.faults[:0] = faults
     for fault in found.faults:
         click.echo(f"sparsefmt: error: {printable(fault)}", err=True)
     if not quiet:
@@ -152,27 +153,37 @@ def _reads(checkpoint: Checkpoint, comparable: set[str]) -> list[_Read]:
     return reads
 
 
-def _verify(read: _Read, theirs: Callable[[str], Rows | None], verifier: Verifier, found: _Found) -> None:
-    """Verify a tensor, and compare it with those of its names in the other model: `theirs` gives them, or None."""
-    file, entry, names = read
-    for name in names:
-        against = theirs(name)
+def _verify(passes: Sequence[tuple[_Read, str]], theirs: Callable[[str], Rows | None], verifier: Verifier) -> _Found:
+    """Verify tensors, and compare each with that of a name in the other model: `theirs` gives it, or None.
+
+    After a fault of a tensor, nothing more is said of it.
+    """
+    found, bad = _Found(), set()
+    tensors = [Verified(read.file.reader, read.entry, theirs(name)) for read, name in passes]
+    for (read, name), tensor, result in zip(passes, tensors, verifier.verify_all(tensors), strict=True):
+        entry = read.entry
+        if name == entry.name:
+            found.tensors += 1
+            found.chunks += entry.chunk_count
+        if id(entry) in bad:
+            continue
         try:
             with budget.calling_it("--max-decoded-bytes"):
-                difference = verifier.verify(file.reader, entry, against)
+                if isinstance(result, SparsefmtError):
+                    raise result
         except SparsefmtError as error:
-            found.faults.append(f"{file.path}: {error}")
-            break
-        if difference.elements:
-            found.faults.append(comparison.describe(name, entry.dtype, entry.shape, difference))
-        if against is not None and difference.signs != entry.negative_zeros_dropped:
+            found.faults.append(f"{read.file.path}: {error}")
+            bad.add(id(entry))
+            continue
+        if result.elements:
+            found.faults.append(comparison.describe(name, entry.dtype, entry.shape, result))
+        if tensor.against is not None and result.signs != entry.negative_zeros_dropped:
             found.faults.append(
-                f"tensor {name!r}: {difference.signs:,} negative zeros are 0.0 here, and the file records "
+                f"tensor {name!r}: {result.signs:,} negative zeros are 0.0 here, and the file records "
                 f"{entry.negative_zeros_dropped:,}"
             )
-        found.signs += difference.signs
-    found.tensors += 1
-    found.chunks += entry.chunk_count
+        found.signs += result.signs
+    return found
 
 
 def _index_faults(checkpoint: Checkpoint) -> list[str]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from sparsefmt import threads
 from sparsefmt.codecs import CODECS
 from sparsefmt.container.entry import TensorEntry
+from sparsefmt.container.envelope import checksum
 from sparsefmt.container.tensor_encoder import KEPT_BYTES, TensorEncoder, Tiles
 from sparsefmt.errors import FormatError, LimitError
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
@@ -42,10 +43,12 @@ class EncodedChunk(NamedTuple):
     Attributes:
         stored: what is written; as many bytes as `raw_size` if they are the raw ones.
         raw_size: bytes of the array.
+        checksum: of what is written. Who writes need not wait for it.
     """
 
     stored: bytes | memoryview
     raw_size: int
+    checksum: int
 
 
 class TensorInProgress:
@@ -53,10 +56,13 @@ class TensorInProgress:
 
     Args:
         codec: "auto", or the name of the codec for all arrays.
+
+    Attributes:
+        name, tiling: as given.
     """
 
     def __init__(self, name: str, tiling: Tiling, contents: Contents, codec: str, thread_count: int | None) -> None:
-        self._name, self._tiling, self._contents, self._threads = name, tiling, contents, thread_count
+        self.name, self.tiling, self._contents, self._threads = name, tiling, contents, thread_count
         optional = [NEGATIVE_ZEROS] if contents.negative_zeros else []
         self._arrays = sorted([*tiling.layout.arrays, *optional])
         several = codec == "auto" or CODECS[codec].has_models
@@ -68,8 +74,8 @@ class TensorInProgress:
     def encoded_tiles(self) -> Iterator[list[EncodedChunk]]:
         """The chunks of each tile, in order of its arrays' names. Encoded in parallel, a few tiles at a time."""
         # the first tile by itself: it decides the codecs, whatever the number of threads
-        first = map(self._encoded, range(min(self._tiling.tiles, 1)))
-        rest = threads.in_order(self._encoded, range(1, self._tiling.tiles), self._threads)
+        first = map(self._encoded, range(min(self.tiling.tiles, 1)))
+        rest = threads.in_order(self._encoded, range(1, self.tiling.tiles), self._threads)
         for tile_nnz, has_negative_zeros, chunks in chain(first, rest):
             self._nnz += tile_nnz
             self._has_negative_zeros |= has_negative_zeros
@@ -78,11 +84,12 @@ class TensorInProgress:
                     raise LimitError(
                         "chunk-limit",
                         f"a tile takes {chunk.raw_size:,} bytes, over {MAX_CHUNK_BYTES:,}",
-                        tensor=self._name,
+                        tensor=self.name,
                     )
                 if memoryview(chunk.stored).nbytes < chunk.raw_size:
                     self._coded.add(array)
             yield chunks
+        self._tiles.forget()
 
     def finished(self, first_chunk: int) -> TensorEntry:
         """The entry, once all tiles are written.
@@ -93,16 +100,16 @@ class TensorInProgress:
         Raises:
             FormatError: the tiles were not those that the contents promised.
         """
-        tiling, contents, encoder = self._tiling, self._contents, self._encoder
+        tiling, contents, encoder = self.tiling, self._contents, self._encoder
         if (self._nnz, self._has_negative_zeros) != (contents.nnz or 0, contents.negative_zeros):
-            raise FormatError("tensor-changed", "it changed while it was saved: save a copy", tensor=self._name)
+            raise FormatError("tensor-changed", "it changed while it was saved: save a copy", tensor=self.name)
         modelled = [array for array in self._arrays if array in self._coded and encoder.has_model(array)]
         return TensorEntry(
             tiling.dtype,
             tiling.shape,
             tiling.layout,
             tiling.tile_rows,
-            self._name,
+            self.name,
             {array: encoder.codec_of(array) if array in self._coded else "raw" for array in self._arrays},
             first_chunk if tiling.tiles else 0,
             contents.nnz,
@@ -119,5 +126,8 @@ class TensorInProgress:
     def _encoded(self, number: int) -> tuple[int, bool, list[EncodedChunk]]:
         """Values stored in a tile, whether it has a -0.0, and its chunks."""
         tile = self._tiles.get(number)
-        chunks = [EncodedChunk(self._encoder.encode(array, tile, number), tile[array].nbytes) for array in self._arrays]
+        chunks = []
+        for array in self._arrays:
+            stored = self._encoder.encode(array, tile, number)
+            chunks.append(EncodedChunk(stored, tile[array].nbytes, checksum(stored)))
         return tile.nnz, tile.has_negative_zeros, chunks

@@ -163,6 +163,13 @@ class Reader:
             nnz += tile_nnz
             has_negative_zeros |= tile_has_negative_zeros
             yield result
+        self.check_totals(entry, nnz, has_negative_zeros)
+
+    def check_totals(self, entry: TensorEntry, nnz: int, has_negative_zeros: bool) -> None:
+        """Verify what the index claims about all tiles of a tensor together. Raises FormatError.
+
+        nnz, has_negative_zeros: of all tiles.
+        """
         if entry.layout.sparse and nnz != entry.nnz:
             raise FormatError("nnz", f"the index says {entry.nnz:,} values, and there are {nnz:,}", tensor=entry.name)
         if NEGATIVE_ZEROS in entry.codecs and not has_negative_zeros:

@@ -22,7 +22,7 @@ Backend = Literal["mmap", "pread"]
 BACKENDS = get_args(Backend)
 
 _MOST_AT_ONCE = 1 << 24
-"""Bytes per system call: enough to be fast, little beside the array it is copied to."""
+"""Bytes per system call: enough to be fast, and an interrupt need not wait for long."""
 
 
 class Source(ABC):
@@ -163,13 +163,12 @@ class ReadFile(Source):
         if file is None:
             raise file_closed(self.path)
         data = empty(size, np.dtype(np.uint8))
-        done = 0
+        room, done = memoryview(data), 0
         while done < size:
-            part = file.read_some(self._begin + offset + done, min(size - done, _MOST_AT_ONCE))
-            if not part:
+            count = file.read_into(self._begin + offset + done, room[done : done + _MOST_AT_ONCE])
+            if not count:
                 raise FormatError("file-too-short", "the file was cut off while it was read", offset=offset + done)
-            data[done : done + len(part)] = np.frombuffer(part, np.uint8)
-            done += len(part)
+            done += count
         return frozen(data)
 
     @property

@@ -55,6 +55,11 @@ class Tiles:
             self._kept[number] = tile
         return tile
 
+    def forget(self) -> None:
+        """Let go of those that are kept: none will be asked for again."""
+        self._kept.clear()
+        self._room = 0
+
 
 class _EachOfArray(Each):
     """The chunks of one array of a tensor."""

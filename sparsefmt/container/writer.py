@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import io
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,6 +27,13 @@ class Sink(Protocol):
     """What a writer writes to: a binary file, or io.BytesIO."""
 
     def write(self, data: bytes | memoryview, /) -> object: ...
+
+
+class EncodedTensor(NamedTuple):
+    """A tensor, and the chunks of all its tiles."""
+
+    tensor: TensorInProgress
+    tiles: list[list[EncodedChunk]]
 
 
 class Writer:
@@ -75,13 +82,29 @@ class Writer:
             SparsefmtError: it cannot be stored, or it changed meanwhile.
             as `contents.make_tile`.
         """
-        self._expect_usable()
+        tensor = self._begun(name, tiling, contents)
+        return self._add(tensor, tensor.encoded_tiles())
+
+    def encode(self, name: str, tiling: Tiling, contents: Contents) -> EncodedTensor:
+        """All that `add` does but for writing: any thread may do it ahead, for a small tensor. Raises as `add`."""
+        tensor = self._begun(name, tiling, contents)
+        return EncodedTensor(tensor, list(tensor.encoded_tiles()))
+
+    def add_encoded(self, encoded: EncodedTensor) -> TensorEntry:
+        """Write what `encode` gave. Raises as `add`."""
+        return self._add(*encoded)
+
+    def _begun(self, name: str, tiling: Tiling, contents: Contents) -> TensorInProgress:
         check_name(name)
-        self._expect_new(name)
         check_shape(tiling.shape, tiling.dtype)
-        tensor = TensorInProgress(name, tiling, contents, self._codec, self._threads)
+        return TensorInProgress(name, tiling, contents, self._codec, self._threads)
+
+    def _add(self, tensor: TensorInProgress, tiles: Iterable[list[EncodedChunk]]) -> TensorEntry:
+        self._expect_usable()
+        name, tiling = tensor.name, tensor.tiling
+        self._expect_new(name)
         first_chunk = len(self._records)
-        for number, chunks in enumerate(tensor.encoded_tiles()):
+        for number, chunks in enumerate(tiles):
             # until the last of its chunks is there
             self._partial = f"tensor {name!r} failed after a part of it was written"
             for chunk in chunks:
@@ -162,7 +185,7 @@ class Writer:
         padding = start(self._offset, size, chunk.raw_size) - self._offset
         if padding:
             self._write(bytes(padding))
-        self._records.append((size, chunk.raw_size, envelope.checksum(chunk.stored)))
+        self._records.append((size, chunk.raw_size, chunk.checksum))
         self._write(chunk.stored)
 
     def _write(self, data: bytes | memoryview) -> None:

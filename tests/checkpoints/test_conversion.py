@@ -6,6 +6,7 @@ import json
 import struct
 import tracemalloc
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +196,39 @@ def test_unknown_dtype_and_bad_names_say_which_tensor(tmp_path: Path, monkeypatc
     monkeypatch.setattr("sparsefmt.checkpoints.safetensors_file.DTYPES", fewer)
     with pytest.raises(UnsupportedError, match="'w'"):
         SafetensorsFile(path)
+
+
+def test_small_tensors_are_prepared_ahead_and_large_ones_in_tiles(tmp_path: Path) -> None:
+    """Whatever the number of threads, the file is the same, copies are found, and progress comes in order."""
+    shapes = [[40, 60 + number] for number in range(12)] + [[1100, 2000], [30, 30], [2000, 1100], [], [7], [0, 3]]
+    tensors = {f"t{n:02}": ("F32", shape, patterns("F32", 1, prod(shape), n)) for n, shape in enumerate(shapes)}
+    tensors["copy of a small one"] = tensors["t03"]
+    tensors["copy of a large one"] = tensors["t12"]
+    source = tmp_path / "a.safetensors"
+    source.write_bytes(craft_tensors(tensors))
+    written, steps = [], []
+    for threads in (1, 3):
+        with Checkpoint(source, ["safetensors"]) as checkpoint:
+            target, done = tmp_path / f"{threads}.sparsefmt", []
+            options = SaveOptions(codec="zstd", threads=threads)
+            converted = convert_checkpoint(checkpoint, target, options, progress=done.append)
+            assert [tensor.name for tensor in converted] == list(tensors)
+            assert [tensor.name for tensor in converted if tensor.is_copy] == list(tensors)[-2:]
+            assert sum(done) == checkpoint.dense_nbytes
+        written.append(target.read_bytes())
+        steps.append(done)
+        export(target, tmp_path / f"{threads}.safetensors")
+        assert read_back(tmp_path / f"{threads}.safetensors") == read_back(source)
+    assert written[0] == written[1]
+    assert steps[0] == steps[1]
+
+
+def test_a_fault_of_a_small_tensor_has_its_name(tmp_path: Path) -> None:
+    """And nothing is written, though others were ready before it was their turn."""
+    tensors = {f"t{n}": ("F32", [20, 30], patterns("F32", 20, 30, n)) for n in range(5)}
+    tensors["flags"] = ("BOOL", [2000], bytes([2]) * 2000)
+    tensors["last"] = tensors["t1"]
+    (tmp_path / "a.safetensors").write_bytes(craft_tensors(tensors))
+    with pytest.raises(FormatError, match="'flags'"):
+        convert(tmp_path / "a.safetensors", tmp_path / "a.sparsefmt", threads=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

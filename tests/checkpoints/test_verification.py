@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import sparsefmt
+from sparsefmt.adapters import ArrayRows
+from sparsefmt.checkpoints.comparison import Difference
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
-from sparsefmt.checkpoints.verification import Verifier
-from sparsefmt.errors import FormatError
+from sparsefmt.checkpoints.verification import Verified, Verifier
+from sparsefmt.errors import ChecksumError, FormatError
 
 
 def test_forged_totals_are_found_by_verifying(tmp_path: Path) -> None:
@@ -23,3 +25,31 @@ def test_forged_totals_are_found_by_verifying(tmp_path: Path) -> None:
         with pytest.raises(FormatError, match="99") as caught:
             Verifier().verify(file.reader, entry)
         assert caught.value.code == "nnz"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_fault_does_not_stop_what_comes_after_it(threads: int, tmp_path: Path) -> None:
+    """Many small tensors and one of several tiles, worked on at a time; one small one and a tile are damaged."""
+    rng = np.random.default_rng(0)
+    arrays = {f"t{n:02}": rng.standard_normal((40, 30 + n), np.float32) for n in range(20)}
+    arrays["large"] = rng.standard_normal((3000, 1000), np.float32)
+    arrays["last"] = rng.standard_normal((40, 30), np.float32)
+    others = {name: array.copy() for name, array in arrays.items()}
+    others["t07"][3, 4] = 5
+    path = tmp_path / "a.sparsefmt"
+    sparsefmt.save_file(arrays, path, codec="raw")
+    content = bytearray(path.read_bytes())
+    for name, place in (("t05", 100), ("large", 9_000_000)):
+        at = content.find(arrays[name].tobytes()[place : place + 64])
+        assert at > 0
+        content[at] ^= 1
+    path.write_bytes(content)
+    with SparsefmtFile(path) as file:
+        entries = file.reader.index.tensors
+        tensors = [Verified(file.reader, entries[name], ArrayRows(others[name])) for name in arrays]
+        found = dict(zip(arrays, Verifier(threads=threads).verify_all(tensors), strict=True))
+    faults = {name: result for name, result in found.items() if isinstance(result, ChecksumError)}
+    assert set(faults) == {"t05", "large"}
+    assert all(f"'{name}'" in str(fault) for name, fault in faults.items())
+    assert found["t07"][:2] == (1, 3 * 37 + 4)
+    assert {name for name, result in found.items() if result != Difference()} == {*faults, "t07"}
