@@ -21,7 +21,7 @@ SLOW_FILES = [
     *("bench", "bench_model", "conformance", "jit_cache", "rans", "spec", "placing", "commands", "terminal", "api"),
     *("strangers", "bench_overhead", "mutants", "stored_signs", "budget", "adapters_torch", "memory_of_saving"),
     *("warmup", "entries", "loading", "far_ends", "store_machine", "hostile_names", "twins_numpy", "staging"),
-    *("bench_memory", "safe_open", "quantizer", "replace_layers"),
+    *("bench_memory", "safe_open", "quantizer", "replace_layers", "report", "report_page"),
 ]
 """Those that take 8 seconds or more. The slowest comes first, so that in the end no process waits long for another."""
 
