@@ -16,6 +16,7 @@ import torch
 
 from sparsefmt.torch.dense_layers import dense_layer
 from sparsefmt.torch.linear import SparseLinear
+from sparsefmt.torch.trainable import TrainableSparseLinear
 
 _HOW = (
     "sparsefmt.peft.merge_and_unload(model, keep_zeros=True) merges it where the weight is not zero, and the layers"
@@ -159,7 +160,7 @@ def _with_zeros(layer: SparseLinear, weight: torch.Tensor) -> SparseLinear:
     """A copy of a layer with another weight, whose zeros are those of its own."""
     zeros = layer.weight.to_dense()
     weight = torch.where(zeros == 0, zeros, weight)
-    made = copy.deepcopy(layer)
+    made = layer.to_sparse_linear() if isinstance(layer, TrainableSparseLinear) else copy.deepcopy(layer)
     made.compress(weight.t() if layer.transposed else weight)
     return made
 

@@ -14,7 +14,7 @@ from packaging.version import Version
 from torch_helpers import raw
 
 import sparsefmt.torch
-from sparsefmt.torch import SparseLinear, make_dense, sparsify
+from sparsefmt.torch import SparseLinear, make_dense, make_trainable, sparsify
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 transformers = pytest.importorskip("transformers", reason="peft needs transformers")
@@ -278,6 +278,23 @@ def test_dora_takes_the_lengths_of_float_rows_where_activations_have_eight_bits(
         weights = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         lengths = torch.linalg.norm(weight, dim=0 if layer.base_layer.transposed else 1)
         torch.testing.assert_close(made.norm(layer.base_layer, *weights, layer.scaling["default"]), lengths)
+
+
+def test_layers_that_were_trained_are_a_base_like_others():
+    model = sparse_model()
+    make_trainable(model)
+    model = adapted(model, lora()).eval()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and "values" in name] == []
+    expected = model(X)
+    losses = steps(model)
+    assert losses[-1] < losses[0]
+    model = adapted(sparse_model(), lora()).eval()
+    torch.testing.assert_close(model(X), expected)
+    make_trainable(model)
+    zeros = model.base_model.model.up.base_layer.weight == 0
+    merged = merge_and_unload(model, keep_zeros=True)
+    assert type(merged.up) is SparseLinear
+    assert torch.equal(merged.up.weight == 0, zeros)
 
 
 def test_weights_of_sixteen_bits_have_adapters_in_float32():
