@@ -7,6 +7,7 @@ from sparsefmt.errors import ChecksumError, FormatError, LimitError, SparsefmtEr
 from sparsefmt.layouts.expected_tokens import set_expected_tokens
 from sparsefmt.safe_open import safe_open
 from sparsefmt.scales import Scales
+from sparsefmt.serialization import deserialize, serialize, serialize_file
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.tensor_writer import TensorWriter
@@ -24,6 +25,7 @@ __all__ = [
     "SparsefmtError",
     "TensorWriter",
     "UnsupportedError",
+    "deserialize",
     "linear",
     "load",
     "load_file",
@@ -31,6 +33,8 @@ __all__ = [
     "safe_open",
     "save",
     "save_file",
+    "serialize",
+    "serialize_file",
     "set_expected_tokens",
     "set_num_threads",
 ]

@@ -25,7 +25,7 @@ STOREYS = [
     {"report"},
     {"transformers", "peft"},
     {"checkpoints", "numpy", "torch"},
-    {"safe_open", "safe_slice", "framework_file"},
+    {"safe_open", "safe_slice", "framework_file", "serialization"},
     {"dense_files"},
     {"api"},
     {"writing"},
