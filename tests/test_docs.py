@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 
 import numpy as np
 import pytest
@@ -256,6 +257,14 @@ def test_commands_are_found_by_ci():
             ["bash", "-c", f"{function}\nreadme_command {name}"], cwd=ROOT, capture_output=True, text=True, check=True
         )
         assert found.stdout == block(f"command: {name}")
+
+
+def test_readme_names_the_versions_that_are_tested():
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["test"]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for library, called in (("transformers", "transformers"), ("torch", "PyTorch")):
+        (pinned,) = [line.partition("==")[2] for line in extra if line.startswith(f"{library}==")]
+        assert f"{called} {pinned.rpartition('.')[0]}" in text, pinned
 
 
 def anchors(document: str) -> set[str]:

@@ -89,6 +89,7 @@ def test_layouts_and_codecs_do_not_know_each_other():
 PUBLIC = {
     *("api.linear", "api.save", "api.save_file", "api.load_file"),
     *("safe_open.safe_open.__init__", "tensor_writer.TensorWriter.__init__", "numpy.save_file", "torch.files.save"),
+    "serialization.serialize_file",
     *(
         "torch.files.save_file",
         "torch.model_files.save_model",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import warnings
 
-from sparsefmt.torch import sharing
+from sparsefmt.torch import onnx_export, sharing
 from sparsefmt.torch.counts import ParameterCount, parameter_count
 from sparsefmt.torch.files import load, load_file, save, save_file
 from sparsefmt.torch.keep_zeros import keep_zeros
@@ -67,3 +67,4 @@ def _register_with_peft() -> None:
 
 
 when_imported("peft", _register_with_peft)
+onnx_export.install()

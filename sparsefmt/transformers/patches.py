@@ -1,7 +1,7 @@
 """Everything that is replaced in transformers, once, when `sparsefmt.transformers` is imported.
 
 A quantizer decides what becomes of tensors. In no version of transformers can it say where they come from or where they
-are saved: transformers looks only for model.safetensors and pytorch_model.bin, and writes only the former. So three
+are saved: transformers looks only for model.safetensors and pytorch_model.bin, and writes only the former. So four
 functions of transformers.modeling_utils, and one of its quantizers, get a wrapper. For everything that is not ours, the
 wrapper calls what was there:
 
@@ -9,6 +9,7 @@ wrapper calls what was there:
                                                      Hub
     load_state_dict                                  reads one of them
     PreTrainedModel.save_pretrained                  of a model with SparseLinear layers, writes .sparsefmt files
+    PreTrainedModel.resize_token_embeddings          of a model whose output layer is compressed, resizes that too
     AutoHfQuantizer.merge_quantization_configs       takes the SparsefmtConfig that a caller gives for such a folder,
                                                      where transformers would warn that it ignores it, and for a folder
                                                      that compressed-tensors has quantized
@@ -31,7 +32,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from sparsefmt.checkpoints import compressed_tensors, huggingface
 from sparsefmt.errors import UnsupportedError
-from sparsefmt.transformers import files, lazy_tensors, placing, saving
+from sparsefmt.transformers import files, lazy_tensors, placing, resizing, saving
 from sparsefmt.transformers.config import SparsefmtConfig
 
 _NAMES = {
@@ -67,6 +68,7 @@ def install() -> None:
     _wrap(modeling_utils, "_get_resolved_checkpoint_files", _find_files)
     _wrap(modeling_utils, "load_state_dict", _read_file)
     _wrap(modeling_utils.PreTrainedModel, "save_pretrained", _save)
+    _wrap(modeling_utils.PreTrainedModel, "resize_token_embeddings", resizing.resize_token_embeddings)
 
     merge = AutoHfQuantizer.merge_quantization_configs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sparsefmt.torch.compress_experts import compressed_matrices, rows_of_stack
 from sparsefmt.torch.compute_dtype import hint, narrow, widen
 from sparsefmt.torch.expert_kinds import count_of_experts, projection_of, projections_of
 from sparsefmt.torch.layers import Holder
+from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.mapped_files import MappedFiles
 from sparsefmt.torch.models import SparsifyResult
 from sparsefmt.torch.selection import Selection
@@ -70,6 +72,11 @@ class SparsefmtQuantizer(HfQuantizer):
         self._mismatched: set[str] = set()
         self._files = MappedFiles()
         self._quantized: QuantizedFiles | None = None
+        self._model: weakref.ref[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # of a copy, it would be the model that was copied
+        return {**self.__dict__, "_model": None}
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuse devices other than the CPU, as a whole or for a part of the model."""
@@ -158,6 +165,7 @@ class SparsefmtQuantizer(HfQuantizer):
             )
         self._files.release(model)
         give_back()
+        self._model = weakref.ref(model)
         self._say_what_became_of_it(model)
         return model
 
@@ -208,7 +216,24 @@ class SparsefmtQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        return False
+        """Whether a Trainer takes a model with adapters."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Whether a Trainer takes a model without adapters: it asks when it is made, for evaluating alone, too.
+
+        Weights that stay as they are while the rest is trained are a trap, so the log says which.
+        """
+        model = None if self._model is None else self._model()
+        frozen = 0 if model is None or _has_adapters(model) else sum(map(_is_frozen, model.modules()))
+        if frozen:
+            _logger.warning(
+                f"sparsefmt: a Trainer of this model evaluates and predicts. The weights of {frozen:,} SparseLinear"
+                " layers are not trained: train() changes the other parameters alone. To train all, call"
+                " model.dequantize() first; docs/pytorch.md has more ways"
+            )
+        return True
 
 
 class Compress(ConversionOps):
@@ -292,6 +317,19 @@ def _dtype_named(name: str) -> torch.dtype:
     if dtype is None:
         raise ValueError(f"the dtype of the model's config is {name!r}, which is not a dtype of torch")
     return dtype
+
+
+def _has_adapters(model: torch.nn.Module) -> bool:
+    """Whether PEFT has put adapters into a model."""
+    kinds = {type(module) for module in model.modules()}
+    return any(base.__module__.partition(".")[0] == "peft" for kind in kinds for base in kind.__mro__)
+
+
+def _is_frozen(module: torch.nn.Module) -> bool:
+    """Whether this is a SparseLinear whose weights are not trained."""
+    if not isinstance(module, SparseLinear):
+        return False
+    return not any(name != "bias" and tensor.requires_grad for name, tensor in module.named_parameters())
 
 
 def _is_cpu(place: Any) -> bool:

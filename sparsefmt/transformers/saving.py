@@ -40,6 +40,7 @@ from sparsefmt.transformers.compressed_parameter import ScalesOf, StandIn
 from sparsefmt.transformers.compressed_stack import StackStandIn
 from sparsefmt.transformers.config import SparsefmtConfig, replace_dtype
 from sparsefmt.transformers.files import SUFFIX
+from sparsefmt.transformers.given_state import compressed_state
 from sparsefmt.writing import write_all
 
 _logger = logging.get_logger("transformers.sparsefmt")
@@ -81,17 +82,14 @@ def save_pretrained(
         model, save_directory, is_main_process, max_shard_size, variant, save_original_format, others: as in
             save_pretrained. Sizes of shards are those in memory, before the entropy coding.
         negative_zeros: "keep" every bit, or "drop" the signs of zeros, as in `sparsefmt.save_file`.
-        state_dict, push_to_hub: not supported; `model.push_to_hub` is.
+        state_dict: what to save in place of the model's own state: what `model.state_dict()` has, or some of it.
+        push_to_hub: not supported; `model.push_to_hub` is.
 
     Raises:
-        ValueError: what is not supported.
+        ValueError: what is not supported; a state_dict with a part of a compressed weight.
         SparsefmtError: a tensor that cannot be stored.
         OSError: the disk is full, ….
     """
-    if state_dict is not None:
-        raise ValueError(
-            "a model with SparseLinear layers is saved as it is: save_pretrained takes no state_dict for it"
-        )
     if push_to_hub:
         raise ValueError("push_to_hub=True is not supported for .sparsefmt weights: call model.push_to_hub instead")
     if os.path.isfile(save_directory):
@@ -104,7 +102,7 @@ def save_pretrained(
         return
     folder = Path(save_directory)
     with StagedFolder(folder, None, overwrite=True) as staged:
-        _write_weights(_state(model, save_original_format), staged, max_shard_size, variant, negative_zeros)
+        _write_weights(_state(model, save_original_format, state_dict), staged, max_shard_size, variant, negative_zeros)
         with staged.filling() as inner, _no_progress_bar():
             original(model, inner, is_main_process=True, state_dict={}, **others)
             _write_stored_dtype(model, inner)
@@ -183,23 +181,30 @@ def _write(staged: StagedFolder, file: Path, content: bytes) -> None:
         sink.write(content)
 
 
-def _state(model: Any, original_format: bool) -> dict[str, torch.Tensor]:
+def _state(model: Any, original_format: bool, given: dict[str, Any] | None) -> dict[str, torch.Tensor]:
     """What the dense model's checkpoint has, a StandIn for each compressed weight.
 
     Of a model that computes in float32 with weights of 16 bits, the rest is there a second time, in 16 bits.
+
+    given: a state dict to save in place of the model's own.
     """
-    state = tensors_and_stacks_of(model)
-    layers = {
-        joined(name, "weight"): layer for name, layer in modules_with_names(model) if isinstance(layer, SparseLinear)
-    }
-    for name, scale in scaled_weights(model).items():
-        # they come with their weights, whatever these are called in the end
-        state.pop(scale, None)
-        state.pop(scales.input_scale_name(name), None)
+    if given is None:
+        state = tensors_and_stacks_of(model)
+        layers = {
+            joined(name, "weight"): layer
+            for name, layer in modules_with_names(model)
+            if isinstance(layer, SparseLinear)
+        }
+        for name, scale in scaled_weights(model).items():
+            # they come with their weights, whatever these are called in the end
+            state.pop(scale, None)
+            state.pop(scales.input_scale_name(name), None)
+    else:
+        state, layers = compressed_state(model, given)
     for key in model._keys_to_ignore_on_save or ():
         state.pop(key, None)
     compressed: dict[str, torch.Tensor] = {
-        name: _stand_in(tensor, layers[name]) for name, tensor in state.items() if isinstance(tensor, SparseTensor)
+        name: _stand_in(tensor, layers.get(name)) for name, tensor in state.items() if isinstance(tensor, SparseTensor)
     }
     compressed |= {name: _stack_stand_in(stack) for name, stack in state.items() if isinstance(stack, SparseStack)}
     dense = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
@@ -212,8 +217,8 @@ def _state(model: Any, original_format: bool) -> dict[str, torch.Tensor]:
     return revert_weight_conversion(model, checkpoint) if original_format else checkpoint
 
 
-def _stand_in(tensor: SparseTensor, layer: SparseLinear) -> StandIn:
-    if layer.weight_scale is None:
+def _stand_in(tensor: SparseTensor, layer: SparseLinear | None) -> StandIn:
+    if layer is None or layer.weight_scale is None:
         return StandIn(tensor)
     of_input = None if layer.input_scale is None else float(layer.input_scale)
     return StandIn(tensor, ScalesOf(layer.weight_scale, of_input), layer.weight_dtype)

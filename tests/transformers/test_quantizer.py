@@ -243,7 +243,8 @@ def test_shapes_are_compared_where_transformers_does_not() -> None:
 def test_what_the_quantizer_says_of_itself() -> None:
     quantizer = SparsefmtQuantizer(SparsefmtConfig())
     assert quantizer.is_serializable()
-    assert not quantizer.is_trainable
+    assert quantizer.is_trainable
+    assert quantizer.is_qat_trainable
 
 
 MEASURED = """

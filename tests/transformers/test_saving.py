@@ -97,8 +97,6 @@ def test_saving_takes_the_place_of_dense_weights(
 
 def test_what_saving_refuses(folders: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folders["llama"][1])
-    with pytest.raises(ValueError, match="state_dict"):
-        model.save_pretrained(tmp_path / "out", state_dict=model.state_dict())
     with pytest.raises(ValueError, match="push_to_hub"):
         model.save_pretrained(tmp_path / "out", push_to_hub=True)
     (tmp_path / "file").touch()
