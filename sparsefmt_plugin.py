@@ -30,9 +30,9 @@ def torch_is_imported() -> None:
     import torch
 
     if "sparsefmt.torch" not in sys.modules:
-        torch.ops.sparsefmt = _Operators("torch.ops.sparsefmt")  # type: ignore[assignment]
+        setattr(torch.ops, "sparsefmt", _Operators("torch.ops.sparsefmt"))  # noqa: B010
     if os.environ.get(VARIABLE) == "1" and _LOADS_MODELS not in sys.modules:
-        sys.meta_path.insert(0, _WaitsForTransformers())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _WaitsForTransformers())
 
 
 class _Operators(ModuleType):
@@ -44,7 +44,7 @@ class _Operators(ModuleType):
         import torch
 
         if torch.ops.__dict__.get("sparsefmt") is self:
-            del torch.ops.sparsefmt
+            del torch.ops.__dict__["sparsefmt"]
         import sparsefmt.torch  # noqa: F401
 
         return getattr(torch.ops.sparsefmt, name)
@@ -65,7 +65,7 @@ class _WaitsForTransformers:
         def executed(module: ModuleType) -> None:
             execute(module)
             if self in sys.meta_path:
-                sys.meta_path.remove(self)  # type: ignore[arg-type]
+                sys.meta_path.remove(self)
                 import sparsefmt.transformers  # noqa: F401
 
         # whoever asks may want to know only whether it is there: nothing has happened yet
