@@ -110,16 +110,17 @@ def summary_of(
     for holders in holders_of_parameters(model).values():
         weight = holders[0].module._parameters[holders[0].attribute]
         assert weight is not None
-        is_stack = projection_of(holders[0].module, holders[0].attribute) is not None
-        if not is_stack and projections_of(holders[0].module):
+        projection = projection_of(holders[0].module, holders[0].attribute)
+        if projection is None and projections_of(holders[0].module):
             # a bias of experts
             continue
-        dense_stacks += is_stack
+        dense_stacks += projection is not None
         zeros = _share_of_zeros(weight)
         if zeros < MIN_SPARSITY or (zeros == 1 and weight.requires_grad):
             continue
         pruned += weight.numel()
-        is_wanted = zeros >= selection.min_sparsity and weight.numel() >= selection.least_size
+        size = weight.numel() // (1 if projection is None else projection.experts)
+        is_wanted = zeros >= selection.min_sparsity and size >= selection.least_size
         if is_wanted and all(selection.why_not_held_by_name(holder) is None for holder in holders):
             name = name_of(holders[0])
             reason = reasons.get(name) or selection.why_not_held(holders[0])

@@ -205,7 +205,10 @@ def test_compile_runs_experts_outside_of_its_graph() -> None:
 def test_what_stays_dense_is_said() -> None:
     model = model_of("mixtral")
     key = "model.layers.0.mlp.experts.gate_up_proj"
-    assert "12,288 elements for each expert: below 131,072" in sparsify(copy.deepcopy(model)).dense[key]
+    by_default = sparsify(copy.deepcopy(model))
+    assert "12,288 elements for each expert: below 131,072" in by_default.dense[key]
+    assert by_default.summary is not None
+    assert not by_default.summary.surprises  # as for small layers
     assert "it is excluded" in sparsify(copy.deepcopy(model), min_size=0, exclude="*.experts").dense[key]
     assert "it is excluded" in sparsify(copy.deepcopy(model), min_size=0, exclude="*.gate_up_proj").dense[key]
     assert "it is not included" in sparsify(copy.deepcopy(model), include="*.self_attn.*").dense[key]

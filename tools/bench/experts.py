@@ -2,6 +2,7 @@
 
     python -m tools.bench.experts                             50 and 80 % zeros, float32, all usable cores, some minutes
     python -m tools.bench.experts --sparsity 0.8 --threads 1 --dtype bfloat16
+    python -m tools.bench.experts --quick                     a tiny model, to see that it runs
 
 The model is like Qwen3-MoE: 8 layers with 64 experts of 512 x 1024, of which each token chooses 4, with random weights
 that are pruned at random; embeddings, routers and the output layer stay dense. Both forms have the same weights. The
@@ -35,19 +36,13 @@ IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
 OURS = "compressed"
 
 
-def model_of(sparsity: float, dtype: torch.dtype) -> Any:
-    config = Qwen3MoeConfig(
-        vocab_size=1024,
-        hidden_size=1024,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=128,
-        num_experts=64,
-        num_experts_per_tok=4,
-        moe_intermediate_size=512,
-        max_position_embeddings=512,
-    )
+QUICK = {"hidden_size": 128, "num_hidden_layers": 1, "num_experts": 8, "moe_intermediate_size": 64, "head_dim": 16}
+
+
+def model_of(sparsity: float, dtype: torch.dtype, quick: bool) -> Any:
+    sizes = {"hidden_size": 1024, "num_hidden_layers": 8, "num_experts": 64, "moe_intermediate_size": 512}
+    shape = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 128, "num_experts_per_tok": 4}
+    config = Qwen3MoeConfig(**{**sizes, **shape, **(QUICK if quick else {})}, vocab_size=1024)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     for name, parameter in model.named_parameters():
@@ -73,12 +68,12 @@ class Runs:
             self._cache = DynamicCache(config=self._model.config)
             self._called(self._tokens, self._cache)
         logits = self._called(self._tokens[:, :1], self._cache)
-        self._cache.crop(PROMPT)
+        self._cache.crop(-1)
         return logits
 
     def _called(self, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
         self._model.set_experts_implementation(self._implementation)
-        return self._model(tokens, past_key_values=cache, use_cache=cache is not None).logits
+        return self._model(tokens, cache=cache, use_cache=cache is not None).logits
 
 
 def verify(ours: Runs, dense: Runs) -> None:
@@ -100,16 +95,17 @@ def measured(contenders: dict[str, Runs], call: str, turns: int) -> dict[str, li
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
 @click.option("--threads", type=click.IntRange(1), default=usable_cores())
 @click.option("--turns", type=click.IntRange(3), default=15)
+@click.option("--quick", is_flag=True, help="A tiny model, to see that it runs.")
 @torch.inference_mode()
-def main(sparsity: tuple[float, ...], dtype: str, threads: int, turns: int) -> None:
+def main(sparsity: tuple[float, ...], dtype: str, threads: int, turns: int, quick: bool) -> None:
     hold_to(None)
     torch.set_num_threads(threads)
     sparsefmt.set_num_threads(threads)
     table = Table("zeros", "of", *IMPLEMENTATIONS, OURS, "over the fastest", "spread", "others")
     for share in sparsity:
-        model = model_of(share, getattr(torch, dtype))
+        model = model_of(share, getattr(torch, dtype), quick)
         compressed = copy.deepcopy(model)
-        summary = sparsify(compressed).summary
+        summary = sparsify(compressed, min_size=0 if quick else None).summary
         assert summary is not None
         click.echo(f"{share:.0%}: {summary}")
         contenders = {name: Runs(model, name) for name in IMPLEMENTATIONS} | {OURS: Runs(compressed, "eager")}
