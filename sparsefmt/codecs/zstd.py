@@ -73,7 +73,8 @@ class _ZstdCoder(Coder):
         """From a sample of each plane; 0 where a part of the array seems to repeat another that is far away.
 
         What repeats does so in the lowest bytes of elements too, which are next to random otherwise: so they are
-        searched for repeats, and that is fast.
+        searched for repeats, and that is fast. Of 107 arrays (values of a pruned MiniLM and made-up ones, in three
+        types), the estimate was 5.6 % too low to 10.5 % too high; none that `auto` left out would have been smaller.
         """
         if raw.size < _WORTH_ESTIMATING:
             return 0

@@ -22,7 +22,7 @@ column of stored sizes, would make a small file larger."""
 _KEYS_OF_A_MODEL = 24
 """About what an entry has for a model, beside its bytes."""
 
-_SURELY_LARGER = 1.03
+_SURELY_LARGER = 1.05
 """How much larger than what another codec makes an estimate has to be, so that a codec is not tried."""
 
 KEPT_BYTES = 1 << 24

@@ -81,11 +81,12 @@ class Candidate:
             return counts
         return np.concatenate([counts, np.zeros(self._copy - counts.size, np.int64), [np.count_nonzero(self.copies)]])
 
-    def cost(self) -> float:
-        """Bits of all masks and of the model, about."""
-        cost, self._table_of = merge_tables(self.counts[: self._sums], *_TABLE_BITS)
+    def cost(self, share: int) -> float:
+        """Bits of all masks and of the model, about, if one of so many bytes was counted."""
+        counts = self.counts * share
+        cost, self._table_of = merge_tables(counts[: self._sums], *_TABLE_BITS)
         if self._copy >= 0:
-            cost += merge_tables(self.counts[-1:], *_TABLE_BITS)[0]
+            cost += merge_tables(counts[-1:], *_TABLE_BITS)[0]
         cost += entropy_bits(self._symbol_counts())
         return cost + (0.0 if self.column_classes is None else entropy_bits(member_counts(self.column_classes)))
 

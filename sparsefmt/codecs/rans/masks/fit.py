@@ -9,7 +9,13 @@ from sparsefmt.codecs.rans.class_search import assign_classes, classes_between
 from sparsefmt.codecs.rans.classes import MAX_CLASSIFIED_COLS
 from sparsefmt.codecs.rans.masks.candidate import Candidate
 from sparsefmt.codecs.rans.masks.model import Model
-from sparsefmt.positions.masks import SLICE_ROWS, in_slices
+from sparsefmt.positions.masks import SLICE_ROWS, in_slices, slices_of
+
+_WORTH_SAMPLING = 1 << 20
+"""Positions of a mask from which on not all of them are counted for each candidate."""
+
+_SAMPLED = 4
+"""The part of each tile that is counted then."""
 
 _STEPS = ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))
 """How far classes of rows and of columns are apart, of what is tried: in log2 of the odds that a position is kept. 0
@@ -22,16 +28,28 @@ def fit(info: ArrayInfo, each: Each) -> tuple[Model, np.ndarray]:
     Beside the tiles, it takes up to 16 bytes for each row, and for each column if they get classes.
     """
     candidates = _candidates(info, each)
+    # of large masks, a part of each tile says which of them it will be
+    share = _SAMPLED if len(candidates) > 1 and info.rows * info.cols >= _WORTH_SAMPLING else 1
+    _count(candidates, share, info, each)
+    best = min(candidates, key=lambda candidate: candidate.cost(share))
+    if share > 1:
+        best.counts[:] = 0
+        _count([best], 1, info, each)
+        best.cost(1)
+    return best.model(), best.row_symbols
+
+
+def _count(candidates: list[Candidate], share: int, info: ArrayInfo, each: Each) -> None:
+    """Count the bytes that each of the candidates makes of the first of so many parts of each tile."""
 
     def count(chunk: Chunk) -> list[np.ndarray]:
-        mask = in_slices(chunk.raw, len(chunk.rows), info.cols)
-        return [candidate.histogram(mask, chunk.rows) for candidate in candidates]
+        slices = -(-slices_of(len(chunk.rows)) // share)
+        mask, rows = in_slices(chunk.raw, len(chunk.rows), info.cols), chunk.rows[: slices * SLICE_ROWS]
+        return [candidate.histogram(mask[:slices], rows) for candidate in candidates]
 
     for histograms in each(count):
         for candidate, histogram in zip(candidates, histograms, strict=True):
             candidate.counts += histogram
-    best = min(candidates, key=lambda candidate: candidate.cost())
-    return best.model(), best.row_symbols
 
 
 def _candidates(info: ArrayInfo, each: Each) -> list[Candidate]:
