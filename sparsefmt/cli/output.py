@@ -19,6 +19,7 @@ from sparsefmt.in_words import ratio as ratio
 from sparsefmt.in_words import shape as shape
 from sparsefmt.in_words import share as share
 from sparsefmt.in_words import size as size
+from sparsefmt.limits import MAX_NAME_BYTES
 
 WIDTH_OF_PIPES = 160
 """Columns of output that goes to a file or a pipe, unless COLUMNS is set. A table with longer names is wider."""
@@ -56,9 +57,16 @@ def table(*columns: str, left: int = 1, most_lines: int = MOST_LINES) -> NameTab
 def add_row(made: NameTable, *cells: str, style: str = "") -> None:
     """Add texts as they are: a name in brackets is not markup, and a control character is shown and not obeyed.
 
-    The style shows on terminals with colours. The output says the same in words.
+    The style shows on terminals with colours. The output says the same in words. A first cell that is longer than two
+    names in a .sparsefmt file is cut, and says so: safetensors may have names of megabytes.
     """
-    made.add(*map(printable, cells), style=style)
+    made.add(*map(printable, (_cut(cells[0]), *cells[1:])), style=style)
+
+
+def _cut(name: str) -> str:
+    if len(name) <= 2 * MAX_NAME_BYTES + 32:  # "NAME = a copy of NAME"
+        return name
+    return f"{name[: MAX_NAME_BYTES // 4]}… (a name of {len(name):,} characters)"
 
 
 def print_table(made: NameTable) -> None:

@@ -305,3 +305,16 @@ def test_a_share_is_all_or_nothing_only_if_it_is() -> None:
     shares = [output.share(part, 10_000) for part in (0, 1, 5, 10, 9_990, 9_999, 10_000)]
     assert shares == ["0%", "<0.1%", "0.1%", "0.1%", "99.9%", ">99.9%", "100%"]
     assert output.share(0, 0) == ""
+
+
+def test_names_of_megabytes_are_cut(tmp_path: Path) -> None:
+    """Of safetensors: .sparsefmt files have none."""
+    for file, value in (("a", b"\x00\x00\x80\x3f"), ("b", b"\x00\x00\x00\x00")):
+        (tmp_path / f"{file}.safetensors").write_bytes(craft_tensors({"\u202e" + "x" * 2_000_000: ("F32", [1], value)}))
+    for printed in (
+        succeed("inspect", tmp_path / "a.safetensors", "--patterns"),
+        differ(tmp_path / "a.safetensors", tmp_path / "b.safetensors"),
+    ):
+        assert len(printed) < 5_000
+        assert "\u202e" not in printed
+        assert "(a name of 2,000,001 characters)" in printed.replace("\n", " ")
