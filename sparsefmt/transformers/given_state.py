@@ -12,6 +12,7 @@ from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.layers import joined, modules_with_names
 from sparsefmt.torch.linear import SIGNS, SparseLinear
 from sparsefmt.torch.stack import SparseStack
+from sparsefmt.torch.trainable import TrainableSparseLinear
 
 _WEIGHTS = ("weight_arrays", "weight_table")
 _PARTS = (*_WEIGHTS, "weight_scale", "input_scale", SIGNS)
@@ -41,6 +42,8 @@ def compressed_state(
     for name, module in modules_with_names(model):
         if isinstance(module, SparseStack):
             _take_stack(state, name, module)
+        elif isinstance(module, TrainableSparseLinear) and joined(name, "values") in state:
+            _take_trained(state, name, module)
         elif isinstance(module, SparseLinear) and id(module) not in of_stacks:
             parts = _parts_of(state, name)
             if parts is None:
@@ -75,6 +78,18 @@ def _parts_of(state: dict[str, Any], name: str) -> dict[str, Any] | None:
         had, lacked = joined(name, next(iter(parts))), joined(name, missing[0])
         raise ValueError(f"state_dict has {had!r}, and lacks {lacked!r}: a compressed weight is saved with both")
     return parts
+
+
+def _take_trained(state: dict[str, Any], name: str, layer: TrainableSparseLinear) -> None:
+    """Put the weight of a layer that is trained into a state, in place of its values and their positions."""
+    values = state.pop(joined(name, "values"))
+    state.pop(joined(name, "positions"), None)
+    if values.data_ptr() != layer.values.data_ptr():
+        raise ValueError(
+            f"state_dict has {joined(name, 'values')!r}, which are not those of the model: load them into it, and save"
+            " it without a state_dict"
+        )
+    state[joined(name, "weight")] = layer.sparse_tensor()
 
 
 def _take_stack(state: dict[str, Any], name: str, stack: SparseStack) -> None:
