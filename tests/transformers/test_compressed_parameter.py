@@ -10,6 +10,7 @@ import torch
 
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.transformers.compressed_parameter import StandIn
+from sparsefmt.transformers.compressed_stack import StackStandIn
 
 pytestmark = pytest.mark.usefixtures("small_layers")
 
@@ -44,7 +45,7 @@ def test_stand_in_is_the_dense_tensor_to_every_operation() -> None:
         lambda x: x[3:5],
         lambda x: x + 1,
         lambda x: torch.cat([x, x], dim=1),
-        lambda x: torch.stack([x, x]),
+        lambda x: torch.stack([x, x], dim=1),
         lambda x: x.chunk(2)[1],
         lambda x: x.reshape(-1),
         lambda x: torch.empty(40, 70).copy_(x),
@@ -53,4 +54,8 @@ def test_stand_in_is_the_dense_tensor_to_every_operation() -> None:
         made = operation(stand_in)
         assert type(made) is torch.Tensor
         assert made.equal(operation(tensor))
+    # as the experts of a layer are put together
+    stack = torch.stack([stand_in, stand_in])
+    assert isinstance(stack, StackStandIn)
+    assert stack.dense().equal(torch.stack([tensor, tensor]))
     assert "sparsity=0.797" in repr(stand_in)
