@@ -148,7 +148,10 @@ class Permuted(Layout):
     def fill(self, tile: Tile, begin: int, first_col: int, bits: np.ndarray) -> None:
         from sparsefmt.layouts.jitted import permuted as jitted
 
-        jitted.to_dense(*slot_arrays(tile), begin, first_col, bits)
+        rows = bits.shape[0]
+        # in sorted order, since rows that lie side by side there share lines of the cache
+        positions = np.arange(rows) if rows == tile.rows else np.sort(tile.places()[begin : begin + rows])
+        jitted.to_dense(*slot_arrays(tile), frozen(positions), begin, first_col, bits)
 
     def from_entries(self, entries: Entries, dtype: DType, shape: tuple[int, int], zeros: Allocate = zeros) -> Arrays:
         from sparsefmt.layouts.jitted import permuted as jitted

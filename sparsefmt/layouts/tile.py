@@ -36,7 +36,7 @@ class Tile:
             none, or if the signs are kept elsewhere.
     """
 
-    __slots__ = ("_nnz", "arrays", "cols", "dtype", "layout", "negative_zeros", "rows")
+    __slots__ = ("_nnz", "_places", "arrays", "cols", "dtype", "layout", "negative_zeros", "rows")
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class Tile:
         self.layout, self.dtype, self.arrays, self.negative_zeros = layout, dtype, arrays, signs
         self.rows, self.cols = shape
         self._nnz: int | None = None
+        self._places: np.ndarray | None = None
 
     @classmethod
     def from_dense(cls, layout: Layout, bits: np.ndarray, dtype: DType, zeros: Allocate = zeros) -> Tile:
@@ -124,6 +125,16 @@ class Tile:
         if self._nnz is None:
             self._nnz = self.layout.nnz(self)
         return self._nnz
+
+    def places(self) -> np.ndarray:
+        """Of layout `permuted`: where in sorted order each row is, int64 (rows,). O(rows), the first time."""
+        places = self._places
+        if places is None:
+            places = np.empty(self.rows, np.int64)
+            places[self["row_permutation"]] = np.arange(self.rows)
+            # not before it is whole: another thread may ask for it
+            self._places = places
+        return places
 
     @property
     def pruned(self) -> int:

@@ -153,24 +153,27 @@ def to_dense(
     row_permutation: np.ndarray,
     row_counts: np.ndarray,
     slice_offsets: np.ndarray,
+    positions: np.ndarray,
     begin: int,
     first_col: int,
     bits: np.ndarray,
 ) -> None:
-    """Fill zeroed `bits` with rows from `begin` on, and columns from `first_col` on, as many as it has."""
-    end, cols = begin + bits.shape[0], bits.shape[1]
-    for position in range(row_permutation.shape[0]):
-        row = np.int64(row_permutation[position])
-        if begin <= row < end:
-            slot, col, out = np.int64(slice_offsets[position >> 4]), 0, bits[row - begin]
-            for _ in range(np.int64(row_counts[position])):
-                col = _column(where, slot, position & 15, col)
-                # fillers are zeros between two elements
-                if np.uint64(col - first_col) < np.uint64(cols):
-                    out[col - first_col] = values[slot, position & 15]
-                elif col >= first_col + cols:
-                    break
-                slot += 1
+    """Fill zeroed `bits` with rows from `begin` on, and columns from `first_col` on, as many as it has.
+
+    positions: int64, of those rows in sorted order.
+    """
+    cols = bits.shape[1]
+    for position in positions:
+        slot, col = np.int64(slice_offsets[position >> 4]), 0
+        out = bits[np.int64(row_permutation[position]) - begin]
+        for _ in range(np.int64(row_counts[position])):
+            col = _column(where, slot, position & 15, col)
+            # fillers are zeros between two elements
+            if np.uint64(col - first_col) < np.uint64(cols):
+                out[col - first_col] = values[slot, position & 15]
+            elif col >= first_col + cols:
+                break
+            slot += 1
 
 
 @jit
