@@ -399,6 +399,16 @@ class TestFilesThatChange:
             assert caught.value.filename == str(tmp_path / place)
 
 
+def reading_by(call: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Let files be read by this call of the system, which is returned: where there is no preadv, pread is what is."""
+    if not hasattr(os, call):
+        pytest.skip(f"no os.{call} here")
+    if call == "pread":
+        monkeypatch.delattr(os, "preadv", raising=False)
+    real: Callable[..., Any] = getattr(os, call)
+    return real
+
+
 class TestReading:
     """backend="pread": an error where a mapping would end the process."""
 
@@ -429,29 +439,32 @@ class TestReading:
                 file.get_tensor("w")
             assert same_bits(np.asarray(before), ARRAY)
 
-    def test_a_file_that_is_closed_during_a_read(self, path, monkeypatch):
+    @pytest.mark.parametrize("call", ["preadv", "pread"])
+    def test_a_file_that_is_closed_during_a_read(self, path, monkeypatch, call):
         """Its descriptor may belong to another file at once: the read must not go there."""
-        source, real, others = ReadFile(path), os.pread, []
+        source, real, others = ReadFile(path), reading_by(call, monkeypatch), []
         expected = path.read_bytes()[:64]
 
-        def pread(descriptor: int, size: int, offset: int) -> bytes:
+        def read(*arguments: Any) -> Any:
             source.close()
             others.append(open(os.devnull, "rb"))  # noqa: SIM115 (closed below)
-            return real(descriptor, size, offset)
+            return real(*arguments)
 
-        monkeypatch.setattr(os, "pread", pread)
+        monkeypatch.setattr(os, call, read)
         assert source.read(0, 64).tobytes() == expected
         with pytest.raises(ValueError, match="closed"):
             source.read(0, 64)
         for other in others:
             other.close()
 
-    def test_errors_name_the_file(self, path, monkeypatch):
-        def pread(descriptor: int, size: int, offset: int) -> bytes:
+    @pytest.mark.parametrize("call", ["preadv", "pread"])
+    def test_errors_name_the_file(self, path, monkeypatch, call):
+        def read(*arguments: Any) -> Any:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
+        reading_by(call, monkeypatch)
         file = sparsefmt.open_file(path, backend="pread")
-        monkeypatch.setattr(os, "pread", pread)
+        monkeypatch.setattr(os, call, read)
         with pytest.raises(OSError, match=re.escape(str(path))):
             file.get_tensor("w")
 
