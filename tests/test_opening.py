@@ -23,6 +23,7 @@ from sparsefmt import ChecksumError, LimitError, SparsefmtError
 from sparsefmt.cli import main
 from sparsefmt.container.disk_file import CannotBeMapped
 from sparsefmt.container.sources import MappedFile
+from sparsefmt.dtypes import DTYPES
 
 TENSORS = {
     "weight": weights(np.random.default_rng(0), (64, 64), np.float32, 0.8),
@@ -47,7 +48,15 @@ def loaded_into(function: Callable, source: Any, **options: Any) -> dict[str, An
     return {"weight": dense.detach(), "bias": model.bias.detach()}
 
 
+def deserialized(function: Callable[..., Any], path: Any, **options: Any) -> dict[str, Any]:
+    return {
+        name: np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]].numpy).reshape(tensor["shape"])
+        for name, tensor in function(path.read_bytes(), **options)
+    }
+
+
 READING: dict[str, Callable[..., dict[str, Any]]] = {
+    "sparsefmt.deserialize": deserialized,
     "sparsefmt.load": lambda f, path, **options: f(path.read_bytes(), layout="dense", **options),
     "sparsefmt.load_file": lambda f, path, **options: f(path, layout="dense", **options),
     "sparsefmt.open_file": opened,
@@ -67,14 +76,17 @@ def reading() -> Iterator[tuple[str, Callable]]:
     for module in (sparsefmt, sparsefmt.numpy, sparsefmt.torch):
         for name in module.__all__:
             value = getattr(module, name)
-            if callable(value) and not name.startswith("save") and not name.endswith("Error"):
+            if callable(value) and not name.startswith(("save", "serialize")) and not name.endswith("Error"):
                 parameters = inspect.signature(value).parameters
                 if parameters.keys() & {"path", "filename", "data", "file"}:
                     yield f"{module.__name__}.{name}", value
 
 
 FUNCTIONS = dict(reading())
-OF_FILES = {name: function for name, function in FUNCTIONS.items() if not name.endswith(".load")}
+OF_BYTES = (".load", ".deserialize")
+"""How names of functions end that take the bytes of a file."""
+
+OF_FILES = {name: function for name, function in FUNCTIONS.items() if not name.endswith(OF_BYTES)}
 
 
 @pytest.fixture(scope="module")

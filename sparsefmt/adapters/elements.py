@@ -43,7 +43,7 @@ class ElementsRows(Rows):
         from sparsefmt.adapters.jitted import elements as jitted
 
         _, columns, values = self._elements
-        counts, fillers = np.empty(self.rows, np.int64), np.zeros(self.rows, np.int64)
+        counts, fillers = np.empty(self.rows, np.uint32), np.zeros(self.rows, np.uint32)
         negative_zero = values.dtype.type(self.dtype.negative_zero)
 
         def count(run: tuple[int, int]) -> int:
@@ -52,7 +52,9 @@ class ElementsRows(Rows):
             return jitted.survey(*of_rows, counts[rows], fillers[rows])
 
         negatives = sum(in_order(count, list(self.runs(0, self.rows)), threads))
-        return self._survey_of(counts, fillers if self.cols > MAX_GAP + 1 else np.zeros_like(fillers), negatives)
+        if self.cols <= MAX_GAP + 1:
+            fillers[:] = 0
+        return self._survey_of(counts, fillers, negatives)
 
     def entries(self, begin: int, end: int) -> Entries:
         counts, columns, values = self._elements

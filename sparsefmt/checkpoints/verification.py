@@ -17,6 +17,7 @@ import numpy as np
 from sparsefmt import slicing
 from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.comparison import Difference, Progress, compare_bits
+from sparsefmt.checkpoints.sparsefmt_file import EntryRows
 from sparsefmt.container import index
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.envelope import MINOR
@@ -38,6 +39,12 @@ class Verified(NamedTuple):
     reader: Reader
     entry: TensorEntry
     against: Rows | None = None
+
+    def cut_alike(self) -> None:
+        """Let the other one have rows like these, where it has no cut of its own, as tensors of .sparsefmt files do."""
+        other, row_dims = self.against, self.entry.row_dims
+        if other is not None and other.row_dims != row_dims and not isinstance(other, EntryRows):
+            other.stack(row_dims)
 
 
 class _Place(NamedTuple):
@@ -91,6 +98,8 @@ class Verifier:
 
         Tiles of several tensors are worked on at a time, so that all threads have work where tensors are small.
         """
+        for tensor in tensors:
+            tensor.cut_alike()
         places = (_Place(tensor, number) for tensor in tensors for number in range(tensor.entry.tiles))
         found = in_batches(self._visit, places, _Place.nbytes, self.threads)
         for tensor in tensors:
@@ -110,7 +119,8 @@ class Verifier:
             if against is not None:
                 for first, last in slicing.runs(begin, end, entry.cols):
                     bits = tile.to_dense(first - begin, last - begin)
-                    run = compare_bits(bits, against.bits(first, last), first * entry.cols, dropped)
+                    theirs = _elements(against, first * entry.cols, last * entry.cols).reshape(bits.shape)
+                    run = compare_bits(bits, theirs, first * entry.cols, dropped)
                     difference = difference.followed_by(run)
         except SparsefmtError as error:
             return error
@@ -132,6 +142,12 @@ class Verifier:
         except SparsefmtError as error:
             return error
         return total
+
+
+def _elements(rows: Rows, begin: int, end: int) -> np.ndarray:
+    """Bits of the elements number `begin` to `end` of a tensor in row-major order, flat."""
+    first, last = begin // rows.cols, -(-end // rows.cols)
+    return rows.bits(first, last).reshape(-1)[begin - first * rows.cols : end - first * rows.cols]
 
 
 def check_index(reader: Reader) -> None:

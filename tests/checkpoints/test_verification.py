@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
+from helpers import run_command
 
 import sparsefmt
 from sparsefmt.adapters import ArrayRows
@@ -53,3 +55,23 @@ def test_a_fault_does_not_stop_what_comes_after_it(threads: int, tmp_path: Path)
     assert all(f"'{name}'" in str(fault) for name, fault in faults.items())
     assert found["t07"][:2] == (1, 3 * 37 + 4)
     assert {name for name, result in found.items() if result != Difference()} == {*faults, "t07"}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "sparsefmt"])
+def test_a_stack_is_compared_with_what_is_none(tmp_path, kind):
+    """Other rows have other columns, and the same elements."""
+    weight = np.random.default_rng(0).standard_normal((3, 40, 64)).astype(np.float32)
+    weight[np.random.default_rng(1).random(weight.shape) < 0.5] = 0
+    changed = weight.copy()
+    changed[1, 2, 3] += 1
+    for row_dims, other in ((2, 1), (1, 2)):
+        path, against = tmp_path / f"{row_dims}.sparsefmt", tmp_path / f"{row_dims}.other.{kind}"
+        sparsefmt.save_file({"w": weight}, path, row_dims=row_dims)
+        for theirs, fault in ((weight, None), (changed, "1 of 7,680 elements differ, first at [1, 2, 3]")):
+            if kind == "safetensors":
+                safetensors.numpy.save_file({"w": theirs}, against)
+            else:
+                sparsefmt.save_file({"w": theirs}, against, row_dims=other)
+            result = run_command("verify", str(path), "--against", str(against))
+            assert result.exit_code == (0 if fault is None else 1), result.output
+            assert fault is None or fault in result.output

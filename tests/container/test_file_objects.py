@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import in_threads, weights
-from test_opening import FUNCTIONS, READING, TENSORS, check_tensors
+from test_opening import FUNCTIONS, OF_BYTES, READING, TENSORS, check_tensors
 
 import sparsefmt
 import sparsefmt.numpy
@@ -92,7 +92,7 @@ class Given:
 def test_all_functions_read_them(name, kind):
     function, read = FUNCTIONS[name], READING[name]
     file = kind(CONTENT)
-    source = Given(file) if name.endswith(".load") else file
+    source = Given(file) if name.endswith(OF_BYTES) else file
     for _ in range(2):
         check_tensors(read(function, source))
         assert file.tell() == 0
