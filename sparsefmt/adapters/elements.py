@@ -20,6 +20,9 @@ from sparsefmt.threads import in_order
 _MOST_ROWS = 1 << 32
 """Rows whose numbers fit COLUMN."""
 
+_ROWS_AT_ONCE = 1 << 16
+"""Rows that a thread surveys together. Most have few elements."""
+
 _MOST_COUNTED = 16
 """Rows and columns to an element up to which elements are moved to rows by counting them."""
 
@@ -46,12 +49,12 @@ class ElementsRows(Rows):
         counts, fillers = np.empty(self.rows, np.uint32), np.zeros(self.rows, np.uint32)
         negative_zero = values.dtype.type(self.dtype.negative_zero)
 
-        def count(run: tuple[int, int]) -> int:
-            rows = slice(*run)
+        def count(begin: int) -> int:
+            rows = slice(begin, begin + _ROWS_AT_ONCE)
             of_rows = self._begins[rows], self._elements.counts[rows], columns, values, negative_zero
             return jitted.survey(*of_rows, counts[rows], fillers[rows])
 
-        negatives = sum(in_order(count, list(self.runs(0, self.rows)), threads))
+        negatives = sum(in_order(count, range(0, self.rows, _ROWS_AT_ONCE), threads))
         if self.cols <= MAX_GAP + 1:
             fillers[:] = 0
         return self._survey_of(counts, fillers, negatives)
