@@ -202,6 +202,7 @@ def test_each_command_can_be_told_how_much_to_decode(path, tmp_path, name):
         name,
         path,
         *([path] if name == "diff" else [tmp_path / "out.safetensors"] if name == "export" else []),
+        *(["-o", tmp_path / "out.html"] if name == "report" else []),
     ]
     refused = run_command(*arguments, "--max-decoded-bytes", 255)
     assert refused.exit_code == 1

@@ -464,13 +464,14 @@ def test_interrupted(model: Path, converted: Path, monkeypatch: pytest.MonkeyPat
     before = converted.read_bytes()
     calls = []
 
-    def interrupt(self: TensorWriter, name: str, value: Any, add: Any = TensorWriter.add) -> None:
-        calls.append(name)
+    def interrupt(self: TensorWriter, *tensor: Any, add: Any = TensorWriter.add_prepared) -> None:
+        calls.append(tensor)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        add(self, name, value)
+        add(self, *tensor)
 
-    monkeypatch.setattr(TensorWriter, "add", interrupt)
+    # as small tensors are written
+    monkeypatch.setattr(TensorWriter, "add_prepared", interrupt)
     assert fail(130, "convert", model, "--force") == "interrupted"
     assert len(calls) == 3
     assert converted.read_bytes() == before
