@@ -290,3 +290,14 @@ def test_saving_climbs_in_five_places(tmp_path):
         ("container.in_progress.TensorInProgress._completed", "adapters.rows.Rows.tile_maker"),
         ("codecs.contract.Each.__call__", "container.tensor_encoder._EachOfArray.chunk"),
     }
+
+
+def test_nothing_else_lies_at_the_top():
+    """What a command writes by default belongs to whoever runs it there, and to no commit."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode or not listed.stdout:
+        pytest.skip("this is no clone")
+    folders = {".ci", "docs", "sparsefmt", "spec", "tests", "tools"}
+    texts = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md"}
+    building = {".gitignore", "MANIFEST.in", "pyproject.toml", "setup.py", "sparsefmt_plugin.py"}
+    assert {name.split("/")[0] for name in listed.stdout.splitlines()} <= folders | texts | building
