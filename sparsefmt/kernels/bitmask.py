@@ -22,12 +22,13 @@ from numba.extending import overload
 
 from sparsefmt.bits_of_words import lowest_bit, popcount
 from sparsefmt.jit import jit
+from sparsefmt.kernels.dots import SIGNS, from_dots, less_dots
 from sparsefmt.kernels.expand import COLUMNS, copy_value, dot_word, expand_dots, expand_word, fma_word, values_of_word
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
 from sparsefmt.kernels.kinds import DOTS, WIDTH, summed_kind
 from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SCALES, SLICE_OFFSETS, VALUES
 from sparsefmt.kernels.raw_memory import load_scalar, load_u16, load_u32, load_u64, prefetch, store_scalar
-from sparsefmt.kernels.simd import SIGNS, VECTOR_BYTES, fma, fma_by_rows, from_dots, less_dots, store, store_sums, zeros
+from sparsefmt.kernels.simd import VECTOR_BYTES, fma, fma_by_rows, store, store_sums, zeros
 from sparsefmt.positions.masks import SLICE_ROWS
 
 AHEAD = 2048

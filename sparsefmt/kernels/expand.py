@@ -20,9 +20,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from sparsefmt.isa import ISA, MOVES_BYTES, NEON
+from sparsefmt.kernels.dots import dots
 from sparsefmt.kernels.kinds import BF16, DOTS, E4M3, E5M2, F16, F32, F64, INT8, ONE_BYTE, UINT8, WIDTH
 from sparsefmt.kernels.llvm import behind, from_upper_bytes, fused, stored_type, widened
-from sparsefmt.kernels.simd import VECTOR_BYTES, Vectors, accumulator, broadcast, dots, packed, unpacked
+from sparsefmt.kernels.simd import VECTOR_BYTES, Vectors, accumulator, broadcast, packed, unpacked
 from sparsefmt.llvm import I1, I8, I16, I32, I64, call, concatenated, constant_of, integer, lanes_of, load_as, store_at
 from sparsefmt.positions.masks import SLICE_ROWS
 

@@ -21,25 +21,13 @@ from numba.extending import overload
 from sparsefmt.isa import DOTS as HAS_DOTS
 from sparsefmt.jit import jit
 from sparsefmt.kernels.bitmask import expand_columns, widen_mask
+from sparsefmt.kernels.dots import BIASED, SIGNS, dot_panel, from_dots, less_dots
 from sparsefmt.kernels.expand import in_registers
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
 from sparsefmt.kernels.kinds import DOTS, WIDTH, columns_at_once, summed_kind
 from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SCALES, SLICE_OFFSETS, VALUES
 from sparsefmt.kernels.raw_memory import load_u32, load_u64, memory, store_scalar
-from sparsefmt.kernels.simd import (
-    BIASED,
-    SIGNS,
-    VECTOR_BYTES,
-    dot_panel,
-    fma_by_rows,
-    fma_panel,
-    from_dots,
-    less_dots,
-    load,
-    store,
-    store_sums,
-    zeros,
-)
+from sparsefmt.kernels.simd import VECTOR_BYTES, fma_by_rows, fma_panel, load, store, store_sums, zeros
 from sparsefmt.kernels.transposed import SCRATCH_BYTES, transpose_columns
 from sparsefmt.positions.masks import SLICE_ROWS
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from sparsefmt.isa import DOTS as HAS_DOTS
 from sparsefmt.kernels import activations, bitmask, bitmask_by_rows, dense, expand, panel
+from sparsefmt.kernels.dots import SIGNS
 from sparsefmt.kernels.kinds import DOTS, WIDTH, summed_kind
 from sparsefmt.kernels.native import native
 from sparsefmt.kernels.operand import Matrix
 from sparsefmt.kernels.plans import permuted
 from sparsefmt.kernels.plans.contract import Across, Plan, Step
-from sparsefmt.kernels.simd import SIGNS
 from sparsefmt.kernels.transposed import SCRATCH_BYTES
 
 MAX_TOKENS = 240 if panel.WIDE == 12 else 264

@@ -1,0 +1,104 @@
+"""Dot products of four bytes at once, for jitted code: weights and activations of eight bits, and sums of 32 bits.
+
+The sums travel as `Vectors` of float32 whose bits are integers, until `from_dots` makes numbers of them. All ways give
+the same sums: nothing is rounded, and nothing overflows that `scaled.sums_are_exact` lets through.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from sparsefmt.kernels.simd import packed, unpacked
+from sparsefmt.llvm import I1, I8, I16, I32, call, constant_of, integer, lanes_of, load_as
+
+SIGNS, BIASED, BIASED_BY_PARTS = range(3)
+"""Ways to multiply by activations of eight bits: weights without their signs by activations with these signs; or by
+activations that are 128 too large, with the one instruction that there may be for it (`isa.DOTS`), or without it."""
+
+
+def _dot_by_signs(builder, weights, activation, total):
+    """AVX2: total + the dot products of four bytes each. Exact: no sum of two products is beyond 16 bits."""
+    bytes32, halves, words = ir.VectorType(I8, 32), ir.VectorType(I16, 16), total.type
+    magnitudes = call(builder, "llvm.abs.v32i8", bytes32, [weights, ir.Constant(I1, 0)])
+    signed = call(builder, "llvm.x86.avx2.psign.b", bytes32, [activation, weights])
+    pairs = call(builder, "llvm.x86.avx2.pmadd.ub.sw", halves, [magnitudes, signed])
+    ones = ir.Constant(halves, [1] * 16)
+    return builder.add(total, call(builder, "llvm.x86.avx2.pmadd.wd", words, [pairs, ones]))
+
+
+def _dot_by_parts(builder, weights, activation, total):
+    """What the instruction does, without it."""
+    wide = ir.VectorType(I32, weights.type.count)
+    products = builder.mul(builder.sext(weights, wide), builder.zext(activation, wide))
+    for part in range(4):
+        lanes = lanes_of(list(range(part, weights.type.count, 4)))
+        total = builder.add(total, builder.shuffle_vector(products, products, lanes))
+    return total
+
+
+def _dot_by_instruction(builder, weights, activation, total):
+    """total + the dot products of four bytes each, activations being unsigned."""
+    bits = 32 * total.type.count
+    # LLVM takes them by words, newer versions by bytes, too
+    words = [total, builder.bitcast(activation, total.type), builder.bitcast(weights, total.type)]
+    return call(builder, f"llvm.x86.avx512.vpdpbusd.{bits}", total.type, words)
+
+
+dots = {SIGNS: _dot_by_signs, BIASED: _dot_by_instruction, BIASED_BY_PARTS: _dot_by_parts}
+"""By way, dot(builder, weights, activation, total)."""
+
+
+@intrinsic(prefer_literal=True)
+def dot_panel(typingctx, weights, x, tokens, way, sums):
+    """Four columns of a panel of DOTS: sums[token * n + i] + the dot products of weights[i] and x[token], in 32 bits.
+
+    `way`: see SIGNS.
+    """
+    count = constant_of(tokens)
+    vectors = sums.count // count
+    dot = dots[constant_of(way)]
+
+    def codegen(context, builder, signature, args):
+        totals, nbytes = unpacked(builder, args[4], sums), 4 * sums.lanes
+        whole, words = ir.VectorType(I8, nbytes), ir.VectorType(I32, sums.lanes)
+        rows = [load_as(builder, builder.add(args[0], integer(nbytes * number)), whole, 4) for number in range(vectors)]
+        for token in range(count):
+            four = load_as(builder, builder.add(args[1], integer(4 * token)), I32, 4)
+            alone = builder.insert_element(ir.Constant(words, ir.Undefined), four, ir.Constant(I32, 0))
+            spread = builder.bitcast(builder.shuffle_vector(alone, alone, lanes_of([0] * sums.lanes)), whole)
+            for number, row in enumerate(rows):
+                index = token * vectors + number
+                total = dot(builder, row, spread, builder.bitcast(totals[index], words))
+                totals[index] = builder.bitcast(total, sums.llvm)
+        return packed(builder, totals)
+
+    return sums(types.int64, types.int64, tokens, way, sums), codegen
+
+
+@intrinsic(prefer_literal=True)
+def less_dots(typingctx, sums, tokens, others):
+    """sums[token * n + i] - others[i], integers of 32 bits."""
+
+    def codegen(context, builder, signature, args):
+        words, taken = ir.VectorType(I32, sums.lanes), unpacked(builder, args[2], others)
+        result = []
+        for index, total in enumerate(unpacked(builder, args[0], sums)):
+            other = builder.bitcast(taken[index % others.count], words)
+            result.append(builder.bitcast(builder.sub(builder.bitcast(total, words), other), sums.llvm))
+        return packed(builder, result)
+
+    return sums(sums, tokens, others), codegen
+
+
+@intrinsic
+def from_dots(typingctx, sums):
+    """Integers of 32 bits as float32, to nearest."""
+
+    def codegen(context, builder, signature, args):
+        words = ir.VectorType(I32, sums.lanes)
+        totals = unpacked(builder, args[0], sums)
+        return packed(builder, [builder.sitofp(builder.bitcast(total, words), sums.llvm) for total in totals])
+
+    return sums(sums), codegen
