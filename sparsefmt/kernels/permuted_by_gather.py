@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from sparsefmt.jit import jit
-from sparsefmt.kernels.gather import fma_gathered, load_columns
+from sparsefmt.kernels.gathered import fma_gathered, load_columns
 from sparsefmt.kernels.job import X, field
 from sparsefmt.kernels.kinds import WIDTH, summed_kind
 from sparsefmt.kernels.operand import VALUES, WHERE
