@@ -3,9 +3,9 @@
     python -m tools.arm                     every layout, type of values and way of multiplying; takes minutes
     python -m tools.arm --cpu neoverse-v1
 
-Kernels, what packs activations for them, and what moves elements between dense rows and layouts (`arm_moves.py`), are
-compiled for that processor by numba's LLVM (`cycles_code.py`), linked into a small program, and run by qemu-aarch64 on
-an image of the memory that they have.
+Kernels, what arranges activations for them, and what moves elements between dense rows and layouts (`arm_moves.py`),
+are compiled for that processor by numba's LLVM (`cycles_code.py`), linked into a small program, and run by qemu-aarch64
+on an image of the memory that they have.
 
 Needs Debian's packages qemu-user, gcc-aarch64-linux-gnu and libc6-dev-arm64-cross.
 """
@@ -150,7 +150,7 @@ def write_image(case: Case, path: Path, number_of: Callable[[Any], int]) -> None
     # where a kernel calls another one, there is no address of it yet
     bitmask_and_dense.native = _Function  # type: ignore[assignment]
     for plan in PLANS[matrix.layout](matrix, kind, len(case.x), NOT_ACROSS):
-        packed, sums, scratch = (image.put(size) for size in (plan.packed, plan.sums, plan.scratch))
+        arranged, sums, scratch = (image.put(size) for size in (plan.arranged, plan.sums, plan.scratch))
         own, addresses = list(plan.own), {0, 1, 2, 3, 7, 9}
         if matrix.layout == "bitmask" and expand.tables(kind) in own and expand.tables(kind):
             place = own.index(expand.tables(kind))
@@ -161,7 +161,7 @@ def write_image(case: Case, path: Path, number_of: Callable[[Any], int]) -> None
         size = case.x.itemsize
         job = [
             *(table, pieces),
-            packed if plan.packed else x + plan.first * matrix.cols * size,
+            arranged if plan.arranged else x + plan.first * matrix.cols * size,
             sums if plan.sums else y + plan.first * matrix.rows * size,
             *(matrix.cols, plan.tokens, matrix.rows, x, matrix.cols, y, matrix.rows, plan.first, 0, *own),
         ]

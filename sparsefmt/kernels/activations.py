@@ -1,6 +1,6 @@
-"""Activations laid out for kernels that multiply many tokens at once, and their results put back.
+"""Activations arranged for kernels that multiply many tokens at once, and their results put back.
 
-What is packed is found by a kernel in the order in which it reads it, one line of the cache after the other. The
+What is arranged is found by a kernel in the order in which it reads it, one line of the cache after the other. The
 caller's x is (tokens, cols) and its y (tokens, rows). With `across` they lie the other way round, as `w @ x` has them:
 x is (cols, tokens) and y (rows, tokens). Both are C-contiguous.
 
@@ -46,7 +46,7 @@ WHOLE_COLUMNS = 8
 
 
 def padded(cols: int) -> int:
-    """Columns of activations packed for kernels with rows in the lanes."""
+    """Columns of activations arranged for kernels with rows in the lanes."""
     return -(-cols // WHOLE_COLUMNS) * WHOLE_COLUMNS
 
 
@@ -74,18 +74,18 @@ def check(kind: int) -> Callable[..., Any]:
     return check
 
 
-def pack_group(kind, lanes, count, x, pitch, last, cols, to):
-    """Pack a group of `count` tokens, the first of which begins at x, the others `pitch` bytes apart: column by column,
-    side by side, with zeros where columns end. Behind token `last`, that one stands again. Return whether all are
-    finite. Nothing is written behind the group, since another thread may have packed the next one.
+def arrange_group(kind, lanes, count, x, pitch, last, cols, to):
+    """Arrange a group of `count` tokens, the first of which begins at x, the others `pitch` bytes apart: column by
+    column, side by side, with zeros where columns end. Behind token `last`, that one stands again. Return whether all
+    are finite. Nothing is written behind the group, since another thread may have arranged the next one.
 
     `lanes`: 8, or a power of two that is not below `count`.
     """
     raise NotImplementedError("jitted code only")
 
 
-@overload(pack_group, prefer_literal=True)
-def _make_pack_group(kind, lanes, count, x, pitch, last, cols, to):
+@overload(arrange_group, prefer_literal=True)
+def _make_arrange_group(kind, lanes, count, x, pitch, last, cols, to):
     size, zero, tokens, whole = (
         WIDTH[kind.literal_value],
         _nothing(kind.literal_value),
@@ -95,7 +95,7 @@ def _make_pack_group(kind, lanes, count, x, pitch, last, cols, to):
 
     chains = CHAINS if NEON else 1
 
-    def pack(kind, lanes, count, x, pitch, last, cols, to):
+    def arrange(kind, lanes, count, x, pitch, last, cols, to):
         poison, nothing = zeros(kind, lanes, chains), zeros(kind, lanes, 1)
         # at least one column is left for the loop below, and so are eight columns of the group
         whole_cols = max(cols - 1, 0) // lanes * lanes
@@ -115,13 +115,14 @@ def _make_pack_group(kind, lanes, count, x, pitch, last, cols, to):
                 at += size
         return finite
 
-    return pack
+    return arrange
 
 
 @cache
 def in_groups(kind: int, wide: int, narrow: int) -> Callable[..., Any]:
-    """Packer for kernels with rows in the lanes (`panel.py`, `bitmask.py`, `dense.py`). A unit is a group.
+    """Arranges activations for kernels with rows in the lanes (`panel.py`, `bitmask.py`, `dense.py`).
 
+    A unit is a group.
     There are groups of `wide` tokens, as many as the first of the kernel's own numbers says, then groups of `narrow`
     tokens; or `wide` is 0, and all are narrow. Where tokens end, the last one stands again.
     """
@@ -129,22 +130,22 @@ def in_groups(kind: int, wide: int, narrow: int) -> Callable[..., Any]:
     wide_lanes, narrow_lanes = (max(8, 1 << (count - 1).bit_length()) for count in (wide_tokens, narrow))
 
     @jit
-    def pack(job, lo, hi, scratch):
+    def arrange(job, lo, hi, scratch):
         cols, pitch, tokens = load_u64(job + COLS), load_u64(job + SOURCE_PITCH) * size, load_u64(job + TOKENS)
         source, to = load_u64(job + SOURCE) + load_u64(job + FIRST) * pitch, load_u64(job + X)
         group_cols = (cols + WHOLE_COLUMNS - 1) // WHOLE_COLUMNS * WHOLE_COLUMNS
         wides = own(job, 0) if any_wide else 0
         for group in range(lo, hi):
             token = min(group, wides) * wide_tokens + max(group - wides, 0) * narrow_tokens
-            x, last, packed = source + token * pitch, tokens - 1 - token, to + token * group_cols * size
+            x, last, arranged = source + token * pitch, tokens - 1 - token, to + token * group_cols * size
             if any_wide and group < wides:
-                finite = pack_group(kind, wide_lanes, wide_tokens, x, pitch, last, cols, packed)
+                finite = arrange_group(kind, wide_lanes, wide_tokens, x, pitch, last, cols, arranged)
             else:
-                finite = pack_group(kind, narrow_lanes, narrow_tokens, x, pitch, last, cols, packed)
+                finite = arrange_group(kind, narrow_lanes, narrow_tokens, x, pitch, last, cols, arranged)
             if not finite:
                 note_odd(job)
 
-    return pack
+    return arrange
 
 
 @cache
@@ -156,7 +157,7 @@ def in_dots(wide: int, narrow: int, biased: bool) -> Callable[..., Any]:
     any_wide, wide_tokens, narrow_tokens, flipped = int(wide > 0), max(wide, 1), narrow, 0x80808080 if biased else 0
 
     @jit
-    def pack(job, lo, hi, scratch):
+    def arrange(job, lo, hi, scratch):
         pitch, tokens = load_u64(job + SOURCE_PITCH), load_u64(job + TOKENS)
         source, to = load_u64(job + SOURCE) + load_u64(job + FIRST) * pitch, load_u64(job + X)
         words, group_words = pitch // 4, (load_u64(job + COLS) + WHOLE_COLUMNS - 1) // WHOLE_COLUMNS * 2
@@ -165,18 +166,19 @@ def in_dots(wide: int, narrow: int, biased: bool) -> Callable[..., Any]:
             first = min(group, wides) * wide_tokens + max(group - wides, 0) * narrow_tokens
             count = wide_tokens if group < wides else narrow_tokens
             for token in range(count):
-                x, packed = source + min(first + token, tokens - 1) * pitch, to + 4 * (first * group_words + token)
+                x, arranged = source + min(first + token, tokens - 1) * pitch, to + 4 * (first * group_words + token)
                 for word in range(words):
-                    store_scalar(packed + 4 * word * count, np.uint32(load_u32(x + 4 * word) ^ flipped))
+                    store_scalar(arranged + 4 * word * count, np.uint32(load_u32(x + 4 * word) ^ flipped))
 
-    return pack
+    return arrange
 
 
 @cache
 def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., Any]:
-    """Packer for `permuted.many_tokens_kernel` and `permuted_in_blocks.blocked_kernel`. A unit is `lanes` tokens.
+    """Arranges activations for `permuted.many_tokens_kernel` and `permuted_in_blocks.blocked_kernel`.
 
-    For each `lanes * count` tokens, for each column, these tokens' activations, with zeros where x ends.
+    A unit is `lanes` tokens. For each `lanes * count` tokens, for each column, these tokens' activations, with zeros
+    where x ends.
     """
     size, one, zero, transposed = WIDTH[kind], 1, _nothing(kind), int(across)
     width, square, vector_bytes = lanes * count, lanes, lanes * size
@@ -184,7 +186,7 @@ def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., 
     chains = CHAINS if NEON else lanes
 
     @jit
-    def pack(job, lo, hi, scratch):
+    def arrange(job, lo, hi, scratch):
         cols, pitch, tokens = load_u64(job + COLS), load_u64(job + SOURCE_PITCH) * size, load_u64(job + TOKENS)
         to, token_bytes, col_bytes = load_u64(job + X), size if transposed else pitch, pitch if transposed else size
         source = load_u64(job + SOURCE) + load_u64(job + FIRST) * token_bytes
@@ -193,14 +195,14 @@ def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., 
             # a part of the tokens of a block
             present = max(0, min(lanes, tokens - part * lanes))
             x = source + part * lanes * token_bytes
-            packed = to + (part // count * cols * width + part % count * lanes) * size
+            arranged = to + (part // count * cols * width + part % count * lanes) * size
             done = 0
             if present == lanes and transposed:
                 poison1, zero1 = zeros(kind, lanes, one), zeros(kind, lanes, one)
                 for col in range(cols):
                     values = load(x + col * pitch, vector_bytes, kind, lanes, one)
                     poison1 = fma(values, zero1, poison1)
-                    store(packed + col * row_bytes, vector_bytes, values)
+                    store(arranged + col * row_bytes, vector_bytes, values)
                 done = cols
                 finite &= all_zero(poison1)
             elif present == lanes:
@@ -208,7 +210,7 @@ def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., 
                 for col in range(0, cols - lanes + 1, lanes):
                     values = load(x + col * size, pitch, kind, lanes, square)
                     poison = fma_all(values, nothing, poison)
-                    store(packed + col * row_bytes, row_bytes, transpose(values))
+                    store(arranged + col * row_bytes, row_bytes, transpose(values))
                 done = cols // lanes * lanes
                 finite &= all_zero(poison)
             for col in range(done, cols):
@@ -217,11 +219,11 @@ def in_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[..., 
                     if lane < present:
                         value = load_scalar(x + lane * token_bytes + col * col_bytes, zero)
                         finite &= value - value == zero
-                    store_scalar(packed + col * row_bytes + lane * size, value)
+                    store_scalar(arranged + col * row_bytes + lane * size, value)
         if not finite:
             note_odd(job)
 
-    return pack
+    return arrange
 
 
 @cache
@@ -232,28 +234,28 @@ def from_tokens(kind: int, lanes: int, count: int, across: bool) -> Callable[...
     row_bytes = width * size
 
     @jit
-    def unpack(job, lo, hi, scratch):
+    def put_back(job, lo, hi, scratch):
         rows, pitch, tokens = load_u64(job + ROWS), load_u64(job + RESULT_PITCH) * size, load_u64(job + TOKENS)
         sums, token_bytes, row_pitch = load_u64(job + Y), size if transposed else pitch, pitch if transposed else size
         result = load_u64(job + RESULT) + load_u64(job + FIRST) * token_bytes
         for part in range(lo, hi):
             present = max(0, min(lanes, tokens - part * lanes))
             y = result + part * lanes * token_bytes
-            packed = sums + (part // count * rows * width + part % count * lanes) * size
+            arranged = sums + (part // count * rows * width + part % count * lanes) * size
             done = 0
             if present == lanes and transposed:
                 for row in range(rows):
-                    values = load(packed + row * row_bytes, vector_bytes, kind, lanes, one)
+                    values = load(arranged + row * row_bytes, vector_bytes, kind, lanes, one)
                     store(y + row * pitch, vector_bytes, plus_zero(values))
                 done = rows
             elif present == lanes:
                 for row in range(0, rows - lanes + 1, lanes):
-                    values = plus_zero(load(packed + row * row_bytes, row_bytes, kind, lanes, square))
+                    values = plus_zero(load(arranged + row * row_bytes, row_bytes, kind, lanes, square))
                     store(y + row * size, pitch, transpose(values))
                 done = rows // lanes * lanes
             for row in range(done, rows):
                 for lane in range(present):
-                    value = load_scalar(packed + row * row_bytes + lane * size, zero) + zero
+                    value = load_scalar(arranged + row * row_bytes + lane * size, zero) + zero
                     store_scalar(y + lane * token_bytes + row * row_pitch, value)
 
-    return unpack
+    return put_back

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from sparsefmt.kernels.simd import packed, unpacked
+from sparsefmt.kernels.simd import joined, vectors_of
 from sparsefmt.llvm import I1, I8, I16, I32, call, constant_of, integer, lanes_of, load_as
 
 SIGNS, BIASED, BIASED_BY_PARTS = range(3)
@@ -61,7 +61,7 @@ def dot_panel(typingctx, weights, x, tokens, way, sums):
     dot = dots[constant_of(way)]
 
     def codegen(context, builder, signature, args):
-        totals, nbytes = unpacked(builder, args[4], sums), 4 * sums.lanes
+        totals, nbytes = vectors_of(builder, args[4], sums), 4 * sums.lanes
         whole, words = ir.VectorType(I8, nbytes), ir.VectorType(I32, sums.lanes)
         rows = [load_as(builder, builder.add(args[0], integer(nbytes * number)), whole, 4) for number in range(vectors)]
         for token in range(count):
@@ -72,7 +72,7 @@ def dot_panel(typingctx, weights, x, tokens, way, sums):
                 index = token * vectors + number
                 total = dot(builder, row, spread, builder.bitcast(totals[index], words))
                 totals[index] = builder.bitcast(total, sums.llvm)
-        return packed(builder, totals)
+        return joined(builder, totals)
 
     return sums(types.int64, types.int64, tokens, way, sums), codegen
 
@@ -82,12 +82,12 @@ def less_dots(typingctx, sums, tokens, others):
     """sums[token * n + i] - others[i], integers of 32 bits."""
 
     def codegen(context, builder, signature, args):
-        words, taken = ir.VectorType(I32, sums.lanes), unpacked(builder, args[2], others)
+        words, taken = ir.VectorType(I32, sums.lanes), vectors_of(builder, args[2], others)
         result = []
-        for index, total in enumerate(unpacked(builder, args[0], sums)):
+        for index, total in enumerate(vectors_of(builder, args[0], sums)):
             other = builder.bitcast(taken[index % others.count], words)
             result.append(builder.bitcast(builder.sub(builder.bitcast(total, words), other), sums.llvm))
-        return packed(builder, result)
+        return joined(builder, result)
 
     return sums(sums, tokens, others), codegen
 
@@ -98,7 +98,7 @@ def from_dots(typingctx, sums):
 
     def codegen(context, builder, signature, args):
         words = ir.VectorType(I32, sums.lanes)
-        totals = unpacked(builder, args[0], sums)
-        return packed(builder, [builder.sitofp(builder.bitcast(total, words), sums.llvm) for total in totals])
+        totals = vectors_of(builder, args[0], sums)
+        return joined(builder, [builder.sitofp(builder.bitcast(total, words), sums.llvm) for total in totals])
 
     return sums(sums), codegen

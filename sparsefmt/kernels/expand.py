@@ -1,4 +1,4 @@
-"""From a mask and packed values to the rows of a slice, in registers, for jitted code.
+"""From a mask and the values that it marks to the rows of a slice, in registers, for jitted code.
 
 The mask of a slice is read in words of 64 bits: four columns of sixteen rows. There are three ways, all without a
 branch. With AVX-512, an instruction expands 16 values by 16 bits of mask. With AVX2, a table with a row for each of the
@@ -23,7 +23,7 @@ from sparsefmt.isa import ISA, MOVES_BYTES, NEON
 from sparsefmt.kernels.dots import dots
 from sparsefmt.kernels.kinds import BF16, DOTS, E4M3, E5M2, F16, F32, F64, INT8, ONE_BYTE, UINT8, WIDTH
 from sparsefmt.kernels.llvm import behind, from_upper_bytes, fused, stored_type, widened
-from sparsefmt.kernels.simd import VECTOR_BYTES, Vectors, accumulator, broadcast, packed, unpacked
+from sparsefmt.kernels.simd import VECTOR_BYTES, Vectors, accumulator, broadcast, joined, vectors_of
 from sparsefmt.llvm import I1, I8, I16, I32, I64, call, concatenated, constant_of, integer, lanes_of, load_as, store_at
 from sparsefmt.positions.masks import SLICE_ROWS
 
@@ -266,7 +266,7 @@ def expand_word(typingctx, values, mask, kind, tables):
 
     def codegen(context, builder, signature, args):
         column = _columns(builder, args[0], args[1], stored, args[3])
-        return packed(builder, [column(number) for number in range(COLUMNS)])
+        return joined(builder, [column(number) for number in range(COLUMNS)])
 
     return result(types.int64, types.int64, kind, types.int64), codegen
 
@@ -278,13 +278,13 @@ def fma_word(typingctx, values, mask, kind, tables, x, sums):
 
     def codegen(context, builder, signature, args):
         column = _columns(builder, args[0], args[1], stored, args[3])
-        totals = unpacked(builder, args[5], sums)
+        totals = vectors_of(builder, args[5], sums)
         for number in range(COLUMNS):
             weights = column(number, totals)
             for token in range(sums.count):
                 address = builder.add(args[4], integer(sums.itemsize * (number * sums.count + token)))
                 totals[token] = fused(builder, weights, broadcast(builder, address, sums), totals[token])
-        return packed(builder, totals)
+        return joined(builder, totals)
 
     int64 = types.int64
     return sums(int64, int64, kind, int64, int64, sums), codegen
@@ -319,7 +319,7 @@ def expand_dots(typingctx, values, mask, kind, tables):
     result = Vectors(accumulator(constant_of(kind)), SLICE_ROWS, 1)
 
     def codegen(context, builder, signature, args):
-        return packed(builder, [builder.bitcast(_dots(builder, args[0], args[1], args[3]), result.llvm)])
+        return joined(builder, [builder.bitcast(_dots(builder, args[0], args[1], args[3]), result.llvm)])
 
     return result(types.int64, types.int64, kind, types.int64), codegen
 
@@ -355,14 +355,14 @@ def dot_word(typingctx, values, mask, kind, tables, x, way, sums):
         rows, words = _dots(builder, args[0], args[1], args[3]), ir.VectorType(I32, 16)
         alone = builder.insert_element(ir.Constant(words, ir.Undefined), load_as(builder, args[4], I32, 4), I32(0))
         spread = builder.bitcast(builder.shuffle_vector(alone, alone, lanes_of([0] * 16)), rows.type)
-        (total,) = unpacked(builder, args[6], sums)
+        (total,) = vectors_of(builder, args[6], sums)
         total, size, parts = builder.bitcast(total, words), VECTOR_BYTES, []
         for first in range(0, 64, size):
             bytes_, lanes = list(range(first, first + size)), list(range(first // 4, (first + size) // 4))
             part = builder.shuffle_vector(total, total, lanes_of(lanes))
             taken = [builder.shuffle_vector(vector, vector, lanes_of(bytes_)) for vector in (rows, spread)]
             parts.append(dot(builder, *taken, part))
-        return packed(builder, [builder.bitcast(concatenated(builder, parts), sums.llvm)])
+        return joined(builder, [builder.bitcast(concatenated(builder, parts), sums.llvm)])
 
     int64 = types.int64
     return sums(int64, int64, kind, int64, int64, way, sums), codegen

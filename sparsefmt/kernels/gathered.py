@@ -13,7 +13,7 @@ from sparsefmt.isa import ISA
 from sparsefmt.kernels.kinds import WIDTH
 from sparsefmt.kernels.llvm import fused, stored_type, widened
 from sparsefmt.kernels.permuted_slots import Columns
-from sparsefmt.kernels.simd import Vectors, packed, unpacked
+from sparsefmt.kernels.simd import Vectors, joined, vectors_of
 from sparsefmt.llvm import I1, I8, I32, call, concatenated, constant_of, lanes_of, load_as
 
 
@@ -34,10 +34,10 @@ def fma_gathered(typingctx, values, kind, columns, x, sums):
     stored = constant_of(kind)
 
     def codegen(context, builder, signature, args):
-        (total,) = unpacked(builder, args[4], sums)
+        (total,) = vectors_of(builder, args[4], sums)
         weights = widened(builder, load_as(builder, args[0], stored_type(stored, 16), WIDTH[stored]), stored)
         indices = builder.zext(args[2], ir.VectorType(I32, 16))
-        return packed(builder, [fused(builder, weights, _gathered(builder, args[3], indices, sums), total)])
+        return joined(builder, [fused(builder, weights, _gathered(builder, args[3], indices, sums), total)])
 
     return sums(types.int64, kind, columns, types.int64, sums), codegen
 

@@ -1,8 +1,8 @@
 """LLVM pieces that compute, for those who define intrinsics. What moves bits is in `sparsefmt/llvm.py`.
 
-All but what `expand.py`, `dots.py` and `gathered.py` add is generic: it becomes AVX-512, AVX2, NEON or scalars, with the
-same bits everywhere, since fma is always fused, with or without an instruction for it. Some is written differently for
-NEON, of which LLVM makes better code then (`tools/bench/cycles.py` shows it): the same operations, so the same bits.
+All but what `expand.py`, `dots.py` and `gathered.py` add is generic: it becomes AVX-512, AVX2, NEON or scalars, with
+the same bits everywhere, since fma is always fused, with or without an instruction for it. Some is written differently
+for NEON, of which LLVM makes better code then (`tools/bench/cycles.py` shows it): the same operations, the same bits.
 
 Memory is addressed by plain int64 addresses: nothing is checked here.
 """

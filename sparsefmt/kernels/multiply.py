@@ -24,8 +24,8 @@ saves (tools/bench/overhead.py)."""
 WORTH_IN_A_TEAM = 1 << 15
 """The same on threads of an OpenMP runtime, which takes some 5 microseconds (`team.py`)."""
 
-WORTH_PACKING = 1 << 16
-"""The same where each thread packs the activations for itself, or waits until others have packed them."""
+WORTH_ARRANGING = 1 << 16
+"""The same where each thread arranges the activations for itself, or waits until others have arranged them."""
 
 TOKENS_LIKE_ONE = 10
 """Further tokens that cost as much as the first, for which the weights are loaded and spread."""
@@ -98,7 +98,7 @@ def _multiply_any(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None)
 def _run(recipe: Recipe, x: np.ndarray, y: np.ndarray, w: Operand, threads: int | None) -> bool:
     """Run a recipe on as many threads as there is work for. Return whether x has Inf or NaN: then y is not filled."""
     multiply_adds = w.whole.multiply_adds * (TOKENS_LIKE_ONE + recipe.plan.tokens) // (TOKENS_LIKE_ONE + 1)
-    count = multiply_adds // min(WORTH_A_THREAD, WORTH_PACKING if recipe.plan.packed else WORTH_IN_A_TEAM)
+    count = multiply_adds // min(WORTH_A_THREAD, WORTH_ARRANGING if recipe.plan.arranged else WORTH_IN_A_TEAM)
     if count > 1 and (recipe.widened or not has_team()):
         count = multiply_adds // WORTH_A_THREAD
     if count > 1:

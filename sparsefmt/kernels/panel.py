@@ -1,9 +1,9 @@
 """Many tokens with layouts `bitmask` and `dense`: panels of weights, and the microkernel that multiplies them.
 
-A panel holds some columns of a few rows as a BLAS would pack them: column by column, the rows side by side. It stays in
-the first-level cache. `bitmask.py` makes it by expanding a slice, `transposed.py` by transposing one. The microkernel
-keeps the sums of all rows of a panel and of a group of tokens in registers. For each column it loads the rows once and
-multiplies them by the activation of each token.
+A panel holds some columns of a few rows as a BLAS would arrange them: column by column, the rows side by side. It stays
+in the first-level cache. `bitmask.py` makes it by expanding a slice, `transposed.py` by transposing one. The
+microkernel keeps the sums of all rows of a panel and of a group of tokens in registers. For each column it loads the
+rows once and multiplies them by the activation of each token.
 
 A row has one sum for each token, and adds its columns in ascending order. Sums are carried from one block of columns to
 the next. Pruned positions are multiplied by zero, which changes no bit as long as x is finite.
@@ -209,7 +209,7 @@ def many_tokens_kernel(
     y (tokens, rows). x is as `activations.in_groups` makes it, for so many groups of WIDE tokens and so many of NARROW
     ones, the first two numbers, or of one token (`alone`) and none. The third is `expand.tables(kind)`; scratch is
     `scratch_bytes`. `scaled`: columns are in groups that have scales of their own, of as many columns as a fourth
-    number says, BLOCK at most. `way`: how DOTS are multiplied, whose activations `activations.in_dots` packs.
+    number says, BLOCK at most. `way`: how DOTS are multiplied, whose activations `activations.in_dots` arranges.
     """
     is_masked, vectorised, by_scales = int(masked), int(masked and in_registers(kind)), int(scaled)
     width, sums_kind, per_step, of_dots = WIDTH[kind], summed_kind(kind), columns_at_once(kind), int(kind == DOTS)

@@ -13,7 +13,7 @@ from numba.extending import intrinsic, models, register_model
 from sparsefmt.isa import NEON
 from sparsefmt.kernels.kinds import WIDTH
 from sparsefmt.kernels.llvm import behind, fused, opaque, stored_type, widened
-from sparsefmt.kernels.simd import Vectors, packed, unpacked
+from sparsefmt.kernels.simd import Vectors, joined, vectors_of
 from sparsefmt.llvm import I8, I16, I32, I64, concatenated, constant_of, integer, lanes_of, load_as, store_at
 
 
@@ -77,7 +77,7 @@ def fma_rows(typingctx, values, kind, columns, wide, slots, x, sums):
     stored, is_wide = constant_of(kind), constant_of(wide)
 
     def codegen(context, builder, signature, args):
-        (total,), x = unpacked(builder, args[6], sums), args[5]
+        (total,), x = vectors_of(builder, args[6], sums), args[5]
         for slot in range(constant_of(slots)):
             if slot and NEON:
                 # LLVM would load all slots first, and spill
@@ -87,7 +87,7 @@ def fma_rows(typingctx, values, kind, columns, wide, slots, x, sums):
             at_columns = builder.add(args[2], integer((64 if is_wide else 32) * slot))
             activations = gathered(builder, x, columns_of_slot(builder, at_columns, is_wide, 0, 16), sums)
             total = fused(builder, weights, activations, total)
-        return packed(builder, [total])
+        return joined(builder, [total])
 
     int64 = types.int64
     return sums(int64, kind, int64, wide, slots, int64, sums), codegen
@@ -140,11 +140,11 @@ def fma_row_of_gaps(typingctx, values, kind, columns, address, x, sums):
         words = [builder.extract_element(in_words, I32(0))]
         for number in range(1, bits // 4):
             words.append(load_as(builder, builder.add(args[3], integer(8 * number)), I64, 2))
-        (total,) = unpacked(builder, args[5], sums)
+        (total,) = vectors_of(builder, args[5], sums)
         weights = widened(builder, load_as(builder, args[0], stored_type(stored, 16), WIDTH[stored]), stored)
         x = behind(builder, args[4], total) if NEON else args[4]
         activations = gathered(builder, x, split(builder, words, bits), sums)
-        return packed(builder, [fused(builder, weights, activations, total)])
+        return joined(builder, [fused(builder, weights, activations, total)])
 
     int64 = types.int64
     return sums(int64, kind, columns, int64, int64, sums), codegen
@@ -159,8 +159,8 @@ def fma_tokens(typingctx, values, columns, wide, x, first, sums):
     """
 
     def codegen(context, builder, signature, args):
-        (weights,) = unpacked(builder, args[0], values)
-        added = unpacked(builder, args[5], sums)
+        (weights,) = vectors_of(builder, args[0], values)
+        added = vectors_of(builder, args[5], sums)
         per_row = sums.count // 8
         vector_size = sums.itemsize * sums.lanes
         result = []
@@ -171,7 +171,7 @@ def fma_tokens(typingctx, values, columns, wide, x, first, sums):
                 address = builder.add(tokens, integer(vector_size * number))
                 activations = load_as(builder, address, sums.llvm, sums.itemsize)
                 result.append(fused(builder, weight, activations, added[row * per_row + number]))
-        return packed(builder, result)
+        return joined(builder, result)
 
     return sums(values, types.int64, wide, types.int64, first, sums), codegen
 
@@ -181,7 +181,7 @@ def scatter(typingctx, y, positions, count, vectors):
     """Write the first `count` lanes of one vector, + 0.0, to y[positions[lane]]; positions are u16."""
 
     def codegen(context, builder, signature, args):
-        (vector,) = unpacked(builder, args[3], vectors)
+        (vector,) = vectors_of(builder, args[3], vectors)
         # adding +0.0 makes a zero result positive
         vector = builder.fadd(vector, ir.Constant(vector.type, None))
         for lane in range(vectors.lanes):
@@ -202,7 +202,7 @@ def store_rows(typingctx, y, pitch, positions, count, vectors):
 
     def codegen(context, builder, signature, args):
         per_row = vectors.count // 8
-        rows = unpacked(builder, args[4], vectors)
+        rows = vectors_of(builder, args[4], vectors)
         for row in range(8):
             with builder.if_then(builder.icmp_signed("<", integer(row), args[3])):
                 position = builder.zext(load_as(builder, builder.add(args[2], integer(2 * row)), I16, 2), I64)

@@ -20,15 +20,15 @@ from sparsefmt.kernels.plans import FOR_ANY_ACTIVATIONS, PLANS
 from sparsefmt.kernels.plans.contract import NOT_ACROSS, Across, Kernel, Plan, Step
 from sparsefmt.kernels.raw_memory import load_u64, memory, store_scalar
 
-PACKS, UNPACKS, SCRATCH_AT, STEPS, STEP, JOB = 0, 8, 16, 24, 32, 80
-"""Where numbers stand in a block: whether activations are packed and results unpacked, in memory that both share with
+ARRANGES, PUTS_BACK, SCRATCH_AT, STEPS, STEP, JOB = 0, 8, 16, 24, 32, 80
+"""Where numbers stand in a block: whether activations are arranged and results put back, in memory that both share with
 the scratch; where in it the scratch begins; how many steps there are; each of them, an address and its units; the job.
 """
 
 STEP_BYTES = 16
 
 _LINE = 64
-"""Bytes of a line of the cache: packed activations, sums and scratch begin with one."""
+"""Bytes of a line of the cache: arranged activations, sums and scratch begin with one."""
 
 _KINDS = {
     **{"F32": F32, "BF16": BF16, "F16": F16, "F64": F64},
@@ -55,7 +55,7 @@ class Recipe:
     def __init__(self, plan: Plan, matrix: Matrix, kind: Kind, shape: tuple[int, Across]) -> None:
         """`shape`: tokens of all plans of a product, and how its arrays lie."""
         tokens, across = shape
-        size, sums_at = WIDTH[summed_kind(kind.values)], _whole_lines(plan.packed)
+        size, sums_at = WIDTH[summed_kind(kind.values)], _whole_lines(plan.arranged)
         pitch = tokens if across.x else matrix.cols
         if kind.values == DOTS:
             pitch = rows_of_dots(matrix.cols)
@@ -71,7 +71,7 @@ class Recipe:
                 numbers += [native(step.run), step.units]
         job = [
             *(0, 0),
-            0 if plan.packed else plan.first * matrix.cols * size,
+            0 if plan.arranged else plan.first * matrix.cols * size,
             sums_at if plan.sums else plan.first * matrix.rows * size,
             *(matrix.cols, plan.tokens, matrix.rows),
             *(0, pitch, 0, tokens if across.y else matrix.rows, plan.first, 0),
@@ -80,7 +80,7 @@ class Recipe:
         # as many as there may be, each
         numbers += [0] * ((JOB - STEP) // 8 - len(numbers))
         job += [0] * (BYTES // 8 - len(job))
-        head = [int(plan.packed > 0), int(plan.sums > 0), self.scratch_at, len(self.steps)]
+        head = [int(plan.arranged > 0), int(plan.sums > 0), self.scratch_at, len(self.steps)]
         self._block = array("q", (*head, *numbers, *job))
         self.address, _ = self._block.buffer_info()
 
@@ -128,14 +128,14 @@ def _whole_lines(nbytes: int) -> int:
 
 @jit
 def fill_job(recipe, job, x, y, room):
-    """Write the job of a recipe, but for the weights, given x and y, C-contiguous, and memory for what is packed."""
+    """Write the job of a recipe, but for the weights, given x and y, C-contiguous, and memory for what is arranged."""
     for at in range(0, BYTES, 8):
         store_scalar(job + at, load_u64(recipe + JOB + at))
     source, result = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
     store_scalar(job + SOURCE, source)
     store_scalar(job + RESULT, result)
-    store_scalar(job + X, load_u64(job + X) + (room if load_u64(recipe + PACKS) else source))
-    store_scalar(job + Y, load_u64(job + Y) + (room if load_u64(recipe + UNPACKS) else result))
+    store_scalar(job + X, load_u64(job + X) + (room if load_u64(recipe + ARRANGES) else source))
+    store_scalar(job + Y, load_u64(job + Y) + (room if load_u64(recipe + PUTS_BACK) else result))
 
 
 @jit

@@ -38,7 +38,7 @@ from sparsefmt.kernels.native import native
 from sparsefmt.kernels.operand import VALUES, Operand, Work
 from sparsefmt.kernels.raw_memory import load_scalar, load_u16, load_u32, load_u64, store_scalar
 from sparsefmt.kernels.recipe import kind_of
-from sparsefmt.kernels.simd import fma_entry, load, store, unpacked
+from sparsefmt.kernels.simd import fma_entry, load, store, vectors_of
 from sparsefmt.kernels.team import nbytes_of, run_on_threads
 from sparsefmt.llvm import integer, lanes_of, load_as
 from sparsefmt.positions.masks import SLICE_ROWS, in_slices
@@ -69,7 +69,7 @@ def _dot(typingctx, vectors, address):
 
     def codegen(context, builder, signature, args):
         total = None
-        for number, vector in enumerate(unpacked(builder, args[0], vectors)):
+        for number, vector in enumerate(vectors_of(builder, args[0], vectors)):
             at = builder.add(args[1], integer(vectors.itemsize * vectors.lanes * number))
             other = load_as(builder, at, vectors.llvm, vectors.itemsize)
             total = fused(builder, vector, other, vector.type(None) if total is None else total)
@@ -260,7 +260,7 @@ def _run(kernel: Any, job: array[int], bounds: np.ndarray, count: int) -> None:
     if count == 1:
         kernel(job.buffer_info()[0], int(bounds[0]), int(bounds[-1]), 0)
         return
-    nothing = SimpleNamespace(packed=0, scratch=0)
+    nothing = SimpleNamespace(arranged=0, scratch=0)
     recipe: Any = SimpleNamespace(steps=[(kernel, native(kernel), None)], plan=nothing, scratch_at=0)
     work = Work(0, np.empty((0, 3), np.int64), 0, np.ascontiguousarray(bounds, np.int64))
     run_on_threads(recipe, job, work, count, scratch.room("product", nbytes_of(recipe, count)).address)

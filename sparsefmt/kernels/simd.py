@@ -54,12 +54,12 @@ def accumulator(kind: int) -> types.Float:
     return types.float64 if summed_kind(kind) == F64 else types.float32
 
 
-def unpacked(builder, value, vectors: Vectors) -> list:
+def vectors_of(builder, value, vectors: Vectors) -> list:
     """The LLVM vectors of a value."""
     return [builder.extract_value(value, number) for number in range(vectors.count)]
 
 
-def packed(builder, vectors: list):
+def joined(builder, vectors: list):
     """The value made of LLVM vectors."""
     value = ir.Constant(ir.ArrayType(vectors[0].type, len(vectors)), ir.Undefined)
     for number, vector in enumerate(vectors):
@@ -97,7 +97,7 @@ def load(typingctx, address, stride, kind, lanes, count):
             vector = load_as(builder, address, stored_type(stored, result.lanes), WIDTH[stored])
             vectors.append(widened(builder, vector, stored))
             address = builder.add(address, args[1])
-        return packed(builder, vectors)
+        return joined(builder, vectors)
 
     return result(types.int64, types.int64, kind, lanes, count), codegen
 
@@ -117,7 +117,7 @@ def load_rows(typingctx, address, stride, last, kind, lanes, count):
             address = builder.add(args[0], builder.mul(row, args[1]))
             vectors.append(load_as(builder, address, stored_type(stored, result.lanes), WIDTH[stored]))
         vectors += [ir.Constant(result.llvm, None)] * (result.lanes - len(vectors))
-        return packed(builder, vectors)
+        return joined(builder, vectors)
 
     return result(types.int64, types.int64, types.int64, kind, lanes, count), codegen
 
@@ -127,11 +127,11 @@ def fma_all(typingctx, vectors, factor, totals):
     """totals[number % count] + vectors[number] * factor for one vector after the other; so many totals, one factor."""
 
     def codegen(context, builder, signature, args):
-        (factor,) = unpacked(builder, args[1], signature.args[1])
-        found = unpacked(builder, args[2], totals)
-        for number, vector in enumerate(unpacked(builder, args[0], vectors)):
+        (factor,) = vectors_of(builder, args[1], signature.args[1])
+        found = vectors_of(builder, args[2], totals)
+        for number, vector in enumerate(vectors_of(builder, args[0], vectors)):
             found[number % totals.count] = fused(builder, vector, factor, found[number % totals.count])
-        return packed(builder, found)
+        return joined(builder, found)
 
     return totals(vectors, factor, totals), codegen
 
@@ -142,7 +142,7 @@ def store(typingctx, address, stride, vectors):
 
     def codegen(context, builder, signature, args):
         address = args[0]
-        for vector in unpacked(builder, args[2], vectors):
+        for vector in vectors_of(builder, args[2], vectors):
             store_at(builder, address, vector, vectors.itemsize)
             address = builder.add(address, args[1])
         return context.get_dummy_value()
@@ -157,8 +157,8 @@ def fma(typingctx, a, b, c):
     def codegen(context, builder, signature, args):
         if not isinstance(c, Vectors):
             return fused(builder, *args)
-        rows = zip(*(unpacked(builder, arg, c) for arg in args), strict=True)
-        return packed(builder, [fused(builder, *row) for row in rows])
+        rows = zip(*(vectors_of(builder, arg, c) for arg in args), strict=True)
+        return joined(builder, [fused(builder, *row) for row in rows])
 
     return c(c, c, c), codegen
 
@@ -195,10 +195,10 @@ def fma_entry(typingctx, weight, kind, x, sums):
     def codegen(context, builder, signature, args):
         spread = _spread(builder, args[0], stored, sums)
         result = []
-        for number, total in enumerate(unpacked(builder, args[3], sums)):
+        for number, total in enumerate(vectors_of(builder, args[3], sums)):
             at = builder.add(args[2], integer(sums.itemsize * sums.lanes * number))
             result.append(fused(builder, spread, load_as(builder, at, sums.llvm, sums.itemsize), total))
-        return packed(builder, result)
+        return joined(builder, result)
 
     return sums(types.int64, kind, types.int64, sums), codegen
 
@@ -208,7 +208,7 @@ def all_zero(typingctx, vectors):
     """Whether every lane is zero, of either sign; NaN is not."""
 
     def codegen(context, builder, signature, args):
-        vector = concatenated(builder, unpacked(builder, args[0], vectors))
+        vector = concatenated(builder, vectors_of(builder, args[0], vectors))
         lanes = builder.fcmp_ordered("==", vector, ir.Constant(vector.type, None))
         bits = builder.bitcast(lanes, ir.IntType(vector.type.count))
         return builder.icmp_signed("==", bits, ir.Constant(bits.type, -1))
@@ -222,7 +222,7 @@ def part(typingctx, vectors, first, count):
     begin, size = constant_of(first), constant_of(count)
 
     def codegen(context, builder, signature, args):
-        return packed(builder, unpacked(builder, args[0], vectors)[begin : begin + size])
+        return joined(builder, vectors_of(builder, args[0], vectors)[begin : begin + size])
 
     return Vectors(vectors.dtype, vectors.lanes, size)(vectors, first, count), codegen
 
@@ -234,7 +234,7 @@ def transpose(typingctx, vectors):
         raise TypeError(f"{vectors} is no square")
 
     def codegen(context, builder, signature, args):
-        rows, size = unpacked(builder, args[0], vectors), vectors.lanes
+        rows, size = vectors_of(builder, args[0], vectors), vectors.lanes
         half = 1
         while half < size:
             # swap the off-diagonal blocks of half x half in each block of twice that size
@@ -246,7 +246,7 @@ def transpose(typingctx, vectors):
                     rows[row] = builder.shuffle_vector(upper, lower, low)
                     rows[row + half] = builder.shuffle_vector(upper, lower, high)
             half *= 2
-        return packed(builder, rows)
+        return joined(builder, rows)
 
     return vectors(vectors), codegen
 
@@ -261,7 +261,7 @@ def fma_panel(typingctx, weights, x, tokens, sums):
     vectors = sums.count // count
 
     def codegen(context, builder, signature, args):
-        totals = unpacked(builder, args[3], sums)
+        totals = vectors_of(builder, args[3], sums)
         rows = [
             load_as(
                 builder, builder.add(args[0], integer(sums.itemsize * sums.lanes * number)), sums.llvm, sums.itemsize
@@ -273,7 +273,7 @@ def fma_panel(typingctx, weights, x, tokens, sums):
             for number, row in enumerate(rows):
                 index = token * vectors + number
                 totals[index] = fused(builder, row, activation, totals[index])
-        return packed(builder, totals)
+        return joined(builder, totals)
 
     return sums(types.int64, types.int64, tokens, sums), codegen
 
@@ -286,13 +286,13 @@ def fma_by_rows(typingctx, sums, factors, tokens, totals):
     vectors = sums.count // count
 
     def codegen(context, builder, signature, args):
-        found, values = unpacked(builder, args[3], totals), unpacked(builder, args[0], sums)
+        found, values = vectors_of(builder, args[3], totals), vectors_of(builder, args[0], sums)
         for number in range(vectors):
             at = builder.add(args[1], integer(sums.itemsize * sums.lanes * number))
             row = load_as(builder, at, sums.llvm, sums.itemsize)
             for index in range(number, sums.count, vectors):
                 found[index] = fused(builder, values[index], row, found[index])
-        return packed(builder, found)
+        return joined(builder, found)
 
     return totals(sums, types.int64, tokens, totals), codegen
 
@@ -303,8 +303,8 @@ def fma_by_one(typingctx, sums, factor, totals):
 
     def codegen(context, builder, signature, args):
         spread = broadcast(builder, args[1], sums)
-        rows = zip(unpacked(builder, args[0], sums), unpacked(builder, args[2], totals), strict=True)
-        return packed(builder, [fused(builder, value, spread, total) for value, total in rows])
+        rows = zip(vectors_of(builder, args[0], sums), vectors_of(builder, args[2], totals), strict=True)
+        return joined(builder, [fused(builder, value, spread, total) for value, total in rows])
 
     return totals(sums, types.int64, totals), codegen
 
@@ -320,7 +320,7 @@ def store_sums(typingctx, address, stride, count, rows, vectors):
         rows = builder.shuffle_vector(rows, rows, lanes_of([0] * vectors.lanes))
         wanted = builder.icmp_signed("<", lanes, rows)
         name = f"llvm.masked.store.v{vectors.lanes}f{8 * vectors.itemsize}.p0"
-        for number, vector in enumerate(unpacked(builder, args[4], vectors)):
+        for number, vector in enumerate(vectors_of(builder, args[4], vectors)):
             # adding +0.0 makes a zero result positive
             vector = builder.fadd(vector, zero)
             with builder.if_then(builder.icmp_signed("<", integer(number), args[2])):
@@ -339,6 +339,6 @@ def plus_zero(typingctx, vectors):
 
     def codegen(context, builder, signature, args):
         zero = ir.Constant(vectors.llvm, None)
-        return packed(builder, [builder.fadd(vector, zero) for vector in unpacked(builder, args[0], vectors)])
+        return joined(builder, [builder.fadd(vector, zero) for vector in vectors_of(builder, args[0], vectors)])
 
     return vectors(vectors), codegen

@@ -5,7 +5,7 @@ GOMP_parallel, which every OpenMP runtime offers, calls a function on these thre
 below, a few instructions of LLVM: each thread takes a place in the memory, then for one step after the other, one unit
 after the other, and calls the step's native code for it.
 
-Activations that take little room are packed by every thread for itself. That is faster than to share the packing: a
+Activations that take little room are arranged by every thread for itself. That is faster than to share that work: a
 thread finds them in its own cache, and waits for nobody. Otherwise, all threads wait for each other between two steps.
 
 After a fork, the runtime's threads are gone, and it would wait for them: then the pool serves.
@@ -44,8 +44,8 @@ _NEXT_UNIT, _UNITS, _BOUNDS, _KERNEL, _ALONE, _WAITS, _STEP = range(7)
 """A counter of units, their number, the address of their bounds, the code, whether each thread does all units for
 itself, and whether the next step has to wait for all threads; how many integers that are."""
 
-_MOST_PACKED = 4 << 20
-"""Bytes of packed activations that every thread makes for itself. More of them share the caches of all cores."""
+_MOST_ARRANGED = 4 << 20
+"""Bytes of arranged activations that every thread makes for itself. More of them share the caches of all cores."""
 
 _forked = False
 
@@ -89,14 +89,14 @@ def run_on_threads(recipe: Recipe, job: array[int], work: Work, count: int, room
 
 
 def nbytes_of(recipe: Recipe, count: int) -> int:
-    """Bytes of memory of a recipe for so many threads: packed activations, sums, a scratch for each thread; then packed
-    activations for every further thread."""
-    of_its_own = count - 1 if _packs_alone(recipe) else 0
-    return recipe.scratch_at + count * _scratch_bytes(recipe) + of_its_own * _packed_bytes(recipe)
+    """Bytes of memory of a recipe for so many threads: arranged activations, sums, a scratch for each thread; then
+    arranged activations for every further thread."""
+    of_its_own = count - 1 if _arranges_alone(recipe) else 0
+    return recipe.scratch_at + count * _scratch_bytes(recipe) + of_its_own * _arranged_bytes(recipe)
 
 
-def _packs_alone(recipe: Recipe) -> bool:
-    return recipe.plan.packed <= _MOST_PACKED
+def _arranges_alone(recipe: Recipe) -> bool:
+    return recipe.plan.arranged <= _MOST_ARRANGED
 
 
 def _scratch_bytes(recipe: Recipe) -> int:
@@ -104,8 +104,8 @@ def _scratch_bytes(recipe: Recipe) -> int:
     return (recipe.plan.scratch + 127) // 64 * 64
 
 
-def _packed_bytes(recipe: Recipe) -> int:
-    return (recipe.plan.packed + 127) // 64 * 64
+def _arranged_bytes(recipe: Recipe) -> int:
+    return (recipe.plan.arranged + 127) // 64 * 64
 
 
 def has_team() -> bool:
@@ -116,12 +116,12 @@ def has_team() -> bool:
 def _run_on_team(runtime: Runtime, recipe: Recipe, job: array[int], work: Work, where: tuple[int, int]) -> None:
     """On (threads, room). The first job has the answer whether an activation is odd."""
     count, room = where
-    alone = _packs_alone(recipe)
+    alone = _arranges_alone(recipe)
     jobs, further = job, room + recipe.scratch_at + count * _scratch_bytes(recipe)
-    if alone and recipe.plan.packed:
+    if alone and recipe.plan.arranged:
         jobs = job * count
         for number in range(1, count):
-            jobs[(BYTES * number + X) // 8] = further + (number - 1) * _packed_bytes(recipe)
+            jobs[(BYTES * number + X) // 8] = further + (number - 1) * _arranged_bytes(recipe)
     address, _ = jobs.buffer_info()
     stride = 0 if jobs is job else BYTES
     scratch_at, last = room + recipe.scratch_at, len(recipe.steps) - 1

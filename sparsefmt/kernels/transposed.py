@@ -17,7 +17,7 @@ from sparsefmt.jit import jit
 from sparsefmt.kernels.kinds import BF16, F64, ONE_BYTE, WIDTH
 from sparsefmt.kernels.llvm import behind, fused, stored_type, widened
 from sparsefmt.kernels.raw_memory import prefetch, store_scalar
-from sparsefmt.kernels.simd import Vectors, accumulator, broadcast, packed, store, unpacked
+from sparsefmt.kernels.simd import Vectors, accumulator, broadcast, joined, store, vectors_of
 from sparsefmt.llvm import I8, I16, I32, concatenated, constant_of, integer, lanes_of, load_as, store_at
 from sparsefmt.positions.masks import SLICE_ROWS
 
@@ -114,7 +114,7 @@ def transposed(typingctx, address, stride, kind):
     result = Vectors(accumulator(stored), SLICE_ROWS, piece_columns(stored))
 
     def codegen(context, builder, signature, args):
-        return packed(builder, _transposed(builder, args[0], args[1], stored))
+        return joined(builder, _transposed(builder, args[0], args[1], stored))
 
     return result(types.int64, types.int64, kind), codegen
 
@@ -156,10 +156,10 @@ def fma_transposed(typingctx, address, stride, kind, slices, x, sums):
     tokens = sums.count // slice_count
 
     def codegen(context, builder, signature, args):
-        totals = unpacked(builder, args[5], sums)
+        totals = vectors_of(builder, args[5], sums)
         address, stride, x = args[0], args[1], args[4]
         if NEON:
-            return packed(builder, _by_groups(builder, (address, stride, x), stored, totals, slice_count))
+            return joined(builder, _by_groups(builder, (address, stride, x), stored, totals, slice_count))
         for number in range(slice_count):
             if number:
                 # loads of the next slice stay behind it: LLVM would load all slices first, and spill
@@ -170,7 +170,7 @@ def fma_transposed(typingctx, address, stride, kind, slices, x, sums):
                     at = builder.add(x, integer(sums.itemsize * (column * tokens + token)))
                     index = number * tokens + token
                     totals[index] = fused(builder, weights, broadcast(builder, at, sums), totals[index])
-        return packed(builder, totals)
+        return joined(builder, totals)
 
     int64 = types.int64
     return sums(int64, int64, kind, slices, int64, sums), codegen

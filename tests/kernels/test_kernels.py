@@ -269,8 +269,8 @@ def test_groups_make_up_few_tokens():
         assert tokens <= groups.tokens <= max(tokens + unit - 1, panel.NARROW)
 
 
-def test_many_tokens_are_packed_in_parts(monkeypatch):
-    monkeypatch.setattr(plans.permuted, "MAX_PACKED_TOKENS", 64)
+def test_many_tokens_are_arranged_in_parts(monkeypatch):
+    monkeypatch.setattr(plans.permuted, "MAX_ARRANGED_TOKENS", 64)
     rng = np.random.default_rng(8)
     array = weights(rng, (20, 50), np.float32, 0.6)
     x = rng.standard_normal((200, 50)).astype(np.float32)

@@ -62,10 +62,10 @@ def test_the_bits_of_one_thread(layout, dtype, tokens, teams):
 
 
 @pytest.mark.parametrize("layout", ["dense", "bitmask", "permuted"])
-@pytest.mark.parametrize("most_packed", [0, 1 << 30], ids=["together", "each for itself"])
-def test_activations_are_packed_in_threads(layout, most_packed, teams, monkeypatch):
-    """They are packed, multiplied when all are, and put in place when all sums are there; by columns, too."""
-    monkeypatch.setattr(team, "_MOST_PACKED", most_packed)
+@pytest.mark.parametrize("most_arranged", [0, 1 << 30], ids=["together", "each for itself"])
+def test_activations_are_arranged_in_threads(layout, most_arranged, teams, monkeypatch):
+    """They are arranged, multiplied when all are, and put in place when all sums are there; by columns, too."""
+    monkeypatch.setattr(team, "_MOST_ARRANGED", most_arranged)
     w, _ = case(layout, np.float32, 1)
     x = np.random.default_rng(3).standard_normal((700, 200)).astype(np.float32)
     for tokens in (2, 33, 700):

@@ -156,11 +156,11 @@ def kernels() -> dict[str, Kernel]:
             of_job(lambda kind: blocks.blocked_kernel(kind, False, False, 8)), MULTIPLY_ADD, every
         ),
         "gaps_in_blocks": Kernel(of_job(lambda kind: blocks.blocked_kernel(kind, False, True, 8)), MULTIPLY_ADD, every),
-        "pack_groups": Kernel(
+        "arrange_groups": Kernel(
             of_job(lambda kind: activations.in_groups(kind, panel.WIDE, panel.NARROW)), ELEMENT, singles
         ),
-        "pack_tokens": Kernel(of_job(lambda kind: activations.in_tokens(kind, *wide, False)), ELEMENT, singles),
-        "unpack_tokens": Kernel(of_job(lambda kind: activations.from_tokens(kind, *wide, False)), ELEMENT, singles),
+        "arrange_tokens": Kernel(of_job(lambda kind: activations.in_tokens(kind, *wide, False)), ELEMENT, singles),
+        "put_tokens_back": Kernel(of_job(lambda kind: activations.from_tokens(kind, *wide, False)), ELEMENT, singles),
     }  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def plans(matrix: Matrix, kind: int, tokens: int, across: Across) -> Iterator[Pl
 
 
 def _plan(matrix: Matrix, kind: int, first: int, tokens: int) -> Plan:
-    """A token that needs no padding is not packed: small matrices are multiplied in less time than that takes."""
+    """A token that needs no padding is not arranged: small matrices are multiplied in less time than that takes."""
     of_bitmask, summed, cols = matrix.layout == "bitmask", summed_kind(kind), matrix.cols
     tables, scaled, group_cols = expand.tables(kind) if of_bitmask else 0, matrix.groups > 1, cols // matrix.groups
     is_few = tokens <= FEW[matrix.layout] and (not of_bitmask or expand.in_registers(kind))
@@ -110,8 +110,10 @@ def _of_dots(matrix: Matrix, first: int, tokens: int, way: int) -> Plan:
     else:
         kernel = panel.many_tokens_kernel(True, DOTS, tokens == 1, matrix.groups > 1, way)
     before = Step(activations.in_dots(wide, narrow, way != SIGNS), wides + narrows)
-    packed = padded * activations.padded(matrix.cols)
-    return Plan(first, tokens, kernel, before, packed, scratch=panel.scratch_bytes(DOTS, matrix.cols, padded), own=own)
+    arranged = padded * activations.padded(matrix.cols)
+    return Plan(
+        first, tokens, kernel, before, arranged, scratch=panel.scratch_bytes(DOTS, matrix.cols, padded), own=own
+    )
 
 
 def dots_are_faster(matrix: Matrix, tokens: int) -> bool:

@@ -26,8 +26,8 @@ class Plan(NamedTuple):
     Attributes:
         first, tokens: which they are.
         kernel: Threads may call it at once, each with rows and scratch of its own.
-        before: checks or packs activations; None: nobody looks whether they are finite.
-        packed: bytes of packed activations; 0 if the kernel reads the caller's.
+        before: checks or arranges activations; None: nobody looks whether they are finite.
+        arranged: bytes of arranged activations; 0 if the kernel reads the caller's.
         behind: puts the kernel's sums into the caller's result.
         sums: their bytes; 0 if the kernel writes the caller's result.
         scratch: bytes that the kernel needs.
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     tokens: int
     kernel: Kernel
     before: Step | None
-    packed: int = 0
+    arranged: int = 0
     behind: Step | None = None
     sums: int = 0
     scratch: int = 0

@@ -1,4 +1,4 @@
-"""Plans for layout `permuted`: one token as it is, more of them packed side by side."""
+"""Plans for layout `permuted`: one token as it is, more of them arranged side by side."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sparsefmt.kernels.plans.contract import Across, Kernel, Plan, Step
 from sparsefmt.kernels.simd import VECTOR_BYTES
 from sparsefmt.layouts.permuted import MAX_U16_COLS
 
-MAX_PACKED_TOKENS = 128
-"""Tokens that are packed at once: they and their sums stay in caches. More of them gain little from reading the weights
-once."""
+MAX_ARRANGED_TOKENS = 128
+"""Tokens that are arranged at once: they and their sums stay in caches. More of them gain little from reading the
+weights once."""
 
 BLOCKED = {8: 5, 4: 3}
 """Vectors of tokens of the groups that are multiplied in blocks of columns, and how many of them must be full."""
@@ -44,7 +44,7 @@ def _one_token(matrix: Matrix, kind: int) -> Plan:
 
 
 class TokenGroup(NamedTuple):
-    """Tokens `first` to `first + tokens`, packed in groups of `vectors` vectors of `lanes` tokens.
+    """Tokens `first` to `first + tokens`, arranged in groups of `vectors` vectors of `lanes` tokens.
 
     `in_blocks`: they are multiplied by one block of columns after the other (`permuted_in_blocks.py`).
     """
@@ -63,8 +63,8 @@ class TokenGroup(NamedTuple):
 
 def token_groups(tokens: int, kind: int, most: int | None = None) -> Iterator[TokenGroup]:
     """All tokens: in the widest groups as long as more than `least` are left, then in narrower ones; at most `most`
-    tokens in each, by default MAX_PACKED_TOKENS."""
-    first, most = 0, MAX_PACKED_TOKENS if most is None else most
+    tokens in each, by default MAX_ARRANGED_TOKENS."""
+    first, most = 0, MAX_ARRANGED_TOKENS if most is None else most
     for lanes, vectors, least, in_blocks in token_shapes(kind):
         width = lanes * vectors
         while tokens - first > least:
@@ -79,8 +79,8 @@ def token_groups(tokens: int, kind: int, most: int | None = None) -> Iterator[To
 def _groups_in_blocks(tokens: int, kind: int) -> Iterator[TokenGroup]:
     """All tokens, in groups that are all multiplied in blocks of columns."""
     lanes = VECTOR_BYTES // WIDTH[summed_kind(kind)]
-    for first in range(0, tokens, MAX_PACKED_TOKENS):
-        taken = min(tokens - first, MAX_PACKED_TOKENS)
+    for first in range(0, tokens, MAX_ARRANGED_TOKENS):
+        taken = min(tokens - first, MAX_ARRANGED_TOKENS)
         vectors = next(count for count in (1, 2, 4, 8) if taken <= lanes * count or count == 8)
         yield TokenGroup(first, taken, lanes, vectors, True)
 
@@ -96,8 +96,8 @@ def token_shapes(kind: int) -> tuple[tuple[int, int, int, bool], ...]:
 
 
 class Multiplier(NamedTuple):
-    """A kernel for tokens packed in groups, the numbers of its own, the number of groups being the first, and its bytes
-    of scratch."""
+    """A kernel for tokens arranged in groups, the numbers of its own, the number of groups being the first, and its
+    bytes of scratch."""
 
     kernel: Kernel
     own: tuple[int, ...]
@@ -125,7 +125,7 @@ def in_blocks(matrix: Matrix, kind: int, group: TokenGroup, form: tuple[bool, bo
 
 
 def in_groups(matrix: Matrix, kind: int, group: TokenGroup, across: Across, multiplier: Multiplier) -> Plan:
-    """A plan that packs a group of tokens for a kernel, and unpacks its sums."""
+    """A plan that arranges a group of tokens for a kernel, and puts its sums in place."""
     first, tokens, lanes, vectors, _ = group
     summed = summed_kind(kind)
     token_bytes = group.blocks * lanes * vectors * WIDTH[summed]
@@ -133,8 +133,8 @@ def in_groups(matrix: Matrix, kind: int, group: TokenGroup, across: Across, mult
     before = Step(activations.in_tokens(summed, lanes, vectors, across.x), group.blocks * vectors)
     behind = Step(activations.from_tokens(summed, lanes, vectors, across.y), -(-tokens // lanes))
     kernel, own, scratch = multiplier
-    packed, sums = token_bytes * matrix.cols, token_bytes * matrix.rows
-    return Plan(first, tokens, kernel, before, packed, behind, sums, scratch, own)
+    arranged, sums = token_bytes * matrix.cols, token_bytes * matrix.rows
+    return Plan(first, tokens, kernel, before, arranged, behind, sums, scratch, own)
 
 
 def any_activations(matrix: Matrix, kind: int, tokens: int) -> Plan:
