@@ -10,7 +10,7 @@ from sparsefmt.isa import ISA
 from sparsefmt.llvm import call
 
 BMI2 = ISA != "portable"
-"""Whether there are instructions that pack and spread bits."""
+"""Whether there are instructions that extract bits of a word and deposit them."""
 
 _WORD = ir.IntType(64)
 
@@ -90,7 +90,7 @@ def word_at(typingctx, address, bit):
 
 
 @intrinsic
-def packed_bits(typingctx, word, mask):
+def extracted_bits(typingctx, word, mask):
     """The bits of a word that stand where those of a mask are set, side by side from the lowest on. uint64."""
 
     def codegen(context, builder, signature, args):
@@ -106,8 +106,8 @@ def packed_bits(typingctx, word, mask):
 
 
 @intrinsic
-def spread_bits(typingctx, word, mask):
-    """Undo `packed_bits`: the lowest bits of a word to where those of a mask are set. uint64."""
+def deposited_bits(typingctx, word, mask):
+    """Undo `extracted_bits`: the lowest bits of a word to where those of a mask are set. uint64."""
 
     def codegen(context, builder, signature, args):
         if BMI2:

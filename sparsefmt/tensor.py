@@ -26,7 +26,7 @@ from sparsefmt.layouts.memory import Arena, padded_copy
 from sparsefmt.layouts.sizes import Filling, stored_by_form
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
-from sparsefmt.patterns import PackedMask, Pattern, is_looked_at, packed_runs, pattern_of, thumbnail
+from sparsefmt.patterns import Mask, Pattern, is_looked_at, mask_of_runs, pattern_of, thumbnail
 from sparsefmt.threads import in_order
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class SparseTensor(AsArray):
         """An <img> of where the nonzeros are; "" if it would take too long. For the library itself."""
         if self.size <= notebooks.MOST_DRAWN and is_looked_at(self._tiling.dtype):
             with suppress(SparsefmtError):  # the limit of the file; or it has been changed in place
-                return thumbnail(self.packed_mask(), width)
+                return thumbnail(self.mask(), width)
         return ""
 
     def __len__(self) -> int:
@@ -300,9 +300,9 @@ class SparseTensor(AsArray):
 
         Cost: expands the tensor once, a few tiles at a time; a bit for each element is kept meanwhile.
         """
-        return pattern_of(self.packed_mask(threads))
+        return pattern_of(self.mask(threads))
 
-    def packed_mask(self, threads: int | None = None) -> PackedMask:
+    def mask(self, threads: int | None = None) -> Mask:
         """A bit for each element, row by row. For the library itself. Raises and costs as `pattern`."""
         tiling = self._tiling
         self._budget.ask(tiling.rows * -(-tiling.cols // 64) * 8)
@@ -313,7 +313,7 @@ class SparseTensor(AsArray):
 
         tiles = map(tiling.tile_range, range(tiling.tiles))
         runs = [run for tile in tiles for run in slicing.runs(*tile, tiling.cols)]
-        return packed_runs(tiling.dtype, (tiling.rows, tiling.cols, tiling.matrix_rows), (runs, read), threads)
+        return mask_of_runs(tiling.dtype, (tiling.rows, tiling.cols, tiling.matrix_rows), (runs, read), threads)
 
     def to_layout(self, layout: str, *, threads: int | None = None) -> SparseTensor:
         """The tensor in another layout; itself if it has that layout. It is not made dense between sparse layouts.

@@ -61,7 +61,7 @@ def step(width: int) -> Callable[..., Any]:
     from numba import njit, types
     from numba.extending import intrinsic
 
-    from sparsefmt.bits_of_words import packed_bits, spread_bits
+    from sparsefmt.bits_of_words import deposited_bits, extracted_bits
     from sparsefmt.kernels.raw_memory import load_u64
     from sparsefmt.layouts.jitted import registers as moving
 
@@ -79,19 +79,19 @@ def step(width: int) -> Callable[..., Any]:
     @njit(nogil=True)
     def run(job, first, units, scratch):
         like = like_elements()
-        elements, masks, packing = load_u64(job), load_u64(job + 8), load_u64(job + 16)
-        spreading, columns, results = load_u64(job + 24), load_u64(job + 32), load_u64(job + 40)
+        elements, masks, compressing = load_u64(job), load_u64(job + 8), load_u64(job + 16)
+        expanding, columns, results = load_u64(job + 24), load_u64(job + 32), load_u64(job + 40)
         for number in range(units):
             bits, out = load_u64(masks + 8 * number), results + PITCH * number
-            end = moving.compress(elements, bits, 16, out, packing, like)
-            moving.compress(elements, bits, 8, end, packing, like)
-            moving.expand(elements, bits, 16, out + 192, spreading, like)
+            end = moving.compress(elements, bits, 16, out, compressing, like)
+            moving.compress(elements, bits, 8, end, compressing, like)
+            moving.expand(elements, bits, 16, out + 192, expanding, like)
             moving.compress_columns(bits, 70_000, out + 320, columns)
             word = np.uint64(bits)
             moving.store_word(out + 384, np.uint64(moving.nonzero(elements, 64, bits, like)))
             moving.store_word(out + 392, np.uint64(moving.equal(elements, 64, load_u64(elements), like)))
-            moving.store_word(out + 400, packed_bits(np.uint64(load_u64(elements)), word))
-            moving.store_word(out + 408, spread_bits(np.uint64(load_u64(elements)), word))
+            moving.store_word(out + 400, extracted_bits(np.uint64(load_u64(elements)), word))
+            moving.store_word(out + 408, deposited_bits(np.uint64(load_u64(elements)), word))
             # where the results of a round end, since less was written than was asked for
             moving.store_word(out + 416, np.uint64(end - out))
         moving.turn(elements, 16, results + PITCH * units, 32, like)

@@ -16,7 +16,7 @@ from sparsefmt.cli.grouped_rows import MOST_ROWS, common, grouped
 from sparsefmt.cli.tables import NameTable
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.dtypes import DTYPES
-from sparsefmt.patterns import Pattern, is_looked_at, packed_mask, pattern_of
+from sparsefmt.patterns import Pattern, is_looked_at, mask_of_rows, pattern_of
 from sparsefmt.threads import in_order
 
 ORDERS = ("name", "bytes", "zeros")
@@ -121,7 +121,7 @@ class Listing:
         """
 
         def find(listed: Listed) -> Pattern:
-            return pattern_of(packed_mask(listed.file.rows_of(listed.name), threads, progress))
+            return pattern_of(mask_of_rows(listed.file.rows_of(listed.name), threads, progress))
 
         readable = self._readable
         for listed, pattern in zip(readable, in_order(find, readable, threads), strict=True):

@@ -1,6 +1,6 @@
 """Patterns of zeros: what was pruned, and how.
 
-`packed.py` reads a tensor once and keeps a bit for each element, `find.py` compares the mask with each pattern, and
+`mask.py` reads a tensor once and keeps a bit for each element, `find.py` compares the mask with each pattern, and
 `pattern.py` is the result. `change.py` compares two tensors, and
 `magnitudes.py` counts magnitudes.
 """
@@ -8,20 +8,20 @@
 from sparsefmt.patterns.change import Change, change_of
 from sparsefmt.patterns.find import pattern_of
 from sparsefmt.patterns.magnitudes import Magnitudes, have_magnitudes
-from sparsefmt.patterns.packed import PackedMask, is_looked_at, packed_mask, packed_runs
+from sparsefmt.patterns.mask import Mask, is_looked_at, mask_of_rows, mask_of_runs
 from sparsefmt.patterns.pattern import Pattern
 from sparsefmt.patterns.thumbnail import thumbnail
 
 __all__ = [
     "Change",
     "Magnitudes",
-    "PackedMask",
+    "Mask",
     "Pattern",
     "change_of",
     "have_magnitudes",
     "is_looked_at",
-    "packed_mask",
-    "packed_runs",
+    "mask_of_rows",
+    "mask_of_runs",
     "pattern_of",
     "thumbnail",
 ]

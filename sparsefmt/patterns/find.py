@@ -14,7 +14,7 @@ from math import ceil, floor, gcd, lgamma, log, log2
 
 import numpy as np
 
-from sparsefmt.patterns.packed import PackedMask, passes
+from sparsefmt.patterns.mask import Mask, passes
 from sparsefmt.patterns.pattern import Kind, Pattern
 
 LEAST_GAIN = 32.0
@@ -64,7 +64,7 @@ class _Search:
         best: the pattern that it goes by.
     """
 
-    mask: PackedMask
+    mask: Mask
     zeros: int
     nonzeros: int
     best: _Found | None = None
@@ -82,7 +82,7 @@ class _Search:
             self.shortest, self.best = cost, found
 
 
-def pattern_of(mask: PackedMask) -> Pattern:
+def pattern_of(mask: Mask) -> Pattern:
     """The pattern of a mask, and its counts.
 
     Cost: reads of the mask, of which a few are made for each pattern that is not ruled out by a part of it, or by a
@@ -124,7 +124,7 @@ def _choices(things: int, chosen: int) -> float:
     return (lgamma(things + 1) - lgamma(chosen + 1) - lgamma(things - chosen + 1)) / log(2)
 
 
-def _removed(mask: PackedMask, rows: np.ndarray, columns: np.ndarray) -> Iterator[_Found]:
+def _removed(mask: Mask, rows: np.ndarray, columns: np.ndarray) -> Iterator[_Found]:
     """Whole rows, columns, and groups of them."""
     zeros = mask.elements - int(rows.sum())
     no_rows = rows <= _most_in_removed(mask.cols)
@@ -154,12 +154,12 @@ def _most_in_removed(length: int) -> int:
     return max(int(length * MOST_IN_REMOVED), int(length >= _LONG))
 
 
-def _in_both(mask: PackedMask, rows: np.ndarray, columns: np.ndarray) -> int:
+def _in_both(mask: Mask, rows: np.ndarray, columns: np.ndarray) -> int:
     """Nonzeros that stand both in one of these rows (rows,) and in one of these columns (matrices, cols)."""
     found, row = 0, np.zeros(8 * mask.words.shape[1], np.uint8)
     for number, wanted in enumerate(columns):
-        packed = np.packbits(wanted, bitorder="little")
-        row[: packed.size] = packed
+        as_bytes = np.packbits(wanted, bitorder="little")
+        row[: as_bytes.size] = as_bytes
         matrix = slice(number * mask.height, (number + 1) * mask.height)
         for words in mask.words[matrix][rows[matrix]]:
             found += int(np.bitwise_count(words & row.view(np.uint64)).sum())
@@ -264,13 +264,13 @@ def _least_cost_of_blocks(search: _Search, size: tuple[int, int]) -> float:
     return min(_choices(blocks, number) for number in ends)
 
 
-def _looked_at(mask: PackedMask, size: tuple[int, int], steps: tuple[int, int]) -> list[int]:
+def _looked_at(mask: Mask, size: tuple[int, int], steps: tuple[int, int]) -> list[int]:
     found = np.zeros(4, np.int64)
     passes().blocks(mask.words, mask.cols, size, steps, found)
     return found.tolist()
 
 
-def _steps(mask: PackedMask) -> tuple[int, int]:
+def _steps(mask: Mask) -> tuple[int, int]:
     """How many times 64 rows, and how many words, to go on at once for a part of the mask."""
     words = min(mask.words.shape[1], 8)
     across = mask.words.shape[1] // words
@@ -279,7 +279,7 @@ def _steps(mask: PackedMask) -> tuple[int, int]:
     return max(-(-mask.rows // 64) // panels, 1) | 1, across
 
 
-def _groups(mask: PackedMask) -> Iterator[_Found]:
+def _groups(mask: Mask) -> Iterator[_Found]:
     """N:M, in both directions."""
     along_rows = [np.zeros(size + 1, np.int64) for size in _GROUPS]
     if mask.cols % _GROUPS[0] == 0:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sparsefmt.dtypes import DTYPES, DType
 from sparsefmt.layouts.memory import frozen
-from sparsefmt.patterns.packed import first_not_finite
+from sparsefmt.patterns.mask import first_not_finite
 
 FLOATS = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F16", "BF16", "F32", "F64")
 """dtypes whose bits, signs aside, ascend with their magnitudes."""

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-from sparsefmt.patterns.packed import PackedMask
+from sparsefmt.patterns.mask import Mask
 
 SIDE = 64
 """Most pixels in each direction."""
@@ -17,7 +17,7 @@ INK = (59, 130, 246)
 """The colour of nonzeros, which shows on light and dark pages."""
 
 
-def thumbnail(mask: PackedMask, width: int = 128) -> str:
+def thumbnail(mask: Mask, width: int = 128) -> str:
     """An <img> of the mask, so many pixels wide; "" without elements. The fullest box is opaque, others as far as they
     are filled."""
     density = mask.density(SIDE, SIDE)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsefmt.adapters import Rows
-from sparsefmt.patterns import Magnitudes, PackedMask, Pattern, have_magnitudes, packed_runs, pattern_of
+from sparsefmt.patterns import Magnitudes, Mask, Pattern, have_magnitudes, mask_of_runs, pattern_of
 
 SIDE = 128
 """Most boxes of a picture of a mask, in each direction."""
@@ -117,7 +117,7 @@ def look_at(
 
     height = rows.tile_rows("dense")
     runs = [(begin, min(begin + height, rows.rows)) for begin in range(0, rows.rows if height else 0, height or 1)]
-    mask = packed_runs(rows.dtype, (rows.rows, rows.cols, rows.matrix_rows), (runs, read), threads)
+    mask = mask_of_runs(rows.dtype, (rows.rows, rows.cols, rows.matrix_rows), (runs, read), threads)
     pattern = pattern_of(mask)
     by_row = np.zeros(rows.cols + 1, np.int64)
     by_column = np.zeros(rows.matrix_rows + 1, np.int64)
@@ -130,7 +130,7 @@ def look_at(
     return Looked(pattern, by_row, by_column, magnitudes, picture)
 
 
-def corner_of(mask: PackedMask) -> np.ndarray:
+def corner_of(mask: Mask) -> np.ndarray:
     """The first rows and columns of a mask as bool (at most CLOSE_UP, at most CLOSE_UP)."""
     words = np.ascontiguousarray(mask.words[: min(CLOSE_UP, mask.height), :1])
     bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from sparsefmt.bits_of_words import highest_bit, packed_bits, spread_bits, word_at
+from sparsefmt.bits_of_words import deposited_bits, extracted_bits, highest_bit, word_at
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.layouts import FORMS, negative_zeros
 from sparsefmt.layouts.in_rows import in_rows
@@ -107,8 +107,8 @@ def test_behind_the_values_there_are_zeros(form):
 
 
 @njit
-def packed_and_spread(word, mask):
-    return packed_bits(word, mask), spread_bits(word, mask)
+def extracted_and_deposited(word, mask):
+    return extracted_bits(word, mask), deposited_bits(word, mask)
 
 
 @njit
@@ -127,9 +127,9 @@ def test_bits_of_words():
         word, mask = (int(number) & int(rng.integers(0, 1 << 64, dtype=np.uint64)) for number in (-1, -1))
         mask = rng.choice(np.array([mask, 0, (1 << 64) - 1, 1, 1 << 63, mask & 0xFF00FF], np.uint64))
         where = [bit for bit in range(64) if int(mask) >> bit & 1]
-        packed = sum((word >> bit & 1) << number for number, bit in enumerate(where))
-        spread = sum((word >> number & 1) << bit for number, bit in enumerate(where))
-        assert packed_and_spread(np.uint64(word), np.uint64(mask)) == (packed, spread)
+        extracted = sum((word >> bit & 1) << number for number, bit in enumerate(where))
+        deposited = sum((word >> number & 1) << bit for number, bit in enumerate(where))
+        assert extracted_and_deposited(np.uint64(word), np.uint64(mask)) == (extracted, deposited)
         if word:
             assert highest(np.uint64(word)) == word.bit_length() - 1
     array = rng.integers(0, 256, 32, np.uint8)

@@ -9,7 +9,7 @@ import pytest
 import sparsefmt
 from sparsefmt import SparseTensor
 from sparsefmt.adapters import rows_of
-from sparsefmt.patterns import Pattern, packed_mask, pattern_of
+from sparsefmt.patterns import Pattern, mask_of_rows, pattern_of
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -21,7 +21,7 @@ def values(mask: np.ndarray, dtype: np.dtype | type = np.float32) -> np.ndarray:
 
 
 def found(mask: np.ndarray, dtype: np.dtype | type = np.float32) -> Pattern:
-    return pattern_of(packed_mask(rows_of(values(mask, dtype))))
+    return pattern_of(mask_of_rows(rows_of(values(mask, dtype))))
 
 
 def n_of_m(shape: tuple[int, int], n: int, m: int, seed: int = 2) -> np.ndarray:
@@ -186,7 +186,7 @@ def test_special_elements_are_counted_whatever_their_bits(dtype, cols):
         array[::7, 0], array[::11, -1], array[3::13] = np.inf, -np.nan, -0.0
     else:
         array = bits.view(dtype)
-    pattern = pattern_of(packed_mask(rows_of(array)))
+    pattern = pattern_of(mask_of_rows(rows_of(array)))
     with np.errstate(invalid="ignore"):
         wide = array.astype(np.float64)
     assert pattern.zeros == np.count_nonzero(wide == 0)
@@ -213,16 +213,16 @@ def test_files_bound_what_a_pattern_takes(tmp_path):
 
 def test_what_has_no_zeros_to_prune_is_refused():
     with pytest.raises(sparsefmt.UnsupportedError, match="C64"):
-        packed_mask(rows_of(np.zeros((4, 4), np.complex64)))
+        mask_of_rows(rows_of(np.zeros((4, 4), np.complex64)))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (70, 130), (128, 64), (3, 1000)])
 def test_counts_and_densities_are_those_of_numpy(shape):
     mask = np.random.default_rng(10).random(shape) < 0.3
-    packed = packed_mask(rows_of(values(mask)))
-    assert packed.row_counts().tolist() == mask.sum(1).tolist()
-    assert packed.column_counts().tolist() == [mask.sum(0).tolist()]
-    picture = packed.density(16, 32)
+    found = mask_of_rows(rows_of(values(mask)))
+    assert found.row_counts().tolist() == mask.sum(1).tolist()
+    assert found.column_counts().tolist() == [mask.sum(0).tolist()]
+    picture = found.density(16, 32)
     down, across = (min(size, most) for size, most in zip(shape, (16, 32), strict=True))
     rows, cols = np.arange(shape[0]) * down // shape[0], np.arange(shape[1]) * across // shape[1]
     for box in np.ndindex(picture.shape):

@@ -8,7 +8,7 @@ import numpy as np
 
 from sparsefmt.adapters import rows_of
 from sparsefmt.dtypes import DTYPES
-from sparsefmt.patterns import packed_mask, pattern_of
+from sparsefmt.patterns import mask_of_rows, pattern_of
 from sparsefmt.report.layers import MOST_LAYERS, MOST_PROJECTIONS, MOST_TABLES, Layers, layers_of
 from sparsefmt.report.tensors import Tensor
 
@@ -17,7 +17,7 @@ def tensor(name: str, zeros: int = 0, shape: tuple[int, ...] = (4, 5)) -> Tensor
     array = np.ones(shape, np.float32)
     array.reshape(-1)[:zeros] = 0
     rows = rows_of(array)
-    pattern = pattern_of(packed_mask(rows))
+    pattern = pattern_of(mask_of_rows(rows))
     return Tensor(name, DTYPES["F32"], shape, 1, array.nbytes, array.size, lambda: rows, pattern)
 
 

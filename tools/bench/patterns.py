@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsefmt.adapters import rows_of
-from sparsefmt.patterns import Pattern, packed_mask, pattern_of, thumbnail
+from sparsefmt.patterns import Pattern, mask_of_rows, pattern_of, thumbnail
 from tools.bench.harness import in_turns, parse_shapes, spread, time_text
 
 GOAL = 2e9
@@ -51,7 +51,7 @@ def masks(rows: int, cols: int) -> dict[str, np.ndarray]:
 
 
 def find(array: np.ndarray) -> Pattern:
-    return pattern_of(packed_mask(rows_of(array), 1))
+    return pattern_of(mask_of_rows(rows_of(array), 1))
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:
@@ -84,7 +84,7 @@ def main(shape: str, tiny: str, tensors: int, rounds: int) -> None:
     )
     drawn = in_turns(
         {
-            kind: partial(cpu_seconds, lambda array=array: thumbnail(packed_mask(rows_of(array), 1)))
+            kind: partial(cpu_seconds, lambda array=array: thumbnail(mask_of_rows(rows_of(array), 1)))
             for kind, array in arrays.items()
         },
         rounds,

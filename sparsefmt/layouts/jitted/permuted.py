@@ -51,7 +51,7 @@ def _column(where, slot, lane, last):
 
 
 @jit
-def _pack_row(bits, row, kept, values, columns, tables):
+def _compress_row(bits, row, kept, values, columns, tables):
     """Nonzeros of a row side by side in `values`, and their columns in `columns`, uint32; returns how many there are.
 
     Writes up to 32 bytes more than these take. tables: `registers.compressing` and `registers.places`.
@@ -121,12 +121,12 @@ def _turn_rows(rows, slots, out, first_slot, block):
 def from_dense(bits, kept, row_permutation, row_counts, slice_offsets, values, where, tables) -> None:
     """Fill `values` and `where` (slots, 16) from `bits` (rows, cols).
 
-    kept: the bits of an element of which zeros have none. tables: as in `_pack_row`.
+    kept: the bits of an element of which zeros have none. tables: as in `_compress_row`.
     """
     rows, most = bits.shape[0], np.int64(row_counts[0]) if row_counts.shape[0] else 0
     # rows of a line more than a power of two do not share lines of the cache
     room = ((most + 79) & -64) + 64
-    packed, places = np.empty((16, room), bits.dtype), np.empty((16, room), where.dtype)
+    compressed, places = np.empty((16, room), bits.dtype), np.empty((16, room), where.dtype)
     columns, block = np.empty(room, np.uint32), np.empty((16, 16), bits.dtype)
     block_of_places = np.empty((16, 16), where.dtype)
     for slice_ in range(slice_offsets.shape[0] - 1):
@@ -138,11 +138,11 @@ def from_dense(bits, kept, row_permutation, row_counts, slice_offsets, values, w
             if position < rows:
                 entries = np.int64(row_counts[position])
                 row = np.int64(row_permutation[position])
-                stored = _pack_row(bits, row, kept, packed[lane], columns, tables)
-                _place_row(columns, stored, packed[lane], places[lane], entries)
-            packed[lane, entries:whole] = 0
+                stored = _compress_row(bits, row, kept, compressed[lane], columns, tables)
+                _place_row(columns, stored, compressed[lane], places[lane], entries)
+            compressed[lane, entries:whole] = 0
             places[lane, entries:whole] = 0
-        _turn_rows(packed, slots, values, first, block)
+        _turn_rows(compressed, slots, values, first, block)
         _turn_rows(places, slots, where, first, block_of_places)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsefmt.bits_of_words import highest_bit, lowest_bit, packed_bits, popcount, spread_bits, word_at
+from sparsefmt.bits_of_words import deposited_bits, extracted_bits, highest_bit, lowest_bit, popcount, word_at
 from sparsefmt.jit import jit
 from sparsefmt.layouts.jitted.registers import address_of, equal, nonzero, or_where, store_word
 
@@ -81,7 +81,7 @@ def mark_negative_zeros(bits: np.ndarray, kept: int, negative_zero: int, array: 
             else:
                 pruned = ~_last_nonzero(bits, row, column, kept) & ((ONE << np.uint64(cols - column)) - ONE)
                 signs = _last_equal(bits, row, column, negative_zero)
-            signs = packed_bits(signs, pruned)
+            signs = extracted_bits(signs, pruned)
             more = np.uint64(popcount(pruned))
             waiting |= signs << count
             if count + more >= WORD:
@@ -111,7 +111,7 @@ def restore_negative_zeros(
                 pruned = ~_last_nonzero(bits, row, column, kept) & ((ONE << np.uint64(cols - column)) - ONE)
             number = popcount(pruned)
             if number:
-                signs = spread_bits(word_at(source, pruned_before), pruned)
+                signs = deposited_bits(word_at(source, pruned_before), pruned)
                 pruned_before += number
                 if signs == ZERO:
                     continue

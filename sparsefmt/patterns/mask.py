@@ -28,11 +28,11 @@ def passes() -> ModuleType:
 
 
 @cache
-def packing() -> ModuleType:
-    """`jitted/packing.py`, likewise."""
-    from sparsefmt.patterns.jitted import packing
+def marking() -> ModuleType:
+    """`jitted/marking.py`, likewise."""
+    from sparsefmt.patterns.jitted import marking
 
-    return packing
+    return marking
 
 
 _INFINITY = {"F8_E5M2": 0x7C, "F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000, "F64": 0x7FF0_0000_0000_0000}
@@ -43,7 +43,7 @@ _ONE_NAN = {"F8_E4M3": (0x7F, 0x7F), "F8_E4M3FNUZ": (0xFF, 0x80), "F8_E5M2FNUZ":
 
 
 @dataclass(frozen=True)
-class PackedMask:
+class Mask:
     """Which elements are not zero, and how many are special.
 
     Attributes:
@@ -108,9 +108,7 @@ def is_looked_at(dtype: DType) -> bool:
     return dtype.prunable or dtype.name == "BOOL"
 
 
-def packed_mask(
-    matrix: Rows, threads: int | None = None, progress: Callable[[int], object] | None = None
-) -> PackedMask:
+def mask_of_rows(matrix: Rows, threads: int | None = None, progress: Callable[[int], object] | None = None) -> Mask:
     """The mask of a tensor, from one read of it.
 
     Args:
@@ -132,15 +130,15 @@ def packed_mask(
         return bits
 
     runs = [(begin, min(begin + height, matrix.rows)) for begin in ends]
-    return packed_runs(matrix.dtype, (matrix.rows, matrix.cols, matrix.matrix_rows), (runs, read), threads)
+    return mask_of_runs(matrix.dtype, (matrix.rows, matrix.cols, matrix.matrix_rows), (runs, read), threads)
 
 
-def packed_runs(
+def mask_of_runs(
     dtype: DType,
     size: tuple[int, int, int],
     source: tuple[Iterable[tuple[int, int]], Callable[[tuple[int, int]], np.ndarray]],
     threads: int | None = None,
-) -> PackedMask:
+) -> Mask:
     """The mask of a matrix that is read a run of rows at a time.
 
     Args:
@@ -154,17 +152,17 @@ def packed_runs(
     words = np.zeros((rows, -(-cols // _WORD)), np.uint64)
     ranges = _ranges(dtype)
 
-    def pack(run: tuple[int, int]) -> np.ndarray:
+    def mark(run: tuple[int, int]) -> np.ndarray:
         special = np.zeros(3, np.int64)
-        packing().pack(frozen(np.ascontiguousarray(read(run))), ranges, words[run[0] : run[1]], special)
+        marking().mark(frozen(np.ascontiguousarray(read(run))), ranges, words[run[0] : run[1]], special)
         return special
 
-    special = sum(in_order(pack, runs, threads), np.zeros(3, np.int64))
-    return PackedMask(frozen(words), cols, height, *(int(count) for count in special))
+    special = sum(in_order(mark, runs, threads), np.zeros(3, np.int64))
+    return Mask(frozen(words), cols, height, *(int(count) for count in special))
 
 
 def _ranges(dtype: DType) -> np.ndarray:
-    """The ranges of bits for `jitted/packing.py`: what is not zero, -0.0, NaN and infinity."""
+    """The ranges of bits for `jitted/marking.py`: what is not zero, -0.0, NaN and infinity."""
     every = (1 << dtype.nbits) - 1
     unsigned = every & ~dtype.negative_zero
     ranges = np.zeros((4, 3), np.uint64)

@@ -54,7 +54,7 @@ def _is_in(bits, kept, low, width):
 
 
 @jit
-def pack(bits, ranges, words, special):
+def mark(bits, ranges, words, special):
     """Set in `words`, uint64 (rows, ceil(cols / 64)), bit c % 64 of word c // 64 where an element is not zero.
 
     Args:
