@@ -43,6 +43,14 @@ def constant_of(literal) -> int:
     return literal.literal_value
 
 
+def everywhere(builder, number, element, lanes: int):
+    """An int64, cut to an element, in all lanes."""
+    vector = ir.VectorType(element, lanes)
+    number = number if element == I64 else builder.trunc(number, element)
+    alone = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.Constant(I32, 0))
+    return builder.shuffle_vector(alone, alone, lanes_of([0] * lanes))
+
+
 def concatenated(builder, vectors: list):
     """One LLVM vector of the lanes of several."""
     while len(vectors) > 1:

@@ -154,7 +154,7 @@ def mask_of_runs(
 
     def mark(run: tuple[int, int]) -> np.ndarray:
         special = np.zeros(3, np.int64)
-        marking().mark(frozen(np.ascontiguousarray(read(run))), ranges, words[run[0] : run[1]], special)
+        marking().mark(frozen(np.ascontiguousarray(read(run))), dtype.kept_bits, ranges, words[slice(*run)], special)
         return special
 
     special = sum(in_order(mark, runs, threads), np.zeros(3, np.int64))
@@ -162,17 +162,16 @@ def mask_of_runs(
 
 
 def _ranges(dtype: DType) -> np.ndarray:
-    """The ranges of bits for `jitted/marking.py`: what is not zero, -0.0, NaN and infinity."""
+    """The ranges of bits for `jitted/marking.py`: -0.0, NaN and infinity."""
     every = (1 << dtype.nbits) - 1
     unsigned = every & ~dtype.negative_zero
-    ranges = np.zeros((4, 3), np.uint64)
-    ranges[0] = unsigned, 1, unsigned - 1
+    ranges = np.zeros((3, 3), np.uint64)
     if dtype.negative_zero:
-        ranges[1] = every, dtype.negative_zero, 0
+        ranges[0] = every, dtype.negative_zero, 0
     if dtype.name in _INFINITY:
         infinity = _INFINITY[dtype.name]
-        ranges[2] = unsigned, infinity + 1, unsigned - infinity - 1
-        ranges[3] = unsigned, infinity, 0
+        ranges[1] = unsigned, infinity + 1, unsigned - infinity - 1
+        ranges[2] = unsigned, infinity, 0
     elif dtype.name in _ONE_NAN:
-        ranges[2] = (*_ONE_NAN[dtype.name], 0)
+        ranges[1] = (*_ONE_NAN[dtype.name], 0)
     return ranges

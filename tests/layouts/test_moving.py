@@ -10,15 +10,14 @@ from sparsefmt.bits_of_words import deposited_bits, extracted_bits, highest_bit,
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.layouts import FORMS, negative_zeros
 from sparsefmt.layouts.in_rows import in_rows
+from sparsefmt.layouts.jitted.compared import equal, nonzero
 from sparsefmt.layouts.jitted.registers import (
     address_of,
     compress,
     compress_columns,
     compressing,
-    equal,
     expand,
     expanding,
-    nonzero,
     places,
     turn,
 )

@@ -10,7 +10,8 @@ import numpy as np
 
 from sparsefmt.bits_of_words import four_of, lowest_bit, popcount
 from sparsefmt.jit import jit
-from sparsefmt.layouts.jitted.registers import SHUFFLES, address_of, clear, compress, copy, expand, nonzero, turn
+from sparsefmt.layouts.jitted.compared import nonzero
+from sparsefmt.layouts.jitted.registers import SHUFFLES, address_of, clear, compress, copy, expand, turn
 from sparsefmt.positions.jitted.masks import last_columns
 
 OK, MASK_PADDING, SLICE_OFFSETS, STORED_ZERO = range(4)

@@ -11,7 +11,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from sparsefmt.jit import jit
-from sparsefmt.layouts.jitted.registers import address_of, compress, compress_columns, nonzero, turn
+from sparsefmt.layouts.jitted.compared import nonzero
+from sparsefmt.layouts.jitted.registers import address_of, compress, compress_columns, turn
 
 OK, PERMUTATION, ROW_COUNTS, SLICE_OFFSETS, COLUMN_RANGE, COLUMN_ORDER, STORED_ZERO, SLOT_PADDING = range(8)
 

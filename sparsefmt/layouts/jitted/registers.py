@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from sparsefmt.isa import ISA, NEON
 from sparsefmt.layouts.memory import frozen
-from sparsefmt.llvm import I1, I8, I16, I32, I64, call, constant_of, integer, lanes_of, load_as, store_at
+from sparsefmt.llvm import I1, I8, I16, I32, I64, call, constant_of, everywhere, integer, lanes_of, load_as, store_at
 
 BYTES = 16
 """Bytes of a vector."""
@@ -92,50 +92,11 @@ def _shuffled(builder, vector, order):
     return call(builder, name, BYTES16, [vector, order])
 
 
-def _everywhere(builder, number, element, lanes: int):
-    """An int64, cut to an element, in all lanes."""
-    vector = ir.VectorType(element, lanes)
-    number = number if element == I64 else builder.trunc(number, element)
-    alone = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.Constant(I32, 0))
-    return builder.shuffle_vector(alone, alone, lanes_of([0] * lanes))
-
-
 def _row_of(builder, bits, first: int, lanes: int, table):
     """The address of the row of a table of 16 bytes each for the bits `first` to `first + lanes - 1`, and how many of
     them are set, both as int64."""
     mask = builder.and_(builder.lshr(bits, integer(first)), integer((1 << lanes) - 1))
     return builder.add(table, builder.shl(mask, integer(4))), builder.ctpop(mask)
-
-
-@intrinsic(prefer_literal=True)
-def nonzero(typingctx, address, count, kept, like):
-    """Bit i of an int64 is set where element i of `count` (up to 64) has a bit of those in `kept`, an int64."""
-    elements, nbytes = constant_of(count), like.dtype.bitwidth // 8
-
-    def codegen(context, builder, signature, args):
-        element = ir.IntType(8 * nbytes)
-        found = load_as(builder, args[0], ir.VectorType(element, elements), nbytes)
-        found = builder.and_(found, _everywhere(builder, args[2], element, elements))
-        present = builder.icmp_unsigned("!=", found, ir.Constant(found.type, None))
-        bits = builder.bitcast(present, ir.IntType(elements))
-        return bits if elements == 64 else builder.zext(bits, I64)
-
-    return types.int64(types.int64, count, types.int64, like), codegen
-
-
-@intrinsic(prefer_literal=True)
-def equal(typingctx, address, count, number, like):
-    """Bit i of an int64 is set where element i of `count` (up to 64) is `number`, an int64."""
-    elements, nbytes = constant_of(count), like.dtype.bitwidth // 8
-
-    def codegen(context, builder, signature, args):
-        element = ir.IntType(8 * nbytes)
-        found = load_as(builder, args[0], ir.VectorType(element, elements), nbytes)
-        present = builder.icmp_unsigned("==", found, _everywhere(builder, args[2], element, elements))
-        bits = builder.bitcast(present, ir.IntType(elements))
-        return bits if elements == 64 else builder.zext(bits, I64)
-
-    return types.int64(types.int64, count, types.int64, like), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -230,7 +191,7 @@ def compress_columns(typingctx, bits, first, out, table):
             return out
         mask = builder.and_(mask, integer(255))
         eight = load_as(builder, builder.add(table, builder.shl(mask, integer(3))), ir.VectorType(I8, 8), 1)
-        columns = builder.add(builder.zext(eight, ir.VectorType(I32, 8)), _everywhere(builder, first, I32, 8))
+        columns = builder.add(builder.zext(eight, ir.VectorType(I32, 8)), everywhere(builder, first, I32, 8))
         store_at(builder, out, columns, 4)
         return builder.add(out, builder.shl(builder.ctpop(mask), integer(2)))
 
@@ -296,9 +257,8 @@ def or_where(typingctx, address, bits, number, like):
     def codegen(context, builder, signature, args):
         element = ir.IntType(8 * nbytes)
         vector = ir.VectorType(element, 16)
-        chosen = builder.bitcast(builder.trunc(args[1], I16), ir.VectorType(I1, 16))
-        everywhere = _everywhere(builder, args[2], element, 16)
-        added = builder.select(chosen, everywhere, ir.Constant(vector, None))
+        wanted = builder.bitcast(builder.trunc(args[1], I16), ir.VectorType(I1, 16))
+        added = builder.select(wanted, everywhere(builder, args[2], element, 16), ir.Constant(vector, None))
         found = builder.or_(load_as(builder, args[0], vector, nbytes), added)
         store_at(builder, args[0], found, nbytes)
         return context.get_dummy_value()

@@ -9,7 +9,8 @@ import numpy as np
 
 from sparsefmt.bits_of_words import deposited_bits, extracted_bits, highest_bit, lowest_bit, popcount, word_at
 from sparsefmt.jit import jit
-from sparsefmt.layouts.jitted.registers import address_of, equal, nonzero, or_where, store_word
+from sparsefmt.layouts.jitted.compared import equal, nonzero
+from sparsefmt.layouts.jitted.registers import address_of, or_where, store_word
 
 ZERO, ONE, WORD = np.uint64(0), np.uint64(1), np.uint64(64)
 
