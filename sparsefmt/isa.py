@@ -36,7 +36,7 @@ def _target_features() -> set[str]:
     return {feature.strip().removeprefix("+") for feature in features.split(",") if feature.strip().startswith("+")}
 
 
-def choose_isa(features: set[str], wanted: str | None) -> str:
+def isa_of(features: set[str], wanted: str | None) -> str:
     """The best instruction set within `features`, or the lesser one that is `wanted`.
 
     Raises:
@@ -56,7 +56,7 @@ def choose_isa(features: set[str], wanted: str | None) -> str:
     return wanted
 
 
-ISA = choose_isa(_target_features(), os.environ.get(ENVIRONMENT_VARIABLE))
+ISA = isa_of(_target_features(), os.environ.get(ENVIRONMENT_VARIABLE))
 """The instruction set of this process, found out once."""
 
 DOTS = {"avx512": "avx512vnni", "avx2": "avxvnni"}.get(ISA) in _target_features()

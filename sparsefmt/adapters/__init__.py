@@ -1,4 +1,5 @@
-"""Adapters: the border to the libraries whose tensors people have. A file for each library, and the choice among them.
+"""Adapters: the border to the libraries whose tensors people have. A file for each library, and which of them takes a
+tensor.
 
 Each turns tensors of its library into `Rows`, which all that is stored is made of. Those of numpy and torch also turn
 what is in an open file, a `FileTensor`, into tensors. A library is imported when it is asked for.

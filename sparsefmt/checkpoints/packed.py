@@ -28,7 +28,7 @@ class PackedRows(Rows):
         packed, shape: the parts.
 
     Attributes:
-        bits_each: of an element.
+        nbits: of an element.
 
     Raises:
         FormatError: parts that do not fit each other.
@@ -42,7 +42,7 @@ class PackedRows(Rows):
         if packed.dtype.name != "I32" or len(packed.shape) != 2:
             raise self._invalid(f"its words are {packed.dtype.name} {list(packed.shape)}, not a matrix of I32")
         packed.stack(1)
-        fitting = [bits for bits in WIDTHS if packed.shape == (rows, -(-cols * bits // 32))]
+        fitting = [nbits for nbits in WIDTHS if packed.shape == (rows, -(-cols * nbits // 32))]
         if not fitting:
             raise self._invalid(
                 f"its words are {list(packed.shape)}, which for a matrix of {[rows, cols]} are elements of neither"
@@ -50,12 +50,12 @@ class PackedRows(Rows):
             )
         if len(fitting) > 1 and rows * cols:
             raise self._invalid(f"its {cols} columns may be elements of {' or '.join(map(str, fitting))} bits")
-        self.bits_each = fitting[0]
+        self.nbits = fitting[0]
         self._packed = packed
 
     def bits(self, begin: int, end: int) -> np.ndarray:
         octets = self._packed.bits(begin, end).view(np.uint8)
-        if self.bits_each == 4:
+        if self.nbits == 4:
             nibbles = np.stack([octets & 0xF, octets >> 4], axis=-1).reshape(end - begin, 2 * octets.shape[1])
             return np.ascontiguousarray(nibbles[:, : self.cols]) - np.uint8(8)
         return np.ascontiguousarray(octets[:, : self.cols]) - np.uint8(128)

@@ -57,7 +57,7 @@ class Work(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """What kernels for a matrix are chosen by.
+    """What a plan needs to know of a matrix to name its kernel.
 
     Attributes:
         layout, form: names.
@@ -84,7 +84,7 @@ class Operand:
         table: int64 (tiles, 8). A line for each tile: see FIRST_ROW and VALUES.
         address: of the table.
         whole: all rows as one unit.
-        matrix: what its kernels are chosen by.
+        matrix: what plans need to know of it.
         recipes: what `multiply.py` remembers.
         sums_are_exact, infinite_rows: what `scaled.py` remembers, once it was asked.
         scales: of groups of columns, at the addresses in `table`; None without groups.

@@ -22,43 +22,43 @@ def between_sparse(tile: Tile, target: Layout, zeros: Allocate) -> Arrays:
 
     O(nnz + mask). What is not done often goes through entries, which take some bytes each beside the result.
     """
-    convert = _CONVERSIONS.get((tile.layout.form, target.form))
-    if convert is not None:
-        return convert(tile, zeros)
+    direct = _DIRECT.get((tile.layout.form, target.form))
+    if direct is not None:
+        return direct(tile, zeros)
     return target.from_entries(Entries(*map(frozen, tile.entries())), tile.dtype, tile.shape, zeros)
 
 
 def _bitmask_to_columns(tile: Tile, zeros: Allocate) -> Arrays:
     from sparsefmt.positions.jitted import masks as jitted
 
-    converted = Columns().allocate(bitmask.counts_by_row(tile), tile.dtype, tile.cols, zeros)
-    mask, begins = bitmask.mask_of(tile), permuted.begins_by_row(converted)
-    jitted.to_rows(mask, frozen(tile["values"]), begins, SLICE_ROWS, converted["values"], converted["columns"])
-    return converted
+    made = Columns().allocate(bitmask.counts_by_row(tile), tile.dtype, tile.cols, zeros)
+    mask, begins = bitmask.mask_of(tile), permuted.begins_by_row(made)
+    jitted.to_rows(mask, frozen(tile["values"]), begins, SLICE_ROWS, made["values"], made["columns"])
+    return made
 
 
 def _bitmask_to_gaps(tile: Tile, zeros: Allocate) -> Arrays:
     from sparsefmt.layouts.jitted import gaps as jitted
 
     counts = bitmask.counts_by_row(tile) + tile.fillers()
-    converted = Gaps().allocate(counts, tile.dtype, tile.cols, zeros)
-    mask, begins = bitmask.mask_of(tile), permuted.begins_by_row(converted)
-    jitted.of_mask(mask, frozen(tile["values"]), begins, converted["values"], converted["gaps"])
-    return converted
+    made = Gaps().allocate(counts, tile.dtype, tile.cols, zeros)
+    mask, begins = bitmask.mask_of(tile), permuted.begins_by_row(made)
+    jitted.of_mask(mask, frozen(tile["values"]), begins, made["values"], made["gaps"])
+    return made
 
 
 def _columns_to_bitmask(tile: Tile, zeros: Allocate) -> Arrays:
     from sparsefmt.positions.jitted import masks as jitted
 
     counts, begins = permuted.counts_by_row(tile), permuted.begins_by_row(tile.arrays)
-    converted, mask = Bitmask().allocate(counts, tile.dtype, tile.cols, zeros)
+    made, mask = Bitmask().allocate(counts, tile.dtype, tile.cols, zeros)
     jitted.set_bits(frozen(tile["columns"]), begins, frozen(counts), SLICE_ROWS, mask)
-    jitted.from_rows(frozen(mask), frozen(tile["values"]), begins, SLICE_ROWS, converted["values"])
-    put_slices(mask, tile.rows, converted["mask"])
-    return converted
+    jitted.from_rows(frozen(mask), frozen(tile["values"]), begins, SLICE_ROWS, made["values"])
+    put_slices(mask, tile.rows, made["mask"])
+    return made
 
 
-_CONVERSIONS = {
+_DIRECT = {
     ("bitmask", "columns"): _bitmask_to_columns,
     ("bitmask", "gaps"): _bitmask_to_gaps,
     ("columns", "bitmask"): _columns_to_bitmask,

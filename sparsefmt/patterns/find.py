@@ -71,13 +71,13 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.most = MOST_ERRORS * min(self.zeros, self.nonzeros)
-        self.shortest = _choices(self.mask.elements, self.zeros) - LEAST_GAIN
+        self.shortest = _subset_cost(self.mask.elements, self.zeros) - LEAST_GAIN
 
     def offer(self, found: _Found) -> None:
         """Take a pattern if its way is shorter than any before."""
         if found.errors > self.most:
             return
-        cost = found.cost + _choices(self.mask.elements, found.errors)
+        cost = found.cost + _subset_cost(self.mask.elements, found.errors)
         if cost < self.shortest:
             self.shortest, self.best = cost, found
 
@@ -117,11 +117,11 @@ def pattern_of(mask: Mask) -> Pattern:
     return replace(counted, kind=best.kind, sizes=best.sizes, along=best.along, share=share)
 
 
-def _choices(things: int, chosen: int) -> float:
-    """Bits to say which of the things are chosen, if it is known how many."""
-    if chosen <= 0 or chosen >= things:
+def _subset_cost(things: int, taken: int) -> float:
+    """Bits to say which of the things were taken, if it is known how many."""
+    if taken <= 0 or taken >= things:
         return 0.0
-    return (lgamma(things + 1) - lgamma(chosen + 1) - lgamma(things - chosen + 1)) / log(2)
+    return (lgamma(things + 1) - lgamma(taken + 1) - lgamma(things - taken + 1)) / log(2)
 
 
 def _removed(mask: Mask, rows: np.ndarray, columns: np.ndarray) -> Iterator[_Found]:
@@ -132,7 +132,7 @@ def _removed(mask: Mask, rows: np.ndarray, columns: np.ndarray) -> Iterator[_Fou
     matrices = mask.rows // mask.height
     rows_gone, columns_gone = int(np.count_nonzero(no_rows)), int(np.count_nonzero(no_columns))
     in_rows, in_columns = int(rows[no_rows].sum()), int(columns[no_columns].sum())
-    row_cost, column_cost = _choices(mask.rows, rows_gone), _choices(columns.size, columns_gone)
+    row_cost, column_cost = _subset_cost(mask.rows, rows_gone), _subset_cost(columns.size, columns_gone)
     if 0 < rows_gone < mask.rows:
         errors = zeros - rows_gone * mask.cols + 2 * in_rows
         yield _Found(Pattern("rows"), errors, row_cost)
@@ -177,7 +177,7 @@ def _heads(removed: np.ndarray, along: str, errors: int) -> Iterator[_Found]:
     if size < removed.shape[1]:
         gone = int(np.count_nonzero(removed)) // size
         pattern = Pattern("heads", (size,), "columns" if along == "columns" else "rows")
-        yield _Found(pattern, errors, _choices(removed.size // size, gone) + log2(removed.shape[1]))
+        yield _Found(pattern, errors, _subset_cost(removed.size // size, gone) + log2(removed.shape[1]))
 
 
 def _bands(search: _Search) -> Iterator[_Found]:
@@ -225,12 +225,12 @@ def _look_for_blocks(search: _Search) -> None:
     widths = _not_ruled_out(search, [(1, wide) for wide in _POWERS if not mask.cols % wide], steps)
     sizes = [(tall, wide) for tall, _ in heights for _, wide in widths if tall * wide > 1]
     for size in sorted(sizes, key=lambda size: (size[0] * size[1], min(size)), reverse=True):
-        choice = log2(len(_POWERS) ** 2)
-        if _least_cost_of_blocks(search, size) + choice >= search.shortest:
+        size_cost = log2(len(_POWERS) ** 2)
+        if _least_cost_of_blocks(search, size) + size_cost >= search.shortest:
             continue
         if _may_hold(search, size, steps):
             errors, zero, blocks, _ = _looked_at(mask, size, (1, 1))
-            search.offer(_Found(Pattern("blocks", size), errors, _choices(blocks, zero) + choice))
+            search.offer(_Found(Pattern("blocks", size), errors, _subset_cost(blocks, zero) + size_cost))
 
 
 def _not_ruled_out(search: _Search, sizes: list[tuple[int, int]], steps: tuple[int, int]) -> list[tuple[int, int]]:
@@ -261,7 +261,7 @@ def _least_cost_of_blocks(search: _Search, size: tuple[int, int]) -> float:
     area = size[0] * size[1]
     blocks = search.mask.elements // area
     ends = floor((search.zeros - search.most) / area), ceil((search.zeros + search.most) / area)
-    return min(_choices(blocks, number) for number in ends)
+    return min(_subset_cost(blocks, number) for number in ends)
 
 
 def _looked_at(mask: Mask, size: tuple[int, int], steps: tuple[int, int]) -> list[int]:
@@ -306,11 +306,11 @@ def _n_of_m(pattern: Pattern, found: np.ndarray) -> Iterator[_Found]:
     if not 0 < most < size or 2 * found[most] < groups:
         return
     filled = float((found * np.arange(size + 1)).sum()) / (groups * size)
-    chance = [2 ** _choices(size, number) * filled**number * (1 - filled) ** (size - number) for number in range(9)]
+    chance = [2 ** _subset_cost(size, number) * filled**number * (1 - filled) ** (size - number) for number in range(9)]
     more = found[most + 1 :]
     if found[most] < groups * (1 + chance[most]) / 2 or more.sum() > groups * sum(chance[most + 1 : size + 1]) / 10:
         return
     cost = (lgamma(groups + 1) - sum(lgamma(int(count) + 1) for count in found)) / log(2)
-    cost += sum(int(count) * _choices(size, number) for number, count in enumerate(found))
+    cost += sum(int(count) * _subset_cost(size, number) for number, count in enumerate(found))
     errors = int((more * np.arange(1, len(more) + 1)).sum())
     yield _Found(replace(pattern, sizes=(most, size)), errors, cost)

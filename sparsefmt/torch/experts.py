@@ -1,4 +1,4 @@
-"""SparseExperts: a module of experts whose weights are compressed, and which multiplies by those that tokens chose.
+"""SparseExperts: a module of experts whose weights are compressed. A token is multiplied by those it is routed to.
 
 Such a module stays the object that it was. In place of a Parameter, it has a SparseStack of that name; and its class is
 a subclass of the one that it had, with a forward of its own. So it keeps everything else: biases, gate, activation.
@@ -18,8 +18,8 @@ from sparsefmt.torch.stack import SparseStack
 class SparseExperts(torch.nn.Module):
     """Base class of modules of experts with compressed weights. `sparsify` and loaders make them.
 
-    For each expert that tokens chose, its tokens are one batch, and the products are those of its SparseLinear. Others
-    cost nothing. A projection that is not compressed stays a Parameter, and is multiplied as one.
+    For each expert that tokens are routed to, its tokens are one batch, and the products are those of its SparseLinear.
+    Others cost nothing. A projection that is not compressed stays a Parameter, and is multiplied as one.
 
     torch.compile runs the module outside of its graph, since which experts multiply depends on the tokens. torch.export
     cannot trace it, and says so.
@@ -89,7 +89,7 @@ def _empty(original: Any, kind: str) -> torch.nn.Module:
     return made.__new__(made)
 
 
-class _Choice(NamedTuple):
+class _Routing(NamedTuple):
     """Which expert multiplies which tokens.
 
     Attributes:
@@ -101,7 +101,7 @@ class _Choice(NamedTuple):
     runs: list[tuple[int, int, int]]
 
     @classmethod
-    def of(cls, experts: torch.Tensor, count: int) -> _Choice:
+    def of(cls, experts: torch.Tensor, count: int) -> _Routing:
         """experts: the number of an expert for each pair; `count` or more for those that are elsewhere."""
         order = torch.argsort(experts, stable=True)
         runs, begin = [], 0
@@ -118,27 +118,27 @@ def _interface_forward(
     """What transformers' experts interface computes (integrations/moe.py), in the same order of sums."""
     pairs = top_k_index.numel()
     tokens, per_token = hidden_states.shape[0], top_k_index.shape[-1]
-    choice = _Choice.of(top_k_index.reshape(-1), self.num_experts)
-    x = hidden_states.index_select(0, choice.order // per_token)
+    routing = _Routing.of(top_k_index.reshape(-1), self.num_experts)
+    x = hidden_states.index_select(0, routing.order // per_token)
     has_gate = getattr(self, "has_gate", True)
-    up = _multiplied(self, "gate_up_proj" if has_gate else "up_proj", x, choice)
+    up = _multiplied(self, "gate_up_proj" if has_gate else "up_proj", x, routing)
     up = self._apply_gate(up) if has_gate else self.act_fn(up)
-    down = _multiplied(self, "down_proj", up, choice)
+    down = _multiplied(self, "down_proj", up, routing)
     if getattr(self, "has_post_expert_norm", False):
         down = self.post_expert_norm(down)
-    down = down * top_k_weights.reshape(-1).index_select(0, choice.order).unsqueeze(-1)
-    down = down.new_zeros(pairs, down.shape[-1]).index_copy(0, choice.order, down)
+    down = down * top_k_weights.reshape(-1).index_select(0, routing.order).unsqueeze(-1)
+    down = down.new_zeros(pairs, down.shape[-1]).index_copy(0, routing.order, down)
     return down.view(tokens, per_token, down.shape[-1]).sum(1).to(hidden_states.dtype)
 
 
-def _multiplied(self: Any, name: str, x: torch.Tensor, choice: _Choice) -> torch.Tensor:
+def _multiplied(self: Any, name: str, x: torch.Tensor, routing: _Routing) -> torch.Tensor:
     """x, the tokens of one expert after the other, times the weights of each, plus its bias if there is one."""
     weights, swapped = getattr(self, name), self.is_transposed
-    parts = [_product(weights[expert], x[begin:end], swapped) for expert, begin, end in choice.runs]
+    parts = [_product(weights[expert], x[begin:end], swapped) for expert, begin, end in routing.runs]
     y = torch.cat(parts) if parts else x.new_zeros(0, weights.shape[2 if swapped else 1])
     if self.has_bias:
-        counts = [end - begin for _, begin, end in choice.runs]
-        numbers = torch.tensor([expert for expert, _, _ in choice.runs], dtype=torch.int64)
+        counts = [end - begin for _, begin, end in routing.runs]
+        numbers = torch.tensor([expert for expert, _, _ in routing.runs], dtype=torch.int64)
         y = y + getattr(self, f"{name}_bias")[numbers.repeat_interleave(torch.tensor(counts, dtype=torch.int64))]
     return y
 
@@ -151,13 +151,13 @@ def _product(weight: Any, x: torch.Tensor, swapped: bool) -> torch.Tensor:
 
 
 def _llama4_forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    """Llama4 gives every token to every expert, times 0 where it has not chosen it. Of zeros, the result is zero."""
+    """Llama4 gives every token to every expert, times 0 where it is not routed to it. Of zeros, the result is zero."""
     x = hidden_states.view(self.gate_up_proj.shape[0], -1, self.hidden_size)
     # a gradient may flow through tokens that are zero
     whole = torch.is_grad_enabled() and hidden_states.requires_grad
-    chosen = torch.ones(x.shape[:2], dtype=torch.bool) if whole else (x != 0).any(-1)
+    routed = torch.ones(x.shape[:2], dtype=torch.bool) if whole else (x != 0).any(-1)
     y = x.new_zeros(x.shape)
-    for expert, of_expert in enumerate(chosen):
+    for expert, of_expert in enumerate(routed):
         tokens = of_expert.nonzero().view(-1)
         if len(tokens):
             gate, up = _product(self.gate_up_proj[expert], x[expert].index_select(0, tokens), True).chunk(2, dim=-1)

@@ -57,7 +57,7 @@ def as_stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return tensor.detach().to(dtype)
     flat = tensor.detach().reshape(-1)
     if dtype == torch.bfloat16:
-        # by its halves, since a conversion does not keep the bits of a NaN
+        # by its halves, since a cast does not keep the bits of a NaN
         halves = flat.view(torch.int16).view(-1, 2).unbind(1)
         low, high = halves if sys.byteorder == "little" else halves[::-1]
         return tensor if low.any() else high.contiguous().view(dtype).reshape(tensor.shape)

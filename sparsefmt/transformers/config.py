@@ -118,11 +118,11 @@ class SparsefmtConfig(QuantizationConfigMixin):
         """The config that a config.json has.
 
         Raises:
-            ValueError: it has what is not for a file to choose, or what `SparsefmtConfig` refuses.
+            ValueError: it has what is not for a file to decide, or what `SparsefmtConfig` refuses.
         """
         if found := [name for name in _OF_THE_CALL if name in config_dict]:
             raise ValueError(
-                f"the quantization_config has {', '.join(map(repr, found))}, which is not for a file to choose: give"
+                f"the quantization_config has {', '.join(map(repr, found))}, which is not for a file to decide: give"
                 f" from_pretrained quantization_config=SparsefmtConfig({found[0]}=...)"
             )
         return super().from_dict(config_dict, return_unused_kwargs, **kwargs)

@@ -36,7 +36,7 @@ def test_any_elements(num_bits: int, rows: int, cols: int, seed: int, data: st.D
     assert file.names == ["layer.weight", "layer.weight_scale"]
     matrix = file.rows_of("layer.weight")
     assert isinstance(matrix, PackedRows)
-    assert matrix.bits_each == num_bits or not rows
+    assert matrix.nbits == num_bits or not rows
     assert (matrix.dtype.name, matrix.shape) == ("I8", elements.shape)
     begin = data.draw(st.integers(0, rows))
     end = data.draw(st.integers(begin, rows))

@@ -108,7 +108,7 @@ class TestFrequencies:
     @given(counts())
     def test_cost_little(self, occurrences):
         frequencies = freq.normalised(occurrences, 15)
-        ideal, used = freq.entropy_bits(occurrences), occurrences > 0
+        ideal, used = freq.entropy_cost(occurrences), occurrences > 0
         bits = (occurrences[used] * (15 - np.log2(frequencies[used]))).sum()
         assert bits <= ideal * 1.01 + occurrences.sum() * 0.02
 
@@ -259,7 +259,7 @@ class TestElements:
         return len(model) + len(coder_of(model, array.itemsize).encode(array.view(np.uint8), None))
 
     def entropy(self, array: np.ndarray) -> float:
-        return freq.entropy_bits(np.unique(array, return_counts=True)[1]) / 8
+        return freq.entropy_cost(np.unique(array, return_counts=True)[1]) / 8
 
     def test_pruned_bfloat16_takes_its_joint_entropy(self):
         rng = np.random.default_rng(1)
@@ -350,7 +350,7 @@ def coded_mask(kept: np.ndarray, tile_rows: int) -> int:
 
 def entropy(kept: np.ndarray) -> float:
     """Bytes of as many independent positions."""
-    return freq.entropy_bits(np.bincount(kept.ravel().astype(np.int64))) / 8
+    return freq.entropy_cost(np.bincount(kept.ravel().astype(np.int64))) / 8
 
 
 class TestPositions:
@@ -430,9 +430,9 @@ class TestMeasuring:
             rng.integers(0, 1 << 8 * width, (rows, cols), dtype) >> dtype.type(keys.shift) << dtype.type(keys.shift)
         )
         kept = rng.random((rows, cols)) < rng.random()
-        prefixes = keys.of(matrix) >> dtype.type(keys.key_bits - keys.prefix_bits)
+        prefixes = keys.of(matrix) >> dtype.type(keys.key_nbits - keys.prefix_nbits)
         sizes = prefixes.astype(np.int64)
-        sizes = sizes >> 1 if folded else np.minimum(sizes, (1 << keys.prefix_bits) - 1 - sizes)
+        sizes = sizes >> 1 if folded else np.minimum(sizes, (1 << keys.prefix_nbits) - 1 - sizes)
         some, shuffles = frozen(matrix), eight_lanes.APART[: 0 if isa.ISA == "portable" else None]
         found = [np.zeros(size, kind) for size in (rows, cols) for kind in (np.int64, np.uint32)]
         ways = [(np.ones_like(kept), lambda: measuring.measure_rows(some.ravel(), *keys.sizes, *found))]
@@ -458,7 +458,7 @@ class TestMeasuring:
         assert every == np.bitwise_or.reduce(elements)
         found = np.bincount(keys.prefixes_of_tops(tops), counts)
         expected, counts = np.unique(
-            keys.of(elements) >> dtype.type(keys.key_bits - keys.prefix_bits), return_counts=True
+            keys.of(elements) >> dtype.type(keys.key_nbits - keys.prefix_nbits), return_counts=True
         )
         assert np.array_equal(np.flatnonzero(found), expected)
         assert np.array_equal(found[found > 0], counts)

@@ -177,21 +177,21 @@ class TestChoice:
     full = isa._NEEDED["avx2"] | isa._NEEDED["avx512"]
 
     def test_best_of_the_features(self):
-        assert isa.choose_isa(self.full, None) == "avx512"
-        assert isa.choose_isa(isa._NEEDED["avx2"], "") == "avx2"
-        assert isa.choose_isa(self.full - {"bmi2"}, None) == "portable"
-        assert isa.choose_isa(self.full - {"avx512vbmi2"}, None) == "avx2"
-        assert isa.choose_isa(set(), None) == "portable"
+        assert isa.isa_of(self.full, None) == "avx512"
+        assert isa.isa_of(isa._NEEDED["avx2"], "") == "avx2"
+        assert isa.isa_of(self.full - {"bmi2"}, None) == "portable"
+        assert isa.isa_of(self.full - {"avx512vbmi2"}, None) == "avx2"
+        assert isa.isa_of(set(), None) == "portable"
 
     @pytest.mark.parametrize("wanted", isa.ISAS)
     def test_less_may_be_wanted(self, wanted):
-        assert isa.choose_isa(self.full, wanted) == wanted
+        assert isa.isa_of(self.full, wanted) == wanted
 
     def test_more_or_nonsense_is_an_error(self):
         with pytest.raises(ValueError, match="has 'avx2'"):
-            isa.choose_isa(isa._NEEDED["avx2"], "avx512")
+            isa.isa_of(isa._NEEDED["avx2"], "avx512")
         with pytest.raises(ValueError, match="must be one of portable, avx2, avx512, not 'sse'"):
-            isa.choose_isa(self.full, "sse")
+            isa.isa_of(self.full, "sse")
 
     def test_the_environment_chooses(self):
         code = "from sparsefmt.kernels import expand, kinds; print(expand.ISA, expand.in_registers(kinds.F32))"

@@ -61,7 +61,7 @@ def test_limit_and_backend_are_of_the_call(
     assert json.loads((tmp_path / "config.json").read_text())["quantization_config"] == QUANTIZED
     for chosen in ({"max_decoded_bytes": 1 << 60}, {"backend": "pread"}):
         edit_config(tmp_path, quantization_config={"quant_method": "sparsefmt", **chosen})
-        with pytest.raises(ValueError, match="not for a file to choose"):
+        with pytest.raises(ValueError, match="not for a file to decide"):
             AutoModelForCausalLM.from_pretrained(tmp_path)
 
 

@@ -193,7 +193,7 @@ def test_activations_need_scaled_weights(folders):
 def test_a_file_does_not_choose_to_lose_something(llama):
     for name, value in (("values", "int8"), ("group_size", 32), ("scale", "mse")):
         edit_config(llama, quantization_config={"quant_method": "sparsefmt", name: value})
-        with pytest.raises(ValueError, match=rf"has '{name}', which is not for a file to choose"):
+        with pytest.raises(ValueError, match=rf"has '{name}', which is not for a file to decide"):
             AutoModel.from_pretrained(llama)
 
 

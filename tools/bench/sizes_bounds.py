@@ -16,29 +16,29 @@ CLASSES = 32
 INDEPENDENT, BY_DENSITY = "bound: independent", "bound: row and column density"
 
 
-def entropy_bits(counts: np.ndarray) -> float:
+def entropy_cost(counts: np.ndarray) -> float:
     """Bits of that many symbols of each kind, by order-0 entropy."""
     counts = counts[counts > 0]
     return float(np.sum(counts * np.log2(counts.sum() / counts)))
 
 
-def element_bits(elements: np.ndarray, dtype: np.dtype) -> float:
+def element_cost(elements: np.ndarray, dtype: np.dtype) -> float:
     """Entropy of elements of a dtype, given as unsigned integers. Wide floats have the lower bits as they are."""
     if elements.itemsize <= 2:
-        return entropy_bits(np.bincount(elements, minlength=1))
+        return entropy_cost(np.bincount(elements, minlength=1))
     if dtype_of(dtype).negative_zero:
         rest = 8 * elements.itemsize - 16
-        return entropy_bits(np.bincount((elements >> rest).astype(np.uint16))) + elements.size * rest
-    return entropy_bits(np.unique(elements, return_counts=True)[1])
+        return entropy_cost(np.bincount((elements >> rest).astype(np.uint16))) + elements.size * rest
+    return entropy_cost(np.unique(elements, return_counts=True)[1])
 
 
-def position_bits(kept: np.ndarray) -> float:
+def position_cost(kept: np.ndarray) -> float:
     """Entropy of a bitmap whose positions are all alike."""
     ones = np.count_nonzero(kept)
-    return entropy_bits(np.array([ones, kept.size - ones]))
+    return entropy_cost(np.array([ones, kept.size - ones]))
 
 
-def position_bits_by_density(kept: np.ndarray) -> float:
+def position_cost_by_density(kept: np.ndarray) -> float:
     """Entropy of a bitmap of two dimensions given the class of each position."""
     log_odds = []
     for axis in (1, 0):
@@ -49,7 +49,7 @@ def position_bits_by_density(kept: np.ndarray) -> float:
     classes = np.searchsorted(limits, total, side="right")
     sizes = np.bincount(classes, minlength=CLASSES)
     ones = np.bincount(classes[kept.reshape(-1)], minlength=CLASSES)
-    return sum(entropy_bits(np.array(pair)) for pair in zip(ones, sizes - ones, strict=True))
+    return sum(entropy_cost(np.array(pair)) for pair in zip(ones, sizes - ones, strict=True))
 
 
 def bounds(tensors: Tensors) -> dict[str, float]:
@@ -59,14 +59,14 @@ def bounds(tensors: Tensors) -> dict[str, float]:
         bits = bits_of(array)
         zero = zeros_of(array)
         if np.mean(zero) < WORTH_PRUNING:
-            elements = element_bits(bits.reshape(-1), array.dtype)
+            elements = element_cost(bits.reshape(-1), array.dtype)
             independent += elements
             by_density += elements
             continue
-        signs = entropy_bits(np.array([np.count_nonzero(bits == 0), np.count_nonzero(zero & (bits != 0))]))
-        elements = element_bits(bits[~zero], array.dtype) + signs
-        independent += elements + position_bits(~zero)
+        signs = entropy_cost(np.array([np.count_nonzero(bits == 0), np.count_nonzero(zero & (bits != 0))]))
+        elements = element_cost(bits[~zero], array.dtype) + signs
+        independent += elements + position_cost(~zero)
         # a vector has a row for each element, whose density would tell it
         kept = ~zero.reshape(len(zero) if zero.ndim > 1 else 1, -1)
-        by_density += elements + (position_bits_by_density(kept) if zero.ndim > 1 else position_bits(kept))
+        by_density += elements + (position_cost_by_density(kept) if zero.ndim > 1 else position_cost(kept))
     return {INDEPENDENT: independent / 8, BY_DENSITY: by_density / 8}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Contender(NamedTuple):
-    """OURS or a library, and its number of threads; None if it chooses that itself."""
+    """OURS or a library, and its number of threads; None if it sets that itself."""
 
     library: str
     threads: int | None

@@ -48,7 +48,7 @@ class Results:
     Attributes:
         path: the model.
         threads: of our products.
-        given: whether the user chose that number.
+        given: whether the user asked for that number.
         left_out: tensors that are stored dense, and were not measured.
         libraries: of the dense products; none where nothing is measured.
     """

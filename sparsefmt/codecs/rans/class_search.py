@@ -92,7 +92,7 @@ def _sizes_of_runs(counts: np.ndarray, of_table: float, of_symbol: float, of_pop
     for first in range(0, begins.size, at_once):
         some = begins[first : first + at_once], ends[first : first + at_once]
         lines = before[some[1]] - before[some[0]]
-        sizes[some] = table_bits(lines, of_table, of_symbol, of_popcounts)[0]
+        sizes[some] = table_costs(lines, of_table, of_symbol, of_popcounts)[0]
     return sizes
 
 
@@ -102,7 +102,7 @@ def _runs(sums: int) -> tuple[np.ndarray, ...]:
     return np.triu_indices(sums + 1, 1)
 
 
-def table_bits(
+def table_costs(
     counts: np.ndarray, of_table: float, of_symbol: float, of_popcounts: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """(bits that each line of symbols takes with a table of its own, and that; whether the table is one of popcounts).

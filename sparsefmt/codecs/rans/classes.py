@@ -27,7 +27,7 @@ CLASS_PRECISION = 12
 MAX_CLASSIFIED_COLS = 1 << 20
 """Columns up to which they get classes: the model holds those."""
 
-_COUNT_BITS = 5
+_COUNT_NBITS = 5
 
 _SIZE = struct.Struct("<I")
 
@@ -61,11 +61,11 @@ class Classes:
 
 def write_class_count(writer: BitWriter, count: int) -> None:
     """How many classes there are, of rows or of columns."""
-    writer.write(count - 1, _COUNT_BITS)
+    writer.write(count - 1, _COUNT_NBITS)
 
 
 def read_class_count(reader: BitReader) -> int:
-    return reader.read(_COUNT_BITS) + 1
+    return reader.read(_COUNT_NBITS) + 1
 
 
 def write_table_steps(writer: BitWriter, classes: Classes) -> None:

@@ -14,7 +14,7 @@ from sparsefmt.errors import FormatError
 MIN_PRECISION, MAX_PRECISION = 8, 15
 """Bits of the sum of all frequencies. 15, so that a frequency always fits 16 bits."""
 
-_PRECISION_BITS = 3
+_PRECISION_NBITS = 3
 
 BYTES = 256
 
@@ -89,18 +89,18 @@ def normalised_popcounts(counts: np.ndarray, precision: int) -> np.ndarray | Non
     return np.array([left, *found[1:]])
 
 
-def entropy_bits(counts: np.ndarray) -> float:
+def entropy_cost(counts: np.ndarray) -> float:
     """Bits that symbols take, by themselves, if coded as well as possible."""
     counts = counts[counts > 0].astype(np.float64)
     return float((counts * np.log2(counts.sum() / counts)).sum()) if counts.size else 0.0
 
 
 def write_precision(writer: BitWriter, precision: int) -> None:
-    writer.write(precision - MIN_PRECISION, _PRECISION_BITS)
+    writer.write(precision - MIN_PRECISION, _PRECISION_NBITS)
 
 
 def read_precision(reader: BitReader) -> int:
-    return MIN_PRECISION + reader.read(_PRECISION_BITS)
+    return MIN_PRECISION + reader.read(_PRECISION_NBITS)
 
 
 def write_frequencies(

@@ -154,10 +154,10 @@ def expand(typingctx, address, bits, count, out, table, like):
             if not SHUFFLES:
                 present = builder.and_(builder.lshr(mask, integer(first)), integer(1))
                 value = load_as(builder, source, element, nbytes)
-                # all bits or none: a choice would become a branch, which is mispredicted
-                chosen = builder.sub(integer(0), present)
-                chosen = chosen if element == I64 else builder.trunc(chosen, element)
-                store_at(builder, at, builder.and_(value, chosen), nbytes)
+                # all bits or none: a condition would become a branch, which is mispredicted
+                wanted = builder.sub(integer(0), present)
+                wanted = wanted if element == I64 else builder.trunc(wanted, element)
+                store_at(builder, at, builder.and_(value, wanted), nbytes)
                 source = builder.add(source, builder.mul(present, integer(nbytes)))
                 continue
             row, stored = _row_of(builder, mask, first, lanes, table)

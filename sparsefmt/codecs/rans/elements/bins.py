@@ -18,10 +18,10 @@ import numpy as np
 
 from sparsefmt.codecs.rans.bitstring import BitReader, BitWriter
 
-PREFIX_BITS = 16
+PREFIX_NBITS = 16
 """Highest bits of keys that are counted. Bins are narrower only where there are few distinct keys."""
 
-TOP_BITS = PREFIX_BITS + 1
+TOP_NBITS = PREFIX_NBITS + 1
 """Highest bits of elements that tell the prefixes of their keys, wherever the sign goes."""
 
 MAX_BINS = 1 << 12
@@ -51,29 +51,29 @@ class Keys:
     folded: bool
 
     @property
-    def key_bits(self) -> int:
+    def key_nbits(self) -> int:
         return self.nbits - self.shift
 
     @property
-    def prefix_bits(self) -> int:
+    def prefix_nbits(self) -> int:
         """Bits of the prefixes of keys."""
-        return min(self.key_bits, PREFIX_BITS)
+        return min(self.key_nbits, PREFIX_NBITS)
 
     @property
     def sign(self) -> int:
         return self.nbits - 1 if self.folded else -1
 
     def prefixes_of_tops(self, tops: np.ndarray) -> np.ndarray:
-        """The highest bits of the keys, PREFIX_BITS at most, of elements of which these are the highest bits: TOP_BITS,
-        or all if they have no more. int64 (n,) both."""
-        bits = min(self.nbits, TOP_BITS)
+        """The highest bits of the keys, PREFIX_NBITS at most, of elements of which these are the highest bits:
+        TOP_NBITS, or all if they have no more. int64 (n,) both."""
+        top_nbits = min(self.nbits, TOP_NBITS)
         if not self.folded:
-            return tops >> (bits - self.prefix_bits)
-        magnitudes = tops & ((1 << bits - 1) - 1)
-        if self.key_bits > PREFIX_BITS:
-            return magnitudes >> (bits - 1 - PREFIX_BITS)
+            return tops >> (top_nbits - self.prefix_nbits)
+        magnitudes = tops & ((1 << top_nbits - 1) - 1)
+        if self.key_nbits > PREFIX_NBITS:
+            return magnitudes >> (top_nbits - 1 - PREFIX_NBITS)
         # all bits of a key are in its prefix, and no others are set
-        return magnitudes >> (bits - self.key_bits) << 1 | tops >> bits - 1
+        return magnitudes >> (top_nbits - self.key_nbits) << 1 | tops >> top_nbits - 1
 
     @property
     def sizes(self) -> tuple[np.unsignedinteger, np.unsignedinteger, np.uint32]:
@@ -84,8 +84,8 @@ class Keys:
         """
         of = np.dtype(f"u{self.nbits // 8}").type
         if self.folded:
-            return of((1 << self.nbits - 1) - 1), of(self.nbits - self.prefix_bits), np.uint32((1 << 16) - 1)
-        return of((1 << self.nbits) - 1), of(self.nbits - self.prefix_bits), np.uint32((1 << self.prefix_bits) - 1)
+            return of((1 << self.nbits - 1) - 1), of(self.nbits - self.prefix_nbits), np.uint32((1 << 16) - 1)
+        return of((1 << self.nbits) - 1), of(self.nbits - self.prefix_nbits), np.uint32((1 << self.prefix_nbits) - 1)
 
     def of(self, elements: np.ndarray) -> np.ndarray:
         dtype = elements.dtype.type
@@ -111,7 +111,7 @@ class Bins(NamedTuple):
     counts: np.ndarray
 
 
-def best_bins(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits: int) -> Bins:
+def best_bins(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_nbits: int) -> Bins:
     """The leaves of the tree over all keys that make elements and model shortest.
 
     Args:
@@ -123,7 +123,7 @@ def best_bins(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits:
     def at_most(bins: int) -> Bins:
         cost_of_bin = COST_OF_BIN
         while True:
-            found = _best_leaves(prefixes, counts, left_out, key_bits, cost_of_bin)
+            found = _best_leaves(prefixes, counts, left_out, key_nbits, cost_of_bin)
             if len(found.lows) <= bins:
                 return found
             cost_of_bin *= 2
@@ -136,7 +136,7 @@ def best_bins(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits:
     return best
 
 
-def _best_leaves(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bits: int, cost_of_bin: float) -> Bins:
+def _best_leaves(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_nbits: int, cost_of_bin: float) -> Bins:
     from sparsefmt.codecs.rans.jitted import bins as jitted
 
     lows, nodes = np.empty((2, prefixes.size), np.uint64)
@@ -146,7 +146,7 @@ def _best_leaves(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bi
         prefixes.astype(np.uint64),
         counts.astype(np.int64),
         left_out,
-        key_bits,
+        key_nbits,
         cost_of_bin,
         MAX_WIDTH,
         (nodes, sums, best, firsts, leaf_levels),
@@ -157,11 +157,11 @@ def _best_leaves(prefixes: np.ndarray, counts: np.ndarray, left_out: int, key_bi
     return Bins(cost, *(part[:count].copy() for part in (lows, widths, sizes)))
 
 
-def write_tree(writer: BitWriter, lows: np.ndarray, widths: np.ndarray, key_bits: int) -> None:
+def write_tree(writer: BitWriter, lows: np.ndarray, widths: np.ndarray, key_nbits: int) -> None:
     """The tree whose used leaves are the bins, in preorder."""
     begin_of, width_of, bits = lows.tolist(), widths.tolist(), []
     # nodes that wait: the bins in each, its first key and its width
-    waiting = [(0, len(begin_of), 0, key_bits)]
+    waiting = [(0, len(begin_of), 0, key_nbits)]
     while waiting:
         begin, end, low, width = waiting.pop()
         if begin == end or (end == begin + 1 and width_of[begin] == width):
@@ -174,10 +174,10 @@ def write_tree(writer: BitWriter, lows: np.ndarray, widths: np.ndarray, key_bits
     writer.write_bits(np.array(bits))
 
 
-def read_tree(reader: BitReader, key_bits: int) -> tuple[np.ndarray, np.ndarray]:
+def read_tree(reader: BitReader, key_nbits: int) -> tuple[np.ndarray, np.ndarray]:
     """(lows, widths) of the bins, uint64 and int64."""
     from sparsefmt.codecs.rans.jitted import models
 
     lows, widths = np.empty(MAX_BINS, np.uint64), np.empty(MAX_BINS, np.int64)
-    count = reader.run(models.get_tree, key_bits, MAX_WIDTH, lows, widths)
+    count = reader.run(models.get_tree, key_nbits, MAX_WIDTH, lows, widths)
     return lows[:count].copy(), widths[:count].copy()

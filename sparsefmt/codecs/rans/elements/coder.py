@@ -41,8 +41,8 @@ class ElementCoder(Coder):
         elements = elements_of(raw, self._width)
         if not elements.size:
             return b""
-        symbols, offsets, offset_bits = self._splitter.split(differences(elements, self.model.lag))
-        coded: list[bytes | memoryview] = [_HEADER.pack(offset_bits), offsets[: -(-offset_bits // 64)].data]
+        symbols, offsets, offset_nbits = self._splitter.split(differences(elements, self.model.lag))
+        coded: list[bytes | memoryview] = [_HEADER.pack(offset_nbits), offsets[: -(-offset_nbits // 64)].data]
         contexts = None
         if self._has_classes:
             assert positions is not None
@@ -59,14 +59,14 @@ class ElementCoder(Coder):
 
         if stored.size < _HEADER.size:
             raise FormatError("rans-stream", "a chunk ends too early")
-        (offset_bits,) = _HEADER.unpack(stored[: _HEADER.size].tobytes())
-        offset_words = -(-offset_bits // 64)
+        (offset_nbits,) = _HEADER.unpack(stored[: _HEADER.size].tobytes())
+        offset_words = -(-offset_nbits // 64)
         begin = _HEADER.size + 8 * offset_words
         if begin > stored.size:
             raise FormatError("rans-stream", "a chunk ends too early")
         offsets = np.zeros(offset_words + jitted.PADDING, np.uint64)
         offsets[:offset_words].view(np.uint8)[:] = stored[_HEADER.size : begin]
-        if offset_bits % 64 and int(offsets[offset_words - 1]) >> offset_bits % 64:
+        if offset_nbits % 64 and int(offsets[offset_words - 1]) >> offset_nbits % 64:
             raise FormatError("rans-stream", "unused bits of a chunk are not zero")
         elements, contexts, stream = out.view(f"u{self._width}"), None, stored[begin:]
         if self._has_classes:
@@ -79,7 +79,7 @@ class ElementCoder(Coder):
                     "slice-offsets", f"a mask has {contexts.size:,} positions for {elements.size:,} values"
                 )
         symbols = self._tables.decode(stream, elements.size, contexts)
-        self._splitter.join(symbols, offsets, offset_bits, elements)
+        self._splitter.join(symbols, offsets, offset_nbits, elements)
         if self.model.lag:
             undo_differences(elements, self.model.lag)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsefmt.codecs.rans.elements.bins import TOP_BITS
+from sparsefmt.codecs.rans.elements.bins import TOP_NBITS
 
 MAX_DISTINCT = 1 << 12
 """Distinct keys up to which all bits of them are counted."""
@@ -26,7 +26,7 @@ def parts_of(numbers: np.ndarray) -> Iterator[np.ndarray]:
 
 
 class Tops(NamedTuple):
-    """The highest bits of elements: TOP_BITS, or all if they have no more.
+    """The highest bits of elements: TOP_NBITS, or all if they have no more.
 
     Attributes:
         every: all elements or'ed together.
@@ -44,11 +44,11 @@ def counted(elements: np.ndarray) -> Tops:
     from sparsefmt.codecs.rans.jitted import measuring as jitted
 
     nbits = 8 * elements.itemsize
-    left_out = max(nbits - TOP_BITS, 0)
+    left_out = max(nbits - TOP_NBITS, 0)
     if elements.size < _FEW:
         tops, counts = np.unique(elements >> elements.dtype.type(left_out), return_counts=True)
         return Tops(int(np.bitwise_or.reduce(elements)), tops.astype(np.int64), counts)
-    found = np.zeros(1 << min(nbits, TOP_BITS), np.uint32)
+    found = np.zeros(1 << min(nbits, TOP_NBITS), np.uint32)
     every = jitted.count_tops(elements, left_out, found)
     tops = np.flatnonzero(found)
     return Tops(int(every), tops, found[tops])

@@ -8,7 +8,7 @@ import numpy as np
 
 from sparsefmt.codecs.contract import ArrayInfo, Chunk, Each, Result
 from sparsefmt.codecs.rans.classes import CLASS_PRECISION, Classes
-from sparsefmt.codecs.rans.elements.bins import PREFIX_BITS, TOP_BITS, Bins, Keys, best_bins
+from sparsefmt.codecs.rans.elements.bins import PREFIX_NBITS, TOP_NBITS, Bins, Keys, best_bins
 from sparsefmt.codecs.rans.elements.counting import MAX_DISTINCT, Total, counted, parts_of, united
 from sparsefmt.codecs.rans.elements.fit_classes import with_classes
 from sparsefmt.codecs.rans.elements.lags import LAGS, differences
@@ -71,7 +71,7 @@ EachCoded = Callable[[Callable[[np.ndarray], Result]], Iterator[Result]]
 
 def _binned(each_coded: EachCoded, nbits: int) -> Iterator[tuple[Bins, Keys]]:
     """The best bins for each way of making keys; nothing if there are no elements."""
-    every, total = 0, Total(1 << min(nbits, TOP_BITS))
+    every, total = 0, Total(1 << min(nbits, TOP_NBITS))
     for tile in each_coded(counted):
         every |= tile.every
         total.add(tile.tops, tile.counts)
@@ -79,17 +79,17 @@ def _binned(each_coded: EachCoded, nbits: int) -> Iterator[tuple[Bins, Keys]]:
     if not tops.size:
         return
     # elements are at least as many as their highest bits
-    distinct = _distinct(each_coded) if nbits > PREFIX_BITS and tops.size <= MAX_DISTINCT else None
+    distinct = _distinct(each_coded) if nbits > PREFIX_NBITS and tops.size <= MAX_DISTINCT else None
     for keys in _ways(every, nbits):
-        left_out = keys.key_bits - keys.prefix_bits
+        left_out = keys.key_nbits - keys.prefix_nbits
         if left_out and distinct is not None:
             of_all = keys.of(distinct[0].astype(f"u{nbits // 8}")).astype(np.uint64)
             order = np.argsort(of_all)
-            yield best_bins(of_all[order], distinct[1][order], 0, keys.key_bits), keys
+            yield best_bins(of_all[order], distinct[1][order], 0, keys.key_nbits), keys
         else:
             prefixes = np.bincount(keys.prefixes_of_tops(tops), counts)
             used = np.flatnonzero(prefixes)
-            yield best_bins(used.astype(np.uint64), prefixes[used].astype(np.int64), left_out, keys.key_bits), keys
+            yield best_bins(used.astype(np.uint64), prefixes[used].astype(np.int64), left_out, keys.key_nbits), keys
 
 
 def _ways(every: int, nbits: int) -> list[Keys]:

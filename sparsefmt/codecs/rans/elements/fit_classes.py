@@ -19,7 +19,7 @@ from sparsefmt.codecs.rans.elements.contexts import Contexts
 from sparsefmt.codecs.rans.elements.counting import AT_ONCE
 from sparsefmt.codecs.rans.elements.model import Model
 from sparsefmt.codecs.rans.elements.splitting import Splitter, elements_of
-from sparsefmt.codecs.rans.frequencies import entropy_bits, normalised
+from sparsefmt.codecs.rans.frequencies import entropy_cost, normalised
 
 _STEPS = ((0.5, 0), (0, 0.5), (0.5, 0.5), (0.25, 0.25))
 """How far classes of rows and of columns are apart, of what is tried, in standard deviations of what they measure."""
@@ -53,7 +53,7 @@ def with_classes(plain: Model, bins: Bins, info: ArrayInfo, each: Each) -> tuple
         for (of_tile,) in each(counting.of([candidate])):
             counts += of_tile
     cost, table_of = candidate.merged(counts)
-    if cost >= entropy_bits(bins.counts) + _table_bits(1, len(plain.lows)) or not table_of[-1]:
+    if cost >= entropy_cost(bins.counts) + _table_cost(1, len(plain.lows)) or not table_of[-1]:
         return None
     precision = min(plain.precision + 1, 12)
     tables = [normalised(line, precision) for line in counts_by_table(counts, table_of)]
@@ -146,8 +146,8 @@ class _Candidate(NamedTuple):
 
     def merged(self, counts: np.ndarray) -> tuple[float, np.ndarray]:
         """(bits of elements counted as (sums, symbols), and of the model; the table of each sum)."""
-        cost, table_of = merge_tables(counts, _table_bits(2, counts.shape[1]), 0.0)
-        return cost + sum(entropy_bits(member_counts(part)) for part in (self.rows, self.columns)), table_of
+        cost, table_of = merge_tables(counts, _table_cost(2, counts.shape[1]), 0.0)
+        return cost + sum(entropy_cost(member_counts(part)) for part in (self.rows, self.columns)), table_of
 
 
 def _candidates(of_rows: _Scale, of_columns: _Scale, squares: float) -> list[_Candidate]:
@@ -191,6 +191,6 @@ class _Counting:
         return count
 
 
-def _table_bits(tables: int, bins: int) -> float:
+def _table_cost(tables: int, bins: int) -> float:
     """Bits of a table: of the only one (1), and of one of several (2), where bins may not occur."""
     return (6.0 + tables) * bins

@@ -57,7 +57,7 @@ def write_model(model: Model) -> bytes:
     write_class_count(writer, model.classes.rows)
     write_class_count(writer, model.classes.column_count)
     write_table_steps(writer, model.classes)
-    write_tree(writer, model.lows, model.widths, model.keys.key_bits)
+    write_tree(writer, model.lows, model.widths, model.keys.key_nbits)
     if len(model.tables) == 1:
         write_positive(writer, model.tables[0], model.precision, model.widths)
     else:
@@ -78,7 +78,7 @@ def read_model(data: bytes, nbits: int, cols: int) -> Model:
     keys, precision = Keys(nbits, shift, folded), read_precision(reader)
     rows, columns = read_class_count(reader), read_class_count(reader)
     table_of = read_table_steps(reader, rows, columns)
-    lows, widths = read_tree(reader, keys.key_bits)
+    lows, widths = read_tree(reader, keys.key_nbits)
     tables = read_tables(reader, int(table_of[-1]) + 1, precision, widths)
     row_frequencies, members = read_class_members(reader, rows, columns, cols)
     classes = Classes(rows, table_of, row_frequencies, members)

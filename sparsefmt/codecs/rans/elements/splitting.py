@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsefmt.codecs.rans.elements.bins import PREFIX_BITS, Keys
+from sparsefmt.codecs.rans.elements.bins import PREFIX_NBITS, Keys
 from sparsefmt.codecs.rans.streams import read_only, refuse
 from sparsefmt.errors import FormatError
 from sparsefmt.lazily import computed_once
@@ -34,8 +34,8 @@ class Splitter:
         Raises FormatError if an element was not there when the model was made.
         """
         offsets = np.zeros(elements.size * int(self._widths.max()) // 64 + 2, np.uint64)
-        symbols, offset_bits = self._split(elements, offsets)
-        return symbols, offsets, offset_bits
+        symbols, offset_nbits = self._split(elements, offsets)
+        return symbols, offsets, offset_nbits
 
     def symbols(self, elements: np.ndarray) -> np.ndarray:
         """The number of the bin of each element. Raises FormatError, as `split` does."""
@@ -46,31 +46,31 @@ class Splitter:
         from sparsefmt.codecs.rans.jitted import elements as jitted
 
         symbols = np.empty(elements.size, np.uint8 if self._lows.size <= 1 << 8 else np.uint16)
-        key_bits, sign, shift = self._keys.key_bits, self._keys.sign, self._keys.shift
-        status, offset_bits = jitted.split(
-            elements, self._lows, self._widths, self._of_prefixes, key_bits, sign, shift, symbols, offsets
+        key_nbits, sign, shift = self._keys.key_nbits, self._keys.sign, self._keys.shift
+        status, offset_nbits = jitted.split(
+            elements, self._lows, self._widths, self._of_prefixes, key_nbits, sign, shift, symbols, offsets
         )
         if status != jitted.OK:
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
-        return symbols, offset_bits
+        return symbols, offset_nbits
 
-    def join(self, symbols: np.ndarray, offsets: np.ndarray, offset_bits: int, out: np.ndarray) -> None:
+    def join(self, symbols: np.ndarray, offsets: np.ndarray, offset_nbits: int, out: np.ndarray) -> None:
         """Undo `split`. offsets: with `jitted.elements.PADDING` words behind its bits. Raises FormatError."""
         from sparsefmt.codecs.rans.jitted import elements as jitted
 
         sign, shift = self._keys.sign, self._keys.shift
-        refuse(jitted.join(symbols, self._lows, self._widths, offsets, offset_bits, sign, shift, out))
+        refuse(jitted.join(symbols, self._lows, self._widths, offsets, offset_nbits, sign, shift, out))
 
     @computed_once
     def _of_prefixes(self) -> np.ndarray:
         """For `jitted.elements.split`: uint32, as many as there are prefixes."""
         from sparsefmt.codecs.rans.jitted.elements import SEARCH
 
-        key_bits, left_out = self._keys.key_bits, max(self._keys.key_bits - PREFIX_BITS, 0)
+        key_nbits, left_out = self._keys.key_nbits, max(self._keys.key_nbits - PREFIX_NBITS, 0)
         begins = (self._lows >> np.uint64(left_out)).astype(np.int64)
         # a prefix with which several bins begin has the first of them
         begins, bins = np.unique(begins, return_index=True)
-        sizes = np.diff(begins, prepend=0, append=1 << (key_bits - left_out))
+        sizes = np.diff(begins, prepend=0, append=1 << (key_nbits - left_out))
         # those before the first bin go to that, and are in none
         found = np.repeat(np.append(0, bins).astype(np.uint32), sizes) | SEARCH
         whole = self._widths >= left_out

@@ -10,7 +10,7 @@ ONE = np.uint64(1)
 
 
 @jit
-def best_leaves(prefixes, counts, left_out, key_bits, cost_of_bin, max_width, scratch, lows, widths, sizes):
+def best_leaves(prefixes, counts, left_out, key_nbits, cost_of_bin, max_width, scratch, lows, widths, sizes):
     """Fill `lows`, `widths` and `sizes` with those leaves, ascending: (cost of all, how many).
 
     prefixes: uint64 (n,), the highest bits of keys, ascending, all of which occur. counts: int64, how often. left_out:
@@ -20,7 +20,7 @@ def best_leaves(prefixes, counts, left_out, key_bits, cost_of_bin, max_width, sc
     and for each prefix, the highest level at which a node that begins with it is better as a leaf: uint64, float64,
     float64, int64, int64 (n,) each.
     """
-    levels, count, total = key_bits - left_out + 1, prefixes.shape[0], 0.0
+    levels, count, total = key_nbits - left_out + 1, prefixes.shape[0], 0.0
     nodes, sums, best, firsts, leaf_levels = scratch
     for node in range(count):
         nodes[node], sums[node], firsts[node] = prefixes[node], counts[node], node

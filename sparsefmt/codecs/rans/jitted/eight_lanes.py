@@ -13,16 +13,16 @@ NOTHING = 0x80
 
 def _make_shuffles() -> tuple[np.ndarray, np.ndarray]:
     together, apart = np.full((2, 256, LANES, 2), NOTHING, np.uint8)
-    for choice in range(256):
-        lanes = [lane for lane in range(LANES) if choice >> lane & 1]
+    for mask in range(256):
+        lanes = [lane for lane in range(LANES) if mask >> lane & 1]
         for place, lane in enumerate(lanes):
-            together[choice, LANES - len(lanes) + place] = 2 * lane, 2 * lane + 1
-            apart[choice, lane] = 2 * place, 2 * place + 1
+            together[mask, LANES - len(lanes) + place] = 2 * lane, 2 * lane + 1
+            apart[mask, lane] = 2 * place, 2 * place + 1
     return together.ravel(), apart.ravel()
 
 
 TOGETHER, APART = _make_shuffles()
-"""For each choice of eight lanes, how 16 bytes are moved: these lanes side by side, at the end; and as many first ones
+"""For each mask of eight lanes, how 16 bytes are moved: these lanes side by side, at the end; and as many first ones
 to these lanes. Other lanes become zeros."""
 
 

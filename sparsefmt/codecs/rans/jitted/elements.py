@@ -41,14 +41,14 @@ def _from_window(symbol, lows, widths, window):
 
 
 @jit
-def join(symbols, lows, widths, offsets, offset_bits, sign, shift, out):
+def join(symbols, lows, widths, offsets, offset_nbits, sign, shift, out):
     """Fill `out` with elements: in bin symbols[i], at the place that the next offset says. A status.
 
     lows: uint64, the first key of each bin. widths: uint8, its bits, 63 at most. offsets: uint64, PADDING elements more
-    than `offset_bits` need. sign: where the lowest bit of a key goes, or -1 if it is like the others. shift: of keys.
+    than `offset_nbits` need. sign: where the lowest bit of a key goes, or -1 if it is like the others. shift: of keys.
     """
     low_sign, sign_shift, left = np.uint64(sign >= 0), np.uint64(max(sign, 0)), np.uint64(shift)
-    position, bit_count, done, count, widest = ZERO, np.uint64(offset_bits), 0, symbols.shape[0], 0
+    position, bit_count, done, count, widest = ZERO, np.uint64(offset_nbits), 0, symbols.shape[0], 0
     for width in widths:
         widest = max(widest, np.int64(width))
     if widest <= 14:
@@ -235,17 +235,17 @@ def _search(key, bin_, lows, widths):
 
 
 @jit
-def split(elements, lows, widths, of_prefixes, key_bits, sign, shift, symbols, offsets):
+def split(elements, lows, widths, of_prefixes, key_nbits, sign, shift, symbols, offsets):
     """Fill `symbols` with the bin of each element, and zeroed `offsets` with the places in them, behind each other.
 
     Returns a status and the bits of all offsets.
 
-    of_prefixes[p]: uint32, the bin of keys whose highest bits are p: the highest 16, or all `key_bits` if they are
+    of_prefixes[p]: uint32, the bin of keys whose highest bits are p: the highest 16, or all `key_nbits` if they are
     fewer; and its width << 16. Or, where keys with that prefix are in several bins, or some in none, the first bin that
     may hold one, and SEARCH. sign, shift, lows, widths, offsets: as in `join`. No offsets are written if there are no
     `offsets`.
     """
-    prefix_shift, right = np.uint64(max(key_bits - 16, 0)), np.uint64(shift)
+    prefix_shift, right = np.uint64(max(key_nbits - 16, 0)), np.uint64(shift)
     low_sign, sign_shift = np.uint64(sign >= 0), np.uint64(max(sign, 0))
     sign_mask, position, widest = low_sign << sign_shift, ZERO, 0
     for width in widths:

@@ -62,8 +62,8 @@ def _column_measured(typingctx, sizes, bits, shuffles, row_sums, row_counts):
         high = builder.lshr(bits, ir.Constant(word, 8))
         later = builder.add(sizes, builder.shl(builder.ctpop(low), ir.Constant(word, 1)))
         parts = []
-        for address, choice in ((sizes, low), (later, high)):
-            order = load(builder.add(shuffles, builder.shl(choice, ir.Constant(word, 4))), byte_lanes)
+        for address, lanes in ((sizes, low), (later, high)):
+            order = load(builder.add(shuffles, builder.shl(lanes, ir.Constant(word, 4))), byte_lanes)
             parts.append(builder.bitcast(byte_shuffled(builder, load(address, byte_lanes), order), halves))
         lanes = ir.Constant(ir.VectorType(ir.IntType(32), 16), list(range(16)))
         column = builder.shuffle_vector(*parts, lanes)

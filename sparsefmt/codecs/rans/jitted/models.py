@@ -58,15 +58,15 @@ def get_number(words, at, end, order):
 
 
 @jit
-def get_tree(words, at, end, key_bits, max_width, lows, widths):
+def get_tree(words, at, end, key_nbits, max_width, lows, widths):
     """Fill `lows` (uint64) and `widths` (int64) with the used leaves of a tree: (status, position, how many).
 
-    The tree is over keys of `key_bits`, 64 at most; a used leaf has at most 2^max_width of them.
+    The tree is over keys of `key_nbits`, 64 at most; a used leaf has at most 2^max_width of them.
     """
     found, pending = 0, 1
     # of each level, at most one node waits, and the one at hand
     pending_lows, pending_widths = np.zeros(66, np.uint64), np.zeros(66, np.int64)
-    pending_widths[0] = key_bits
+    pending_widths[0] = key_nbits
     while pending:
         if at >= end:
             return EARLY_END, at, 0

@@ -34,7 +34,7 @@ PADDING = 64
 LOWEST = np.uint64(1 << 16)
 """The smallest state, with which encoding starts and decoding ends."""
 
-ZERO, ONE, FOUR, WORD_BITS, TWO_WORDS, WORD_MASK = (np.uint64(number) for number in (0, 1, 4, 16, 32, 0xFFFF))
+ZERO, ONE, FOUR, WORD_NBITS, TWO_WORDS, WORD_MASK = (np.uint64(number) for number in (0, 1, 4, 16, 32, 0xFFFF))
 
 
 @jit
@@ -44,9 +44,9 @@ def _step(state, words, at, slots, first_slot, entries, first_entry, precision):
     slot = state & ((ONE << precision) - ONE)
     symbol = slots[first_slot + slot]
     entry = entries[first_entry + np.uint64(symbol)]
-    state = (entry >> WORD_BITS) * (state >> precision) + slot - (entry & WORD_MASK)
+    state = (entry >> WORD_NBITS) * (state >> precision) + slot - (entry & WORD_MASK)
     low = state < LOWEST
-    filled = (state << WORD_BITS) | np.uint64(words[at])
+    filled = (state << WORD_NBITS) | np.uint64(words[at])
     return symbol, (filled if low else state), at + np.uint64(low)
 
 
@@ -153,9 +153,9 @@ def encode_symbols(symbols, contexts, recipes, alphabet, states, words):
         words[at] = state & WORD_MASK
         limit = recipe >> TWO_WORDS
         never |= limit == ZERO
-        full = np.uint64(state >> WORD_BITS >= limit)
+        full = np.uint64(state >> WORD_NBITS >= limit)
         at -= full
         state >>= full << FOUR  # by a word, or not at all
         whole = _high_product(state, reciprocal)
-        states[lane] = state + (recipe & WORD_MASK) + whole * ((recipe >> WORD_BITS) & WORD_MASK)
+        states[lane] = state + (recipe & WORD_MASK) + whole * ((recipe >> WORD_NBITS) & WORD_MASK)
     return NEVER if never else words.shape[0] - 1 - np.int64(at)

@@ -56,9 +56,9 @@ class _Builder:
     def store(self, value: ir.Value, address: ir.Value) -> None:
         self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=1)
 
-    def shuffled(self, halves: ir.Value, shuffles: ir.Value, choice: ir.Value) -> ir.Value:
-        """Eight uint16 as `shuffles` has it for a choice of lanes."""
-        at = self.builder.add(shuffles, self.builder.shl(choice, ir.Constant(I64, 4)))
+    def shuffled(self, halves: ir.Value, shuffles: ir.Value, lanes: ir.Value) -> ir.Value:
+        """Eight uint16 as `shuffles` has it for some lanes, a bit each."""
+        at = self.builder.add(shuffles, self.builder.shl(lanes, ir.Constant(I64, 4)))
         moved = byte_shuffled(self.builder, self.builder.bitcast(halves, BYTES), self.load(at, BYTES))
         return self.builder.bitcast(moved, HALVES)
 
@@ -77,9 +77,9 @@ class _Builder:
         found = self.load(self.builder.select(several, contexts, instead), ir.VectorType(I8, LANES))
         return self.builder.select(several, self.builder.zext(found, kind), self.constant(0, kind))
 
-    def choice(self, chosen: ir.Value) -> ir.Value:
+    def lanes(self, wanted: ir.Value) -> ir.Value:
         """Eight conditions as the bits of a number."""
-        return self.builder.zext(self.builder.bitcast(chosen, I8), I64)
+        return self.builder.zext(self.builder.bitcast(wanted, I8), I64)
 
 
 @intrinsic
@@ -104,8 +104,8 @@ def _eight_encoded(typingctx, states, symbols, contexts, recipes, precision, shu
         limit = builder.shl(frequency, builder.sub(eight.constant(16), eight.splat(precision)))
         high = builder.lshr(x, eight.constant(16))
         full = builder.icmp_signed(">=", high, limit)
-        choice = eight.choice(full)
-        halves = eight.shuffled(builder.trunc(x, HALVES), shuffles, choice)
+        lanes = eight.lanes(full)
+        halves = eight.shuffled(builder.trunc(x, HALVES), shuffles, lanes)
         eight.store(halves, builder.sub(words, ir.Constant(I64, 2 * LANES)))
         x = builder.select(full, high, x)
         # the position of the highest bit of a number is the exponent of its float
@@ -120,8 +120,8 @@ def _eight_encoded(typingctx, states, symbols, contexts, recipes, precision, shu
         quotient = builder.sub(quotient, builder.sext(small, VECTOR))
         rest = builder.sub(rest, builder.and_(builder.sext(small, VECTOR), frequency))
         eight.store(builder.add(builder.shl(quotient, eight.splat(precision)), builder.add(rest, first)), states)
-        never = eight.choice(builder.icmp_unsigned("==", frequency, eight.constant(0)))
-        return builder.or_(builder.ctpop(choice), builder.shl(never, ir.Constant(I64, 8)))
+        never = eight.lanes(builder.icmp_unsigned("==", frequency, eight.constant(0)))
+        return builder.or_(builder.ctpop(lanes), builder.shl(never, ir.Constant(I64, 8)))
 
     return types.int64(states, symbols, contexts, recipes, precision, shuffles, words), codegen
 
@@ -203,11 +203,11 @@ def _eight_decoded(typingctx, states, words, slots, entries, contexts, precision
             left.add_incoming(rest, block)
         eight.store(builder.trunc(symbol, ir.VectorType(I8, LANES)), out)
         low = builder.icmp_unsigned("==", builder.lshr(left, eight.constant(16)), eight.constant(0))
-        choice = eight.choice(low)
-        taken = builder.zext(eight.shuffled(eight.load(words, HALVES), shuffles, choice), VECTOR)
+        lanes = eight.lanes(low)
+        taken = builder.zext(eight.shuffled(eight.load(words, HALVES), shuffles, lanes), VECTOR)
         filled = builder.or_(builder.shl(left, eight.constant(16)), taken)
         eight.store(builder.select(low, filled, left), states)
-        return builder.ctpop(choice)
+        return builder.ctpop(lanes)
 
     return types.int64(states, words, slots, entries, contexts, precision, shuffles, out), codegen
 

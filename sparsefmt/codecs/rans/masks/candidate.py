@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsefmt.codecs.rans.class_search import counts_by_table, merge_tables, table_bits
+from sparsefmt.codecs.rans.class_search import counts_by_table, merge_tables, table_costs
 from sparsefmt.codecs.rans.classes import CLASS_PRECISION, Classes, member_counts
 from sparsefmt.codecs.rans.frequencies import (
     BYTES,
     BYTES_OF_POPCOUNT,
     MAX_PRECISION,
     POPCOUNTS,
-    entropy_bits,
+    entropy_cost,
     normalised,
     normalised_popcounts,
 )
@@ -21,7 +21,7 @@ from sparsefmt.codecs.rans.masks.groups import ColumnOrder, contexts_of, tables_
 from sparsefmt.codecs.rans.masks.model import Model
 from sparsefmt.lazily import computed_once
 
-_TABLE_BITS = (256.0, 7.0, 55.0)
+_TABLE_COST = (256.0, 7.0, 55.0)
 """What a table costs in the model, about: one of bytes, and for each byte that occurs; one of popcounts."""
 
 _WASTE = 0.001
@@ -84,18 +84,18 @@ class Candidate:
     def cost(self, share: int) -> float:
         """Bits of all masks and of the model, about, if one of so many bytes was counted."""
         counts = self.counts * share
-        cost, self._table_of = merge_tables(counts[: self._sums], *_TABLE_BITS)
+        cost, self._table_of = merge_tables(counts[: self._sums], *_TABLE_COST)
         if self._copy >= 0:
-            cost += merge_tables(counts[-1:], *_TABLE_BITS)[0]
-        cost += entropy_bits(self._symbol_counts())
-        return cost + (0.0 if self.column_classes is None else entropy_bits(member_counts(self.column_classes)))
+            cost += merge_tables(counts[-1:], *_TABLE_COST)[0]
+        cost += entropy_cost(self._symbol_counts())
+        return cost + (0.0 if self.column_classes is None else entropy_cost(member_counts(self.column_classes)))
 
     def model(self) -> Model:
         """The model, once `cost` was called."""
         tables = [*counts_by_table(self.counts[: self._sums], self._table_of)]
         if self._copy >= 0:
             tables.append(self.counts[-1])
-        by_popcount = table_bits(np.array(tables), *_TABLE_BITS)[1].tolist()
+        by_popcount = table_costs(np.array(tables), *_TABLE_COST)[1].tolist()
         precision, frequencies = _frequencies(tables, by_popcount)
         classes = Classes(
             int(self.row_classes.max(initial=0)) + 1,
@@ -114,9 +114,9 @@ def _frequencies(tables: list[np.ndarray], by_popcount: list[bool]) -> tuple[int
         (np.bincount(POPCOUNTS, table, 9) / BYTES_OF_POPCOUNT)[POPCOUNTS] if popcounts else table
         for table, popcounts in zip(tables, by_popcount, strict=True)
     ]
-    ideal = sum(entropy_bits(table) for table in shared)
+    ideal = sum(entropy_cost(table) for table in shared)
     for precision in range(11, MAX_PRECISION + 1):
-        wasted = sum(_wasted_bits(table, precision) for table in shared)
+        wasted = sum(_wasted_cost(table, precision) for table in shared)
         if wasted > _WASTE * ideal and precision < MAX_PRECISION:
             continue
         found = [
@@ -132,7 +132,7 @@ def _frequencies(tables: list[np.ndarray], by_popcount: list[bool]) -> tuple[int
     raise AssertionError("every table fits the highest precision")
 
 
-def _wasted_bits(counts: np.ndarray, precision: int) -> float:
+def _wasted_cost(counts: np.ndarray, precision: int) -> float:
     """Bits that bytes counted as `counts` lose since no frequency is below 1."""
     used = counts[counts > 0]
     total = float(used.sum())

@@ -121,11 +121,11 @@ def _classes(counts: np.ndarray, total: int, step: float) -> np.ndarray:
     least, most = ((_odds(float(kept), total) - base) / step for kept in (counts.min(), counts.max()))
     numbers = classes_between(least, most)
     share = 1 / (1 + np.exp2(-(base + step * numbers)))
-    kept_bits, left_bits = np.log2(share), np.log2(1 - share)
+    log_kept, log_left = np.log2(share), np.log2(1 - share)
 
     def costs(some: slice) -> np.ndarray:
         kept = counts[some, None].astype(np.int64)
-        return -kept * kept_bits - (total - kept) * left_bits
+        return -kept * log_kept - (total - kept) * log_left
 
     return assign_classes(costs, counts.size, numbers.size)
 
