@@ -28,11 +28,13 @@ SLOW_FILES = [
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """What is imported stays, torch and transformers among it, and the garbage collector need not look at it again."""
+    """What is imported stays, torch and transformers among it, and the garbage collector need not look at it again. Nor
+    so often at what numba makes while it compiles, of which most stays, too."""
     gc.disable()
     yield
     gc.enable()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.hookimpl(optionalhook=True)

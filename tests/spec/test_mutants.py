@@ -28,6 +28,22 @@ def test_a_sample_is_caught():
     assert [mutant.name for mutant, vector in mutants.Run(2).caught(sample) if mutant and vector is None] == []
 
 
+def test_a_mutant_meets_the_vectors_that_come_to_it():
+    """One that is refused at its first bytes, and a good one, which has no codec."""
+    (refused, *_) = (vector for vector in mutants.manifest() if vector.startswith("bad/not-sparsefmt/"))
+    both = [refused, "good/edges-dense-raw.sparsefmt"]
+    run = mutants.Run(1, both, mutants.vectors_that_come_to_statements(2, both))
+
+    def met(function: str) -> set[tuple[str, ...]]:
+        return {tuple(run._vectors_for(mutant)) for mutant in mutants.mutants() if mutant.function == function}
+
+    assert met("rans.read_classes") == {()}
+    assert met("layouts.check_dense") == met("container.read_kind") == {tuple(both[1:])}
+    assert met("container.check_preamble") == {tuple(both), tuple(both[1:])}
+    # constants are set when the reader is imported
+    assert met("faults") == {tuple(both)}
+
+
 @pytest.mark.slow
 def test_a_mutant_that_no_vector_catches_is_told():
     """Whatever its message is, an error is the same. Files without a fault have none."""

@@ -8,12 +8,14 @@ holds, a special case skipped, a comparison or a constant that is off by one, an
 vector wrong. Those that need not are in mutants.txt, with the reason.
 
 Prints mutants that get no vector wrong and are not in mutants.txt, and those in it that get one wrong, or do not exist;
-exits with 1 if there are any. A mutant takes half a second; one that gets no vector wrong, four.
+exits with 1 if there are any. First it finds out which vectors come to each statement: a mutant meets those alone that
+come to what is changed, since all others see the reader as it is.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib.abc
 import importlib.util
 import itertools
@@ -25,7 +27,7 @@ import resource
 import signal
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing.connection import Connection, wait
@@ -56,7 +58,7 @@ SHORT, ABOUT = 150, 40
 """Characters of a statement that is shown as a whole, and of what is shown on each side of a change of a longer one."""
 
 SECONDS = 120
-"""A mutant that takes longer is caught: it hangs."""
+"""Of computing. A mutant that takes more is caught: it hangs."""
 
 ADDRESSES = 16 << 30
 """Bytes of the address space of a mutant. One that needs more is caught."""
@@ -242,11 +244,13 @@ class Mutant:
         name: function, statement, and what it becomes.
         module: of spec/python that is changed.
         number: of the change, among all of the module.
+        line: where the statement begins that is changed.
     """
 
     name: str
     module: str = field(compare=False)
     number: int = field(compare=False)
+    line: int = field(compare=False)
 
     @property
     def function(self) -> str:
@@ -278,7 +282,7 @@ def mutants() -> list[Mutant]:
                 where = f"{module}{place.function}"
                 if new != old and where not in NOT_IN_THE_KIT:
                     name = f"{where}: {change(old, new)}"
-                    found.setdefault(name, Mutant(name, module, number))
+                    found.setdefault(name, Mutant(name, module, number, place.statement.lineno))
     return list(found.values())
 
 
@@ -296,10 +300,10 @@ def accepted() -> dict[str, str]:
 
 
 class _Loader(importlib.abc.Loader):
-    """Of one module of the reader, and finder of all of them."""
+    """Of the modules of the reader, and their finder: compiled as `code` says for each."""
 
-    def __init__(self, mutant: Mutant | None) -> None:
-        self._mutant = mutant
+    def __init__(self, code: Callable[[str], CodeType]) -> None:
+        self._code = code
 
     def find_spec(self, name: str, path: object, target: object = None) -> Any:
         return importlib.util.spec_from_loader(name, self, origin=str(SOURCES[name])) if name in SOURCES else None
@@ -307,8 +311,7 @@ class _Loader(importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
         module.__file__ = str(SOURCES[name])
-        changed = self._mutant is not None and self._mutant.module == name
-        exec(compile(self._mutant.tree(), name, "exec") if changed and self._mutant else code_of(name), module.__dict__)
+        exec(self._code(name), module.__dict__)
 
 
 @cache
@@ -316,12 +319,26 @@ def code_of(module: str) -> CodeType:
     return compile(SOURCES[module].read_text(), str(SOURCES[module]), "exec")
 
 
-def reader_with(mutant: Mutant | None) -> kit.Numpy:
-    """The reader, changed, in a process that ends with it: it takes the place of other modules of these names."""
+def reader_of(code: Callable[[str], CodeType]) -> kit.Numpy:
+    """The reader, of modules that are compiled so, in a process that ends with it: it takes the place of others of
+    these names."""
     for name in SOURCES:
         sys.modules.pop(name, None)
-    sys.meta_path.insert(0, _Loader(mutant))
-    return kit.Numpy(importlib.import_module("reader"))
+    sys.meta_path.insert(0, _Loader(code))
+    try:
+        return kit.Numpy(importlib.import_module("reader"))
+    finally:
+        del sys.meta_path[0]
+
+
+def reader_with(mutant: Mutant | None) -> kit.Numpy:
+    """The reader, changed."""
+
+    def code(module: str) -> CodeType:
+        changed = mutant is not None and mutant.module == module
+        return compile(mutant.tree(), module, "exec") if mutant and changed else code_of(module)
+
+    return reader_of(code)
 
 
 @cache
@@ -339,10 +356,76 @@ def is_right(reader: kit.Reader, vector: str) -> bool:
     return not result.differences
 
 
+class _Noting(ast.NodeTransformer):
+    """Has each statement of a function say that it is come to: `note(module, line)` before it."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def visit_FunctionDef(self, function: ast.FunctionDef) -> ast.AST:
+        for node in ast.walk(function):
+            for name in ("body", "orelse", "finalbody"):
+                block = getattr(node, name, None)
+                if isinstance(block, list):
+                    setattr(node, name, [each for statement in block for each in (self._note(statement), statement)])
+        return function
+
+    def _note(self, statement: ast.stmt) -> ast.stmt:
+        return ast.parse(f"note({self._module!r}, {statement.lineno})").body[0]
+
+
+def code_that_notes(module: str) -> CodeType:
+    tree = _Noting(module).visit(ast.parse(SOURCES[module].read_text()))
+    return compile(ast.fix_missing_locations(tree), str(SOURCES[module]), "exec")
+
+
+Statement = tuple[str, int]
+"""A module of the reader, and a line."""
+
+
+def _statements(vectors: list[str]) -> list[set[Statement]]:
+    """The statements of functions that the reader comes to with each vector; run in a process of its own."""
+    found: set[Statement] = set()
+    codes = {module: code_that_notes(module) for module in SOURCES}
+    builtins.note = lambda *statement: found.add(statement)  # type: ignore[attr-defined]
+    result = []
+    for vector in vectors:
+        found.clear()
+        is_right(reader_of(codes.__getitem__), vector)  # one that has read nothing before
+        result.append(set(found))
+    return result
+
+
+def vectors_that_come_to_statements(processes: int, vectors: Iterable[str] | None = None) -> dict[Statement, set[str]]:
+    """For each statement of a function that any vector comes to, all that do. `vectors`: None for all of the kit."""
+    vectors = list(manifest() if vectors is None else vectors)
+    parts = [vectors[number::processes] for number in range(processes)]
+    found: dict[Statement, set[str]] = {}
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        for part, of_part in zip(parts, pool.map(_statements, parts, chunksize=1), strict=True):
+            for vector, statements in zip(part, of_part, strict=True):
+                for statement in statements:
+                    found.setdefault(statement, set()).add(vector)
+    return found
+
+
+@cache
+def lines_in_functions(module: str) -> set[int]:
+    """Where the statements of functions begin. What is outside is run when the reader is imported."""
+    functions = [node for node in ast.walk(ast.parse(SOURCES[module].read_text())) if isinstance(node, ast.FunctionDef)]
+    return {
+        node.lineno
+        for function in functions
+        for statement in function.body
+        for node in ast.walk(statement)
+        if isinstance(node, ast.stmt)
+    }
+
+
 def _first_wrong(connection: Connection, mutant: Mutant | None, vectors: list[str]) -> None:
     """Sends the first vector that a mutant gets wrong, or None."""
     warnings.simplefilter("ignore")
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of this process, however busy the machine is
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     try:
         reader = reader_with(mutant)
@@ -358,9 +441,15 @@ class Run:
     Args:
         processes: at the same time.
         vectors: that may catch them; None for all.
+        reached: the vectors that come to each statement, of which only those are tried; None where that is not known.
     """
 
-    def __init__(self, processes: int, vectors: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        processes: int,
+        vectors: Iterable[str] | None = None,
+        reached: dict[Statement, set[str]] | None = None,
+    ) -> None:
         self._context = multiprocessing.get_context("fork")
         self._processes = processes
         for name in SOURCES:
@@ -368,11 +457,20 @@ class Run:
         self._order = sorted(
             manifest() if vectors is None else vectors, key=lambda vector: (FOLDER / vector).stat().st_size
         )
+        self._reached = reached
         self._caught_here: dict[str, list[str]] = {}
 
+    def _vectors_for(self, mutant: Mutant | None) -> list[str]:
+        if mutant is None:
+            return self._order
+        order = list(dict.fromkeys([*self._caught_here.get(mutant.function, []), *self._order]))
+        if self._reached is None or mutant.line not in lines_in_functions(mutant.module):
+            return order
+        reached = self._reached.get((mutant.module, mutant.line), set())
+        return [vector for vector in order if vector in reached]
+
     def _start(self, mutant: Mutant | None) -> tuple[Connection, Any]:
-        first = self._caught_here.get(mutant.function, []) if mutant else []
-        vectors = list(dict.fromkeys([*first, *self._order]))
+        vectors = self._vectors_for(mutant)
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_first_wrong, args=(sender, mutant, vectors))
         process.start()
@@ -413,7 +511,7 @@ def main(beginning: str, everything: bool, processes: int, verbose: bool) -> Non
     reasons = {name: reason for name, reason in accepted().items() if name.startswith(beginning)}
     wrong = [f"no mutant: {name}" for name in reasons.keys() - chosen.keys()]
     run = [None, *(mutant for name, mutant in chosen.items() if everything or name not in reasons)]
-    found = Run(processes).caught(run)
+    found = Run(processes, None, vectors_that_come_to_statements(processes)).caught(run)
     for mutant, vector in track(found, "breaking", len(run), console=Console(stderr=True), transient=True):
         if mutant is None:
             wrong += [f"the reader as it is gets {vector} wrong"] if vector else []
