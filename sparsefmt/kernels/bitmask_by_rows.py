@@ -1,10 +1,11 @@
 """Product with layout `bitmask` for many tokens and few nonzeros: rows are taken out of the mask once for all tokens.
 
 `panel.py` multiplies pruned positions by zero, so it takes as long as a dense product, however many of them there are.
-Here, the entries of some slices are put in scratch memory as `permuted` has them, and its kernel for blocks of columns
-(`permuted_in_blocks.py`) multiplies those alone. Taking them out costs about as much as four tokens.
+Here, the entries of some slices are put in scratch memory as `permuted` has them, and a kernel of that layout
+multiplies those alone: the one for blocks of columns (`permuted_in_blocks.py`), or, with AVX-512, the one for eight
+rows side by side (`permuted.py`). Taking them out costs about as much as four tokens.
 
-The bits are the same: that kernel adds the columns of a row in ascending order, too.
+The bits are the same: these kernels add the columns of a row in ascending order, too.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from sparsefmt.kernels.operand import (
     VALUES,
     WHERE,
 )
+from sparsefmt.kernels.permuted import HALF
 from sparsefmt.kernels.raw_memory import load_u32, load_u64, store_scalar
 from sparsefmt.llvm import constant_of, load_as, store_at
 from sparsefmt.positions.masks import SLICE_ROWS
@@ -77,13 +79,15 @@ def _copy_stored(typingctx, source, kind, destination):
 
 
 @cache
-def many_tokens_kernel(kind: int) -> Callable[..., Any]:
-    """Kernel for many tokens, x being finite, with the numbers of `permuted_in_blocks.blocked_kernel`, and one more:
-    the address of the machine code of that one, for the same kind, and for columns of 16 bits.
+def many_tokens_kernel(kind: int, side_by_side: bool = False) -> Callable[..., Any]:
+    """Kernel for many tokens, x being finite, with three numbers of a kernel of `permuted`, and one more: the address
+    of the machine code of that one, for the same kind, and for columns of 16 bits. `side_by_side`: it takes the row
+    counts of a slice to descend.
 
     x and y are what that one takes; scratch is `scratch_bytes`.
     """
     width, size, job_bytes = WIDTH[kind], WIDTH[summed_kind(kind)], jobs.BYTES
+    side_by_side, zero = int(side_by_side), np.zeros((), f"u{width}")[()]
 
     @jit
     def product(job, lo, hi, scratch):
@@ -129,12 +133,20 @@ def many_tokens_kernel(kind: int) -> Callable[..., Any]:
                             store_scalar(place, index + SLICE_ROWS)
                             at += width
                             bits &= bits - 1
-                    longest = 0
+                    end_slot = first_slot
                     for row in range(SLICE_ROWS):
-                        count = load_u64(upcoming + 8 * row) // SLICE_ROWS - first_slot
-                        store_scalar(counts + 4 * (SLICE_ROWS * (slice_ - begin) + row), np.uint32(count))
-                        longest = max(longest, count)
-                    first_slot += longest
+                        behind = load_u64(upcoming + 8 * row) // SLICE_ROWS
+                        store_scalar(counts + 4 * (SLICE_ROWS * (slice_ - begin) + row), np.uint32(behind - first_slot))
+                        end_slot = max(end_slot, behind)
+                    # rows side by side are multiplied to the end of the longest one
+                    for row in range(SLICE_ROWS):
+                        for index in range(load_u64(upcoming + 8 * row), SLICE_ROWS * end_slot, SLICE_ROWS):
+                            store_scalar(columns + 2 * index, np.uint16(0))
+                            store_scalar(values + width * index, zero)
+                    if side_by_side:
+                        longest = np.uint32(end_slot - first_slot)
+                        store_scalar(counts + 4 * (SLICE_ROWS * (slice_ - begin) + HALF), longest)
+                    first_slot = end_slot
                     store_scalar(offsets_of_panel + 4 * (slice_ - begin + 1), np.uint32(first_slot))
                 rows = min(height, SLICE_ROWS * panel_end) - SLICE_ROWS * begin
                 store_scalar(line_of_panel + 8 * FIRST_ROW, field(line, FIRST_ROW) + SLICE_ROWS * begin)

@@ -58,8 +58,14 @@ from sparsefmt.positions.masks import SLICE_ROWS
 HALF = 8
 """Rows whose sums `many_tokens_kernel` holds in registers."""
 
-AT_ONCE = 64
-"""Slots that it does for one half of a slice, then for the other. They stay in the first-level cache."""
+MOST_AT_ONCE = 64
+"""Slots that it does for one half of a slice, then for the other, at most. They stay in the first-level cache."""
+
+LEAST_AT_ONCE = 16
+"""The same, at least: what is done for each half is little beside so many."""
+
+CACHED_COLUMNS = 160
+"""Columns whose activations stay in the first-level cache until the other half multiplies them, too."""
 
 AHEAD = 4096
 """Bytes of values that `one_token_kernel` asks for in advance, so that waiting for memory goes on while it adds. They
@@ -103,6 +109,11 @@ def token_shapes(kind: int) -> tuple[tuple[int, int], ...]:
         shapes.append((lanes, 1))
         lanes //= 2
     return tuple(shapes)
+
+
+def slots_at_once(density: float) -> int:
+    """Slots that `many_tokens_kernel` does for one half of a slice, then for the other. `density`: share of entries."""
+    return min(max(int(CACHED_COLUMNS * density), LEAST_AT_ONCE), MOST_AT_ONCE)
 
 
 @cache
@@ -191,7 +202,7 @@ def many_tokens_kernel(kind: int, wide: bool, gaps: bool, lanes: int, count: int
     """Kernel for blocks of `lanes * count` tokens, x being finite. `gaps`: for that form.
 
     x is as `activations.in_tokens` makes it, and y as `activations.from_tokens` takes it, for so many blocks as the
-    kernel's own number says.
+    first of the kernel's own numbers says. The other is `slots_at_once`.
     """
     wide, gaps, width, col_slot, summed = (
         int(wide),
@@ -207,13 +218,14 @@ def many_tokens_kernel(kind: int, wide: bool, gaps: bool, lanes: int, count: int
         lanes * count * size,
         HALF * count,
     )
-    ahead, where_ahead, room = AT_ONCE * slot, AT_ONCE * where_slot, AT_ONCE * col_slot if gaps else 1
+    room = MOST_AT_ONCE * col_slot if gaps else 1
 
     @jit
     def product(job, lo, hi, scratch):
         made = memory(room)
         x_begin, y_begin = load_u64(job + X), load_u64(job + Y)
-        cols, rows, blocks = load_u64(job + COLS), load_u64(job + ROWS), own(job, 0)
+        cols, rows, blocks, at_once = load_u64(job + COLS), load_u64(job + ROWS), own(job, 0), own(job, 1)
+        ahead, where_ahead = at_once * slot, at_once * where_slot
         for number_of_piece in range(lo, hi):
             line, first_slice, end = piece(job, number_of_piece)
             positions, offsets = field(line, ROW_PERMUTATION), field(line, SLICE_OFFSETS)
@@ -233,18 +245,18 @@ def many_tokens_kernel(kind: int, wide: bool, gaps: bool, lanes: int, count: int
                     )
                     sums0, sums1 = zeros(kind, lanes, sums_count), zeros(kind, lanes, sums_count)
                     columns, reached = where, first_columns(wide)
-                    for begin in range(0, slots, AT_ONCE):
+                    for begin in range(0, slots, at_once):
                         if gaps:
                             columns = made - begin * col_slot
-                            for number in range(begin, min(begin + AT_ONCE, slots)):
+                            for number in range(begin, min(begin + at_once, slots)):
                                 reached = next_columns(reached, where + number * where_slot)
                                 put_columns(columns + number * col_slot, reached)
-                        for number in range(begin, min(begin + AT_ONCE, slots)):
+                        for number in range(begin, min(begin + at_once, slots)):
                             prefetch(values + (begin + number) // 2 * slot + ahead, one, one)
                             prefetch(where + (begin + number) // 2 * where_slot + where_ahead, one, one)
                             weights = load(values + number * slot, slot, kind, eight, one)
                             sums0 = fma_tokens(weights, columns + number * col_slot, wide, x_at, half0, sums0)
-                        for number in range(begin, min(begin + AT_ONCE, further)):
+                        for number in range(begin, min(begin + at_once, further)):
                             prefetch(values + (begin + number) // 2 * slot + ahead + ahead // 2, one, one)
                             prefetch(
                                 where + (begin + number) // 2 * where_slot + where_ahead + where_ahead // 2, one, one

@@ -14,10 +14,11 @@ from sparsefmt.kernels.kinds import F32
 from sparsefmt.kernels.operand import Matrix
 
 
-@pytest.fixture
-def always(monkeypatch):
+@pytest.fixture(params=[True, False], ids=["in blocks", "side by side"])
+def always(request, monkeypatch):
     """They are taken out for any matrix, if there are enough tokens."""
     monkeypatch.setattr(plans.bitmask_and_dense, "PANEL_COST", 1e9)
+    monkeypatch.setattr(plans.permuted, "blocks_pay", lambda cols, kind: request.param)
     recipe.recipes.cache_clear()
     yield
     recipe.recipes.cache_clear()
@@ -36,7 +37,7 @@ def test_the_bits_of_other_kernels(dtype, zeros, always):
         array[rows // 2] = 0
         w = in_form(array, "bitmask", tile_rows or -(-rows // 16) * 16)
         x = rng.standard_normal((150, cols)).astype(accumulator)
-        assert any(step.plan.kernel is bitmask_by_rows.many_tokens_kernel(kind_of(w)) for step in recipes_of(w, 150))
+        assert any(step.plan.kernel in by_rows(kind_of(w)) for step in recipes_of(w, 150))
         expected = naive.product(array, x, accumulator)
         for tokens in (24, 64, 65, 150):
             assert same_bits(linear(x[:tokens], w), expected[:tokens])
@@ -62,11 +63,16 @@ def test_where_they_are_faster():
     matrix = Matrix("bitmask", "bitmask", "F32", 4096, 4096, 0.3)
     assert faster(matrix, 64)
     assert not faster(matrix._replace(density=0.5), 64)
-    assert not faster(matrix._replace(density=0.6), 1000)
+    assert not faster(matrix._replace(density=0.7), 1000)
     assert not faster(matrix._replace(cols=bitmask_by_rows.MOST_COLS + 1), 64)
     assert not faster(matrix._replace(layout="dense"), 64)
     of_a_few = plans.PLANS["bitmask"](matrix, F32, 6, plans.contract.NOT_ACROSS)
-    assert all(plan.kernel is not bitmask_by_rows.many_tokens_kernel(F32) for plan in of_a_few)
+    assert all(plan.kernel not in by_rows(F32) for plan in of_a_few)
+
+
+def by_rows(kind: int) -> list:
+    """The kernels for blocks of columns, and for rows side by side."""
+    return [bitmask_by_rows.many_tokens_kernel(kind, side_by_side) for side_by_side in (False, True)]
 
 
 def kind_of(w) -> int:

@@ -9,7 +9,7 @@ from helpers import in_form, weights
 from kernels.test_kernels import FLOATS, accumulator, assert_same_bits
 
 from sparsefmt import linear
-from sparsefmt.kernels import permuted_in_blocks, plans
+from sparsefmt.kernels import permuted_in_blocks, plans, recipe
 from sparsefmt.kernels.kinds import WIDTH
 from sparsefmt.kernels.permuted_in_blocks import BLOCK_BYTES, MOST_BLOCK_BYTES, block_columns
 from sparsefmt.kernels.simd import VECTOR_BYTES
@@ -17,6 +17,16 @@ from sparsefmt.kernels.simd import VECTOR_BYTES
 LANES = VECTOR_BYTES // 4
 
 
+@pytest.fixture
+def always(monkeypatch):
+    """Blocks of columns, whatever else would be faster on this processor."""
+    monkeypatch.setattr(plans.permuted, "blocks_pay", lambda cols, kind: True)
+    recipe.recipes.cache_clear()
+    yield
+    recipe.recipes.cache_clear()
+
+
+@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("form", ["columns", "gaps"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: np.dtype(dtype).name)
 def test_rows_go_on_from_block_to_block(form, dtype):
@@ -37,6 +47,7 @@ def test_rows_go_on_from_block_to_block(form, dtype):
         assert_same_bits(linear(x, in_form(array, form, tile_rows)), expected)
 
 
+@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("form", ["columns", "gaps"])
 @pytest.mark.parametrize("density", [0.01, 0.1, 0.5])
 def test_every_number_of_tokens(form, density):
@@ -51,6 +62,7 @@ def test_every_number_of_tokens(form, density):
         assert_same_bits(w @ np.ascontiguousarray(x[:tokens].T), expected[:tokens].T)
 
 
+@pytest.mark.usefixtures("always")
 def test_wide_columns():
     rng = np.random.default_rng(13)
     array = np.zeros((20, 70_000), np.float32)
@@ -62,6 +74,7 @@ def test_wide_columns():
         assert_same_bits(linear(x, in_form(array, form)), expected)
 
 
+@pytest.mark.usefixtures("always")
 def test_infinite_activations_skip_fillers():
     rng = np.random.default_rng(14)
     array = weights(rng, (20, 600), np.float32, 0.99)
@@ -87,3 +100,13 @@ def test_few_tokens_are_not_multiplied_in_blocks():
         lanes = VECTOR_BYTES // (8 if size == 8 else 4)
         assert not any(group.in_blocks for group in plans.permuted.token_groups(3 * lanes, kind))
         assert all(group.in_blocks for group in plans.permuted.token_groups(8 * lanes, kind))
+
+
+def test_rows_side_by_side_where_registers_hold_them():
+    """Two vectors of tokens for each of eight rows: that needs AVX-512, and activations that stay in a cache."""
+    for kind, size in WIDTH.items():
+        most = plans.permuted.MOST_ACTIVATION_BYTES // (2 * LANES * 4 if size < 8 else LANES * 8)
+        assert plans.permuted.blocks_pay(most, kind) == (VECTOR_BYTES < 64)
+        assert plans.permuted.blocks_pay(most + 1, kind)
+        side_by_side = plans.permuted.token_groups(9 * LANES, kind, in_blocks=False)
+        assert not any(group.in_blocks for group in side_by_side)

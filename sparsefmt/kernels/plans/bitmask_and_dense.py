@@ -13,6 +13,7 @@ from sparsefmt.kernels.native import native
 from sparsefmt.kernels.operand import Matrix
 from sparsefmt.kernels.plans import permuted
 from sparsefmt.kernels.plans.contract import Across, Plan, Step
+from sparsefmt.kernels.simd import VECTOR_BYTES
 from sparsefmt.kernels.transposed import SCRATCH_BYTES
 
 MAX_TOKENS = 240 if panel.WIDE == 12 else 264
@@ -21,13 +22,17 @@ MAX_TOKENS = 240 if panel.WIDE == 12 else 264
 MAX_TOKENS_BY_ROWS = 512
 """The same where rows are taken out of the mask: once for all of them."""
 
+LEAST_BY_ROWS = 20
+"""Tokens of a group for which rows are taken out of the mask, at least."""
+
 FEW = {"bitmask": bitmask.FEW, "dense": dense.FEW}
 """Most tokens that multiply columns in registers, by layout."""
 
-PANEL_COST, ENTRY_COST, TAKEN_OUT_COST = 0.88, 1.7, 30
+PANEL_COST, ENTRY_COST, TAKEN_OUT_COST = (0.84, 1.3, 50) if VECTOR_BYTES == 64 else (0.88, 1.7, 30)
 """What panels cost for each element and token; rows taken out of the mask for each element that is not pruned and each
-token, and for each such element once; in multiply-adds of a dense product. So rows are faster for 21 tokens at 70 %
-zeros, for 60 at 60 %, for 500 at 50 % (Zen 4 with AVX2; `python -m tools.bench.map --layout bitmask`)."""
+token, and for each such element once; in multiply-adds of a dense product. So rows are faster with AVX2 for 21 tokens
+at 70 % zeros, for 60 at 60 %, for 500 at 50 %; with AVX-512 for 34, 63 and 132 (Zen 4;
+`python -m tools.bench.map --layout bitmask`)."""
 
 _GROUPS = (1, 2, 4, 6, 8, 12)
 """Numbers of tokens that there are kernels for."""
@@ -51,8 +56,9 @@ def plans(matrix: Matrix, kind: int, tokens: int, across: Across) -> Iterator[Pl
             yield _of_dots(matrix, first, min(tokens - first, MAX_TOKENS), panel.dots_way())
         return
     done = 0
-    for group in permuted.token_groups(tokens, kind, MAX_TOKENS_BY_ROWS):
-        if not group.in_blocks or not rows_are_faster(matrix, group.tokens):
+    in_blocks = permuted.blocks_pay(matrix.cols, kind)
+    for group in permuted.token_groups(tokens, kind, MAX_TOKENS_BY_ROWS, in_blocks=in_blocks):
+        if group.in_blocks < in_blocks or group.tokens < LEAST_BY_ROWS or not rows_are_faster(matrix, group.tokens):
             break
         yield _by_rows(matrix, kind, group, across)
         done = group.first + group.tokens
@@ -143,9 +149,9 @@ def rows_are_faster(matrix: Matrix, tokens: int, panel_cost: float | None = None
 
 
 def _by_rows(matrix: Matrix, kind: int, group: permuted.TokenGroup, across: Across) -> Plan:
-    inner = permuted.in_blocks(matrix, kind, group, (False, False))
+    inner = permuted.multiplier_of(matrix, kind, group, (False, False))
     multiplier = permuted.Multiplier(
-        bitmask_by_rows.many_tokens_kernel(kind),
+        bitmask_by_rows.many_tokens_kernel(kind, not group.in_blocks),
         (*inner.own, native(inner.kernel)),
         bitmask_by_rows.scratch_bytes(kind, matrix.cols),
     )

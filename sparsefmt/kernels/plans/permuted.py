@@ -21,6 +21,10 @@ BLOCKED = {8: 5, 4: 3}
 """Vectors of tokens of the groups that are multiplied in blocks of columns, and how many of them must be full."""
 
 
+MOST_ACTIVATION_BYTES = 2 << 20
+"""Activations of a group of tokens up to which AVX-512 needs no blocks of columns."""
+
+
 def plans(matrix: Matrix, kind: int, tokens: int, across: Across) -> Iterator[Plan]:
     """See `PLANS`."""
     if matrix.groups > 1:
@@ -30,7 +34,7 @@ def plans(matrix: Matrix, kind: int, tokens: int, across: Across) -> Iterator[Pl
     if tokens == 1:
         yield _one_token(matrix, kind)
         return
-    for group in token_groups(tokens, kind):
+    for group in token_groups(tokens, kind, in_blocks=blocks_pay(matrix.cols, kind)):
         yield _many_tokens(matrix, kind, group, across)
 
 
@@ -61,18 +65,20 @@ class TokenGroup(NamedTuple):
         return -(-self.tokens // (self.lanes * self.vectors))
 
 
-def token_groups(tokens: int, kind: int, most: int | None = None) -> Iterator[TokenGroup]:
+def token_groups(
+    tokens: int, kind: int, most: int = MAX_ARRANGED_TOKENS, *, in_blocks: bool = True
+) -> Iterator[TokenGroup]:
     """All tokens: in the widest groups as long as more than `least` are left, then in narrower ones; at most `most`
-    tokens in each, by default MAX_ARRANGED_TOKENS."""
-    first, most = 0, MAX_ARRANGED_TOKENS if most is None else most
-    for lanes, vectors, least, in_blocks in token_shapes(kind):
+    tokens in each. `in_blocks`: whether wide groups are multiplied in blocks of columns."""
+    first = 0
+    for lanes, vectors, least, blocked in token_shapes(kind, in_blocks):
         width = lanes * vectors
         while tokens - first > least:
             left = tokens - first
             # what is left of the last group fills another one, or is left to narrower ones
             taken = left if left < width or left % width > least else left // width * width
             taken = min(taken, most)
-            yield TokenGroup(first, taken, lanes, vectors, in_blocks)
+            yield TokenGroup(first, taken, lanes, vectors, blocked)
             first += taken
 
 
@@ -85,14 +91,25 @@ def _groups_in_blocks(tokens: int, kind: int) -> Iterator[TokenGroup]:
         yield TokenGroup(first, taken, lanes, vectors, True)
 
 
+def blocks_pay(cols: int, kind: int) -> bool:
+    """Whether many tokens should be multiplied in blocks of columns.
+
+    With 32 registers, `permuted.many_tokens_kernel` multiplies two vectors of tokens by eight rows that go through the
+    columns side by side, so that their activations mostly are in the first-level cache. That is faster, unless the
+    second one is too small for all of them.
+    """
+    lanes, vectors = permuted.token_shapes(kind)[0]
+    return vectors == 1 or cols * lanes * vectors * WIDTH[summed_kind(kind)] > MOST_ACTIVATION_BYTES
+
+
 @cache
-def token_shapes(kind: int) -> tuple[tuple[int, int, int, bool], ...]:
+def token_shapes(kind: int, in_blocks: bool = True) -> tuple[tuple[int, int, int, bool], ...]:
     """(lanes, vectors, least, in_blocks) of groups, the widest first. They take more tokens than `least`."""
     lanes = VECTOR_BYTES // WIDTH[summed_kind(kind)]
-    in_blocks = [(lanes, vectors, lanes * full, True) for vectors, full in BLOCKED.items()]
+    blocked = [(lanes, vectors, lanes * full, True) for vectors, full in BLOCKED.items() if in_blocks]
     others = permuted.token_shapes(kind)
     least = [lanes * vectors // 2 for lanes, vectors in others[:-1]]
-    return *in_blocks, *((*shape, more, False) for shape, more in zip(others, [*least, 0], strict=True))
+    return *blocked, *((*shape, more, False) for shape, more in zip(others, [*least, 0], strict=True))
 
 
 class Multiplier(NamedTuple):
@@ -105,17 +122,15 @@ class Multiplier(NamedTuple):
 
 
 def _many_tokens(matrix: Matrix, kind: int, group: TokenGroup, across: Across) -> Plan:
-    wide, gaps = matrix.cols > MAX_U16_COLS, _has_gaps(matrix)
-    if group.in_blocks:
-        multiplier = in_blocks(matrix, kind, group, (wide, gaps))
-    else:
-        kernel = permuted.many_tokens_kernel(kind, wide, gaps, group.lanes, group.vectors)
-        multiplier = Multiplier(kernel, (group.blocks,))
+    multiplier = multiplier_of(matrix, kind, group, (matrix.cols > MAX_U16_COLS, _has_gaps(matrix)))
     return in_groups(matrix, kind, group, across, multiplier)
 
 
-def in_blocks(matrix: Matrix, kind: int, group: TokenGroup, form: tuple[bool, bool]) -> Multiplier:
-    """The kernel for blocks of columns. `form`: wide, gaps."""
+def multiplier_of(matrix: Matrix, kind: int, group: TokenGroup, form: tuple[bool, bool]) -> Multiplier:
+    """The kernel for a group. `form`: wide, gaps."""
+    if not group.in_blocks:
+        kernel = permuted.many_tokens_kernel(kind, *form, group.lanes, group.vectors)
+        return Multiplier(kernel, (group.blocks, permuted.slots_at_once(matrix.density), 0))
     kernel = permuted_in_blocks.blocked_kernel(kind, *form, group.vectors, matrix.groups > 1)
     if matrix.groups > 1:
         return Multiplier(kernel, (group.blocks, matrix.cols // matrix.groups, 0))
