@@ -32,7 +32,7 @@ from sparsefmt.limits import MAX_SPARSE_COLS, MAX_SPARSE_TILE_POSITIONS
 
 PERMUTED_FROM = {
     "avx2": {1: 0.58, 2: 0.57, 4: 0.45, 8: 0.4},
-    "avx512": {1: 0.65, 2: 0.65, 4: 0.65, 8: 0.4},
+    "avx512": {1: 0.65, 2: 0.66, 4: 0.58, 8: 0.4},
     "portable": {1: 0.65, 2: 0.45, 4: 0.45, 8: 0.4},
 }
 """By instruction set and bytes of a value, the share of zeros from which `permuted` is the better layout to compute
@@ -41,17 +41,20 @@ by 5 % or more (`python -m tools.bench.map --layout bitmask --layout permuted`; 
 `python -m tools.bench.eight_bits_products --sparsity 0.5 --sparsity 0.6 --sparsity 0.7`).
 
 With AVX2, `permuted` has the better mean at 50 % in float32, and from 60 % on in types of 16 bits, where `bitmask`
-takes far fewer bytes. With AVX-512, `bitmask` expands sixteen rows by one instruction; there, the blocks of columns of
-`permuted` were not measured yet. Portable code and float64 have no fast way to expand a mask."""
+takes far fewer bytes. With AVX-512, `bitmask` expands sixteen rows by one instruction, and is twice as fast for one token
+at 50 % in types of 16 bits. Portable code and float64 have no fast way to expand a mask."""
 
 SMALL_MATRIX = 1 << 18
 """Elements of a matrix up to which PERMUTED_FROM_IF_SMALL holds: all of it stays in a cache."""
 
-PERMUTED_FROM_IF_SMALL = {"avx2": {2: 0.45}}
+PERMUTED_FROM_IF_SMALL = {"avx2": {2: 0.45}, "avx512": {2: 0.45, 4: 0.45}}
 """What differs from PERMUTED_FROM for small matrices. There, the few bytes of `bitmask` bring no speed, and to expand a
-mask takes long beside the rest: at 50 %, `permuted` is 1.1 to 1.2 times as fast in the mean."""
+mask takes long beside the rest: at 50 %, `permuted` is 1.07 to 1.2 times as fast in the mean."""
 
-PERMUTED_FROM_FOR = {"avx2": {"decode": {1: 0.66, 2: 0.68, 4: 0.68}, "prompts": {1: 0.45, 2: 0.4, 4: 0.4}}}
+PERMUTED_FROM_FOR = {
+    "avx2": {"decode": {1: 0.66, 2: 0.68, 4: 0.68}, "prompts": {1: 0.45, 2: 0.4, 4: 0.4}},
+    "avx512": {"decode": {2: 0.77, 4: 0.72}, "prompts": {2: 0.4, 4: 0.4}},
+}
 """What differs from both for who expects few tokens at once, or many (`expected_tokens.py`): with one token, `bitmask`
 is as fast up to there, and takes fewer bytes; with 128, `permuted` is faster from there on."""
 

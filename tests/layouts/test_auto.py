@@ -136,7 +136,8 @@ class TestAuto:
         assert chosen("BF16", 520, 512, 520 * 256) == "bitmask"
         assert chosen("BF16", 512, 512, 512 * 256, "raw") == "bitmask"
         monkeypatch.setattr(isa, "ISA", "avx512")
-        assert chosen("BF16", 512, 512, 512 * 256) == "bitmask"
+        assert chosen("F32", 512, 512, 512 * 256) == "permuted"
+        assert chosen("F32", 520, 512, 520 * 256) == "bitmask"
 
     def test_narrow_rows_are_not_padded(self):
         assert chosen("F32", 1000, 1, 500) == "dense"
