@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from peft.tuners.lora.config import LoraConfig
 from peft.tuners.lora.layer import Linear
-from peft.tuners.tuners_utils import check_adapters_to_merge
 
 from sparsefmt.peft.dora import DoraOnSparse
-from sparsefmt.peft.merging import MergedIntoSparse, expect_decision, expect_finite
+from sparsefmt.peft.merging import MergedIntoSparse
 from sparsefmt.torch.linear import SparseLinear
 
 _INITS = (True, False, "gaussian", "orthogonal", "eva")
@@ -40,10 +38,6 @@ class SparseLoraLinear(MergedIntoSparse, Linear):
     def _get_in_out_features(self, module: torch.nn.Module) -> Any:
         return module.in_features, module.out_features
 
-    def _get_base_layer_device_and_dtype(self, base_layer: torch.nn.Module) -> Any:
-        # SparseLinear has another `compute_dtype` than layers of bitsandbytes
-        return base_layer.weight.device, base_layer.weight.dtype
-
     @property
     def lora_variants(self) -> dict[tuple[str, ...], Any]:
         return {(): None, ("use_dora",): DoraOnSparse}
@@ -63,58 +57,25 @@ class SparseLoraLinear(MergedIntoSparse, Linear):
             )
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **options)
 
-    def merge(
-        self, safe_merge: bool = False, adapter_names: list[str] | None = None, *, keep_zeros: bool | None = None
-    ) -> None:
-        """Merge adapters into the base layer, which becomes another one until `unmerge`.
+    def adapters_here(self) -> Any:
+        return self.lora_A
 
-        Args:
-            safe_merge: raise ValueError if the sum has NaN or Inf.
-            adapter_names: by default, all that are active.
-            keep_zeros: as in `sparsefmt.peft.merging`, which says it if this is None.
-
-        Raises:
-            RuntimeError: nobody says what becomes of the zeros; or they shall stay, and the weight has scales.
-
-        Cost: two dense weights meanwhile.
-        """
-        if not self.is_sparse:
-            super().merge(safe_merge, adapter_names)
-            return
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.lora_A]
-        if not names:
-            return
-        keep = expect_decision([self.unmerged_layer], keep_zeros, by_itself=False)
-        with torch.no_grad():
-            weight = self.current_weight()
-            bias: Any = self.get_base_layer().bias
-            dtype = weight.dtype
-            weight = weight.to(torch.promote_types(dtype, torch.float32))
-            for name in names:
-                delta = self.get_delta_weight(name).to(weight.dtype)
-                variant: Any = self.lora_variant.get(name)
-                weight = weight + delta if variant is None else variant.merged(self, name, weight + delta)
-                if self.lora_bias[name]:
-                    bias = self._plus_bias(bias, name)
-            weight = weight.to(dtype)
-            if safe_merge:
-                expect_finite(weight, bias, names)
-            self.put_merged(weight, bias, keep)
-        self.merged_adapters.extend(names)
+    def merged_with(self, weight: torch.Tensor, bias: Any, names: list[str]) -> tuple[torch.Tensor, Any]:
+        """The weight and the bias plus what adapters add, summed up in float32 or more."""
+        dtype = weight.dtype
+        weight = weight.to(torch.promote_types(dtype, torch.float32))
+        for name in names:
+            delta = self.get_delta_weight(name).to(weight.dtype)
+            variant: Any = self.lora_variant.get(name)
+            weight = weight + delta if variant is None else variant.merged(self, name, weight + delta)
+            if self.lora_bias[name]:
+                bias = self._plus_bias(bias, name)
+        return weight.to(dtype), bias
 
     def _plus_bias(self, bias: torch.Tensor | None, name: str) -> torch.Tensor:
         if bias is None:
             raise RuntimeError("Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias.")
         return (bias + self.lora_B[name].bias * self.scaling[name]).to(bias.dtype)
-
-    def unmerge(self) -> None:
-        """Put the base layer back that was there before anything was merged: the same bits."""
-        if self.merged and not self._before:
-            super().unmerge()
-        elif not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-        else:
-            self.put_unmerged()
 
 
 def is_sparse_target(target: Any) -> bool:

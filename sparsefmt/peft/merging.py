@@ -7,12 +7,14 @@ meant. PEFT's functions for merging have no argument for it: `merging` says it t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft.tuners.tuners_utils import check_adapters_to_merge
 
 from sparsefmt.torch.dense_layers import dense_layer
 from sparsefmt.torch.linear import SparseLinear
@@ -102,14 +104,71 @@ def expect_decision(layers: Iterable[torch.nn.Module], keep_zeros: bool | None, 
 class MergedIntoSparse:
     """What adapters on a SparseLinear have in common: a merged layer takes the place of the base layer, and goes again.
 
-    So the weights are the same bits as before once it is unmerged. Meanwhile both are there.
+    So the weights are the same bits as before once it is unmerged. Meanwhile both are there. A class of PEFT's, which
+    does the same for dense layers, comes behind this one in the order of its subclass.
     """
 
     base_layer: torch.nn.Module
     merged_adapters: list[str]
 
+    keeps_zeros = False
+    """Whether merging keeps zeros by its nature, and needs no decision."""
+
     _before: tuple[SparseLinear, ...] = ()
     """The base layer without what is merged into it, if something is. In a tuple, so that it is no submodule."""
+
+    def adapters_here(self) -> Container[str]:
+        """The names of the adapters that this layer has."""
+        raise NotImplementedError
+
+    def merged_with(self, weight: torch.Tensor, bias: Any, names: list[str]) -> tuple[torch.Tensor, Any]:
+        """A dense weight, as the base layer has it, and its bias or None, with adapters merged into them."""
+        raise NotImplementedError
+
+    def merge(
+        self, safe_merge: bool = False, adapter_names: list[str] | None = None, *, keep_zeros: bool | None = None
+    ) -> None:
+        """Merge adapters into the base layer, which becomes another one until `unmerge`.
+
+        Args:
+            safe_merge: raise ValueError if the result has NaN or Inf.
+            adapter_names: by default, all that are active.
+            keep_zeros: as in `merging`, which says it if this is None. IA3 keeps them unless this is False.
+
+        Raises:
+            RuntimeError: nobody says what becomes of the zeros; or they shall stay, and the weight has scales.
+
+        Cost: two dense weights meanwhile.
+        """
+        if not self.is_sparse:
+            super().merge(safe_merge, adapter_names)  # type: ignore[misc]
+            return
+        here = self.adapters_here()
+        names = [name for name in check_adapters_to_merge(cast(Any, self), adapter_names) if name in here]
+        if not names:
+            return
+        keep = expect_decision([self.unmerged_layer], keep_zeros, by_itself=self.keeps_zeros)
+        with torch.no_grad():
+            weight, bias = self.merged_with(self.current_weight(), cast(Any, self).get_base_layer().bias, names)
+            if safe_merge:
+                expect_finite(weight, bias, names)
+            self.put_merged(weight, bias, keep)
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Put the base layer back that was there before anything was merged: the same bits."""
+        if self._before:
+            self._innermost().base_layer = self._before[0]
+            self._before = ()
+            self.merged_adapters.clear()
+        elif self.merged_adapters:
+            super().unmerge()  # type: ignore[misc]
+        else:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+
+    def _get_base_layer_device_and_dtype(self, base_layer: torch.nn.Module) -> Any:
+        # SparseLinear has another `compute_dtype` than layers of bitsandbytes
+        return base_layer.weight.device, base_layer.weight.dtype
 
     @property
     def is_sparse(self) -> bool:
@@ -129,12 +188,6 @@ class MergedIntoSparse:
             made.bias = torch.nn.Parameter(bias.detach(), requires_grad=before.bias.requires_grad)
         self._innermost().base_layer = made
         self._before = (before,)
-
-    def put_unmerged(self) -> None:
-        """Put the layer back that was there before anything was merged."""
-        self._innermost().base_layer = self._before[0]
-        self._before = ()
-        self.merged_adapters.clear()
 
     def current_weight(self) -> torch.Tensor:
         """The weight of the base layer, dense, in memory of its own: with what is merged already."""
