@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 from safetensors import SafetensorError
 
+from tools.packaged_model import find_packaged_model
 from tools.pruning import (
     Array,
     Mask,
@@ -34,7 +35,6 @@ from tools.safetensors_io import (
     FLOAT_DTYPES,
     StoredTensor,
     cast_tensor,
-    find_packaged_model,
     read_safetensors,
     write_safetensors,
 )

@@ -1,6 +1,5 @@
-"""Tensors of a safetensors file, also in element types that numpy lacks, and the one file of an installed package."""
+"""Tensors of a safetensors file, read and written, also in element types that numpy lacks."""
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,16 +95,3 @@ def cast_tensor(tensor: StoredTensor, dtype: str) -> StoredTensor:
         return tensor
     with np.errstate(over="ignore"):  # what is too large becomes infinite, as in other frameworks' casts
         return StoredTensor(dtype, tensor.shape, tensor.values.astype(FLOAT_DTYPES[dtype]))
-
-
-def find_packaged_model(package: str) -> Path:
-    """The one model.safetensors inside an installed package, found without running the package's code."""
-    module = package.replace("-", "_")
-    # A dotted name would make find_spec import the parent package.
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    if spec is None:
-        raise ValueError(f"no installed package {package!r}")
-    found = [path for root in spec.submodule_search_locations or () for path in Path(root).rglob("model.safetensors")]
-    if len(found) != 1:
-        raise ValueError(f"package {package!r} holds {len(found)} files named model.safetensors, not one")
-    return found[0]

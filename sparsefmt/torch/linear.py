@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from numpy.typing import ArrayLike
 
 from sparsefmt import notebooks
 from sparsefmt.adapters.torch import rows_of
-from sparsefmt.container.stored_signs import Signs
 from sparsefmt.errors import SparsefmtError, in_tensor
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
@@ -28,6 +26,7 @@ from sparsefmt.torch.eager import is_unwatched
 from sparsefmt.torch.operator import linear_op, product
 from sparsefmt.torch.scaled_operator import scaled_linear_op, scaled_product
 from sparsefmt.torch.scales import checked_activations, expect_int8, tensor_of_input_scale, tensor_of_scales
+from sparsefmt.torch.signs import SignsOf, with_signs
 from sparsefmt.torch.weight import SparseWeight
 from sparsefmt.torch.weight_tensors import WeightTensors, to_tensors
 from sparsefmt.torch.widened import SIXTEEN_BITS, pass_on
@@ -37,34 +36,6 @@ _SCALES = ("weight_scale", "input_scale")
 SIGNS = "weight_signs"
 """In a state_dict: the signs of zeros of weights that came without them from a file."""
 _IN_STATE = (*_WEIGHTS, *_SCALES, "weight", SIGNS)
-
-_with_signs: ContextVar[bool] = ContextVar("with_signs", default=True)
-
-
-@contextmanager
-def leaving_signs() -> Iterator[None]:
-    """Have state_dict leave signs of zeros in their file, for who asks for tensors and not for what is in memory."""
-    token = _with_signs.set(False)
-    try:
-        yield
-    finally:
-        _with_signs.reset(token)
-
-
-def with_signs() -> bool:
-    """Whether state_dict has what is in memory: False within `leaving_signs`."""
-    return _with_signs.get()
-
-
-class _SignsOf(NamedTuple):
-    """Signs of zeros that are not among the arrays of weights, and the table of these weights."""
-
-    table: torch.Tensor
-    signs: Signs
-
-    def put_on(self, tensor: SparseTensor, table: torch.Tensor) -> SparseTensor:
-        """The tensor with them, unless somebody has given the module other buffers meanwhile."""
-        return tensor.with_signs(self.signs) if torch.equal(self.table.cpu(), table) else tensor
 
 
 class _Tie:
@@ -160,7 +131,7 @@ class SparseLinear(torch.nn.Module):
         self._tie: _Tie | None = None
         self._weight: weakref.ref[SparseWeight] | None = None
         self._dtype = torch.get_default_dtype() if dtype is None else dtype
-        self._signs: _SignsOf | None = None
+        self._signs: SignsOf | None = None
         self._as_sparse_tensor: tuple[torch.Tensor, torch.Tensor, SparseTensor] | None = None
         self.register_buffer("weight_arrays", torch.empty(0, dtype=torch.uint8, device=device))
         self.register_buffer("weight_table", torch.empty(0, dtype=torch.int64, device=device))
@@ -268,7 +239,7 @@ class SparseLinear(torch.nn.Module):
         self._tie = None
         self._hold(made, self._dtype_of_scaled() if scales is not None else torch_dtype_of(weight))
         self._scale_by(scales)
-        self._signs = None if weight.signs is None else _SignsOf(made.table, weight.signs)
+        self._signs = None if weight.signs is None else SignsOf(made.table, weight.signs)
 
     def _scale_by(self, scales: torch.Tensor | None) -> None:
         self.weight_scale = scales
@@ -484,7 +455,7 @@ class SparseLinear(torch.nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        tensor = self.sparse_tensor() if _with_signs.get() and self.has_weight and self._signs is not None else None
+        tensor = self.sparse_tensor() if with_signs() and self.has_weight and self._signs is not None else None
         if tensor is not None and tensor.signs is not None:
             tiles = [tensor.tile(number)[NEGATIVE_ZEROS] for number in range(tensor.tiling.tiles)]
             destination[prefix + SIGNS] = torch.from_numpy(np.concatenate(tiles))
@@ -560,7 +531,7 @@ class SparseLinear(torch.nn.Module):
         scales = None if scale is None else tensor_of_scales(scale if assign else scale.clone(), tensor.shape)
         self._hold(weights, torch_dtype_of(tensor) if scales is None else self._dtype_of_scaled())
         self._scale_by(scales)
-        self._signs = None if tensor.signs is None else _SignsOf(weights.table, tensor.signs)
+        self._signs = None if tensor.signs is None else SignsOf(weights.table, tensor.signs)
 
     def _expect_shape(self, shape: tuple[int, ...]) -> None:
         expected = (self.out_features, self.in_features)

@@ -17,8 +17,8 @@ from sparsefmt.errors import UnsupportedError, in_file
 from sparsefmt.made_on_demand import MadeOnDemand
 from sparsefmt.save_options import NegativeZeros, SaveOptions
 from sparsefmt.torch import sharing
-from sparsefmt.torch.linear import leaving_signs
 from sparsefmt.torch.scaled_state import scaled_weights, take_scaled
+from sparsefmt.torch.signs import leaving_signs
 from sparsefmt.torch.state import layers_by_memory, tensors_of
 from sparsefmt.torch.storable import (
     Widened,

@@ -7,7 +7,8 @@ import torch
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.layers import joined, modules_with_names
-from sparsefmt.torch.linear import SparseLinear, leaving_signs
+from sparsefmt.torch.linear import SparseLinear
+from sparsefmt.torch.signs import leaving_signs
 from sparsefmt.torch.stack import SparseStack
 
 

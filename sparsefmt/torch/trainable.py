@@ -22,8 +22,9 @@ from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import registry, weight_tensors
 from sparsefmt.torch.derived import torch_dtype_of
 from sparsefmt.torch.layers import modules_with_names, replace
-from sparsefmt.torch.linear import SparseLinear, with_signs
+from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.selection import Patterns, Selection
+from sparsefmt.torch.signs import with_signs
 from sparsefmt.torch.trainable_operator import trainable_linear_op
 from sparsefmt.torch.weight_tensors import WeightTensors
 from sparsefmt.torch.widened import pass_on

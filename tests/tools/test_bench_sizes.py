@@ -23,6 +23,7 @@ bench_sizes = importlib.import_module("tools.bench.sizes")
 bench_bounds = importlib.import_module("tools.bench.sizes_bounds")
 bench_tensors = importlib.import_module("tools.bench.sizes_tensors")
 contenders = importlib.import_module("tools.bench.sizes_contenders")
+memory = importlib.import_module("tools.bench.sizes_memory")
 
 CONTENDERS = {contender.name: contender for contender in contenders.all_contenders(threads=1)}
 
@@ -88,7 +89,7 @@ def test_verify_sees_one_bit() -> None:
 @pytest.mark.skipif(not contenders.CLEAR_REFS.exists(), reason="the system does not tell peaks")
 def test_peaks_are_over_what_was_there_before() -> None:
     tensors = {"w": np.tile(np.float32([0, 1]), (2000, 500))}  # 8 MB
-    peaks = contenders.peaks_in_fresh_process(CONTENDERS["bitmap + nonzeros"], tensors)
+    peaks = memory.peaks_in_fresh_process(CONTENDERS["bitmap + nonzeros"], tensors)
     assert 4e6 < peaks.encode < 60e6
     assert 8e6 < peaks.decode < 60e6
 

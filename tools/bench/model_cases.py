@@ -29,9 +29,10 @@ from sparsefmt.checkpoints.conversion import convert_checkpoint
 from sparsefmt.save_options import SaveOptions
 from sparsefmt.torch import SparseLinear
 from sparsefmt.transformers import SparsefmtConfig
+from tools.packaged_model import find_packaged_model
 from tools.prune import DEFAULT_INCLUDE
 from tools.pruning import apply_mask, magnitude_mask
-from tools.safetensors_io import find_packaged_model, read_safetensors, write_safetensors
+from tools.safetensors_io import read_safetensors, write_safetensors
 
 FORMATS = {"sparsefmt": "auto", "raw": "raw"}
 """Folders that are converted, and the codec of each."""

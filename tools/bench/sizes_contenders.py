@@ -1,4 +1,4 @@
-"""The ways to store tensors that `sizes.py` compares; how one of them is verified, and its memory measured.
+"""The ways to store tensors that `sizes.py` compares, and how one of them is verified.
 
 Formats of files (safetensors, lmz, ours) hold names, dtypes and shapes. The others code the elements of one array, are
 told its dtype and shape when they decode, and are counted without a place to keep these. With more than one thread,
@@ -7,18 +7,15 @@ those that know no threads work on as many tensors at once. Imported by the tool
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import io
-import multiprocessing
 import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -30,7 +27,6 @@ import zstandard
 import sparsefmt
 from sparsefmt.codecs import CODECS
 from sparsefmt.dtypes import as_bits, dtype_of
-from tools.bench.harness import CLEAR_REFS, reset_peak, status
 from tools.safetensors_io import WRITER_DTYPES
 
 Tensors = Mapping[str, np.ndarray]
@@ -458,40 +454,3 @@ def warm_up(contender: Contender, tensors: Tensors) -> None:
     """Import, compile and start what the contender needs, with a few rows of each dtype."""
     few = {str(array.dtype): np.ascontiguousarray(array[:64]) for array in tensors.values() if array.ndim}
     contender.decode(contender.encode(few), few)
-
-
-class Peaks(NamedTuple):
-    """Most bytes of memory in use at once, over what was in use before."""
-
-    encode: int
-    decode: int
-
-
-def peaks_in_fresh_process(contender: Contender, tensors: Tensors) -> Peaks | None:
-    """None where the system does not tell."""
-    if not os.access(CLEAR_REFS, os.W_OK):
-        return None
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peaks, contender, tensors).result()
-
-
-def _peaks(contender: Contender, tensors: Tensors) -> Peaks:
-    warm_up(contender, tensors)
-    encode, stored = _peak(partial(contender.encode, tensors))
-    decode, _ = _peak(partial(contender.decode, stored, tensors))
-    return Peaks(encode, decode)
-
-
-def _peak(work: Callable[[], Any]) -> tuple[int, Any]:
-    """Peak of the process over its size before, and the result of `work`.
-
-    Linux's high-water mark, set back before: getrusage's cannot be, and starts at that of the parent process. What the
-    allocator holds in stock is given back first, since memory that is reused would not count.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-    reset_peak()
-    before = status()["VmRSS"]
-    result = work()
-    return max(0, status()["VmHWM"] - before), result

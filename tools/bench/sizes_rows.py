@@ -17,13 +17,12 @@ from rich.markup import escape
 from tools.bench.sizes_bounds import bounds
 from tools.bench.sizes_contenders import (
     Contender,
-    Peaks,
     Tensors,
-    peaks_in_fresh_process,
     safetensors_bytes,
     verify,
     warm_up,
 )
+from tools.bench.sizes_memory import Peaks, peaks_in_fresh_process
 
 SLOW_SECONDS = 3
 """Peers that take longer are not run again: their first time counts, which a cold cache hardly changes."""
