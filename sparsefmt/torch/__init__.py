@@ -20,7 +20,8 @@ from sparsefmt.torch.sharing import SharedTensorsError, storage_ptr, storage_siz
 from sparsefmt.torch.stack import SparseStack
 from sparsefmt.torch.state import tensors_of
 from sparsefmt.torch.to_dense import make_dense
-from sparsefmt.torch.trainable import TrainableSparseLinear, make_sparse, make_trainable
+from sparsefmt.torch.to_trainable import make_sparse, make_trainable
+from sparsefmt.torch.trainable import TrainableSparseLinear
 from sparsefmt.torch.weight import SparseWeight
 from sparsefmt.torch.when_imported import when_imported
 

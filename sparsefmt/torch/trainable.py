@@ -21,9 +21,7 @@ from sparsefmt.positions.masks import in_slices, mask_bytes, slices_of
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import registry, weight_tensors
 from sparsefmt.torch.derived import torch_dtype_of
-from sparsefmt.torch.layers import modules_with_names, replace
 from sparsefmt.torch.linear import SparseLinear
-from sparsefmt.torch.selection import Patterns, Selection
 from sparsefmt.torch.signs import with_signs
 from sparsefmt.torch.trainable_operator import trainable_linear_op
 from sparsefmt.torch.weight_tensors import WeightTensors
@@ -374,57 +372,6 @@ class TrainableSparseLinear(SparseLinear):
         lanes = np.nonzero(np.unpackbits(bits, axis=1, bitorder="little"))[1]
         rows = np.repeat(slices * 16, counts) + lanes
         return torch.from_numpy(rows), torch.from_numpy(np.repeat(columns, counts))
-
-
-def make_trainable(
-    model: torch.nn.Module, *, include: Patterns = None, exclude: Patterns = None
-) -> dict[str, TrainableSparseLinear]:
-    """Replace the SparseLinear layers of a model by TrainableSparseLinear, in place, to train on with the zeros kept.
-
-    Other parameters are as trainable as they were. Layers with scales and layers that share their weights stay as
-    they are, and are not in the result.
-
-    Args:
-        include, exclude: patterns of module names, as in `sparsify`.
-
-    Returns:
-        the layers that are trainable now, by name.
-
-    Raises:
-        TypeError: the model is a SparseLinear itself: use `TrainableSparseLinear.from_sparse_linear`.
-
-    Example:
-        >>> import torch
-        >>> from sparsefmt.torch import make_trainable, sparsify
-        >>> model = torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.ReLU())
-        >>> _ = torch.nn.utils.prune.l1_unstructured(model[0], "weight", amount=0.9)
-        >>> _ = sparsify(model)
-        >>> optimizer = torch.optim.AdamW(make_trainable(model)["0"].parameters())
-    """
-    if isinstance(model, SparseLinear):
-        raise TypeError("the model is a SparseLinear itself, which cannot be replaced in itself")
-    selection = Selection.of("auto", 0.0, include, exclude, None)
-    made = {}
-    for name, layer in list(modules_with_names(model)):
-        if not isinstance(layer, SparseLinear) or isinstance(layer, TrainableSparseLinear):
-            continue
-        if layer.is_tied or layer.weight_scale is not None or selection.why_not_named(name) is not None:
-            continue
-        made[name] = TrainableSparseLinear.from_sparse_linear(layer)
-        replace(model, layer, made[name])
-    return made
-
-
-def make_sparse(model: torch.nn.Module) -> None:
-    """Replace the TrainableSparseLinear layers of a model by SparseLinear again, in place, with the same zeros.
-
-    Raises:
-        TypeError: the model is one itself: use its `to_sparse_linear()`.
-    """
-    if isinstance(model, TrainableSparseLinear):
-        raise TypeError("the model is a TrainableSparseLinear itself: use its to_sparse_linear()")
-    for layer in [module for module in model.modules() if isinstance(module, TrainableSparseLinear)]:
-        replace(model, layer, layer.to_sparse_linear())
 
 
 def _take_over(old: SparseLinear, new: SparseLinear) -> None:
