@@ -1,4 +1,4 @@
-"""make_trainable: the SparseLinear layers of a model are trained, with their zeros kept; make_sparse is the way back."""
+"""make_trainable: SparseLinear layers of a model are trained, with their zeros kept. make_sparse is the way back."""
 
 from __future__ import annotations
 

@@ -13,17 +13,15 @@ from transformers.quantizers import HfQuantizer, register_quantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils import logging
 
-from sparsefmt.adapters.torch import TORCH_DTYPES, rows_of
+from sparsefmt.adapters.torch import TORCH_DTYPES
 from sparsefmt.checkpoints.experts import expect_whole
 from sparsefmt.checkpoints.huggingface import METHOD
 from sparsefmt.checkpoints.quantized_files import QuantizedFiles
 from sparsefmt.container import budget
-from sparsefmt.errors import in_file, in_tensor
+from sparsefmt.errors import in_file
 from sparsefmt.layouts.memory import give_back
-from sparsefmt.tensor import SparseTensor
-from sparsefmt.torch.compress_experts import compressed_matrices, rows_of_stack
 from sparsefmt.torch.compute_dtype import hint, narrow, widen
-from sparsefmt.torch.expert_kinds import count_of_experts, projection_of, projections_of
+from sparsefmt.torch.expert_kinds import count_of_experts, projections_of
 from sparsefmt.torch.layers import Holder
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.mapped_files import MappedFiles
@@ -33,8 +31,7 @@ from sparsefmt.torch.summary import summary_of
 from sparsefmt.torch.to_dense import make_dense
 from sparsefmt.torch.widened import SIXTEEN_BITS
 from sparsefmt.transformers import replace_layers
-from sparsefmt.transformers.compressed_parameter import StandIn
-from sparsefmt.transformers.compressed_stack import StackStandIn
+from sparsefmt.transformers.compress import Compress
 from sparsefmt.transformers.config import SparsefmtConfig, replace_dtype
 from sparsefmt.transformers.files import SUFFIX
 from sparsefmt.transformers.lazy_tensors import ARGUMENT, CompressedFile
@@ -234,55 +231,6 @@ class SparsefmtQuantizer(HfQuantizer):
                 " model.dequantize() first; docs/pytorch.md has more ways"
             )
         return True
-
-
-class Compress(ConversionOps):
-    """Makes a StandIn of a pruned matrix; leaves one alone that is not pruned enough, or would not become smaller.
-
-    Args:
-        mismatched: gets the names of those whose shape is not that of the model.
-        files: are told of each that is compressed.
-    """
-
-    def __init__(self, selection: Selection, mismatched: set[str], files: MappedFiles) -> None:
-        self._selection = selection
-        self._mismatched = mismatched
-        self._files = files
-
-    def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        model = kwargs["model"]
-        return {name: self._compressed(model, name, value) for name, value in input_dict.items()}
-
-    def _compressed(self, model: Any, name: str, value: Any) -> torch.Tensor:
-        tensor = value[0] if isinstance(value, list) else value
-        if tensor.shape != model.get_parameter_or_buffer(name).shape:
-            self._mismatched.add(name)
-            return tensor
-        if not tensor.is_floating_point() or not tensor.numel():
-            return tensor
-        module, attribute = get_module_from_name(model, name)
-        if tensor.dim() == 3 and projection_of(module, attribute) is not None:
-            with in_tensor(name):
-                return self._compressed_stack(module, attribute, tensor)
-        if tensor.dim() != 2 or projection_of(module, attribute) is not None:
-            return tensor
-        with in_tensor(name):
-            matrix = rows_of(tensor)
-        if self._selection.why_not_worth(matrix.filling(matrix.survey()), trainable=False) is not None:
-            return tensor
-        self._files.compressed(tensor)
-        return StandIn(SparseTensor._from_rows(matrix, self._selection.layout, None))
-
-    def _compressed_stack(self, module: Any, attribute: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The weights of experts, which are merged by now."""
-        projection = projection_of(module, attribute)
-        assert projection is not None
-        rows = rows_of_stack(projection, tensor)
-        matrices = compressed_matrices(rows, self._selection, trainable=False)
-        if isinstance(matrices, str):
-            return tensor
-        self._files.compressed(tensor)
-        return StackStandIn(matrices, projection.swapped)
 
 
 def _expect_experts(paths: list[str], experts: int | None) -> None:

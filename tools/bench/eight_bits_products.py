@@ -91,7 +91,7 @@ def ours(q: np.ndarray, x: np.ndarray) -> Iterator[tuple[str, Callable[[], objec
 
 def contenders(q: np.ndarray, x: np.ndarray, peers: dict[str, Any]) -> list[Contender]:
     """All of them. Each turn evicts the weights first, which a peer does itself."""
-    from tools.bench.kernels_contenders import timed_turn
+    from tools.bench.kernels_timing import timed_turn
 
     found = []
     with_others = np.ascontiguousarray(q[::-1])

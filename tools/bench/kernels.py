@@ -54,10 +54,11 @@ from rich.console import Console
 from sparsefmt.isa import ISA, ISAS
 from tools.bench import kernels_peers
 from tools.bench.harness import hold_to, parse_shapes, processor
-from tools.bench.kernels_contenders import STREAM_BYTES, ReadBandwidth, find_mkl
 from tools.bench.kernels_plots import plot, plot_layouts
 from tools.bench.kernels_rows import MatrixRun, Plan, Row, csv_writer, model_matrices, random_matrices, read_rows
 from tools.bench.kernels_tables import print_table, warn_if_crowded
+from tools.bench.mkl import find_mkl
+from tools.bench.read_bandwidth import STREAM_BYTES, ReadBandwidth
 
 FULL = Plan(
     ("4096x4096", "11008x4096", "1024x1024", "384x1536"),

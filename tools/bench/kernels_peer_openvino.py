@@ -17,7 +17,7 @@ import numpy as np
 import openvino
 from openvino import opset13 as ops
 
-TURN_SECONDS, COLD_CALLS, EVICTING_BYTES = 0.002, 3, 96 << 20  # as in kernels_contenders.py
+TURN_SECONDS, COLD_CALLS, EVICTING_BYTES = 0.002, 3, 96 << 20  # as in kernels_timing.py
 
 
 def compiled(weights: np.ndarray, x: np.ndarray, threads: int) -> openvino.InferRequest:
@@ -49,7 +49,7 @@ def seconds_of_calls(run: Callable[[], object]) -> list[float]:
 
 
 def turn(run: Callable[[], object], before: Callable[[], object] | None, evicting: np.ndarray) -> float:
-    """Seconds of one call, as in kernels_contenders.py; cold if something is to run before."""
+    """Seconds of one call, as in kernels_timing.py; cold if something is to run before."""
     if before is None:
         seconds_of_calls(run)
         return statistics.median(seconds_of_calls(run))

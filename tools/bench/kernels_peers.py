@@ -22,7 +22,8 @@ import click
 import numpy as np
 
 from tools import ROOT
-from tools.bench.kernels_contenders import EXACT, ROUNDED, Contender, settle
+from tools.bench.kernels_contenders import EXACT, ROUNDED, Contender
+from tools.bench.kernels_timing import settle
 
 CACHE = ROOT / ".cache" / "bench-peers"
 

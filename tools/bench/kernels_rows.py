@@ -20,7 +20,8 @@ import numpy as np
 from sparsefmt import SparseTensor
 from tools.bench import kernels_peers
 from tools.bench.harness import Others, in_turns, spread
-from tools.bench.kernels_contenders import VALUE_DTYPES, Contender, ReadBandwidth, Weights, contenders, set_threads
+from tools.bench.kernels_contenders import VALUE_DTYPES, Contender, Weights, contenders, set_threads
+from tools.bench.read_bandwidth import ReadBandwidth
 from tools.pruning import magnitude_mask
 from tools.safetensors_io import FLOAT_DTYPES, read_safetensors
 

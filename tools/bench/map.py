@@ -43,7 +43,7 @@ import sparsefmt
 from sparsefmt.isa import ISA, ISAS
 from sparsefmt.layouts import LAYOUTS
 from tools.bench.harness import held_to, in_turns, parse_shapes, processor, seconds_of, spread, usable_cores
-from tools.bench.kernels_contenders import settle
+from tools.bench.kernels_timing import settle
 
 SHAPES = (
     "64x64",

@@ -19,7 +19,7 @@ import torch
 
 from tools.bench import model_memory
 from tools.bench.harness import Others, in_turns, seconds_of
-from tools.bench.kernels_contenders import settle
+from tools.bench.kernels_timing import settle
 from tools.bench.model_cases import (
     Contender,
     Subject,
