@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_layers")]
 
 bench_model = importlib.import_module("tools.bench.model")
 cases = importlib.import_module("tools.bench.model_cases")
+checks = importlib.import_module("tools.bench.model_checks")
 memory = importlib.import_module("tools.bench.model_memory")
 rows = importlib.import_module("tools.bench.model_rows")
 
@@ -141,18 +142,18 @@ def test_weights_and_tensors_are_counted_as_held(encoder: Any) -> None:
 
 def test_another_weight_is_noticed(encoder: Any) -> None:
     dense, ours = encoder.load(encoder.reference), encoder.load(encoder.ours)
-    cases.verify_layers(encoder.ours, ours, dense)
+    checks.verify_layers(encoder.ours, ours, dense)
     weight = dense.encoder.layer[1].output.dense.weight
     weight[3, torch.nonzero(weight[3])[0]] += 1
     with pytest.raises(click.ClickException, match=r"encoder\.layer\.1\.output\.dense has other weights"):
-        cases.verify_layers(encoder.ours, ours, dense)
+        checks.verify_layers(encoder.ours, ours, dense)
 
 
 def test_a_dense_layer_is_noticed(encoder: Any) -> None:
     dense, ours = encoder.load(encoder.reference), encoder.load(encoder.ours)
     ours.pooler.dense = dense.pooler.dense
     with pytest.raises(click.ClickException, match=r"layer pooler\.dense is pruned, and a Linear"):
-        cases.verify_layers(encoder.ours, ours, dense)
+        checks.verify_layers(encoder.ours, ours, dense)
 
 
 def test_other_embeddings_are_noticed(encoder: Any) -> None:
@@ -166,11 +167,11 @@ def test_other_embeddings_are_noticed(encoder: Any) -> None:
 @pytest.mark.parametrize("wrong", [0.0002, float("nan"), float("inf")])
 def test_one_wrong_element_is_noticed(wrong: float) -> None:
     expected = torch.zeros(2, 5)
-    assert cases.verify_embeddings("ours", expected + 0.00005, expected) == pytest.approx(0.00005)
+    assert checks.verify_embeddings("ours", expected + 0.00005, expected) == pytest.approx(0.00005)
     found = expected.clone()
     found[1, 2] = wrong
     with pytest.raises(click.ClickException, match="ours is wrong"):
-        cases.verify_embeddings("ours", found, expected)
+        checks.verify_embeddings("ours", found, expected)
 
 
 def test_other_logits_are_noticed(llama: Any) -> None:
@@ -182,16 +183,16 @@ def test_other_logits_are_noticed(llama: Any) -> None:
 
 def test_logits_are_compared_with_those_that_are_rounded() -> None:
     exact = torch.tensor([-1.0, 1.0])
-    assert cases.verify_logits("ours", exact + 0.3, exact + 0.2, exact) == pytest.approx((0.3 / 2**0.5, 0.2 / 2**0.5))
+    assert checks.verify_logits("ours", exact + 0.3, exact + 0.2, exact) == pytest.approx((0.3 / 2**0.5, 0.2 / 2**0.5))
     for found in (exact + 0.5, exact * float("nan")):
         with pytest.raises(click.ClickException, match="ours is wrong"):
-            cases.verify_logits("ours", found, exact + 0.2, exact)
+            checks.verify_logits("ours", found, exact + 0.2, exact)
 
 
 def test_bits_that_depend_on_the_batch_are_noticed(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = encoder.load(encoder.ours)
     tokens = cases.tokens_of(model, 4, 5)
-    assert cases.verify_rows("ours", model, tokens) == LAYERS["encoder"]
+    assert checks.verify_rows("ours", model, tokens) == LAYERS["encoder"]
     forward = SparseLinear.forward
 
     def otherwise(self: SparseLinear, x: torch.Tensor) -> torch.Tensor:
@@ -200,7 +201,7 @@ def test_bits_that_depend_on_the_batch_are_noticed(encoder: Any, monkeypatch: py
 
     monkeypatch.setattr(SparseLinear, "forward", otherwise)
     with pytest.raises(click.ClickException, match="gives a text other bits in a batch than alone"):
-        cases.verify_rows("ours", model, tokens)
+        checks.verify_rows("ours", model, tokens)
 
 
 def test_what_is_fast_is_called_twice_and_timed_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:

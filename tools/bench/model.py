@@ -67,7 +67,6 @@ from tools.bench.harness import processor, time_text, usable_cores
 from tools.bench.model_cases import (
     CAUSAL,
     DTYPES,
-    EMBEDDING_TOLERANCE,
     Contender,
     LlamaSize,
     Subject,
@@ -75,6 +74,7 @@ from tools.bench.model_cases import (
     llama,
     set_threads,
 )
+from tools.bench.model_checks import EMBEDDING_TOLERANCE
 from tools.bench.model_rows import PEERS, SAME_BITS, Plan, Row, load_all, loaded, resident, run, stored, verified
 
 WEIGHTS_TARGETS = {0.8: 0.45, 0.9: 0.25}

@@ -26,16 +26,12 @@ from tools.bench.model_cases import (
     answer,
     embed,
     generate,
-    logits_of,
     nbytes_of,
     pruned_layers,
     set_threads,
     tokens_of,
-    verify_embeddings,
-    verify_layers,
-    verify_logits,
-    verify_rows,
 )
+from tools.bench.model_checks import logits_of, verify_embeddings, verify_layers, verify_logits, verify_rows
 
 FAST_SECONDS = 0.1
 """What takes less is called twice, and timed the second time."""
