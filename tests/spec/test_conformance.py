@@ -16,6 +16,7 @@ from sparsefmt.dtypes import DTYPES
 from tools import forms
 from tools.fuzz import c_process
 from tools.vectors import conformance as kit
+from tools.vectors import readers
 from tools.vectors import make as vectors
 from tools.vectors.faults import FAULTS
 
@@ -95,7 +96,7 @@ def test_products_of_scaled_weights_are_those_of_a_loop():
     path, compared = VECTORS / "good" / "scaled-bitmask-raw.sparsefmt", 0
     with sparsefmt.open_file(path) as file:
         tensors = {name: file.get_tensor(name) for name in file}
-        scales = kit.scales_of(file)
+        scales = readers.scales_of(file)
     for product in MANIFEST["good/scaled-bitmask-raw.sparsefmt"]["products"]:
         weight = tensors[product["weight"]]
         q = weight.reshape(len(weight), -1 if weight.size else 0 if weight.ndim < 2 else weight.shape[1])

@@ -1,5 +1,4 @@
-"""Whether a model with compressed layers computes what the dense model computes. Imported by `model.py`, not a
-program."""
+"""Whether a model with compressed layers computes what the dense one does. Imported by `model.py`, not a program."""
 
 from __future__ import annotations
 
