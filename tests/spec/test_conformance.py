@@ -16,8 +16,8 @@ from sparsefmt.dtypes import DTYPES
 from tools import forms
 from tools.fuzz import c_process
 from tools.vectors import conformance as kit
-from tools.vectors import readers
 from tools.vectors import make as vectors
+from tools.vectors import readers
 from tools.vectors.faults import FAULTS
 
 pytestmark = pytest.mark.slow
