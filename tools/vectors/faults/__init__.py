@@ -4,7 +4,7 @@ A table of faults for each part of the format. `tools/vectors/make.py` writes th
 through them too.
 """
 
-from tools.vectors.faults import container, layouts, near_misses, rans, zstd
+from tools.vectors.faults import container, entries, layouts, near_misses, rans, zstd
 from tools.vectors.faults.changes import FAULTS, Fault
 
-__all__ = ["FAULTS", "Fault", "container", "layouts", "near_misses", "rans", "zstd"]
+__all__ = ["FAULTS", "Fault", "container", "entries", "layouts", "near_misses", "rans", "zstd"]

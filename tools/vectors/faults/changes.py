@@ -23,6 +23,9 @@ Change = Callable[[TakenApart], Any]
 SPARSE = [layout for layout in LAYOUTS if layout != "dense"]
 CODECS = ("raw", "zstd", "rans")
 
+ALIAS, COPY = {"alias_of": "w"}, {"copy_of": "w"}
+"""Entries of the index that are another name, and a copy, of `w`."""
+
 
 class Fault(NamedTuple):
     """A change that gives a file one fault.
