@@ -2,7 +2,7 @@
 
     python -m tools.make_checkpoint FOLDER --gigabytes 2 --shards 4 --dtype bf16 --sparsity 0.6 --seed 0
 
-Holds one shard in memory at a time, and float32 scratch for one tensor. A tensor's values depend on the
+The program holds one shard in memory at a time, and float32 scratch for one tensor. A tensor's values depend on the
 size, the dtype, the sparsity and the seed, not on the number of shards.
 """
 

@@ -2,9 +2,9 @@
 
     python -m tools.run_safetensors_tests [--source FOLDER] [--version VERSION]
 
-Fetches the source distribution of safetensors in the version that is installed, copies its Python tests to a temporary
-folder with the imports changed and nothing else, and runs them with pytest. Tests that cannot pass are in EXPECTED with
-the reason of each; files that are not run are in NOT_RUN.
+It fetches the source distribution of safetensors in the version that is installed, copies its Python tests to a
+temporary folder with the imports changed and nothing else, and runs them with pytest. Tests that cannot pass are in
+EXPECTED with the reason of each; files that are not run are in NOT_RUN.
 
 Exit status: 0 if all others pass and those fail; 1 if not; 2 if the source cannot be had.
 """

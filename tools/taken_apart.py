@@ -1,6 +1,6 @@
 """A .sparsefmt file taken apart, to be changed and laid out again with checksums that are right.
 
-Written from SPEC.md, section 2, without the library: what the library makes of such files is what they are for.
+This was written from SPEC.md, section 2, without the library, which such files are made to test.
 """
 
 from __future__ import annotations

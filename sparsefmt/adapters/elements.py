@@ -1,7 +1,7 @@
 """Sparse matrices of any library by their elements, row by row: what is called CSR, CSC and COO.
 
-Elements are counted, and moved to their rows where they lie otherwise; nothing is sorted. What has several elements at
-one place, blocks, or more than two dimensions is in `blocks.py`.
+Elements are counted, and moved to their rows where they lie otherwise; nothing is sorted. `blocks.py` takes tensors
+with several elements at one place, with blocks, or with more than two dimensions.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ The same for .sparsefmt, with that word in place of "safetensors", and for files
 place of model.safetensors. Loaders trust the index and have been seen to leave
 tensors uninitialised where index and shards disagree, so the two are compared in both directions before anything else.
 
-Which files these are, `find_files.py` says.
+`find_files.py` says which files these are.
 """
 
 from __future__ import annotations

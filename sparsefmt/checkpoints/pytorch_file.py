@@ -1,6 +1,6 @@
 """Checkpoints that torch.save wrote: .bin, .pt, .pth. Nothing in them is run: torch.load with weights_only=True.
 
-What is taken are tensors. A checkpoint of training has them below a key, beside other things:
+Only tensors are taken. A checkpoint of training has them below a key, beside other things:
 
     {"epoch": 3, "state_dict": {"layer.weight": …, "layer.bias": …}, "optimizer": {…}}
 

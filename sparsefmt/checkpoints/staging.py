@@ -2,8 +2,8 @@
 
     DESTINATION/.converting-<random>.sparsefmt-tmp/     new files, by their paths below DESTINATION
 
-Until then the folder is what it was; a failure removes the folder within it. What a process that was killed has left,
-the next one to the same folder removes: the inner folder is locked for as long as its writer lives. The files take
+Until then the folder is what it was; a failure removes the folder within it. The next process that writes to the same
+folder removes what a killed one has left: the inner folder is locked for as long as its writer lives. The files take
 their places in an order of which every beginning is either the old model or a folder that readers refuse: see `commit`.
 """
 

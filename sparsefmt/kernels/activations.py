@@ -1,6 +1,6 @@
 """Activations arranged for kernels that multiply many tokens at once, and their results put back.
 
-What is arranged is found by a kernel in the order in which it reads it, one line of the cache after the other. The
+A kernel finds arranged activations in the order in which it reads them, one line of the cache after the other. The
 caller's x is (tokens, cols) and its y (tokens, rows). With `across` they lie the other way round, as `w @ x` has them:
 x is (cols, tokens) and y (rows, tokens). Both are C-contiguous.
 

@@ -4,7 +4,7 @@
     of x            for each token, g W, as the product with the transposed weights
 
 Both go through the mask once for each block of tokens, and compute at stored positions alone. Tokens lie in the lanes
-of vectors. Of x and g, each column has its tokens side by side: it is read as a whole.
+of vectors. Each column of x and g has its tokens side by side, and is read as a whole.
 
 Sums of the values: tokens go in blocks of 64. Within a block, lane l of 16 adds tokens l, l + 16, l + 32, l + 48 in
 one chain of fused multiply-adds; lane l and lane l + 8 are added, then those 4, 2 and 1 apart. Blocks are added in

@@ -1,6 +1,6 @@
 """Counts the fillers that rows have in layout `permuted` with gaps (`gaps.py`), before anything is laid out so.
 
-Those of dense rows are counted by `in_rows.py`.
+`in_rows.py` counts those of dense rows.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The tensors of a .sparsefmt file as transformers reads them: each when it is indexed, like slices of safetensors.
 
-So are those of a quantized checkpoint, of safetensors too: a weight and its scales are one tensor then.
+The tensors of a quantized checkpoint, of safetensors too, are read in the same way: a weight and its scales are one
+tensor then.
 """
 
 from __future__ import annotations

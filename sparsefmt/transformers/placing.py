@@ -5,8 +5,9 @@ Everything is written aside first; see `sparsefmt.checkpoints.staging`. config.j
 shards of the same format, a process that is killed at that moment leaves a folder in which a shard is missing. Such a
 folder is refused.
 
-What is removed are weights and indexes of an earlier save, known by the names that `save_pretrained` and `sparsefmt
-convert` give them, or by the index beside them. Weights of another variant stay, and so does everything else.
+Only weights and indexes of an earlier save are removed. They are known by the names that `save_pretrained` and
+`sparsefmt convert` give them, or by the index beside them. Weights of another variant stay, and so does everything
+else.
 """
 
 from __future__ import annotations

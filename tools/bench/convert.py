@@ -3,8 +3,8 @@
     python -m tools.bench.convert --gigabytes 2 --shards 4
     python -m tools.bench.convert --checkpoint FOLDER --codec raw
 
-The commands run as processes of their own and the system says what they used, so that nothing here counts. Exit code 1
-if memory or inspect are over their bounds.
+Each command runs in a process of its own, and the system says what it used, so that nothing of this program counts.
+Exit code 1 if memory or inspect are over their bounds.
 """
 
 import json

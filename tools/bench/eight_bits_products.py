@@ -1,9 +1,9 @@
 """Products with values of eight bits beside what else there is: dense float32, PyTorch's dense int8, ggml's q8_0.
 
-For one shape, at several shares of zeros and numbers of tokens, all in turns on one thread, with weights that were not
-used a moment ago. Each cell is how many times as fast as dense float32 (the faster of numpy and PyTorch) a contender
-is; `over int8` compares activations and weights of eight bits with the fastest dense int8 of the run. Bits of a weight
-count positions, values and scales.
+Products of one shape are timed at several shares of zeros and numbers of tokens, all in turns on one thread, with
+weights that were not used a moment ago. Each cell is how many times as fast as dense float32 (the faster of numpy and
+PyTorch) a contender is; `over int8` compares activations and weights of eight bits with the fastest dense int8 of the
+run. Bits of a weight count positions, values and scales.
 
     python -m tools.bench.eight_bits_products
     python -m tools.bench.eight_bits_products --isa avx2 --peers ggml --shape 4096x11008 --sparsity 0.5

@@ -4,10 +4,10 @@
     python -m tools.bench.experts --sparsity 0.8 --threads 1 --dtype bfloat16
     python -m tools.bench.experts --quick                     a tiny model, to see that it runs
 
-The model is like Qwen3-MoE: 8 layers with 64 experts of 512 x 1024, of which each token chooses 4, with random weights
-that are pruned at random; embeddings, routers and the output layer stay dense. Both forms have the same weights. The
-dense one is measured with each implementation that transformers has for its experts, and the fastest is what counts.
-First it is verified that logits are within 1e-3 of the dense model's.
+The model is like Qwen3-MoE: 8 layers with 64 experts of 512 x 1024, of which each token is routed to 4, with random
+weights that are pruned at random; embeddings, routers and the output layer stay dense. Both forms have the same
+weights. The dense one is measured with each implementation that transformers has for its experts, and the fastest is
+what counts. First it is verified that logits are within 1e-3 of the dense model's.
 
 Contenders take turns. Numbers are medians of a forward pass: of a prompt of 128 tokens, and of one token after such a
 prompt, whose keys and values are kept. "spread" is the largest distance of the quartiles over the median, "others" how

@@ -11,11 +11,11 @@
 
 Needs `pip install scipy torch mkl threadpoolctl matplotlib`; without mkl, that one is left out.
 
-The contenders: numpy and PyTorch dense (float32; PyTorch bfloat16 too, with bfloat16 activations), scipy's, PyTorch's
-and MKL's CSR in float32, and `sparsefmt.linear` with each layout, in float32 and bfloat16 with float32 activations. MKL
-is told of the product to come by its hints and analyses the matrix beforehand. All have the same number of threads,
-except that scipy's CSR product has only one. Each has x and the result in the orientation that suits it, see
-`kernels_contenders.py`. Every result is compared with numpy's before anything is timed.
+The contenders are numpy and PyTorch dense (float32; PyTorch bfloat16 too, with bfloat16 activations), scipy's,
+PyTorch's and MKL's CSR in float32, and `sparsefmt.linear` with each layout, in float32 and bfloat16 with float32
+activations. MKL is told of the product to come by its hints and analyses the matrix beforehand. All have the same
+number of threads, except that scipy's CSR product has only one. Each has x and the result in the orientation that suits
+it, see `kernels_contenders.py`. Every result is compared with numpy's before anything is timed.
 
 Contenders take turns, so that a busy machine is busy for all of them. In a turn, a contender waits until the threads of
 the one before have stopped spinning, is called once, and then a few times to be timed: each time all is evicted from

@@ -3,7 +3,7 @@
 Every contender computes x @ W.T for the same x (tokens, cols) and pruned W (rows, cols), in the orientation in which it
 is at its best: the dense ones and ours take x and give (tokens, rows); the CSR ones take a contiguous x.T, prepared
 beforehand, and give (rows, tokens), which is not turned around. MKL writes to memory that it is given, the others
-allocate their result. Imported by the tool, not a program.
+allocate their result. The tool imports this file; it is not a program.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 A peer process is started for a matrix, does nothing until it is asked, and answers with the seconds of one product;
 `kernels_peer_ggml.c` describes the questions. So it takes its turns like the contenders in the tool's own process. What
-is downloaded and built lies in .cache/bench-peers; remove that to build again. Imported by the tool, not a program.
+is downloaded and built lies in .cache/bench-peers; remove that to build again. The tool imports this file; it is not a
+program.
 """
 
 from __future__ import annotations

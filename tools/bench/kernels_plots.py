@@ -1,6 +1,6 @@
 """The plots that `kernels.py` draws of what it has measured: speed-up by sparsity.
 
-Imported by the tool, not a program.
+The tool imports this file; it is not a program.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The tables that `kernels.py` prints: a table for each shape, a line for each case.
 
-Imported by the tool, not a program.
+The tool imports this file; it is not a program.
 """
 
 from __future__ import annotations

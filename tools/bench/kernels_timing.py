@@ -1,4 +1,5 @@
-"""How `kernels.py` times a product, in a process that is otherwise quiet. Imported by the tool, not a program."""
+"""How `kernels.py` times a product, in a process that is otherwise quiet. The tool imports this file; it is not a
+program."""
 
 from __future__ import annotations
 

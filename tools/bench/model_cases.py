@@ -5,7 +5,7 @@
     FOLDER/raw            the same with `--codec raw`
     FOLDER/tiny-…         a tiny model of the same kind in each format, to warm a process up
 
-Imported by the tool, not a program.
+The tool imports this file; it is not a program.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What `model.py` measures of a pruned model, as lines of its CSV. Everything is verified before it is timed.
 
-Imported by the tool, not a program.
+The tool imports this file; it is not a program.
 """
 
 from __future__ import annotations

@@ -7,13 +7,14 @@
     python -m tools.bench.sizes                                   synthetic matrices; takes five minutes or more
     python -m tools.bench.sizes --case bf16-dense --case f32-wanda-50 --csv sizes.csv --plot sizes.png
 
-Of each file, the tensors of two or more dimensions with at least 25 % zeros, unless --all. Without files, synthetic
-matrices: Gaussian, rows and columns scaled by lognormal factors of sigma 0.2, cast, then pruned by a method of
-`tools/pruning.py`; the column norms of wanda are lognormal of sigma 0.7. Types narrower than a byte are left out.
+Of each file, the tensors of two or more dimensions with at least 25 % zeros are stored; with --all, every tensor is.
+Without files, synthetic matrices are: they are Gaussian, rows and columns scaled by lognormal factors of sigma 0.2,
+cast, then pruned by a method of `tools/pruning.py`; the column norms of wanda are lognormal of sigma 0.7. Types
+narrower than a byte are left out.
 
 Needs `pip install scipy pcodec zipnn lmzip blosc2 matplotlib`; what is not installed is left out.
 
-The contenders: safetensors, and that through zstd; scipy's CSR in compressed .npz; "bitmap + nonzeros", both as they
+The contenders are safetensors, and that through zstd; scipy's CSR in compressed .npz; "bitmap + nonzeros", both as they
 are; blosc2 with bits shuffled and zstd; zipnn; lmz; pcodec on all elements; "bitmap + zstd + pcodec", what a script of
 forty lines does: the bitmap through zstd -19, the nonzeros through pcodec; and ours with each codec. In a bitmap, only
 all-zero bits are zero. pcodec has no bfloat16: it gets the bits as they are, folded into the order of the numbers, or

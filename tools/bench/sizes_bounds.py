@@ -1,6 +1,6 @@
 """How small tensors can become: the entropies that `sizes.py` compares with.
 
-Imported by the tool, not a program.
+The tool imports this file; it is not a program.
 """
 
 from __future__ import annotations

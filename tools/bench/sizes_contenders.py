@@ -2,7 +2,7 @@
 
 Formats of files (safetensors, lmz, ours) hold names, dtypes and shapes. The others code the elements of one array, are
 told its dtype and shape when they decode, and are counted without a place to keep these. With more than one thread,
-those that know no threads work on as many tensors at once. Imported by the tool, not a program.
+those that know no threads work on as many tensors at once. The tool imports this file; it is not a program.
 """
 
 from __future__ import annotations

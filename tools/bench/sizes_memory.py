@@ -1,6 +1,6 @@
 """The memory that a way to store tensors takes, measured in a fresh process by `sizes.py`.
 
-Imported by the tool, not a program.
+The tool imports this file; it is not a program.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The plot that `sizes.py` draws of what it has measured: ratios by file.
 
-Imported by the tool, not a program.
+The tool imports this file; it is not a program.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The tables that `sizes.py` prints: a table for each file, and one that compares the files.
 
-Imported by the tool, not a program.
+The tool imports this file; it is not a program.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The tensors that `sizes.py` stores: those of files, and synthetic ones.
 
-Imported by the tool, not a program.
+The tool imports this file; it is not a program.
 """
 
 from __future__ import annotations

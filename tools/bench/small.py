@@ -4,9 +4,10 @@
     python -m tools.bench.small --tensors 1000
     python -m tools.bench.small --layout bitmask --codec rans
 
-Kinds: a pruned matrix of 8 x 64, the same without zeros, a vector of 64, as adapters and mixtures of experts have them
-by the thousand; and a pruned matrix of 64 x 64, which is large enough for a sparse layout and a model of its own.
-Contenders take turns. Milliseconds and bytes are those of one tensor; times are medians, the ratio is that of medians.
+There are four kinds of tensors: a pruned matrix of 8 x 64, the same without zeros, and a vector of 64, as adapters and
+mixtures of experts have them by the thousand; and a pruned matrix of 64 x 64, which is large enough for a sparse layout
+and a model of its own. Contenders take turns. Milliseconds and bytes are those of one tensor; times are medians, the
+ratio is that of medians.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     python -m tools.bench.small_layers                 float32, 80 %, one thread, in half a minute
     python -m tools.bench.small_layers --dtype bfloat16 --sparsity 0.5 --threads 2
 
-Square layers, pruned at random, with `layout="auto"`. Of each size, as many copies as take 32 MiB dense are called in
-turn, up to 100, since in a model the weights of a layer have left the innermost caches when it is called again. Numbers
-are medians: microseconds for a call of a Linear, and how many times faster a SparseLinear is; under 1 it is slower.
+The layers are square, pruned at random, and compressed with `layout="auto"`. Of each size, as many copies as take 32
+MiB dense are called in turn, up to 100, since in a model the weights of a layer have left the innermost caches when it
+is called again. Numbers are medians: microseconds for a call of a Linear, and how many times faster a SparseLinear is;
+under 1 it is slower.
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@
     python -m tools.bench.throughput --quick --csv moves.csv
     python -m tools.bench.throughput --peers zipnn --peers pcodec      where these are installed
 
-Columns are forms: a dtype and what is pruned of a Gaussian matrix. A minus: half of the zeros are -0.0, as multiplying
-by a mask leaves them. Rows are operations, and what others need for theirs: numpy to copy the dense array, safetensors
-to save and load it, zstd, zipnn and pcodec to compress it. Numbers are millions of weights a second, whatever their
-width, of the time that the processor worked (not that of the disk): medians of turns, one thread. What is red is below
-half of the median of its row.
+Columns are forms: a dtype and what is pruned of a Gaussian matrix. A minus says that half of the zeros are -0.0, as
+multiplying by a mask leaves them. Rows are operations, and what others need for theirs: numpy to copy the dense array,
+safetensors to save and load it, zstd, zipnn and pcodec to compress it. Numbers are millions of weights a second,
+whatever their width, of the time that the processor worked (not that of the disk): medians of turns, one thread. What
+is red is below half of the median of its row.
 
-Below: the ratios that this project holds itself to, for the worst form and for the median one.
+The ratios that this project holds itself to stand below, for the worst form and for the median one.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python -m tools.bench.training                     a few minutes
     python -m tools.bench.training --tokens 512 --sparsity 0.7 --threads 2
 
-A network of two layers, side x 4 side and back, float32, pruned at random. A step is the forward pass, the backward
-pass with the gradient of the input, and AdamW. The dense model has its masks applied behind each step (`keep_zeros`).
-Both take turns. Numbers are medians: milliseconds of a dense step, and how many times as fast the other is, with
-quartiles.
+The network has two layers of float32, side x 4 side and back, pruned at random. A step is the forward pass, the
+backward pass with the gradient of the input, and AdamW. The dense model has its masks applied behind each step
+(`keep_zeros`). Both take turns. Numbers are medians: milliseconds of a dense step, and how many times as fast the other
+is, with quartiles.
 """
 
 from __future__ import annotations

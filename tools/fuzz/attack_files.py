@@ -4,7 +4,7 @@
     python -m tools.fuzz.attack_files --share 0.02          a sample of each
     python -m tools.fuzz.attack_files --only flips
 
-For every layout with every codec, a file with all kinds of tensors. The campaigns:
+There is a file with all kinds of tensors for every layout with every codec. These are the campaigns:
 
     flips          every bit of a file, checksums left as they are
     mended flips   every bit of every chunk and of the index, with checksums that fit

@@ -1,6 +1,6 @@
 """What has to hold for any bytes: checks of tools/fuzz/reader.py.
 
-They give tensors, or a SparsefmtError. Tensors have the same bits in every layout, slices are those of the dense
+Any bytes give tensors, or a SparsefmtError. Tensors have the same bits in every layout, slices are those of the dense
 tensor, products do not depend on the batch and are those of spec/python, the index is canonical, and what is saved
 comes back. No input takes long, or much memory.
 """

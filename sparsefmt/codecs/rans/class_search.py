@@ -1,6 +1,6 @@
 """Which class to give each row and column of a tensor, and which sums of classes share a table.
 
-Writers are free in that: readers take any classes.
+Writers may choose any classes, since readers take them all.
 """
 
 from __future__ import annotations
