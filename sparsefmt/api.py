@@ -14,7 +14,7 @@ from sparsefmt.save_options import NegativeZeros, RowDims, SaveOptions
 from sparsefmt.scales import Scaling
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor, products
-from sparsefmt.urls import Url, at
+from sparsefmt.urls import Url, as_place
 from sparsefmt.writing import Progress, file_content, write_file
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def save_file(
         >>> sparsefmt.save_file({"weight": weight}, "model.sparsefmt")
     """
     options = SaveOptions(layout, codec, negative_zeros, row_dims, threads)
-    write_file(at(path, storage_options), tensors, metadata, options, progress)
+    write_file(as_place(path, storage_options), tensors, metadata, options, progress)
 
 
 def save(
@@ -182,7 +182,7 @@ def open_file(
         ...     rows = f.get_slice("weight")[8:16]
     """
     with in_file(path):
-        source = source_of(at(path, storage_options), backend)
+        source = source_of(as_place(path, storage_options), backend)
         try:
             return SparseFile(source, threads=threads, max_decoded_bytes=max_decoded_bytes)
         except BaseException:

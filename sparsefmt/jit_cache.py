@@ -76,7 +76,7 @@ def _source(file: Path) -> tuple[bytes, list[Path]]:
     """A digest of a source file, and the files that it imports. Files of kernels mostly import the same ones.
 
     Raises:
-        OSError: the source is no file.
+        OSError: the source is not a file.
     """
     source = file.read_bytes()
     return hashlib.sha256(source).digest(), list(_imported_files(source.decode()))

@@ -27,7 +27,7 @@ class MadeOnDemand(Mapping[str, Any]):
             return self._make(value)
 
     def __iter__(self) -> Iterator[str]:
-        # names that are no text have no order; writing them says what is wrong with them
+        # names that are not text have no order; writing them says what is wrong with them
         return iter(sorted(self._tensors, key=str))
 
     def __len__(self) -> int:

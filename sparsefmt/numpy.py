@@ -19,7 +19,7 @@ from sparsefmt.adapters import numpy as adapter
 from sparsefmt.container.sources import Backend
 from sparsefmt.made_on_demand import MadeOnDemand
 from sparsefmt.save_options import NegativeZeros, SaveOptions
-from sparsefmt.urls import at
+from sparsefmt.urls import as_place
 from sparsefmt.writing import file_content, write_file
 
 __all__ = ["load", "load_file", "save", "save_file"]
@@ -69,7 +69,7 @@ def save_file(
         >>> save_file({"weight": np.eye(64, dtype=np.float32)}, "model.sparsefmt")
     """
     tensors = MadeOnDemand(tensor_dict, _as_it_is)
-    write_file(at(filename, storage_options), tensors, metadata, SaveOptions(layout, codec, negative_zeros))
+    write_file(as_place(filename, storage_options), tensors, metadata, SaveOptions(layout, codec, negative_zeros))
 
 
 def load(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> dict[str, np.ndarray]:
@@ -106,7 +106,7 @@ def load_file(
         >>> from sparsefmt.numpy import load_file
         >>> weight = load_file("model.sparsefmt")["weight"]
     """
-    return dense_files.load_file(at(filename, storage_options), adapter, "cpu", backend, max_decoded_bytes)
+    return dense_files.load_file(as_place(filename, storage_options), adapter, "cpu", backend, max_decoded_bytes)
 
 
 def _as_it_is(array: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from sparsefmt.container.sources import Backend
 from sparsefmt.errors import SparsefmtError, file_closed
 from sparsefmt.framework_file import FrameworkFile
 from sparsefmt.safe_slice import SafeSlice
-from sparsefmt.urls import at
+from sparsefmt.urls import as_place
 
 
 class safe_open:
@@ -62,7 +62,7 @@ class safe_open:
     ) -> None:
         self._filename = file_objects.name_of(filename)
         device = adapter_of(framework).device_of(device)
-        place = at(filename, storage_options)
+        place = as_place(filename, storage_options)
         file = open_file(place, backend=backend, max_decoded_bytes=max_decoded_bytes)
         self._path = file.reader.path
         self._held: FrameworkFile | None = FrameworkFile(file, framework, device)

@@ -20,7 +20,7 @@ from sparsefmt.file_tensor import FileTensor
 from sparsefmt.made_on_demand import MadeOnDemand
 from sparsefmt.save_options import NegativeZeros, SaveOptions
 from sparsefmt.sparse_file import SparseFile
-from sparsefmt.urls import at
+from sparsefmt.urls import as_place
 from sparsefmt.writing import file_content, write_file
 
 _BY_NAME = {str(dtype.numpy): dtype for dtype in DTYPES.values()} | DTYPES
@@ -71,7 +71,7 @@ def serialize_file(
         [2]
     """
     tensors = MadeOnDemand(tensor_dict, _rows_of)
-    write_file(at(filename), tensors, metadata, SaveOptions(layout, codec, negative_zeros))
+    write_file(as_place(filename), tensors, metadata, SaveOptions(layout, codec, negative_zeros))
 
 
 def deserialize(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> list[tuple[str, dict[str, Any]]]:

@@ -138,7 +138,7 @@ class TensorWriter:
         names = row_dims if isinstance(row_dims, Mapping) else ()
         for name in names:
             if name not in tensors:
-                raise ValueError(f"row_dims names {name!r}, which is no tensor here")
+                raise ValueError(f"row_dims names {name!r}, which is not a tensor here")
 
     def _row_dims_of(self, name: str, matrix: Rows) -> int:
         wanted = self._options.row_dims

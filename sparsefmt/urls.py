@@ -1,4 +1,4 @@
-"""Names of files that are no paths: URLs, as fsspec takes them."""
+"""URLs: which places are URLs and which are paths, and what of a URL may be shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ _LOCAL = ("file://", "local://")
 _SECRET = re.compile(r"(//)[^/@\s]*@|(?<=\?)[^\s'\"]+")
 """What may be a secret in a text with URLs: a user's name and password, and a query, which may be a signature."""
 
-
 _SHORTEST_SECRET = 4
 """Characters; a shorter one would be found in other words."""
 
@@ -27,11 +26,11 @@ class Url(NamedTuple):
     options: Mapping[str, Any]
 
 
-def at(place: Any, options: Mapping[str, Any] | None = None) -> Any:
+def as_place(place: Any, options: Mapping[str, Any] | None = None) -> Any:
     """What a user gives as a place: a Url, or a path or file object as it is.
 
     Raises:
-        ValueError: there are options, and it is no URL.
+        ValueError: there are options, and it is not a URL.
     """
     if isinstance(place, Url):
         return place

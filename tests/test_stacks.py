@@ -214,7 +214,7 @@ def test_who_saves_may_say_otherwise(tmp_path):
         ({"w": "2"}, TypeError, "not '2'"),
         (0, ValueError, "1 or more, not 0"),
         ({"w": -1}, ValueError, "1 or more, not -1"),
-        ({"typo": 2}, ValueError, "names 'typo', which is no tensor here"),
+        ({"typo": 2}, ValueError, "names 'typo', which is not a tensor here"),
     ],
 )
 def test_row_dims_that_say_nothing(row_dims, error, words, tmp_path):

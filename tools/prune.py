@@ -106,7 +106,7 @@ def parse_regex(ctx: click.Context, param: click.Parameter, value: str | None) -
     try:
         return None if value is None else re.compile(value)
     except re.error as error:
-        raise click.BadParameter(f"{value!r} is no regular expression: {error}") from None
+        raise click.BadParameter(f"{value!r} is not a regular expression: {error}") from None
 
 
 @click.command(

@@ -21,7 +21,7 @@ def rows_of(array: Any) -> Rows:
 
     Raises:
         UnsupportedError: the format does not have the dtype, or numpy makes no array of it.
-        FormatError: it is no array, such as a dict or a text.
+        FormatError: it is not an array, such as a dict or a text.
     """
     return ArrayRows(array)
 

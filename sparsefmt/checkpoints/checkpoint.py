@@ -132,7 +132,7 @@ class Checkpoint:
 
     @property
     def unlisted(self) -> list[Path]:
-        """Files of the same format in the folder that are no part of the checkpoint."""
+        """Files of the same format in the folder that are not part of the checkpoint."""
         if not self.is_folder:
             return []
         suffix = self.files[0].path.suffix

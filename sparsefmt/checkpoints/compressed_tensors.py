@@ -144,7 +144,7 @@ class _Parser:
 
     def quantization(self, config: Mapping[str, Any]) -> Quantization:
         for name, value in config.items():
-            # what is no object, and not known, says how the model was made: a version, a ratio
+            # what is not an object, and not known, says how the model was made: a version, a ratio
             if name not in _OF_THE_MODEL and isinstance(value, (dict, list)) and value:
                 raise self._unknown(f"it has {name!r}")
         groups = self._object(config.get("config_groups") or {}, "config_groups")
@@ -240,7 +240,7 @@ class _Parser:
         try:
             re.compile(pattern.removeprefix(_PATTERN))
         except (re.error, OverflowError, RecursionError) as error:
-            raise self._invalid(f"the pattern {pattern!r} is none: {error}") from None
+            raise self._invalid(f"the pattern {pattern!r} is not a regular expression: {error}") from None
 
     def _invalid(self, message: str) -> FormatError:
         return FormatError("quantization-config", f"{self._where}: the quantization_config: {message}")

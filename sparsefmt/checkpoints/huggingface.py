@@ -132,10 +132,10 @@ def read_model_folder(path: Path, besides: Path | None = None) -> ModelFolder | 
 
     Args:
         path: the folder.
-        besides: a folder that is no part of it even if it lies in it.
+        besides: a folder that is not part of it even if it lies in it.
 
     Raises:
-        FormatError: config.json is no JSON object.
+        FormatError: config.json is not a JSON object.
         OSError: it cannot be read.
     """
     if not (path / CONFIG).is_file():
@@ -258,7 +258,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise FormatError("model-config", f"{path}: it is no JSON: {error}") from None
+        raise FormatError("model-config", f"{path}: it is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise FormatError("model-config", f"{path}: it holds no JSON object")
     return content

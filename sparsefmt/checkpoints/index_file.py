@@ -41,7 +41,7 @@ def read_index(path: Path) -> CheckpointIndex:
     try:
         fields = json.loads(path.read_text("utf-8"), object_pairs_hook=dict_of_distinct_keys)
     except (ValueError, RecursionError) as error:
-        raise invalid(f"it is no JSON: {error}") from None
+        raise invalid(f"it is not JSON: {error}") from None
     weight_map = fields.pop("weight_map", None) if isinstance(fields, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise invalid('it has no "weight_map": is it the index of a checkpoint?')

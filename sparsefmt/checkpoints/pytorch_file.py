@@ -173,7 +173,7 @@ class _Found:
             raise FormatError("checkpoint-tensor-duplicate", f"{self._path}: two tensors have this name", tensor=name)
 
     def _has_tensor(self, content: Any) -> bool:
-        # a list that has itself in it, or one list many times, is no deep water for a pickle
+        # a list that has itself in it, or one list many times, costs a pickle nothing
         self._looked_at += 1
         if self._looked_at > _MOST_LOOKS:
             raise LimitError("checkpoint-limit", f"{self._path}: it is nested in too many ways")

@@ -72,7 +72,7 @@ class QuantizedWeight:
         if wrong.size:
             raise FormatError(
                 "scale-value",
-                f"{wrong.size:,} of its {values.size:,} scales, {name!r}, are no numbers from 0 on: {wrong[0]} for one",
+                f"{wrong.size:,} of its {values.size:,} scales, {name!r}, are not numbers from 0 on: {wrong[0]} is one",
                 tensor=self.name,
             )
         return values
@@ -173,7 +173,8 @@ def _check_scales(name: str, scheme: Scheme, scales: Rows, weight: Rows) -> None
     if scheme.group_size is not None and cols % scheme.group_size:
         raise FormatError(
             "scale-shape",
-            f"its {cols:,} columns are no groups of {scheme.group_size:,}, for each of which {beside!r} has a scale",
+            f"its {cols:,} columns do not divide into groups of {scheme.group_size:,}, for each of which {beside!r} has"
+            " a scale",
             tensor=name,
         )
     fitting: dict[str, list[tuple[int, ...]]] = {

@@ -106,7 +106,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise _invalid(f"its header is ambiguous: {error}") from None
     if not isinstance(content, dict):
-        raise _invalid("its header is no JSON object")
+        raise _invalid("its header is not a JSON object")
     return content
 
 
@@ -133,7 +133,7 @@ def _field(name: str, said: Any) -> Field:
             raise _invalid(f"its header lacks the {key}", name)
     dtype, shape, offsets = said["dtype"], said["shape"], said["data_offsets"]
     if not isinstance(dtype, str):
-        raise _invalid(f"its dtype is {_short(dtype)}, which is no text", name)
+        raise _invalid(f"its dtype is {_short(dtype)}, which is not a string", name)
     if not _are_counts(shape):
         raise _invalid(f"its shape is {_short(shape)}, which is not a list of whole numbers", name)
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:

@@ -46,8 +46,8 @@ def scales_in(metadata: Mapping[str, str], names: Collection[str]) -> dict[str, 
         names: of all tensors of the file.
 
     Raises:
-        FormatError: the metadata is no JSON object of names, or has a weight twice (`scales-metadata`); one of a pair
-            is not in the file (`scales-missing`).
+        FormatError: the metadata is not a JSON object of names, or has a weight twice (`scales-metadata`); one of a
+            pair is not in the file (`scales-missing`).
     """
     text = metadata.get(SCALES)
     if text is None:

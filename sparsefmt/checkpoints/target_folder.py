@@ -115,7 +115,7 @@ def _obsolete(source: Checkpoint, destination: Path, new: FileFormat) -> list[Pa
 
 
 def unlisted_files(source: Checkpoint, destination: Path, new: FileFormat, obsolete: Sequence[Path] = ()) -> list[Path]:
-    """Files of the new format in the folder `destination` that may be anybody's, and are no part of the model there."""
+    """Files of the new format in the folder `destination` that may be anybody's: they are not part of the model."""
     known = {*targets_of(source, destination, new).values(), *obsolete}
     return sorted(path for path in destination.iterdir() if path.suffix == f".{new}" and path not in known)
 

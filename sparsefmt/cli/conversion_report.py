@@ -133,7 +133,7 @@ def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTenso
         if left:
             others = f" and {len(left) - MOST_NAMED:,} more" if len(left) > MOST_NAMED else ""
             notes.append(
-                f"Pruned, and not quantized, for it is no weight of a linear layer by its name or shape: "
+                f"Pruned, and not quantized, since it is not a weight of a linear layer by its name or shape: "
                 f"{', '.join(left[:MOST_NAMED])}{others}"
             )
     if dense := [tensor.name for tensor in converted if _is_dense_all_the_same(tensor)]:

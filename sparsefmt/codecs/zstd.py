@@ -36,7 +36,7 @@ _SOME_REPEATS = 0.98
 """Share of the lowest bytes, all by themselves, below which there are repeats that a sample does not show."""
 
 _SMALLEST_WINDOW = 1024
-"""Bytes: frames that are no single segment cannot state a smaller one."""
+"""Bytes: frames of several segments cannot state a smaller one."""
 
 
 class _Contexts(threading.local):

@@ -183,7 +183,7 @@ def _look_at(destination: str) -> tuple[str, os.stat_result | None]:
 
 
 def file_type_of(mode: int) -> str:
-    """What a thing that is no regular file is, in words."""
+    """In words, what something is that is not a regular file."""
     types = {
         stat.S_IFDIR: "a folder",
         stat.S_IFIFO: "a pipe",

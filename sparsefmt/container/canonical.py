@@ -13,8 +13,8 @@ from sparsefmt.limits import MAX_INDEX_ARRAY, MAX_INDEX_DEPTH
 _MAX_INT = (1 << 63) - 1
 
 BYTES_FOR_AN_ARRAY = 3
-"""An index has at most one array in so many bytes, or it is no index of ours: a tensor has two in at least seven. An
-array of one element is two bytes there and 64 in memory: so memory is in proportion to the index."""
+"""An index has at most one array in so many bytes, or it is not an index of ours: a tensor has two in at least seven.
+An array of one element is two bytes there and 64 in memory: so memory is in proportion to the index."""
 
 _ARRAYS_FOR_A_MAP = 3
 """A map of one pair takes about as much memory as so many arrays. It counts as such."""
@@ -79,7 +79,8 @@ def fields_of(value: Any, always: int, what: str) -> dict[str, Any]:
     none. The keys are not checked yet.
 
     Raises:
-        FormatError: it is no array, or one of fewer or of more elements, or the last of them is no map, or empty.
+        FormatError: it is not an array, or one of fewer or of more elements, or the last of them is not a map, or
+            empty.
     """
     if type(value) is list:
         if len(value) == always:

@@ -76,7 +76,7 @@ def _decode_records(table: bytes) -> np.ndarray:
         return np.empty(0, STORED_RECORD)
     raw_width, stored_width = table[0] % 16, table[0] // 16
     if raw_width not in _WIDTHS or stored_width not in (0, *_WIDTHS):
-        raise FormatError("index-type", f"the chunk table begins with {table[0]}, which are no widths of sizes")
+        raise FormatError("index-type", f"the chunk table begins with {table[0]}, which are not widths of sizes")
     size = raw_width + stored_width + 8
     count, rest = divmod(len(table) - 1, size)
     if rest:

@@ -43,7 +43,7 @@ def decode(stored: bytes) -> bytes:
     try:
         size = zstandard.frame_content_size(stored)
     except zstandard.ZstdError as error:
-        raise FormatError("index-frame", f"the coded index is no zstd frame: {error}") from None
+        raise FormatError("index-frame", f"the coded index is not a zstd frame: {error}") from None
     if size > MAX_CODED_INDEX_BYTES:
         limit = f"the limit of a coded one is {MAX_CODED_INDEX_BYTES:,}"
         raise LimitError("index-size", f"the coded index decodes to {size:,} bytes; {limit}")

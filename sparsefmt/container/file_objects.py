@@ -31,7 +31,7 @@ def name_of(place: Any) -> str:
 
 
 def expect_readable(file: Any) -> None:
-    """Refuse what is no binary file that can be read at any place.
+    """Refuse what is not a binary file that can be read at any place.
 
     Raises:
         TypeError: it is not a binary file object.

@@ -182,7 +182,7 @@ def _decode(data: bytes, index_offset: int, strict: bool) -> Index:
     for name, target in index.aliases.items():
         is_there = target in index.tensors or (target in index.copies and name not in index.copies)
         if not is_there:
-            raise FormatError("alias-invalid", f"it is an alias of {target!r}, which is no tensor here", tensor=name)
+            raise FormatError("alias-invalid", f"it is an alias of {target!r}, which is not a tensor here", tensor=name)
     if len(used) != len(kinds):
         raise FormatError("kind-invalid", "the index has a kind that no tensor is of")
     check_owners(index.tensors.values(), index.chunks)

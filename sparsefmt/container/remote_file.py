@@ -29,7 +29,6 @@ MOST_AT_ONCE = 1 << 24
 MOST_KEPT = 1 << 27
 """Bytes that were read ahead, and are kept until they are asked for."""
 
-
 MOST_PLANS = 8
 """Tensors, or slices, of which is known what will be read."""
 

@@ -187,7 +187,7 @@ def _read_on(file: DiskFile | None, begin: int) -> Source | None:
 
 
 class FileObject(Source):
-    """Bytes of a file object that is no file of the disk, from its position to its end.
+    """Bytes of a file object that is not a file of the disk, from its position to its end.
 
     Each read goes there and back again, so that the position stays what it was. Nobody else may use the file object
     while a tensor is read. It is left open.

@@ -37,7 +37,7 @@ class EncodedTensor(NamedTuple):
 
 
 class Writer:
-    """A file being written. Feed it with `add` and `add_alias`, then call `finish`; without that it is no file.
+    """A file being written. Feed it with `add` and `add_alias`, then call `finish`; without that it is not a file.
 
     A tensor that is refused before anything of it is written leaves the writer as it was. One that fails later, or a
     sink that fails, leaves bytes that no reader accepts: from then on the writer refuses everything.

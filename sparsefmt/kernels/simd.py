@@ -231,7 +231,7 @@ def part(typingctx, vectors, first, count):
 def transpose(typingctx, vectors):
     """As many vectors as each has lanes, as a square matrix."""
     if vectors.count != vectors.lanes:
-        raise TypeError(f"{vectors} is no square")
+        raise TypeError(f"{vectors} is not square")
 
     def codegen(context, builder, signature, args):
         rows, size = vectors_of(builder, args[0], vectors), vectors.lanes

@@ -1,7 +1,7 @@
 """The form of layout `permuted` with `gaps`: a byte for each entry, the columns from the entry before in its row.
 
 The first gap of a row counts from column 0, so it is a column itself. A distance over 255 is bridged by fillers:
-entries of gap 255 and value 0, which are no stored elements. There is one only where the rest of the distance is over
+entries of gap 255 and value 0, which are not stored elements. There is one only where the rest of the distance is over
 255. So the entries of a row are its stored elements, and before each of them as many fillers as its distance needs.
 
 `row_counts` counts entries, by which rows are sorted. Nothing but `values` tells fillers from stored elements.

@@ -58,7 +58,7 @@ def divisor(rows: int, height: int, packed: bool) -> int:
 def row_dims(shape: tuple[int, ...], dtype: DType) -> int:
     """How many leading dimensions make rows if nobody says: 2 for a stack of matrices such as the weights of experts.
 
-    Convolutions of one dimension, whose kernels are short, are no stack, and neither are matrices so small that their
+    Convolutions of one dimension, whose kernels are short, are not stacks, and neither are matrices so small that their
     tiles would be, too.
     """
     if len(shape) != 3 or 0 in shape or shape[2] < STACK_COLS or shape[1] * shape[2] < STACK_ELEMENTS:
@@ -79,7 +79,7 @@ def expect_row_dims(row_dims: int, shape: tuple[int, ...], dtype: DType) -> None
     if dtype.packed and 2 <= row_dims < len(shape) and shape[row_dims - 1] % 8:
         raise FormatError("tile-rows", f"matrices of a {dtype.name} stack must have a multiple of 8 rows")
     if not can_be_stack(row_dims, shape, dtype):
-        raise FormatError("row-dims", f"shape {list(shape)} is no stack with row_dims {row_dims}")
+        raise FormatError("row-dims", f"shape {list(shape)} is not a stack with row_dims {row_dims}")
 
 
 def sparse_tile_rows(rows: int, cols: int) -> int:

@@ -5,7 +5,7 @@ They follow from how full the matrix is, and for `permuted` from how many entrie
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -52,6 +52,13 @@ class Filling:
     tile_rows: int
     nnz: int
     stored: Stored
+
+    @classmethod
+    def together(cls, matrices: Sequence[Filling]) -> Filling:
+        """How full matrices of one dtype and one number of columns are as one, above each other; at least one."""
+        stored = Stored(*(sum(forms) for forms in zip(*(each.stored for each in matrices), strict=True)))
+        rows, nnz = sum(each.rows for each in matrices), sum(each.nnz for each in matrices)
+        return replace(matrices[0], rows=rows, nnz=nnz, stored=stored)
 
     def nbytes(self, layout: Layout) -> int:
         """Bytes of all arrays in memory, to the byte, without `negative_zeros`."""

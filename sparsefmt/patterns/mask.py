@@ -96,7 +96,7 @@ class Mask:
 
 
 def first_not_finite(dtype: DType) -> int:
-    """Bits of the first magnitude of a type of floats that is no finite number."""
+    """Bits of the smallest magnitude, in a type of floats, that is not a finite number."""
     if dtype.name in _INFINITY:
         return _INFINITY[dtype.name]
     # the only NaN of the fnuz types has the magnitude of 0

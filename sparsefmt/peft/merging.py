@@ -115,7 +115,7 @@ class MergedIntoSparse:
     """Whether merging keeps zeros by its nature, and needs no decision."""
 
     _before: tuple[SparseLinear, ...] = ()
-    """The base layer without what is merged into it, if something is. In a tuple, so that it is no submodule."""
+    """The base layer without what is merged into it, if something is. In a tuple, so that it is not a submodule."""
 
     def adapters_here(self) -> Container[str]:
         """The names of the adapters that this layer has."""

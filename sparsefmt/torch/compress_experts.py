@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
 from sparsefmt.adapters import Rows
 from sparsefmt.adapters.torch import rows_of
 from sparsefmt.errors import in_tensor
-from sparsefmt.layouts.sizes import Filling, Stored
+from sparsefmt.layouts.sizes import Filling
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import derived
 from sparsefmt.torch.derived import torch_dtype_of, transposed
@@ -20,7 +19,7 @@ from sparsefmt.torch.layers import Holder, holders_of_parameters, joined, module
 from sparsefmt.torch.mapped_files import MappedFiles
 from sparsefmt.torch.selection import Selection, why_dense
 from sparsefmt.torch.stack import SparseStack
-from sparsefmt.torch.stored_tensors import Stored as StoredTensor
+from sparsefmt.torch.stored_tensors import Stored
 from sparsefmt.torch.widened import note
 
 
@@ -83,7 +82,7 @@ def compressed_matrices(
     return [tensor[number] for number in range(count)]
 
 
-def read_stack(stored: StoredTensor, holder: Holder, selection: Selection, *, filled: bool) -> list[SparseTensor] | str:
+def read_stack(stored: Stored, holder: Holder, selection: Selection, *, filled: bool) -> list[SparseTensor] | str:
     """The weights of experts in a file as compressed matrices (out_features, in_features), or why they stay dense.
 
     filled: they are for a SparseStack, which takes them however few zeros they have.
@@ -119,8 +118,7 @@ def filling_of(matrices: Sequence[SparseTensor]) -> Filling:
             found.append(rows.filling(rows.survey()))
         else:
             found.append(matrix.filling())
-    stored = Stored(sum(each.stored.columns for each in found), sum(each.stored.gaps for each in found))
-    return replace(found[0], rows=sum(each.rows for each in found), nnz=sum(each.nnz for each in found), stored=stored)
+    return Filling.together(found)
 
 
 def rows_of_stack(projection: Projection, weight: torch.Tensor) -> Rows:

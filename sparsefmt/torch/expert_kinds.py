@@ -56,7 +56,7 @@ def projections_of(module: torch.nn.Module) -> list[Projection]:
 
 
 def projection_of(module: torch.nn.Module, attribute: str) -> Projection | None:
-    """The projection whose Parameter a module has under a name; None if that is no weight of experts."""
+    """The projection whose Parameter a module has under a name; None if that is not a weight of experts."""
     return next((found for found in projections_of(module) if found.attribute == attribute), None)
 
 

@@ -23,7 +23,7 @@ from sparsefmt.save_options import NegativeZeros, SaveOptions
 from sparsefmt.torch.storable import (
     checked,
 )
-from sparsefmt.urls import at
+from sparsefmt.urls import as_place
 from sparsefmt.writing import file_content, write_file
 
 
@@ -83,7 +83,7 @@ def save_file(
         >>> save_file({"weight": torch.eye(64, dtype=torch.bfloat16)}, "model.sparsefmt")
     """
     write_file(
-        at(filename, storage_options),
+        as_place(filename, storage_options),
         checked(tensors, fold_masks),
         metadata,
         SaveOptions(layout, codec, negative_zeros),
@@ -129,4 +129,4 @@ def load_file(
         >>> from sparsefmt.torch import load_file
         >>> weight = load_file("model.sparsefmt", device="cpu")["weight"]
     """
-    return dense_files.load_file(at(filename, storage_options), adapter, device, backend, max_decoded_bytes)
+    return dense_files.load_file(as_place(filename, storage_options), adapter, device, backend, max_decoded_bytes)

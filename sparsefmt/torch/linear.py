@@ -368,7 +368,7 @@ class SparseLinear(torch.nn.Module):
         if not torch.compiler.is_compiling():
             # from the dictionaries: a module looks its attributes up in three of them, which takes a microsecond each
             arrays, table = self._buffers["weight_arrays"], self._buffers["weight_table"]
-            # a bias that is computed anew each time is no parameter
+            # a bias that is computed anew each time is not a parameter
             bias = self._parameters.get("bias")
             if (
                 "bias" in self._parameters

@@ -30,7 +30,7 @@ from sparsefmt.torch.storable import (
     tied_pairs,
 )
 from sparsefmt.torch.widened import stored_dtypes
-from sparsefmt.urls import at
+from sparsefmt.urls import as_place
 from sparsefmt.writing import write_file
 
 
@@ -100,7 +100,7 @@ def save_model(
         if name in stored and isinstance(tensor, torch.Tensor)
     }
     tensors = MadeOnDemand({**state, **widened}, rows_of)
-    write_file(at(filename, storage_options), tensors, notes, SaveOptions(layout, codec, negative_zeros))
+    write_file(as_place(filename, storage_options), tensors, notes, SaveOptions(layout, codec, negative_zeros))
 
 
 def load_model(
@@ -138,7 +138,7 @@ def load_model(
 
     Cost: the dense tensors beside the model.
     """
-    place = at(filename, storage_options)
+    place = as_place(filename, storage_options)
     with in_file(filename), api.open_file(place, backend=backend, max_decoded_bytes=max_decoded_bytes) as file:
         state = dense_files.all_tensors(file, adapter, device)
         stored_as = {name: file.reader.index.tied.get(name, name) for name in state}

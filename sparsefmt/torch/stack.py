@@ -50,7 +50,9 @@ class SparseStack(torch.nn.ModuleList):
         rows, cols = next(iter(sizes), (0, 0))
         rows, cols = (cols, rows) if transposed else (rows, cols)
         if tuple(shape) not in ((len(made), rows, cols), (len(made) * rows, cols)):
-            raise ValueError(f"{len(made):,} matrices of shape {(rows, cols)} are no stack of shape {tuple(shape)}")
+            raise ValueError(
+                f"{len(made):,} matrices of shape {(rows, cols)} do not make a stack of shape {tuple(shape)}"
+            )
         return made
 
     @property

@@ -65,7 +65,7 @@ def matrices_of(tensor: SparseTensor, count: int, layout: str = "auto") -> list[
         # a whole matrix is a row of it
         return [SparseTensor.from_dense(tensor[number], layout) for number in range(count)]
     if tensor.ndim != 2 or count < 1 or tensor.shape[0] % count:
-        raise ValueError(f"a tensor of shape {tensor.shape} is no stack of {count:,} matrices")
+        raise ValueError(f"a tensor of shape {tensor.shape} is not a stack of {count:,} matrices")
     height = tensor.shape[0] // count
     return [rows_between(tensor, begin, begin + height, layout) for begin in range(0, tensor.shape[0], height)]
 

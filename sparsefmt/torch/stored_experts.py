@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +15,7 @@ import torch
 from sparsefmt.checkpoints.experts import expect_whole
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import in_file
-from sparsefmt.layouts import sizes
-from sparsefmt.layouts.auto import Filling
+from sparsefmt.layouts.sizes import Filling
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.expert_kinds import count_of_experts
 from sparsefmt.torch.stacking import above_each_other, stacked
@@ -48,10 +46,7 @@ class StoredExperts(Stored):
         return len(self._parts[0]), sum(part[0].shape[0] for part in self._parts), self._all[0].shape[1]
 
     def filling(self) -> Filling:
-        found = [stored.filling() for stored in self._all]
-        together = sizes.Stored(*(sum(numbers) for numbers in zip(*(each.stored for each in found), strict=True)))
-        rows, nnz = sum(each.rows for each in found), sum(each.nnz for each in found)
-        return replace(found[0], rows=rows, nnz=nnz, stored=together)
+        return Filling.together([stored.filling() for stored in self._all])
 
     def compressed(self, layout: str) -> SparseTensor:
         return stacked(self.matrices(self.shape[0], layout), layout)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,7 @@ class TrainableSparseLinear(SparseLinear):
         Cost: a dense copy of the weight, which is freed, and the memory of values and masks.
         """
         if layer.weight_scale is not None:
-            raise UnsupportedError(
-                "trainable", "weights of elements times scales are not trained: train, then quantize"
-            )
+            raise UnsupportedError("trainable", _SCALED)
         made = cls.from_tensor(layer.sparse_tensor())
         assert isinstance(made, TrainableSparseLinear)
         _take_over(layer, made)
@@ -104,9 +103,7 @@ class TrainableSparseLinear(SparseLinear):
                 "the positions of a TrainableSparseLinear are fixed: change its `values`, or make another layer"
             )
         if scale is not None:
-            raise UnsupportedError(
-                "trainable", "weights of elements times scales are not trained: train, then quantize"
-            )
+            raise UnsupportedError("trainable", _SCALED)
         if weight.shape != (self.out_features, self.in_features):
             raise ValueError(
                 f"the weight has shape {weight.shape}; this layer needs {(self.out_features, self.in_features)}"
@@ -201,6 +198,17 @@ class TrainableSparseLinear(SparseLinear):
             return f"{text}, without weights"
         return f"{text}, sparsity={1 - self.nnz / (self.in_features * self.out_features):.3f}, {self.nnz:,} values"
 
+    @contextmanager
+    def _without_weights(self) -> Iterator[None]:
+        """Within the block, torch sees a module that has neither values nor buffers."""
+        parameters, buffers = self._parameters, self._buffers
+        self._parameters = {name: held for name, held in parameters.items() if name != _VALUES}
+        self._buffers = {}
+        try:
+            yield
+        finally:
+            self._parameters, self._buffers = {**parameters, **self._parameters}, buffers
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> TrainableSparseLinear:
         """What `.to`, `.half` and the like do to every tensor of a module."""
         values = self.values
@@ -208,13 +216,8 @@ class TrainableSparseLinear(SparseLinear):
             moved = fn(values.data)
         if moved.device.type != "cpu":
             raise NotImplementedError(f"a TrainableSparseLinear trains on the CPU, not on {moved.device}")
-        parameters, buffers = self._parameters, self._buffers
-        self._parameters = {name: held for name, held in parameters.items() if name != _VALUES}
-        self._buffers = {}
-        try:
+        with self._without_weights():
             torch.nn.Module._apply(self, fn, recurse)
-        finally:
-            self._parameters, self._buffers = {**parameters, **self._parameters}, buffers
         if moved.dtype != values.dtype:
             if self.has_weight:
                 self._with_dtype(moved)
@@ -302,15 +305,10 @@ class TrainableSparseLinear(SparseLinear):
             error_msgs.append(f'While loading "{prefix}values": {error}')
         taken = {prefix + name for name in own}
         rest = {key: value for key, value in state_dict.items() if key not in taken}
-        parameters, buffers = self._parameters, self._buffers
-        self._parameters = {name: held for name, held in parameters.items() if name != _VALUES}
-        self._buffers = {}
-        try:
+        with self._without_weights():
             torch.nn.Module._load_from_state_dict(
                 self, rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
             )
-        finally:
-            self._parameters, self._buffers = {**parameters, **self._parameters}, buffers
 
     def _load_values(self, values: torch.Tensor, positions: torch.Tensor) -> None:
         """Take what another layer of this kind has saved."""

@@ -93,7 +93,7 @@ def _checked(path: Path) -> list[str]:
         with Checkpoint(path, ["sparsefmt"]) as checkpoint:
             if checkpoint.unlisted and path.is_dir():
                 names = ", ".join(file.name for file in checkpoint.unlisted)
-                _logger.warning(f"{path}: these files are no part of the model, and are not loaded: {names}")
+                _logger.warning(f"{path}: these files are not part of the model, and are not loaded: {names}")
             return [str(file.path) for file in checkpoint.files]
     except FormatError as error:
         if error.code == "checkpoint-shard-missing":

@@ -152,7 +152,7 @@ class LazyWeight:
     def __getitem__(self, key: Any) -> torch.Tensor:
         with in_file(self._path.path), budget.calling_it(ARGUMENT):
             stand_in = StandIn(self._elements(), self._scales(), TORCH_DTYPES[self.get_dtype()])
-            # what is no weight of a layer is as any other tensor is
+            # what is not a weight of a layer is as any other tensor is
             whole = stand_in if stand_in.dim() == 2 else stand_in.dense()
             return whole if key is Ellipsis else whole[key]
 

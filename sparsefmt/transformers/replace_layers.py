@@ -92,7 +92,7 @@ def _settle_stack(
                 return put_matrices(holders[0], matrices, weight)
             reasons = {holders[0].key: reason}
     _fill(weight, holders)
-    # what is stored sparse and is no weight of experts, such as a convolution, is named as ever
+    # what is stored sparse and is not a weight of experts, such as a convolution, is named as ever
     return reasons or {name_of(holder): "it is not the weight of a linear layer" for holder in holders}
 
 

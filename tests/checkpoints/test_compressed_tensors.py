@@ -168,7 +168,7 @@ def test_models_that_are_refused(changes: dict[str, Any], match: str) -> None:
         ({"config_groups": {"g": {"targets": ["Linear"], "weights": 8}}}, "the weights of 'g' is 8"),
         ({"ignore": "lm_head"}, "ignore is"),
         ({"ignore": [1]}, "ignore is"),
-        ({"ignore": ["re:["]}, "is none"),
+        ({"ignore": ["re:["]}, "not a regular expression"),
         ({"sparsity_config": "dense"}, "sparsity_config is"),
     ],
 )

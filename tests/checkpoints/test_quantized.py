@@ -213,7 +213,7 @@ class TestWhatDoesNotFit:
             self.check(r"they should be \[", kind=kind, weight_scale=np.ones(shape, np.float32))
         self.check(r"scale of its inputs, .* is F32 \[2\]", kind="int8-static", input_scale=np.ones(2, np.float32))
         self.check(
-            "60 columns are no groups of 32",
+            "60 columns do not divide into groups of 32",
             kind="int8-groups",
             weight=np.ones((48, 60), np.int8),
         )

@@ -84,7 +84,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
         "tensor 'a': its header lacks the data_offsets",
     ),
     "no dtype": (craft({"a": {"shape": [8], "data_offsets": [0, 32]}}, DATA[:32]), "its header lacks the dtype"),
-    "dtype of another kind": (craft({"a": entry(5)}, DATA), "its dtype is 5, which is no text"),
+    "dtype of another kind": (craft({"a": entry(5)}, DATA), "its dtype is 5, which is not a string"),
     "unknown dtype": (craft({"a": entry("X9")}, DATA), "X9"),
     "list for a tensor": (
         craft({"a": [1]}, DATA),

@@ -15,7 +15,7 @@ import pytest
 import sparsefmt
 import sparsefmt.numpy
 from sparsefmt.container import remote, remote_file
-from sparsefmt.urls import Url, at, is_url, shown, without_secrets
+from sparsefmt.urls import Url, as_place, is_url, shown, without_secrets
 
 fsspec = pytest.importorskip("fsspec", reason="URLs need fsspec")
 
@@ -215,8 +215,8 @@ def test_places():
     assert not any(
         map(is_url, ["model.sparsefmt", "C://folder/x", "/a/b", b"s3://b/k", Path("a"), "file:///a/b", None])
     )
-    assert at("file:///a/b") == "/a/b"
-    assert at("s3://b/k", {"key": "x"}) == Url("s3://b/k", {"key": "x"})
+    assert as_place("file:///a/b") == "/a/b"
+    assert as_place("s3://b/k", {"key": "x"}) == Url("s3://b/k", {"key": "x"})
     with pytest.raises(ValueError, match="storage_options are for URLs"):
         sparsefmt.load_file("model.sparsefmt", storage_options={"key": "x"})
     with pytest.raises(FileNotFoundError):

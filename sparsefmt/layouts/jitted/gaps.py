@@ -52,7 +52,7 @@ def of_mask(mask, elements, begins, values, gaps):
 
 @jit
 def count(values, row_counts, slice_offsets, stored):
-    """Fill `stored` (rows,) with the elements of each row that are no fillers, rows in sorted order."""
+    """Fill `stored` (rows,) with the elements of each row that are not fillers, rows in sorted order."""
     found = np.zeros(16, np.int64)
     for slice_ in range(slice_offsets.shape[0] - 1):
         found[:] = 0

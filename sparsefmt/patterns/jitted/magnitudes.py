@@ -16,13 +16,13 @@ def count(bits, bounds, shift, counts):
 
     Args:
         bits: unsigned integers, flat.
-        bounds: uint64 (2,): the bits of a magnitude, and the first magnitude that is no number.
+        bounds: uint64 (2,): the bits of a magnitude, and the first magnitude that is not a number.
         shift: how many of its lowest bits do not count.
         counts: uint32 (LANES, keys), to which is added; their sum counts.
 
     Returns:
         The smallest magnitude that is not 0, and the largest, as int64 bits, of those that are numbers; if there is
-        none, the first that is no number, and 0.
+        none, the first that is not a number, and 0.
     """
     kept, end = bounds[0], np.int64(bounds[1])
     smallest, largest = end, np.int64(0)

@@ -94,7 +94,7 @@ def measure_slices(mask, elements, kept, right, most, shuffles, row_sums, row_co
     0. The sum of their squares.
 
     kept, right, most: as in `_fill_sizes`; sizes are below 2^15. shuffles: `eight_lanes.APART`, or empty where there
-    are no instructions of x86. row_sums, column_sums: int64. row_counts, column_counts: uint32.
+    are not instructions of x86. row_sums, column_sums: int64. row_counts, column_counts: uint32.
     """
     rows, cols = row_sums.shape[0], mask.shape[1]
     sizes = np.zeros(16 * BLOCK + PADDING, np.uint16)

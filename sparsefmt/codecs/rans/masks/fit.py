@@ -96,7 +96,7 @@ def _candidates(info: ArrayInfo, each: Each) -> list[Candidate]:
 
 
 def _column_counts(mask: np.ndarray, copied: np.ndarray) -> np.ndarray:
-    """How many rows that are no copies have each column: uint32 (cols,). mask: uint16 (slices, cols)."""
+    """How many rows that are not copies have each column: uint32 (cols,). mask: uint16 (slices, cols)."""
     if copied.any():
         plain = np.zeros(len(mask) * SLICE_ROWS, np.bool_)
         plain[: copied.size] = ~copied
