@@ -133,7 +133,7 @@ class TensorWriter:
         return self._writer.written
 
     def expect_names(self, tensors: Mapping[str, Any]) -> None:
-        """Raise ValueError if `row_dims` names what is none of these tensors."""
+        """Raise ValueError if `row_dims` names a tensor that is not among these."""
         row_dims = self._options.row_dims
         names = row_dims if isinstance(row_dims, Mapping) else ()
         for name in names:

@@ -202,6 +202,37 @@ def test_jitted_code_stands_in_rooms_of_its_own():
     }
 
 
+WORDS = {
+    "pack": ("kernels", "patterns", "positions", "bits_of_words", "peft", "layouts.jitted", "codecs.rans.jitted"),
+    "conver": ("layouts", "kernels", "codecs", "positions", "patterns", "quantizing", "tensor", "peft"),
+    "choos|choice|chosen": ("isa", "bits_of_words", "positions", "codecs", "kernels", "layouts.jitted", "patterns"),
+}
+"""Parts of names that mean one thing (docs/architecture.md, "Words"), and rooms that do something else."""
+
+OF_OTHERS = {"packbits", "unpackbits", "pack", "unpack", "packed", "convert"}
+"""Names of numpy, struct and Pillow; and of `DType`: kernels are told of elements that are packed."""
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_means_one_thing(word):
+    sources = 0
+    for source in PACKAGE.rglob("*.py"):
+        module = ".".join(source.relative_to(PACKAGE).with_suffix("").parts)
+        if any(f"{module}.".startswith(f"{room}.") for room in WORDS[word]):
+            found = {name for name in names_in(source) if re.search(word, name, re.IGNORECASE)} - OF_OTHERS
+            assert not found, f"{module}: {found} use a word that means something else"
+            sources += 1
+    assert sources > 3
+
+
+def names_in(source: Path) -> set[str]:
+    """The names of variables, arguments, attributes, functions and classes in a file."""
+    names = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        names |= {getattr(node, field) for field in ("id", "arg", "attr", "name") if hasattr(node, field)}
+    return {name for name in names if isinstance(name, str)}
+
+
 def test_import_is_light():
     code = """
 import sys, sparsefmt

@@ -164,7 +164,7 @@ def _change_of_wide(ours: np.ndarray, theirs: np.ndarray) -> Change:
     with np.errstate(invalid="ignore", over="ignore"):
         if ours.dtype.kind in "iu" and ours.dtype == theirs.dtype:
             # exact, as it wraps around
-            larger, smaller = (choice(ours, theirs).astype(np.uint64) for choice in (np.maximum, np.minimum))
+            larger, smaller = (of_two(ours, theirs).astype(np.uint64) for of_two in (np.maximum, np.minimum))
             distances = (larger - smaller).astype(np.float64)
         else:
             wide = np.complex128 if "c" in (ours.dtype.kind, theirs.dtype.kind) else np.float64

@@ -86,7 +86,7 @@ def test_verify_sees_one_bit() -> None:
             contenders.verify(CONTENDERS["safetensors"], wrong, tensors)
 
 
-@pytest.mark.skipif(not contenders.CLEAR_REFS.exists(), reason="the system does not tell peaks")
+@pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="the system does not tell peaks")
 def test_peaks_are_over_what_was_there_before() -> None:
     tensors = {"w": np.tile(np.float32([0, 1]), (2000, 500))}  # 8 MB
     peaks = memory.peaks_in_fresh_process(CONTENDERS["bitmap + nonzeros"], tensors)
