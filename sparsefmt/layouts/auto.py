@@ -41,8 +41,8 @@ by 5 % or more (`python -m tools.bench.map --layout bitmask --layout permuted`; 
 `python -m tools.bench.eight_bits_products --sparsity 0.5 --sparsity 0.6 --sparsity 0.7`).
 
 With AVX2, `permuted` has the better mean at 50 % in float32, and from 60 % on in types of 16 bits, where `bitmask`
-takes far fewer bytes. With AVX-512, `bitmask` expands sixteen rows by one instruction, and is twice as fast for one token
-at 50 % in types of 16 bits. Portable code and float64 have no fast way to expand a mask."""
+takes far fewer bytes. With AVX-512, `bitmask` expands sixteen rows by one instruction, and is twice as fast for one
+token at 50 % in types of 16 bits. Portable code and float64 have no fast way to expand a mask."""
 
 SMALL_MATRIX = 1 << 18
 """Elements of a matrix up to which PERMUTED_FROM_IF_SMALL holds: all of it stays in a cache."""
