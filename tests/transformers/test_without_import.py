@@ -20,6 +20,26 @@ PLUGIN = "import sparsefmt_plugin, torch\nsparsefmt_plugin.torch_is_imported()\n
 
 IS_REGISTERED = "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as known; print('sparsefmt' in known)"
 
+FIRST = [
+    "from transformers import AutoModel",
+    "import transformers.quantizers",
+    "import transformers.models.bert.modeling_bert",
+]
+
+IN_A_CHILD = """
+import os, sys
+assert "transformers" not in sys.modules
+def in_a_child(code):
+    child = os.fork()
+    if not child:
+        try:
+            exec(code, {})
+        finally:
+            sys.stdout.flush()
+            os._exit(0)
+    os.waitpid(child, 0)
+"""
+
 SHOWS = "import sys, {}\nprint(__name__, sys.argv, '{}' in sys.modules)"
 
 
@@ -112,17 +132,11 @@ class TestWhatTorchCalls:
         assert run_python(code, **{runner.VARIABLE: "0"}) == "[]"
 
     @pytest.mark.slow
-    @pytest.mark.parametrize(
-        "first",
-        [
-            "from transformers import AutoModel",
-            "import transformers.quantizers",
-            "import transformers.models.bert.modeling_bert",
-        ],
-    )
-    def test_with_the_variable_the_method_is_registered(self, first: str) -> None:
-        code = f"{PLUGIN}{first}\nimport transformers.modeling_utils\n{IS_REGISTERED}"
-        assert run_python(code, **{runner.VARIABLE: "1"}) == "True"
+    def test_with_the_variable_the_method_is_registered(self) -> None:
+        """Whatever is imported first: each in a child of one process, which has imported torch for all of them."""
+        codes = [f"{first}; import transformers.modeling_utils; {IS_REGISTERED}" for first in FIRST]
+        each = "".join(f"in_a_child({code!r})\n" for code in codes)
+        assert run_python(f"{PLUGIN}{IN_A_CHILD}{each}", **{runner.VARIABLE: "1"}).split() == ["True"] * len(FIRST)
 
     @pytest.mark.slow
     def test_exported_programs_find_their_operators(self, tmp_path: Path) -> None:
