@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sparsefmt.kernels.simd import VECTOR_BYTES
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.positions.masks import SLICE_ROWS
@@ -154,7 +155,9 @@ class Operand:
         found = self._work.get(unit_count)
         if found is None:
             ends = [self._work_of_tile(number) for number in range(len(self.tiles))]
-            found = self._work[unit_count] = cut(ends, unit_count)
+            # two slices fill a vector of AVX-512 twice: `panel.py` takes them together
+            together = max(VECTOR_BYTES // (2 * SLICE_ROWS), 1) if self.layout != "permuted" else 1
+            found = self._work[unit_count] = cut(ends, unit_count, together)
         return found
 
     def _work_of_tile(self, number: int) -> np.ndarray:
@@ -169,15 +172,19 @@ class Operand:
         return ends + np.arange(1, ends.size + 1)
 
 
-def cut(ends: list[np.ndarray], unit_count: int) -> Work:
-    """Units of about equal work, `unit_count` at most, given the work up to each slice of each tile."""
+def cut(ends: list[np.ndarray], unit_count: int, together: int = 1) -> Work:
+    """Units of about equal work, `unit_count` at most, given the work up to each slice of each tile.
+
+    So many slices of a tile stay `together`, from its first on.
+    """
     total = sum(int(tile_ends[-1]) for tile_ends in ends)
     share = -(-total // unit_count)
     pieces, units, filled = [], [0], 0
     for number, tile_ends in enumerate(ends):
         begin, done = 0, 0
         while begin < tile_ends.size:
-            end = min(int(np.searchsorted(tile_ends, done + share - filled)) + 1, tile_ends.size)
+            end = int(np.searchsorted(tile_ends, done + share - filled)) + 1
+            end = min(-(-end // together) * together, tile_ends.size)
             pieces.append((number, begin, end))
             filled += int(tile_ends[end - 1]) - done
             begin, done = end, int(tile_ends[end - 1])

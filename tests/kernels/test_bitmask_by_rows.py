@@ -83,3 +83,11 @@ def kind_of(w) -> int:
 def recipes_of(w, tokens: int):
     summed = recipe.F64 if w.operand().dtype.name == "F64" else F32
     return recipe.recipes(w.operand().matrix, summed, tokens, plans.contract.NOT_ACROSS)
+
+
+def test_groups_with_scales_are_blocks_of_columns(always):
+    """Rows side by side know no scales."""
+    matrix = Matrix("bitmask", "bitmask", "F32", 64, 96, 0.3, 3)
+    kernels = [plan.kernel for plan in plans.PLANS["bitmask"](matrix, F32, 150, plans.contract.NOT_ACROSS)]
+    assert by_rows(F32)[0] in kernels
+    assert by_rows(F32)[1] not in kernels

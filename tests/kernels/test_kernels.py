@@ -499,7 +499,9 @@ def test_units_of_work_cover_every_row_once():
     for _ in range(300):
         ends = [np.cumsum(rng.integers(1, 50, rng.integers(1, 40))) for _ in range(rng.integers(1, 5))]
         count = int(rng.integers(1, 20))
-        work = cut(ends, count)
+        together = int(rng.integers(1, 3))
+        work = cut(ends, count, together)
+        assert not (work.pieces[:, 1] % together).any()
         assert work.units[0] == 0
         assert work.units[-1] == len(work.pieces)
         assert len(work.units) - 1 <= count
@@ -516,7 +518,7 @@ def test_units_of_work_cover_every_row_once():
         )
         for begin, end in pairwise(work.units):
             sizes = [int(ends[t][e - 1]) - (int(ends[t][b - 1]) if b else 0) for t, b, e in work.pieces[begin:end]]
-            assert sum(sizes) <= total / count + 1 + heaviest
+            assert sum(sizes) <= total / count + 1 + together * heaviest
 
 
 def test_many_threads_at_once(monkeypatch):

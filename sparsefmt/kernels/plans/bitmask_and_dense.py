@@ -56,7 +56,7 @@ def plans(matrix: Matrix, kind: int, tokens: int, across: Across) -> Iterator[Pl
             yield _of_dots(matrix, first, min(tokens - first, MAX_TOKENS), panel.dots_way())
         return
     done = 0
-    in_blocks = permuted.blocks_pay(matrix.cols, kind)
+    in_blocks = matrix.groups > 1 or permuted.blocks_pay(matrix.cols, kind)
     for group in permuted.token_groups(tokens, kind, MAX_TOKENS_BY_ROWS, in_blocks=in_blocks):
         if group.in_blocks < in_blocks or group.tokens < LEAST_BY_ROWS or not rows_are_faster(matrix, group.tokens):
             break
