@@ -17,11 +17,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 SLOW_FILES = [
-    *("kernels", "spec_reader", "c_reader", "simd", "real_weights", "adapters_sparse_libraries", "concurrency"),
-    *("bench", "bench_model", "conformance", "jit_cache", "rans", "spec", "placing", "commands", "terminal", "api"),
-    *("strangers", "bench_overhead", "mutants", "stored_signs", "budget", "adapters_torch", "memory_of_saving"),
-    *("warmup", "entries", "loading", "far_ends", "store_machine", "hostile_names", "twins_numpy", "staging"),
-    *("bench_memory", "safe_open", "quantizer", "replace_layers", "report", "report_page"),
+    *("kernels", "spec_reader", "conformance", "simd", "c_reader", "real_weights", "adapters_sparse_libraries"),
+    *("concurrency", "bench", "bench_model", "jit_cache", "rans", "spec", "quantized_models", "without_import"),
+    *("compressed_tensors_library", "placing", "experts", "compute_in_float32", "pretrained_experts", "commands"),
+    *("terminal", "api", "strangers", "bench_overhead", "mutants", "stored_signs", "budget", "adapters_torch"),
+    *("memory_of_saving", "warmup", "entries", "loading", "far_ends", "store_machine", "hostile_names", "docs"),
+    *("twins_numpy", "staging", "bench_memory", "safe_open", "scaled_pretrained", "quantizer", "onnx_export"),
+    *("replace_layers", "report", "report_page"),
 ]
 """Those that take 8 seconds or more. The slowest comes first, so that in the end no process waits long for another."""
 
