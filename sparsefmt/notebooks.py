@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 MOST_ROWS = 30
 """The most rows of a table. If there are more tensors, the largest are shown."""
+
+MOST_NAMED = 4
+"""The most names that are listed for one reason."""
 
 MOST_DRAWN = 1 << 26
 """Elements of which pictures are drawn, of one tensor or of all of a table: more would take too long."""
@@ -69,12 +72,34 @@ def table(rows: Sequence[Row], others: int = 0) -> str:
         for number, column in enumerate(_COLUMNS)
         if number or drawn
     ]
-    lines = "".join(f"<tr>{''.join(_cells(row, drawn))}</tr>" for row in rows)
     more = f"<div>and {others:,} smaller</div>" if others else ""
-    return (
-        '<div style="overflow-x:auto"><table style="color:inherit;font:inherit;border-collapse:collapse">'
-        f"<thead><tr>{''.join(heads)}</tr></thead><tbody>{lines}</tbody></table></div>{more}"
-    )
+    return _framed("".join(heads), ["".join(_cells(row, drawn)) for row in rows]) + more
+
+
+def names(head: str, by_reason: Mapping[str, Sequence[str]]) -> str:
+    """A table of names by what is said of them: for each reason how many names it has, some of them, and the reason.
+
+    Args:
+        head: of the column of names.
+    """
+    heads = "".join(f'<th style="{_CELL};text-align:left">{text(column)}</th>' for column in ("", head, "why"))
+    lines = []
+    for why, named in list(by_reason.items())[:MOST_ROWS]:
+        others = [f"and {len(named) - MOST_NAMED:,} more"] if len(named) > MOST_NAMED else []
+        cells = (f"{len(named):,}", "<br>".join(map(text, [*named[:MOST_NAMED], *others])), text(why))
+        lines.append("".join(f'<td style="{_CELL};text-align:left">{cell}</td>' for cell in cells))
+    left_out = sum(map(len, list(by_reason.values())[MOST_ROWS:]))
+    return _framed(heads, lines) + (f"<div>and {left_out:,} more for other reasons</div>" if left_out else "")
+
+
+_FRAME = (
+    '<div style="overflow-x:auto;margin-top:8px"><table style="color:inherit;font:inherit;border-collapse:collapse">'
+)
+
+
+def _framed(heads: str, lines: Sequence[str]) -> str:
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"{_FRAME}<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _cells(row: Row, drawn: bool) -> list[str]:

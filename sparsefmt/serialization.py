@@ -47,6 +47,7 @@ def serialize_file(
     layout: str = "auto",
     codec: str = "auto",
     negative_zeros: NegativeZeros = "keep",
+    storage_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Save tensors that are bytes to a .sparsefmt file, as `safetensors.serialize_file` does.
 
@@ -54,12 +55,13 @@ def serialize_file(
         tensor_dict: name to a `safetensors.TensorSpec`, whose memory must stay alive for the time of the call, or to a
             dict: {"dtype": "float32", "shape": [2, 3], "data": bytes}. dtypes have the names of numpy and torch, or
             those of the file. `deserialize` gives such dicts.
-        filename, metadata, layout, codec, negative_zeros: as in `sparsefmt.save_file`.
+        filename, metadata, layout, codec, negative_zeros, storage_options: as in `sparsefmt.save_file`.
 
     Raises:
         SparsefmtError: a dtype that is not known, data of another length than dtype and shape need (`tensor-data`), or
             a name, shape or metadata that cannot be stored. safetensors raises SafetensorError.
         TypeError: a value that is neither.
+        ValueError: storage_options for what is no URL.
         OSError: the disk is full, the folder not writable, ….
 
     Cost: the memory of a few tiles, in addition to the tensors.
@@ -71,7 +73,7 @@ def serialize_file(
         [2]
     """
     tensors = MadeOnDemand(tensor_dict, _rows_of)
-    write_file(as_place(filename), tensors, metadata, SaveOptions(layout, codec, negative_zeros))
+    write_file(as_place(filename, storage_options), tensors, metadata, SaveOptions(layout, codec, negative_zeros))
 
 
 def deserialize(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None) -> list[tuple[str, dict[str, Any]]]:

@@ -133,7 +133,9 @@ def test_what_sparsify_did_is_a_table_with_pictures() -> None:
     tensor = result.sparse["<i>x"].sparse_tensor()
     assert page.texts[start + 1 : start + 5] == ["256x512", "float32", tensor.layout, f"{tensor.sparsity:.1%}"]
     nothing = sparsefmt.torch.sparsify(torch.nn.Sequential(torch.nn.Linear(4, 4)))
-    assert "table" not in Page(nothing._repr_html_()).elements
+    shown = Page(nothing._repr_html_())
+    assert shown.elements.count("table") == 1
+    assert shown.texts[1:] == ["stays dense", "why", "1", "0", nothing.dense["0"]]
 
 
 def test_large_models_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,11 +145,46 @@ def test_large_models_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert page.elements.count("img") == 1
 
 
-def test_what_loading_did_is_lines(path: Path) -> None:
-    model = torch.nn.Module()
-    model.register_parameter("w", torch.nn.Parameter(torch.zeros(256, 512)))
-    shown = sparsefmt.torch.load_into(model, path, strict=False)._repr_html_()
-    assert "linear layers compressed" in "".join(Page(shown).texts)
+def test_what_loading_did_is_tables(tmp_path: Path) -> None:
+    """Of the layers, and of what stays dense and why; names that only the file or the model has stand below."""
+    saved = torch.nn.Sequential(layer(1), torch.nn.Linear(256, 4))
+    tensors = {name: tensor.numpy() for name, tensor in saved.state_dict().items()} | {NAME: np.ones(3, np.float32)}
+    sparsefmt.save_file(tensors, tmp_path / "a.sparsefmt")
+    model = torch.nn.Sequential(torch.nn.Linear(512, 256), torch.nn.Linear(256, 4), torch.nn.LayerNorm(4))
+    result = sparsefmt.torch.load_into(model, tmp_path / "a.sparsefmt", strict=False)
+    page = Page(result._repr_html_())
+    assert page.texts[0].startswith("1 of 2 linear layers compressed")
+    assert page.elements.count("table") == 3
+    assert page.elements.count("img") == 1
+    tensor = result.layers["0"].sparse_tensor()
+    start = page.texts.index("256x512")
+    assert page.texts[start - 1 : start + 4] == ["0", "256x512", "float32", tensor.layout, f"{tensor.sparsity:.1%}"]
+    start = page.texts.index("stays dense")
+    assert page.texts[start + 2 : start + 5] == ["1", "1", result.dense["1"]]
+    start = page.texts.index("names without a match")
+    hostile = '<script>alert("1")</script>&amp;\\x1b[2J\\u202e\'"'
+    expected = ["2", "2.bias", "2.weight", "missing in the files", "1", hostile, "unexpected in the files"]
+    assert page.texts[start + 2 :] == expected
+
+
+def test_of_many_names_some_are_shown() -> None:
+    many = notebooks.names("stays dense", {f"why {number}": ["a", "b"] for number in range(notebooks.MOST_ROWS + 2)})
+    assert Page(many).texts[-1] == "and 4 more for other reasons"
+    page = Page(notebooks.names("stays dense", {"<why>": [f"layer{number}" for number in range(6)], "b": ["c"]}))
+    assert page.texts == [
+        "stays dense",
+        "why",
+        "6",
+        "layer0",
+        "layer1",
+        "layer2",
+        "layer3",
+        "and 2 more",
+        "<why>",
+        "1",
+        "c",
+        "b",
+    ]
 
 
 def test_shares_are_not_rounded_to_all_or_nothing() -> None:

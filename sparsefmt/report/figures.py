@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sparsefmt.adapters import Rows
 from sparsefmt.patterns import Magnitudes, Mask, Pattern, have_magnitudes, mask_of_runs, pattern_of
 
-SIDE = 128
+SIDE = 256
 """Most boxes of a picture of a mask, in each direction."""
 
 CLOSE_UP = 64
@@ -38,6 +38,18 @@ class Picture:
     label: str
     density: np.ndarray
     corner: np.ndarray
+
+    def coarser(self) -> Picture:
+        """With half as many boxes in each direction, where there are more than half of SIDE."""
+        density = self.density
+        for axis in (0, 1):
+            length = density.shape[axis]
+            if length > SIDE // 2:
+                starts = np.arange(0, length, 2)
+                sums = np.add.reduceat(density, starts, axis)
+                counts = np.diff(np.append(starts, length)).reshape((-1, 1) if axis == 0 else (1, -1))
+                density = sums / counts
+        return replace(self, density=density)
 
 
 @dataclass(frozen=True)

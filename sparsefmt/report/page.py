@@ -17,7 +17,7 @@ from sparsefmt.in_words import percent, plural, printable, ratio, shape, size
 from sparsefmt.patterns import Change, Pattern
 from sparsefmt.report import charts, pictures
 from sparsefmt.report.contents import Contents
-from sparsefmt.report.figures import Figures, Picture
+from sparsefmt.report.figures import CLOSE_UP, Figures, Picture
 from sparsefmt.report.layers import layers_of
 from sparsefmt.report.tensors import Group, Tensor
 
@@ -26,6 +26,10 @@ MOST_CARDS = 60
 
 MOST_TENSORS = 8000
 """The most tensors that are listed one by one. If there are more, these are the largest."""
+
+MOST_FINE = 24
+"""The most pictures of masks with all of their boxes; others have half as many in each direction. One of noise takes
+14 to 42 kB."""
 
 LONGEST_NAME = 160
 """Characters of a name or a text that are shown."""
@@ -96,8 +100,8 @@ def breakable(text: str) -> Any:
 
 
 def number(value: float) -> str:
-    """Three digits."""
-    return f"{value:.3g}"
+    """Three digits. Lines are not broken within it."""
+    return f"{value:.3g}".replace("e-", "e\N{NON-BREAKING HYPHEN}")
 
 
 def exact_percent(share: float, digits: int = 2) -> str:
@@ -147,9 +151,11 @@ class _Page:
         self.layers = layers_of(sorted(tensors, key=lambda tensor: tensor.name))
         painter = charts.Painter() if ids else None
         self.cards = []
+        drawn = 0
         for group in _with_charts(groups):
             assert painter is not None
-            self.cards.append(_card_of(group, ids[id(group)], painter))
+            self.cards.append(_card_of(group, ids[id(group)], painter, MOST_FINE - drawn))
+            drawn += len(self.cards[-1].pictures)
             if progress:
                 progress(1)
         self.reasons = _reasons(tensors)
@@ -308,7 +314,8 @@ def _row_of(group: Group, element_id: str) -> SimpleNamespace:
     )
 
 
-def _card_of(group: Group, element_id: str, painter: charts.Painter) -> SimpleNamespace:
+def _card_of(group: Group, element_id: str, painter: charts.Painter, fine: int) -> SimpleNamespace:
+    """fine: how many pictures may have all of their boxes."""
     figures = group.figures
     assert figures is not None
     row = _row_of(group, element_id)
@@ -321,7 +328,8 @@ def _card_of(group: Group, element_id: str, painter: charts.Painter) -> SimpleNa
         some = f"{count:,} of them stay{'s' if count == 1 else ''}"
         row.verdict += f" {'Stays' if count == len(group.tensors) else some} dense: {reason}."
     masks = figures.pictures.values() if _has_charts(group) else ()
-    row.pictures = [_picture(picture) for picture in masks if picture.label != "dense"]
+    masks = [picture for picture in masks if picture.label != "dense"]
+    row.pictures = [_picture(mask if place < fine else mask.coarser()) for place, mask in enumerate(masks)]
     row.charts = _charts_of(group, figures, painter)
     return row
 
@@ -338,18 +346,22 @@ def _picture(picture: Picture) -> SimpleNamespace:
         name=picture.name,
         label=picture.label,
         density=pictures.density_png(picture),
+        is_fine=across > CLOSE_UP,
         density_alt=f"Where the tensor is not zero, in {down} x {across} boxes: the darker, the fuller",
         corner=pictures.corner_png(picture),
         corner_alt=f"Which of the first {tall} x {wide} elements are not zero",
         corner_size=f"{tall} x {wide}",
-        height=_height(picture.density),
-        corner_height=_height(picture.corner),
+        height=_height(picture.density, DENSITY_WIDTH),
+        corner_height=_height(picture.corner, CORNER_WIDTH),
     )
 
 
-def _height(boxes: np.ndarray) -> int:
-    """Of a picture that is 160 wide."""
-    return max(round(160 * min(boxes.shape[0] / boxes.shape[1], 2)), 8)
+DENSITY_WIDTH, CORNER_WIDTH = 256, 160
+"""Pixels of pictures, where there is space for them."""
+
+
+def _height(boxes: np.ndarray, width: int) -> int:
+    return max(round(width * min(boxes.shape[0] / boxes.shape[1], 2)), 8)
 
 
 def _charts_of(group: Group, figures: Figures, painter: charts.Painter) -> list[SimpleNamespace]:
@@ -461,6 +473,8 @@ def _comparison_of(contents: Contents, groups: list[Group]) -> SimpleNamespace |
         all_of_it += total
         changed = sum(change.equal < change.elements for change in changes)
         different += changed
+        if not changed:
+            continue
         rows.append(
             SimpleNamespace(
                 label=group.label,
@@ -477,6 +491,7 @@ def _comparison_of(contents: Contents, groups: list[Group]) -> SimpleNamespace |
     if compared and not different:
         findings.append(_finding(f"The numbers of all {plural(compared, 'tensor')} of both are equal."))
     elif compared:
+        are = "is" if all_of_it.pruned == 1 else "are"
         findings.append(
             _finding(
                 f"{different:,} of {plural(compared, 'tensor')} of both have changed: "
@@ -486,8 +501,8 @@ def _comparison_of(contents: Contents, groups: list[Group]) -> SimpleNamespace |
         )
         findings.append(
             _finding(
-                f"Overlap of the masks, intersection over union: {exact_percent(all_of_it.overlap)}. "
-                f"{plural(all_of_it.pruned, 'more element')} {'is' if all_of_it.pruned == 1 else 'are'} zero there."
+                f"Overlap of the masks, intersection over union: {exact_percent(all_of_it.overlap)}."
+                + (f" {plural(all_of_it.pruned, 'more element')} {are} zero there." if all_of_it.pruned else "")
             )
         )
         lost = all_of_it.regrown
@@ -503,4 +518,5 @@ def _comparison_of(contents: Contents, groups: list[Group]) -> SimpleNamespace |
     findings += [_finding(sentence, True) for sentence in comparison.sentences[:MOST_NAMED]]
     if len(comparison.sentences) > MOST_NAMED:
         findings.append(_finding(f"And {len(comparison.sentences) - MOST_NAMED:,} more such tensors.", True))
-    return SimpleNamespace(other=comparison.path, findings=findings, rows=rows)
+    same = sum(any(tensor.change for tensor in group.tensors) for group in groups) - len(rows)
+    return SimpleNamespace(other=comparison.path, findings=findings, rows=rows, same=same)

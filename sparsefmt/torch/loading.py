@@ -6,11 +6,10 @@ import logging
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from sparsefmt import notebooks
 from sparsefmt.api import open_file
 from sparsefmt.checkpoints import huggingface
 from sparsefmt.checkpoints.checkpoint import Checkpoint
@@ -21,10 +20,13 @@ from sparsefmt.container.sources import Backend
 from sparsefmt.errors import in_file
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.torch import compute_dtype as computing
+from sparsefmt.torch import notebook
 from sparsefmt.torch.compute_dtype import ComputeDtype
 from sparsefmt.torch.filling import WeightLoader, load_dense
+from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.loading_plan import expect_activations, expect_fit, names_of, planned
 from sparsefmt.torch.selection import MIN_SPARSITY, Patterns, Selection
+from sparsefmt.torch.stack import SparseStack
 from sparsefmt.torch.stored_experts import under_names_of
 from sparsefmt.torch.stored_tensors import Stored, StoredInFile, StoredInSeveral
 from sparsefmt.torch.summary import Quantizing, Summary, summary_of
@@ -43,6 +45,7 @@ class LoadResult(NamedTuple):
         dense: names of the linear layers that are dense, and why; and of tensors of other modules, if they are stored
             sparse.
         summary: of the whole model.
+        layers: what `sparse` names.
     """
 
     sparse: list[str]
@@ -50,13 +53,16 @@ class LoadResult(NamedTuple):
     unexpected_keys: list[str]
     dense: dict[str, str]
     summary: Summary
+    layers: dict[str, SparseLinear | SparseStack]
 
     def __str__(self) -> str:
         return str(self.summary)
 
     def _repr_html_(self) -> str:
-        """What notebooks show: the line, in parts."""
-        return notebooks.box(str(self).split("; "))
+        """What notebooks show: the line, tables of the compressed layers and of those that are dense, and why, and
+        names that only one of model and files has."""
+        keys = (("missing in the files", self.missing_keys), ("unexpected in the files", self.unexpected_keys))
+        return notebook.of_model(self.summary, self.layers, self.dense, dict(keys))
 
 
 def load_into(
@@ -158,7 +164,8 @@ def load_into(
         _log.warning(text)
     dense = dict(sorted(plan.reasons.items()))
     summary = summary_of(model, selection, dense, plan.quantizing)
-    return LoadResult(sorted(plan.sparse), plan.missing, plan.unexpected, dense, summary)
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in sorted(plan.sparse)}
+    return LoadResult(list(layers), plan.missing, plan.unexpected, dense, summary, layers)
 
 
 class _Opening(NamedTuple):

@@ -55,8 +55,8 @@ class SparsifyResult(NamedTuple):
         return repr(self) if self.summary is None else str(self.summary)
 
     def _repr_html_(self) -> str:
-        """What notebooks show: the line, and a table of the layers with pictures of their weights."""
-        return notebook.of_layers(str(self), self.sparse)
+        """What notebooks show: the line, a table of the layers with pictures of their weights, and what is dense."""
+        return notebook.of_model(self.summary, self.sparse, self.dense)
 
 
 def sparsify(

@@ -69,6 +69,16 @@ def test_the_file_is_that_of_the_disk(url, tensors, tmp_path):
     assert fsspec.filesystem("memory").cat_file(url) == (tmp_path / "model.sparsefmt").read_bytes()
 
 
+def test_bytes_are_saved_with_options(tmp_path):
+    """What is no URL takes none. The file of memory is found by a name of that file system alone."""
+    data = {"w": {"dtype": "float32", "shape": [2], "data": bytes(8)}}
+    sparsefmt.serialize_file(data, "memory://bytes/model.sparsefmt", storage_options={"use_listings_cache": False})
+    assert fsspec.filesystem("memory").cat_file("/bytes/model.sparsefmt") == sparsefmt.serialize(data)
+    fsspec.filesystem("memory").store.clear()
+    with pytest.raises(ValueError, match="storage_options are for URLs"):
+        sparsefmt.serialize_file(data, tmp_path / "model.sparsefmt", storage_options={"key": "k"})
+
+
 @pytest.mark.parametrize("codec", ["raw", "auto"])
 def test_all_ways_to_read(tensors, codec):
     url = "memory://all/model.sparsefmt"

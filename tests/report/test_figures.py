@@ -47,7 +47,8 @@ def test_a_picture_for_each_pattern() -> None:
     assert [picture.name for picture in figures.pictures.values()] == ["a", "c", "d"]
     assert list(figures.pictures) == ["2:4", "4x4 blocks", "unstructured"]
     picture = figures.pictures["4x4 blocks"]
-    assert np.array_equal(picture.density, blocks.reshape(128, 2, 128, 2).mean((1, 3)))
+    assert np.array_equal(picture.density, blocks)
+    assert np.array_equal(picture.coarser().density, blocks.reshape(128, 2, 128, 2).mean((1, 3)))
     assert np.array_equal(picture.corner, blocks[:64, :64] != 0)
 
 
