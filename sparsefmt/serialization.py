@@ -61,7 +61,7 @@ def serialize_file(
         SparsefmtError: a dtype that is not known, data of another length than dtype and shape need (`tensor-data`), or
             a name, shape or metadata that cannot be stored. safetensors raises SafetensorError.
         TypeError: a value that is neither.
-        ValueError: storage_options for what is no URL.
+        ValueError: storage_options for a place that is not a URL.
         OSError: the disk is full, the folder not writable, ….
 
     Cost: the memory of a few tiles, in addition to the tensors.

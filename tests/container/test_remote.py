@@ -70,7 +70,7 @@ def test_the_file_is_that_of_the_disk(url, tensors, tmp_path):
 
 
 def test_bytes_are_saved_with_options(tmp_path):
-    """What is no URL takes none. The file of memory is found by a name of that file system alone."""
+    """A place that is not a URL takes none."""
     data = {"w": {"dtype": "float32", "shape": [2], "data": bytes(8)}}
     sparsefmt.serialize_file(data, "memory://bytes/model.sparsefmt", storage_options={"use_listings_cache": False})
     assert fsspec.filesystem("memory").cat_file("/bytes/model.sparsefmt") == sparsefmt.serialize(data)
