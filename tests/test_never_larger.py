@@ -102,8 +102,10 @@ def test_a_net(codec, sparsity):
 
 
 def test_no_tensor():
-    """The one file that is larger whatever is done: preamble, trailer, and an index of nothing."""
+    """The one file of small tensors, or none, that is larger: preamble, trailer, and an index of nothing. One scalar is
+    enough to make up for it."""
     assert sizes({}, "raw") == (41, 16)
+    assert sizes({"a": np.array(7, np.uint8)}, "raw") == (61, 65)
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -115,6 +117,13 @@ def test_a_tensor_that_is_mapped(shape, codec):
     tiles = -(-shape[0] // heights.tile_rows(shape[0], int(np.prod(shape[1:]))))
     ours, theirs = sizes({"w": random(shape)}, codec, layout="dense")
     assert ours <= theirs + PADDING + OF_A_TILE * (tiles - 1) + (KEY if tiles > 1 else 0)
+
+
+def test_two_tensors_that_are_mapped():
+    """An entry takes less than a line of JSON, by more than the padding of both."""
+    assert sizes({"w": random((256, 256))}, "raw") == (262_262, 262_224)
+    ours, theirs = sizes({f"w{n}": random((256, 256), seed=n) for n in range(2)}, "raw")
+    assert ours < theirs
 
 
 def test_many_large_tensors_of_any_size():

@@ -11,9 +11,10 @@ from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Each
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 
-WORTH_A_MODEL = 1 << 12
-"""Bytes of a dense tensor below which "auto" makes no model for it: that takes longer than all else together
-(`tools/bench/small.py`, also with `--codec rans`)."""
+WORTH_A_MODEL, WORTH_A_MODEL_OF_HALVES = 1 << 12, 1 << 10
+"""Bytes of a dense tensor below which "auto" makes no model for it, and of one whose elements have 16 bits: a model
+takes longer than all else together (`tools/bench/small.py`, also with `--codec rans`). Of 16 bits it saves a larger
+part, and nets in these have most of their small vectors above it (`tools/small_net.py`: 0.5 % of the file)."""
 
 WORTH_A_KIND = 32
 """Bytes that "auto" saves at least where it codes a chunk of layout `dense`: else a kind that names its codec, and a
@@ -148,6 +149,7 @@ class TensorEncoder:
 
     def _candidates(self, info: ArrayInfo) -> list[Codec]:
         if self._codec == "auto":
-            small = info.rows * info.cols * info.width < WORTH_A_MODEL
+            least = WORTH_A_MODEL_OF_HALVES if info.width == 2 else WORTH_A_MODEL
+            small = info.rows * info.cols * info.width < least
             return [codec for codec in CODECS.values() if codec.name != "raw" and not (codec.has_models and small)]
         return [CODECS[self._codec]]

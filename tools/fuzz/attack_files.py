@@ -13,10 +13,10 @@ There is a file with all kinds of tensors for every layout with every codec. The
     zeroed blocks  each 16 bytes, with checksums left as they are, and mended
     splices        the head of one file, the tail of another, at every 16th byte
 
-Each damaged file is opened; all tensors are loaded in the layout of the file and dense, and multiplied by. It is
-"refused" if that gives a SparsefmtError, "same" if it gives what the file had, "other" if it gives something else. Any
-other exception, and a death of the process that reads, is a "crash". Exits with 1 if there is a crash, or if a file
-whose checksums were left as they are is not refused.
+Each damaged file is opened; all tensors are loaded in the layout of the file and dense, and multiplied by, scaled ones
+with their scales, too. It is "refused" if that gives a SparsefmtError, "same" if it gives what the file had, "other" if
+it gives something else. Any other exception, and a death of the process that reads, is a "crash". Exits with 1 if there
+is a crash, or if a file whose checksums were left as they are is not refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 import sparsefmt
+from sparsefmt.checkpoints.scales import as_metadata, checked_scales, scales_in
 from sparsefmt.codecs import CODECS
+from sparsefmt.container.sources import Memory
 from tools import forms
 from tools.taken_apart import mended
 
@@ -81,9 +83,12 @@ def bases() -> dict[str, bytes]:
         "packed": rng.standard_normal((3, 5)).astype(ml_dtypes.float4_e2m1fn),
         "far": np.eye(1, 520, 300, np.int8) + np.eye(1, 520, 519, np.int8),
         "tied": weight,
+        "stack": np.where(rng.random((2, 3, 33)) < 0.6, 0, rng.integers(1, 9, (2, 3, 33))).astype(np.int8),
+        "small scales": np.array([[1, 2, 0.5]] * 5, np.float16),
     }
+    metadata = {"key": "text", **as_metadata({"small": "small scales"})}
     return {
-        f"{layout} {codec}": forms.save(tensors, {"key": "text"}, form=form, codec=codec)
+        f"{layout} {codec}": forms.save(tensors, metadata, form=form, codec=codec, row_dims={"stack": 2})
         for layout, form in forms.LAYOUTS.items()
         for codec in CODECS
     }
@@ -170,14 +175,26 @@ def content(data: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """All tensors: loaded in the file's layout and multiplied by, and dense."""
     found: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
     dense = sparsefmt.load(data, layout="dense", max_decoded_bytes=MAX_DECODED_BYTES)
-    for name, tensor in sparsefmt.load(data, max_decoded_bytes=MAX_DECODED_BYTES).items():
+    tensors = sparsefmt.load(data, max_decoded_bytes=MAX_DECODED_BYTES)
+    for name, tensor in tensors.items():
         array = dense[name]
         assert isinstance(array, np.ndarray)
         found[name] = str(array.dtype), array.shape, array.tobytes()
         if isinstance(tensor, sparsefmt.SparseTensor):
             assert tensor.todense().tobytes() == array.tobytes()
             with np.errstate(all="ignore"):
-                sparsefmt.linear(np.ones((3, array.reshape(array.shape[0], -1).shape[1]), np.float32), tensor)
+                sparsefmt.linear(np.ones((3, tensor.tiling.cols), np.float32), tensor)
+            if tensor.tiling.row_dims > 1:
+                assert np.asarray(tensor[-1:]).tobytes() == array[-1:].tobytes()
+                assert tensor[-1].todense().tobytes() == array[-1].tobytes()
+    with sparsefmt.SparseFile(Memory(data), threads=1) as file:
+        pairs = scales_in(file.metadata(), set(dense))
+    for name, scales in pairs.items():
+        scale = checked_scales(name, dense[name].shape, scales, np.asarray(dense[scales]))
+        x = np.ones((3, dense[name].shape[1]), np.float32)
+        activations = "int8" if dense[name].dtype == np.int8 else None
+        with np.errstate(all="ignore"):
+            sparsefmt.linear(x, tensors[name], scale=scale, activations=activations)
     return found
 
 
