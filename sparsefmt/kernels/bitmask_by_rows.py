@@ -87,7 +87,7 @@ def many_tokens_kernel(kind: int, side_by_side: bool = False) -> Callable[..., A
     x and y are what that one takes; scratch is `scratch_bytes`.
     """
     width, size, job_bytes = WIDTH[kind], WIDTH[summed_kind(kind)], jobs.BYTES
-    side_by_side, zero = int(side_by_side), np.zeros((), f"u{width}")[()]
+    descending, zero = int(side_by_side), np.zeros((), f"u{width}")[()]
 
     @jit
     def product(job, lo, hi, scratch):
@@ -143,7 +143,7 @@ def many_tokens_kernel(kind: int, side_by_side: bool = False) -> Callable[..., A
                         for index in range(load_u64(upcoming + 8 * row), SLICE_ROWS * end_slot, SLICE_ROWS):
                             store_scalar(columns + 2 * index, np.uint16(0))
                             store_scalar(values + width * index, zero)
-                    if side_by_side:
+                    if descending:
                         longest = np.uint32(end_slot - first_slot)
                         store_scalar(counts + 4 * (SLICE_ROWS * (slice_ - begin) + HALF), longest)
                     first_slot = end_slot
