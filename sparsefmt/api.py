@@ -89,7 +89,7 @@ def save(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> bytes:
-    """The bytes that `save_file` writes, for the same arguments."""
+    """The bytes that `save_file` writes, for the same arguments. Raises what that raises of tensors."""
     return file_content(tensors, metadata, SaveOptions(layout, codec, negative_zeros, row_dims, threads), progress)
 
 
@@ -128,6 +128,12 @@ def load_file(
         LimitError: it exceeds the limits of SPEC.md, `max_decoded_bytes`, or memory.
         ValueError: the layout or backend is unknown.
         OSError: it cannot be read.
+
+    Cost: memory for what is returned, but for raw arrays, and for a few tiles while they are decoded.
+
+    Example:
+        >>> tensors = sparsefmt.load_file("model.sparsefmt")
+        >>> y = sparsefmt.linear(np.ones((2, 64), np.float32), tensors["weight"])
     """
     with (
         in_file(path),
@@ -145,7 +151,7 @@ def load(
     threads: int | None = None,
     max_decoded_bytes: int | None = None,
 ) -> dict[str, SparseTensor | np.ndarray]:
-    """Load all tensors from the bytes of a file; in all else like `load_file`.
+    """Load all tensors from the bytes of a file. Arguments, errors and cost are those of `load_file`.
 
     The bytes are copied once. A binary file object is read as by `load_file`.
     """
@@ -230,6 +236,9 @@ def linear(
     Raises:
         ValueError: shapes or dtypes do not fit.
         UnsupportedError: activations="int8", and w is not int8 (`activations-dtype`).
+
+    Cost: time in proportion to the rows of x and to the elements of w that are not pruned (layout "dense": to all of
+        them). The first call for a layout and a dtype compiles kernels, which takes seconds, and keeps them on disk.
 
     Example:
         >>> w = sparsefmt.SparseTensor.from_dense(weight)

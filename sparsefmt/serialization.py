@@ -87,12 +87,16 @@ def deserialize(data: bytes | BinaryIO, *, max_decoded_bytes: int | None = None)
         (name, {"dtype": "F32", "shape": [2, 3], "data": bytearray}) of each, in the order of the file.
 
     Raises:
-        FormatError, ChecksumError: the file is damaged, forged, or no .sparsefmt file. safetensors raises
+        FormatError, ChecksumError: the file is damaged, forged, or not a .sparsefmt file. safetensors raises
             SafetensorError.
         UnsupportedError: it needs a newer version of the library.
         LimitError: it exceeds the limits of SPEC.md, `max_decoded_bytes`, or memory.
 
     Cost: the dense tensors, and one more while it is copied.
+
+    Example:
+        >>> for name, tensor in sparsefmt.deserialize(Path("model.sparsefmt").read_bytes()):
+        ...     print(name, tensor["dtype"], tensor["shape"])
     """
     with SparseFile(source_of_content(data), max_decoded_bytes=max_decoded_bytes) as file:
         names = file.reader.index.offset_keys()

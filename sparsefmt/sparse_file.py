@@ -40,6 +40,13 @@ class SparseFile(Mapping[str, "SparseTensor | np.ndarray"]):
 
     A file that was opened by its path can be pickled. The pickle has the path, and not the tensors. The file is opened
     again when it is used for the first time, and must be the same file then.
+
+    Raises:
+        as `sparsefmt.load_file`, when a tensor is read; and SparsefmtError (`file-closed`) once the file is closed.
+
+    Example:
+        >>> with sparsefmt.open_file("model.sparsefmt") as f:
+        ...     weights = {name: f[name] for name in f}
     """
 
     def __init__(

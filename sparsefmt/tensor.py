@@ -60,6 +60,10 @@ class SparseTensor(AsArray):
     Other operators and functions of numpy give the same dense arrays as for `todense()`: `w == 0`, `abs(w) < 1`,
     `numpy.mean(w == 0)`, `numpy.count_nonzero(w)`. `w.nnz` and `w.sparsity` cost less. Use `is` to find out whether two
     tensors are the same object; hashes go by identity.
+
+    Example:
+        >>> w = sparsefmt.SparseTensor.from_dense(np.eye(512, dtype=np.float32))
+        >>> y = w @ np.ones(512, np.float32)
     """
 
     __slots__ = (

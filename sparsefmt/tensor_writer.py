@@ -70,6 +70,17 @@ class TensorWriter:
         again: gives a tensor that was added before, by its name, as it was. With it, a tensor that has the same
             elements as an earlier one is stored as a copy of that.
         progress: called with the dense bytes of each tile once it is written; those of a tensor add up to its own.
+
+    Raises:
+        as `sparsefmt.save_file`. A file in which writing a tensor has failed cannot be finished.
+
+    Cost: memory for a few tiles, and for the index.
+
+    Example:
+        >>> with open("model.sparsefmt", "wb") as sink:
+        ...     writer = sparsefmt.TensorWriter(sink)
+        ...     entry = writer.add("weight", weight)
+        ...     index = writer.finish()
     """
 
     def __init__(

@@ -29,7 +29,7 @@ _num_threads: int | None = None
 
 
 def set_num_threads(threads: int) -> None:
-    """Set how many threads are used where no `threads` argument says otherwise."""
+    """Set how many threads are used where no `threads` argument says otherwise. Raises ValueError if it is below 1."""
     global _num_threads
     _num_threads = _at_least_one(threads, "threads")
 

@@ -30,6 +30,10 @@ def make_dense(model: torch.nn.Module, dtype: torch.dtype | None = None) -> None
         RuntimeError: a layer has no weights yet.
 
     Cost: the dense weights. Each compressed one is freed as its layer is replaced, unless somebody else keeps it.
+
+    Example:
+        >>> result = sparsefmt.torch.sparsify(model)
+        >>> sparsefmt.torch.make_dense(model)
     """
     if isinstance(model, SparseLinear):
         raise TypeError("the model is a SparseLinear itself, which cannot be replaced in itself: use weight.to_dense()")
