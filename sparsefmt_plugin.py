@@ -9,7 +9,8 @@ waits for what it is for:
 - models of transformers, if the environment variable SPARSEFMT_TRANSFORMERS is 1: `sparsefmt.transformers` is imported
   after the part of transformers that loads models.
 
-It lies outside of the package `sparsefmt`, which would be imported with it.
+It lies outside of the package `sparsefmt`, which would be imported with it. Therefore it waits for a module by itself,
+as `sparsefmt/torch/when_imported.py` does for those who have imported the package.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Something to be done once another library is imported, without importing it.
 
 A finder in front of all others answers for that one name: what the others find, with one more step behind the
-execution of the module. It leaves with that step, and nothing of it remains.
+execution of the module. It leaves with that step, and nothing of it remains. `sparsefmt_plugin.py`, which may
+not import this package, has a finder of its own.
 """
 
 from __future__ import annotations
