@@ -63,7 +63,7 @@ class Pattern:
 
     @property
     def label(self) -> str:
-        """In a few words, without the share: "2:4", "4x4 blocks", "heads of 64 rows", "unstructured"."""
+        """In a few words, without the share: "2:4", "4x4 blocks", "heads of 64 rows", "diagonal", "unstructured"."""
         if self.kind == "n:m":
             return f"{self.sizes[0]}:{self.sizes[1]}{' down columns' if self.along == 'columns' else ''}"
         if self.kind == "blocks":
@@ -71,7 +71,7 @@ class Pattern:
         if self.kind == "heads":
             return f"heads of {self.sizes[0]} {'rows' if self.along == 'columns' else 'columns'}"
         if self.kind == "banded":
-            return f"banded, -{self.sizes[0]} to +{self.sizes[1]}"
+            return f"banded, -{self.sizes[0]} to +{self.sizes[1]}" if any(self.sizes) else "diagonal"
         return self.kind
 
     def as_object(self) -> dict[str, Any]:

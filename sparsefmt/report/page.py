@@ -327,8 +327,7 @@ def _card_of(group: Group, element_id: str, painter: charts.Painter, fine: int) 
     for reason, count in reasons.most_common(2):
         some = f"{count:,} of them stay{'s' if count == 1 else ''}"
         row.verdict += f" {'Stays' if count == len(group.tensors) else some} dense: {reason}."
-    masks = figures.pictures.values() if _has_charts(group) else ()
-    masks = [picture for picture in masks if picture.label != "dense"]
+    masks = [mask for mask in figures.pictures.values() if mask.label != "dense"] if _has_charts(group) else []
     row.pictures = [_picture(mask if place < fine else mask.coarser()) for place, mask in enumerate(masks)]
     row.charts = _charts_of(group, figures, painter)
     return row

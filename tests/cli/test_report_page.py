@@ -130,6 +130,10 @@ def test_it_can_be_read(browser: Any, page: Path, size: dict[str, int], scheme: 
     shown.screenshot(path=tmp_path / "page.png", full_page=True)
     assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert shown.evaluate(CONTRAST) == []
+    if size == PHONE:  # names have all of the width
+        assert shown.evaluate(
+            "[...document.querySelectorAll('.overview tbody th')].every(each => each.clientWidth > 300)"
+        )
     for heading in ("What was found", "Where the bytes are", "Zeros by layer and projection", "Speed on this machine"):
         assert shown.get_by_role("heading", name=heading).is_visible()
     # pictures and charts are there, and have words for those who cannot see them
@@ -192,5 +196,6 @@ def test_in_print(browser: Any, page: Path, tmp_path: Path) -> None:
     opened.page.screenshot(path=tmp_path / "print.png", full_page=True)
     assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert opened.page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 36, 48)"
+    assert opened.page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
     assert opened.page.evaluate(CONTRAST) == []
     opened.close(page)

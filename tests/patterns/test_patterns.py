@@ -268,3 +268,4 @@ def test_the_pattern_that_says_most_wins():
     assert found(heads).label == "heads of 64 rows"
     distance = np.subtract.outer(np.arange(1024), np.arange(1024))
     assert found(np.abs(distance) <= 100).label == "banded, -100 to +100"
+    assert found(distance == 0).label == "diagonal"
