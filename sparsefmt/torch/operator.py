@@ -97,7 +97,19 @@ def multiplied(x: torch.Tensor, weights: Operand, wide: bool, bias: torch.Tensor
     if bias is not None:
         # no gradient flows here: either the operator keeps it, or nobody wants one
         y.add_(bias if bias.dtype == summed else bias.to(summed))
-    return y if dtype == summed else y.to(dtype)
+    return y if dtype == summed else rounded(y, dtype)
+
+
+def rounded(sums: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Sums in another dtype, rounded once, to nearest."""
+    if sums.dtype == torch.float64 and dtype in (torch.bfloat16, torch.float16):
+        # torch takes float32 on the way, which would round twice: in the last of its bits what is inexact gets a one
+        single = sums.float()
+        exact = single.double()
+        to_even = (exact != sums) & (single.view(torch.int32) & 1 == 0)
+        beyond = torch.where(sums > exact, math.inf, -math.inf).float()
+        sums = torch.where(to_even, torch.nextafter(single, beyond), single)
+    return sums.to(dtype)
 
 
 @cache

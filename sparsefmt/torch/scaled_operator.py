@@ -62,7 +62,7 @@ def scaled_product(
     )
     if bias is not None:
         y.add_(bias if bias.dtype == summed else bias.to(summed))
-    return y if x.dtype == summed else y.to(x.dtype)
+    return y if x.dtype == summed else operator.rounded(y, x.dtype)
 
 
 def dequantized(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch_helpers import same
 from torch_layers import FLOATS, LAYOUTS, dense_twin, layer_of
 
 from sparsefmt.torch import SparseLinear
+from sparsefmt.torch.operator import rounded
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -30,6 +31,20 @@ def test_gradients_are_those_of_a_dense_layer(layout, dtype):
     precision = max(precision, 1e-5)  # the bias is float32
     torch.testing.assert_close(layer.bias.grad.double(), twin.bias.grad, rtol=precision, atol=10 * precision)
     assert [name for name, _ in layer.named_parameters()] == ["bias"]
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 8), (torch.float16, 11)])
+def test_sums_in_double_are_rounded_once(dtype, bits):
+    """Just beside the middle between two results, where float32 on the way would give the middle."""
+    middle = 1 + torch.arange(1, 64, 2, dtype=torch.float64) * 2.0**-bits
+    below, above = middle - 2.0**-bits, middle + 2.0**-bits
+    assert torch.equal(rounded(middle - 2.0**-45, dtype).double(), below)
+    assert torch.equal(rounded(middle + 2.0**-45, dtype).double(), above)
+    assert torch.equal(rounded(-middle - 2.0**-45, dtype).double(), -above)
+    assert torch.equal(rounded(middle, dtype), middle.to(dtype))
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e300, -1e300, 1e-300, 3.0], dtype=torch.float64)
+    assert same(rounded(special, dtype), special.to(dtype))
+    assert rounded(torch.tensor([torch.nan], dtype=torch.float64), dtype).isnan().all()
 
 
 def test_gradients_of_several_tiles():
