@@ -22,13 +22,13 @@ from numba.extending import overload
 
 from sparsefmt.bits_of_words import lowest_bit, popcount
 from sparsefmt.jit import jit
-from sparsefmt.kernels.dots import SIGNS, from_dots, less_dots
+from sparsefmt.kernels.dots import SIGNS, from_dots, less_dots, plus_dots
 from sparsefmt.kernels.expand import COLUMNS, copy_value, dot_word, expand_dots, expand_word, fma_word, values_of_word
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
 from sparsefmt.kernels.kinds import DOTS, WIDTH, summed_kind
-from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SCALES, SLICE_OFFSETS, VALUES
+from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, ROW_SUMS, SCALES, SLICE_OFFSETS, VALUES
 from sparsefmt.kernels.raw_memory import load_scalar, load_u16, load_u32, load_u64, prefetch, store_scalar
-from sparsefmt.kernels.simd import VECTOR_BYTES, fma, fma_by_rows, store, store_sums, zeros
+from sparsefmt.kernels.simd import VECTOR_BYTES, fma, fma_by_rows, load, store, store_sums, zeros
 from sparsefmt.positions.masks import SLICE_ROWS
 
 AHEAD = 2048
@@ -68,8 +68,8 @@ def last_columns(mask, cols):
 
 
 def scratch_bytes(cols: int) -> int:
-    """Size of the scratch of `few_tokens_kernel`: the last words of two slices, and a widened mask."""
-    return 16 + 2 * cols + 64
+    """Size of the scratch of `few_tokens_kernel`: the last words of four slices, and a widened mask."""
+    return 32 + 2 * cols + 64
 
 
 @cache
@@ -147,8 +147,59 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
                     at += values_of_word(last) * width
                 store_sums(y_tile + SLICE_ROWS * size * slice_, y_stride, y_count, height - SLICE_ROWS * slice_, sums)
 
+    @jit
+    def add_word(at, mask, tables, x_at, sums):
+        prefetch(at + AHEAD, lines, one)
+        prefetch(mask + MASK_AHEAD, one, one)
+        return at + values_of_word(mask) * width, fma_word(at, mask, kind, tables, x_at, sums)
+
+    @jit
+    def add_last_word(at, mask, cols, word, tables, x_at, sums):
+        store_scalar(word, last_columns(mask, cols))
+        return fma_word(at, word, kind, tables, x_at, sums)
+
+    @jit
+    def product_of_four(job, lo, hi, scratch):
+        # values of one byte are expanded in less time than two sums wait for
+        x_begin, cols, tables = load_u64(job + X), load_u64(job + COLS), own(job, 0)
+        y_begin, y_stride, y_count = load_u64(job + Y), load_u64(job + ROWS) * size, load_u64(job + TOKENS)
+        words = cols // COLUMNS
+        for number in range(lo, hi):
+            line, begin, end = piece(job, number)
+            values, offsets, height = field(line, VALUES), field(line, SLICE_OFFSETS), field(line, HEIGHT)
+            y_tile = y_begin + field(line, FIRST_ROW) * size
+            quarter = (end - begin + 3) // 4
+            for slice0 in range(begin, begin + quarter):
+                slice1, slice2 = min(slice0 + quarter, end - 1), min(slice0 + 2 * quarter, end - 1)
+                slice3 = min(slice0 + 3 * quarter, end - 1)
+                at0, at1 = values + load_u32(offsets + 4 * slice0), values + load_u32(offsets + 4 * slice1)
+                at2, at3 = values + load_u32(offsets + 4 * slice2), values + load_u32(offsets + 4 * slice3)
+                widened = scratch + 32
+                mask0, mask1 = mask_of(line, slice0, cols, widened), mask_of(line, slice1, cols, widened)
+                mask2, mask3 = mask_of(line, slice2, cols, widened), mask_of(line, slice3, cols, widened)
+                sums0, sums1 = zeros(kind, sixteen, tokens), zeros(kind, sixteen, tokens)
+                sums2, sums3 = zeros(kind, sixteen, tokens), zeros(kind, sixteen, tokens)
+                x_at = x_begin
+                for word in range(0, 8 * words, 8):
+                    at0, sums0 = add_word(at0, mask0 + word, tables, x_at, sums0)
+                    at1, sums1 = add_word(at1, mask1 + word, tables, x_at, sums1)
+                    at2, sums2 = add_word(at2, mask2 + word, tables, x_at, sums2)
+                    at3, sums3 = add_word(at3, mask3 + word, tables, x_at, sums3)
+                    x_at += step
+                if cols % COLUMNS:
+                    sums0 = add_last_word(at0, mask0, cols, scratch, tables, x_at, sums0)
+                    sums1 = add_last_word(at1, mask1, cols, scratch + 8, tables, x_at, sums1)
+                    sums2 = add_last_word(at2, mask2, cols, scratch + 16, tables, x_at, sums2)
+                    sums3 = add_last_word(at3, mask3, cols, scratch + 24, tables, x_at, sums3)
+                store_sums(y_tile + SLICE_ROWS * size * slice0, y_stride, y_count, height - SLICE_ROWS * slice0, sums0)
+                store_sums(y_tile + SLICE_ROWS * size * slice1, y_stride, y_count, height - SLICE_ROWS * slice1, sums1)
+                store_sums(y_tile + SLICE_ROWS * size * slice2, y_stride, y_count, height - SLICE_ROWS * slice2, sums2)
+                store_sums(y_tile + SLICE_ROWS * size * slice3, y_stride, y_count, height - SLICE_ROWS * slice3, sums3)
+
     # with more tokens, two slices have more sums and addresses than there are registers
-    return product if tokens == 1 else product_one_by_one
+    if tokens > 1:
+        return product_one_by_one
+    return product_of_four if width == 1 and VECTOR_BYTES == 64 else product
 
 
 @cache
@@ -193,41 +244,46 @@ def scaled_kernel(kind: int, tokens: int) -> Callable[..., Any]:
 def one_token_of_dots(way: int) -> Callable[..., Any]:
     """Like `few_tokens_kernel` for one token and DOTS, multiplied in some `way`. Its third own number: their table."""
     sixteen, lines, one, kind, biased = SLICE_ROWS, 1, 1, DOTS, int(way != SIGNS)
+    kind_of_sums = summed_kind(kind)
 
     @jit
     def product(job, lo, hi, scratch):
         x_begin, cols, tables = load_u64(job + X), load_u64(job + COLS), own(job, 2)
-        last, bias = scratch, scratch + 8
-        store_scalar(bias, np.int64(0x80808080))
+        last = scratch
         y_begin, y_stride, y_count = load_u64(job + Y), load_u64(job + ROWS) * 4, load_u64(job + TOKENS)
         mask_bytes = 8 * (cols // COLUMNS)
+        pairs_end = mask_bytes // 16 * 16
         for number in range(lo, hi):
             line, begin, end = piece(job, number)
             offsets, height = field(line, SLICE_OFFSETS), field(line, HEIGHT)
             y_tile = y_begin + field(line, FIRST_ROW) * 4
             at = field(line, VALUES) + load_u32(offsets + 4 * begin)
             for slice_ in range(begin, end):
-                mask, sums, of_bias = (
-                    mask_of(line, slice_, cols, scratch + 16),
-                    zeros(kind, sixteen, one),
-                    zeros(kind, sixteen, one),
-                )
-                x_at = x_begin
-                for word in range(0, mask_bytes, 8):
+                mask, x_at = mask_of(line, slice_, cols, scratch + 16), x_begin
+                # two sums, since an addition takes longer than all else that is done for a word
+                sums0, sums1 = zeros(kind, sixteen, one), zeros(kind, sixteen, one)
+                for word in range(0, pairs_end, 16):
                     prefetch(at + AHEAD, lines, one)
                     prefetch(mask + word + MASK_AHEAD, one, one)
-                    sums = dot_word(at, mask + word, kind, tables, x_at, way, sums)
-                    if biased:
-                        of_bias = dot_word(at, mask + word, kind, tables, bias, way, of_bias)
-                    at += values_of_word(mask + word)
+                    middle = at + values_of_word(mask + word)
+                    sums0 = dot_word(at, mask + word, kind, tables, x_at, way, sums0)
+                    sums1 = dot_word(middle, mask + word + 8, kind, tables, x_at + 4, way, sums1)
+                    at = middle + values_of_word(mask + word + 8)
+                    x_at += 8
+                if pairs_end != mask_bytes:
+                    sums0 = dot_word(at, mask + pairs_end, kind, tables, x_at, way, sums0)
+                    at += values_of_word(mask + pairs_end)
                     x_at += 4
                 if cols % COLUMNS:
                     store_scalar(last, last_columns(mask, cols))
-                    sums = dot_word(at, last, kind, tables, x_at, way, sums)
-                    if biased:
-                        of_bias = dot_word(at, last, kind, tables, bias, way, of_bias)
+                    sums1 = dot_word(at, last, kind, tables, x_at, way, sums1)
                     at += values_of_word(last)
-                sums = from_dots(less_dots(sums, one, of_bias))
+                sums = plus_dots(sums0, sums1)
+                if biased:
+                    # activations are 128 too large: so many times the weights are taken away again
+                    row_sums = field(line, ROW_SUMS) + SLICE_ROWS * 4 * slice_
+                    sums = less_dots(sums, one, load(row_sums, SLICE_ROWS * 4, kind_of_sums, sixteen, one))
+                sums = from_dots(sums)
                 store_sums(y_tile + SLICE_ROWS * 4 * slice_, y_stride, y_count, height - SLICE_ROWS * slice_, sums)
 
     return product

@@ -50,29 +50,36 @@ dots = {SIGNS: _dot_by_signs, BIASED: _dot_by_instruction, BIASED_BY_PARTS: _dot
 """By way, dot(builder, weights, activation, total)."""
 
 
+def dots_of_tokens(builder, rows: list, x, way: int, sums: list) -> list:
+    """sums[token * n + i] + the dot products of rows[i] and x[token]: LLVM vectors of bytes, and four bytes each at an
+    address."""
+    whole, words, single = rows[0].type, ir.VectorType(I32, sums[0].type.count), sums[0].type
+    totals = list(sums)
+    for token in range(len(sums) // len(rows)):
+        four = load_as(builder, builder.add(x, integer(4 * token)), I32, 4)
+        alone = builder.insert_element(ir.Constant(words, ir.Undefined), four, ir.Constant(I32, 0))
+        spread = builder.bitcast(builder.shuffle_vector(alone, alone, lanes_of([0] * words.count)), whole)
+        for number, row in enumerate(rows):
+            index = token * len(rows) + number
+            total = dots[way](builder, row, spread, builder.bitcast(totals[index], words))
+            totals[index] = builder.bitcast(total, single)
+    return totals
+
+
 @intrinsic(prefer_literal=True)
 def dot_panel(typingctx, weights, x, tokens, way, sums):
     """Four columns of a panel of DOTS: sums[token * n + i] + the dot products of weights[i] and x[token], in 32 bits.
 
     `way`: see SIGNS.
     """
-    count = constant_of(tokens)
-    vectors = sums.count // count
-    dot = dots[constant_of(way)]
+    vectors, number_of_way = sums.count // constant_of(tokens), constant_of(way)
 
     def codegen(context, builder, signature, args):
-        totals, nbytes = vectors_of(builder, args[4], sums), 4 * sums.lanes
-        whole, words = ir.VectorType(I8, nbytes), ir.VectorType(I32, sums.lanes)
-        rows = [load_as(builder, builder.add(args[0], integer(nbytes * number)), whole, 4) for number in range(vectors)]
-        for token in range(count):
-            four = load_as(builder, builder.add(args[1], integer(4 * token)), I32, 4)
-            alone = builder.insert_element(ir.Constant(words, ir.Undefined), four, ir.Constant(I32, 0))
-            spread = builder.bitcast(builder.shuffle_vector(alone, alone, lanes_of([0] * sums.lanes)), whole)
-            for number, row in enumerate(rows):
-                index = token * vectors + number
-                total = dot(builder, row, spread, builder.bitcast(totals[index], words))
-                totals[index] = builder.bitcast(total, sums.llvm)
-        return joined(builder, totals)
+        nbytes = 4 * sums.lanes
+        addresses = [builder.add(args[0], integer(nbytes * number)) for number in range(vectors)]
+        rows = [load_as(builder, address, ir.VectorType(I8, nbytes), 4) for address in addresses]
+        totals = vectors_of(builder, args[4], sums)
+        return joined(builder, dots_of_tokens(builder, rows, args[1], number_of_way, totals))
 
     return sums(types.int64, types.int64, tokens, way, sums), codegen
 
@@ -90,6 +97,19 @@ def less_dots(typingctx, sums, tokens, others):
         return joined(builder, result)
 
     return sums(sums, tokens, others), codegen
+
+
+@intrinsic
+def plus_dots(typingctx, sums, others):
+    """sums[i] + others[i], integers of 32 bits."""
+
+    def codegen(context, builder, signature, args):
+        words = ir.VectorType(I32, sums.lanes)
+        pairs = zip(*(vectors_of(builder, arg, sums) for arg in args), strict=True)
+        added = [builder.add(*(builder.bitcast(one, words) for one in pair)) for pair in pairs]
+        return joined(builder, [builder.bitcast(total, sums.llvm) for total in added])
+
+    return sums(sums, sums), codegen
 
 
 @intrinsic

@@ -20,9 +20,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from sparsefmt.isa import ISA, MOVES_BYTES, NEON
-from sparsefmt.kernels.dots import dots
+from sparsefmt.kernels.dots import dots, dots_of_tokens
 from sparsefmt.kernels.kinds import BF16, DOTS, E4M3, E5M2, F16, F32, F64, INT8, ONE_BYTE, UINT8, WIDTH
-from sparsefmt.kernels.llvm import behind, from_upper_bytes, fused, stored_type, widened
+from sparsefmt.kernels.llvm import behind, from_upper_bytes, fused, opaque, stored_type, widened
 from sparsefmt.kernels.simd import VECTOR_BYTES, Vectors, accumulator, broadcast, joined, vectors_of
 from sparsefmt.llvm import I1, I8, I16, I32, I64, call, concatenated, constant_of, integer, lanes_of, load_as, store_at
 from sparsefmt.positions.masks import SLICE_ROWS
@@ -116,7 +116,7 @@ def _expand16(builder, values, mask, kind, nothing):
         arguments = [wide, ir.Constant(wide.type, None), present]
         placed = call(builder, "llvm.x86.avx512.mask.expand.v32i16", wide.type, arguments)
         return builder.bitcast(placed, ir.VectorType(ir.FloatType(), 16))
-    suffix = {4: "v16f32", 2: "v16i16", 1: "v16i8"}[WIDTH[kind]]
+    suffix = {4: "v16f32", 2: "v16i16"}[WIDTH[kind]]
     arguments = [loaded, ir.Constant(stored, None), present]
     return widened(builder, call(builder, f"llvm.x86.avx512.mask.expand.{suffix}", stored, arguments), kind)
 
@@ -224,6 +224,27 @@ def _columns_of_neon(builder, values, mask, kind, table):
     return column
 
 
+def _columns_of_bytes(builder, values, mask, kind):
+    """AVX-512: like `_columns` for values of one byte, all of which one instruction puts in their places."""
+    placed = _expand64(builder, values, mask)
+
+    def column(number, totals=()):
+        lanes = lanes_of(list(range(SLICE_ROWS * number, SLICE_ROWS * (number + 1))))
+        return widened(builder, builder.shuffle_vector(placed, placed, lanes), kind)
+
+    return column
+
+
+def _expand64(builder, values, mask):
+    """AVX-512: the four columns of the word at `mask`, as an LLVM vector of 64 bytes."""
+    bytes64 = ir.VectorType(I8, 64)
+    present = builder.bitcast(load_as(builder, mask, I64, 2), ir.VectorType(I1, 64))
+    # loaded first: an expansion that reads memory itself takes twice as long (Zen 4)
+    loaded = opaque(builder, load_as(builder, values, bytes64, 1), "v")
+    arguments = [loaded, ir.Constant(bytes64, None), present]
+    return call(builder, "llvm.x86.avx512.mask.expand.v64i8", bytes64, arguments)
+
+
 def _columns(builder, values, mask, kind, table):
     """For the columns of a word, to be called in order: a function of a column's number, and of sums that the columns
     before were added to, to its LLVM vector of sixteen rows."""
@@ -231,6 +252,8 @@ def _columns(builder, values, mask, kind, table):
         raise TypeError("no way to expand in registers: see in_registers")
     if NEON:
         return _columns_of_neon(builder, values, mask, kind, table)
+    if ISA == "avx512" and WIDTH[kind] == 1:
+        return _columns_of_bytes(builder, values, mask, kind)
 
     def taken(bits):
         """Where so many values begin as `bits` has ones; then, those after them begin."""
@@ -327,14 +350,12 @@ def expand_dots(typingctx, values, mask, kind, tables):
 def _dots(builder, values, mask, table):
     """The four columns of a word as an LLVM vector of 64 bytes, those of one row after the other."""
     if ISA == "avx512":
-        bytes64 = ir.VectorType(I8, 64)
-        present = builder.bitcast(load_as(builder, mask, I64, 2), ir.VectorType(I1, 64))
-        arguments = [load_as(builder, values, bytes64, 1), ir.Constant(bytes64, None), present]
-        placed = call(builder, "llvm.x86.avx512.mask.expand.v64i8", bytes64, arguments)
+        placed = _expand64(builder, values, mask)
         if not MOVES_BYTES:
             return builder.shuffle_vector(placed, placed, lanes_of(_ROW_BY_ROW))
         # from memory: LLVM would make a dozen instructions of an order that it knows
-        return call(builder, "llvm.x86.avx512.permvar.qi.512", bytes64, [placed, load_as(builder, table, bytes64, 8)])
+        arguments = [placed, load_as(builder, table, placed.type, 8)]
+        return call(builder, "llvm.x86.avx512.permvar.qi.512", placed.type, arguments)
     begins, parts = ([], []), []
     for number in range(2 * COLUMNS):
         begins[number % 2].append(values)
@@ -366,6 +387,28 @@ def dot_word(typingctx, values, mask, kind, tables, x, way, sums):
 
     int64 = types.int64
     return sums(int64, int64, kind, int64, int64, way, sums), codegen
+
+
+@intrinsic(prefer_literal=True)
+def expand_and_dot(typingctx, values, masks, kind, tables, to, x, way, sums):
+    """Two slices of DOTS expanded to a panel at `to` and multiplied at once: like `dot_panel` behind two times
+    `expand_dots`. Only for vectors of 64 bytes.
+
+    values, masks: two addresses each.
+    """
+    number_of_way = constant_of(way)
+
+    def codegen(context, builder, signature, args):
+        both = [[builder.extract_value(arg, number) for arg in args[:2]] for number in range(2)]
+        rows = [_dots(builder, *addresses, args[3]) for addresses in both]
+        for number, row in enumerate(rows):
+            store_at(builder, builder.add(args[4], integer(64 * number)), row, 4)
+        return joined(
+            builder, dots_of_tokens(builder, rows, args[5], number_of_way, vectors_of(builder, args[7], sums))
+        )
+
+    int64, pair = types.int64, types.UniTuple(types.int64, 2)
+    return sums(pair, pair, kind, int64, int64, int64, way, sums), codegen
 
 
 @intrinsic(prefer_literal=True)

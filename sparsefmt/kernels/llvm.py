@@ -40,8 +40,8 @@ def fused(builder, a, b, c):
 def opaque(builder, value, register: str, *others):
     """A value as it is, which LLVM takes for the result of some instruction on it and on other values.
 
-    `register`: LLVM's name of the kind of register that it is in, "r" or "w"; others are in "w", which floats and
-    vectors are. Costs no instruction. Only for NEON.
+    `register`: LLVM's name of the kind of register that it is in, "r" or "w" of NEON, "v" for vectors of AVX-512;
+    others are in "w", which floats and vectors of NEON are. Costs no instruction.
     """
     arguments = [value, *others]
     function = ir.FunctionType(value.type, [argument.type for argument in arguments])

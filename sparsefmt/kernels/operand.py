@@ -26,6 +26,10 @@ SCALES = 7
 """Where they find the address of the scales of the tile's rows for the first group of columns, if there are several.
 Those of the next group are as many elements behind them as the matrix has rows."""
 
+ROW_SUMS = 5
+"""Where kernels for integers of eight bits find the address of 128 times the sum of each row of the tile, int32: for
+each group of columns as they find SCALES. Only of `bitmask`."""
+
 LINE = 64
 """Bytes of a line of the table."""
 
@@ -90,6 +94,8 @@ class Operand:
         sums_are_exact, infinite_rows: what `scaled.py` remembers, once it was asked.
         scales: of groups of columns, at the addresses in `table`; None without groups.
         grouped: the last one that `with_groups` made, and of what.
+        row_sums: at the addresses in `table`; None without.
+        with_sums: what `scaled.py` remembers, once it was asked.
     """
 
     __slots__ = (
@@ -104,11 +110,12 @@ class Operand:
             "layout",
             "matrix",
             "recipes",
+            "row_sums",
             "rows",
             "sums_are_exact",
             "table",
         ),
-        *("tiles", "tiling", "whole"),
+        *("tiles", "tiling", "whole", "with_sums"),
     )
 
     def __init__(self, tiling: Tiling, tiles: tuple[Tile, ...]) -> None:
@@ -126,6 +133,8 @@ class Operand:
         self.infinite_rows: np.ndarray | None = None
         self.scales: np.ndarray | None = None
         self.grouped: tuple[Scales, np.dtype, Operand] | None = None
+        self.row_sums: np.ndarray | None = None
+        self.with_sums: Operand | None = None
         self._work: dict[int, Work] = {}
         self.whole = self.work(1)
         stored = sum(tile["values"].size for tile in tiles)
@@ -145,6 +154,16 @@ class Operand:
             made.scales = values
             self.grouped = kept = scales, dtype, made
         return kept[2]
+
+    def with_row_sums(self, row_sums: np.ndarray) -> Operand:
+        """The same matrix, and scales, with 128 times the sums of rows: int32 (groups, rows)."""
+        made = Operand(self.tiling, self.tiles)
+        values = np.zeros(row_sums.size + _BEYOND, np.int32)
+        values[: row_sums.size] = row_sums.reshape(-1)
+        made.table[...] = self.table
+        made.table[:, ROW_SUMS] = values.ctypes.data + made.table[:, FIRST_ROW] * values.itemsize
+        made.matrix, made.scales, made.row_sums = self.matrix, self.scales, values
+        return made
 
     def height(self, number: int) -> int:
         """Rows of tile `number`."""

@@ -18,15 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.extending import overload
 
+from sparsefmt.bits_of_words import popcount
 from sparsefmt.isa import DOTS as HAS_DOTS
 from sparsefmt.jit import jit
-from sparsefmt.kernels.bitmask import expand_columns, widen_mask
+from sparsefmt.kernels.bitmask import expand_columns, last_columns, widen_mask
 from sparsefmt.kernels.dots import BIASED, SIGNS, dot_panel, from_dots, less_dots
-from sparsefmt.kernels.expand import in_registers
+from sparsefmt.kernels.expand import COLUMNS, expand_and_dot, in_registers, values_of_word
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
 from sparsefmt.kernels.kinds import DOTS, WIDTH, columns_at_once, summed_kind
-from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, SCALES, SLICE_OFFSETS, VALUES
-from sparsefmt.kernels.raw_memory import load_u32, load_u64, memory, store_scalar
+from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, ROW_SUMS, SCALES, SLICE_OFFSETS, VALUES
+from sparsefmt.kernels.raw_memory import load_u32, load_u64, prefetch, store_scalar
 from sparsefmt.kernels.simd import VECTOR_BYTES, fma_by_rows, fma_panel, load, store, store_sums, zeros
 from sparsefmt.kernels.transposed import SCRATCH_BYTES, transpose_columns
 from sparsefmt.positions.masks import SLICE_ROWS
@@ -115,7 +116,7 @@ def _parts_of_how(how: int) -> tuple[int, bool, int]:
     return how // 16, bool(how // 8 % 2), how % 8
 
 
-def _multiply(how, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
+def _multiply(how, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales, row_sums):
     """The microkernel: a panel times groups of `tokens` tokens. Sums begin with zero unless they are `carried`.
 
     how: see `_how`. Of DOTS, four columns count as one.
@@ -124,19 +125,17 @@ def _multiply(how, tokens, groups, weights, columns, x, x_stride, sums_at, carri
 
 
 @overload(_multiply, prefer_literal=True)
-def _make_multiply(how, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
+def _make_multiply(how, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales, row_sums):
     kind, scaled, way = _parts_of_how(how.literal_value)
-    of_dots, biased, one = int(kind == DOTS), int(kind == DOTS and way != SIGNS), 1
+    of_dots = int(kind == DOTS)
     # their sums are bits of vectors of float32
     kind = summed_kind(kind)
     size, (at_once, rows) = WIDTH[kind], shape(kind)
     lanes, count, parts = VECTOR_BYTES // size, VECTORS * tokens.literal_value, rows // at_once
-    part_bytes, pitch, vector_bytes, vectors, four, by_scales = (
-        *(at_once * size, rows * size, VECTOR_BYTES, VECTORS, 4),
-        int(scaled),
-    )
+    part_bytes, pitch, vector_bytes = at_once * size, rows * size, VECTOR_BYTES
+    by_scales = int(scaled)
 
-    def multiply(how, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
+    def multiply(how, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales, row_sums):
         for group in range(groups):
             for number in range(parts):
                 sums = zeros(kind, lanes, count)
@@ -151,7 +150,7 @@ def _make_multiply(how, tokens, groups, weights, columns, x, x_stride, sums_at, 
                 store(sums_at, vector_bytes, sums)
                 sums_at += count * vector_bytes
 
-    def multiply_and_scale(how, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
+    def multiply_and_scale(how, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales, row_sums):
         for group in range(groups):
             for number in range(parts):
                 sums, totals = zeros(kind, lanes, count), zeros(kind, lanes, count)
@@ -166,15 +165,8 @@ def _make_multiply(how, tokens, groups, weights, columns, x, x_stride, sums_at, 
                 store(sums_at, vector_bytes, fma_by_rows(sums, scales + number * part_bytes, tokens, totals))
                 sums_at += count * vector_bytes
 
-    def multiply_dots(how, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales):
-        bias = memory(four)
-        store_scalar(bias, np.uint32(0x80808080))
+    def multiply_dots(how, tokens, groups, weights, columns, x, x_stride, sums_at, carried, scales, row_sums):
         for number in range(parts):
-            of_bias = zeros(kind, lanes, vectors)
-            if biased:
-                # activations are 128 too large: so many times the weights are taken away again
-                for column in range(columns):
-                    of_bias = dot_panel(weights + number * part_bytes + column * pitch, bias, one, way, of_bias)
             for group in range(groups):
                 at = sums_at + (group * parts + number) * count * vector_bytes
                 sums = zeros(kind, lanes, count)
@@ -186,18 +178,107 @@ def _make_multiply(how, tokens, groups, weights, columns, x, x_stride, sums_at, 
                     sums = dot_panel(weights_at, x_at, tokens, way, sums)
                     weights_at += pitch
                     x_at += tokens * size
-                if biased:
-                    sums = less_dots(sums, tokens, of_bias)
-                if by_scales:
-                    totals = zeros(kind, lanes, count)
-                    if carried:
-                        totals = load(at, vector_bytes, kind, lanes, count)
-                    sums = fma_by_rows(from_dots(sums), scales + number * part_bytes, tokens, totals)
-                store(at, vector_bytes, sums)
+                offset = number * part_bytes
+                _put_dots(how, tokens, sums, at, carried, scales + offset, row_sums + offset)
 
     if of_dots:
         return multiply_dots
     return multiply_and_scale if scaled else multiply
+
+
+def _put_dots(how, tokens, sums, sums_at, carried, scales, row_sums):
+    """Integer sums of some tokens go to where those of the panel are kept."""
+    raise NotImplementedError("jitted code only")
+
+
+@overload(_put_dots, prefer_literal=True)
+def _make_put_dots(how, tokens, sums, sums_at, carried, scales, row_sums):
+    kind, scaled, way = _parts_of_how(how.literal_value)
+    kind, biased, by_scales = summed_kind(kind), int(way != SIGNS), int(scaled)
+    lanes, vector_bytes, vectors, count = sums.lanes, VECTOR_BYTES, VECTORS, sums.count
+
+    def put(how, tokens, sums, sums_at, carried, scales, row_sums):
+        if biased and (by_scales or not carried):
+            # activations are 128 too large: so many times the weights are taken away again
+            sums = less_dots(sums, tokens, load(row_sums, vector_bytes, kind, lanes, vectors))
+        if by_scales:
+            totals = zeros(kind, lanes, count)
+            if carried:
+                totals = load(sums_at, vector_bytes, kind, lanes, count)
+            sums = fma_by_rows(from_dots(sums), scales, tokens, totals)
+        store(sums_at, vector_bytes, sums)
+
+    return put
+
+
+def _expand_and_multiply(
+    how, tokens, resume, following, mask, mask_pitch, tables, columns, weights, x, sums_at, carried, scales, row_sums
+):
+    """Like `_multiply` for one group and DOTS, while two slices are expanded to the panel at `weights`: neither waits
+    for the other.
+
+    resume: where the addresses of their values lie; they are left where the next columns begin. following: where those
+    lie that are needed afterwards. mask_pitch: bytes from the mask of one slice to that of the next.
+    """
+    raise NotImplementedError("jitted code only")
+
+
+@overload(_expand_and_multiply, prefer_literal=True)
+def _make_expand_and_multiply(
+    how, tokens, resume, following, mask, mask_pitch, tables, columns, weights, x, sums_at, carried, scales, row_sums
+):
+    dots, scaled, way = _parts_of_how(how.literal_value)
+    kind, by_scales, one, two = summed_kind(dots), int(scaled), 1, 2
+    size, lanes, count, vector_bytes = 4, VECTOR_BYTES // 4, VECTORS * tokens.literal_value, VECTOR_BYTES
+    pitch = VECTORS * VECTOR_BYTES
+
+    def run(
+        how,
+        tokens,
+        resume,
+        following,
+        mask,
+        mask_pitch,
+        tables,
+        columns,
+        weights,
+        x,
+        sums_at,
+        carried,
+        scales,
+        row_sums,
+    ):
+        values0, values1 = load_u64(resume), load_u64(resume + 8)
+        ahead0, ahead1 = load_u64(following) - values0, load_u64(following + 8) - values1
+        mask0, mask1 = mask, mask + mask_pitch
+        sums = zeros(kind, lanes, count)
+        if carried and not by_scales:
+            sums = load(sums_at, vector_bytes, kind, lanes, count)
+        to, x_at = weights, x
+        for _ in range(columns // COLUMNS):
+            prefetch(values0 + ahead0, one, two)
+            prefetch(values1 + ahead1, one, two)
+            prefetch(mask0 + 2 * mask_pitch, one, two)
+            prefetch(mask1 + 2 * mask_pitch, one, two)
+            sums = expand_and_dot((values0, values1), (mask0, mask1), dots, tables, to, x_at, way, sums)
+            values0 += values_of_word(mask0)
+            values1 += values_of_word(mask1)
+            mask0, mask1 = mask0 + 8, mask1 + 8
+            to, x_at = to + pitch, x_at + tokens * size
+        if columns % COLUMNS:
+            # the place of what is expanded holds its mask until then
+            bits0 = last_columns(mask, columns)
+            bits1 = last_columns(mask + mask_pitch, columns)
+            store_scalar(to, bits0)
+            store_scalar(to + 8, bits1)
+            sums = expand_and_dot((values0, values1), (to, to + 8), dots, tables, to, x_at, way, sums)
+            values0 += popcount(bits0)
+            values1 += popcount(bits1)
+        store_scalar(resume, values0)
+        store_scalar(resume + 8, values1)
+        _put_dots(how, tokens, sums, sums_at, carried, scales, row_sums)
+
+    return run
 
 
 @cache
@@ -218,6 +299,8 @@ def many_tokens_kernel(
     wide, narrow = (1, 1) if alone else (WIDE, NARROW)
     slices, parts, pitch, slice_bytes = rows // SLICE_ROWS, rows // at_once, rows * size, SLICE_ROWS * size
     part_bytes, one = at_once * size, 1
+    # a vector of sums is a slice
+    fused = int(of_dots and masked and at_once == VECTORS * SLICE_ROWS)
 
     @jit
     def product(job, lo, hi, scratch):
@@ -253,34 +336,59 @@ def many_tokens_kernel(
                     store_scalar(resume + 8 * (slice_ - begin), at)
                 for col in range(0, cols, block):
                     columns = min(block, cols - col)
+                    steps, done = (columns + per_step - 1) // per_step, col // per_step
+                    x_wide = x_begin + done * wide * size
+                    x_narrow = x_begin + (wides * wide * padded_cols + done * narrow) * size
+                    wide_stride, narrow_stride = wide * padded_cols * size, narrow * padded_cols * size
                     for unit in range(begin, panel_end, slices):
-                        for slice_ in range(unit, unit + slices):
-                            to = weights + (slice_ - unit) * slice_bytes
-                            if slice_ >= panel_end:
-                                for number in range((columns + per_step - 1) // per_step):
-                                    store(to + number * pitch, slice_bytes, zeros(kind, SLICE_ROWS, one))
-                                continue
-                            rows_left = height - SLICE_ROWS * slice_
-                            slice_mask = mask + 2 * cols * slice_ if rows_left > 8 else widened
-                            at = resume + 8 * (slice_ - begin)
-                            following = resume if slice_ + 1 == panel_end else at + 8
-                            after = _fill(
-                                is_masked, vectorised, kind, tables, load_u64(at), slice_mask + 2 * col,
-                                load_u64(following), stride, rows_left, columns, to, pitch, edge,
-                            )  # fmt: skip
-                            store_scalar(at, after)
                         unit_sums = sums + (unit - begin) // slices * unit_bytes
-                        scales = field(line, SCALES) + (col // block * rows_in_all + SLICE_ROWS * unit) * size
-                        steps, done = (columns + per_step - 1) // per_step, col // per_step
-                        x_wide = x_begin + done * wide * size
-                        x_narrow = x_begin + (wides * wide * padded_cols + done * narrow) * size
+                        narrow_sums = unit_sums + wides * wide * pitch
+                        scales, row_sums = field(line, SCALES) + SLICE_ROWS * unit * size, np.int64(0)
+                        if of_dots:
+                            row_sums = field(line, ROW_SUMS) + SLICE_ROWS * unit * size
+                        if by_scales:
+                            scales += col // block * rows_in_all * size
+                            row_sums += col // block * rows_in_all * size
+                        if fused and unit + 2 <= panel_end and height - SLICE_ROWS * unit > SLICE_ROWS + 8:
+                            at = resume + 8 * (unit - begin)
+                            following = resume if unit + 4 > panel_end else at + 16
+                            unit_mask = mask + 2 * cols * unit + 2 * col
+                            if wides > 0:
+                                _expand_and_multiply(
+                                    how, wide, at, following, unit_mask, 2 * cols, tables, columns, weights,
+                                    x_wide, unit_sums, col > 0, scales, row_sums,
+                                )  # fmt: skip
+                            else:
+                                _expand_and_multiply(
+                                    how, narrow, at, following, unit_mask, 2 * cols, tables, columns, weights,
+                                    x_narrow, unit_sums, col > 0, scales, row_sums,
+                                )  # fmt: skip
+                            first_wide, first_narrow = min(wides, 1), 1 - min(wides, 1)
+                        else:
+                            first_wide, first_narrow = 0, 0
+                            for slice_ in range(unit, unit + slices):
+                                to = weights + (slice_ - unit) * slice_bytes
+                                if slice_ >= panel_end:
+                                    for number in range(steps):
+                                        store(to + number * pitch, slice_bytes, zeros(kind, SLICE_ROWS, one))
+                                    continue
+                                rows_left = height - SLICE_ROWS * slice_
+                                slice_mask = mask + 2 * cols * slice_ if rows_left > 8 else widened
+                                at = resume + 8 * (slice_ - begin)
+                                following = resume if slice_ + 1 == panel_end else at + 8
+                                after = _fill(
+                                    is_masked, vectorised, kind, tables, load_u64(at), slice_mask + 2 * col,
+                                    load_u64(following), stride, rows_left, columns, to, pitch, edge,
+                                )  # fmt: skip
+                                store_scalar(at, after)
                         _multiply(
-                            how, wide, wides, weights, steps,
-                            x_wide, wide * padded_cols * size, unit_sums, col > 0, scales,
+                            how, wide, wides - first_wide, weights, steps, x_wide + first_wide * wide_stride,
+                            wide_stride, unit_sums + first_wide * wide * pitch, col > 0, scales, row_sums,
                         )  # fmt: skip
                         _multiply(
-                            how, narrow, narrows, weights, steps,
-                            x_narrow, narrow * padded_cols * size, unit_sums + wides * wide * pitch, col > 0, scales,
+                            how, narrow, narrows - first_narrow, weights, steps,
+                            x_narrow + first_narrow * narrow_stride, narrow_stride,
+                            narrow_sums + first_narrow * narrow * pitch, col > 0, scales, row_sums,
                         )  # fmt: skip
                 y_tile = y_begin + field(line, FIRST_ROW) * size
                 at = sums

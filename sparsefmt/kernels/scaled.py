@@ -13,10 +13,13 @@ import numpy as np
 
 from sparsefmt.dtypes import DOUBLE, SINGLE, DType
 from sparsefmt.errors import UnsupportedError
+from sparsefmt.kernels import panel
+from sparsefmt.kernels.dots import SIGNS
 from sparsefmt.kernels.eight_bits import LARGEST, round_activations
 from sparsefmt.kernels.multiply import multiply
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.kernels.plans.bitmask_and_dense import MOST_GROUP_COLS, dots_are_faster
+from sparsefmt.kernels.recipe import rows_of_dots
 from sparsefmt.kernels.scale_sums import add_scaled, multiply_rows, scale, scale_eight_bits
 from sparsefmt.scales import Scales, Scaling
 
@@ -57,9 +60,10 @@ def multiply_scaled(x: np.ndarray, w: Operand, y: np.ndarray, scaling: Scaling, 
             sums_dtype = DOUBLE
     if scales is not None and scales.groups > 1:
         has_kernels = w.layout == "permuted" or w.cols // scales.groups <= MOST_GROUP_COLS
-        done = (
-            sums_dtype == y.dtype and has_kernels and multiply(x, w.with_groups(scales, y.dtype), y, threads, of_dots)
-        )
+        done = False
+        if sums_dtype == y.dtype and has_kernels:
+            grouped = w.with_groups(scales, y.dtype)
+            done = multiply(x, with_row_sums(grouped, w) if of_dots else grouped, y, threads, of_dots)
         if not done:
             _multiply_by_group(x.astype(sums_dtype, copy=False), w, y, scales, threads)
         if token_scales is not None:
@@ -68,12 +72,35 @@ def multiply_scaled(x: np.ndarray, w: Operand, y: np.ndarray, scaling: Scaling, 
                 y += np.float32(0)
         return
     sums = y if sums_dtype == y.dtype else np.empty(y.shape, sums_dtype)
-    multiply(x, w, sums, threads, of_dots)
+    multiply(x, with_row_sums(w, w) if of_dots else w, sums, threads, of_dots)
     factors = np.ones(w.rows, y.dtype) if scales is None else scales.values[0].astype(y.dtype, copy=False)
     if token_scales is None:
         scale(y, factors)
     else:
         scale_eight_bits(sums, factors, token_scales, y)
+
+
+def with_row_sums(w: Operand, whole: Operand) -> Operand:
+    """The same matrix with what kernels for integers of eight bits need beside it: remembered.
+
+    Args:
+        whole: it without scales of groups.
+
+    Cost: where activations are made 128 too large, a product with a token for each group of columns, the first time.
+    """
+    if panel.dots_way() == SIGNS:
+        return w
+    if w.with_sums is None:
+        groups, nothing = w.matrix.groups, np.zeros((1, w.rows), np.int32)
+        # 128 is added to activations: these are 1 in the columns of their group, and 0 elsewhere
+        x = np.full((groups, rows_of_dots(w.cols)), -128, np.int8)
+        for group in range(groups):
+            x[group, group * (w.cols // groups) : (group + 1) * (w.cols // groups)] = -127
+        sums = np.empty((groups, w.rows), SINGLE)
+        multiply(x, whole.with_row_sums(nothing), sums, 1, True)
+        # sums of 32 bits wrap around
+        w.with_sums = w.with_row_sums((sums.astype(np.int64) * 128).astype(np.int32))
+    return w.with_sums
 
 
 def _multiply_by_group(x: np.ndarray, w: Operand, y: np.ndarray, scales: Scales, threads: int | None) -> None:

@@ -179,7 +179,7 @@ def biased(monkeypatch):
 
 @pytest.mark.skipif(isa.ISA == "portable", reason="integers are multiplied with AVX2 and AVX-512")
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("shape", [(33, 2600), (9, 64), (16, 8), (3, 70_000)])
+@pytest.mark.parametrize("shape", [(33, 2600), (9, 64), (16, 8), (3, 70_000), (57, 134), (152, 1030)])
 def test_activations_that_are_128_too_large(biased, groups, shape):
     rng = np.random.default_rng(4)
     q, scale = quantized(rng, shape, np.int8), rng.random((shape[0], groups)).astype(np.float32)

@@ -65,12 +65,17 @@ def _evicting() -> np.ndarray:
     return np.ones(EVICTING_BYTES // 8, np.int64)
 
 
-def timed_turn(run: Callable[[], object], before: Callable[[], object] | None) -> float:
+def timed_turn(
+    run: Callable[[], object],
+    before: Callable[[], object] | None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Seconds of one call, the median of a few.
 
     before: the same product with other weights in the same form. All else is evicted from the caches and this one is
     called before each of COLD_CALLS, so that code, activations and threads are where they are in the middle of a large
-    model, and the weights in memory. If None, as many calls as fit into TURN_SECONDS, warm.
+    model, and the weights in memory. If None, as many calls as fit into TURN_SECONDS, warm. clock: in seconds, of cold
+    calls.
     """
     settle()
     if before is None:
@@ -81,7 +86,7 @@ def timed_turn(run: Callable[[], object], before: Callable[[], object] | None) -
     for _ in range(COLD_CALLS):
         _evicting().sum()
         before()
-        start = time.perf_counter()
+        start = clock()
         run()
-        calls.append(time.perf_counter() - start)
+        calls.append(clock() - start)
     return statistics.median(calls)

@@ -41,9 +41,10 @@ _GROUPS = (1, 2, 4, 6, 8, 12)
 PANEL_COST_OF_DOTS = 0.66
 """What panels cost if weights and activations have eight bits, without an instruction for that (AVX2)."""
 
-MOST_COLS_OF_DOTS = (2**31 - 1) // (127 * 128)
-"""Columns whose products of eight bits have a sum of 32 bits. With activations that are 128 too large it may overflow,
-and is right again once 128 times the weights are taken away: both wrap around."""
+MOST_COLS_OF_DOTS = 2**24 // 128
+"""Columns whose products of eight bits have a sum of 32 bits, and whose weights have one that float32 has. With
+activations that are 128 too large the first may overflow, and is right again once 128 times the weights are taken away:
+both wrap around."""
 
 MOST_GROUP_COLS = panel.BLOCK
 """Columns of a group with scales of its own, at most."""
