@@ -7,6 +7,8 @@ from array import array
 import numpy as np
 
 from sparsefmt.dtypes import SINGLE
+from sparsefmt.kernels import by_tokens
+from sparsefmt.kernels.by_tokens import Shares
 from sparsefmt.kernels.job import BYTES, ODD, PIECES, TABLE
 from sparsefmt.kernels.kinds import DOTS, F32, F64
 from sparsefmt.kernels.operand import Operand
@@ -23,6 +25,9 @@ saves (tools/bench/overhead.py)."""
 
 WORTH_IN_A_TEAM = 1 << 15
 """The same on threads of an OpenMP runtime, which takes some 5 microseconds (`team.py`)."""
+
+WORTH_IN_SHARES = 1 << 16
+"""The same where each thread takes tokens of its own (`by_tokens.py`)."""
 
 WORTH_ARRANGING = 3 << 16
 """The same where each thread arranges the activations for itself, or waits until others have arranged them, and where
@@ -55,6 +60,13 @@ def multiply(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None, of_d
     # C-contiguous, aligned, and of a type that is not read-only, which numba takes for another
     if not (x.flags.carray and y.flags.carray):
         x_rows, y_rows, across = _laid_out(x, w, y)
+    if across == NOT_ACROSS and not of_dots and by_tokens.pays(w, tokens):
+        shares = _shares(w, y, tokens, threads)
+        if shares is not None:
+            odd = by_tokens.multiply_shares(shares, x_rows, w, y_rows)
+            for these in odd if w.matrix.groups == 1 else ():
+                _multiply_any(x[these], w, y[these], threads)
+            return not odd or w.matrix.groups == 1
     key = tokens, across, of_dots, y.dtype
     found = w.recipes.get(key)
     if found is None:
@@ -71,6 +83,14 @@ def multiply(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None, of_d
     if result is not y:
         y[...] = result
     return True
+
+
+def _shares(w: Operand, y: np.ndarray, tokens: int, threads: int | None) -> Shares | None:
+    """The tokens for as many threads as there is work for, if threads should take tokens."""
+    multiply_adds = w.whole.multiply_adds * (TOKENS_LIKE_ONE + tokens) // (TOKENS_LIKE_ONE + 1)
+    count = multiply_adds // (WORTH_IN_SHARES if has_team() else WORTH_A_THREAD)
+    count = min(count, num_threads(threads)) if count > 1 else 1
+    return by_tokens.shares_of(w, _summed(y), tokens, count) if 1 < count <= tokens // by_tokens.LEAST_TOKENS else None
 
 
 def _summed(y: np.ndarray) -> int:
@@ -111,7 +131,7 @@ def _run(recipe: Recipe, x: np.ndarray, y: np.ndarray, w: Operand, threads: int 
     memory = room("product", nbytes_of(recipe, max(count, 1)))
     job = array("q", bytes(BYTES))
     address, _ = job.buffer_info()
-    fill_job(recipe.address, address, x, y, memory.address)
+    fill_job(recipe.address, address, x.ctypes.data, y.ctypes.data, memory.address)
     work = w.work(count * UNITS_PER_THREAD) if count > 1 else w.whole
     job[TABLE // 8], job[PIECES // 8] = w.address, work.address
     if recipe.widened:

@@ -127,11 +127,11 @@ def _whole_lines(nbytes: int) -> int:
 
 
 @jit
-def fill_job(recipe, job, x, y, room):
-    """Write the job of a recipe, but for the weights, given x and y, C-contiguous, and memory for what is arranged."""
+def fill_job(recipe, job, source, result, room):
+    """Write the job of a recipe, but for the weights, given the addresses of x and y, C-contiguous, and of memory for
+    what is arranged."""
     for at in range(0, BYTES, 8):
         store_scalar(job + at, load_u64(recipe + JOB + at))
-    source, result = np.int64(x.ctypes.data), np.int64(y.ctypes.data)
     store_scalar(job + SOURCE, source)
     store_scalar(job + RESULT, result)
     store_scalar(job + X, load_u64(job + X) + (room if load_u64(recipe + ARRANGES) else source))
@@ -139,11 +139,11 @@ def fill_job(recipe, job, x, y, room):
 
 
 @jit
-def run_alone(recipe, table, pieces, count, x, y, room):
-    """Run a recipe on this thread for all pieces, for x and y, C-contiguous. Return whether x has Inf or NaN: then y is
-    not filled."""
+def run_at(recipe, table, pieces, count, source, result, room):
+    """Run a recipe on this thread for all pieces, given the addresses of x and y, C-contiguous. Return whether x has
+    Inf or NaN: then y is not filled."""
     job = memory(BYTES)
-    fill_job(recipe, job, x, y, room)
+    fill_job(recipe, job, source, result, room)
     store_scalar(job + TABLE, table)
     store_scalar(job + PIECES, pieces)
     scratch = room + load_u64(recipe + SCRATCH_AT)
@@ -154,3 +154,9 @@ def run_alone(recipe, table, pieces, count, x, y, room):
         if load_u64(job + ODD) != 0:
             break
     return load_u64(job + ODD) != 0
+
+
+@jit
+def run_alone(recipe, table, pieces, count, x, y, room):
+    """The same, given x and y."""
+    return run_at(recipe, table, pieces, count, np.int64(x.ctypes.data), np.int64(y.ctypes.data), room)

@@ -21,8 +21,9 @@ from array import array
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from llvmlite import binding, ir
 from numba.core.compiler_lock import global_compiler_lock
 
@@ -30,8 +31,7 @@ from sparsefmt import threads
 from sparsefmt.kernels import scratch
 from sparsefmt.kernels.job import BYTES, ODD, X
 from sparsefmt.kernels.operand import Work
-from sparsefmt.kernels.plans.contract import Kernel
-from sparsefmt.kernels.recipe import Recipe
+from sparsefmt.kernels.plans.contract import Kernel, Plan
 
 ENVIRONMENT_VARIABLE = "SPARSEFMT_OPENMP"
 """0 keeps products off the threads of an OpenMP runtime."""
@@ -63,7 +63,20 @@ class Runtime(NamedTuple):
     barrier: int
 
 
-def run_on_threads(recipe: Recipe, job: array[int], work: Work, count: int, room: int) -> None:
+class Steps(Protocol):
+    """What is run: a `recipe.Recipe`, or parts of a product (`by_tokens.py`)."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def steps(self) -> list[tuple[Kernel, int, np.ndarray | None]]: ...
+
+    @property
+    def scratch_at(self) -> int: ...
+
+
+def run_on_threads(recipe: Steps, job: array[int], work: Work, count: int, room: int) -> None:
     """Run all steps of a recipe on up to `count` threads, this one included.
 
     Args:
@@ -88,23 +101,23 @@ def run_on_threads(recipe: Recipe, job: array[int], work: Work, count: int, room
             threads.share(run_unit, len(units) - 1, count)
 
 
-def nbytes_of(recipe: Recipe, count: int) -> int:
+def nbytes_of(recipe: Steps, count: int) -> int:
     """Bytes of memory of a recipe for so many threads: arranged activations, sums, a scratch for each thread; then
     arranged activations for every further thread."""
     of_its_own = count - 1 if _arranges_alone(recipe) else 0
     return recipe.scratch_at + count * _scratch_bytes(recipe) + of_its_own * _arranged_bytes(recipe)
 
 
-def _arranges_alone(recipe: Recipe) -> bool:
+def _arranges_alone(recipe: Steps) -> bool:
     return recipe.plan.arranged <= _MOST_ARRANGED
 
 
-def _scratch_bytes(recipe: Recipe) -> int:
+def _scratch_bytes(recipe: Steps) -> int:
     """For each thread, with a line of the cache between two."""
     return (recipe.plan.scratch + 127) // 64 * 64
 
 
-def _arranged_bytes(recipe: Recipe) -> int:
+def _arranged_bytes(recipe: Steps) -> int:
     return (recipe.plan.arranged + 127) // 64 * 64
 
 
@@ -113,7 +126,7 @@ def has_team() -> bool:
     return not _forked and _openmp() is not None and not threads.is_worker()
 
 
-def _run_on_team(runtime: Runtime, recipe: Recipe, job: array[int], work: Work, where: tuple[int, int]) -> None:
+def _run_on_team(runtime: Runtime, recipe: Steps, job: array[int], work: Work, where: tuple[int, int]) -> None:
     """On (threads, room). The first job has the answer whether an activation is odd."""
     count, room = where
     alone = _arranges_alone(recipe)
