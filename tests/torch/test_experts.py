@@ -242,7 +242,7 @@ def test_a_stack_says_what_it_is() -> None:
     with pytest.raises(RuntimeError, match="compressed, and cannot be seen as"):
         stack.view(-1)
     matrices = [layer.weight.tensor for layer in stack]
-    with pytest.raises(ValueError, match="no stack of shape"):
+    with pytest.raises(ValueError, match="do not make a stack of shape"):
         SparseStack.from_matrices(matrices, (4, 64, 192), False)
     with pytest.raises(ValueError, match="have one shape"):
         SparseStack.from_matrices(

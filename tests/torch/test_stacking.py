@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused() -> None:
         above_each_other([one, other])
     with pytest.raises(ValueError, match="several dtypes cannot be put together: F16, F32"):
         stacked([one, SparseTensor.from_dense(matrix(4, 8, dtype="f2"))])
-    with pytest.raises(ValueError, match="no stack of 3 matrices"):
+    with pytest.raises(ValueError, match="is not a stack of 3 matrices"):
         matrices_of(one, 3)
     with pytest.raises(ValueError, match="these have none"):
         stacked([])
