@@ -160,7 +160,7 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
 
     @jit
     def product_of_four(job, lo, hi, scratch):
-        # values of one byte are expanded in less time than two sums wait for
+        # values of one or four bytes are expanded in less time than two sums wait for
         x_begin, cols, tables = load_u64(job + X), load_u64(job + COLS), own(job, 0)
         y_begin, y_stride, y_count = load_u64(job + Y), load_u64(job + ROWS) * size, load_u64(job + TOKENS)
         words = cols // COLUMNS
@@ -172,8 +172,10 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
             for slice0 in range(begin, begin + quarter):
                 slice1, slice2 = min(slice0 + quarter, end - 1), min(slice0 + 2 * quarter, end - 1)
                 slice3 = min(slice0 + 3 * quarter, end - 1)
-                at0, at1 = values + load_u32(offsets + 4 * slice0), values + load_u32(offsets + 4 * slice1)
-                at2, at3 = values + load_u32(offsets + 4 * slice2), values + load_u32(offsets + 4 * slice3)
+                at0 = values + load_u32(offsets + 4 * slice0) * width
+                at1 = values + load_u32(offsets + 4 * slice1) * width
+                at2 = values + load_u32(offsets + 4 * slice2) * width
+                at3 = values + load_u32(offsets + 4 * slice3) * width
                 widened = scratch + 32
                 mask0, mask1 = mask_of(line, slice0, cols, widened), mask_of(line, slice1, cols, widened)
                 mask2, mask3 = mask_of(line, slice2, cols, widened), mask_of(line, slice3, cols, widened)
@@ -199,7 +201,7 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
     # with more tokens, two slices have more sums and addresses than there are registers
     if tokens > 1:
         return product_one_by_one
-    return product_of_four if width == 1 and VECTOR_BYTES == 64 else product
+    return product_of_four if width != 2 and VECTOR_BYTES == 64 else product
 
 
 @cache
