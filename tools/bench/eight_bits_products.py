@@ -12,7 +12,6 @@ the machine matter less; peers, in processes of their own, have those of a clock
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 import time
@@ -27,7 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tools.bench.harness import HELD, hold_to, in_turns, parse_shapes, processor, spread
+from tools.bench.harness import HELD, ONE_THREAD, hold_to, in_turns, parse_shapes, processor, spread
 
 SCALE = 0.01
 
@@ -123,8 +122,7 @@ def main(
 ) -> None:
     (shape,) = parse_shapes(None, None, (shape,))  # type: ignore[arg-type]
     rows, cols = map(int, shape.split("x"))
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
-    hold_to(isa)
+    hold_to(isa, **ONE_THREAD)
     import torch
 
     from sparsefmt import isa as instructions

@@ -50,9 +50,14 @@ def held_to(isa: str | None) -> dict[str, str]:
     return environment if isa is None else environment | {"SPARSEFMT_ISA": isa, **HELD.get(isa, {})}
 
 
-def hold_to(isa: str | None) -> None:
-    """Start this program anew in that environment, unless it is in it: libraries look at it when they are loaded."""
-    environment = held_to(isa)
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""Variables of an environment in which numpy and PyTorch have one thread."""
+
+
+def hold_to(isa: str | None, **more: str) -> None:
+    """Start this program anew in that environment, and with more variables, unless it is in it: libraries look at it
+    when they are loaded."""
+    environment = held_to(isa) | more
     if environment != dict(os.environ):
         os.execve(sys.executable, sys.orig_argv, environment)
 
