@@ -18,7 +18,7 @@ from sparsefmt.kernels.native import native
 from sparsefmt.kernels.operand import Operand
 from sparsefmt.kernels.plans.contract import NOT_ACROSS, Kernel, Plan
 from sparsefmt.kernels.raw_memory import load_u64, store_scalar
-from sparsefmt.kernels.recipe import recipes, run_at
+from sparsefmt.kernels.recipe import Recipe, recipes, run_at
 from sparsefmt.kernels.scratch import room
 from sparsefmt.kernels.team import nbytes_of, run_on_threads
 
@@ -39,13 +39,19 @@ _ODD = 24
 
 
 class Part(NamedTuple):
-    """What a thread multiplies by one recipe: tokens `first` to `first + tokens`. Its recipe counts them from `base`,
-    the first one of the thread."""
+    """What a thread multiplies by one recipe, which counts its tokens from `base` on, the first one of the thread.
 
-    first: int
-    tokens: int
+    It holds the recipe: native code runs that by its address, and nobody else may remember it.
+    """
+
     base: int
-    recipe: int
+    recipe: Recipe
+
+    @property
+    def tokens(self) -> slice:
+        """Which they are, in the whole product."""
+        first = self.base + self.recipe.plan.first
+        return slice(first, first + self.recipe.plan.tokens)
 
 
 class Shares(NamedTuple):
@@ -84,7 +90,7 @@ def shares_of(w: Operand, summed: int, tokens: int, count: int) -> Shares | None
         for recipe in recipes(w.matrix, summed, min(each, tokens - base), NOT_ACROSS):
             if recipe.widened:
                 return None
-            parts.append(Part(base + recipe.plan.first, recipe.plan.tokens, base, recipe.address))
+            parts.append(Part(base, recipe))
             nbytes = max(nbytes, recipe.nbytes)
         units.append(len(parts))
     return Shares(tuple(parts), np.array(units, np.int64), nbytes)
@@ -116,7 +122,7 @@ def multiply_shares(shares: Shares, x: np.ndarray, w: Operand, y: np.ndarray) ->
     x_at, y_at, count = x.ctypes.data, y.ctypes.data, len(shares.units) - 1
     numbers: list[int] = []
     for part in shares.parts:
-        numbers += [part.recipe, x_at + part.base * x.strides[0], y_at + part.base * y.strides[0], 0]
+        numbers += [part.recipe.address, x_at + part.base * x.strides[0], y_at + part.base * y.strides[0], 0]
     parts, job = array("q", numbers), array("q", bytes(BYTES))
     job[TABLE // 8], job[PIECES // 8] = w.address, w.whole.address
     job[OWN // 8], job[OWN // 8 + 1] = parts.buffer_info()[0], len(w.whole.pieces)
@@ -125,4 +131,4 @@ def multiply_shares(shares: Shares, x: np.ndarray, w: Operand, y: np.ndarray) ->
     memory = room("product", nbytes_of(all_parts, count))
     run_on_threads(all_parts, job, w.whole._replace(units=shares.units), count, memory.address)
     found = zip(shares.parts, parts[_ODD // 8 :: _PART // 8], strict=True)
-    return [slice(part.first, part.first + part.tokens) for part, is_odd in found if is_odd]
+    return [part.tokens for part, is_odd in found if is_odd]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import ml_dtypes
 import naive
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 from helpers import in_form, same_bits, weights
 
 from sparsefmt import linear
-from sparsefmt.kernels import by_tokens, multiply
+from sparsefmt.kernels import by_tokens, multiply, recipe
 from sparsefmt.kernels.kinds import F32
 
 
@@ -51,13 +54,23 @@ def test_each_token_is_in_one_part():
     for tokens in (32, 33, 100, 129, 1000):
         for count in (2, 3, 7):
             shares = by_tokens.shares_of(w, F32, tokens, count)
-            ends = [part.first + part.tokens for part in shares.parts]
-            assert [part.first for part in shares.parts] == [0, *ends[:-1]]
+            ends = [part.tokens.stop for part in shares.parts]
+            assert [part.tokens.start for part in shares.parts] == [0, *ends[:-1]]
             assert ends[-1] == tokens
             assert 1 < len(shares.units) <= count + 1
             assert shares.units[0] == 0
             assert shares.units[-1] == len(shares.parts)
-            assert all(part.base <= part.first for part in shares.parts)
+            assert all(part.base <= part.tokens.start for part in shares.parts)
+
+
+def test_a_recipe_lives_as_long_as_its_shares():
+    """Native code runs it by its address, whatever the cache of recipes has forgotten meanwhile."""
+    w = in_form(weights(np.random.default_rng(4), (40, 50), np.float32, 0.5), "gaps").operand()
+    shares = by_tokens.shares_of(w, F32, 100, 2)
+    held = [weakref.ref(part.recipe._block) for part in shares.parts]
+    recipe.recipes.cache_clear()
+    gc.collect()
+    assert all(block() is not None for block in held)
 
 
 @pytest.mark.parametrize("odd", [np.inf, np.nan])
