@@ -160,7 +160,7 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
 
     @jit
     def product_of_four(job, lo, hi, scratch):
-        # values of one or four bytes are expanded in less time than two sums wait for
+        # values are expanded in less time than two sums wait for
         x_begin, cols, tables = load_u64(job + X), load_u64(job + COLS), own(job, 0)
         y_begin, y_stride, y_count = load_u64(job + Y), load_u64(job + ROWS) * size, load_u64(job + TOKENS)
         words = cols // COLUMNS
@@ -201,7 +201,7 @@ def few_tokens_kernel(kind: int, tokens: int) -> Callable[..., Any]:
     # with more tokens, two slices have more sums and addresses than there are registers
     if tokens > 1:
         return product_one_by_one
-    return product_of_four if width != 2 and VECTOR_BYTES == 64 else product
+    return product_of_four if VECTOR_BYTES == 64 else product
 
 
 @cache

@@ -1,7 +1,8 @@
 """From a mask and the values that it marks to the rows of a slice, in registers, for jitted code.
 
 The mask of a slice is read in words of 64 bits: four columns of sixteen rows. There are three ways, all without a
-branch. With AVX-512, an instruction expands 16 values by 16 bits of mask. With AVX2, a table with a row for each of the
+branch. With AVX-512, an instruction expands 16 values by 16 bits of mask, 32 if they are bfloat16, and 64 if they have
+one byte; floats of eight bits are looked up, as bfloat16. With AVX2, a table with a row for each of the
 256 masks of eight rows says where each lane takes its value from: f32 by a permutation of lanes; smaller values by a
 shuffle of bytes, which also puts them where they are nearly a float32, bfloat16 in the upper half of its lane. With
 NEON, such a table says it for each byte, of f32 too. Elsewhere, and for float64, kernels put values in their places one
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import ml_dtypes
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -77,6 +79,35 @@ _ROW_BY_ROW = [SLICE_ROWS * column + row for row in range(SLICE_ROWS) for column
 
 if MOVES_BYTES:
     _TABLES[DOTS] = np.array(_ROW_BY_ROW, np.uint8)
+
+
+def _make_parts(dtype) -> np.ndarray:
+    """Floats of eight bits as bfloat16, which has all of them: 128 upper bytes, without signs, and 128 lower ones. Then
+    for each column of a word where its lanes find theirs, the lower ones first: 64 bytes each."""
+    halves = np.arange(128, dtype=np.uint8).view(dtype).astype(ml_dtypes.bfloat16).view(np.uint16)
+    order = np.zeros((COLUMNS, SLICE_ROWS, 4), np.uint8)
+    order[..., 2] = np.arange(COLUMNS * SLICE_ROWS).reshape(COLUMNS, SLICE_ROWS)
+    order[..., 3] = order[..., 2] + COLUMNS * SLICE_ROWS
+    return np.concatenate([halves >> 8, halves & 255, order.reshape(-1)]).astype(np.uint8)
+
+
+if MOVES_BYTES:
+    _TABLES[E4M3], _TABLES[E5M2] = _make_parts(ml_dtypes.float8_e4m3fn), _make_parts(ml_dtypes.float8_e5m2)
+
+if ISA == "avx512":
+    # of 32 values, those of the first and of the second column, each in the upper half of its lane
+    _TABLES[BF16] = np.array([[0, row + first] for first in (0, SLICE_ROWS) for row in range(SLICE_ROWS)], np.uint16)
+
+
+def _aligned(table: np.ndarray) -> np.ndarray:
+    """A copy that begins with a line of the cache."""
+    room = np.empty(table.nbytes + 64, np.uint8)
+    begin = -room.ctypes.data % 64
+    room[begin : begin + table.nbytes] = table.view(np.uint8).reshape(-1)
+    return room[begin : begin + table.nbytes]
+
+
+_TABLES = {kind: _aligned(table) for kind, table in _TABLES.items()}
 
 
 def in_registers(kind: int) -> bool:
@@ -235,6 +266,54 @@ def _columns_of_bytes(builder, values, mask, kind):
     return column
 
 
+def _columns_of_parts(builder, values, mask, table):
+    """AVX-512: like `_columns` for E4M3 and E5M2, by the table of `_make_parts`: two look-ups for all columns, and one
+    for each, instead of a dozen instructions for each."""
+    bytes64, wide = ir.VectorType(I8, 64), ir.VectorType(ir.FloatType(), SLICE_ROWS)
+
+    def at(offset):
+        return load_as(builder, builder.add(table, integer(offset)), bytes64, 64)
+
+    def looked_up(first, index, second):
+        return call(builder, "llvm.x86.avx512.vpermi2var.qi.512", bytes64, [first, index, second])
+
+    placed = _expand64(builder, values, mask)
+    signs = builder.and_(placed, ir.Constant(bytes64, [0x80] * 64))
+    upper, lower = (looked_up(at(begin), placed, at(begin + 64)) for begin in (0, 128))
+    upper = builder.or_(upper, signs)
+
+    def column(number, totals=()):
+        found = looked_up(lower, at(256 + 64 * number), upper)
+        present = builder.bitcast(opaque(builder, ir.Constant(I64, 0xCCCCCCCCCCCCCCCC), "k"), ir.VectorType(I1, 64))
+        return builder.bitcast(builder.select(present, found, ir.Constant(bytes64, None)), wide)
+
+    return column
+
+
+def _columns_of_pairs(builder, values, mask, table):
+    """AVX-512: like `_columns` for BF16. One instruction puts the values of two columns in their places, and another
+    for each of them in the upper halves of its lanes."""
+    halves, halves32, wide = None, ir.VectorType(I16, 2 * SLICE_ROWS), ir.VectorType(ir.FloatType(), SLICE_ROWS)
+
+    def column(number, totals=()):
+        nonlocal halves, values
+        if number % 2 == 0:
+            bits = load_as(builder, builder.add(mask, integer(2 * number)), I32, 2)
+            present = builder.bitcast(bits, ir.VectorType(I1, 32))
+            loaded = opaque(builder, load_as(builder, values, halves32, 2), "v")
+            values = builder.add(values, builder.shl(builder.zext(builder.ctpop(bits), I64), integer(1)))
+            arguments = [loaded, ir.Constant(halves32, None), present]
+            halves = call(builder, "llvm.x86.avx512.mask.expand.v32i16", halves32, arguments)
+        # LLVM would make two instructions of an order that it knows
+        order = load_as(builder, builder.add(table, integer(64 * (number % 2))), halves32, 8)
+        placed = call(builder, "llvm.x86.avx512.permvar.hi.512", halves32, [halves, order])
+        upper = builder.bitcast(opaque(builder, ir.Constant(I32, 0xAAAAAAAA), "k"), ir.VectorType(I1, 32))
+        placed = builder.select(upper, placed, ir.Constant(halves32, None))
+        return builder.bitcast(placed, wide)
+
+    return column
+
+
 def _expand64(builder, values, mask):
     """AVX-512: the four columns of the word at `mask`, as an LLVM vector of 64 bytes."""
     bytes64 = ir.VectorType(I8, 64)
@@ -252,8 +331,12 @@ def _columns(builder, values, mask, kind, table):
         raise TypeError("no way to expand in registers: see in_registers")
     if NEON:
         return _columns_of_neon(builder, values, mask, kind, table)
+    if MOVES_BYTES and kind in (E4M3, E5M2):
+        return _columns_of_parts(builder, values, mask, table)
     if ISA == "avx512" and WIDTH[kind] == 1:
         return _columns_of_bytes(builder, values, mask, kind)
+    if ISA == "avx512" and kind == BF16:
+        return _columns_of_pairs(builder, values, mask, table)
 
     def taken(bits):
         """Where so many values begin as `bits` has ones; then, those after them begin."""
