@@ -27,7 +27,9 @@ LINKED = [*GUIDES, "SECURITY.md", "CHANGELOG.md", "spec/README.md", "spec/SPEC.m
 
 RUN = {
     "README.md": ("quickstart", "twins: torch", "transformers: use"),
-    "docs/guide.md": ("twins: numpy", "twins: models", "guide: patterns", "guide: writer", "guide: urls"),
+    "docs/guide.md": (
+        *("twins: numpy", "twins: models", "guide: patterns", "guide: writer", "guide: urls", "guide: dask"),
+    ),
     "docs/inputs.md": ("tensors: sparse", "tensors: masks"),
     "docs/pytorch.md": (
         *("models: sparsify", "models: load_into", "models: compute dtype"),
@@ -121,6 +123,17 @@ def test_urls_of_the_guide():
     found: dict = {}
     exec(block("guide: urls", "docs/guide.md"), found)
     assert found["rows"].shape == (64, 4096)
+
+
+def test_arrays_of_the_guide(tmp_path, monkeypatch):
+    dask = pytest.importorskip("dask", reason="arrays of dask need dask")
+    pytest.importorskip("distributed", reason="sparsefmt.dask needs distributed")
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    with dask.config.set(scheduler="synchronous"):
+        exec(block("guide: dask", "docs/guide.md"), found)
+    assert np.array_equal(found["y"], np.ones((2, 4096)))
+    assert found["zeros"] == 4096 * 4095
 
 
 def test_tensors_that_people_have(tmp_path, monkeypatch):

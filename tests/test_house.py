@@ -23,7 +23,7 @@ STOREYS = [
     {"__main__"},
     {"cli"},
     {"report"},
-    {"transformers", "peft"},
+    {"transformers", "peft", "dask"},
     {"checkpoints", "numpy", "torch"},
     {"safe_open", "safe_slice", "framework_file", "serialization"},
     {"dense_files"},
@@ -103,6 +103,7 @@ PUBLIC = {
         "transformers.config.SparsefmtConfig.__init__",
     ),
     "transformers.saving.save_pretrained",
+    "dask.conversion.convert",
 }
 """What users call with keywords; and what torch calls: an operator of torch takes tensors and numbers alone."""
 

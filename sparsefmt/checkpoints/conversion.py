@@ -17,7 +17,7 @@ from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.quantizing import DequantizedFile, quantize
 from sparsefmt.checkpoints.safetensors_writing import write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
-from sparsefmt.checkpoints.target_folder import write_checkpoint
+from sparsefmt.checkpoints.target_folder import FilesWriter, write_checkpoint
 from sparsefmt.container.atomic import replacing
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.writer import Sink
@@ -86,7 +86,7 @@ def convert_checkpoint(
         converted.extend(tensors)
         return [*(tensor.name for tensor in tensors), *file.aliases]
 
-    write_checkpoint(source, destination, "sparsefmt", overwrite, write)
+    write_checkpoint(source, destination, "sparsefmt", overwrite, FilesWriter(write))
     return converted
 
 
@@ -116,7 +116,7 @@ def export_checkpoint(
             write_safetensors(sink, matrices, file.metadata, progress=progress, threads=threads)
         return file.names
 
-    write_checkpoint(source, destination, "safetensors", overwrite, write)
+    write_checkpoint(source, destination, "safetensors", overwrite, FilesWriter(write))
 
 
 def convert_file(

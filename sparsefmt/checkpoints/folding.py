@@ -50,6 +50,9 @@ class Group:
 class FoldedFile(TensorFile):
     """A file of tensors, groups of which are read as one tensor each.
 
+    Attributes:
+        inner, groups, elsewhere, dropped: what it is made of.
+
     Args:
         file: the file. It is closed with this one.
         groups: those whose first part is in the file.
@@ -63,21 +66,20 @@ class FoldedFile(TensorFile):
         self.path = file.path
         self.metadata = file.metadata
         self.nbytes = file.nbytes
-        self._file = file
+        self.inner, self.groups = file, groups
+        self.elsewhere, self.dropped = elsewhere, frozenset(dropped)
         self._groups = {group.name: group for group in groups}
-        self._elsewhere = elsewhere
         first = {group.parts[0]: group.name for group in groups}
-        parts = set(dropped)
-        self.names = [first.get(name, name) for name in file.names if name in first or name not in parts]
+        self.names = [first.get(name, name) for name in file.names if name in first or name not in self.dropped]
         self._plain = set(self.names) - set(self._groups)
         self.aliases = {name: target for name, target in file.aliases.items() if {name, target} <= self._plain}
         self.notes = file.notes
 
     def rows_of(self, name: str) -> Rows:
         if name in self._plain:
-            return self._file.rows_of(name)
+            return self.inner.rows_of(name)
         group = self._groups[name]
-        parts = [self._elsewhere.get(part, self._file).rows_of(part) for part in group.parts]
+        parts = [self.elsewhere.get(part, self.inner).rows_of(part) for part in group.parts]
         try:
             if group.spelling == "mask":
                 return MaskedRows(*parts)
@@ -89,7 +91,7 @@ class FoldedFile(TensorFile):
             raise error.within(name) from None
 
     def close(self) -> None:
-        self._file.close()
+        self.inner.close()
 
 
 def foldable(names: Iterable[str]) -> list[Group]:

@@ -3,8 +3,10 @@
     DESTINATION/.converting-<random>.sparsefmt-tmp/     new files, by their paths below DESTINATION
 
 Until then the folder is what it was; a failure removes the folder within it. The next process that writes to the same
-folder removes what a killed one has left: the inner folder is locked for as long as its writer lives. The files take
-their places in an order of which every beginning is either the old model or a folder that readers refuse: see `commit`.
+folder removes what a killed one has left: the inner folder is locked for as long as its writer lives. A writer that can
+go on where it was cut off names the inner folder by what it writes, and finds there what it had finished. The files
+take their places in an order of which every beginning is either the old model or a folder that readers refuse: see
+`commit`.
 """
 
 from __future__ import annotations
@@ -37,23 +39,26 @@ class StagedFolder:
         path: the folder; it is made if it is not there.
         source: the folder that is read meanwhile; None if none is.
         overwrite: whether the folder may have something in it.
+        key: 16 hex digits that name what is to be written. New files stay aside after a failure then, and are there
+            again for the next one with this key.
 
     Raises:
         OSError: it is a file, or the source; or it has something in it, and not `overwrite`.
     """
 
-    def __init__(self, path: Path, source: Path | None, overwrite: bool) -> None:
+    def __init__(self, path: Path, source: Path | None, overwrite: bool, key: str | None = None) -> None:
+        self.path, self._key = path, key
+        self._inner = path / f".converting-{key or secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
         if path.exists():
             if not path.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "is a file; several files need a folder", str(path))
             if source is not None and os.path.samefile(source, path):
                 raise shutil.SameFileError(errno.EINVAL, "is the source itself", str(path))
-            _remove_abandoned(path)
-            if not overwrite and any(path.iterdir()):
+            _remove_abandoned(path, self._inner)
+            if not overwrite and any(entry != self._inner for entry in path.iterdir()):
                 raise FileExistsError(errno.EEXIST, "exists already, and is not empty", str(path))
-        self.path = path
-        self._inner = path / f".converting-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
         self._lock = -1
+        self._is_done = self._is_others = False
         self._is_new = not path.exists()
         self._staged: list[Path] = []
 
@@ -134,6 +139,7 @@ class StagedFolder:
             if not is_whole:
                 error.strerror = f"{error.strerror}; {self.path} is incomplete now"
             raise
+        self._is_done = True
         for folder in {self.path, *(path.parent for path in self._staged)}:
             _sync(folder)
 
@@ -160,19 +166,31 @@ class StagedFolder:
     def _begin(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._inner.mkdir()
+            self._inner.mkdir(exist_ok=self._key is not None)
         except OSError as error:
             error.filename = str(self.path)
             raise
         if fcntl is not None:
             self._lock = os.open(self._inner, os.O_RDONLY)
-            with suppress(OSError):
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(self._lock)
+                self._lock = -1
+                self._is_others = True
+                words = "another process is converting the same to it"
+                raise BlockingIOError(errno.EAGAIN, words, str(self.path)) from None
+            except OSError:
+                return  # the file system has no locks
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        shutil.rmtree(self._inner, ignore_errors=True)
+        if (self._key is None or self._is_done) and not self._is_others:
+            shutil.rmtree(self._inner, ignore_errors=True)
+        elif not self._is_others:
+            with suppress(OSError):  # there is something to go on with
+                self._inner.rmdir()
         if self._lock >= 0:
             os.close(self._lock)
         if error is not None and self._is_new:
@@ -185,11 +203,11 @@ def is_unfinished(folder: Path) -> bool:
     return any(_NAME.fullmatch(entry.name) for entry in folder.iterdir())
 
 
-def _remove_abandoned(folder: Path) -> None:
+def _remove_abandoned(folder: Path, own: Path) -> None:
     if fcntl is None:
         return
     for entry in folder.iterdir():
-        if _NAME.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
+        if entry != own and _NAME.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
             with suppress(OSError):
                 descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW)
                 try:

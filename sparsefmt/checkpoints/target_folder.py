@@ -13,7 +13,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,29 +37,41 @@ def targets_of(source: Checkpoint, destination: Path, new: FileFormat) -> dict[P
     return {path: destination / f"{stem}.{new}" for path, stem in stems.items()}
 
 
-def write_checkpoint(
-    source: Checkpoint,
-    destination: Path,
-    new: FileFormat,
-    overwrite: bool,
-    write: Callable[[TensorFile, Path], list[str]],
-) -> None:
-    """Have each file of the source written where it belongs, and for a folder, what else belongs to it.
+class FilesWriter:
+    """Writes the files of a checkpoint, one after the other.
 
-    Args:
-        write: writes one file and returns the names of the tensors that it then has.
+    Attributes:
+        key: as of a StagedFolder.
     """
+
+    key: str | None = None
+
+    def __init__(self, write: Callable[[TensorFile, Path], list[str]]) -> None:
+        """`write` writes one file and returns the names of the tensors that it then has."""
+        self._write = write
+
+    def __call__(self, files: Sequence[tuple[TensorFile, Path]]) -> Iterable[list[str]]:
+        """Write each file to its path, and give the names of its tensors, in order."""
+        for file, path in files:
+            with in_file(file.path):
+                yield self._write(file, path)
+
+
+def write_checkpoint(
+    source: Checkpoint, destination: Path, new: FileFormat, overwrite: bool, write: FilesWriter
+) -> None:
+    """Have each file of the source written where it belongs, and for a folder, what else belongs to it."""
     targets = targets_of(source, destination, new)
     if not source.is_folder:
         _expect_free(destination, source.files[0].path, overwrite)
-        with in_file(source.path):
-            write(source.files[0], destination)
+        for _ in write([(source.files[0], destination)]):
+            pass
         return
     model = huggingface.read_model_folder(source.path, destination) if source.path.is_dir() else None
     config = _config(model, new, bool(source.folded))
     if new == "sparsefmt" and model is not None and model.quantization is not None:
         source.check_quantized(model.quantization)
-    with StagedFolder(destination, source.folder, overwrite) as folder:
+    with StagedFolder(destination, source.folder, overwrite, write.key) as folder:
         obsolete = _obsolete(source, destination, new)
         others = unlisted_files(source, destination, new, obsolete)
         for path, target in targets.items():
@@ -68,10 +81,10 @@ def write_checkpoint(
                 _expect_free(destination / path, model.path / path, overwrite)
             _expect_writable(destination / model.card)
         weight_map: dict[str, str] = {}
-        for file in source.files:
-            target = targets[file.path]
-            with in_file(file.path), folder.writing(target) as path:
-                weight_map.update(dict.fromkeys(write(file, path), target.name))
+        with ExitStack() as stack:
+            places = [(file, stack.enter_context(folder.writing(targets[file.path]))) for file in source.files]
+            for file, names in zip(source.files, write(places), strict=True):
+                weight_map.update(dict.fromkeys(names, targets[file.path].name))
         indexes = []
         # where readers would take others for a part of the model, an index says that they are not
         if source.index is not None or len(source.files) > 1 or others:

@@ -1,0 +1,285 @@
+"""A checkpoint converted by a cluster: a task for each of its files, the code and the bytes of one machine.
+
+The client reads the headers of all files, has each converted by a worker, looks at the index of each result, and writes
+what belongs to the folder as a whole in the end. Workers see what the client sees, a shared file system or a store.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import distributed
+import xxhash
+
+import sparsefmt
+from sparsefmt.checkpoints.checkpoint import Checkpoint
+from sparsefmt.checkpoints.contract import TensorFile
+from sparsefmt.checkpoints.conversion import ConvertedTensor, Progress
+from sparsefmt.checkpoints.folding import FoldedFile
+from sparsefmt.checkpoints.target_folder import FilesWriter, write_checkpoint
+from sparsefmt.container.atomic import TEMPORARY_SUFFIX
+from sparsefmt.dask.clients import client_of
+from sparsefmt.dask.shards import Folding, Place, ShardDone, ShardTask, SourceFile, convert_shard, found_done, index_of
+from sparsefmt.errors import SparsefmtError
+from sparsefmt.quantizing import Quantization
+from sparsefmt.save_options import NegativeZeros, SaveOptions
+
+_PASSING = (errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN, None)
+"""Errors of the system that another try may not have: those of networks and stores."""
+
+
+@dataclass(frozen=True)
+class OnCluster:
+    """Where a checkpoint is converted, and how patiently.
+
+    Attributes:
+        client: of distributed.
+        retries: how often a shard is tried again after an error of a network or a store.
+        progress: told the dense bytes that are done.
+    """
+
+    client: Any
+    retries: int = 3
+    progress: Progress | None = None
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    client: Any = None,
+    *,
+    layout: str = "auto",
+    codec: str = "auto",
+    negative_zeros: NegativeZeros = "keep",
+    values: str | None = None,
+    group_size: int | None = None,
+    scale: str = "absmax",
+    fold: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    retries: int = 3,
+) -> None:
+    """Convert a checkpoint to .sparsefmt on a cluster. The files are, byte for byte, those of `sparsefmt convert`.
+
+    Each file of the source is a task of its own, which streams: a worker needs a few tiles of memory for each of its
+    threads, whatever the size of the file. Nothing takes its place before all files are whole and were read again. If
+    the client is cut off, or a shard cannot be converted, what was finished stays aside; the next call with the same
+    source and options goes on from there, and a conversion without a cluster removes it.
+
+    Args:
+        source: a file, a folder, or the index of shards, as workers see it, too.
+        destination: a file, or a folder, which then has all that belongs to the model.
+        client: of distributed; the address of a scheduler; "local" for worker processes of this machine; by default the
+            present client, and if there is none, "local".
+        layout, codec, negative_zeros: as in `sparsefmt.save_file`.
+        values, group_size, scale, fold: as the options of `sparsefmt convert`.
+        overwrite: replace what is there; of a folder, the weights of the model in it.
+        threads: that work on one file; by default one, since a worker has as many files at a time as it has threads.
+        retries: how often a file is tried again after an error of a network or a store.
+
+    Raises:
+        FileExistsError: the destination exists, and not `overwrite`.
+        SparsefmtError: a tensor that cannot be stored, a damaged source, a worker with another version.
+        OSError: a file cannot be read or written, a worker died again and again, no scheduler answers.
+        ValueError: an option that does not exist.
+
+    Example:
+        >>> sparsefmt.dask.convert("llama-pruned", "llama-pruned-sparsefmt", "tcp://scheduler:8786")
+    """
+    options = SaveOptions(layout, codec, negative_zeros, threads=threads)
+    quantization = Quantization.of(values, group_size, scale)
+    with Checkpoint(source, ["safetensors", "torch"]) as checkpoint:
+        if fold:
+            checkpoint.fold()
+        checkpoint.quantization = quantization
+        with client_of(client, len(checkpoint.files)) as found:
+            convert_checkpoint(checkpoint, Path(destination), options, OnCluster(found, retries), overwrite=overwrite)
+
+
+def convert_checkpoint(
+    source: Checkpoint,
+    destination: Path,
+    options: SaveOptions,
+    where: OnCluster,
+    *,
+    overwrite: bool = False,
+) -> list[ConvertedTensor]:
+    """As `checkpoints.conversion.convert_checkpoint`, on a cluster."""
+    writer = _ClusterWriter(source, options, where)
+    # workers may have another working directory
+    write_checkpoint(source, destination.absolute(), "sparsefmt", overwrite, writer)
+    writer.remove_notes()
+    return writer.converted
+
+
+class _ClusterWriter(FilesWriter):
+    """Has workers write the files of a checkpoint.
+
+    Attributes:
+        key: of a conversion of these files with these options.
+        converted: what became of all tensors, once they are written.
+    """
+
+    def __init__(self, source: Checkpoint, options: SaveOptions, where: OnCluster) -> None:
+        self._where = where
+        self._is_folder = source.is_folder
+        self._tasks = {file.path: _task_of(source, file, options) for file in source.files}
+        self._nbytes = {place: _dense_nbytes(file) for place, file in zip(self._tasks, source.files, strict=True)}
+        self._states: list[Place] = []
+        self.key = _checksum([task.fingerprint for task in self._tasks.values()])[:16]
+        self.converted: list[ConvertedTensor] = []
+
+    def __call__(self, files: Sequence[tuple[TensorFile, Path]]) -> Iterable[list[str]]:
+        tasks = []
+        for file, place in files:
+            state = self._state_of(place) if self._is_folder else None
+            tasks.append(self._tasks[file.path].with_places(place, state))
+        self._states = [task.state for task in tasks if task.state is not None]
+        done = self._all_done(tasks)
+        for (file, place), task in zip(files, tasks, strict=True):
+            found = done[task.fingerprint]
+            tensors = found.converted(index_of(place, found))
+            self.converted.extend(tensors)
+            yield [*(tensor.name for tensor in tensors), *file.aliases]
+
+    def remove_notes(self) -> None:
+        """Remove what was noted in a store; in a folder of this machine, that went with the files aside."""
+        for state in self._states:
+            with suppress(OSError):
+                state.unlink()
+
+    def _state_of(self, place: Place) -> Place:
+        if isinstance(place, Path):
+            return place.with_name(f"{place.name}.json")  # aside already
+        return place.parent / f".converting-{self.key}{TEMPORARY_SUFFIX}" / f"{place.name}.json"
+
+    def _all_done(self, tasks: Sequence[ShardTask]) -> dict[str, ShardDone]:
+        done: dict[str, ShardDone] = {}
+        sizes = {task.fingerprint: self._nbytes[task.source.place] for task in tasks}
+        news = _News(sizes, self._where.progress)
+        for task in tasks:
+            found = found_done(task)
+            if found is not None:
+                done[task.fingerprint] = found
+                news.finished(task.fingerprint)
+        left = [task for task in tasks if task.fingerprint not in done]
+        # the largest first, so that no worker has one to itself in the end
+        left.sort(key=lambda task: -sizes[task.fingerprint])
+        with news.heard(self._where.client) as topic:
+            for task, found in _run(left, topic, self._where):
+                index_of(task.destination, found)
+                done[task.fingerprint] = found
+                news.finished(task.fingerprint)
+        return done
+
+
+def _run(tasks: Sequence[ShardTask], topic: str, where: OnCluster) -> Iterator[tuple[ShardTask, ShardDone]]:
+    """Tasks and their results, as these come in. Cancels all others after an error."""
+    if not tasks:
+        return
+    token = secrets.token_hex(4)
+    running: dict[Any, tuple[ShardTask, int]] = {}
+
+    def begun(task: ShardTask, tries: int) -> Any:
+        # another key than any before: what a client that was cut off has begun is not waited for
+        key = (f"convert_shard-{token}", f"{task.destination.name}{f' try {tries}' if tries > 1 else ''}")
+        future = where.client.submit(convert_shard, replace(task, topic=topic), key=key, pure=False)
+        running[future] = task, tries
+        return future
+
+    arriving = distributed.as_completed([begun(task, 1) for task in tasks], loop=where.client.loop)
+    try:
+        for future in arriving:
+            task, tries = running.pop(future)
+            try:
+                found = future.result()
+            except (SparsefmtError, OSError) as error:
+                if not _may_pass(error) or tries > where.retries:
+                    raise
+                arriving.add(begun(task, tries + 1))
+            except distributed.KilledWorker as error:
+                died = f"worker after worker has died while it converted this: {error}"
+                raise OSError(errno.EIO, died, str(task.source.place)) from None
+            except distributed.CancelledError:
+                raise OSError(errno.EIO, "the scheduler has given it up", str(task.source.place)) from None
+            else:
+                yield task, found
+    finally:
+        if running:
+            where.client.cancel(list(running))
+
+
+def _may_pass(error: Exception) -> bool:
+    if not isinstance(error, OSError) or isinstance(error, (FileNotFoundError, FileExistsError, PermissionError)):
+        return False
+    return error.errno in _PASSING
+
+
+class _News:
+    """Adds up how much of each shard is done, so that progress counts each byte once."""
+
+    def __init__(self, sizes: Mapping[str, int], progress: Progress | None) -> None:
+        self._sizes, self._progress = sizes, progress
+        self._told = dict.fromkeys(sizes, 0)
+
+    def finished(self, shard: str) -> None:
+        self._tell(shard, self._sizes[shard])
+
+    def _tell(self, shard: str, done: int) -> None:
+        done = min(done, self._sizes[shard])
+        more, self._told[shard] = done - self._told[shard], max(done, self._told[shard])
+        if self._progress is not None and more > 0:
+            self._progress(more)
+
+    @contextmanager
+    def heard(self, client: Any) -> Iterator[str]:
+        """A topic on which workers tell what is done; "" if nobody wants to know."""
+        if self._progress is None:
+            yield ""
+            return
+        topic = f"sparsefmt-convert-{secrets.token_hex(8)}"
+
+        def hear(event: tuple[float, Mapping[str, Any]]) -> None:
+            _, said = event
+            self._tell(said["shard"], said["done"])
+
+        client.subscribe_topic(topic, hear)
+        try:
+            yield topic
+        finally:
+            client.unsubscribe_topic(topic)
+
+
+def _task_of(source: Checkpoint, file: TensorFile, options: SaveOptions) -> ShardTask:
+    """The task for a file, which does not know yet where it writes."""
+    inner, folding = file, None
+    if isinstance(file, FoldedFile):
+        inner = file.inner
+        elsewhere = {part: SourceFile.of(other, source.file_format) for part, other in file.elsewhere.items()}
+        folding = Folding(tuple(file.groups), elsewhere, file.dropped)
+    of = SourceFile.of(inner, source.file_format)
+    task = ShardTask(of, folding, options, source.quantization, None)
+    others = [] if folding is None else sorted({(str(o.place), o.header, o.stamp) for o in folding.elsewhere.values()})
+    said = [
+        *(sparsefmt.__version__, str(of.place), of.header, of.stamp, others),
+        [] if folding is None else [list(asdict(group).values()) for group in folding.groups],
+        sorted(folding.dropped if folding else ()),
+        *(options.layout, options.codec, options.negative_zeros, options.row_dims),
+        None if source.quantization is None else asdict(source.quantization),
+    ]
+    return replace(task, fingerprint=_checksum(said))
+
+
+def _dense_nbytes(file: TensorFile) -> int:
+    return sum(file.rows_of(name).dense_nbytes for name in file.names)
+
+
+def _checksum(said: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(said).encode())

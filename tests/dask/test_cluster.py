@@ -1,0 +1,223 @@
+"""Checkpoints converted by a cluster of two worker processes: the bytes are those of one process, whatever happens."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors_files import save_shards, sparse_array
+
+import sparsefmt
+from sparsefmt.checkpoints.checkpoint import Checkpoint
+from sparsefmt.checkpoints.conversion import convert_checkpoint
+from sparsefmt.quantizing import Quantization
+from sparsefmt.save_options import SaveOptions
+
+distributed = pytest.importorskip("distributed", reason="a cluster needs dask and distributed")
+
+import sparsefmt.dask  # noqa: E402
+from sparsefmt.dask import conversion, shards  # noqa: E402
+
+NAMES = [f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0, silence_logs="CRITICAL"
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as found,
+    ):
+        yield found
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Three shards of a model; of one of its tensors, the weight is in one shard and the mask in another."""
+    pruned = sparse_array(1)
+    folder = save_shards(
+        tmp_path / "in",
+        {
+            NAMES[0]: {"a.weight": pruned, "b.weight_orig": sparse_array(2), "a.bias": np.arange(7.0)},
+            NAMES[1]: {"b.weight_mask": (pruned != 0).astype(np.float32), "c.weight": sparse_array(3)},
+            NAMES[2]: {"d.weight": -pruned, "e.weight": -pruned},
+        },
+    )
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return folder
+
+
+def on_one_machine(source: Path, destination: Path, fold: bool = False, values: str | None = None) -> Path:
+    with Checkpoint(source, ["safetensors"]) as checkpoint:
+        if fold:
+            checkpoint.fold()
+        checkpoint.quantization = Quantization.of(values, None, "absmax")
+        convert_checkpoint(checkpoint, destination, SaveOptions())
+    return destination
+
+
+def check_same(folder: Path, other: Path) -> None:
+    names = sorted(os.listdir(other))
+    assert sorted(os.listdir(folder)) == names
+    assert filecmp.cmpfiles(folder, other, names, shallow=False)[0] == names
+
+
+@pytest.mark.parametrize("options", [{}, {"fold": True}, {"values": "int8"}], ids=str)
+def test_the_bytes_are_those_of_one_machine(client, source, tmp_path, options):
+    sparsefmt.dask.convert(source, tmp_path / "out", client, **options)
+    check_same(tmp_path / "out", on_one_machine(source, tmp_path / "one", **options))
+    with pytest.raises(FileExistsError):
+        sparsefmt.dask.convert(source, tmp_path / "out", client)
+    # an index file, and a single file, by the address of the scheduler
+    address = client.scheduler.address
+    sparsefmt.dask.convert(source / NAMES[2], tmp_path / "file.sparsefmt", address)
+    assert filecmp.cmp(
+        tmp_path / "file.sparsefmt", on_one_machine(source / NAMES[2], tmp_path / "one.sparsefmt"), shallow=False
+    )
+
+
+def test_what_is_returned_and_told(client, source, tmp_path):
+    """As on one machine: for each tensor, and for each byte."""
+    told: list[int] = []
+    with Checkpoint(source, ["safetensors"]) as checkpoint:
+        found = conversion.convert_checkpoint(
+            checkpoint, tmp_path / "out", SaveOptions(), conversion.OnCluster(client, progress=told.append)
+        )
+        expected = convert_checkpoint(checkpoint, tmp_path / "one", SaveOptions())
+        assert found == expected
+        assert sum(told) == checkpoint.dense_nbytes
+        assert min(told) > 0
+
+
+def test_a_worker_that_is_killed(client, source, tmp_path):
+    """The first one that has written half of a shard."""
+    client.run(_patch, "killed", str(tmp_path / "killed"))
+    try:
+        sparsefmt.dask.convert(source, tmp_path / "out", client)
+    finally:
+        client.run(_unpatch)
+    assert (tmp_path / "killed").exists()
+    check_same(tmp_path / "out", on_one_machine(source, tmp_path / "one"))
+
+
+def test_a_client_that_begins_again(client, source, tmp_path):
+    """Only the shard that failed is made again, and only with the same options."""
+    client.wait_for_workers(2)
+    client.run(_patch, "failing", str(tmp_path))
+    try:
+        with pytest.raises(OSError, match="out of luck"):
+            sparsefmt.dask.convert(source, tmp_path / "out", client, retries=0)
+        assert [path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")] == []
+        with pytest.raises(FileNotFoundError, match="not finished"):
+            Checkpoint(tmp_path / "out", ["sparsefmt"])
+        before = sorted(os.listdir(tmp_path / "begun"))
+        assert len(before) == 3
+        sparsefmt.dask.convert(source, tmp_path / "out", client)
+        assert len(os.listdir(tmp_path / "begun")) == 4
+        check_same(tmp_path / "out", on_one_machine(source, tmp_path / "one"))
+        (tmp_path / "luck").unlink()
+        with pytest.raises(OSError, match="out of luck"):
+            sparsefmt.dask.convert(source, tmp_path / "other", client, codec="raw", retries=0)
+        sparsefmt.dask.convert(source, tmp_path / "other", client, codec="zstd")
+        assert len(os.listdir(tmp_path / "begun")) == 4 + 3 + 3
+        # what passes is tried again
+        (tmp_path / "luck").unlink()
+        sparsefmt.dask.convert(source, tmp_path / "again", client)
+        check_same(tmp_path / "again", tmp_path / "one")
+    finally:
+        client.run(_unpatch)
+
+
+def test_a_task_that_runs_twice_at_once(client, source, tmp_path):
+    with Checkpoint(source / NAMES[0], ["safetensors"]) as checkpoint:
+        task = conversion._task_of(checkpoint, checkpoint.files[0], SaveOptions())
+    task = task.with_places(tmp_path / "shard.sparsefmt", tmp_path / "shard.json")
+    assert shards.found_done(task) is None
+    first, second = client.gather(client.map(shards.convert_shard, [task, task], pure=False))
+    assert first == second == shards.found_done(task)
+    on_one_machine(source / NAMES[0], tmp_path / "one.sparsefmt")
+    assert filecmp.cmp(tmp_path / "shard.sparsefmt", tmp_path / "one.sparsefmt", shallow=False)
+    # a shard that is another one, or is gone, is not finished
+    task.destination.write_bytes((tmp_path / "one.sparsefmt").read_bytes() + b"x")
+    assert shards.found_done(task) is None
+    task.state.write_text("{}")
+    assert shards.found_done(task) is None
+
+
+def test_what_is_wrong_is_named(client, source, tmp_path):
+    with Checkpoint(source / NAMES[0], ["safetensors"]) as checkpoint:
+        task = conversion._task_of(checkpoint, checkpoint.files[0], SaveOptions())
+    task = task.with_places(tmp_path / "shard.sparsefmt", None)
+    with pytest.raises(sparsefmt.UnsupportedError, match="worker-version"):
+        client.submit(shards.convert_shard, replace(task, version="0")).result()
+    os.utime(source / NAMES[0], ns=(0, 1))
+    with pytest.raises(sparsefmt.FormatError, match="file-changed") as caught:
+        client.submit(shards.convert_shard, task).result()
+    assert caught.value.path == str(source / NAMES[0])
+    weight = np.full((8, 8), np.nan, np.float32)
+    weight[:6] = 0
+    bad = save_shards(tmp_path / "bad", {NAMES[0]: {"x.weight": weight}}, index=False) / NAMES[0]
+    with pytest.raises(sparsefmt.FormatError, match=r"x\.weight.*finite") as caught:
+        sparsefmt.dask.convert(bad, tmp_path / "bad.sparsefmt", client, values="int8")
+    assert caught.value.path == str(bad)
+    assert not (tmp_path / "bad.sparsefmt").exists()
+
+
+def test_no_cluster(source, tmp_path):
+    with pytest.raises(TypeError, match="a client of distributed or an address"):
+        sparsefmt.dask.convert(source, tmp_path / "out", 3)
+    assert not (tmp_path / "out").exists()
+
+
+def _patch(way: str, place: str) -> None:
+    """On a worker: let a conversion kill its process, or fail. `place`: where it is noted that it has."""
+    _unpatch()
+    shards._write_converted = shards.write_converted  # type: ignore[attr-defined]
+    shards.write_converted = {"killed": _Killed, "failing": _Failing}[way](Path(place))  # type: ignore[assignment]
+
+
+def _unpatch() -> None:
+    shards.write_converted = getattr(shards, "_write_converted", shards.write_converted)
+
+
+class _Killed:
+    def __init__(self, note: Path) -> None:
+        self._note = note
+
+    def __call__(self, file: Any, sink: Any, *arguments: Any) -> Any:
+        try:
+            self._note.touch(exist_ok=False)
+        except FileExistsError:
+            return shards._write_converted(file, sink, *arguments)  # type: ignore[attr-defined]
+        sink.write(b"half of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Failing:
+    """Fails with one shard, the first time, once the two others are finished."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, file: Any, sink: Any, *arguments: Any) -> Any:
+        begun = self._folder / "begun"
+        begun.mkdir(exist_ok=True)
+        (begun / f"{time.time_ns()}-{os.getpid()}").touch()
+        luck = self._folder / "luck"
+        if file.path.name == NAMES[1] and not luck.exists():
+            deadline = time.monotonic() + 60
+            while len(list(self._folder.glob("*/.converting-*/*.json"))) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            luck.touch()
+            raise OSError(5, "out of luck", str(file.path))
+        return shards._write_converted(file, sink, *arguments)  # type: ignore[attr-defined]
