@@ -98,7 +98,7 @@ class Checkpoint:
         Raises:
             FormatError: a weight and its scales do not fit.
         """
-        self.files = [DequantizedFile(file) for file in self.files]
+        self.files = [_dequantized(file) for file in self.files]
         self.holder = _holders(self.files)
 
     def check_quantized(self, quantization: Quantization) -> None:
@@ -154,6 +154,11 @@ class Checkpoint:
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _dequantized(file: TensorFile) -> DequantizedFile:
+    with in_file(file.path):
+        return DequantizedFile(file)
 
 
 def _open(path: Path, file_format: FileFormat, max_decoded_bytes: int | None) -> TensorFile:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.scales import checked_scales, scales_in
+from sparsefmt.checkpoints.scales import read_scales, scales_in
 from sparsefmt.dtypes import DType
 from sparsefmt.patterns.change import Change, change_of, change_of_bits, in_runs
 from sparsefmt.quantizing import dequantized
@@ -152,9 +152,7 @@ def multiplied_out(scaled: Checkpoint, name: str, scale: str) -> Rows:
     Raises:
         FormatError: the weight and its scales do not fit.
     """
-    elements, rows = scaled.rows_of(name), scaled.rows_of(scale)
-    stored = rows.bits(0, rows.rows).view(rows.dtype.numpy).reshape(rows.shape)
-    return dequantized(elements, checked_scales(name, elements.shape, scale, stored))
+    return dequantized(scaled.rows_of(name), read_scales(scaled, name, scale))
 
 
 def compare_names(ours: Checkpoint, theirs: Checkpoint, without: Collection[str] = ()) -> tuple[list[str], set[str]]:

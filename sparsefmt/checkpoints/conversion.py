@@ -98,13 +98,14 @@ def export_checkpoint(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Convert .sparsefmt to safetensors; otherwise as `convert_checkpoint`. Tied tensors are written in full, each.
-    Scaled
-       weights are written as elements and scales, unless the source is dequantized.
+    """Convert .sparsefmt to safetensors; otherwise as `convert_checkpoint`.
 
-       Raises:
-           LimitError: a file would become larger than `max_decoded_bytes` of the checkpoint.
-           as `convert_checkpoint`.
+    Tied tensors are written in full, each. Scaled weights are written as elements and scales, unless the source is
+    dequantized; what products would refuse of them is refused.
+
+    Raises:
+        LimitError: a file would become larger than `max_decoded_bytes` of the checkpoint.
+        as `convert_checkpoint`.
     """
 
     def write(file: TensorFile, path: Path) -> list[str]:
@@ -112,6 +113,8 @@ def export_checkpoint(
         stored = file.inner if isinstance(file, DequantizedFile) else file
         if isinstance(stored, SparsefmtFile):
             stored.reader.budget.ask(sum(matrix.dense_nbytes for matrix in matrices.values()))
+        if not isinstance(file, DequantizedFile):
+            scales.checked_pairs(file)
         with replacing(path) as sink:
             write_safetensors(sink, matrices, file.metadata, progress=progress, threads=threads)
         return file.names
@@ -145,7 +148,7 @@ def write_converted(
     surveys: dict[str, Survey] = {}
     made: dict[str, Rows] = {}
     losses: dict[str, Loss] = {}
-    pairs = scales.scales_in(source.metadata, source.names)
+    pairs = scales.checked_pairs(source)
 
     def again(name: str) -> Rows:
         return made[name] if name in made else source.rows_of(name)

@@ -17,20 +17,13 @@ import numpy as np
 from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.compressed_tensors import Quantization, Scheme
 from sparsefmt.checkpoints.contract import TensorFile
+from sparsefmt.checkpoints.scales import expect_nothing_else, zero_points_of
 from sparsefmt.errors import FormatError, UnsupportedError, in_file
 
 Files = Mapping[str, TensorFile]
 """Which file of a checkpoint has a tensor, by its name."""
 
 WEIGHT, SCALE, INPUT_SCALE = ".weight", ".weight_scale", ".input_scale"
-_ZERO_POINTS = (".weight_zero_point", ".input_zero_point")
-_REFUSED = {
-    ".weight_g_idx": "columns in another order (actorder) are not supported",
-    ".weight_global_scale": "scales that have a scale are not supported",
-    ".input_global_scale": "scales that have a scale are not supported",
-    ".output_scale": "outputs that are quantized are not supported",
-    ".output_zero_point": "outputs that are quantized are not supported",
-}
 _DTYPES = ("I8", "F8_E4M3")
 _SCALES = ("F32", "BF16", "F16")
 
@@ -63,7 +56,7 @@ class QuantizedWeight:
         """The scales, float32, in the shape that they have in the file.
 
         Raises:
-            FormatError: one of them is NaN, infinite or negative (`scale-value`); it names both tensors.
+            FormatError: one of them is NaN, infinite or negative (`scales-value`); it names both tensors.
             as the file.
         """
         name = self.layer + SCALE
@@ -71,7 +64,7 @@ class QuantizedWeight:
         wrong = values[~(np.isfinite(values) & (values >= 0))]
         if wrong.size:
             raise FormatError(
-                "scale-value",
+                "scales-value",
                 f"{wrong.size:,} of its {values.size:,} scales, {name!r}, are not numbers from 0 on: {wrong[0]} is one",
                 tensor=self.name,
             )
@@ -81,20 +74,21 @@ class QuantizedWeight:
         """What activations are divided by, where the config has them static; else None.
 
         Raises:
-            FormatError: it is not a number above 0 (`scale-value`); it names both tensors.
+            FormatError: it is not a number above 0 (`input-scale`); it names both tensors.
         """
         if self.scheme.activations != "int8-static":
             return None
         name = self.layer + INPUT_SCALE
         value = float(_read(self.files, name).reshape(-1)[0])
         if not (np.isfinite(value) and value > 0):
-            raise FormatError("scale-value", f"the scale of its inputs, {name!r}, is {value}", tensor=self.name)
+            raise FormatError("input-scale", f"the scale of its inputs, {name!r}, is {value}", tensor=self.name)
         return value
 
     def check(self) -> None:
-        """Read all that belongs to the weight but its elements. Raises as `scales`, `input_scale`."""
-        self.scales()
-        self.input_scale()
+        """Read all that belongs to the weight but its elements. Raises as `scales`, `input_scale`, with the file."""
+        with in_file(self.files[self.name].path):
+            self.scales()
+            self.input_scale()
 
 
 def quantized_weights(
@@ -108,8 +102,8 @@ def quantized_weights(
         scaled: names of weights whose scales are known otherwise, and need not be in the config.
 
     Raises:
-        FormatError: a weight or its scales are missing (`scale-missing`), or one does not fit the other or the config
-            (`scale-shape`, `scale-dtype`); it names both tensors.
+        FormatError: a weight or its scales are missing (`scales-missing`), or one does not fit the other or the config
+            (`scales-shape`, `scales-dtype`, `scales-unexpected`, `input-scale`); it names both tensors.
         UnsupportedError: there is more beside a weight than scales; it names both tensors (`quantized-otherwise`).
     """
     return {weight.name: weight for weight in _each_weight(files, quantization, scaled)}
@@ -125,16 +119,15 @@ def _each_weight(files: Files, quantization: Quantization, scaled: Collection[st
             continue
         if scale not in files and not is_byte:
             continue
-        if name not in files:
-            raise FormatError("scale-missing", f"its scales, {scale!r}, are there, and the weight is not", tensor=name)
-        if scale not in files:
-            raise FormatError("scale-missing", f"its scales, {scale!r}, are not there", tensor=name)
-        if scheme is None:
-            raise FormatError(
-                "scale-unexpected",
-                f"its scales, {scale!r}, are there, and no group of the config is for it",
-                tensor=name,
-            )
+        with in_file(files[name if name in files else scale].path):
+            if name not in files:
+                words = f"its scales, {scale!r}, are there, and the weight is not"
+                raise FormatError("scales-missing", words, tensor=name)
+            if scale not in files:
+                raise FormatError("scales-missing", f"its scales, {scale!r}, are not there", tensor=name)
+            if scheme is None:
+                words = f"its scales, {scale!r}, are there, and no group of the config is for it"
+                raise FormatError("scales-unexpected", words, tensor=name)
         yield _checked(name, scheme, files)
 
 
@@ -150,7 +143,7 @@ def _checked(name: str, scheme: Scheme, files: Files) -> QuantizedWeight:
             )
         if weight.dtype.name != scheme.dtype:
             raise FormatError(
-                "scale-dtype",
+                "scales-dtype",
                 f"it is {weight.dtype.name}, and by group {scheme.group!r} should be {scheme.dtype}, times"
                 f" {layer + SCALE!r}",
                 tensor=name,
@@ -168,11 +161,13 @@ def _check_scales(name: str, scheme: Scheme, scales: Rows, weight: Rows) -> None
     beside = name.removesuffix(WEIGHT) + SCALE
     if scales.dtype.name not in _SCALES:
         raise FormatError(
-            "scale-dtype", f"its scales, {beside!r}, are {scales.dtype.name}, none of {', '.join(_SCALES)}", tensor=name
+            "scales-dtype",
+            f"its scales, {beside!r}, are {scales.dtype.name}, none of {', '.join(_SCALES)}",
+            tensor=name,
         )
     if scheme.group_size is not None and cols % scheme.group_size:
         raise FormatError(
-            "scale-shape",
+            "scales-shape",
             f"its {cols:,} columns do not divide into groups of {scheme.group_size:,}, for each of which {beside!r} has"
             " a scale",
             tensor=name,
@@ -185,7 +180,7 @@ def _check_scales(name: str, scheme: Scheme, scales: Rows, weight: Rows) -> None
     if scales.shape not in fitting[scheme.strategy]:
         wanted = " or ".join(str(list(shape)) for shape in fitting[scheme.strategy])
         raise FormatError(
-            "scale-shape",
+            "scales-shape",
             f"it is {[rows, cols]}, and its scales, {beside!r}, are {list(scales.shape)}: by group {scheme.group!r}"
             f" ({scheme.strategy}) they should be {wanted}",
             tensor=name,
@@ -197,18 +192,18 @@ def _input_scale(name: str, scheme: Scheme, files: Files) -> str | None:
     scale = name.removesuffix(WEIGHT) + INPUT_SCALE
     if scale not in files:
         if scheme.activations == "int8-static":
-            raise FormatError("scale-missing", f"the scale of its inputs, {scale!r}, is not there", tensor=name)
+            raise FormatError("scales-missing", f"the scale of its inputs, {scale!r}, is not there", tensor=name)
         return None
     if scheme.activations not in ("int8-static", "fp8"):
         raise FormatError(
-            "scale-unexpected",
+            "scales-unexpected",
             f"the scale of its inputs, {scale!r}, is there, and group {scheme.group!r} has no static ones",
             tensor=name,
         )
     found = files[scale].rows_of(scale)
     if found.dtype.name not in _SCALES or found.rows * found.cols != 1:
         raise FormatError(
-            "scale-shape",
+            "input-scale",
             f"the scale of its inputs, {scale!r}, is {found.dtype.name} {list(found.shape)}, and not one number",
             tensor=name,
         )
@@ -227,11 +222,8 @@ def expect_symmetric(files: Files, weight: str) -> list[str]:
     Raises:
         UnsupportedError: there is more; it names both tensors.
     """
-    layer = weight.removesuffix(WEIGHT)
-    for ending, reason in _REFUSED.items():
-        if layer + ending in files:
-            raise UnsupportedError("quantized-otherwise", f"{layer + ending!r} is there, and {reason}", tensor=weight)
-    nothing = [layer + ending for ending in _ZERO_POINTS if layer + ending in files]
+    expect_nothing_else(weight, files)
+    nothing = [name for name in zero_points_of(weight) if name in files]
     for name in nothing:
         if _has_nonzero(files[name].rows_of(name)):
             raise UnsupportedError(

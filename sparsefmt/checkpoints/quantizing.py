@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import numpy as np
-
 from sparsefmt.adapters import Rows, Survey, rows_of
 from sparsefmt.checkpoints.contract import TensorFile
-from sparsefmt.checkpoints.scales import SCALES, VALUES, checked_scales, input_scale_name, scale_name, scales_in
+from sparsefmt.checkpoints.scales import KEYS, checked_pairs, input_scale_name, read_scales, scale_name
 from sparsefmt.errors import FormatError, in_tensor
 from sparsefmt.quantizing import Loss, Quantization, dequantized, quantized
 from sparsefmt.quantizing.rows import FLOATS
@@ -75,18 +73,13 @@ class DequantizedFile(TensorFile):
     """
 
     def __init__(self, inner: TensorFile) -> None:
-        pairs = scales_in(inner.metadata, inner.names)
+        pairs = checked_pairs(inner)
         without = {*pairs.values(), *map(input_scale_name, pairs)}
         self.inner, self.path, self.nbytes, self.notes = inner, inner.path, inner.nbytes, inner.notes
         self.names = [name for name in inner.names if name not in without]
         self.aliases = inner.aliases
-        self.metadata = {key: text for key, text in inner.metadata.items() if key not in (SCALES, VALUES)}
-        self._scales = {weight: self._read(weight, scale) for weight, scale in pairs.items()}
-
-    def _read(self, weight: str, scale: str) -> np.ndarray:
-        rows = self.inner.rows_of(scale)
-        stored = rows.bits(0, rows.rows).view(rows.dtype.numpy).reshape(rows.shape)
-        return checked_scales(weight, self.inner.rows_of(weight).shape, scale, stored)
+        self.metadata = {key: text for key, text in inner.metadata.items() if key not in KEYS}
+        self._scales = {weight: read_scales(inner, weight, scale) for weight, scale in pairs.items()}
 
     def rows_of(self, name: str) -> Rows:
         rows = self.inner.rows_of(name)

@@ -8,11 +8,13 @@ from pathlib import Path
 import click
 
 from sparsefmt.checkpoints.checkpoint import Checkpoint
+from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.conversion import export_checkpoint
 from sparsefmt.checkpoints.saved_weights import saved_weights
 from sparsefmt.checkpoints.scales import scales_in
 from sparsefmt.cli import options
 from sparsefmt.cli.convert import destination_of
+from sparsefmt.errors import in_file
 
 
 @click.command(
@@ -56,7 +58,7 @@ def command(
 
     started = time.perf_counter()
     with Checkpoint(src, ["sparsefmt"], max_decoded_bytes) as source:
-        scaled = sum(len(scales_in(file.metadata, file.names)) for file in source.files)
+        scaled = sum(map(_scaled_in, source.files))
         if dequantize:
             source.dequantize()
         destination = destination_of(source, dst, "safetensors")
@@ -75,3 +77,9 @@ def command(
                 output.say(f"{output.plural(scaled, 'scaled weight')}: {done}.")
             for line in notes_on_folder(source, destination, before, "safetensors"):
                 output.say(line)
+
+
+def _scaled_in(file: TensorFile) -> int:
+    """How many scaled weights there are."""
+    with in_file(file.path):
+        return len(scales_in(file.metadata, file.names))

@@ -22,6 +22,7 @@ from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.loading_plan import Plan, held, is_sparse
 from sparsefmt.torch.models import EXPERTS_NOT_QUANTIZED, NOT_QUANTIZED
 from sparsefmt.torch.scaled_state import empty_like
+from sparsefmt.torch.scales import chosen_activations
 from sparsefmt.torch.selection import Selection
 from sparsefmt.torch.stored_tensors import Stored
 from sparsefmt.torch.widened import SIXTEEN_BITS, note
@@ -105,9 +106,8 @@ class WeightLoader:
             return
         layer.set_weight(weight.tensor, weight.scale)
         if weight.scale is not None:
-            is_fixed = weight.input_scale is not None
-            activations = weight.activations or ("int8" if is_fixed else self._selection.activations)
-            layer.set_activations(activations, weight.input_scale)
+            activations = chosen_activations(self._selection.activations, weight.activations)
+            layer.set_activations(activations, None if activations is None else weight.input_scale)
 
     def _read(self, stored: Stored, holders: list[Holder]) -> _Compressed | _Dense:
         """The weight of linear layers: compressed, or dense with the reason."""

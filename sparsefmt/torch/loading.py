@@ -14,7 +14,7 @@ from sparsefmt.api import open_file
 from sparsefmt.checkpoints import huggingface
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.quantized_files import QuantizedFiles
-from sparsefmt.checkpoints.scales import input_scale_name, scales_in
+from sparsefmt.checkpoints.scales import scaled_in
 from sparsefmt.container import file_objects
 from sparsefmt.container.sources import Backend
 from sparsefmt.errors import in_file
@@ -117,8 +117,8 @@ def load_into(
         min_sparsity, include, exclude, min_size, compute_dtype: as in `sparsify`; layers that do not become a
             SparseLinear are loaded dense.
         values, group_size, scale: as in `sparsify`, for weights that are not scaled in the file.
-        activations: "int8" to round activations to eight bits wherever weights are scaled elements of int8. Layers with
-            a fixed scale of activations in the file do so anyway.
+        activations: None for what the files say of each layer, as `save_model` writes it; "int8" to round activations
+            to eight bits wherever weights are scaled elements of int8; "float" to round none.
         backend, threads: as in `sparsefmt.load_file`.
         max_decoded_bytes: as in `sparsefmt.load_file`, of all tensors of each file together.
 
@@ -206,14 +206,6 @@ def _open(path: str | os.PathLike[str], opening: _Opening, stack: ExitStack) -> 
 
 def _stored(file: SparseFile, path: Path) -> dict[str, StoredInFile]:
     """The tensors of a file by name, scales with their weights."""
-    pairs, tied = scales_in(file.metadata(), file), file.reader.index.tied
-    found, scales = {}, set()
-    for name in file:
-        scale = pairs.get(name, pairs.get(tied.get(name, name)))
-        if scale is None:
-            found[name] = StoredInFile(file, path, name)
-            continue
-        of_input = input_scale_name(name) if input_scale_name(name) in file else None
-        found[name] = StoredInFile(file, path, name, scale, of_input)
-        scales |= {scale, of_input}
-    return {name: tensor for name, tensor in found.items() if name not in scales}
+    scaled = scaled_in(file.metadata(), file, file.reader.index.tied)
+    others = {name for beside in scaled.values() for name in beside.names}
+    return {name: StoredInFile(file, path, name, scaled.get(name)) for name in file if name not in others}

@@ -180,7 +180,7 @@ def expect_fit(model: torch.nn.Module, plan: Plan, path: str | os.PathLike[str],
 
 def expect_activations(plan: Plan, selection: Selection) -> None:
     """Refuse activations in eight bits that no weight of the plan can have. Raises ValueError."""
-    if selection.activations is None:
+    if not selection.rounds_activations:
         return
     scaled = [stored for stored, _ in plan.weights if stored.is_scaled]
     for stored in scaled:

@@ -17,7 +17,7 @@ from sparsefmt.errors import UnsupportedError, in_file
 from sparsefmt.made_on_demand import MadeOnDemand
 from sparsefmt.save_options import NegativeZeros, SaveOptions
 from sparsefmt.torch import sharing
-from sparsefmt.torch.scaled_state import scaled_weights, take_scaled
+from sparsefmt.torch.scaled_state import rounded_weights, scaled_weights, take_scaled
 from sparsefmt.torch.signs import leaving_signs
 from sparsefmt.torch.state import layers_by_memory, tensors_of
 from sparsefmt.torch.storable import (
@@ -49,8 +49,9 @@ def save_model(
     """Save the state of a model, tensors that share memory once. The weights of SparseLinear layers stay compressed.
 
     Scaled weights are stored as their elements and their scales, and the metadata says which belong together, under
-    "sparsefmt.scales". What `load_into` or `sparsify` made float32 for `compute_dtype` is stored in its 16 bits again,
-    unless it has been changed to what these cannot hold.
+    "sparsefmt.scales", and whose activations are rounded to eight bits, under "sparsefmt.activations". What `load_into`
+    or `sparsify` made float32 for `compute_dtype` is stored in its 16 bits again, unless it has been changed to what
+    these cannot hold.
 
     Of the names of such tensors, the first whose tensor covers the memory is kept. Each other is left out and noted in
     the metadata as {name: name that was kept}, unless the metadata has that name already. `load_model` needs no such
@@ -86,7 +87,7 @@ def save_model(
             del state[name]
             pairs.pop(name, None)
             pairs.update({weight: kept for weight, scale in pairs.items() if scale == name})
-    notes |= scales.as_metadata(pairs)
+    notes |= scales.as_metadata(pairs, rounded_weights(model) & pairs.keys())
     if not force_contiguous:
         try:
             check_contiguous(state)
@@ -115,8 +116,8 @@ def load_model(
 ) -> tuple[list[str], list[str]]:
     """Load the state of a model from a file that `save_model` or `save_file` wrote.
 
-    Linear layers whose weights are scaled in the file become SparseLinear, in place, where nothing stands against it;
-    elsewhere, scaled weights are multiplied out.
+    Linear layers whose weights are scaled in the file become SparseLinear, in place, where nothing stands against it,
+    and round activations to eight bits if the file says so; elsewhere, scaled weights are multiplied out.
 
     Of names whose tensors share memory in the model, one in the file is enough, whichever it is. Two are one too many,
     unless they are tied in the file.
@@ -142,9 +143,9 @@ def load_model(
     with in_file(filename), api.open_file(place, backend=backend, max_decoded_bytes=max_decoded_bytes) as file:
         state = dense_files.all_tensors(file, adapter, device)
         stored_as = {name: file.reader.index.tied.get(name, name) for name in state}
-        pairs = scales.scales_in(file.metadata(), state)
-        stored_as |= {scales.scale_name(weight): stored_as[scale] for weight, scale in pairs.items()}
-        take_scaled(model, state, pairs)
+        scaled = scales.scaled_in(file.metadata(), state, file.reader.index.tied)
+        stored_as |= {scales.scale_name(weight): stored_as[beside.scale] for weight, beside in scaled.items()}
+        take_scaled(model, state, scaled)
     with leaving_signs():
         shared = sharing.remove_duplicate_names(strided(model.state_dict()), preferred_names=state)
     sparse = layers_by_memory(model)

@@ -25,6 +25,7 @@ from sparsefmt.torch.layers import (
 )
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.mapped_files import MappedFiles
+from sparsefmt.torch.scales import checked_activations
 from sparsefmt.torch.selection import MIN_SPARSITY, Patterns, Selection
 from sparsefmt.torch.stack import SparseStack
 from sparsefmt.torch.summary import Quantizing, Summary, summary_of
@@ -132,7 +133,7 @@ def sparsify(
         ['0']
     """
     selection, computing = Selection.of(layout, min_sparsity, include, exclude, min_size), checked(compute_dtype)
-    selection = selection.quantizing(values, group_size, scale, activations)
+    selection = selection.quantizing(values, group_size, scale, checked_activations(activations))
     if activations is not None and values is None:
         raise ValueError("activations='int8' is for values='int8'")
     groups, dense = _groups(model, selection)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
-from sparsefmt.checkpoints.scales import checked_scales, input_scale_name, scale_name
+from sparsefmt.checkpoints.scales import Beside, checked_input_scale, checked_scales, input_scale_name, scale_name
 from sparsefmt.torch.dense_layers import is_conv1d
 from sparsefmt.torch.layers import holders_of_parameters, joined, modules_with_names, replace
 from sparsefmt.torch.linear import SparseLinear
@@ -25,6 +24,15 @@ def scaled_weights(model: torch.nn.Module) -> dict[str, str]:
     }
 
 
+def rounded_weights(model: torch.nn.Module) -> set[str]:
+    """Names of the scaled weights of a model whose layers round activations to eight bits."""
+    return {
+        joined(name, "weight")
+        for name, module in modules_with_names(model)
+        if isinstance(module, SparseLinear) and module.activations is not None
+    }
+
+
 def empty_like(module: torch.nn.Module) -> SparseLinear:
     """A SparseLinear for a layer, with its bias and without weights."""
     weight = module._parameters["weight"]
@@ -36,28 +44,31 @@ def empty_like(module: torch.nn.Module) -> SparseLinear:
     return made.like(module)
 
 
-def take_scaled(model: torch.nn.Module, state: dict[str, torch.Tensor], pairs: Mapping[str, str]) -> None:
+def take_scaled(model: torch.nn.Module, state: dict[str, torch.Tensor], scaled: Mapping[str, Beside]) -> None:
     """Prepare a model for a state in which some weights are scaled, as the file has them, and the state for the model.
 
     Linear layers with such weights are replaced by SparseLinear. What cannot be replaced gets the weight multiplied
     out. Scales have the names afterwards that a SparseLinear has for them.
 
     Args:
-        pairs: names of weights in the state, and of their scales.
+        scaled: names of weights in the state, and what belongs to them.
 
     Raises:
         FormatError: a weight and its scales do not fit.
     """
     scales = {}
-    for weight, name in pairs.items():
-        array = checked_scales(weight, tuple(state[weight].shape), name, array_of(state[name]))
-        scales[weight] = torch.from_numpy(np.array(array))
-    for name in set(pairs.values()):
+    for weight, beside in scaled.items():
+        array = checked_scales(weight, tuple(state[weight].shape), beside.scale, array_of(state[beside.scale]))
+        scales[weight] = torch.from_numpy(array)
+        if beside.input_scale is not None:
+            checked_input_scale(weight, beside.input_scale, array_of(state[beside.input_scale]))
+    for name in {beside.scale for beside in scaled.values()}:
         del state[name]
     made = dict(_layers_for(model, scales))
     for weight, scale in scales.items():
         if weight in made:
             state[scale_name(weight)] = scale
+            made[weight].activations = scaled[weight].activations or made[weight].activations
         else:
             dense = state.pop(weight)
             state.pop(input_scale_name(weight), None)

@@ -56,6 +56,23 @@ def checked_activations(activations: object) -> str | None:
     raise ValueError(f"activations must be None or 'int8', not {activations!r}")
 
 
+def activations_to_load(asked: object) -> str | None:
+    """The argument of functions that load: "int8", "float", or None for what the files say. Raises ValueError."""
+    if asked in (None, "int8", "float"):
+        return asked
+    raise ValueError(f"activations must be None, 'int8' or 'float', not {asked!r}")
+
+
+def chosen_activations(asked: str | None, stored: str | None) -> str | None:
+    """How a layer multiplies activations.
+
+    Args:
+        asked: what a caller asked for, as `activations_to_load` has it.
+        stored: what the files say of the weight.
+    """
+    return stored if asked is None else None if asked == "float" else asked
+
+
 def expect_int8(activations: str | None, elements: str | None, name: str | None = None) -> None:
     """Refuse activations in eight bits for weights that are not scaled elements of int8.
 

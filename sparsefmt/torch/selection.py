@@ -14,7 +14,7 @@ from sparsefmt.layouts.sizes import Filling
 from sparsefmt.quantizing.quantization import Quantization
 from sparsefmt.torch.expert_kinds import projection_of
 from sparsefmt.torch.layers import Holder, is_linear, why_not_replaceable
-from sparsefmt.torch.scales import checked_activations
+from sparsefmt.torch.scales import activations_to_load
 
 MIN_SPARSITY = 0.4
 """Sparsity from which a layer is replaced. At 50 %, both layouts were faster than dense float32 products with 1 to 128
@@ -44,7 +44,8 @@ class Selection:
         include, exclude: patterns of names of layers; None for all, and for none.
         min_size: elements that a weight must have; None for MIN_SIZE, and for 0 if layout or `include` are given.
         quantization: how to quantize weights that are not scaled; None to leave them as they are.
-        activations: "int8" to round activations to eight bits where weights are scaled elements of int8, or None.
+        activations: "int8" to round activations to eight bits where weights are scaled elements of int8, "float" to
+            leave them as they are, or None for what files say.
 
     Raises:
         ValueError: another layout, or a sparsity or size out of range; activations that fp8 cannot have.
@@ -65,8 +66,8 @@ class Selection:
             raise ValueError(f"min_sparsity must be between 0 and 1, not {self.min_sparsity!r}")
         if self.min_size is not None and self.min_size < 0:
             raise ValueError(f"min_size must be 0 or more, not {self.min_size!r}")
-        checked_activations(self.activations)
-        if self.activations is not None and self.quantization is not None and self.quantization.values != "int8":
+        activations_to_load(self.activations)
+        if self.rounds_activations and self.quantization is not None and self.quantization.values != "int8":
             raise ValueError(f"activations='int8' is for values='int8', not for values={self.quantization.values!r}")
 
     @classmethod
@@ -79,7 +80,12 @@ class Selection:
     def quantizing(self, values: str | None, group_size: int | None, scale: str, activations: str | None) -> Selection:
         """The same with what public functions are told of values and activations. Raises ValueError."""
         quantization = Quantization.of(values, group_size, scale)
-        return replace(self, quantization=quantization, activations=checked_activations(activations))
+        return replace(self, quantization=quantization, activations=activations_to_load(activations))
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether activations were asked for in eight bits."""
+        return self.activations == "int8"
 
     @property
     def least_size(self) -> int:

@@ -15,11 +15,11 @@ import torch
 from sparsefmt.adapters import torch as adapter
 from sparsefmt.adapters.torch import as_torch
 from sparsefmt.checkpoints.quantized_files import QuantizedFiles
-from sparsefmt.checkpoints.scales import checked_input_scale, checked_scales
+from sparsefmt.checkpoints.scales import Beside, checked_input_scale, checked_scales
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.dtypes import DType
 from sparsefmt.layouts.auto import Filling
-from sparsefmt.scales import Scales
+from sparsefmt.scales import INT8, Scales
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.scaled_operator import dequantized
@@ -37,8 +37,7 @@ class Stored(ABC):
         identity: the same for names that are tied in the file.
         is_scaled: whether it has scales.
         is_stored_sparse: whether its elements have a sparse layout in the file.
-        activations: "int8" where the checkpoint says of this weight that activations are rounded so, each token by
-            itself; None elsewhere.
+        activations: "int8" where the checkpoint says of this weight that activations are rounded so; None elsewhere.
     """
 
     path: Path
@@ -95,18 +94,18 @@ class StoredInFile(Stored):
     """A tensor in a .sparsefmt file under its name.
 
     Args:
-        scale, input_scale: names of the scales in that file, if it is a scaled weight.
+        beside: what belongs to it in that file, if it is a scaled weight.
     """
 
-    def __init__(
-        self, file: SparseFile, path: Path, name: str, scale: str | None = None, input_scale: str | None = None
-    ) -> None:
+    def __init__(self, file: SparseFile, path: Path, name: str, beside: Beside | None = None) -> None:
         self._file = file
         self.path = path
         self.name = name
-        self._scale = scale
-        self._input_scale = input_scale
-        self.is_scaled = scale is not None
+        self._beside = beside
+        if beside is not None:
+            self.is_scaled = True
+            # a fixed scale has no other use
+            self.activations = INT8 if beside.input_scale is not None else beside.activations
 
     @property
     def _entry(self) -> TensorEntry:
@@ -139,14 +138,14 @@ class StoredInFile(Stored):
         return adapter.tensor_of(self._file.tensor(self.name))
 
     def scales(self) -> np.ndarray | None:
-        if self._scale is None:
+        if self._beside is None:
             return None
-        return checked_scales(self.name, self.shape, self._scale, self._file.get_tensor(self._scale))
+        name = self._beside.scale
+        return checked_scales(self.name, self.shape, name, self._file.get_tensor(name))
 
     def input_scale(self) -> float | None:
-        if self._input_scale is None:
-            return None
-        return checked_input_scale(self.name, self._input_scale, self._file.get_tensor(self._input_scale))
+        name = None if self._beside is None else self._beside.input_scale
+        return None if name is None else checked_input_scale(self.name, name, self._file.get_tensor(name))
 
 
 class StoredInSeveral(Stored):
@@ -164,8 +163,9 @@ class StoredInSeveral(Stored):
         self.path = path
         self.name = name
         self.is_scaled = self._weight is not None
-        is_eight_bits = self._weight is not None and self._weight.scheme.activations in ("int8", "int8-static")
-        self.activations = "int8" if is_eight_bits else None
+        if self._weight is not None:
+            is_eight_bits = self._weight.scheme.activations in ("int8", "int8-static")
+            self.activations = INT8 if is_eight_bits else None if inner is None else inner.activations
 
     @property
     def dtype(self) -> DType:

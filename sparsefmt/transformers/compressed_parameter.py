@@ -30,7 +30,7 @@ class ScalesOf(NamedTuple):
     Attributes:
         of_weight: float32 (rows, groups).
         of_input: the fixed scale of activations in eight bits, if there is one.
-        activations: "int8" where a checkpoint says of this weight that activations are rounded so; None elsewhere.
+        activations: "int8" where the files say of this weight that activations are rounded so; None elsewhere.
     """
 
     of_weight: torch.Tensor

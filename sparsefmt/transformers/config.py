@@ -45,7 +45,8 @@ class SparsefmtConfig(QuantizationConfigMixin):
             SparseLinear are loaded dense.
         values, group_size, scale: as in `sparsefmt.torch.sparsify`: weights of layers that become a SparseLinear are
             rounded to elements of a byte and scales. `save_pretrained` writes these. config.json never has the three.
-        activations: "int8" to round activations to eight bits too, in layers with scaled elements of int8.
+        activations: None for what the files say of each layer, as `save_pretrained` writes it; "int8" to round
+            activations to eight bits in all layers with scaled elements of int8; "float" to round none.
         compute_dtype: as in `sparsefmt.torch.sparsify`. `save_pretrained` writes what it would write without.
             config.json never has it.
         quant_method: as config.json has it: "sparsefmt".

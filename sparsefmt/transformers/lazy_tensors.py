@@ -16,11 +16,11 @@ from sparsefmt.adapters.torch import TORCH_DTYPES
 from sparsefmt.api import open_file
 from sparsefmt.checkpoints.quantized import QuantizedWeight
 from sparsefmt.checkpoints.quantized_files import QuantizedFiles
-from sparsefmt.checkpoints.scales import checked_input_scale, checked_scales, input_scale_name, scales_in
+from sparsefmt.checkpoints.scales import Beside, checked_input_scale, checked_scales, scaled_in
 from sparsefmt.container import budget
 from sparsefmt.errors import in_file
 from sparsefmt.file_tensor import FileTensor
-from sparsefmt.scales import Scales
+from sparsefmt.scales import INT8, Scales
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.stacking import matrices_of
@@ -81,14 +81,9 @@ def state_dict(path: str, map_location: Any = "cpu") -> dict[str, Any]:
 
 def _lazy_tensors(file: SparseFile, path: str) -> dict[str, LazyTensor]:
     """All tensors of a file, those that its metadata says are scales with their weights."""
-    pairs, tied = scales_in(file.metadata(), file), file.reader.index.tied
-    slices = {name: LazyTensor(file, path, name) for name in file}
-    for name, lazy in slices.items():
-        lazy.scale = pairs.get(name, pairs.get(tied.get(name, name)))
-        if lazy.scale is not None and input_scale_name(name) in file:
-            lazy.input_scale = input_scale_name(name)
-    scales = {name for lazy in slices.values() for name in (lazy.scale, lazy.input_scale)}
-    return {name: lazy for name, lazy in slices.items() if name not in scales}
+    scaled = scaled_in(file.metadata(), file, file.reader.index.tied)
+    others = {name for beside in scaled.values() for name in beside.names}
+    return {name: LazyTensor(file, path, name, scaled.get(name)) for name in file if name not in others}
 
 
 def _of_safetensors(path: CompressedFile, without_data: bool) -> dict[str, Any]:
@@ -113,8 +108,10 @@ def _made_of_several(path: CompressedFile, file: SparseFile | None) -> dict[str,
     """
     quantized = path.quantized
     assert quantized is not None
+    scaled = {} if file is None else scaled_in(file.metadata(), file, file.reader.index.tied)
+    rounded = {name for name, beside in scaled.items() if beside.activations is not None}
     return {
-        name: LazyWeight(name, path, file if name in quantized.stored else None)
+        name: LazyWeight(name, path, file if name in quantized.stored else None, name in rounded)
         for name in quantized.names_in(path.path)
         if name in quantized.weights or name not in quantized.stored
     }
@@ -125,14 +122,16 @@ class LazyWeight:
 
     Args:
         file: the .sparsefmt file that has its elements under its name, if there is one.
+        is_rounded: whether that file says that activations are rounded to eight bits.
     """
 
-    def __init__(self, name: str, path: CompressedFile, file: SparseFile | None) -> None:
+    def __init__(self, name: str, path: CompressedFile, file: SparseFile | None, is_rounded: bool = False) -> None:
         assert path.quantized is not None
         self._name = name
         self._path = path
         self._files = path.quantized
         self._file = file
+        self._is_rounded = is_rounded
 
     @property
     def _weight(self) -> QuantizedWeight | None:
@@ -168,24 +167,22 @@ class LazyWeight:
         if weight is None:
             return None
         of_weight = Scales(weight.scales(), *weight.rows().shape).as_rows()
-        is_eight_bits = weight.scheme.activations in ("int8", "int8-static")
-        return ScalesOf(torch.from_numpy(of_weight), weight.input_scale(), "int8" if is_eight_bits else None)
+        is_eight_bits = weight.scheme.activations in ("int8", "int8-static") or self._is_rounded
+        return ScalesOf(torch.from_numpy(of_weight), weight.input_scale(), INT8 if is_eight_bits else None)
 
 
 class LazyTensor:
     """A tensor in an open file, with what transformers calls on a slice of safetensors.
 
-    Attributes:
-        scale, input_scale: names of the scales in that file, if it is a scaled weight. It has the dtype of its scales,
-            to code.
+    Args:
+        beside: what belongs to it in that file, if it is a scaled weight. It has the dtype of its scales, to code.
     """
 
-    def __init__(self, file: SparseFile, path: str, name: str) -> None:
+    def __init__(self, file: SparseFile, path: str, name: str, beside: Beside | None = None) -> None:
         self._file = file
         self._path = path
         self._name = name
-        self.scale: str | None = None
-        self.input_scale: str | None = None
+        self._beside = beside
 
     @property
     def _tensor(self) -> FileTensor:
@@ -194,7 +191,7 @@ class LazyTensor:
     @property
     def _typed(self) -> FileTensor:
         """The tensor whose dtype it has."""
-        return self._tensor if self.scale is None else self._file.tensor(self.scale)
+        return self._tensor if self._beside is None else self._file.tensor(self._beside.scale)
 
     def get_shape(self) -> list[int]:
         return list(adapter.shape_of(self._tensor))
@@ -208,8 +205,8 @@ class LazyTensor:
 
     def __getitem__(self, key: Any) -> torch.Tensor:
         with in_file(self._path), budget.calling_it(ARGUMENT):
-            if self.scale is not None:
-                made = self._scaled(self.scale)
+            if self._beside is not None:
+                made = self._scaled(self._beside)
                 if key is not Ellipsis:
                     return made.dense()[key]
                 return made if isinstance(self._path, CompressedFile) else made.dense()
@@ -221,15 +218,16 @@ class LazyTensor:
                     return StandIn(tensor) if tensor.ndim == 2 else StackStandIn(matrices_of(tensor, tensor.shape[0]))
             return adapter.tensor_of(self._tensor)
 
-    def _scaled(self, scale: str) -> StandIn:
-        """A scaled weight. scale: name of its scales."""
+    def _scaled(self, beside: Beside) -> StandIn:
+        """A scaled weight, with what belongs to it."""
         elements = self._file.load(self._name, self._layout)
         tensor = elements if isinstance(elements, SparseTensor) else SparseTensor.from_dense(elements, self._layout)
-        of_weight = checked_scales(self._name, tensor.shape, scale, self._file.get_tensor(scale))
-        of_input = None
-        if self.input_scale is not None:
-            of_input = checked_input_scale(self._name, self.input_scale, self._file.get_tensor(self.input_scale))
-        return StandIn(tensor, ScalesOf(torch.from_numpy(of_weight), of_input), adapter.torch_dtype_of(self._typed))
+        stored, fixed = self._file.get_tensor(beside.scale), beside.input_scale
+        of_weight = torch.from_numpy(checked_scales(self._name, tensor.shape, beside.scale, stored))
+        of_input = None if fixed is None else checked_input_scale(self._name, fixed, self._file.get_tensor(fixed))
+        # a fixed scale has no other use
+        activations = beside.activations if of_input is None else INT8
+        return StandIn(tensor, ScalesOf(of_weight, of_input, activations), adapter.torch_dtype_of(self._typed))
 
     @property
     def _layout(self) -> str:

@@ -14,7 +14,7 @@ from sparsefmt.torch.expert_kinds import Projection, projection_of
 from sparsefmt.torch.layers import Holder, holders_of_parameters, replace
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.models import EXPERTS_NOT_QUANTIZED, NOT_QUANTIZED, SparsifyResult, sparsify_by
-from sparsefmt.torch.scales import expect_int8
+from sparsefmt.torch.scales import chosen_activations, expect_int8
 from sparsefmt.torch.selection import Selection, name_of, why_dense
 from sparsefmt.torch.stack import SparseStack
 from sparsefmt.torch.stacking import matrices_of
@@ -64,7 +64,7 @@ def settle(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
         quantizing.losses.update(rest.quantizing.losses)
         quantizing.left_out.update(rest.quantizing.left_out)
     dense, sparse = dict(sorted((dense | rest.dense).items())), dict(sorted((sparse | rest.sparse).items()))
-    is_for_nothing = selection.activations is not None and selection.quantization is None
+    is_for_nothing = selection.rounds_activations and selection.quantization is None
     layers = [layer for layer in sparse.values() if isinstance(layer, SparseLinear)]
     if is_for_nothing and all(layer.activations is None for layer in layers):
         raise ValueError("activations='int8' is for scaled weights of int8, which no layer has: give values='int8' too")
@@ -182,14 +182,14 @@ def _layer_of(weight: StandIn, name: str, layer: torch.nn.Module, selection: Sel
         return SparseLinear.from_tensor(transposed(weight.without_scales(), selection.layout), bias)
     if scales is None:
         return SparseLinear.from_tensor(weight.compressed, bias)
-    activations = scales.activations or (selection.activations if scales.of_input is None else "int8")
+    activations = chosen_activations(selection.activations, scales.activations)
     expect_int8(activations, weight.compressed.operand().dtype.name, f"{name}.weight")
     return SparseLinear.from_tensor(
         weight.compressed,
         bias,
         scale=scales.of_weight,
         activations=activations,
-        input_scale=scales.of_input,
+        input_scale=None if activations is None else scales.of_input,
         dtype=weight.dtype,
     )
 

@@ -20,7 +20,6 @@ from transformers.utils import logging
 from sparsefmt import cost_of_signs
 from sparsefmt.adapters.torch import rows_of
 from sparsefmt.checkpoints import cards, scales
-from sparsefmt.checkpoints.compressed_tensors import Quantization
 from sparsefmt.checkpoints.huggingface import SENTENCE_TRANSFORMERS
 from sparsefmt.checkpoints.staging import StagedFolder
 from sparsefmt.container.atomic import replacing
@@ -158,10 +157,12 @@ def _write_weights(
     sign_bytes = written = 0
     in_files: dict[str, str] = {}
     for name, tensors in logging.tqdm(shards.filename_to_tensors.items(), desc="Writing model shards"):
-        scaled = [tensor for tensor in tensors if getattr(state[tensor], "scales", None) is not None]
+        scaled = {tensor: found for tensor in tensors if (found := getattr(state[tensor], "scales", None)) is not None}
         parts = {part: value for tensor in tensors for part, value in _parts(tensor, state[tensor]).items()}
         in_files |= dict.fromkeys(parts, name)
-        metadata = {"format": "pt", **scales.as_metadata({tensor: scales.scale_name(tensor) for tensor in scaled})}
+        rounded = [tensor for tensor, found in scaled.items() if found.activations is not None]
+        pairs = {tensor: scales.scale_name(tensor) for tensor in scaled}
+        metadata = {"format": "pt", **scales.as_metadata(pairs, rounded)}
         stored = MadeOnDemand(parts, _stored)
         with staged.writing(staged.path / name) as path, replacing(path) as sink:
             writer = TensorWriter(sink, metadata, negative_zeros=negative_zeros)
@@ -221,7 +222,7 @@ def _stand_in(tensor: SparseTensor, layer: SparseLinear | None) -> StandIn:
     if layer is None or layer.weight_scale is None:
         return StandIn(tensor)
     of_input = None if layer.input_scale is None else float(layer.input_scale)
-    return StandIn(tensor, ScalesOf(layer.weight_scale, of_input), layer.weight_dtype)
+    return StandIn(tensor, ScalesOf(layer.weight_scale, of_input, layer.activations), layer.weight_dtype)
 
 
 def _stack_stand_in(stack: SparseStack) -> torch.Tensor:
@@ -241,30 +242,29 @@ def _parts(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _note_activations(model: Any) -> None:
-    """Let config.json say how activations are multiplied, which no file of weights does."""
+    """Let config.json say that activations are rounded to eight bits, where all layers do so. Each file says of which.
+
+    What the config of a quantized checkpoint says is not said again, and cannot be contradicted.
+    """
     config = model.config.quantization_config
-    known = config.quantization if isinstance(config, SparsefmtConfig) else None
-    scaled = [
-        layer
-        for name, layer in modules_with_names(model)
-        if isinstance(layer, SparseLinear) and layer.weight_scale is not None and not _is_said(layer, name, known)
-    ]
-    # a fixed scale of activations is in the file
-    dynamic = [layer for layer in scaled if layer.input_scale is None and layer.weight.tensor.dtype == np.int8]
-    rounded = [layer for layer in dynamic if layer.activations is not None]
-    if isinstance(config, SparsefmtConfig):
-        config.activations = "int8" if rounded else None
-    if rounded and len(rounded) < len(dynamic):
+    if not isinstance(config, SparsefmtConfig):
+        return
+    known, unknown, contradicting = config.quantization, [], 0
+    for name, layer in modules_with_names(model):
+        if not isinstance(layer, SparseLinear) or layer.weight_scale is None:
+            continue
+        scheme = None if known is None else known.scheme_of(name)
+        if scheme is not None and scheme.activations in ("int8", "int8-static"):
+            contradicting += layer.activations is None
+        elif layer.input_scale is None and layer.weight.tensor.dtype == np.int8:
+            unknown.append(layer.activations)
+    config.activations = "int8" if unknown and None not in unknown else None
+    if contradicting:
         _logger.warning(
-            f"activations are rounded to eight bits in {len(rounded):,} of {len(dynamic):,} layers, and will be in all"
-            " of them when the folder is loaded"
+            f"activations are not rounded to eight bits in {contradicting:,} layers, and will be when the folder is"
+            " loaded, since the config of the quantized checkpoint says so: load it with"
+            ' quantization_config=SparsefmtConfig(activations="float")'
         )
-
-
-def _is_said(layer: SparseLinear, name: str, known: Quantization | None) -> bool:
-    """Whether the config of a quantized checkpoint says how a layer multiplies activations."""
-    scheme = None if known is None else known.scheme_of(name)
-    return scheme is not None and (scheme.activations in ("int8", "int8-static")) == (layer.activations is not None)
 
 
 def _write_stored_dtype(model: Any, folder: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scaled_pairs import BAD, pair_with
 from torch_helpers import conv1d, same
 from torch_models import SPARSE, TOKENS, Model, meta_model, pruned_model, sparse_layers
 
@@ -77,9 +78,10 @@ def test_saved_and_loaded_with_the_same_bits(how, tmp_path):
         assert pairs["second.weight"] == pairs["first.weight"] == "first.weight_scale"
         assert all(file.get_tensor(scale).dtype == np.float32 for scale in pairs.values())
         assert file["up.weight"].dtype.itemsize == 1
-    activations = how.get("activations")
+        said = {name: "int8" for name in pairs} if "activations" in how else None
+        assert json.loads(metadata.get("sparsefmt.activations", "null")) == said
     for other in (Model().eval(), meta_model(), quantized_model(values="int8")):
-        result = load_into(other, path, activations=activations)
+        result = load_into(other, path)
         assert (result.sparse, result.missing_keys, result.unexpected_keys) == (SPARSE, [], [])
         other.not_saved = torch.ones(64)
         assert same_results(other, model)
@@ -90,8 +92,6 @@ def test_saved_and_loaded_with_the_same_bits(how, tmp_path):
     with torch.no_grad():
         assert load_model(other, path) == ([], [])
     assert sparse_layers(other) == SPARSE
-    for name in SPARSE:
-        other.get_submodule(name).set_activations(activations)
     assert same_results(other, model)
     # a second time, into layers that are scaled already
     assert load_model(other, path) == ([], [])
@@ -107,10 +107,28 @@ def test_a_fixed_scale_of_activations_is_stored(tmp_path):
     other = Model().eval()
     load_into(other, tmp_path / "model.sparsefmt", activations="int8")
     assert same_results(other, model)
+    model.down.set_activations(None)
+    save_model(model, tmp_path / "model.sparsefmt")
     load_into(other := Model().eval(), tmp_path / "model.sparsefmt")
     assert (other.up.activations, other.down.activations) == ("int8", None)
     load_model(other := Model().eval(), tmp_path / "model.sparsefmt")
     assert float(other.up.input_scale) == 0.25
+
+
+def test_what_the_caller_says_of_activations_wins(tmp_path):
+    model, path = quantized_model(values="int8"), tmp_path / "model.sparsefmt"
+    model.up.set_activations("int8")
+    model.down.set_activations("int8", 0.25)
+    save_model(model, path)
+
+    def loaded(asked: str | None) -> dict[str, str | None]:
+        made = Model().eval()
+        load_into(made, path, activations=asked)
+        return {name: made.get_submodule(name).activations for name in SPARSE}
+
+    assert loaded(None) == dict.fromkeys(SPARSE) | {"up": "int8", "down": "int8"}
+    assert loaded("int8") == dict.fromkeys(SPARSE, "int8")
+    assert loaded("float") == dict.fromkeys(SPARSE)
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -189,51 +207,17 @@ def test_few_zeros_or_elements_do_not_keep_a_layer_from_its_scales(tmp_path):
     assert np.array_equal(model["layer"].weight.tensor.todense(), q)
 
 
-FIT = r"'l.weight'.*'l.weight_scale' do not fit"
-OBJECT = "metadata 'sparsefmt.scales' is not a JSON object"
-BAD = [
-    ({"weight_scale": np.ones(9, np.float32)}, {}, "scales-shape", FIT),
-    ({"weight_scale": np.ones((8, 5), np.float32)}, {}, "scales-shape", FIT),
-    ({"weight_scale": np.full(8, np.nan, np.float32)}, {}, "scales-value", FIT),
-    ({"weight_scale": np.full(8, -1, np.float32)}, {}, "scales-value", FIT),
-    ({"weight_scale": np.ones(8, np.float64)}, {}, "scales-dtype", FIT),
-    ({"weight_scale": np.ones(8, np.int8)}, {}, "scales-dtype", FIT),
-    (
-        {"weight_scale": None},
-        {},
-        "scales-missing",
-        r"'l.weight'.*its scales are 'l.weight_scale', which is not among the tensors",
-    ),
-    (
-        {"weight": None},
-        {},
-        "scales-missing",
-        r"'l.weight_scale'.*it has the scales of 'l.weight', which is not among the tensors",
-    ),
-    ({}, {"sparsefmt.scales": "[]"}, "scales-metadata", OBJECT),
-    ({}, {"sparsefmt.scales": "{"}, "scales-metadata", OBJECT),
-    ({}, {"sparsefmt.scales": '{"l.weight": 1}'}, "scales-metadata", OBJECT),
-    ({}, {"sparsefmt.scales": '[["l.weight", "l.weight_scale"]]'}, "scales-metadata", OBJECT),
-    (
-        {},
-        {"sparsefmt.scales": '{"l.weight": "l.weight_scale", "l.weight": "l.weight_scale"}'},
-        "scales-metadata",
-        r"'l.weight'.*'sparsefmt.scales' names its scales twice",
-    ),
-]
-
-
 @pytest.mark.parametrize(("tensors", "metadata", "code", "words"), BAD)
 @pytest.mark.parametrize("load", [load_into, load_model])
 def test_pairs_that_do_not_fit_name_both(load, tensors, metadata, code, words, tmp_path):
-    good = {"weight": np.ones((8, 16), np.int8), "weight_scale": np.ones(8, np.float32)}
-    whole = {f"l.{name}": tensor for name, tensor in (good | tensors).items() if tensor is not None}
     path = tmp_path / "model.sparsefmt"
-    sparsefmt.save_file(whole, path, {"sparsefmt.scales": '{"l.weight": "l.weight_scale"}'} | metadata)
+    whole, said = pair_with(tensors, metadata)
+    sparsefmt.save_file(whole, path, said)
     model = torch.nn.ModuleDict({"l": torch.nn.Linear(16, 8, bias=False)})
-    with pytest.raises(FormatError, match=words) as caught:
+    with pytest.raises(SparsefmtError, match=words) as caught:
         load(model, path)
     assert caught.value.code == code
+    assert "model.sparsefmt" in str(caught.value)
     assert type(model["l"]) is torch.nn.Linear
 
 
@@ -269,7 +253,7 @@ def test_a_fixed_scale_of_activations_that_is_none(tmp_path):
         ({"values": "int8", "scale": "best"}, "scale must be 'absmax' or 'mse', not 'best'"),
         ({"group_size": 32}, "group_size and scale are for values="),
         ({"scale": "mse"}, "group_size and scale are for values="),
-        ({"values": "int8", "activations": "fp8"}, "activations must be None or 'int8', not 'fp8'"),
+        ({"values": "int8", "activations": "fp8"}, "activations must be None.* 'int8'.*, not 'fp8'"),
         ({"values": "fp8", "activations": "int8"}, "activations='int8' is for values='int8', not for values='fp8'"),
         ({"activations": "int8"}, "activations='int8' is for"),
     ],

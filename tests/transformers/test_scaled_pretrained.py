@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers_models import SPARSE_LAYERS, edit_config, kind_of, output, sparse_layers
 
 import sparsefmt
-from sparsefmt import FormatError, SparsefmtError
+from sparsefmt import SparsefmtError
 from sparsefmt.torch import SparseLinear, sparsify
 from sparsefmt.transformers import SparsefmtConfig
 
@@ -133,13 +133,20 @@ def test_a_fixed_scale_of_activations_is_stored(quantized, tmp_path):
     assert same(output(loaded), output(model))
 
 
-def test_activations_that_differ_are_said(quantized, tmp_path, messages):
+def test_activations_that_differ_come_back(quantized, tmp_path):
     model, _ = quantized
-    layers = scaled_layers(model)
-    layers[some_layer(model)].set_activations("int8")
-    model.save_pretrained(tmp_path / "other")
-    assert f"eight bits in 1 of {len(layers)} layers" in "\n".join(messages)
-    assert json.loads((tmp_path / "other" / "config.json").read_text())["quantization_config"]["activations"] == "int8"
+    model.get_submodule(some_layer(model)).set_activations("int8")
+    folder = tmp_path / "other"
+    model.save_pretrained(folder)
+    assert "activations" not in json.loads((folder / "config.json").read_text())["quantization_config"]
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    found = {name: layer.activations for name, layer in scaled_layers(loaded).items()}
+    assert found == dict.fromkeys(found) | {some_layer(model): "int8"}
+    assert same(output(loaded), output(model))
+    for asked in "int8", "float":
+        config = SparsefmtConfig(activations=asked)
+        loaded = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+        assert {layer.activations for layer in scaled_layers(loaded).values()} == {asked if asked == "int8" else None}
 
 
 def test_excluded_layers_and_embeddings_get_the_weight_multiplied_out(quantized, tmp_path):
@@ -163,11 +170,18 @@ def test_pairs_that_do_not_fit_name_both(quantized):
     model, folder = quantized
     tensors, metadata = sparsefmt.load_file(folder / "model.sparsefmt"), metadata_of(folder)
     weight = some_weight(model)
-    for wrong, words in ((np.ones(3, np.float32), "do not fit"), (None, "is not among the tensors")):
-        changed = {**tensors, f"{weight}_scale": wrong}
+    rows = len(tensors[f"{weight}_scale"])
+    for wrong, words in (
+        ({"_scale": np.ones(3, np.float32)}, "do not fit"),
+        ({"_scale": np.full(rows, np.nan, np.float32)}, "do not fit"),
+        ({"_scale": np.ones(rows, np.float64)}, "do not fit"),
+        ({"_scale": None}, "is not among the tensors"),
+        ({"_zero_point": np.zeros(rows, np.int8)}, "have no zero points"),
+    ):
+        changed = {**tensors, **{f"{weight}{ending}": tensor for ending, tensor in wrong.items()}}
         changed = {name: tensor for name, tensor in changed.items() if tensor is not None}
         sparsefmt.save_file(changed, folder / "model.sparsefmt", metadata)
-        with pytest.raises(FormatError, match=rf"'{weight}'.*'{weight}_scale'.*{words}"):
+        with pytest.raises(SparsefmtError, match=rf"model\.sparsefmt.*'{weight}'.*'{weight}_scale'.*{words}"):
             AutoModelForCausalLM.from_pretrained(folder)
 
 
@@ -177,7 +191,7 @@ def test_pairs_that_do_not_fit_name_both(quantized):
         ({"values": "int4"}, "values must be 'int8' or 'fp8', not 'int4'"),
         ({"group_size": 32}, "are for values="),
         ({"values": "fp8", "activations": "int8"}, "activations='int8' is for values='int8'"),
-        ({"activations": "fp8"}, "activations must be None or 'int8'"),
+        ({"activations": "fp8"}, "activations must be None, 'int8' or 'float'"),
     ],
 )
 def test_settings_that_cannot_be(how, words):
