@@ -40,6 +40,11 @@ HELD = {
 }
 """By instruction set, what holds the dense products to it."""
 
+WITHOUT_AVX512 = {
+    "NUMBA_CPU_FEATURES": "+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe,+aes"
+}
+"""What a processor of HELD["avx2"] has. LLVM would take larger registers where it finds them, and other orders."""
+
 OF_OPENBLAS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 """What may make OpenBLAS take the code of another processor."""
 
@@ -47,7 +52,14 @@ OF_OPENBLAS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 def held_to(isa: str | None) -> dict[str, str]:
     """The environment in which numpy, PyTorch and sparsefmt take no better instructions; None: what they find best."""
     environment = {name: value for name, value in os.environ.items() if name not in OF_OPENBLAS}
-    return environment if isa is None else environment | {"SPARSEFMT_ISA": isa, **HELD.get(isa, {})}
+    if isa is None:
+        return environment
+    environment |= {"SPARSEFMT_ISA": isa, **HELD.get(isa, {})}
+    found = cpuinfo()
+    if isa == "avx2" and "avx512f" in found.get("flags", "").split():
+        name = "znver3" if found.get("vendor_id") == "AuthenticAMD" else "alderlake"
+        environment |= {"NUMBA_CPU_NAME": name, **WITHOUT_AVX512}
+    return environment
 
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -73,14 +85,18 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def processor() -> str:
-    """Its name, as Linux has it."""
+def cpuinfo() -> dict[str, str]:
+    """What Linux says of the last core; nothing elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def processor() -> str:
+    """Its name, as Linux has it."""
+    return cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def seconds_of(call: Callable[..., object], *arguments: object) -> float:
