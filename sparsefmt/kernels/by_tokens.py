@@ -22,13 +22,13 @@ from sparsefmt.kernels.recipe import Recipe, recipes, run_at
 from sparsefmt.kernels.scratch import room
 from sparsefmt.kernels.team import nbytes_of, run_on_threads
 
-LEAST_TOKENS = 32
-"""Tokens of a thread, at least: fewer of them fill no registers."""
+LEAST_TOKENS = 64
+"""Tokens of a thread, at least: fewer of them do not fill the registers, and each weight is read for fewer."""
 
 TOGETHER = 16
 """Tokens of a thread are a multiple of so many, but for the last ones."""
 
-ARRANGING_COST, READING_COST = 4, 1
+ARRANGING_COST, READING_COST = 2, 1
 """What it costs to arrange an activation, over what it costs to read a weight and spread it."""
 
 _PART = 32

@@ -20,6 +20,7 @@ from sparsefmt.kernels.kinds import F32
 def always(monkeypatch):
     monkeypatch.setattr(multiply, "WORTH_IN_SHARES", 1)
     monkeypatch.setattr(multiply, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(by_tokens, "LEAST_TOKENS", 32)
 
 
 @pytest.fixture
@@ -92,14 +93,14 @@ def test_what_is_left_to_threads_that_take_rows(shared):
     array, x = weights(rng, (600, 64), np.float32, 0.5), rng.standard_normal((64, 64)).astype(np.float32)
     w = in_form(array, "gaps")
     expected = linear(x, w, threads=1)
-    assert not by_tokens.pays(w.operand(), 70)
-    assert by_tokens.pays(w.operand(), 80)
+    assert not by_tokens.pays(w.operand(), 140)
+    assert by_tokens.pays(w.operand(), 160)
     assert not by_tokens.pays(in_form(array, "bitmask").operand(), 1000)
     assert not by_tokens.pays(in_form(array, "dense").operand(), 1000)
-    x = np.concatenate([x, x])
+    x = np.concatenate([x, x, x])
     assert same_bits(np.ascontiguousarray((w @ np.asfortranarray(x).T).T[:64]), expected)
     assert not shared
-    assert same_bits(linear(x, w, threads=2)[64:], expected)
+    assert same_bits(linear(x, w, threads=2)[128:], expected)
     assert shared
 
 
