@@ -19,8 +19,8 @@ from sparsefmt.kernels.team import has_team, nbytes_of, run_on_threads
 from sparsefmt.kernels.widening import run_widened
 from sparsefmt.threads import num_threads
 
-WORTH_A_THREAD = 1 << 19
-"""Multiply-adds for one token for each thread below which handing work over, some 30 microseconds, costs more than it
+WORTH_A_THREAD = 3 << 18
+"""Multiply-adds for one token for each thread below which handing work over, 30 to 100 microseconds, costs more than it
 saves (tools/bench/overhead.py)."""
 
 WORTH_IN_A_TEAM = 1 << 15
