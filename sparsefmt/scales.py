@@ -12,6 +12,9 @@ from sparsefmt.errors import SparsefmtError
 INT8 = "int8"
 """The only type that activations can be rounded to."""
 
+BEYOND = 64
+"""Numbers that may be read behind the last of scales of groups."""
+
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
@@ -19,24 +22,26 @@ class Scales:
     """One factor for each row of a matrix, or for each row and group of columns. Immutable.
 
     Attributes:
-        values: float32 (groups, rows), C-contiguous and read-only.
+        values: float32 (groups, rows), C-contiguous and read-only; if there are several groups, BEYOND numbers behind
+            it are readable.
         groups: how many groups of columns there are, all of one size.
     """
 
     __slots__ = ("groups", "values")
 
-    def __init__(self, scale: Any, rows: int, cols: int) -> None:
+    def __init__(self, scale: Any, rows: int, cols: int, *, copy: bool = True) -> None:
         """Scales of a matrix of so many rows and columns.
 
         Args:
             scale: finite numbers of 0 or more, of float32, float16 or bfloat16: one for the matrix, () or (1,) or
                 (1, 1), one for each row, (rows,) or (rows, 1), or (rows, groups), where the groups divide the columns.
+            copy: False to use the memory of float32 scales of rows, which nobody may write to then.
 
         Raises:
             SparsefmtError: a ValueError: another dtype (`scales-dtype`) or shape (`scales-shape`); a negative number,
                 NaN or Inf (`scales-value`).
 
-        Cost: one copy of the scales.
+        Cost: one copy of the scales, unless `copy` is False.
         """
         scale = np.asarray(scale)
         if scale.dtype not in _FLOATS:
@@ -58,8 +63,11 @@ class Scales:
                 f"the scale has shape {shape}; a weight of shape {(rows, cols)} takes one number, {(rows,)}, or"
                 f" ({rows}, groups of columns)",
             )
-        values = np.empty((groups, rows), np.float32)
-        values[...] = scale.reshape(-1, groups).T
+        if not copy and groups == 1 and scale.dtype == np.float32 and scale.size == rows and scale.flags.c_contiguous:
+            values = scale.reshape(1, rows)
+        else:
+            values = np.zeros(groups * rows + BEYOND, np.float32)[: groups * rows].reshape(groups, rows)
+            values[...] = scale.reshape(-1, groups).T
         if not np.isfinite(values).all():
             raise SparsefmtError("scales-value", "the scale has NaN or Inf")
         if (values < 0).any():

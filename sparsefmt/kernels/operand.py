@@ -10,7 +10,7 @@ from sparsefmt.kernels.simd import VECTOR_BYTES
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.positions.masks import SLICE_ROWS
-from sparsefmt.scales import Scales
+from sparsefmt.scales import BEYOND, Scales
 
 FIRST_ROW, HEIGHT = 0, 1
 """Where kernels find numbers of a tile in its line of `Operand.table`: its first row, and how many rows it has."""
@@ -32,9 +32,6 @@ each group of columns as they find SCALES. Only of `bitmask`."""
 
 LINE = 64
 """Bytes of a line of the table."""
-
-_BEYOND = 64
-"""Scales that kernels may read behind the last one."""
 
 _ARRAYS = {
     "dense": ("values",),
@@ -146,8 +143,10 @@ class Operand:
         kept = self.grouped
         if kept is None or kept[0] is not scales or kept[1] != dtype:
             made = Operand(self.tiling, self.tiles)
-            values = np.zeros(scales.values.size + _BEYOND, dtype)
-            values[: scales.values.size] = scales.values.reshape(-1)
+            values = scales.values
+            if dtype != values.dtype:
+                values = np.zeros(scales.values.size + BEYOND, dtype)
+                values[: scales.values.size] = scales.values.reshape(-1)
             made.table[:, SCALES] = values.ctypes.data + made.table[:, FIRST_ROW] * dtype.itemsize
             made.matrix = made.matrix._replace(groups=scales.groups)
             # by it, and not here: another thread may ask for other scales while a product runs
@@ -158,7 +157,7 @@ class Operand:
     def with_row_sums(self, row_sums: np.ndarray) -> Operand:
         """The same matrix, and scales, with 128 times the sums of rows: int32 (groups, rows)."""
         made = Operand(self.tiling, self.tiles)
-        values = np.zeros(row_sums.size + _BEYOND, np.int32)
+        values = np.zeros(row_sums.size + BEYOND, np.int32)
         values[: row_sums.size] = row_sums.reshape(-1)
         made.table[...] = self.table
         made.table[:, ROW_SUMS] = values.ctypes.data + made.table[:, FIRST_ROW] * values.itemsize

@@ -7,8 +7,10 @@ after they are freed.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
+import numpy as np
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -117,9 +119,18 @@ def known_scales(scale: torch.Tensor, weights: Known) -> KnownScales:
                 weights.scales.pop(old, None)
         if scale.dtype != torch.float32 or scale.dim() != 2 or not scale.is_contiguous():
             raise RuntimeError("the scales of a SparseLinear are a contiguous tensor (rows, groups) of float32")
-        scales = Scales(scale.numpy(), weights.operand.rows, weights.operand.cols)
+        numbers = _borrowed(scale) if scale.shape[1] == 1 else scale.numpy()
+        scales = Scales(numbers, weights.operand.rows, weights.operand.cols, copy=False)
         found = weights.scales[key] = KnownScales(weights, scales, StorageWeakRef(scale.untyped_storage()))
     return found
+
+
+def _borrowed(scale: torch.Tensor) -> np.ndarray:
+    """The numbers of a tensor of float32, valid only as long as someone else keeps it alive."""
+    if not scale.numel():
+        return np.empty(tuple(scale.shape), np.float32)
+    memory = (ctypes.c_float * scale.numel()).from_address(scale.data_ptr())
+    return np.frombuffer(memory, np.float32).reshape(tuple(scale.shape))
 
 
 def _key(arrays: torch.Tensor, table: torch.Tensor) -> tuple[int, ...]:

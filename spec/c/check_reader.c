@@ -15,8 +15,10 @@
 
    Add -DSPARSEFMT_ZSTD and -lzstd for codec zstd. The text is the code of the first fault, files before tensors and
    tensors in order of their names, or a line for the metadata and one for each tensor: digest of the name, dtype,
-   shape, layout, nnz, digest of the dense bytes, digest of a product. Digests are XXH64. */
+   shape, layout, nnz, digest of the dense bytes, digest of a product, and of a scaled weight digests of its products
+   with activations as they are, in eight bits, and in eight bits with a static scale, or "refused". Digests are XXH64. */
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +32,8 @@
 #define MOST_MEMORY ((size_t)1 << 26) /* bytes at a time, unless an argument says otherwise */
 #endif
 #define MOST_IN_PRODUCTS 131072       /* rows and columns */
+#define TOKENS 3                      /* of scaled products */
+#define INPUT_SCALE 0.046875f
 
 typedef struct budget {
     size_t left;
@@ -133,6 +137,85 @@ static uint64_t digest_product(const sparsefmt_tensor *tensor) {
     return result;
 }
 
+/* A few tokens: the one of other products, zeros, and one with NaN. */
+static double element_of_token(int token, uint64_t i, uint64_t cols) {
+    if (token == 1) return 0;
+    return token == 2 && i == cols / 2 ? (double)NAN : element_of_x(i);
+}
+
+/* Digest of the products of a scaled weight with each token, as binary64, NaN being one pattern; with activations in
+   eight bits if there is memory for them. */
+static sparsefmt_code digest_scaled(const sparsefmt_tensor *weight, const sparsefmt_scales *scales, signed char *a,
+                                    const float *input_scale, uint64_t *result) {
+    const size_t rows = (size_t)weight->info.rows, cols = (size_t)weight->info.cols;
+    const int wide = !a && sparsefmt_sum_bits(weight->info.dtype) == 64;
+    double *x = (double *)malloc((cols + 1) * sizeof *x), *y = (double *)malloc((rows + 1) * sizeof *y);
+    float *narrow_x = (float *)malloc((cols + 1) * sizeof *narrow_x);
+    float *narrow_y = (float *)malloc((rows + 1) * sizeof *narrow_y);
+    unsigned char *bytes = (unsigned char *)malloc(TOKENS * rows * 8 + 1);
+    sparsefmt_code code = SPARSEFMT_OK;
+    size_t i;
+    int token, k;
+    insist(x && y && narrow_x && narrow_y && bytes, "no memory for a product");
+    for (token = 0; token < TOKENS && !code; token++) {
+        for (i = 0; i < cols; i++) narrow_x[i] = (float)(x[i] = element_of_token(token, i, cols));
+        if (a)
+            code = sparsefmt_scaled_matvec_i8(weight, scales, input_scale, narrow_x, a, narrow_y);
+        else if (wide)
+            code = sparsefmt_scaled_matvec_f64(weight, scales, x, y);
+        else
+            code = sparsefmt_scaled_matvec_f32(weight, scales, narrow_x, narrow_y);
+        for (i = 0; i < rows && !code; i++) {
+            uint64_t pattern;
+            if (!wide) y[i] = narrow_y[i];
+            memcpy(&pattern, &y[i], 8);
+            if (y[i] != y[i]) pattern = (uint64_t)0x7FF8 << 48;
+            for (k = 0; k < 8; k++) bytes[8 * (token * rows + i) + (size_t)k] = (unsigned char)(pattern >> 8 * k);
+        }
+    }
+    if (!code) *result = digest(bytes, TOKENS * rows * 8);
+    free(x);
+    free(y);
+    free(narrow_x);
+    free(narrow_y);
+    free(bytes);
+    return code;
+}
+
+/* What comes of a tensor that the metadata names as a scaled weight; nothing if it does not. */
+static sparsefmt_code append_scaled(const sparsefmt_file *file, size_t number, const sparsefmt_tensor *weight,
+                                    text *answer) {
+    const float input_scale = INPUT_SCALE;
+    sparsefmt_scales scales;
+    sparsefmt_code code;
+    signed char *a;
+    size_t found;
+    int how;
+    code = sparsefmt_find_scales(file, number, &found, NULL);
+    if (code == SPARSEFMT_ERROR_MEMORY || (!code && found == SPARSEFMT_NONE)) return code;
+    if (!code) code = sparsefmt_load_scales(weight, found, &scales, NULL);
+    if (code == SPARSEFMT_ERROR_MEMORY) return code;
+    if (code || !sparsefmt_sum_bits(weight->info.dtype) || weight->info.rows > MOST_IN_PRODUCTS ||
+        weight->info.cols > MOST_IN_PRODUCTS) {
+        append_text(answer, code ? " refused" : " none");
+        if (!code) sparsefmt_unload_scales(&scales);
+        return SPARSEFMT_OK;
+    }
+    a = (signed char *)malloc((size_t)weight->info.cols + 1);
+    insist(a != NULL, "no memory for activations");
+    for (how = 0; how < 3; how++) {
+        uint64_t result;
+        code = digest_scaled(weight, &scales, how ? a : NULL, how == 2 ? &input_scale : NULL, &result);
+        if (code)
+            append_text(answer, " refused");
+        else
+            append_number(answer, " %016llx", result);
+    }
+    free(a);
+    sparsefmt_unload_scales(&scales);
+    return SPARSEFMT_OK;
+}
+
 /* Reads the first tiles one by one. The code of the tensor is that of its first tile which does not read. */
 static void read_tiles(const sparsefmt_file *file, size_t number, uint64_t tiles, const sparsefmt_tile *loaded,
                        sparsefmt_code expected) {
@@ -166,7 +249,9 @@ static sparsefmt_code read_tensor(const sparsefmt_file *file, size_t number, con
         insist(!sparsefmt_expand(&tensor, again, (size_t)info->dense_bytes, error), "sparsefmt_expand failed");
         insist(!memcmp(dense, again, (size_t)info->dense_bytes), "sparsefmt_expand gives other bytes");
         append_number(answer, " %016llx", digest(dense, (size_t)info->dense_bytes));
-        append_number(answer, " %016llx\n", digest_product(&tensor));
+        append_number(answer, " %016llx", digest_product(&tensor));
+        other = append_scaled(file, number, &tensor, answer);
+        append_text(answer, "\n");
     }
     sparsefmt_unload(&tensor);
     free(dense);

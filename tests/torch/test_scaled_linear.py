@@ -15,7 +15,7 @@ from torch_layers import LAYOUTS, sparse_tensor
 
 import sparsefmt
 from sparsefmt import SparseTensor, UnsupportedError, isa
-from sparsefmt.torch import SparseLinear, make_dense, parameter_count, tensors_of
+from sparsefmt.torch import SparseLinear, make_dense, parameter_count, registry, tensors_of
 
 ROWS, COLS = 60, 96
 GROUPS = [1, 3]
@@ -326,3 +326,18 @@ def test_layout_follows_the_scales(monkeypatch):
         assert layer.weight.tensor.layout == layout
         assert np.array_equal(layer.weight.tensor.todense(), elements().todense())
         assert torch.equal(layer.weight_scale, scales())
+
+
+@pytest.mark.parametrize("activations", [None, "int8"])
+def test_scales_are_not_held_a_second_time_for_products(activations):
+    """Those of rows are the memory of the layer; those of groups are turned over once, and not again for kernels."""
+    for groups in GROUPS:
+        layer = scaled(groups=groups, layout="bitmask", activations=activations)
+        layer(torch.ones(2, COLS))
+        weights = registry.known(layer.weight_arrays, layer.weight_table)
+        [held] = weights.scales.values()
+        if groups == 1:
+            assert held.scales.values.ctypes.data == layer.weight_scale.data_ptr()
+        else:
+            assert weights.operand.grouped[2].scales is held.scales.values
+        assert torch.equal(torch.from_numpy(held.scales.values.T.copy()), layer.weight_scale)

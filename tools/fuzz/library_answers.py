@@ -8,8 +8,12 @@ import numpy as np
 import xxhash
 
 import sparsefmt
+from sparsefmt.checkpoints.scales import scales_in
 from sparsefmt.container.sources import Memory
 from sparsefmt.dtypes import DType, as_bits, pack
+
+INPUT_SCALE = 3 / 64
+"""The static one of scaled products; the same in check_reader.c."""
 
 MOST_IN_PRODUCTS = 131072
 """Rows and columns of the tensors that are multiplied; the same in check_reader.c."""
@@ -31,6 +35,44 @@ def product_digest(weight: Any, rows: int, cols: int) -> int:
     return xxhash.xxh64_intdigest(bits.tobytes())
 
 
+def tokens(cols: int) -> np.ndarray:
+    """A few tokens for scaled products: the one of other products, zeros, and one with NaN."""
+    x = np.zeros((3, cols), np.float32)
+    x[0] = x[2] = element_of_x(cols)
+    x[2, cols // 2 : cols // 2 + 1] = np.nan
+    return x
+
+
+def scaled_digest(weight: Any, x: np.ndarray, how: dict[str, Any]) -> str:
+    """Digest of the products of a scaled weight, or "refused"."""
+    try:
+        result = sparsefmt.linear(x, weight, threads=1, **how).astype(np.float64)
+    except sparsefmt.SparsefmtError:
+        return "refused"
+    bits = result.view(np.uint64).copy()
+    bits[np.isnan(result)] = 0x7FF8 << 48
+    return f"{xxhash.xxh64_intdigest(bits.tobytes()):016x}"
+
+
+def scaled_fields(file: sparsefmt.SparseFile, name: str, weight: Any, shape: tuple[int, int]) -> list[str]:
+    """What comes of a tensor that the metadata names as a scaled weight; nothing if it does not."""
+    try:
+        scale = scales_in(file.metadata(), set(file)).get(name)
+        if scale is None:
+            return []
+        scales = sparsefmt.Scales(file.get_tensor(scale), *shape)
+    except sparsefmt.SparsefmtError:
+        return ["refused"]
+    if weight.dtype.kind == "c" or max(shape) > MOST_IN_PRODUCTS:
+        return ["none"]
+    if isinstance(weight, np.ndarray):
+        weight = weight.reshape(shape)
+    x = tokens(shape[1])
+    eight_bits = {"scale": scales, "activations": "int8"}
+    hows = ({"scale": scales}, eight_bits, {**eight_bits, "input_scale": INPUT_SCALE})
+    return [scaled_digest(weight, x, how) for how in hows]
+
+
 def dense_bytes(array: np.ndarray, dtype: DType) -> bytes:
     return pack(as_bits(array, dtype), dtype).tobytes() if dtype.packed else as_bits(array, dtype).tobytes()
 
@@ -49,6 +91,7 @@ def describe_tensor(file: sparsefmt.SparseFile, name: str) -> str:
         str(nnz),
         xxhash.xxh64_hexdigest(dense_bytes(dense, entry.dtype)),
         f"{product_digest(weight, rows, cols):016x}",
+        *scaled_fields(file, name, weight, (rows, cols)),
     ]
     return " ".join(fields) + "\n"
 

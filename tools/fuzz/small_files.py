@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import xxhash
 
@@ -46,6 +48,31 @@ def random_shape(rng: np.random.Generator) -> tuple[int, ...]:
     return (int(rng.integers(1, 40)), int(rng.choice([1, 3, 8, 16, 63, 64, 65, 100, 130])))
 
 
+def random_scales(rng: np.random.Generator, rows: int, cols: int) -> np.ndarray:
+    """Scales of a matrix: of rows or of groups of columns. A few fit it not, or are no scales."""
+    groups = int(rng.choice([number for number in (1, 2, 3, 4, 8, 16) if cols % number == 0 or rng.random() < 0.02]))
+    shape = [(), (1,), (rows,), (rows, 1), (rows, groups), (rows, groups)][int(rng.integers(6))]
+    scale = rng.random(shape) * 10.0 ** rng.integers(-3, 3)
+    if rng.random() < 0.1:
+        scale = np.where(rng.random(shape) < 0.3, rng.choice([0.0, -0.0, np.nan, np.inf, -1.0, 1e-42]), scale)
+    dtype = rng.choice([np.float32, np.float16, ml_dtypes.bfloat16, np.float64], p=[0.6, 0.2, 0.17, 0.03])
+    with np.errstate(over="ignore"):
+        return np.asarray(scale).astype(dtype)
+
+
+def add_scaled(rng: np.random.Generator, tensors: dict[str, np.ndarray]) -> dict[str, str]:
+    """Add a weight and its scales to the tensors of a file. What its metadata says of them."""
+    other = str(rng.choice(list(DTYPES)))
+    dtype = DTYPES[str(rng.choice(["I8", "I8", "I8", "U8", "F8_E4M3", "F8_E5M2", "BF16", other]))]
+    rows, cols = int(rng.integers(1, 40)), int(rng.choice([1, 3, 8, 16, 48, 63, 64, 96, 128, 300]))
+    tensors["w.weight"] = random_tensor(rng, dtype, (rows, cols))
+    tensors["w.weight_scale"] = random_scales(rng, rows, cols)
+    pairs = {"w.weight": "w.weight_scale"}
+    if rng.random() < 0.2:
+        pairs["t0"] = str(rng.choice(["w.weight_scale", "t0", "none"], p=[0.6, 0.3, 0.1]))
+    return {"sparsefmt.scales": json.dumps(pairs)}
+
+
 def random_file(rng: np.random.Generator, codecs: Sequence[str] = CODECS) -> bytes:
     """A file of one to three small tensors, of one of the codecs."""
     tensors = {}
@@ -56,7 +83,9 @@ def random_file(rng: np.random.Generator, codecs: Sequence[str] = CODECS) -> byt
         tensors["tied"] = tensors["t0"]
     if rng.random() < 0.1:
         tensors["copy"] = tensors["t0"].copy()
-    metadata, codec = {"by": "fuzz"} if rng.random() < 0.2 else None, str(rng.choice(codecs))
+    metadata, codec = {"by": "fuzz"} if rng.random() < 0.2 else {}, str(rng.choice(codecs))
+    if rng.random() < 0.4:
+        metadata |= add_scaled(rng, tensors)
     row_dims = int(rng.choice([1, 2]))
     if all(DTYPES_OF[array.dtype].prunable for array in tensors.values()):
         form = str(rng.choice(list(FORMS)))
