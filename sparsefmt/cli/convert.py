@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.conversion import convert_checkpoint
 from sparsefmt.checkpoints.formats import FileFormat
 from sparsefmt.checkpoints.huggingface import is_weights
 from sparsefmt.checkpoints.saved_weights import saved_weights
+from sparsefmt.cli import cluster as on_cluster
 from sparsefmt.cli import options
 from sparsefmt.cli.failures import Failure
 from sparsefmt.codecs import CODECS
@@ -35,6 +35,7 @@ Examples:
   sparsefmt convert model.safetensors small.sparsefmt --values int8 --group-size 64
   sparsefmt convert pytorch_model.bin model.sparsefmt
   sparsefmt convert llama-pruned/ llama-pruned-sparsefmt/
+  sparsefmt convert llama-pruned/ llama-pruned-sparsefmt/ --dask tcp://scheduler:8786
 """,
 )
 @click.argument("src", type=options.PATH)
@@ -69,6 +70,7 @@ Examples:
     help="Scales of --values: of the largest magnitude, or with the least squared error.",
 )
 @options.fold
+@on_cluster.option
 @options.threads
 @options.force
 @options.quiet
@@ -82,6 +84,7 @@ def command(
     group_size: str | None,
     scale: str,
     fold: bool,
+    cluster: str | None,
     threads: int,
     force: bool,
     quiet: bool,
@@ -120,7 +123,7 @@ def command(
         destination = destination_of(source, dst, "sparsefmt")
         before = saved_weights(destination)
         with output.progress_bar("converting", source.dense_nbytes, quiet) as progress:
-            converted = convert_checkpoint(source, destination, options, overwrite=force, progress=progress)
+            converted = on_cluster.convert(cluster, source, destination, options, progress)
         elapsed = time.perf_counter() - started
         if not quiet:
             report(source, destination, converted, elapsed)

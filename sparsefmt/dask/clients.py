@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import distributed
+from distributed.comm.addressing import parse_address
+from distributed.comm.registry import get_backend
 
 from sparsefmt.threads import num_threads
 
@@ -28,6 +30,7 @@ def client_of(given: Any, most_workers: int) -> Iterator[Any]:
 
     Raises:
         OSError: no scheduler answers at the address.
+        ValueError: an address of another kind.
         TypeError: it is none of these.
     """
     if given is None:
@@ -36,6 +39,8 @@ def client_of(given: Any, most_workers: int) -> Iterator[Any]:
         except ValueError:
             given = LOCAL
     if isinstance(given, str) and given != LOCAL:
+        # a client that is made for an address of no kind takes long to go away again
+        get_backend(parse_address(given)[0])
         with distributed.Client(given, timeout=_SECONDS_TO_CONNECT, set_as_default=False) as client:
             yield client
     elif isinstance(given, str):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -123,7 +123,7 @@ class _ClusterWriter(FilesWriter):
     """Has workers write the files of a checkpoint.
 
     Attributes:
-        key: of a conversion of these files with these options.
+        key: of a conversion of these files with these options, as of a StagedFolder.
         converted: what became of all tensors, once they are written.
     """
 
@@ -136,18 +136,20 @@ class _ClusterWriter(FilesWriter):
         self.key = _checksum([task.fingerprint for task in self._tasks.values()])[:16]
         self.converted: list[ConvertedTensor] = []
 
-    def __call__(self, files: Sequence[tuple[TensorFile, Path]]) -> Iterable[list[str]]:
+    def __call__(self, files: Sequence[tuple[TensorFile, Path]]) -> list[list[str]]:
         tasks = []
         for file, place in files:
             state = self._state_of(place) if self._is_folder else None
             tasks.append(self._tasks[file.path].with_places(place, state))
         self._states = [task.state for task in tasks if task.state is not None]
         done = self._all_done(tasks)
+        names = []
         for (file, place), task in zip(files, tasks, strict=True):
             found = done[task.fingerprint]
             tensors = found.converted(index_of(place, found))
             self.converted.extend(tensors)
-            yield [*(tensor.name for tensor in tensors), *file.aliases]
+            names.append([*(tensor.name for tensor in tensors), *file.aliases])
+        return names
 
     def remove_notes(self) -> None:
         """Remove what was noted in a store; in a folder of this machine, that went with the files aside."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import run_command
 from safetensors_files import save_shards, sparse_array
 
 import sparsefmt
@@ -171,6 +172,17 @@ def test_what_is_wrong_is_named(client, source, tmp_path):
         sparsefmt.dask.convert(bad, tmp_path / "bad.sparsefmt", client, values="int8")
     assert caught.value.path == str(bad)
     assert not (tmp_path / "bad.sparsefmt").exists()
+
+
+def test_the_command(client, source, tmp_path):
+    run_command("convert", source, tmp_path / "one")
+    result = run_command("convert", source, tmp_path / "out", "--dask", client.scheduler.address)
+    assert result.exit_code == 0, result.stderr
+    assert "Copied: config.json" in result.stdout
+    check_same(tmp_path / "out", tmp_path / "one")
+    result = run_command("convert", source, tmp_path / "other", "--dask", "nonsense://host:1")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "nonsense" in result.stderr
 
 
 def test_no_cluster(source, tmp_path):
