@@ -1,5 +1,5 @@
-"""Before anything is imported: no test asks a server for a model, and threads that wait sleep. With `-n`, which process
-runs which file."""
+"""Before anything is imported: no test asks a server for a model, and threads that wait sleep. Whether thorough tests
+run, and, with `-n`, which process runs which file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In a process of several, the slow files first."""
+    """Thorough tests are left out, unless they are asked for. In a process of several, the slow files first."""
+    if not os.environ.get("SPARSEFMT_THOROUGH"):
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if not item.get_closest_marker("thorough")]
     if hasattr(config, "workerinput"):
         ranks = {f"test_{name}.py": rank for rank, name in enumerate(SLOW_FILES)}
         items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 from click.testing import Result as CliResult
 from hypothesis import strategies as st
@@ -31,7 +32,19 @@ SPARSE = [name for name in LAYOUTS if name != "dense"]
 SPARSE_FORMS = [form for form, layout in FORMS.items() if layout.sparse]
 CODECS = ["raw", "zstd", "rans", "auto"]
 PRUNABLE = [dtype for dtype in DTYPES.values() if dtype.prunable]
+THOROUGH = bool(os.environ.get("SPARSEFMT_THOROUGH"))
 WIDTHS = [1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 130]
+
+
+def first_always(values: Iterable[Any]) -> list[Any]:
+    """Parameters of a test that always runs with the first, and with all in thorough runs."""
+    first, *others = values
+    return [first, *(pytest.param(value, marks=pytest.mark.thorough) for value in others)]
+
+
+def examples(count: int) -> int:
+    """How many examples hypothesis makes: so many in thorough runs, else a third."""
+    return count if THOROUGH else count // 3
 
 
 def random_bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -162,7 +163,7 @@ def checkpoints(draw: st.DrawFn) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(data=st.data())
 def test_drawn_checkpoints(codec, data):
     tensors = data.draw(checkpoints())

@@ -39,6 +39,12 @@ CASES = [
 ]
 """Every two of the three choices meet; with 80 % zeros, whose sizes are known, all of them."""
 
+ALWAYS = [
+    *(("50", "bf16", "multiplied"), ("80", "f32", "assigned"), ("2of4", "f32", "multiplied")),
+    ("4x4", "bf16", "multiplied"),
+]
+"""Those that always run: each kind of pattern, each cast, each kind of zeros. The others run in thorough runs."""
+
 MULTIPLIED = [
     "encoder.layer.0.attention.self.query.weight",
     "encoder.layer.1.intermediate.dense.weight",
@@ -54,7 +60,10 @@ def run(command, *arguments) -> str:
     return result.output
 
 
-@pytest.mark.parametrize(("pattern", "cast", "zeros"), CASES)
+@pytest.mark.parametrize(
+    ("pattern", "cast", "zeros"),
+    [pytest.param(*case, marks=() if case in ALWAYS else pytest.mark.thorough) for case in CASES],
+)
 def test_main_job(pattern, cast, zeros, tmp_path):
     source = tmp_path / "model.safetensors"
     options = [*PATTERNS[pattern], "--cast", cast, *(["--mask-multiply"] if zeros == "multiplied" else [])]

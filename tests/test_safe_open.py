@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import peak_of, random_bits, run_python, same_bits, weights
+from helpers import examples, peak_of, random_bits, run_python, same_bits, weights
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hypothesis_numpy
 
@@ -146,7 +146,7 @@ def test_keys_do_what_they_do_on_an_array(path, key):
     assert same_bits(part, np.array(CUBE[key], order="C"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(key=hypothesis_numpy.basic_indices(CUBE.shape, allow_newaxis=True))
 def test_any_basic_key(path, key):
     with safe_open(path, "np") as f:

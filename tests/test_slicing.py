@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import same_bits, weights
+from helpers import examples, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
@@ -83,7 +83,7 @@ def test_bad_keys(key, folder):
             sliceable[key]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     key=hypothesis_numpy.basic_indices(CUBE.shape, allow_newaxis=True) | st.lists(st.integers(-7, 6)),
     layout=st.sampled_from(list(LAYOUTS)),

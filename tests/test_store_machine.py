@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import naive
 import numpy as np
 import pytest
-from helpers import CODECS, arrays, dense, far_apart, same_bits
+from helpers import CODECS, arrays, dense, examples, far_apart, same_bits
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -45,7 +45,7 @@ from tools import forms
 
 pytestmark = pytest.mark.slow
 
-RUNS = int(os.environ.get("SPARSEFMT_STORE_RUNS", "45"))
+RUNS = int(os.environ.get("SPARSEFMT_STORE_RUNS", examples(45)))
 STEPS = 40
 
 FILES = st.sampled_from(["a.sparsefmt", "b.sparsefmt", "ç d"])

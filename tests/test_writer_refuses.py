@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
-from helpers import CODECS, arrays, dense, same_bits
+from helpers import CODECS, arrays, dense, examples, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
@@ -87,7 +87,7 @@ def saved(tensors: Mapping[Any, Any], metadata: Any, folder: Path, **keywords: A
     return path.read_bytes()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     tensors=st.dictionaries(st.text("abé.", min_size=1, max_size=3), any_arrays() | arrays(), min_size=1, max_size=2),
     metadata=st.dictionaries(st.text("ab\0", max_size=2), st.text("ü\n", max_size=2), max_size=2),
@@ -112,7 +112,7 @@ def test_what_is_accepted_can_be_read(tensors, metadata, layout, codec, folder):
     assert list(by_reader) == sorted(tensors)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(names=st.lists(NAMES | NO_NAMES, min_size=1, max_size=4, unique=True), metadata=METADATA)
 def test_names_and_metadata(names, metadata, folder):
     """Of tensors that nothing is wrong with: a file if and only if all texts are what SPEC.md says."""
@@ -127,7 +127,7 @@ def is_text(value: object) -> bool:
     return isinstance(value, str) and not any(0xD800 <= ord(character) < 0xE000 for character in value)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(array=empty_of_huge_shapes(), codec=st.sampled_from(CODECS))
 def test_shapes_without_elements(array, codec, folder):
     """A file if and only if 63 bits count the bits of its other dimensions."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import sparse
-from helpers import PRUNABLE, SPARSE, peak_of, pruned, same_bits, weights
+from helpers import PRUNABLE, SPARSE, examples, peak_of, pruned, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +52,7 @@ def stored_coo(array: np.ndarray, kind: type) -> scipy.sparse.coo_array:
 
 
 class TestScipy:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=examples(150), deadline=None)
     @given(
         form=st.sampled_from(["csr", "csc", "coo"]),
         kind=st.sampled_from([scipy.sparse.coo_array, scipy.sparse.coo_matrix]),
@@ -98,7 +98,7 @@ class TestScipy:
         assert same_bits(SparseTensor.from_scipy(matrix, "permuted").todense(), array)
         assert (before != matrix).nnz == 0
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=examples(100), deadline=None)
     @given(
         shape=st.tuples(st.integers(1, 9), st.integers(1, 9)),
         length=st.integers(1, 12),
@@ -303,7 +303,7 @@ class TestToScipy:
 
 
 class TestPydata:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=examples(150), deadline=None)
     @given(
         dtype=st.sampled_from([np.float32, np.float16, np.float64, np.int8, np.uint32, np.bool_, np.complex64]),
         shape=st.sampled_from([(), (5,), (0,), (6, 7), (3, 0), (2, 3, 4), (2, 1, 3, 2)]),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune as prune
-from helpers import PRUNABLE, peak_of, pruned, random_bits, same_bits, weights
+from helpers import PRUNABLE, examples, peak_of, pruned, random_bits, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
@@ -67,7 +67,7 @@ def saved(tensor: object, **options: object) -> np.ndarray:
 
 
 class TestSparse:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=examples(150), deadline=None)
     @given(
         layout=st.sampled_from(LAYOUTS),
         dtype=st.sampled_from(WHOLE_BYTES),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import PRUNABLE, pruned, same_bits, weights
+from helpers import PRUNABLE, examples, pruned, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensor_groups import Arrays, Memory, dense, spelled
@@ -40,7 +40,7 @@ def two_of_four(rows: int, cols: int, dtype: object = np.float32) -> np.ndarray:
 
 
 class TestBitmask:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=examples(150), deadline=None)
     @given(
         dtype=st.sampled_from(PRUNABLE),
         shape=st.sampled_from([(1,), (8,), (21,), (0,), (1, 1), (5, 7), (3, 64), (4, 65), (0, 3), (3, 0), (2, 3, 9)]),

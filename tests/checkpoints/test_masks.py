@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import random_bits, weights
+from helpers import examples, random_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensor_groups import Memory, dense
@@ -18,7 +18,7 @@ from sparsefmt.dtypes import DTYPES
 
 
 class TestMasks:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=examples(100), deadline=None)
     @given(
         dtype=st.sampled_from([DTYPES[name] for name in ("F32", "F16", "BF16", "F64", "I8", "U16", "I64", "BOOL")]),
         mask_dtype=st.sampled_from([np.float32, np.bool_, ml_dtypes.bfloat16, np.int64]),

@@ -11,7 +11,7 @@ from pathlib import Path
 import naive
 import numpy as np
 import pytest
-from helpers import check_file_round_trip, each_of, peak_of, pruned, random_bits
+from helpers import check_file_round_trip, each_of, examples, peak_of, pruned, random_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -221,7 +221,7 @@ class TestStreams:
 
 
 class TestElements:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=examples(150), deadline=None)
     @given(
         st.sampled_from([1, 2, 4, 8]),
         st.integers(1, 2500),
@@ -354,7 +354,7 @@ def entropy(kept: np.ndarray) -> float:
 
 
 class TestPositions:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=examples(150), deadline=None)
     @given(
         st.sampled_from([1, 2, 3, 8, 17, 60, 300]),
         st.sampled_from([1, 2, 7, 8, 9, 63, 64, 65, 130, 200, 520]),
@@ -538,7 +538,7 @@ class TestDamage:
         # a stream ends in known states: hardly a change goes unnoticed, but offsets in bins can be any
         assert unnoticed_in_masks < 100
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=examples(200), deadline=None)
     @given(st.binary(max_size=200), st.binary(max_size=60), st.sampled_from([1, 2, 4, 8]))
     def test_any_bytes(self, stored, model, width):
         data, out = np.frombuffer(stored, np.uint8), np.empty(64 * 100, np.uint8)

@@ -7,7 +7,7 @@ import struct
 import msgpack
 import numpy as np
 import pytest
-from helpers import dense, peak_of
+from helpers import dense, examples, peak_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparsefmt_files import small_file
@@ -303,7 +303,7 @@ def test_appended_and_zeroed_bytes_are_refused():
             sparsefmt.load(changed)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.data())
 def test_mutations_with_mended_checksums_give_tensors_or_an_error(data):
     """What a forger can do: any bytes changed, all checksums right."""

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, THOROUGH
 
 from sparsefmt import isa
 from sparsefmt.kernels import expand
@@ -43,19 +43,20 @@ SPILLING = ["bitmask_one_token", "permuted_one_token", "permuted_many_tokens"]
 """Those whose registers are counted, too."""
 
 COMPILED = [
-    *(
-        f"{kernel}/{kind}"
-        for kernel in KERNELS
-        for kind in ("F32", "F16")
-        if (kernel, kind) != ("permuted_one_token_wide", "F16")
-    ),
-    *(f"{kernel}/BF16" for kernel in SPILLING),
+    *(f"{kernel}/F32" for kernel in KERNELS),
+    *("bitmask_one_token/F16", "bitmask_one_token/BF16"),
     *("permuted_gathered/F32", "gaps_gathered/BF16"),
 ]
-"""BF16 is widened by a shift, in all kernels alike, and wide columns have nothing to do with the kind of values."""
+if THOROUGH:
+    in_f16 = [kernel for kernel in KERNELS if kernel != "permuted_one_token_wide"]
+    more = [f"{kernel}/F16" for kernel in in_f16] + [f"{kernel}/BF16" for kernel in SPILLING]
+    COMPILED += [name for name in more if name not in COMPILED]
+"""BF16 is widened by a shift, in all kernels alike, and wide columns have nothing to do with the kind of values. Kinds
+differ in how they are widened alone, and that is the same in all kernels but `bitmask_one_token`, which moves them
+first: the others are compiled for F32, and for more kinds in thorough runs."""
 
 LOOKED_INTO = ["znver3", "icelake-server"]
-"""Processors for which all of them are compiled; for the others, one."""
+"""Processors for which all of them are compiled; for the others, in thorough runs, one."""
 
 needs_x86 = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="LLVM has other registers and instructions here"
@@ -127,7 +128,9 @@ class TestInstructions:
 
 @pytest.mark.slow
 @needs_x86
-@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize(
+    "processor", [pytest.param(name, marks=() if name in LOOKED_INTO else pytest.mark.thorough) for name in PROCESSORS]
+)
 def test_the_microkernel_stays_in_registers(processor):
     """A column of a panel: its rows are loaded once, each token's activation once, and nothing is stored."""
     code = compiled(processor)
@@ -151,7 +154,7 @@ def test_the_microkernel_stays_in_registers(processor):
 @needs_x86
 @pytest.mark.parametrize("processor", LOOKED_INTO)
 @pytest.mark.parametrize("kernel", ["permuted_in_blocks", "gaps_in_blocks"])
-@pytest.mark.parametrize("kind", ["F32", "F16"])
+@pytest.mark.parametrize("kind", ["F32", pytest.param("F16", marks=pytest.mark.thorough)])
 def test_sums_of_a_row_stay_in_registers(processor, kernel, kind):
     """An entry costs eight fused multiply-adds with what lies at its column, its weight, its position, and no store."""
     (loop,) = compiled(processor)[f"{kernel}/{kind}"]
@@ -164,8 +167,14 @@ def test_sums_of_a_row_stay_in_registers(processor, kernel, kind):
 @pytest.mark.slow
 @needs_x86
 @pytest.mark.parametrize("processor", LOOKED_INTO)
-@pytest.mark.parametrize("kernel", SPILLING)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        pytest.param(kernel, kind, marks=() if f"{kernel}/{kind}" in COMPILED else pytest.mark.thorough)
+        for kernel in SPILLING
+        for kind in KINDS
+    ],
+)
 def test_few_vectors_are_spilled(processor, kernel, kind):
     """LLVM loads ahead of their use more vectors of the table than 16 registers hold."""
     for loop in compiled(processor)[f"{kernel}/{kind}"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import PRUNABLE, layout_nbytes, same_bits, skewed
+from helpers import PRUNABLE, examples, layout_nbytes, same_bits, skewed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +32,7 @@ def pruned_tensors(draw: st.DrawFn) -> np.ndarray:
     return skewed(draw(st.integers(0, 2**32 - 1)), (first, *rest), dtype)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(pruned_tensors(), st.sampled_from(["raw", "zstd", "rans", "auto"]))
 def test_no_default_takes_more_than_dense(array, codec):
     check_takes_no_more_than_dense(array, codec)
@@ -87,7 +87,7 @@ def test_what_is_evenly_pruned_is_permuted_as_ever():
         assert sparsefmt.load(sparsefmt.save({"w": array}, codec=codec))["w"].layout == "permuted"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 2000), st.sampled_from(PRUNABLE))
 def test_permuted_is_computed_with_where_it_is_small_enough(seed: int, rows: int, cols: int, dtype: DType):
     matrix = rows_of(skewed(seed, (rows, cols), dtype))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse
-from helpers import CODECS, PRUNABLE, SPARSE, SPARSE_FORMS, check_same_tiles, pruned, same_bits, succeed
+from helpers import CODECS, PRUNABLE, SPARSE, SPARSE_FORMS, check_same_tiles, examples, pruned, same_bits, succeed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ from sparsefmt.layouts.tile import Tile
 
 
 @pytest.mark.parametrize("layout", SPARSE_FORMS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     dtype=st.sampled_from(PRUNABLE),
     rows=st.integers(1, 20),
@@ -124,7 +124,7 @@ def test_sparse_input_is_not_made_dense(monkeypatch):
     assert [sparsefmt.save({"w": rows}, layout=layout) for rows in adapted for layout in SPARSE] == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     begin=st.integers(0, 30),
     height=st.integers(0, 30),

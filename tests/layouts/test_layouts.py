@@ -7,7 +7,17 @@ from collections.abc import Callable
 import naive
 import numpy as np
 import pytest
-from helpers import PRUNABLE, SPARSE_FORMS, WIDTHS, arrays, check_layout_round_trip, far_apart, pruned, random_bits
+from helpers import (
+    PRUNABLE,
+    SPARSE_FORMS,
+    WIDTHS,
+    arrays,
+    check_layout_round_trip,
+    examples,
+    far_apart,
+    pruned,
+    random_bits,
+)
 from hypothesis import given, settings
 
 from sparsefmt.dtypes import DTYPES, DType, as_bits, dtype_of
@@ -37,7 +47,7 @@ def test_every_width(layout, cols):
         check_layout_round_trip(pruned(rng, (rows, cols), DTYPES["F16"], 0.9, True), DTYPES["F16"], layout)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(arrays(PRUNABLE))
 def test_any_tile(array):
     if array.ndim < 2 or not array.size:
@@ -56,7 +66,7 @@ def test_arrays_are_those_of_the_spec(array):
     check_arrays_of_the_spec(array, bits, dtype)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(far_apart())
 def test_gaps_and_fillers(array):
     """Distances that need none, one or several fillers, in every layout."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import PRUNABLE, SPARSE, in_form, layout_nbytes, same_bits, skewed
+from helpers import PRUNABLE, SPARSE, examples, in_form, layout_nbytes, same_bits, skewed
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ from sparsefmt.layouts import FORMS
 from sparsefmt.layouts.permuted import padded
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 2000), st.sampled_from(PRUNABLE))
 @example(1, 1 << 17, 3, DTYPES["F32"])  # tiles of which the last is smaller
 @example(1, 70_001, 40, DTYPES["I8"])

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.utils.prune
-from helpers import CODECS, arrays, check_signature, peak_of, random_bits, same_bits, weights
+from helpers import CODECS, arrays, check_signature, examples, peak_of, random_bits, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_helpers import raw, same, same_state
@@ -53,7 +53,7 @@ def test_signatures_are_those_of_safetensors(name):
     check_signature(getattr(twin, name), getattr(safetensors.torch, name), of_its_own)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(tensors=st.lists(arrays(WHOLE_BYTES), max_size=4))
 def test_any_tensors_come_back(tensors):
     tensors = {f"tensor {number}": to_torch(array) for number, array in enumerate(tensors)}
@@ -492,7 +492,7 @@ class TestSharing:
     def groups(tensors) -> list[set[str]]:
         return twin._find_shared_tensors(tensors)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=examples(200), deadline=None)
     @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 11), st.integers(1, 12)), max_size=6))
     def test_groups_are_what_overlaps(self, parts):
         memories = [torch.zeros(12) for _ in range(3)]
