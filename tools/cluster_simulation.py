@@ -77,9 +77,9 @@ def divided(lengths: list[float], cluster: Cluster) -> float:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--shards", type=int, multiple=True, default=(163, 1000), help="Number of files.")
-@click.option("--workers", type=int, multiple=True, default=(8, 64), help="Threads of all workers.")
+@click.option("--workers", type=int, multiple=True, default=(16,), help="Threads of all workers.")
 @click.option("--rate", type=float, default=0.25, help="GB that a core converts in a second.")
-@click.option("--seconds", type=float, default=10, help="What each row should take.")
+@click.option("--seconds", type=float, default=8, help="What each row should take.")
 @click.option("--slow", type=float, default=4, help="How many times as long one worker takes, in every second row.")
 def main(shards: tuple[int, ...], workers: tuple[int, ...], rate: float, seconds: float, slow: float) -> None:
     """Print, for each number of shards and of workers, what the scheduler adds and what one slow worker costs."""
