@@ -102,6 +102,17 @@ def test_what_does_not_fit_is_named(path, tmp_path):
         sparsefmt.dask.from_file(path, "stack").linear(np.ones(192, np.float32))
 
 
+def test_behind_a_url():
+    fsspec = pytest.importorskip("fsspec", reason="URLs need fsspec")
+    url = "memory://arrays/model.sparsefmt"
+    sparsefmt.save_file(TENSORS, url)
+    w = sparsefmt.dask.from_file(url, "tall", storage_options={"use_listings_cache": False})
+    assert np.array_equal(w[100:200].compute(), TENSORS["tall"][100:200])
+    x = np.ones((2, 96), np.float32)
+    assert np.array_equal((x @ w.T).compute(), sparsefmt.linear(x, sparsefmt.load_file(url)["tall"]))
+    fsspec.filesystem("memory").store.clear()
+
+
 def test_a_file_that_is_replaced(tmp_path):
     place = tmp_path / "w.sparsefmt"
     sparsefmt.save_file({"w": sparse_array(1)}, place)
