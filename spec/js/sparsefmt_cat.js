@@ -3,10 +3,12 @@
 //   node spec/js/sparsefmt_cat.js FILE
 //   node spec/js/sparsefmt_cat.js FILE TENSOR
 //   node spec/js/sparsefmt_cat.js --matvec FILE TENSOR < x > y
+//   node spec/js/sparsefmt_cat.js --scaled FILE weight=TENSOR x=TENSOR [bias=TENSOR] [result=DTYPE] [activations=int8]
+//                                 [input_scale=TENSOR] > y
 //   node spec/js/sparsefmt_cat.js --answer        requests on standard input, so that thousands of them take one process
 //
-// A request is a line of JSON, [FILE], [FILE, TENSOR] or [FILE, TENSOR, x in base64], and so is its answer: {"text": what is
-// listed}, {"bytes": in base64} or {"error": code}.
+// A request is a line of JSON, [FILE], [FILE, TENSOR], [FILE, TENSOR, x in base64] or [FILE, {"weight": TENSOR, …}], and so is
+// its answer: {"text": what is listed}, {"bytes": in base64} or {"error": code}.
 
 import { readFileSync, writeSync } from "node:fs";
 import { createInterface } from "node:readline";
@@ -14,12 +16,14 @@ import { createInterface } from "node:readline";
 import { FileSource } from "./file_source.js";
 import { multiply } from "./products.js";
 import { Fault, open } from "./reader.js";
+import { multiplyScaled } from "./scaled.js";
 
 async function answer(path, name, x) {
   const source = new FileSource(path);
   try {
     const file = await open(source);
     if (name === undefined) return { text: list(file) };
+    if (typeof name === "object") return { bytes: await multiplyScaled(file, name) };
     const dense = await file.readDense(name);
     return { bytes: x === undefined ? dense : product(file.tensor(name), dense, x) };
   } finally {
@@ -46,6 +50,15 @@ function product(tensor, dense, given) {
   return new Uint8Array(y.buffer, y.byteOffset, y.byteLength);
 }
 
+/** NAME=VALUE, … as an object; undefined if weight or x is not there, or something that is not known. */
+function productOf(given) {
+  const parts = given.map((text) => [text.slice(0, text.indexOf("=")), text.slice(text.indexOf("=") + 1)]);
+  const known = ["weight", "x", "bias", "activations", "input_scale", "result"];
+  const product = Object.fromEntries(parts);
+  const right = parts.every(([key]) => known.includes(key)) && "weight" in product && "x" in product;
+  return right ? product : undefined;
+}
+
 function write(bytes) {
   for (let at = 0; at < bytes.length; ) at += writeSync(1, bytes, at);
 }
@@ -67,9 +80,12 @@ async function answerAll() {
 
 async function main(given) {
   const matvec = given[0] === "--matvec";
-  const [path, name] = matvec ? given.slice(1) : given;
-  if (path === undefined || (matvec && name === undefined)) {
+  const scaled = given[0] === "--scaled";
+  const [path, ...rest] = matvec || scaled ? given.slice(1) : given;
+  const name = scaled ? productOf(rest) : rest[0];
+  if (path === undefined || ((matvec || scaled) && name === undefined)) {
     console.error("usage: sparsefmt_cat.js [--matvec] FILE [TENSOR]");
+    console.error("       sparsefmt_cat.js --scaled FILE weight=TENSOR x=TENSOR [bias=TENSOR] [result=DTYPE] ...");
     return 2;
   }
   try {

@@ -118,6 +118,7 @@ def test_figures_of_each_tensor(tensors: dict[str, np.ndarray], tmp_path: Path) 
             name = cells["tensor"]
             stored = 0 if name in index.copies else index.stored_nbytes(index.entry(name))
             assert cells["file"] == output.size(stored)
+            assert cells["bits a weight"] == (f"{8 * stored / tensor.size:.2f}" if stored else "")
             assert cells["in file"].split(",")[0] == index.entry(name).layout.name
     assert f"as .sparsefmt {output.size((tmp_path / 'a.sparsefmt').stat().st_size)}" in page.text
     # in words, what charts show

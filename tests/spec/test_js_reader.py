@@ -53,6 +53,7 @@ def test_it_passes_the_kit(reader):
     assert result.files > 500
     assert result.refused > 400
     assert result.tensors > result.products > 1000
+    assert result.scaled > 600
 
 
 def test_the_program_that_conformance_md_describes():
@@ -63,6 +64,11 @@ def test_the_program_that_conformance_md_describes():
     assert result.differences == []
     assert result.refused >= 5
     assert result.files > result.refused
+    path = VECTORS / "good" / "scaled-bitmask-raw.sparsefmt"
+    for product in manifest[f"good/{path.name}"]["products"][::40]:
+        kit.check_scaled(program, path, product, result)
+    assert result.differences == []
+    assert result.scaled >= 4
 
 
 @pytest.mark.parametrize("codec", CODECS)

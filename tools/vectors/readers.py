@@ -207,8 +207,6 @@ class Program(Reader):
 class JavaScript(Reader):
     """spec/js/reader.js, in one process of Node that answers a line of JSON with another (spec/js/sparsefmt_cat.js)."""
 
-    multiplies_scaled = False
-
     def __init__(self, node: str) -> None:
         command = [node, str(ROOT / "spec" / "js" / "sparsefmt_cat.js"), "--answer"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -222,11 +220,14 @@ class JavaScript(Reader):
     def product(self, path: Path, name: str, x: np.ndarray) -> bytes:
         return base64.b64decode(self._ask(path, name, base64.b64encode(x.tobytes()).decode())["bytes"])
 
+    def scaled(self, path: Path, product: dict[str, str]) -> bytes:
+        return base64.b64decode(self._ask(path, product)["bytes"])
+
     def close(self) -> None:
         """End the process."""
         self._process.communicate()
 
-    def _ask(self, path: Path, *more: str) -> dict[str, str]:
+    def _ask(self, path: Path, *more: str | dict[str, str]) -> dict[str, str]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([str(path), *more]).encode() + b"\n")
