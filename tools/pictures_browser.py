@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +143,11 @@ def _half_full(weight: np.ndarray) -> tuple[float, float]:
 def viewer() -> Files:
     """The page of `sparsefmt view`, with a tensor opened."""
     from sparsefmt.cli.view import Server
+    from sparsefmt.container.remote_path import reading
 
     path, name = Path("pruned.sparsefmt"), f"{LAYER}intermediate.dense.weight"
     down, across = _half_full(safetensors.numpy.load_file("pruned.safetensors")[name])
-    with chromium() as browser, path.open("rb") as file, Server(file, path.name) as server:
+    with chromium() as browser, closing(reading(path)) as file, Server(file, path.name) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         for scheme in SCHEMES:
             page = page_in(browser, scheme, 1280, 960)

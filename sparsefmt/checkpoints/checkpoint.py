@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 
 from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.compressed_tensors import Quantization
 from sparsefmt.checkpoints.contract import TensorFile
-from sparsefmt.checkpoints.find_files import find_files
+from sparsefmt.checkpoints.find_files import FoundFiles, find_files
 from sparsefmt.checkpoints.folding import Group, foldable, folded_files
 from sparsefmt.checkpoints.formats import FileFormat
 from sparsefmt.checkpoints.index_file import CheckpointIndex
@@ -30,15 +30,20 @@ from sparsefmt.checkpoints.quantized import quantized_weights
 from sparsefmt.checkpoints.quantizing import DequantizedFile
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
+from sparsefmt.container.remote_path import Place, RemotePath, can_list, place_of
 from sparsefmt.errors import FormatError, in_file
 from sparsefmt.quantizing.quantization import Quantization as QuantizationWanted
+from sparsefmt.urls import Url
+
+_MOST_OPENING = 8
+"""Files behind URLs that are opened at a time."""
 
 
 class Checkpoint:
     """The open files of one model. Every tensor is in exactly one of them.
 
     Attributes:
-        path: what was opened: a file, an index file or a folder.
+        path: what was opened: a file, an index file or a folder; as a text, for messages.
         is_folder: whether it is more than a single file.
         file_format: what the files are.
         files: in order of their names.
@@ -49,7 +54,7 @@ class Checkpoint:
             every bit.
 
     Args:
-        path: a file, an index file (*.index.json), or a folder with an index file or without.
+        path: a file, an index file (*.index.json), or a folder with an index file or without; by a path or a URL.
         formats: what the files may be; in a folder that has several formats, the first of them.
         max_decoded_bytes: of each .sparsefmt file, as in `sparsefmt.load_file`.
 
@@ -60,17 +65,15 @@ class Checkpoint:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], formats: Sequence[FileFormat], max_decoded_bytes: int | None = None
+        self, path: str | os.PathLike[str] | Url, formats: Sequence[FileFormat], max_decoded_bytes: int | None = None
     ) -> None:
-        self.path = Path(path)
+        place = place_of(path)
+        self.path: Place = place.looked_at() if isinstance(place, RemotePath) else place
         self.is_folder = self.path.is_dir() or self.path.suffix == ".json"
         found = find_files(self.path, formats)
         self.file_format, self.index = found.file_format, found.index
         with ExitStack() as stack:
-            self.files: list[TensorFile] = []
-            for file_path in found.paths:
-                with in_file(file_path):
-                    self.files.append(stack.enter_context(_open(file_path, self.file_format, max_decoded_bytes)))
+            self.files = [stack.enter_context(file) for file in _opened(found, max_decoded_bytes)]
             self.holder = _holders(self.files)
             self.folded: list[Group] = []
             self.quantization: QuantizationWanted | None = None
@@ -111,7 +114,7 @@ class Checkpoint:
             weight.check()
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Place:
         """Where the files are."""
         return self.path if self.path.is_dir() else self.path.parent
 
@@ -131,9 +134,9 @@ class Checkpoint:
         return sum(self.rows_of(name).dense_nbytes for name in self.holder)
 
     @property
-    def unlisted(self) -> list[Path]:
-        """Files of the same format in the folder that are not part of the checkpoint."""
-        if not self.is_folder:
+    def unlisted(self) -> list[Place]:
+        """Files of the same format in the folder that are not part of the checkpoint, where it can be listed."""
+        if not self.is_folder or not can_list(self.folder):
             return []
         suffix = self.files[0].path.suffix
         listed = {file.path.name for file in self.files}
@@ -142,6 +145,11 @@ class Checkpoint:
     def rows_of(self, name: str) -> Rows:
         """A tensor, to be read a run of rows at a time."""
         return self.holder[name].rows_of(name)
+
+    def expect(self, times: int = 1) -> None:
+        """Hint that all tensors will be read soon, each so many times."""
+        for file in self.files:
+            file.expect(file.names, times)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -161,7 +169,42 @@ def _dequantized(file: TensorFile) -> DequantizedFile:
         return DequantizedFile(file)
 
 
-def _open(path: Path, file_format: FileFormat, max_decoded_bytes: int | None) -> TensorFile:
+def _opened(found: FoundFiles, max_decoded_bytes: int | None) -> list[TensorFile]:
+    """All files, opened. Of URLs several at a time, since each takes as long as a few answers do."""
+
+    def opened(path: Place) -> TensorFile | Exception:
+        try:
+            return open_tensor_file(path, found.file_format, max_decoded_bytes)
+        except FileNotFoundError as error:
+            if found.index is None:
+                return error
+            return FormatError("checkpoint-shard-missing", f"{found.index.path}: file {path.name!r} is missing")
+        except Exception as error:
+            return error
+
+    remote = any(isinstance(path, RemotePath) for path in found.paths)
+    with ThreadPoolExecutor(_MOST_OPENING if remote else 1) as pool:
+        files = list(pool.map(opened, found.paths) if remote else map(opened, found.paths))
+    for failed in files:
+        if isinstance(failed, Exception):
+            for file in files:
+                if isinstance(file, TensorFile):
+                    file.close()
+            raise failed
+    return [file for file in files if isinstance(file, TensorFile)]
+
+
+def open_tensor_file(place: Place, file_format: FileFormat, max_decoded_bytes: int | None = None) -> TensorFile:
+    """One file of a checkpoint alone. Its errors name it.
+
+    Raises:
+        as `Checkpoint`.
+    """
+    with in_file(place):
+        return _open(place, file_format, max_decoded_bytes)
+
+
+def _open(path: Place, file_format: FileFormat, max_decoded_bytes: int | None) -> TensorFile:
     if file_format == "safetensors":
         return SafetensorsFile(path)
     if file_format == "sparsefmt":

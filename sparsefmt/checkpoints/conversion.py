@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from sparsefmt.adapters import Rows, Survey
 from sparsefmt.checkpoints import scales
-from sparsefmt.checkpoints.checkpoint import Checkpoint
+from sparsefmt.checkpoints.checkpoint import Checkpoint, open_tensor_file
 from sparsefmt.checkpoints.contract import TensorFile
+from sparsefmt.checkpoints.formats import expect_format
 from sparsefmt.checkpoints.quantizing import DequantizedFile, quantize
 from sparsefmt.checkpoints.safetensors_writing import write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.target_folder import FilesWriter, write_checkpoint
-from sparsefmt.container.atomic import replacing
 from sparsefmt.container.entry import TensorEntry
+from sparsefmt.container.file_objects import destination as writing
+from sparsefmt.container.remote_path import Place
 from sparsefmt.container.writer import Sink
+from sparsefmt.errors import in_file
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.quantizing import Loss, Quantization
 from sparsefmt.save_options import SaveOptions
@@ -61,7 +63,7 @@ class ConvertedTensor:
 
 def convert_checkpoint(
     source: Checkpoint,
-    destination: Path,
+    destination: Place,
     options: SaveOptions,
     *,
     overwrite: bool = False,
@@ -69,8 +71,9 @@ def convert_checkpoint(
 ) -> list[ConvertedTensor]:
     """Convert safetensors, or files of torch, to .sparsefmt: a file to the file `destination`, a folder to that folder.
 
-    Holds a few tiles in memory. On failure, all files are what they were. With `overwrite`, a folder holds no other
-    model afterwards: weights and indexes of an earlier one are removed. Files that may be anybody's are left alone.
+    Holds a few tiles in memory. On failure, all files are what they were; of a folder in a store, see `store_folder`.
+    With `overwrite`, a folder holds no other model afterwards: weights and indexes of an earlier one are removed. Files
+    that may be anybody's are left alone.
     Pruned weights are quantized where `source.quantization` says so.
 
     Raises:
@@ -81,18 +84,23 @@ def convert_checkpoint(
     """
     converted: list[ConvertedTensor] = []
 
-    def write(file: TensorFile, path: Path) -> list[str]:
-        tensors = convert_file(file, path, options, source.quantization, progress)
+    def write(file: TensorFile, place: Place) -> list[str]:
+        tensors = convert_file(file, place, options, source.quantization, progress)
         converted.extend(tensors)
-        return [*(tensor.name for tensor in tensors), *file.aliases]
+        return names_in(tensors, file)
 
     write_checkpoint(source, destination, "sparsefmt", overwrite, FilesWriter(write))
     return converted
 
 
+def names_in(converted: Iterable[ConvertedTensor], source: TensorFile) -> list[str]:
+    """Names of the tensors of a file that was converted."""
+    return [*(tensor.name for tensor in converted), *source.aliases]
+
+
 def export_checkpoint(
     source: Checkpoint,
-    destination: Path,
+    destination: Place,
     *,
     threads: int | None = None,
     overwrite: bool = False,
@@ -108,14 +116,15 @@ def export_checkpoint(
         as `convert_checkpoint`.
     """
 
-    def write(file: TensorFile, path: Path) -> list[str]:
+    def write(file: TensorFile, place: Place) -> list[str]:
         matrices = {name: file.rows_of(name) for name in file.names}
         stored = file.inner if isinstance(file, DequantizedFile) else file
         if isinstance(stored, SparsefmtFile):
             stored.reader.budget.ask(sum(matrix.dense_nbytes for matrix in matrices.values()))
         if not isinstance(file, DequantizedFile):
             scales.checked_pairs(file)
-        with replacing(path) as sink:
+        file.expect(file.names)
+        with writing(place) as sink:
             write_safetensors(sink, matrices, file.metadata, progress=progress, threads=threads)
         return file.names
 
@@ -124,7 +133,7 @@ def export_checkpoint(
 
 def convert_file(
     source: TensorFile,
-    destination: Path,
+    destination: Place,
     options: SaveOptions,
     quantization: Quantization | None = None,
     progress: Progress | None = None,
@@ -133,8 +142,22 @@ def convert_file(
 
     quantization: as a Checkpoint has it.
     """
-    with replacing(destination) as sink:
+    with writing(destination) as sink:
         return write_converted(source, sink, options, quantization, progress)
+
+
+def convert_shard(
+    source: Place, destination: Place, options: SaveOptions, quantization: Quantization | None = None
+) -> list[ConvertedTensor]:
+    """Convert one file of safetensors, or of torch, alone: what a part of a conversion does that knows no more of the
+    model. The same bytes as `convert_checkpoint` writes for it.
+
+    Raises:
+        as opening the file, and as `convert_checkpoint`.
+    """
+    file_format = expect_format(source, ["safetensors", "torch"])
+    with in_file(source), open_tensor_file(source, file_format) as file:
+        return convert_file(file, destination, options, quantization)
 
 
 def write_converted(
@@ -145,6 +168,7 @@ def write_converted(
     progress: Progress | None = None,
 ) -> list[ConvertedTensor]:
     """Write what `convert_file` makes of a file to anything with `write`."""
+    source.expect(source.names, times=2)
     surveys: dict[str, Survey] = {}
     made: dict[str, Rows] = {}
     losses: dict[str, Loss] = {}

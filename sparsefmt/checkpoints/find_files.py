@@ -15,6 +15,7 @@ from sparsefmt.checkpoints import foreign
 from sparsefmt.checkpoints.formats import SHARD_NUMBER, SUFFIXES, FileFormat, expect_format, is_index, joined_by_or
 from sparsefmt.checkpoints.index_file import CheckpointIndex, read_index
 from sparsefmt.checkpoints.staging import is_unfinished
+from sparsefmt.container.remote_path import Place, can_list
 from sparsefmt.errors import FormatError
 
 _WITH_RECIPES = (".gguf", ".onnx", ".h5", ".keras", ".npz", *SUFFIXES["safetensors"], *SUFFIXES["torch"])
@@ -25,12 +26,12 @@ _WITH_RECIPES = (".gguf", ".onnx", ".h5", ".keras", ".npz", *SUFFIXES["safetenso
 class FoundFiles:
     """The files of a model, in order of their names; the index, if there is one."""
 
-    paths: list[Path]
+    paths: list[Place]
     file_format: FileFormat
     index: CheckpointIndex | None = None
 
 
-def find_files(path: Path, formats: Sequence[FileFormat]) -> FoundFiles:
+def find_files(path: Place, formats: Sequence[FileFormat]) -> FoundFiles:
     """The files of a model. Reads the index if there is one.
 
     Args:
@@ -50,8 +51,8 @@ def find_files(path: Path, formats: Sequence[FileFormat]) -> FoundFiles:
     return _listed(index, _format_of_shards(index, formats))
 
 
-def _in_folder(folder: Path, formats: Sequence[FileFormat]) -> FoundFiles:
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+def _in_folder(folder: Place, formats: Sequence[FileFormat]) -> FoundFiles:
+    entries: list[Place] = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     for file_format in formats:
         indexes = [entry for entry in entries if is_index(entry.name, file_format)]
         if len(indexes) > 1:
@@ -63,7 +64,7 @@ def _in_folder(folder: Path, formats: Sequence[FileFormat]) -> FoundFiles:
         if file_format == "torch":
             files = _weights_of_torch(files)
         if files:
-            whole = folder / f"model.{file_format}"
+            whole: Place = folder / f"model.{file_format}"
             if whole in files and (folder / "config.json").exists():
                 return FoundFiles([whole], file_format)
             _check_numbering(files)
@@ -72,17 +73,19 @@ def _in_folder(folder: Path, formats: Sequence[FileFormat]) -> FoundFiles:
     raise FileNotFoundError(errno.ENOENT, f"the folder has no {wanted} file{_instead(folder, entries)}", str(folder))
 
 
-def _instead(folder: Path, entries: Sequence[Path]) -> str:
+def _instead(folder: Place, entries: Sequence[Place]) -> str:
     """What a folder without weights has in their place, and what to do."""
     if is_unfinished(folder):
         return "; it is being written, or was not finished: convert again"
     for path in entries:
         if path.suffix in _WITH_RECIPES and path.is_file() and (file_format := foreign.format_of(path)):
             return f", but {path.name}, {file_format}: {foreign.recipe(path, file_format)}"
+    if not can_list(folder):
+        return "; a web server may not list its files: give the URL of a file, or of an index (*.index.json)"
     return ""
 
 
-def _weights_of_torch(files: list[Path]) -> list[Path]:
+def _weights_of_torch(files: list[Place]) -> list[Place]:
     """Of the files with the suffixes of torch, those that are the model: others hold the state of a training.
 
     Raises:
@@ -112,14 +115,15 @@ def _format_of_shards(index: CheckpointIndex, formats: Sequence[FileFormat]) -> 
 def _listed(index: CheckpointIndex, file_format: FileFormat) -> FoundFiles:
     """The files that an index lists."""
     _format_of_shards(index, [file_format])
-    paths = [index.path.with_name(shard) for shard in sorted(set(index.weight_map.values()))]
+    paths: list[Place] = [index.path.with_name(shard) for shard in sorted(set(index.weight_map.values()))]
     for path in paths:
-        if not path.exists():
+        # of others, opening says so
+        if isinstance(path, Path) and not path.exists():
             raise FormatError("checkpoint-shard-missing", f"{index.path}: file {path.name!r} is missing")
     return FoundFiles(paths, file_format, index)
 
 
-def _check_numbering(files: Sequence[Path]) -> None:
+def _check_numbering(files: Sequence[Place]) -> None:
     """Refuse a folder without index of whose numbered shards some are missing."""
     present: dict[tuple[str, int], set[int]] = {}
     for path in files:

@@ -90,6 +90,10 @@ class FoldedFile(TensorFile):
         except SparsefmtError as error:
             raise error.within(name) from None
 
+    def expect(self, names: Iterable[str], times: int = 1) -> None:
+        parts = (self._groups[name].parts if name in self._groups else (name,) for name in names)
+        self._file.expect([part for each in parts for part in each if part not in self._elsewhere], times)
+
     def close(self) -> None:
         self.inner.close()
 

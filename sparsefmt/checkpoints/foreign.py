@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sparsefmt.container import envelope, sniff
+from sparsefmt.container.remote_path import Place, RemotePath, head_of
 from sparsefmt.errors import FormatError
 
 FOREIGN = "file-foreign"
@@ -46,10 +45,9 @@ _RECIPES = {
 """What to do with each; NAME and STEM are those of the file."""
 
 
-def format_of(path: Path) -> str | None:
+def format_of(path: Place) -> str | None:
     """What a file that is neither damaged nor ours is, as one of the keys of the recipes; else None."""
-    with open(path, "rb") as file:
-        head = file.read(sniff.HEAD_SIZE)
+    head = head_of(path, sniff.HEAD_SIZE)
     if sniff.is_safetensors(head):
         return "safetensors"
     if head.startswith(b"PK\x03\x04"):
@@ -73,22 +71,23 @@ def format_of(path: Path) -> str | None:
     return None
 
 
-def is_sparsefmt(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(len(envelope.MAGIC)) == envelope.MAGIC
+def is_sparsefmt(path: Place) -> bool:
+    return head_of(path, sniff.HEAD_SIZE).startswith(envelope.MAGIC)
 
 
-def foreign(path: Path, file_format: str, expected: str) -> FormatError:
+def foreign(path: Place, file_format: str, expected: str) -> FormatError:
     """The error for a file of a format that `format_of` gave, in place of what was expected, "a .sparsefmt file"."""
     return FormatError(FOREIGN, f"{path}: not {expected} but {file_format}: {recipe(path, file_format)}")
 
 
-def recipe(path: Path, file_format: str) -> str:
+def recipe(path: Place, file_format: str) -> str:
     """How the tensors of a file of that format come into a .sparsefmt file."""
     return _RECIPES[file_format].replace("NAME", path.name).replace("STEM", path.stem)
 
 
-def _format_of_archive(path: Path) -> str | None:
+def _format_of_archive(path: Place) -> str | None:
+    if isinstance(path, RemotePath):  # the list of its members is at its end, and another request
+        return "a PyTorch checkpoint" if path.suffix in (".bin", ".pt", ".pth") else "a zip archive"
     import zipfile  # seldom needed
 
     try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Literal
 
 from sparsefmt.checkpoints import foreign
 from sparsefmt.checkpoints.contract import expect_regular_file
+from sparsefmt.container.remote_path import Place
 from sparsefmt.errors import FormatError
 
 FileFormat = Literal["safetensors", "sparsefmt", "torch"]
@@ -39,7 +39,7 @@ def joined_by_or(texts: Iterable[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def index_name(path: Path, old: FileFormat, new: FileFormat) -> str:
+def index_name(path: Place, old: FileFormat, new: FileFormat) -> str:
     """Name of an index file for the same checkpoint in another format."""
     for suffix in SUFFIXES[old]:
         if old != "torch" and f"{suffix}." in path.name:
@@ -47,7 +47,7 @@ def index_name(path: Path, old: FileFormat, new: FileFormat) -> str:
     return f"model.{new}{INDEX}"
 
 
-def expect_format(path: Path, formats: Sequence[FileFormat]) -> FileFormat:
+def expect_format(path: Place, formats: Sequence[FileFormat]) -> FileFormat:
     """What a file is, where it may be several things: what it starts with decides, not its name.
 
     Damaged files and files of unknown formats are taken for the first, so that opening them says what is wrong.

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import Any
 
 from sparsefmt.checkpoints import cards, compressed_tensors
 from sparsefmt.checkpoints.compressed_tensors import Quantization
-from sparsefmt.container.atomic import replacing
+from sparsefmt.container.file_objects import destination
+from sparsefmt.container.remote_path import Place, RemotePath, copy, is_same
 from sparsefmt.errors import FormatError, UnsupportedError
 
 CONFIG = "config.json"
@@ -63,7 +63,7 @@ class ModelFolder:
         left_out: files with weights, likewise; those that are being converted are among them.
     """
 
-    path: Path
+    path: Place
     config: dict[str, Any]
     companions: list[Path]
     left_out: list[Path]
@@ -125,7 +125,7 @@ class ModelFolder:
         return named[0] if named else Path(cards.README)
 
 
-def read_model_folder(path: Path, besides: Path | None = None) -> ModelFolder | None:
+def read_model_folder(path: Place, besides: Place | None = None) -> ModelFolder | None:
     """What a folder has beside its weights; None if it has no config.json.
 
     Links to files are followed, as the caches of Hugging Face are made of them. Links to folders are not.
@@ -157,7 +157,7 @@ def is_weights(name: str) -> bool:
     return name.removesuffix(_INDEX).endswith(_WEIGHTS)
 
 
-def is_method(folder: Path) -> bool:
+def is_method(folder: Place) -> bool:
     """Whether config.json of a folder says that the weights are .sparsefmt."""
     try:
         found = _read_object(folder / CONFIG).get(QUANTIZATION)
@@ -166,7 +166,7 @@ def is_method(folder: Path) -> bool:
     return isinstance(found, dict) and found.get("quant_method") == METHOD
 
 
-def quantization_of(config: dict[str, Any], path: Path) -> Quantization | None:
+def quantization_of(config: dict[str, Any], path: Place) -> Quantization | None:
     """How the weights of a model are quantized, by the content of its config.json, before or after it was converted.
 
     Args:
@@ -182,7 +182,7 @@ def quantization_of(config: dict[str, Any], path: Path) -> Quantization | None:
     return None if schemes is None else compressed_tensors.parse(schemes, str(path))
 
 
-def quantization_beside(path: Path) -> Quantization | None:
+def quantization_beside(path: Place) -> Quantization | None:
     """How the weights of a model are quantized, by the config.json of its folder.
 
     Args:
@@ -202,10 +202,10 @@ def quantization_beside(path: Path) -> Quantization | None:
     return quantization_of(config, folder / CONFIG)
 
 
-def copy_file(source: Path, destination: Path) -> None:
+def copy_file(source: Place, target: Place) -> None:
     """Copy the content of a file; the old one, if any, is replaced at once."""
-    with open(source, "rb") as file, replacing(destination) as sink:
-        shutil.copyfileobj(file, sink)
+    with destination(target) as sink:
+        copy(source, sink)
 
 
 def _schemes(found: Any) -> dict[str, Any] | None:
@@ -229,21 +229,30 @@ def _is_replaceable(found: Any, folded: bool) -> bool:
     return found.get("quant_method") == METHOD
 
 
-def _visible_files(root: Path, below: Path, besides: Path | None) -> Iterator[Path]:
+def _visible_files(root: Place, below: Path, besides: Place | None) -> Iterator[Path]:
+    if isinstance(root, RemotePath):
+        for remote in (root / below).iterdir():
+            if remote.name.startswith("."):
+                continue
+            if not remote.is_dir():
+                yield below / remote.name
+            elif remote != besides:
+                yield from _visible_files(root, below / remote.name, besides)
+        return
     with os.scandir(root / below) as entries:
         for entry in entries:
             path = below / entry.name
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                if besides is None or not besides.exists() or not os.path.samefile(entry.path, besides):
+                if besides is None or not besides.exists() or not is_same(Path(entry.path), besides):
                     yield from _visible_files(root, path, besides)
             elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
                 # a link that leads nowhere is an error when it is copied: the folder is incomplete
                 yield path
 
 
-def _modules(folder: Path) -> set[Path]:
+def _modules(folder: Place) -> set[Path]:
     """Sub-folders that are modules of a sentence-transformers model."""
     try:
         modules = json.loads((folder / SENTENCE_TRANSFORMERS).read_bytes())
@@ -252,7 +261,7 @@ def _modules(folder: Path) -> set[Path]:
         return set()
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Place) -> dict[str, Any]:
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise FormatError("model-config", f"{path}: it is too large for a config.json")
     try:

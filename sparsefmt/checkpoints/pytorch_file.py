@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from sparsefmt.adapters import Rows, identity_of, rows_of
 from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file
 from sparsefmt.checkpoints.foreign import FOREIGN
+from sparsefmt.container.remote_path import RemotePath, place_of
 from sparsefmt.errors import FormatError, LimitError, SparsefmtError, UnsupportedError
 from sparsefmt.limits import MAX_TENSORS
+from sparsefmt.urls import Url
 
 if TYPE_CHECKING:
     import torch
@@ -47,12 +49,18 @@ class TorchFile(TensorFile):
     Raises:
         FormatError: it is damaged or has no tensor; or torch is not installed (`file-foreign`).
         UnsupportedError: it has things that torch does not load without running code from the file.
+            A URL (`remote-torch`).
         OSError: it cannot be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        expect_regular_file(path)
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str] | Url) -> None:
+        place = place_of(path)
+        if isinstance(place, RemotePath):
+            raise UnsupportedError(
+                "remote-torch", "a checkpoint of PyTorch is not read by its URL: download it first", path=str(place)
+            )
+        expect_regular_file(place)
+        self.path: Path = place
         self.nbytes = self.path.stat().st_size
         # as model files of torch say it in safetensors, where transformers looks for it
         self.metadata = {"format": "pt"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from contextlib import ExitStack
-from pathlib import Path
 
 from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.compressed_tensors import Quantization
@@ -16,7 +15,9 @@ from sparsefmt.checkpoints.quantized import quantized_weights
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.checkpoints.scales import scales_in
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
+from sparsefmt.container.remote_path import Place, place_of
 from sparsefmt.errors import in_file
+from sparsefmt.urls import Url
 
 
 class QuantizedFiles:
@@ -37,12 +38,12 @@ class QuantizedFiles:
 
     def __init__(
         self,
-        paths: Collection[str | os.PathLike[str]],
+        paths: Collection[str | os.PathLike[str] | Url],
         quantization: Quantization,
         max_decoded_bytes: int | None = None,
     ) -> None:
         with ExitStack() as stack:
-            opened = [stack.enter_context(_opened(Path(path), max_decoded_bytes)) for path in paths]
+            opened = [stack.enter_context(_opened(place_of(path), max_decoded_bytes)) for path in paths]
             self.stored = {name for file in opened for name in file.names}
             self._files = folded_files(opened)
             self.holder = {name: file for file in self._files for name in file.names}
@@ -56,9 +57,9 @@ class QuantizedFiles:
         """A tensor, to be read a run of rows at a time."""
         return self.holder[name].rows_of(name)
 
-    def names_in(self, path: str | os.PathLike[str]) -> list[str]:
+    def names_in(self, path: str | os.PathLike[str] | Url) -> list[str]:
         """Names of the tensors of one of the files, but for what belongs to a weight. Parts of one are that one."""
-        [file] = [file for file in self._files if file.path == Path(path)]
+        [file] = [file for file in self._files if file.path == place_of(path)]
         return [name for name in file.names if name not in self._others]
 
     def close(self) -> None:
@@ -66,7 +67,7 @@ class QuantizedFiles:
         self._stack.close()
 
 
-def _opened(path: Path, max_decoded_bytes: int | None) -> TensorFile:
+def _opened(path: Place, max_decoded_bytes: int | None) -> TensorFile:
     with in_file(path):
         if expect_format(path, ["safetensors", "sparsefmt"]) == "sparsefmt":
             return SparsefmtFile(path, max_decoded_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sparsefmt.adapters import Rows, Survey, rows_of
@@ -84,6 +85,9 @@ class DequantizedFile(TensorFile):
     def rows_of(self, name: str) -> Rows:
         rows = self.inner.rows_of(name)
         return dequantized(rows, self._scales[name]) if name in self._scales else rows
+
+    def expect(self, names: Iterable[str], times: int = 1) -> None:
+        self.inner.expect(names, times)
 
     def close(self) -> None:
         self.inner.close()

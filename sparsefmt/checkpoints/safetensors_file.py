@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +18,10 @@ from sparsefmt.checkpoints.safetensors_header import (
     decode_header,
 )
 from sparsefmt.container import envelope, sniff
-from sparsefmt.container.sources import ReadFile
+from sparsefmt.container.remote_path import RemotePath, place_of, reading
 from sparsefmt.dtypes import DTYPES, DType
-from sparsefmt.errors import FormatError, SparsefmtError, UnsupportedError
+from sparsefmt.errors import FormatError, SparsefmtError, UnsupportedError, in_file
+from sparsefmt.urls import Url
 
 _MOST_EXPLAINED = 1 << 24
 """Bytes of a header that is parsed only to say what is wrong with it."""
@@ -46,12 +47,15 @@ class SafetensorsFile(TensorFile):
         FormatError: the safetensors library refuses it, or it is something else, which the message then names.
         UnsupportedError: it has a dtype that the format lacks.
         OSError: it cannot be read.
+
+    Reading tensors of a URL raises FormatError (`file-changed`) if another file is there by then.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        expect_regular_file(path)
-        self.path = Path(path)
-        self._source = ReadFile(path)
+    def __init__(self, path: str | os.PathLike[str] | Url) -> None:
+        self.path = place_of(path)
+        expect_regular_file(self.path)
+        self._source = reading(self.path)
+        self._source.check_reads()
         try:
             self.nbytes = self._source.size
             header = self._read_header()
@@ -66,12 +70,21 @@ class SafetensorsFile(TensorFile):
         tensor = self.tensors[name]
 
         def read(offset: int, size: int) -> np.ndarray:
-            return self._source.read(tensor.begin + offset, size)
+            if self._source.reads_ahead:
+                # the rest of it, unless that is expected already
+                self._source.expect([(tensor.begin + offset, tensor.end - tensor.begin - offset)])
+            with in_file(self.path):
+                return self._source.read(tensor.begin + offset, size)
 
         try:
             return BytesRows(read, tensor.dtype, tensor.shape, is_settled=True)
         except SparsefmtError as error:
             raise error.within(name) from None
+
+    def expect(self, names: Iterable[str], times: int = 1) -> None:
+        if self._source.reads_ahead:
+            wanted = (self.tensors[name] for name in names)
+            self._source.expect(((tensor.begin, tensor.end - tensor.begin) for tensor in wanted), times)
 
     def close(self) -> None:
         self._source.close()
@@ -91,6 +104,7 @@ class SafetensorsFile(TensorFile):
                 raise self._invalid(refusal)
             header = decode_header(self._source.read(LENGTH_BYTES, length).tobytes(), self.nbytes)
         except FormatError as error:
+            self._source.expect_unchanged()
             if error.tensor is not None:
                 raise FormatError(error.code, f"{error.message} (in {self.path})", tensor=error.tensor) from None
             raise self._invalid(error.message) from None
@@ -99,7 +113,12 @@ class SafetensorsFile(TensorFile):
         return header
 
     def _refusal(self) -> str | None:
-        """What the safetensors library has against the file: what it refuses is not converted, whatever we think."""
+        """What the safetensors library has against the file: what it refuses is not converted, whatever we think.
+
+        It does not read URLs: there, we judge by ourselves.
+        """
+        if isinstance(self.path, RemotePath):
+            return None
         try:
             # maps the file, but touches the header alone
             with safe_open(self.path, framework="np"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -12,9 +12,10 @@ from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.contract import TensorFile, expect_regular_file
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.reader import Reader
-from sparsefmt.container.sources import ReadFile
+from sparsefmt.container.remote_path import place_of, reading
 from sparsefmt.file_tensor import FileTensor
 from sparsefmt.layouts.tile import Tile
+from sparsefmt.urls import Url
 
 
 class SparsefmtFile(TensorFile):
@@ -29,21 +30,25 @@ class SparsefmtFile(TensorFile):
         OSError: it cannot be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str], max_decoded_bytes: int | None = None) -> None:
-        expect_regular_file(path)
-        source = ReadFile(path)
+    def __init__(self, path: str | os.PathLike[str] | Url, max_decoded_bytes: int | None = None) -> None:
+        self.path = place_of(path)
+        expect_regular_file(self.path)
+        source = reading(self.path)
         try:
             self.reader = Reader(source, max_decoded_bytes)
         except BaseException:
             source.close()
             raise
-        self.path = Path(path)
         self.names = self.reader.index.names
         self.metadata = self.reader.index.metadata
         self.nbytes = self.reader.size
 
     def rows_of(self, name: str) -> EntryRows:
         return EntryRows(self.reader, self.reader.index.entry(name))
+
+    def expect(self, names: Iterable[str], times: int = 1) -> None:
+        # in what order they lie, the index says better; and those that are left out cost nothing
+        self.reader.expect_all(times)
 
     def close(self) -> None:
         self.reader.close()
@@ -60,6 +65,7 @@ class EntryRows(Rows):
         self._reader = reader
         self._entry = entry
         self._tensor = FileTensor(reader, entry, entry.name, budget=reader.budget, threads=1)
+        self._is_expected = False
         self._lock = threading.Lock()
         self._last: list[tuple[int, Tile]] = []
 
@@ -80,6 +86,9 @@ class EntryRows(Rows):
         return min(height, usual) if layout == "dense" or not self._entry.layout.sparse else height
 
     def _tile(self, number: int) -> Tile:
+        if not self._is_expected:
+            self._is_expected = True
+            self._reader.expect(self._entry, range(self._entry.tiles))
         if self._entry.tile_rows <= self.tile_rows("dense"):
             return self._reader.tile(self._entry, number)
         # several runs of rows are made of it, while others are of the one before

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sparsefmt.container.atomic import TEMPORARY_SUFFIX
+from sparsefmt.container.remote_path import Place
 
 try:
     import fcntl
@@ -61,6 +62,9 @@ class StagedFolder:
         self._is_done = self._is_others = False
         self._is_new = not path.exists()
         self._staged: list[Path] = []
+
+    def announce(self, index: Path) -> None:
+        """Nothing has to be said of what is written aside: `index` is what `StoreFolder.announce` takes."""
 
     @contextmanager
     def writing(self, file: Path) -> Iterator[Path]:
@@ -198,7 +202,7 @@ class StagedFolder:
                 self.path.rmdir()
 
 
-def is_unfinished(folder: Path) -> bool:
+def is_unfinished(folder: Place) -> bool:
     """Whether somebody is filling a folder, or was killed while doing so."""
     return any(_NAME.fullmatch(entry.name) for entry in folder.iterdir())
 

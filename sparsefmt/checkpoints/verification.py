@@ -100,6 +100,9 @@ class Verifier:
         """
         for tensor in tensors:
             tensor.cut_alike()
+        if len(tensors) > 1:
+            for reader in {id(tensor.reader): tensor.reader for tensor in tensors}.values():
+                reader.expect_all()
         places = (_Place(tensor, number) for tensor in tensors for number in range(tensor.entry.tiles))
         found = in_batches(self._visit, places, _Place.nbytes, self.threads)
         for tensor in tensors:

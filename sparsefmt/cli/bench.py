@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +16,7 @@ from sparsefmt.cli.benchmark.groups import find_groups
 from sparsefmt.cli.benchmark.libraries import dense_libraries
 from sparsefmt.cli.benchmark.measuring import LEAST_REPEATS, Results, measure
 from sparsefmt.cli.failures import printable
+from sparsefmt.container.remote_path import Place
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.threads import ENVIRONMENT_VARIABLE
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Examples:
   sparsefmt bench model.sparsefmt
   sparsefmt bench model.sparsefmt --batch 1 --batch 128 --threads 1
+  sparsefmt bench s3://bucket/model.sparsefmt --batch 1
   sparsefmt bench model.sparsefmt --layout bitmask --name 'layers.*.mlp.*'
   sparsefmt bench llama-pruned-sparsefmt/ --json | jq '.total.products[].speed'
 
@@ -92,10 +93,11 @@ With --json, one object, times in seconds:
     help="Only tensors of such a name, * standing for anything; may be given several times.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, described below.")
+@options.storage
 @click.pass_context
 def command(
     ctx: click.Context,
-    path: Path,
+    path: Place,
     batches: tuple[int, ...],
     max_decoded_bytes: int | None,
     threads: int,
@@ -120,7 +122,7 @@ def command(
     with ExitStack() as stack:
         checkpoint = stack.enter_context(Checkpoint(path, ["sparsefmt"], max_decoded_bytes))
 
-        def open_again(part: Path) -> SparseFile:
+        def open_again(part: Place) -> SparseFile:
             return stack.enter_context(open_file(part, threads=threads, max_decoded_bytes=max_decoded_bytes))
 
         groups, left_out = find_groups(checkpoint, patterns, layout, open_again)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from sparsefmt.checkpoints.huggingface import read_model_folder
 from sparsefmt.checkpoints.target_folder import targets_of, unlisted_files
 from sparsefmt.cli import output
 from sparsefmt.cli.grouped_rows import common, grouped
+from sparsefmt.container.remote_path import Place, is_there
 from sparsefmt.quantizing import Loss
 from sparsefmt.quantizing.rows import FLOATS
 
@@ -70,7 +70,7 @@ class _Group:
         ]
 
 
-def report(source: Checkpoint, destination: Path, converted: list[ConvertedTensor], elapsed: float) -> None:
+def report(source: Checkpoint, destination: Place, converted: list[ConvertedTensor], elapsed: float) -> None:
     """Print the table, and the notes. elapsed: seconds."""
     whole = _Group("total", converted)
     errors = ("largest error", "mean error") if whole.losses else ()
@@ -113,7 +113,7 @@ def _is_pruned_float(tensor: ConvertedTensor) -> bool:
     return tensor.survey.nnz < (1 - LOOKS_PRUNED) * entry.elements
 
 
-def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTensor]) -> list[str]:
+def _notes(source: Checkpoint, destination: Place, converted: list[ConvertedTensor]) -> list[str]:
     """Sentences on what a user should know and might not expect."""
     notes = []
     if source.quantization is not None and not any(tensor.loss for tensor in converted):
@@ -176,17 +176,17 @@ def _notes(source: Checkpoint, destination: Path, converted: list[ConvertedTenso
     return notes + _model_notes(source, destination)
 
 
-def notes_on_folder(source: Checkpoint, destination: Path, before: list[Path], new: FileFormat) -> list[str]:
+def notes_on_folder(source: Checkpoint, destination: Place, before: list[Place], new: FileFormat) -> list[str]:
     """Sentences on files that were in the folder before. before: files that belonged to a model."""
     notes = []
-    if removed := [path.name for path in before if not os.path.lexists(path)]:
+    if removed := [path.name for path in before if not is_there(path)]:
         notes.append(f"Removed, of the model that was there: {', '.join(removed)}")
     if source.is_folder and (others := unlisted_files(source, destination, new)):
         notes.append(f"Left alone, and no part of the model: {', '.join(path.name for path in others)}")
     return notes
 
 
-def _model_notes(source: Checkpoint, destination: Path) -> list[str]:
+def _model_notes(source: Checkpoint, destination: Place) -> list[str]:
     """Sentences on the other files of a model: which were copied, and which were not."""
     model = read_model_folder(source.path, destination) if source.path.is_dir() else None
     if model is None:

@@ -18,6 +18,7 @@ from sparsefmt.cli import cluster as on_cluster
 from sparsefmt.cli import options
 from sparsefmt.cli.failures import Failure
 from sparsefmt.codecs import CODECS
+from sparsefmt.container.remote_path import Place, RemotePath, is_same
 from sparsefmt.layouts import LAYOUTS
 from sparsefmt.quantizing.quantization import GROUP_SIZES, SCALES, VALUES, Quantization
 from sparsefmt.save_options import SaveOptions
@@ -36,6 +37,7 @@ Examples:
   sparsefmt convert pytorch_model.bin model.sparsefmt
   sparsefmt convert llama-pruned/ llama-pruned-sparsefmt/
   sparsefmt convert llama-pruned/ llama-pruned-sparsefmt/ --dask tcp://scheduler:8786
+  sparsefmt convert s3://bucket/llama-pruned s3://bucket/llama-pruned-sparsefmt
 """,
 )
 @click.argument("src", type=options.PATH)
@@ -74,9 +76,10 @@ Examples:
 @options.threads
 @options.force
 @options.quiet
+@options.storage
 def command(
-    src: Path,
-    dst: Path | None,
+    src: Place,
+    dst: Place | None,
     layout: str,
     codec: str,
     negative_zeros: Any,
@@ -89,10 +92,11 @@ def command(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Convert the safetensors file or checkpoint SRC to DST.
+    """Convert the safetensors file or checkpoint SRC to DST, paths or URLs.
 
     SRC is a file, a folder, or the index of shards (*.safetensors.index.json). DST is a file or a folder
-    accordingly, by default SRC with the suffix .sparsefmt, or SRC-sparsefmt. Memory use does not grow with the model.
+    accordingly, by default SRC with the suffix .sparsefmt, or SRC-sparsefmt; for a URL, it has to be named. Memory use
+    does not grow with the model.
 
     Where torch is installed, SRC may be what torch.save wrote (.bin, .pt, .pth), or a folder of it. Of the checkpoint
     of a training, the weights of the model are taken; no code in it is run, and what was skipped is said.
@@ -131,17 +135,19 @@ def command(
                 output.say(line)
 
 
-def destination_of(source: Checkpoint, given: Path | None, file_format: FileFormat) -> Path:
+def destination_of(source: Checkpoint, given: Place | None, file_format: FileFormat) -> Place:
     """The destination: the given path, if it makes sense; without one, a path beside the source with another suffix.
 
     Raises Failure for a name that belongs to something else: a typing error must not cost the source, and a file must
     be what its name says.
     """
     suffix = f".{file_format}"
+    if given is None and isinstance(source.path, RemotePath):
+        raise Failure(f"{source.path}: name the destination, a path or a URL", 2)
     if given is None:
         if not source.is_folder:
             return source.path.with_suffix(suffix)
-        folder = Path(os.path.abspath(source.folder))
+        folder = Path(os.path.abspath(source.folder))  # type: ignore[arg-type]
         return folder.with_name(f"{re.sub('-(safetensors|sparsefmt)$', '', folder.name)}-{file_format}")
     if source.is_folder:
         if is_weights(given.name):
@@ -152,6 +158,6 @@ def destination_of(source: Checkpoint, given: Path | None, file_format: FileForm
     return given
 
 
-def _is_same(given: Path, source: Path) -> bool:
+def _is_same(given: Place, source: Place) -> bool:
     """Whether two paths are one file. If so, writing raises the error."""
-    return given.exists() and os.path.samefile(given, source)
+    return given.exists() and is_same(source, given)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +14,7 @@ from sparsefmt.checkpoints.formats import FileFormat
 from sparsefmt.cli import options
 from sparsefmt.cli.differing import ORDERS, Comparison, matches
 from sparsefmt.cli.failures import Failure
+from sparsefmt.container.remote_path import Place
 
 
 @click.command(
@@ -24,6 +24,7 @@ Examples:
   sparsefmt diff before.sparsefmt after.sparsefmt
   sparsefmt diff checkpoint-100/ checkpoint-200/ --name '*.mlp.*' --sort max
   sparsefmt diff model.safetensors model.sparsefmt --bits
+  sparsefmt diff https://host/model.safetensors model.sparsefmt
   sparsefmt diff pruned.safetensors tuned.safetensors --json | jq .total.zeros_lost
 
 \b
@@ -70,9 +71,17 @@ With --json, one object:
 @options.max_decoded_bytes
 @options.threads
 @options.quiet
+@options.storage
 @click.pass_context
 def command(
-    ctx: click.Context, a: Path, b: Path, bits: bool, globs: tuple[str, ...], as_json: bool, quiet: bool, **others: Any
+    ctx: click.Context,
+    a: Place,
+    b: Place,
+    bits: bool,
+    globs: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    **others: Any,
 ) -> None:
     """Say which tensors differ between A and B, and how much: files or folders of .sparsefmt, safetensors or PyTorch.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import click
 
@@ -14,6 +13,7 @@ from sparsefmt.checkpoints.saved_weights import saved_weights
 from sparsefmt.checkpoints.scales import scales_in
 from sparsefmt.cli import options
 from sparsefmt.cli.convert import destination_of
+from sparsefmt.container.remote_path import Place
 from sparsefmt.errors import in_file
 
 
@@ -24,6 +24,7 @@ Examples:
   sparsefmt export model.sparsefmt
   sparsefmt export model.sparsefmt copy.safetensors --force
   sparsefmt export llama-pruned-sparsefmt/ llama-pruned-copy/
+  sparsefmt export hf://org/llama-pruned-sparsefmt llama-pruned/
 """,
 )
 @click.argument("src", type=options.PATH)
@@ -35,9 +36,10 @@ Examples:
 @options.threads
 @options.force
 @options.quiet
+@options.storage
 def command(
-    src: Path,
-    dst: Path | None,
+    src: Place,
+    dst: Place | None,
     dequantize: bool,
     max_decoded_bytes: int | None,
     threads: int,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +16,7 @@ from sparsefmt.cli import options
 from sparsefmt.cli.failures import Failure
 from sparsefmt.cli.listing import ORDERS, Listed, Listing
 from sparsefmt.container.envelope import MAJOR
+from sparsefmt.container.remote_path import Place
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 
 MOST_FILES = 8
@@ -32,6 +32,7 @@ JSON_VERSION = 1
 Examples:
   sparsefmt inspect model.sparsefmt
   sparsefmt inspect llama-pruned/ --patterns
+  sparsefmt inspect s3://bucket/llama-pruned --storage-option anon=true
   sparsefmt inspect model.safetensors --all --sort bytes --name '*.mlp.*'
   sparsefmt inspect model.sparsefmt --json | jq '.files[0].tensors[].name'
 
@@ -77,8 +78,9 @@ With --json, one object:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, described below.")
 @options.max_decoded_bytes
 @options.threads
+@options.storage
 def command(
-    path: Path, patterns: bool, show_all: bool, globs: tuple[str, ...], order: str, as_json: bool, **others: Any
+    path: Place, patterns: bool, show_all: bool, globs: tuple[str, ...], order: str, as_json: bool, **others: Any
 ) -> None:
     """List the tensors of a model: a file or folder of .sparsefmt, safetensors or PyTorch.
 

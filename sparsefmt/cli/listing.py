@@ -124,6 +124,8 @@ class Listing:
             return pattern_of(mask_of_rows(listed.file.rows_of(listed.name), threads, progress))
 
         readable = self._readable
+        for file in {id(listed.file): listed.file for listed in readable}.values():
+            file.expect([listed.name for listed in readable if listed.file is file])
         for listed, pattern in zip(readable, in_order(find, readable, threads), strict=True):
             listed.pattern = pattern
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 from typing import Any
 
 import click
 
+from sparsefmt.container.remote_path import Place, place_of
 from sparsefmt.threads import ENVIRONMENT_VARIABLE, num_threads
+from sparsefmt.urls import is_url
 
 
 def _threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int:
@@ -42,5 +44,45 @@ max_decoded_bytes = click.option(
     help="Most bytes that a file may turn into.  [default: 1 GiB, or 1,024 times its size]",
 )
 
-PATH: Any = click.Path(path_type=Path)
-"""A path. The command itself finds out whether it exists, so that all errors look the same."""
+_STORAGE = "sparsefmt.storage_options"
+"""Where a context has them: they are read before all places, wherever they stand."""
+
+
+class _Place(click.ParamType):
+    """A path or a URL. The command itself finds out whether it exists, so that all errors look the same."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+        if not isinstance(value, str):
+            return value
+        given = ctx.meta.get(_STORAGE) if ctx is not None else None
+        return place_of(value, given if is_url(value) else None)
+
+
+PATH: Any = _Place()
+
+
+def _storage_options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> None:
+    options: dict[str, Any] = {}
+    for value in values:
+        key, is_pair, text = value.partition("=")
+        if not is_pair or not key:
+            raise click.BadParameter("KEY=VALUE is needed")  # what was given may be a secret
+        try:
+            options[key] = json.loads(text)
+        except ValueError:
+            options[key] = text
+    ctx.meta[_STORAGE] = options
+
+
+storage = click.option(
+    "--storage-option",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_storage_options,
+    is_eager=True,
+    expose_value=False,
+    help="For URLs, an option of fsspec's file system, such as anon=true; may be repeated. Others see it while the"
+    " command runs: secrets are better in the environment.",
+)

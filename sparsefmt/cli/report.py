@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.formats import FileFormat
 from sparsefmt.cli import options
 from sparsefmt.cli.failures import Failure
+from sparsefmt.container.remote_path import Place, is_same
 from sparsefmt.in_words import printable
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ Examples:
   sparsefmt report model.safetensors -o report.html
   sparsefmt report llama-pruned/ -o llama.html --bench
   sparsefmt report before.safetensors after.safetensors -o changes.html
+  sparsefmt report s3://bucket/llama-pruned -o llama.html
 """,
 )
 @click.argument("path", type=options.PATH, metavar="MODEL")
@@ -49,12 +50,13 @@ Examples:
 @options.threads
 @options.force
 @options.quiet
+@options.storage
 @click.pass_context
 def command(
     ctx: click.Context,
-    path: Path,
-    other: Path | None,
-    target: Path,
+    path: Place,
+    other: Place | None,
+    target: Place,
     bench: bool,
     fold: bool,
     max_decoded_bytes: int | None,
@@ -84,7 +86,7 @@ def command(
         look_at_all,
         nbytes_of,
     )
-    from sparsefmt.container.atomic import replacing
+    from sparsefmt.container.file_objects import destination
 
     _expect_libraries()
     _expect_target(target, force)
@@ -115,7 +117,7 @@ def command(
             with output.progress_bar("measuring", sum(map(nbytes_of, kinds)), quiet) as progress:
                 faults = add_times(contents, kinds, threads, progress)
     page = _drawn(contents, quiet).encode()
-    with replacing(target) as file:
+    with destination(target) as file:
         file.write(page)
     if not quiet:
         output.say(f"{target}: {output.size(len(page))}, {output.plural(len(contents.tensors), 'tensor')}")
@@ -133,15 +135,15 @@ def _expect_libraries() -> None:
         raise Failure(f"a report needs {error.name}: pip install 'sparsefmt[report]'", 2) from None
 
 
-def _expect_target(target: Path, force: bool) -> None:
+def _expect_target(target: Place, force: bool) -> None:
     """Refuse what exists before anything is read."""
     if target.exists() and not target.is_dir() and not force:
         raise FileExistsError(errno.EEXIST, "exists already", str(target))
 
 
-def _expect_other(target: Path, model: Checkpoint) -> None:
+def _expect_other(target: Place, model: Checkpoint) -> None:
     for file in model.files:
-        if target.exists() and os.path.samefile(file.path, target):
+        if target.exists() and is_same(file.path, target):
             raise Failure(f"{target}: the report would replace the model itself", 2)
 
 

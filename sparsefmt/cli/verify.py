@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -19,6 +18,7 @@ from sparsefmt.checkpoints.verification import Verified, Verifier, check_index
 from sparsefmt.cli import options
 from sparsefmt.cli.failures import printable
 from sparsefmt.container import budget
+from sparsefmt.container.remote_path import Place
 from sparsefmt.errors import SparsefmtError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ Examples:
   sparsefmt verify model.sparsefmt --strict
   sparsefmt verify model.sparsefmt --against model.safetensors
   sparsefmt verify llama-pruned-sparsefmt/ --against llama-pruned/
+  sparsefmt verify s3://bucket/model.sparsefmt --against model.safetensors
 """,
 )
 @click.argument("path", type=options.PATH, metavar="FILE")
@@ -52,11 +53,12 @@ Examples:
 @options.max_decoded_bytes
 @options.threads
 @options.quiet
+@options.storage
 @click.pass_context
 def command(
     ctx: click.Context,
-    path: Path,
-    against: Path | None,
+    path: Place,
+    against: Place | None,
     strict: bool,
     fold: bool,
     max_decoded_bytes: int | None,
@@ -80,6 +82,8 @@ def command(
         )
         if other and fold:
             other.fold()
+        if other:
+            other.expect()
         faults: list[str] = []
         comparable: set[str] = set()
         if other is not None:

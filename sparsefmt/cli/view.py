@@ -10,15 +10,19 @@ import re
 import secrets
 import threading
 import webbrowser
+from contextlib import closing
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import BinaryIO
 
 import click
 
+from sparsefmt.checkpoints.contract import expect_regular_file
 from sparsefmt.cli import options
 from sparsefmt.cli.failures import Failure, printable
+from sparsefmt.container.remote_path import Place, reading
+from sparsefmt.container.sources import Source
+from sparsefmt.errors import SparsefmtError
 
 HOST = "127.0.0.1"
 FOLDERS = ("docs/viewer", "spec/js")
@@ -34,6 +38,7 @@ NO_REQUESTS = "connect-src 'none'"
 Examples:
   sparsefmt view model.sparsefmt
   sparsefmt view model.sparsefmt --no-browser --port 8800
+  sparsefmt view s3://bucket/model.sparsefmt
 
 \b
 The file is served on the loopback address alone, under a path that nobody can guess, as long as the command runs.
@@ -43,9 +48,10 @@ On another machine: ssh -L 8800:127.0.0.1:8800 HOST, and open the printed addres
 @click.argument("path", type=options.PATH, metavar="FILE")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="The port to use.  [default: any that is free]")
 @click.option("--no-browser", is_flag=True, help="Print the address, and open no browser.")
-def command(path: Path, port: int, no_browser: bool) -> None:
+@options.storage
+def command(path: Place, port: int, no_browser: bool) -> None:
     """Show a .sparsefmt file in the browser, until Ctrl-C."""
-    with open(path, "rb") as file, Server(file, path.name, port) as server:
+    with closing(_opened(path)) as file, Server(file, path.name, port) as server:
         try:
             click.echo(f"{printable(str(path))}: {server.address}")
             click.echo("Ctrl-C stops it")
@@ -54,6 +60,11 @@ def command(path: Path, port: int, no_browser: bool) -> None:
             server.serve_forever()
         except KeyboardInterrupt:
             click.echo()
+
+
+def _opened(path: Place) -> Source:
+    expect_regular_file(path)
+    return reading(path)
 
 
 class Server(ThreadingHTTPServer):
@@ -66,11 +77,10 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, file: BinaryIO, name: str, port: int = 0) -> None:
+    def __init__(self, file: Source, name: str, port: int = 0) -> None:
         self.token = secrets.token_urlsafe(24)
         self.file = file
-        self.size = os.fstat(file.fileno()).st_size
-        self.lock = threading.Lock()
+        self.size = file.size
         self.pages = _pages(name, self.size)
         super().__init__((HOST, port), _Handler)
         self.port = self.server_address[1]
@@ -78,10 +88,11 @@ class Server(ThreadingHTTPServer):
         self.address = f"http://{HOST}:{self.port}/{self.token}/docs/viewer/"
 
     def read(self, start: int, size: int) -> bytes:
-        """Bytes of the file; fewer if it has become shorter."""
-        with self.lock:
-            self.file.seek(start)
-            return self.file.read(size)
+        """Bytes of the file; none if it has become shorter, or cannot be read any more."""
+        try:
+            return self.file.read(start, size).tobytes()
+        except (OSError, SparsefmtError):
+            return b""
 
 
 def _pages(name: str, size: int) -> dict[str, bytes]:

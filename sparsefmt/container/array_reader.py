@@ -69,10 +69,10 @@ class ArrayReader:
         else:
             self._decode(_Stored(record[0], stored), entry, tile, "values", out)
 
-    def expect(self, records: np.ndarray) -> None:
-        """Hint that the chunks of these records will be read soon."""
+    def expect(self, records: np.ndarray, times: int = 1) -> None:
+        """Hint that the chunks of these records will be read soon, each so many times."""
         sizes = records["stored"] + records["padding"]
-        self._source.expect(zip(records["offset"].tolist(), sizes.tolist(), strict=True))
+        self._source.expect(zip(records["offset"].tolist(), sizes.tolist(), strict=True), times)
 
     def forget_coders(self) -> None:
         """Let go of the coders. They are made again when they are needed."""

@@ -134,10 +134,10 @@ class Reader:
         records = self.index.chunks[entry.first_chunk :][: entry.chunk_count].reshape(-1, arrays)
         self._arrays.expect(records[list(tiles)].reshape(-1))
 
-    def expect_all(self) -> None:
-        """The same for all tensors."""
+    def expect_all(self, times: int = 1) -> None:
+        """The same for all tensors, each so many times."""
         if self._source.reads_ahead:
-            self._arrays.expect(self.index.chunks)
+            self._arrays.expect(self.index.chunks, times)
 
     def each_tile(
         self,

@@ -6,14 +6,18 @@ import errno
 import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import Any, BinaryIO, Literal, NoReturn, TypeVar
+from urllib.parse import unquote
 
 from sparsefmt.errors import FormatError, SparsefmtError, UnsupportedError
 from sparsefmt.urls import Url, shown, without_secrets
 
 Result = TypeVar("Result")
 
-_IDENTITY = ("ETag", "etag", "generation", "version_id", "VersionId", "md5", "checksum", "LastModified", "mtime")
+_IDENTITY = (
+    *("ETag", "etag", "generation", "version_id", "VersionId", "md5", "checksum", "blob_id", "created"),
+    *("LastModified", "Last-Modified", "Content-MD5", "Digest", "mtime"),
+)
 """Where stores say which content an object has."""
 
 
@@ -54,6 +58,66 @@ class RemoteObject:
         if found.get("type") == "directory":
             raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", self.name)
         return found
+
+    @property
+    def lists(self) -> bool:
+        """Whether its store can tell folders from files. A web server cannot, and gives a page for either."""
+        return not {"http", "https"} & {*_names(self._files.protocol)}
+
+    def kind(self) -> Literal["file", "folder"] | None:
+        """What is there now; None if nothing is. Raises OSError."""
+        if not self.lists and self.place.url.endswith("/"):
+            return "folder"
+        with self._telling():
+            self._files.invalidate_cache(self._path)
+            try:
+                found = self._files.info(self._path)
+            except FileNotFoundError as error:
+                if error.__cause__ is None or getattr(error.__cause__, "status", 0) == 404:
+                    return None
+                raise
+        return "folder" if found.get("type") == "directory" else "file"
+
+    def entries(self) -> dict[str, bool]:
+        """The names in a folder, sorted, and whether each is a folder. None of what is not there. Raises OSError."""
+        found = {}
+        with self._telling():
+            self._files.invalidate_cache(self._path)
+            try:
+                listed = self._files.ls(self._path, detail=True)
+            except FileNotFoundError as error:
+                if error.__cause__ is None:
+                    return {}
+                raise
+            folder = self._path.rstrip("/")
+            for entry in listed:
+                path = entry["name"].rstrip("/")
+                name = path.rpartition("/")[2] if self.lists else unquote(path.removeprefix(f"{folder}/"))
+                # a store may list the folder itself, as an object of its name; a web page links to whatever it likes
+                if path.strip("/") != folder.strip("/") and is_plain_name(name):
+                    found[name] = entry.get("type") == "directory"
+        return dict(sorted(found.items()))
+
+    def remove(self) -> None:
+        """Remove it. Raises OSError."""
+        with self._telling():
+            self._files.rm_file(self._path)
+
+    def knows_ranges(self, size: int) -> bool:
+        """Whether a part of a file of that size can be asked for. Raises OSError."""
+        if self.lists:
+            return True
+        with self._telling(), self._files.open(self._path, "rb", block_size=1, size=size, cache_type="none") as file:
+            try:
+                file.seek(size - 1)
+                return len(file.read(1)) == 1
+            except ValueError:
+                return False
+
+    def download(self, file: BinaryIO) -> None:
+        """Write all of it to a file, a part at a time. Raises OSError."""
+        with self._telling():
+            self._files.get_file(self._path, file)
 
     def read(self, begin: int, end: int) -> bytes:
         """Bytes `begin` to `end`; all of the file from servers that know no ranges. Raises OSError."""
@@ -118,6 +182,9 @@ class RemoteObject:
             if isinstance(cause, OSError):  # a server that cannot be reached
                 self._tell(OSError, errno.EIO, cause)
             raise FileNotFoundError(errno.ENOENT, "no such object", self.name) from None
+        except NotImplementedError:
+            said = "this kind of URL can be read, and not written to"
+            raise UnsupportedError("url-read-only", said, path=self.name) from None
         except PermissionError as error:
             self._tell(PermissionError, errno.EACCES, error)
         except Exception as error:
@@ -157,6 +224,15 @@ class _Upload(io.RawIOBase):
         finally:
             self._file.forced = self._file.closed = True
             self._file = io.BytesIO()
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether this is the name of something in a folder, and no way out of it."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
+
+
+def _names(protocol: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
 def identity_of(info: Mapping[str, Any]) -> tuple[Any, ...]:

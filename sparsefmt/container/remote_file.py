@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
 import warnings
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
+from sparsefmt.container.disk_file import DiskFile
 from sparsefmt.container.remote import RemoteObject, changed, identity_of
-from sparsefmt.container.sources import Source
+from sparsefmt.container.sources import ReadFile, Source
 from sparsefmt.errors import FormatError, UnsupportedError, file_closed
 from sparsefmt.layouts.memory import empty, frozen
 from sparsefmt.urls import Url
@@ -24,7 +28,7 @@ MOST_GAP = 1 << 18
 """Bytes that are read for nothing rather than asking twice: about what a store sends while it takes a question."""
 
 MOST_AT_ONCE = 1 << 24
-"""Bytes of a request that joins several. A single chunk may be larger."""
+"""Bytes of a request."""
 
 MOST_KEPT = 1 << 27
 """Bytes that were read ahead, and are kept until they are asked for."""
@@ -32,20 +36,36 @@ MOST_KEPT = 1 << 27
 MOST_PLANS = 8
 """Tensors, or slices, of which is known what will be read."""
 
+MOST_WHOLE = 1 << 26
+"""Bytes of a file that is kept in memory where its server knows no ranges. A larger one goes to a temporary file."""
+
+
+class Ends(NamedTuple):
+    """How much of a file is read when it is opened: bytes of its beginning, and of its end."""
+
+    head: int
+    tail: int
+
 
 class RemoteFile(Source):
     """A file behind a URL. Safe to use from many threads, which then ask for several ranges at once.
 
+    Args:
+        ends: what is read at once; by default what a .sparsefmt file needs.
+
     Raises:
         as `RemoteObject`.
         OSError: it is not there, or cannot be read.
+        FormatError: it is another one now (`file-changed`), or the server sends less than it was asked for.
         UnsupportedError: the store does not say how large it is (`remote-size`).
     """
 
     reads_ahead = True
 
-    def __init__(self, place: Url) -> None:
+    def __init__(self, place: Url, ends: Ends | None = None) -> None:
         self._object: RemoteObject | None = RemoteObject(place)
+        self._wanted_ends, self._checks = ends or Ends(HEAD, TAIL), False
+        self._whole: Source | None = None
         self.path = self._object.name
         info = self._object.info()
         if info.get("size") is None:
@@ -58,18 +78,36 @@ class RemoteFile(Source):
 
     def _both_ends(self) -> list[tuple[int, bytes]]:
         """The beginning and the end, each with where it begins; or the whole file."""
-        remote = self._expect_open()
-        if self.size <= HEAD + TAIL:
+        remote, (head, tail) = self._expect_open(), self._wanted_ends
+        if self.size <= head + tail:
             return [(0, self._checked(remote.read(0, self.size), 0, self.size))]
-        spans = ((0, HEAD), (self.size - TAIL, self.size))
-        found = remote.read_both(*spans)
+        if self.size > MOST_WHOLE and not remote.knows_ranges(self.size):
+            self._warn("copied to a temporary file")
+            self._whole = self._downloaded(remote)
+            return []
+        spans = [span for span in ((0, head), (self.size - tail, self.size)) if span[0] < span[1]]
+        found = remote.read_both(*spans) if len(spans) == 2 else [remote.read(*spans[0])]
         if len(found[0]) == self.size:
-            warnings.warn(
-                f"{self.path}: the server knows no ranges, and sends the whole file each time: it is kept in memory",
-                stacklevel=2,
-            )
+            self._warn("kept in memory")
             return [(0, found[0])]
         return [(begin, self._checked(data, begin, end)) for data, (begin, end) in zip(found, spans, strict=True)]
+
+    def _warn(self, done: str) -> None:
+        warnings.warn(
+            f"{self.path}: the server knows no ranges, and sends the whole file each time: it is {done}", stacklevel=4
+        )
+
+    def _downloaded(self, remote: RemoteObject) -> Source:
+        with tempfile.TemporaryFile() as file:
+            remote.download(file)
+            file.flush()
+            opened = DiskFile("", os.dup(file.fileno()))
+        if opened.size() != self.size:
+            self.expect_unchanged()
+            raise FormatError(
+                "file-too-short", f"the server sent {opened.size():,} bytes of {self.size:,}", path=self.path
+            )
+        return ReadFile(opened)
 
     def _checked(self, data: bytes, begin: int, end: int) -> bytes:
         """What a server sent for a range."""
@@ -89,24 +127,29 @@ class RemoteFile(Source):
 
     def read(self, offset: int, size: int) -> np.ndarray:
         self._expect_open()
-        data = empty(size, np.dtype(np.uint8))
-        part = self._known(offset, size)
-        if part is None:
-            part = self._fetched(offset, offset + size)
-        data[:] = np.frombuffer(part, np.uint8)
+        if self._whole is not None:
+            return self._whole.read(offset, size)
+        data, done = empty(size, np.dtype(np.uint8)), 0
+        while done < size:
+            part = self._known(offset + done, size - done)
+            if part is None:
+                part = self._fetched(offset + done, offset + size)
+            data[done : done + len(part)] = np.frombuffer(part, np.uint8)
+            done += len(part)
         return frozen(data)
 
     def _known(self, offset: int, size: int) -> bytes | memoryview | None:
-        """Bytes that have been read, or that come with others; None if they have to be asked for alone."""
+        """Bytes that have been read, or that come with others, as far as they do; None if they have to be asked for
+        alone."""
         for begin, content in self._ends:
             if begin <= offset and offset + size <= begin + len(content):
                 return memoryview(content)[offset - begin : offset - begin + size]
         with self._lock:
             plans = list(self._plans)
         for plan in reversed(plans):
-            request = plan.request_of(offset, size)
+            request = plan.request_at(offset)
             if request is not None:
-                return self._part_of(request, offset, size)
+                return self._part_of(request, offset, min(size, request.end - offset))
         return None
 
     def _part_of(self, request: _Request, offset: int, size: int) -> memoryview:
@@ -121,7 +164,10 @@ class RemoteFile(Source):
         return memoryview(content)[offset - request.begin : offset - request.begin + size]
 
     def _fetched(self, begin: int, end: int) -> bytes:
-        return self._checked(self._expect_open().read(begin, end), begin, end)
+        data = self._checked(self._expect_open().read(begin, end), begin, end)
+        if self._checks:
+            self.expect_unchanged()
+        return data
 
     def _keep(self, request: _Request) -> None:
         with self._lock:
@@ -136,11 +182,17 @@ class RemoteFile(Source):
             self._kept.pop(request, None)
             request.content = None
 
-    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+    def expect(self, ranges: Iterable[tuple[int, int]], times: int = 1) -> None:
         with self._lock:
             # what will be read with others stays with them
-            plan = _Plan(span for span in ranges if all(old.request_of(*span) is None for old in self._plans))
+            news = [span for span in ranges if all(old.request_at(span[0]) is None for old in self._plans)]
+            if not news:
+                return
+            plan = _Plan(news, times)
             self._plans = [*[old for old in self._plans if not old.is_done][1 - MOST_PLANS :], plan]
+
+    def check_reads(self) -> None:
+        self._checks = True
 
     def expect_unchanged(self) -> None:
         if identity_of(self._expect_open().info()) != self._identity:
@@ -148,7 +200,7 @@ class RemoteFile(Source):
 
     def another(self) -> Source | None:
         remote = self._object
-        return None if remote is None else RemoteFile(remote.place)
+        return None if remote is None else RemoteFile(remote.place, self._wanted_ends)
 
     @property
     def closed(self) -> bool:
@@ -156,6 +208,8 @@ class RemoteFile(Source):
 
     def close(self) -> None:
         self._object = None
+        if self._whole is not None:
+            self._whole.close()
         with self._lock:
             self._plans, self._ends = [], []
             for request in self._kept:
@@ -171,31 +225,32 @@ class _Request:
         content: once it has been read, and is still needed.
     """
 
-    def __init__(self, begin: int, end: int) -> None:
-        self.begin, self.end, self.left = begin, end, end - begin
+    def __init__(self, begin: int, end: int, times: int) -> None:
+        self.begin, self.end, self.left = begin, end, (end - begin) * times
         self.content: bytes | None = None
         self.lock = threading.Lock()
 
 
 class _Plan:
-    """Ranges that will be read, joined to requests."""
+    """Ranges that will be read, so many times each, joined to requests. Long ones take several."""
 
-    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+    def __init__(self, ranges: Iterable[tuple[int, int]], times: int) -> None:
         self._requests: list[_Request] = []
         for offset, size in sorted(set(ranges)):
             last = self._requests[-1] if self._requests else None
             end = offset + size
             if last is None or offset > last.end + MOST_GAP or end - last.begin > MOST_AT_ONCE:
-                self._requests.append(_Request(offset, end))
+                begins = range(offset, end, MOST_AT_ONCE)
+                self._requests += [_Request(begin, min(begin + MOST_AT_ONCE, end), times) for begin in begins]
             else:
                 last.end = max(last.end, end)
-                last.left += size
+                last.left += size * times
         self._begins = [request.begin for request in self._requests]
 
-    def request_of(self, offset: int, size: int) -> _Request | None:
+    def request_at(self, offset: int) -> _Request | None:
         number = bisect_right(self._begins, offset) - 1
         found = self._requests[number] if number >= 0 else None
-        return found if found is not None and offset + size <= found.end and found.left > 0 else None
+        return found if found is not None and offset < found.end and found.left > 0 else None
 
     @property
     def is_done(self) -> bool:

@@ -56,8 +56,12 @@ class Source(ABC):
     def forget(self, offset: int, size: int) -> None:  # noqa: B027 (most have nothing to do)
         """Hint that these bytes will not be read again soon. They stay readable."""
 
-    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:  # noqa: B027
-        """Hint that these ranges, (offset, size) each, will be read soon, each once."""
+    def expect(self, ranges: Iterable[tuple[int, int]], times: int = 1) -> None:  # noqa: B027
+        """Hint that these ranges, (offset, size) each, will be read soon, each so many times."""
+
+    def check_reads(self) -> None:  # noqa: B027
+        """From now on, expect after each request of what may change, too, that it is unchanged: for files without
+        checksums. All that was read until then is of one content."""
 
     def expect_unchanged(self) -> None:  # noqa: B027
         """Raise FormatError (file-changed) if the bytes are known to be others now: for who finds them damaged."""

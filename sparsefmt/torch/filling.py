@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from sparsefmt.adapters import torch as adapter
+from sparsefmt.container.remote_path import Place
 from sparsefmt.errors import in_file, in_tensor
 from sparsefmt.quantizing import quantized
 from sparsefmt.quantizing.rows import FLOATS
@@ -41,7 +41,7 @@ class WeightLoader:
 
     def __init__(self, model: torch.nn.Module, plan: Plan, selection: Selection) -> None:
         self._model, self._plan, self._selection = model, plan, selection
-        self._loaded: dict[tuple[Path, str, bool], SparseLinear] = {}
+        self._loaded: dict[tuple[Place, str, bool], SparseLinear] = {}
         """Layers by what they have from the files."""
 
     def load_all(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.quantized_files import QuantizedFiles
 from sparsefmt.checkpoints.scales import scaled_in
 from sparsefmt.container import file_objects
+from sparsefmt.container.remote_path import Place, place_of
 from sparsefmt.container.sources import Backend
 from sparsefmt.errors import in_file
 from sparsefmt.sparse_file import SparseFile
@@ -182,7 +182,7 @@ def _open(path: str | os.PathLike[str], opening: _Opening, stack: ExitStack) -> 
         raise TypeError(
             f"load_into takes a path, not {type(path).__name__}: sparsefmt.torch.load_model takes an open file"
         )
-    quantization = huggingface.quantization_beside(Path(path))
+    quantization = huggingface.quantization_beside(place_of(path))
     with Checkpoint(path, ["sparsefmt"] if quantization is None else ["sparsefmt", "safetensors"]) as checkpoint:
         paths, is_ours = [file.path for file in checkpoint.files], checkpoint.file_format == "sparsefmt"
     in_files: dict[str, StoredInFile] = {}
@@ -204,7 +204,7 @@ def _open(path: str | os.PathLike[str], opening: _Opening, stack: ExitStack) -> 
     }
 
 
-def _stored(file: SparseFile, path: Path) -> dict[str, StoredInFile]:
+def _stored(file: SparseFile, path: Place) -> dict[str, StoredInFile]:
     """The tensors of a file by name, scales with their weights."""
     scaled = scaled_in(file.metadata(), file, file.reader.index.tied)
     others = {name for beside in scaled.values() for name in beside.names}

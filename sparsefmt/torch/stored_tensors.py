@@ -7,7 +7,6 @@ several files, of safetensors too.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from sparsefmt.adapters.torch import as_torch
 from sparsefmt.checkpoints.quantized_files import QuantizedFiles
 from sparsefmt.checkpoints.scales import Beside, checked_input_scale, checked_scales
 from sparsefmt.container.entry import TensorEntry
+from sparsefmt.container.remote_path import Place
 from sparsefmt.dtypes import DType
 from sparsefmt.layouts.auto import Filling
 from sparsefmt.scales import INT8, Scales
@@ -40,7 +40,7 @@ class Stored(ABC):
         activations: "int8" where the checkpoint says of this weight that activations are rounded so; None elsewhere.
     """
 
-    path: Path
+    path: Place
     name: str
     is_scaled = False
     is_stored_sparse = False
@@ -55,7 +55,7 @@ class Stored(ABC):
     def shape(self) -> tuple[int, ...]: ...
 
     @property
-    def identity(self) -> tuple[Path, str]:
+    def identity(self) -> tuple[Place, str]:
         return self.path, self.name
 
     @abstractmethod
@@ -97,7 +97,7 @@ class StoredInFile(Stored):
         beside: what belongs to it in that file, if it is a scaled weight.
     """
 
-    def __init__(self, file: SparseFile, path: Path, name: str, beside: Beside | None = None) -> None:
+    def __init__(self, file: SparseFile, path: Place, name: str, beside: Beside | None = None) -> None:
         self._file = file
         self.path = path
         self.name = name
@@ -120,7 +120,7 @@ class StoredInFile(Stored):
         return adapter.shape_of(self._file.tensor(self.name))
 
     @property
-    def identity(self) -> tuple[Path, str]:
+    def identity(self) -> tuple[Place, str]:
         return self.path, self._file.reader.index.tied.get(self.name, self.name)
 
     @property
@@ -156,7 +156,7 @@ class StoredInSeveral(Stored):
         inner: its elements, where a .sparsefmt file has them under the name.
     """
 
-    def __init__(self, files: QuantizedFiles, path: Path, name: str, inner: StoredInFile | None = None) -> None:
+    def __init__(self, files: QuantizedFiles, path: Place, name: str, inner: StoredInFile | None = None) -> None:
         self._files = files
         self._inner = inner
         self._weight = files.weights.get(name)

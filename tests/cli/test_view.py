@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from helpers import ROOT, fail
 
 import sparsefmt
 from sparsefmt.cli.view import FOLDERS, HOST, NO_REQUESTS, Server
+from sparsefmt.container.remote_path import reading
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(path: Path) -> Iterator[Server]:
-    with path.open("rb") as file, Server(file, path.name) as started:
+    with closing(reading(path)) as file, Server(file, path.name) as started:
         thread = threading.Thread(target=started.serve_forever)
         thread.start()
         yield started
@@ -128,14 +130,14 @@ def test_under_other_names(server):
 
 
 def test_the_address_is_new_each_time_and_of_this_machine(path):
-    with path.open("rb") as file, Server(file, path.name) as one, Server(file, path.name) as other:
+    with closing(reading(path)) as file, Server(file, path.name) as one, Server(file, path.name) as other:
         assert one.token != other.token
         assert len(one.token) >= 32
         assert one.server_address[0] == "127.0.0.1"
 
 
 def test_names_are_text(path):
-    with path.open("rb") as file, Server(file, 'a"><script>alert(1)</script>\u202e.sparsefmt') as server:
+    with closing(reading(path)) as file, Server(file, 'a"><script>alert(1)</script>\u202e.sparsefmt') as server:
         page = server.pages["docs/viewer/"].decode()
     assert "<script>alert" not in page
     assert "\u202e" not in page
@@ -176,7 +178,7 @@ def test_the_command(path):
 
 def test_what_cannot_be_shown(tmp_path, path):
     assert "No such file" in fail(2, "view", tmp_path / "none.sparsefmt", "--no-browser")
-    assert "Is a directory" in fail(2, "view", tmp_path, "--no-browser")
+    assert "is a folder" in fail(2, "view", tmp_path, "--no-browser")
     with socket.create_server((HOST, 0)) as taken:
         assert "in use" in fail(2, "view", path, "--no-browser", "--port", taken.getsockname()[1])
 

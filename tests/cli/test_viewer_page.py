@@ -9,6 +9,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from helpers import ROOT
 
 import sparsefmt
 from sparsefmt.cli.view import Server
+from sparsefmt.container.remote_path import reading
 from tools.taken_apart import places, split
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
@@ -309,7 +311,7 @@ def test_served_by_the_command(opened, model, tmp_path):
     path = tmp_path / "model.sparsefmt"
     sparsefmt.save_file(tensors, path)
     reads: list[tuple[int, int]] = []
-    with path.open("rb") as file, Server(file, path.name) as server:
+    with closing(reading(path)) as file, Server(file, path.name) as server:
         read = server.read
         server.read = lambda start, size: (reads.append((start, size)), read(start, size))[1]  # type: ignore[method-assign]
         threading.Thread(target=server.serve_forever, daemon=True).start()

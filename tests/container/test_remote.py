@@ -6,11 +6,11 @@ import pickle
 import re
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from remote_servers import FileHandler, s3_bucket, serving
 
 import sparsefmt
 import sparsefmt.numpy
@@ -107,6 +107,9 @@ def test_torch(tensors):
     sparsefmt.torch.save_model(layer, url)
     assert sparsefmt.torch.load_model(other, url) == ([], [])
     assert torch.equal(layer.weight, other.weight)
+    again = torch.nn.Linear(40, 30)
+    sparsefmt.torch.load_into(again, url)
+    assert torch.equal(layer.weight, again.weight)
 
 
 def test_what_is_asked_for(url, tensors, asked):
@@ -257,73 +260,18 @@ def test_what_cannot_be_reached(tmp_path):
         sparsefmt.load("memory://folder/x")  # type: ignore[arg-type]
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Serves one file: with ranges, or in ways that servers should not.
-
-    Attributes:
-        data: of the file.
-        way: "ranges", "whole" (knows no ranges), "short" (sends less than it says), "forbidden", "broken".
-        sent: sizes of the answers.
-    """
-
-    data = b""
-    way = "ranges"
-    sent: list[int] = []  # noqa: RUF012
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body):
-        status = {"forbidden": 403, "broken": 500}.get(
-            self.way, 404 if self.path.split("?")[0] != "/model.sparsefmt" else 200
-        )
-        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        data = self.data if status == 200 else b"no"
-        if found and status == 200 and self.way != "whole":
-            begin, end = int(found[1]), int(found[2]) + 1
-            data, status = self.data[begin:end], 206
-            if self.way == "short" and begin:
-                data = data[: len(data) // 2]
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        if self.way != "whole":
-            self.send_header("Accept-Ranges", "bytes")
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(self.data)}")
-        self.end_headers()
-        if body:
-            self.sent.append(len(data))
-            self.wfile.write(data)
-
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture
-def served(tensors) -> Iterator[tuple[str, type[Handler]]]:
+def served(tensors) -> Iterator[tuple[str, type[FileHandler]]]:
     """A URL, and how its server behaves."""
-    pytest.importorskip("aiohttp", reason="fsspec needs it for https://")
-
-    class Own(Handler):
-        data, sent = sparsefmt.save(tensors, codec="raw"), []
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Own) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/model.sparsefmt", Own
-        server.shutdown()
-        thread.join()
+    with serving({"/model.sparsefmt": sparsefmt.save(tensors, codec="raw")}) as (url, handler):
+        yield f"{url}/model.sparsefmt", handler
 
 
 def test_a_server_with_ranges(served, tensors):
     url, handler = served
     with sparsefmt.open_file(url) as file:
         assert np.array_equal(file.get_slice("layers.2")[7:9], tensors["layers.2"][7:9])
-        assert sum(handler.sent) < len(handler.data) / 2
+        assert sum(handler.sent) < len(handler.files["/model.sparsefmt"]) / 2
     assert same(sparsefmt.numpy.load_file(url), tensors)
 
 
@@ -336,6 +284,45 @@ def test_a_server_without_ranges(served, tensors):
         before = len(handler.sent)
         assert same({name: file.get_tensor(name) for name in file}, tensors)
         assert len(handler.sent) == before
+
+
+def test_a_large_file_of_a_server_without_ranges(served, tensors, monkeypatch):
+    """It goes to the disk, and no more than a part of it is held."""
+    url, handler = served
+    handler.way = "whole"
+    monkeypatch.setattr(remote_file, "MOST_WHOLE", 1000)
+    with pytest.warns(UserWarning, match="temporary file") as caught:
+        file = sparsefmt.open_file(url)
+    assert len(caught) == 1
+    with file:
+        assert not file.reader._source._ends
+        assert same({name: file.get_tensor(name) for name in file}, tensors)
+
+
+def test_a_large_file_of_a_server_with_ranges(served, tensors, monkeypatch):
+    url, handler = served
+    monkeypatch.setattr(remote_file, "MOST_WHOLE", 1000)
+    with sparsefmt.open_file(url) as file:
+        assert np.array_equal(file.get_tensor("layers.0"), tensors["layers.0"])
+    assert sum(handler.sent) < len(handler.files["/model.sparsefmt"])
+
+
+def test_redirects_to_another_host(served, tensors):
+    """They are followed, and who is asked there is told no password."""
+    url, handler = served
+    with serving({}) as (first, redirecting):
+        redirecting.way = url.removesuffix("/model.sparsefmt")
+        named = first.replace("127.0.0.1", "user:word@localhost")
+        assert same(sparsefmt.numpy.load_file(f"{named}/model.sparsefmt"), tensors)
+    assert any("Authorization" in headers for headers in redirecting.headers_seen)
+    assert not any("Authorization" in headers for headers in handler.headers_seen)
+
+
+def test_nothing_is_written_to_a_web_server(served):
+    url, _ = served
+    with pytest.raises(sparsefmt.UnsupportedError, match="not written to") as caught:
+        sparsefmt.save_file({}, url)
+    assert (caught.value.code, caught.value.path) == ("url-read-only", url)
 
 
 @pytest.mark.parametrize(
@@ -368,15 +355,8 @@ def test_nothing_is_there(served):
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[dict]:
     """What reaches a bucket of an S3 on loopback."""
-    pytest.importorskip("s3fs", reason="s3:// needs s3fs")
-    server = pytest.importorskip("moto.server", reason="an S3 to test with: pip install 'moto[server]'")
-    s3 = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    s3.start()
-    host, port = s3.get_host_and_port()
-    options = {"key": "somekey", "secret": "opensesame", "client_kwargs": {"endpoint_url": f"http://{host}:{port}"}}
-    fsspec.filesystem("s3", **options).call_s3("create_bucket", Bucket="bucket")
-    yield options
-    s3.stop()
+    with s3_bucket() as options:
+        yield options
 
 
 def test_s3(bucket, tensors, asked):

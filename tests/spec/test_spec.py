@@ -156,7 +156,8 @@ def test_error_codes():
     of_its_own = {("memory", "limit"), ("decoded-bytes", "limit")}
     assert all(f"`{code}`" in section("7. What a reader must reject") for code, _ in of_its_own)
     # about where a file is, and not about its bytes
-    of_urls = {(code, "unsupported") for code in ("remote-library", "remote-size", "url-unknown")}
+    of_places = ("remote-library", "remote-size", "url-unknown", "url-read-only")
+    of_urls = {(code, "unsupported") for code in of_places}
     of_urls.add(("file-changed", "format"))
     assert of_urls <= raised
     assert raised - writing - of_its_own - of_urls == set(specified.items())

@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.cli.failures import Failure
 from sparsefmt.container.entry import TensorEntry
+from sparsefmt.container.remote_path import Place
 from sparsefmt.errors import in_file
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Group:
     asked: str
     zeros: int
     file: SparseFile
-    path: Path
+    path: Place
     entries: list[TensorEntry] = field(default_factory=list)
     nbytes: int = 0
     timings: list[Timing] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Group:
 
 
 def find_groups(
-    checkpoint: Checkpoint, patterns: tuple[str, ...], layout: str, open_again: Callable[[Path], SparseFile]
+    checkpoint: Checkpoint, patterns: tuple[str, ...], layout: str, open_again: Callable[[Place], SparseFile]
 ) -> tuple[list[Group], int]:
     """The groups to be measured, in the order of the files, and how many tensors are left out because they are dense.
 

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from sparsefmt.cli.benchmark.groups import Contender, Group, Timing
 from sparsefmt.cli.benchmark.libraries import Library, Product
+from sparsefmt.container.remote_path import Place
 from sparsefmt.errors import in_file
 
 SECONDS = 1.0
@@ -53,7 +53,7 @@ class Results:
         libraries: of the dense products; none where nothing is measured.
     """
 
-    path: Path
+    path: Place
     threads: int
     given: bool
     left_out: int
