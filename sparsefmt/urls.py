@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
@@ -64,11 +64,20 @@ def shown(place: str) -> str:
     return outer + chained + urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
+def _texts_in(options: Any) -> Iterator[str]:
+    """All texts in options, however deep."""
+    if isinstance(options, str):
+        yield options
+    elif isinstance(options, Mapping):
+        for value in options.values():
+            yield from _texts_in(value)
+
+
 def without_secrets(text: str, place: Url) -> str:
     """A text of others about what is behind a URL, without what may be secret of that, of options or of other URLs."""
     parts = urlsplit(place.url.rpartition("::")[2])
     secrets = [parts.netloc.rpartition("@")[0], *parts.netloc.rpartition("@")[0].split(":"), parts.query]
-    secrets += [value for value in place.options.values() if isinstance(value, str)]
+    secrets += _texts_in(place.options)
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST_SECRET:
             text = text.replace(secret, "...")

@@ -140,7 +140,7 @@ def _obsolete(source: Checkpoint, destination: Place, new: FileFormat) -> list[P
     sources = [*targets, *([source.index.path] if source.index else [])]
     obsolete = [path for path in saved_weights(destination) if path not in targets.values()]
     for path in obsolete:
-        if any(is_same(file, path) for file in sources if path.exists()):
+        if (isinstance(path, RemotePath) or path.exists()) and any(is_same(file, path) for file in sources):
             raise shutil.SameFileError(errno.EINVAL, "is the source itself", str(path))
         _expect_writable(path)
     return obsolete

@@ -153,6 +153,9 @@ class Comparison:
         Raises:
             as reading the files.
         """
+        for checkpoint in self._checkpoints:
+            if len(self._readable) == len(checkpoint.holder):  # a few are asked for one by one
+                checkpoint.expect()
         for each in self._readable:
             ours, theirs = (
                 comparison.multiplied_out(checkpoint, each.name, side.scale) if side.scale else side.rows

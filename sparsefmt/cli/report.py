@@ -100,6 +100,7 @@ def command(
             _expect_other(target, model)
             if fold and model.file_format != "sparsefmt":
                 model.fold()
+            model.expect()
         contents = contents_of(models[0])
         if other is not None:
             contents.comparison = comparison_of(models[0], models[1], contents)

@@ -362,6 +362,25 @@ def test_s3(bucket, model, tmp_path):
     assert bucket["secret"] not in message
 
 
+@pytest.mark.parametrize(
+    "error", [PermissionError("Access Denied"), TimeoutError("The provided token has expired."), OSError("Slow down")]
+)
+def test_a_store_that_refuses(memory, monkeypatch, error):
+    """What it says is told with the URL, and without what was given to it."""
+    memory.pipe_file("/m/model.safetensors", safetensors.numpy.save({"a": np.ones(300_000)}))
+
+    def refuse(*_, **__):
+        raise type(error)(f"{error} (opensesame, headers: bearer abcdefgh)")
+
+    option = ("--storage-option", 'client_kwargs={"headers": "bearer abcdefgh"}', "--storage-option", "key=opensesame")
+    monkeypatch.setattr(type(memory), "cat_file", refuse)
+    message = fail(2, "inspect", "memory://m/model.safetensors", *option)
+    assert message.startswith("memory://m/model.safetensors: ")
+    assert str(error) in message
+    assert "opensesame" not in message
+    assert "abcdefgh" not in message
+
+
 def test_options_that_are_none():
     assert "KEY=VALUE is needed" in fail(2, "inspect", "s3://b/k", "--storage-option", "secret")
     result = run_command("inspect", "model.sparsefmt", "--storage-option", "anon=true")
