@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -11,9 +11,8 @@ import numpy as np
 
 from sparsefmt.adapters import Rows, Survey
 from sparsefmt.checkpoints import scales
-from sparsefmt.checkpoints.checkpoint import Checkpoint, open_tensor_file
+from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.contract import TensorFile
-from sparsefmt.checkpoints.formats import expect_format
 from sparsefmt.checkpoints.quantizing import DequantizedFile, quantize
 from sparsefmt.checkpoints.safetensors_writing import write_safetensors
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
@@ -22,7 +21,6 @@ from sparsefmt.container.entry import TensorEntry
 from sparsefmt.container.file_objects import destination as writing
 from sparsefmt.container.remote_path import Place
 from sparsefmt.container.writer import Sink
-from sparsefmt.errors import in_file
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.quantizing import Loss, Quantization
 from sparsefmt.save_options import SaveOptions
@@ -87,15 +85,10 @@ def convert_checkpoint(
     def write(file: TensorFile, place: Place) -> list[str]:
         tensors = convert_file(file, place, options, source.quantization, progress)
         converted.extend(tensors)
-        return names_in(tensors, file)
+        return [*(tensor.name for tensor in tensors), *file.aliases]
 
     write_checkpoint(source, destination, "sparsefmt", overwrite, FilesWriter(write))
     return converted
-
-
-def names_in(converted: Iterable[ConvertedTensor], source: TensorFile) -> list[str]:
-    """Names of the tensors of a file that was converted."""
-    return [*(tensor.name for tensor in converted), *source.aliases]
 
 
 def export_checkpoint(
@@ -144,20 +137,6 @@ def convert_file(
     """
     with writing(destination) as sink:
         return write_converted(source, sink, options, quantization, progress)
-
-
-def convert_shard(
-    source: Place, destination: Place, options: SaveOptions, quantization: Quantization | None = None
-) -> list[ConvertedTensor]:
-    """Convert one file of safetensors, or of torch, alone: what a part of a conversion does that knows no more of the
-    model. The same bytes as `convert_checkpoint` writes for it.
-
-    Raises:
-        as opening the file, and as `convert_checkpoint`.
-    """
-    file_format = expect_format(source, ["safetensors", "torch"])
-    with in_file(source), open_tensor_file(source, file_format) as file:
-        return convert_file(file, destination, options, quantization)
 
 
 def write_converted(

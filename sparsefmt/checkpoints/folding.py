@@ -92,7 +92,7 @@ class FoldedFile(TensorFile):
 
     def expect(self, names: Iterable[str], times: int = 1) -> None:
         parts = (self._groups[name].parts if name in self._groups else (name,) for name in names)
-        self._file.expect([part for each in parts for part in each if part not in self._elsewhere], times)
+        self.inner.expect([part for each in parts for part in each if part not in self.elsewhere], times)
 
     def close(self) -> None:
         self.inner.close()

@@ -136,7 +136,7 @@ class _ClusterWriter(FilesWriter):
         self.key = _checksum([task.fingerprint for task in self._tasks.values()])[:16]
         self.converted: list[ConvertedTensor] = []
 
-    def __call__(self, files: Sequence[tuple[TensorFile, Path]]) -> list[list[str]]:
+    def __call__(self, files: Sequence[tuple[TensorFile, Place]]) -> list[list[str]]:
         tasks = []
         for file, place in files:
             state = self._state_of(place) if self._is_folder else None

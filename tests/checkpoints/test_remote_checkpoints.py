@@ -19,7 +19,7 @@ from safetensors_files import SHARDS, save_shards
 
 import sparsefmt
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.conversion import convert_checkpoint, convert_shard
+from sparsefmt.checkpoints.conversion import convert_checkpoint
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.container import remote, remote_file, remote_path
 from sparsefmt.container.remote_path import RemotePath, place_of
@@ -190,7 +190,7 @@ def test_a_shard_alone(memory, model, tmp_path):
     name = next(iter(SHARDS))
     source = pickle.loads(pickle.dumps(place_of(f"memory://bucket/model/{name}")))
     target = place_of(f"memory://bucket/one/{source.stem}.sparsefmt")
-    names = {tensor.name for tensor in convert_shard(source, target, SaveOptions())}
+    names = {tensor.name for tensor in convert(source, target)}  # type: ignore[arg-type]
     assert names == set(SHARDS[name])
     assert target.read_bytes() == (tmp_path / "here" / target.name).read_bytes()
 
