@@ -19,8 +19,9 @@ from safetensors_files import SHARDS, save_shards
 
 import sparsefmt
 from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.conversion import convert_checkpoint
+from sparsefmt.checkpoints.conversion import convert_checkpoint, convert_file
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
+from sparsefmt.checkpoints.target_folder import FilesWriter, write_checkpoint
 from sparsefmt.container import remote, remote_file, remote_path
 from sparsefmt.container.remote_path import RemotePath, place_of
 from sparsefmt.errors import FormatError, UnsupportedError
@@ -280,6 +281,33 @@ def test_a_conversion_that_fails(memory, model, monkeypatch):
             convert_checkpoint(source, target, SaveOptions(), overwrite=True)
     with pytest.raises(FormatError, match=r"model\.sparsefmt\.index\.json: the conversion is not finished"):
         Checkpoint(target, ["sparsefmt"])
+
+
+def test_a_conversion_that_goes_on(memory, model):
+    """With a key, what is there of a failed one stays, in a folder that readers refuse, for the next of that key."""
+    target = place_of("memory://bucket/there")
+
+    class Writer(FilesWriter):
+        key = "0123456789abcdef"
+
+    def fail_at_the_second(file, place):
+        if file.path.name == max(SHARDS):
+            raise OSError("as it happens")
+        return write(file, place)
+
+    def write(file, place):
+        return [tensor.name for tensor in convert_file(file, place, SaveOptions())]
+
+    with Checkpoint(model, ["safetensors"]) as source:
+        with pytest.raises(OSError, match="as it happens"):
+            write_checkpoint(source, target, "sparsefmt", False, Writer(fail_at_the_second))
+        check_is_no_checkpoint("memory://bucket/there")
+        assert len(content_of("memory://bucket/there")) == 2
+        with pytest.raises(FileExistsError, match="not empty"):
+            convert_checkpoint(source, target, SaveOptions())
+        write_checkpoint(source, target, "sparsefmt", False, Writer(write))
+    with Checkpoint(target, ["sparsefmt"]) as whole:
+        assert whole.names == sorted(name for shard in SHARDS.values() for name in shard)
 
 
 @pytest.mark.parametrize("shard", ["../x.safetensors", "/x", "s3://b/x", "..", "%2e%2e%2fx.safetensors", "x?y", "a@b"])

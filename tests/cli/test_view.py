@@ -21,7 +21,7 @@ from helpers import ROOT, fail
 
 import sparsefmt
 from sparsefmt.cli.view import FOLDERS, HOST, NO_REQUESTS, Server
-from sparsefmt.container.remote_path import reading
+from sparsefmt.container.remote_path import place_of, reading
 
 
 @pytest.fixture
@@ -142,6 +142,18 @@ def test_names_are_text(path):
     assert "<script>alert" not in page
     assert "\u202e" not in page
     assert 'data-name="a&quot;&gt;&lt;script&gt;alert(1)&lt;/script&gt;\ufffd.sparsefmt"' in page
+
+
+def test_a_file_behind_a_url(path):
+    files = pytest.importorskip("fsspec").filesystem("memory")
+    files.pipe_file("/view/a model.sparsefmt", path.read_bytes())
+    place = place_of("memory://view/a model.sparsefmt")
+    with closing(reading(place)) as file, Server(file, place.name) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        status, _, body = ask(server, f"/{server.token}/file", Range="bytes=1-3")
+        server.shutdown()
+    files.store.clear()
+    assert (status, body) == (206, b"SPF")
 
 
 def test_a_file_that_becomes_shorter(server, path):
