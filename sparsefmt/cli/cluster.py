@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +10,7 @@ from click.core import ParameterSource
 
 from sparsefmt.checkpoints.conversion import ConvertedTensor, Progress, convert_checkpoint
 from sparsefmt.cli.failures import Failure
+from sparsefmt.container.remote_path import Place
 
 if TYPE_CHECKING:
     from sparsefmt.checkpoints.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ option = click.option(
 
 
 def convert(
-    cluster: str | None, source: Checkpoint, destination: Path, options: SaveOptions, progress: Progress | None
+    cluster: str | None, source: Checkpoint, destination: Place, options: SaveOptions, progress: Progress | None
 ) -> list[ConvertedTensor]:
     """Convert a checkpoint, on a cluster if one is given. Replaces what is there if the command has `--force`."""
     context = click.get_current_context()

@@ -25,6 +25,7 @@ from sparsefmt.checkpoints.conversion import ConvertedTensor, Progress
 from sparsefmt.checkpoints.folding import FoldedFile
 from sparsefmt.checkpoints.target_folder import FilesWriter, write_checkpoint
 from sparsefmt.container.atomic import TEMPORARY_SUFFIX
+from sparsefmt.container.remote_path import place_of
 from sparsefmt.dask.clients import client_of
 from sparsefmt.dask.shards import Folding, Place, ShardDone, ShardTask, SourceFile, convert_shard, found_done, index_of
 from sparsefmt.errors import SparsefmtError
@@ -100,12 +101,14 @@ def convert(
             checkpoint.fold()
         checkpoint.quantization = quantization
         with client_of(client, len(checkpoint.files)) as found:
-            convert_checkpoint(checkpoint, Path(destination), options, OnCluster(found, retries), overwrite=overwrite)
+            convert_checkpoint(
+                checkpoint, place_of(destination), options, OnCluster(found, retries), overwrite=overwrite
+            )
 
 
 def convert_checkpoint(
     source: Checkpoint,
-    destination: Path,
+    destination: Place,
     options: SaveOptions,
     where: OnCluster,
     *,
@@ -114,7 +117,8 @@ def convert_checkpoint(
     """As `checkpoints.conversion.convert_checkpoint`, on a cluster."""
     writer = _ClusterWriter(source, options, where)
     # workers may have another working directory
-    write_checkpoint(source, destination.absolute(), "sparsefmt", overwrite, writer)
+    place = destination.absolute() if isinstance(destination, Path) else destination
+    write_checkpoint(source, place, "sparsefmt", overwrite, writer)
     writer.remove_notes()
     return writer.converted
 
