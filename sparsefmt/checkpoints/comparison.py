@@ -12,6 +12,7 @@ from sparsefmt.adapters import Rows
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.scales import read_scales, scales_in
 from sparsefmt.dtypes import DType
+from sparsefmt.errors import FormatError, UnsupportedError
 from sparsefmt.patterns.change import Change, change_of, change_of_bits, in_runs
 from sparsefmt.quantizing import dequantized
 from sparsefmt.quantizing.rows import FLOATS
@@ -110,15 +111,17 @@ def scaled_in_one(ours: Checkpoint, theirs: Checkpoint) -> dict[str, tuple[str, 
     """Weights that are scaled in one of two checkpoints, and floats of the same shape in the other.
 
     Returns:
-        name to the name of the scales, and whether it is `theirs` that has them.
-
-    Raises:
-        FormatError: the metadata of one is damaged.
+        name to the name of the scales, and whether it is `theirs` that has them. None of a file whose scales no product
+        could use.
     """
     found: dict[str, tuple[str, bool]] = {}
     for is_theirs, scaled, floats in ((False, ours, theirs), (True, theirs, ours)):
         for file in scaled.files:
-            for name, scale in scales_in(file.metadata, file.names).items():
+            try:
+                pairs = scales_in(file.metadata, file.names)
+            except (FormatError, UnsupportedError):
+                continue
+            for name, scale in pairs.items():
                 other = floats.rows_of(name) if name in floats.holder and scale not in floats.holder else None
                 if other is not None and other.dtype.name in FLOATS and other.shape == scaled.rows_of(name).shape:
                     found[name] = scale, is_theirs

@@ -16,6 +16,7 @@ from sparsefmt.cli.grouped_rows import MOST_ROWS, common, grouped
 from sparsefmt.cli.tables import NameTable
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.dtypes import DTYPES
+from sparsefmt.errors import FormatError, UnsupportedError
 from sparsefmt.patterns import Pattern, is_looked_at, mask_of_rows, pattern_of
 from sparsefmt.threads import in_order
 
@@ -97,9 +98,22 @@ class Listing:
             for name in checkpoint.names
             if not globs or any(fnmatchcase(name, glob) for glob in globs)
         ]
-        scales = {id(file): _scales(file) for file in checkpoint.files}
+        self._faults: list[str] = []
+        scales = {id(file): self._scales_of(file) for file in checkpoint.files}
         for listed in self.tensors:
             listed.scale_nbytes = scales[id(listed.file)].get(listed.name, 0)
+
+    def _scales_of(self, file: TensorFile) -> dict[str, int]:
+        """Bytes of the scales of scaled weights, by name of the weight. A file is good without them."""
+        if not isinstance(file, SparsefmtFile):
+            return {}
+        index = file.reader.index
+        try:
+            pairs = scales_in(file.metadata, index.names)
+        except (FormatError, UnsupportedError) as error:
+            self._faults.append(f"No product can use the scales of {file.path}: {error}.")
+            return {}
+        return {weight: index.stored_nbytes(index.entry(scale)) for weight, scale in pairs.items()}
 
     def of_file(self, file: TensorFile) -> list[Listed]:
         return [listed for listed in self.tensors if listed.file is file]
@@ -168,7 +182,8 @@ class Listing:
         ]
 
     def notes(self) -> Iterator[str]:
-        """Sentences on what was found in the elements."""
+        """Sentences on what was found in the elements, and on scales that do not fit."""
+        yield from self._faults
         patterns = [(listed.name, listed.pattern) for listed in self.tensors if listed.pattern]
         for what, counted in (
             ("-0.0", lambda pattern: pattern.negative_zeros),
@@ -180,15 +195,6 @@ class Listing:
                 where = found[0][0] if len(found) == 1 else output.plural(len(found), "tensor")
                 number = sum(count for _, count in found)
                 yield f"{output.plural(number, 'element')} of {where} {'is' if number == 1 else 'are'} {what}."
-
-
-def _scales(file: TensorFile) -> dict[str, int]:
-    """Bytes of the scales of scaled weights, by name of the weight."""
-    if not isinstance(file, SparsefmtFile):
-        return {}
-    index = file.reader.index
-    pairs = scales_in(file.metadata, index.names)
-    return {weight: index.stored_nbytes(index.entry(scale)) for weight, scale in pairs.items()}
 
 
 def _listed(name: str, file: TensorFile) -> Listed:

@@ -82,6 +82,21 @@ def test_patterns_of_every_kind_of_checkpoint(tensors: dict[str, np.ndarray], fi
         assert "%" not in succeed("inspect", path)  # nothing was read
 
 
+@pytest.mark.parametrize(
+    ("scales", "fault"),
+    [("not JSON", "scales-metadata"), ('{"a": "b"}', "scales-missing"), ('{"b": "a"}', "scales-missing")],
+)
+def test_scales_that_no_product_can_use_are_told(scales: str, fault: str, tmp_path: Path) -> None:
+    """The file is good: it is listed, verified and compared."""
+    place = tmp_path / "model.sparsefmt"
+    sparsefmt.save_file({"a": np.eye(64, dtype=np.int8)}, place, {"sparsefmt.scales": scales})
+    listing = succeed("inspect", place)
+    assert row(listing, "a")
+    assert re.search(rf"No product can use the scales of .*model.sparsefmt: .*\[{fault}\]", listing)
+    succeed("verify", place)
+    succeed("diff", place, place)
+
+
 def test_a_model_of_many_tensors_is_one_screen(tmp_path: Path) -> None:
     experts = {
         f"model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight": np.eye(8, 16, dtype=np.float32)
