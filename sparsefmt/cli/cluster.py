@@ -10,10 +10,10 @@ from click.core import ParameterSource
 
 from sparsefmt.checkpoints.conversion import ConvertedTensor, Progress, convert_checkpoint
 from sparsefmt.cli.failures import Failure
-from sparsefmt.container.remote_path import Place
 
 if TYPE_CHECKING:
     from sparsefmt.checkpoints.checkpoint import Checkpoint
+    from sparsefmt.container.remote_path import Place
     from sparsefmt.save_options import SaveOptions
 
 option = click.option(

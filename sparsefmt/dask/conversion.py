@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,12 +26,22 @@ from sparsefmt.checkpoints.conversion import ConvertedTensor, Progress
 from sparsefmt.checkpoints.folding import FoldedFile
 from sparsefmt.checkpoints.target_folder import FilesWriter, write_checkpoint
 from sparsefmt.container.atomic import TEMPORARY_SUFFIX
-from sparsefmt.container.remote_path import place_of
+from sparsefmt.container.remote_path import Place, place_of
 from sparsefmt.dask.clients import client_of
-from sparsefmt.dask.shards import Folding, Place, ShardDone, ShardTask, SourceFile, convert_shard, found_done, index_of
+from sparsefmt.dask.shards import (
+    Folding,
+    ShardDone,
+    ShardTask,
+    SourceFile,
+    convert_shard,
+    found_done,
+    index_of,
+    seen_by_all,
+)
 from sparsefmt.errors import SparsefmtError
 from sparsefmt.quantizing import Quantization
 from sparsefmt.save_options import NegativeZeros, SaveOptions
+from sparsefmt.urls import is_url
 
 _PASSING = (errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN, None)
 """Errors of the system that another try may not have: those of networks and stores."""
@@ -52,8 +63,8 @@ class OnCluster:
 
 
 def convert(
-    source: str | Path,
-    destination: str | Path,
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
     client: Any = None,
     *,
     layout: str = "auto",
@@ -66,6 +77,7 @@ def convert(
     overwrite: bool = False,
     threads: int | None = None,
     retries: int = 3,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Convert a checkpoint to .sparsefmt on a cluster. The files are, byte for byte, those of `sparsefmt convert`.
 
@@ -75,8 +87,8 @@ def convert(
     source and options goes on from there, and a conversion without a cluster removes it.
 
     Args:
-        source: a file, a folder, or the index of shards, as workers see it, too.
-        destination: a file, or a folder, which then has all that belongs to the model.
+        source: a file, a folder, or the index of shards, as workers see it, too: a path or a URL.
+        destination: a file, or a folder, which then has all that belongs to the model: a path or a URL.
         client: of distributed; the address of a scheduler; "local" for worker processes of this machine; by default the
             present client, and if there is none, "local".
         layout, codec, negative_zeros: as in `sparsefmt.save_file`.
@@ -84,6 +96,7 @@ def convert(
         overwrite: replace what is there; of a folder, the weights of the model in it.
         threads: that work on one file; by default one, since a worker has as many files at a time as it has threads.
         retries: how often a file is tried again after an error of a network or a store.
+        storage_options: for URLs, what fsspec's file systems take. They go to the workers.
 
     Raises:
         FileExistsError: the destination exists, and not `overwrite`.
@@ -96,14 +109,13 @@ def convert(
     """
     options = SaveOptions(layout, codec, negative_zeros, threads=threads)
     quantization = Quantization.of(values, group_size, scale)
-    with Checkpoint(source, ["safetensors", "torch"]) as checkpoint:
+    places = [place_of(place, storage_options if is_url(place) else None) for place in (source, destination)]
+    with Checkpoint(places[0], ["safetensors", "torch"]) as checkpoint:
         if fold:
             checkpoint.fold()
         checkpoint.quantization = quantization
         with client_of(client, len(checkpoint.files)) as found:
-            convert_checkpoint(
-                checkpoint, place_of(destination), options, OnCluster(found, retries), overwrite=overwrite
-            )
+            convert_checkpoint(checkpoint, places[1], options, OnCluster(found, retries), overwrite=overwrite)
 
 
 def convert_checkpoint(
@@ -116,9 +128,7 @@ def convert_checkpoint(
 ) -> list[ConvertedTensor]:
     """As `checkpoints.conversion.convert_checkpoint`, on a cluster."""
     writer = _ClusterWriter(source, options, where)
-    # workers may have another working directory
-    place = destination.absolute() if isinstance(destination, Path) else destination
-    write_checkpoint(source, place, "sparsefmt", overwrite, writer)
+    write_checkpoint(source, seen_by_all(destination), "sparsefmt", overwrite, writer)
     writer.remove_notes()
     return writer.converted
 
@@ -135,7 +145,7 @@ class _ClusterWriter(FilesWriter):
         self._where = where
         self._is_folder = source.is_folder
         self._tasks = {file.path: _task_of(source, file, options) for file in source.files}
-        self._nbytes = {place: _dense_nbytes(file) for place, file in zip(self._tasks, source.files, strict=True)}
+        self._nbytes = {self._tasks[file.path].fingerprint: _dense_nbytes(file) for file in source.files}
         self._states: list[Place] = []
         self.key = _checksum([task.fingerprint for task in self._tasks.values()])[:16]
         self.converted: list[ConvertedTensor] = []
@@ -168,7 +178,7 @@ class _ClusterWriter(FilesWriter):
 
     def _all_done(self, tasks: Sequence[ShardTask]) -> dict[str, ShardDone]:
         done: dict[str, ShardDone] = {}
-        sizes = {task.fingerprint: self._nbytes[task.source.place] for task in tasks}
+        sizes = self._nbytes
         news = _News(sizes, self._where.progress)
         for task in tasks:
             found = found_done(task)

@@ -28,17 +28,13 @@ from sparsefmt.checkpoints.formats import FileFormat
 from sparsefmt.container.file_objects import destination
 from sparsefmt.container.index import Index
 from sparsefmt.container.reader import Reader
-from sparsefmt.container.remote import RemoteObject, identity_of
+from sparsefmt.container.remote_path import Place, RemotePath
 from sparsefmt.container.sources import source_of
 from sparsefmt.container.writer import Sink
 from sparsefmt.errors import FormatError, UnsupportedError, in_file
 from sparsefmt.layouts.sizes import Stored
 from sparsefmt.quantizing import Loss, Quantization
 from sparsefmt.save_options import SaveOptions
-from sparsefmt.urls import Url
-
-Place = Any
-"""A Path, or what stands for one behind a URL."""
 
 _SECONDS_BETWEEN_NEWS = 0.5
 _READ_BYTES = 1 << 23
@@ -61,7 +57,7 @@ class SourceFile:
 
     @classmethod
     def of(cls, file: TensorFile, file_format: FileFormat) -> SourceFile:
-        return cls(file.path, file_format, header_checksum(file), _stamp_of(file.path))
+        return cls(seen_by_all(file.path), file_format, header_checksum(file), _stamp_of(file.path))
 
     @contextmanager
     def opened(self) -> Iterator[TensorFile]:
@@ -99,7 +95,7 @@ class ShardTask:
     folding: Folding | None
     options: SaveOptions
     quantization: Quantization | None
-    destination: Place
+    destination: Any
     state: Place | None = None
     fingerprint: str = ""
     topic: str = ""
@@ -201,6 +197,11 @@ def index_of(place: Place, done: ShardDone) -> Index:
             return reader.index
         finally:
             source.close()
+
+
+def seen_by_all(place: Place) -> Place:
+    """The same place for processes with another working directory."""
+    return place if isinstance(place, RemotePath) else place.absolute()
 
 
 def header_checksum(file: TensorFile) -> str:
@@ -305,8 +306,8 @@ def _whole(place: Place, most: int) -> bytes:
 
 
 def _stamp_of(place: Place) -> str:
-    if isinstance(place, Url):
-        return repr(identity_of(RemoteObject(place).info()))
+    if isinstance(place, RemotePath):
+        return repr(place.identity())
     return str(place.stat().st_mtime_ns)
 
 

@@ -185,6 +185,45 @@ def test_the_command(client, source, tmp_path):
     assert "nonsense" in result.stderr
 
 
+@pytest.mark.slow
+def test_from_a_store_to_a_store(client, source, tmp_path):
+    """One request of twenty fails, and a worker is killed with half of a shard on its way."""
+    fsspec = pytest.importorskip("fsspec", reason="URLs need fsspec")
+    pytest.importorskip("s3fs", reason="s3:// needs s3fs")
+    pytest.importorskip("moto.server", reason="an S3 to test with: pip install 'moto[server]'")
+    from tools.bench.loopback import options_of, store
+
+    on_one_machine(source, tmp_path / "one")
+    with store(0.05) as address:
+        options = options_of(address)
+        files = fsspec.filesystem("s3", **options)
+        again(files.call_s3, "create_bucket", Bucket="bucket")
+        for path in source.iterdir():
+            again(files.put_file, str(path), f"bucket/in/{path.name}")
+        client.wait_for_workers(2)
+        client.run(_patch, "killed", str(tmp_path / "killed"))
+        try:
+            sparsefmt.dask.convert("s3://bucket/in", "s3://bucket/out", client, storage_options=options)
+        finally:
+            client.run(_unpatch)
+        assert (tmp_path / "killed").exists()
+        (tmp_path / "back").mkdir()
+        files.invalidate_cache()
+        for path in again(files.find, "bucket/out"):
+            again(files.get_file, path, str(tmp_path / "back" / path.removeprefix("bucket/out/").replace("/", "-")))
+    check_same(tmp_path / "back", tmp_path / "one")
+
+
+def again(call: Any, *arguments: Any, **options: Any) -> Any:
+    """The store lets requests of tests fail, too."""
+    for _ in range(10):
+        try:
+            return call(*arguments, **options)
+        except OSError:
+            continue
+    return call(*arguments, **options)
+
+
 def test_no_cluster(source, tmp_path):
     with pytest.raises(TypeError, match="a client of distributed or an address"):
         sparsefmt.dask.convert(source, tmp_path / "out", 3)
