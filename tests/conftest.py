@@ -23,7 +23,7 @@ SLOW_FILES = [
     *("terminal", "api", "strangers", "bench_overhead", "mutants", "stored_signs", "budget", "adapters_torch"),
     *("memory_of_saving", "warmup", "entries", "loading", "far_ends", "store_machine", "hostile_names", "docs"),
     *("twins_numpy", "staging", "bench_memory", "safe_open", "scaled_pretrained", "quantizer", "onnx_export"),
-    *("replace_layers", "report", "report_page"),
+    *("replace_layers", "report", "report_page", "cluster"),
 ]
 """Those that take 8 seconds or more. The slowest comes first, so that in the end no process waits long for another."""
 
