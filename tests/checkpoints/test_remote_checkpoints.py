@@ -344,7 +344,7 @@ def test_a_web_server(model, tmp_path, monkeypatch):
         assert content_of(tmp_path / "from-index") == content_of(tmp_path / "here")
         assert "give the URL of a file, or of an index" in fail(2, "inspect", f"{url}/m/")
         assert "not written to" in fail(1, "convert", model / next(iter(SHARDS)), f"{url}/m/new.sparsefmt")
-        secret = url.replace("127", "user:word@127") + "/m/none.safetensors?token=abcdefgh"
+        secret = url.replace("://", "://user:word@") + "/m/none.safetensors?token=abcdefgh"
         message = fail(2, "inspect", secret)
         assert f"{url}/m/none.safetensors: no such object" in message
         handler.way = "forbidden"

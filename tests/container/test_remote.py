@@ -336,7 +336,7 @@ def test_nothing_is_written_to_a_web_server(served):
 def test_servers_that_fail(served, way, error, words):
     url, handler = served
     handler.way = way
-    secret = url.replace("127", "user:word@127") + "?token=abcdefgh"
+    secret = url.replace("://", "://user:word@") + "?token=abcdefgh"
     with pytest.raises(error, match=words) as caught:
         sparsefmt.load_file(secret)
     assert url in str(caught.value)
