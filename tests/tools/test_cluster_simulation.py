@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("distributed", reason="the simulation needs dask and distributed")
 
-from tools.cluster_simulation import Cluster, divided  # noqa: E402
+from tools.cluster_simulation import Cluster, divided
 
 
 def test_tasks_go_to_whoever_is_free():
