@@ -366,6 +366,7 @@ def bucket() -> Iterator[dict[str, Any]]:
         yield options
 
 
+@pytest.mark.slow
 def test_s3(bucket, model, tmp_path):
     """All commands, with options, from s3:// to s3://."""
     upload(model, "s3://bucket/model", bucket)
@@ -380,8 +381,6 @@ def test_s3(bucket, model, tmp_path):
     assert succeed("inspect", source, "--patterns", *options).count("s3://bucket/model/model-") == 2
     assert json.loads(succeed("inspect", target, "--json", *options))["files"][0]["path"].startswith(target)
     assert "equal" in succeed("diff", source, target, *options)
-    succeed("export", target, tmp_path / "back", *options)
-    assert content_of(tmp_path / "back").keys() >= SHARDS.keys()
     # what is wrong, without what is secret
     assert "no such object" in fail(2, "inspect", "s3://bucket/none.safetensors", *options)
     assert "no such object" in fail(2, "inspect", "s3://bucket/none", *options)
