@@ -32,7 +32,7 @@ RUN = {
     ),
     "docs/inputs.md": ("tensors: sparse", "tensors: masks"),
     "docs/pytorch.md": (
-        *("models: sparsify", "models: load_into", "models: compute dtype"),
+        *("models: sparsify", "models: load_into", "models: compute dtype", "models: convolutions"),
         *("models: count", "models: count by hand", "models: eight bits"),
         *("transformers: prepare", "transformers: save", "transformers: compress", "transformers: quantized"),
         *("peft: recover", "training: trainable", "training: keep zeros"),
@@ -157,7 +157,7 @@ def test_models_in_pytorch(tmp_path, monkeypatch, capsys):
     for marker in ("models: count", "models: count by hand"):
         exec(block(marker, "docs/pytorch.md"), names)
     assert names["count"].total == names["total"] == parameters
-    for marker in ("models: load_into", "models: compute dtype"):
+    for marker in ("models: load_into", "models: convolutions", "models: compute dtype"):
         exec(block(marker, "docs/pytorch.md"), names)
     assert names["loaded"][0].weight.tensor.sparsity == pytest.approx(0.8, abs=0.001)
     code = block("models: eight bits", "docs/pytorch.md")

@@ -111,6 +111,7 @@ CALLED_BY_TORCH = {
     *("torch.operator.product", "torch.operator._linear_fake", "torch.linear.SparseLinear._load_from_state_dict"),
     *("torch.scaled_operator.scaled_product", "torch.scaled_operator._scaled_linear_fake"),
     *("torch.scaled_operator._scaled_linear_backward", "torch.scaled_operator._scaled_linear_backward_fake"),
+    *("torch.convolution_operator.convolution", "torch.convolution_operator._fake"),
     *("torch.trainable_operator._product", "torch.trainable_operator._product_fake"),
     *("torch.trainable_operator._gradient_of_values", "torch.trainable_operator._gradient_of_values_fake"),
     "torch.trainable.TrainableSparseLinear._load_from_state_dict",

@@ -439,6 +439,11 @@ MODELS: dict[str, Callable[[], Tiny]] = {
     ),
     "convnext": _seeing("convnext", _big_image, hidden_sizes=[64, 128], depths=[1, 1], num_stages=2),
     "resnet": _seeing("resnet", _big_image, embedding_size=32, hidden_sizes=[64, 128], depths=[1, 1]),
+    "mobilenet_v2": _seeing("mobilenet_v2", _big_image, image_size=64, depth_multiplier=0.5),
+    "regnet": _seeing(
+        "regnet", _big_image, embedding_size=32, hidden_sizes=[64, 64, 96, 128], depths=[1, 1, 1, 1], groups_width=32
+    ),
+    "convnextv2": _seeing("convnextv2", _big_image, hidden_sizes=[64, 128], depths=[1, 1], num_stages=2),
     "segformer": _segformer,
     # images and text
     "clip": _clip,

@@ -157,7 +157,8 @@ def _stages(outcome: Outcome, make: Callable[[], Tiny], folder: Path) -> Iterato
 
 def pruned_weights(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """The parameters that somebody prunes, by name: weights of linear layers, of experts, and of whatever else is used
-    as such. Embeddings, what is tied to one, and convolutions are left alone."""
+    as such. Embeddings, what is tied to one, and convolutions in groups, of three dimensions or with weight norms are
+    left alone."""
     modules = dict(model.named_modules())
     embeddings = {
         id(parameter)
@@ -176,6 +177,8 @@ def pruned_weights(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 def _is_weight(module: torch.nn.Module, attribute: str, parameter: torch.nn.Parameter) -> bool:
     if isinstance(module, (torch.nn.Linear, Conv1D)):
         return attribute == "weight"
+    if type(module) in (torch.nn.Conv1d, torch.nn.Conv2d):
+        return attribute == "weight" and module.groups == 1
     if isinstance(module, (torch.nn.modules.conv._ConvNd, torch.nn.Embedding)) or "ParametrizedConv" in str(
         type(module)
     ):

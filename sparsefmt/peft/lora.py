@@ -10,6 +10,7 @@ from peft.tuners.lora.layer import Linear
 
 from sparsefmt.peft.dora import DoraOnSparse
 from sparsefmt.peft.merging import MergedIntoSparse
+from sparsefmt.torch.convolution import SparseConvolution
 from sparsefmt.torch.linear import SparseLinear
 
 _INITS = (True, False, "gaussian", "orthogonal", "eva")
@@ -79,7 +80,7 @@ class SparseLoraLinear(MergedIntoSparse, Linear):
 
 
 def is_sparse_target(target: Any) -> bool:
-    """Whether a module, below what other adapters there are on it, is a SparseLinear."""
+    """Whether a module, below what other adapters there are on it, is a SparseLinear, and no convolution."""
     while hasattr(target, "base_layer"):
         target = target.base_layer
-    return isinstance(target, SparseLinear)
+    return isinstance(target, SparseLinear) and not isinstance(target, SparseConvolution)

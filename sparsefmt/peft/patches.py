@@ -32,7 +32,9 @@ from sparsefmt.errors import UnsupportedError
 from sparsefmt.peft.ia3 import SparseIA3Linear
 from sparsefmt.peft.lora import SparseLoraLinear, is_sparse_target
 from sparsefmt.peft.merging import MergedIntoSparse, expect_decision
+from sparsefmt.torch.convolution import SparseConvolution
 from sparsefmt.torch.linear import SparseLinear
+from sparsefmt.torch.stack import SparseStack
 
 _MARK = "_of_sparsefmt"
 
@@ -102,12 +104,17 @@ def _include_all_linear_layers(include: Callable[..., Any], peft_config: Any, mo
 
 @contextmanager
 def _dense_stand_ins(model: torch.nn.Module) -> Iterator[None]:
-    """A model with a torch.nn.Linear of no size for each SparseLinear, so that PEFT's own rules select among them."""
+    """A model with a torch.nn.Linear of no size for each SparseLinear, so that PEFT's own rules select among them.
+
+    The weights of experts are no linear layers in the dense model, and are none here. Neither are convolutions.
+    """
     made: dict[int, torch.nn.Module] = {}
     places = []
     for parent in model.modules():
+        if isinstance(parent, SparseStack):
+            continue
         for attribute, child in parent._modules.items():
-            if isinstance(child, SparseLinear):
+            if isinstance(child, SparseLinear) and not isinstance(child, SparseConvolution):
                 stand_in = made.setdefault(id(child), torch.nn.Linear(1, 1, bias=False, device="meta"))
                 places.append((parent, attribute, child, stand_in))
     try:

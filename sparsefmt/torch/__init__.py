@@ -9,6 +9,7 @@ import importlib
 import warnings
 
 from sparsefmt.torch import onnx_export, sharing
+from sparsefmt.torch.convolution import SparseConv1d, SparseConv2d
 from sparsefmt.torch.counts import ParameterCount, parameter_count
 from sparsefmt.torch.files import load, load_file, save, save_file
 from sparsefmt.torch.keep_zeros import keep_zeros
@@ -29,6 +30,8 @@ __all__ = [
     "LoadResult",
     "ParameterCount",
     "SharedTensorsError",
+    "SparseConv1d",
+    "SparseConv2d",
     "SparseLinear",
     "SparseStack",
     "SparseWeight",

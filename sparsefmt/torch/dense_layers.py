@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsefmt.torch.convolution_kinds import is_dense_convolution
 from sparsefmt.torch.widened import note, pass_on
 
 if TYPE_CHECKING:
@@ -15,10 +16,16 @@ if TYPE_CHECKING:
 def dense_weight(linear: torch.nn.Module) -> tuple[torch.Tensor, bool]:
     """The weight (out_features, in_features) of a layer that can become a SparseLinear, and whether it is transposed.
 
+    That of a convolution is a matrix with a row for each channel of the result.
+
     Raises:
-        TypeError: the layer is neither a torch.nn.Linear nor a Conv1D.
+        TypeError: the layer is neither a torch.nn.Linear, a Conv1D nor a convolution.
     """
     swapped = is_conv1d(linear)
+    if is_dense_convolution(linear):
+        weight = effective(linear, "weight")
+        assert weight is not None
+        return weight.reshape(len(weight), -1), False
     if not swapped and not isinstance(linear, torch.nn.Linear):
         raise TypeError(f"a SparseLinear can be made of a torch.nn.Linear or a Conv1D, not of {type(linear).__name__}")
     weight = effective(linear, "weight")
@@ -27,15 +34,11 @@ def dense_weight(linear: torch.nn.Module) -> tuple[torch.Tensor, bool]:
 
 
 def dense_layer(layer: SparseLinear, weight: torch.nn.Parameter) -> torch.nn.Module:
-    """The Linear, or the Conv1D, that a SparseLinear was, with this weight as such a layer has it, and its bias."""
-    made: torch.nn.Module
-    with torch.device("meta"):
-        if layer.transposed:
-            from transformers.pytorch_utils import Conv1D
+    """The Linear, the Conv1D or the convolution that a SparseLinear was, with its bias.
 
-            made = Conv1D(layer.out_features, layer.in_features)
-        else:
-            made = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+    weight: as such a layer has it.
+    """
+    made = layer.without_weight_dense()
     made.weight = weight
     made.bias = layer.bias  # type: ignore[assignment]
     pass_on(layer, made, ["bias"])

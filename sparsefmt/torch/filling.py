@@ -17,10 +17,10 @@ from sparsefmt.torch.compress_experts import put_matrices, read_stack
 from sparsefmt.torch.dense_layers import is_conv1d
 from sparsefmt.torch.derived import dequantized, rows_of, transposed
 from sparsefmt.torch.experts import stacks_of
-from sparsefmt.torch.layers import Holder, replace
+from sparsefmt.torch.layers import Holder, is_convolution, layout_for, replace
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.loading_plan import Plan, held, is_sparse
-from sparsefmt.torch.models import EXPERTS_NOT_QUANTIZED, NOT_QUANTIZED
+from sparsefmt.torch.models import EXPERTS_NOT_QUANTIZED, why_not_quantized
 from sparsefmt.torch.scaled_state import empty_like
 from sparsefmt.torch.scales import chosen_activations
 from sparsefmt.torch.selection import Selection
@@ -112,6 +112,8 @@ class WeightLoader:
     def _read(self, stored: Stored, holders: list[Holder]) -> _Compressed | _Dense:
         """The weight of linear layers: compressed, or dense with the reason."""
         selection = self._selection
+        if stored.is_scaled and is_convolution(holders[0].module):
+            return _Dense(stored.dense(held(holders[0]).dtype), "it has scales, which convolutions cannot have")
         if stored.is_scaled:
             tensor = stored.compressed(selection.layout)
             return _Compressed(tensor, stored.scales(), stored.input_scale(), stored.activations)
@@ -120,7 +122,9 @@ class WeightLoader:
         if isinstance(weight, _Dense) or how is None or quantizing is None:
             return weight
         tensor = weight.tensor
-        reason = NOT_QUANTIZED if any(_is_transposed(holder.module) for holder in holders) else None
+        first = holders[0].module
+        is_other = is_convolution(first) or any(_is_transposed(holder.module) for holder in holders)
+        reason = why_not_quantized(first) if is_other else None
         if tensor.operand().dtype.name not in FLOATS:
             reason = f"its weight has dtype {tensor.dtype}"
         if reason is not None:
@@ -160,10 +164,11 @@ def _read(stored: Stored, holders: list[Holder], selection: Selection) -> _Compr
     """The weight of linear layers as it is stored: compressed, or dense with the reason."""
     filled = any(is_sparse(holder) for holder in holders)
     trainable = not filled and any(held(holder).requires_grad for holder in holders)
+    module = holders[0].module
     if stored.is_stored_sparse:
-        reason = selection.why_not_worth(stored.filling(), trainable=trainable)
-        if filled or reason is None:
-            return _Compressed(stored.compressed(selection.layout))
+        reason = None if filled else selection.why_not_worth_of(module, stored.filling(), trainable=trainable)
+        if reason is None:
+            return _Compressed(stored.compressed(layout_for(module, selection.layout)))
         return _Dense(stored.dense(), reason)
     tensor = stored.dense()
     if not filled and not tensor.is_floating_point():
@@ -171,10 +176,11 @@ def _read(stored: Stored, holders: list[Holder], selection: Selection) -> _Compr
     with in_tensor(stored.name):
         matrix = adapter.rows_of(tensor)
     if not filled:
-        reason = selection.why_not_worth(matrix.filling(matrix.survey()), trainable=trainable)
+        reason = selection.why_not_worth_of(module, matrix.filling(matrix.survey()), trainable=trainable)
         if reason is not None:
             return _Dense(tensor, reason)
-    return _Compressed(SparseTensor.from_dense(matrix, selection.layout))
+    layout = selection.layout if filled else layout_for(module, selection.layout)
+    return _Compressed(SparseTensor.from_dense(matrix, layout))
 
 
 def _fill(holders: list[Holder], tensor: torch.Tensor, noting: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sparsefmt.torch.layers import is_linear, joined, modules_with_names
+from sparsefmt.torch.layers import is_layer, joined, modules_with_names
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.selection import MIN_SPARSITY, Patterns, Selection
 
@@ -98,7 +98,7 @@ def keep_zeros(
     made: dict[int, tuple[str, torch.Tensor, torch.Tensor]] = {}
     for name, module in modules_with_names(model):
         weight = module._parameters.get("weight")
-        if not is_linear(module) or isinstance(module, SparseLinear) or weight is None or not weight.numel():
+        if not is_layer(module) or isinstance(module, SparseLinear) or weight is None or not weight.numel():
             continue
         if selection.why_not_named(name) is None:
             zeros = weight.detach() == 0

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from sparsefmt.torch.convolution import SparseConv1d, SparseConv2d, SparseConvolution, layout_of_convolutions
+from sparsefmt.torch.convolution_kinds import is_dense_convolution, why_not_convolution
 from sparsefmt.torch.dense_layers import is_conv1d
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.products import why_not_linear
@@ -26,16 +28,19 @@ class Holder(NamedTuple):
 
 
 def why_not_replaceable(module: torch.nn.Module) -> str | None:
-    """Why a module cannot become a SparseLinear; None if it can.
+    """Why a module cannot become a SparseLinear, or a compressed convolution; None if it can.
 
-    A torch.nn.Linear, a subclass that computes the same (products.py), and a Conv1D of transformers can, unless they
-    have other tensors than weight and bias, such as those that a weight norm trains, which would be lost.
+    A torch.nn.Linear, a subclass that computes the same (products.py), a Conv1D of transformers, and convolutions of
+    torch can, unless they have other tensors than weight and bias, such as those that a weight norm trains, which would
+    be lost.
     """
-    if not is_linear(module):
+    if not is_layer(module):
         return f"it belongs to a module of class {type(module).__name__}, not to a linear layer"
     if isinstance(module, SparseLinear):
-        return "it is a SparseLinear already"
+        return f"it is a {type(module).__name__} already"
     reason = why_not_linear(module) if isinstance(module, torch.nn.Linear) else None
+    if isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d)):
+        reason = why_not_convolution(module)
     others = sorted({*module._parameters, *module._buffers, *module._modules} - _taken_over(module))
     if reason is None and others:
         return f"it has {', '.join(others)} beside its weight and bias"
@@ -88,4 +93,29 @@ def joined(prefix: str, name: str) -> str:
 
 def is_linear(module: torch.nn.Module) -> bool:
     """Whether a module is a linear layer of any kind."""
-    return isinstance(module, (torch.nn.Linear, SparseLinear)) or is_conv1d(module)
+    is_one = isinstance(module, (torch.nn.Linear, SparseLinear)) or is_conv1d(module)
+    return is_one and not isinstance(module, SparseConvolution)
+
+
+def is_convolution(module: torch.nn.Module) -> bool:
+    """Whether a module is a convolution of one or two dimensions, dense or compressed."""
+    return isinstance(module, SparseConvolution) or is_dense_convolution(module)
+
+
+def is_layer(module: torch.nn.Module) -> bool:
+    """Whether a module is a linear layer or a convolution."""
+    return is_linear(module) or is_convolution(module)
+
+
+def compressed_layer(module: torch.nn.Module, layout: str) -> SparseLinear:
+    """What takes the place of a linear layer or a convolution, with its weight compressed."""
+    if isinstance(module, torch.nn.Conv1d):
+        return SparseConv1d.from_convolution(module, layout)
+    if isinstance(module, torch.nn.Conv2d):
+        return SparseConv2d.from_convolution(module, layout)
+    return SparseLinear.from_linear(module, layout)
+
+
+def layout_for(module: torch.nn.Module, layout: str) -> str:
+    """The layout to ask for, for the weight of a layer, if a caller asks for `layout`."""
+    return layout_of_convolutions(layout) if is_convolution(module) else layout

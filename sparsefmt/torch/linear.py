@@ -294,6 +294,38 @@ class SparseLinear(torch.nn.Module):
         self.weight_arrays, self.weight_table = weights
         self._dtype = dtype
 
+    @property
+    def weight_shape(self) -> torch.Size:
+        """The shape that the weight has in the dense module, and in files."""
+        features = self.out_features, self.in_features
+        return torch.Size(features[::-1] if self.transposed else features)
+
+    def as_stored(self, matrix: torch.Tensor) -> torch.Tensor:
+        """A dense matrix (out_features, in_features) as the dense module and files have it."""
+        return matrix.t().contiguous() if self.transposed else matrix
+
+    def as_matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """The inverse of `as_stored`, a view."""
+        return weight.t() if self.transposed else weight
+
+    def stored_tensor(self) -> SparseTensor:
+        """The weights as files have them."""
+        return transposed(self.sparse_tensor(), "auto") if self.transposed else self.sparse_tensor()
+
+    def without_weight(self) -> SparseLinear:
+        """A layer like this one, without weights and bias."""
+        features = self.in_features, self.out_features
+        return SparseLinear(*features, bias=False, device="cpu", dtype=self._dtype, transposed=self.transposed)
+
+    def without_weight_dense(self) -> torch.nn.Module:
+        """The dense module that it was, without weight and bias."""
+        with torch.device("meta"):
+            if self.transposed:
+                from transformers.pytorch_utils import Conv1D
+
+                return Conv1D(self.out_features, self.in_features)
+            return torch.nn.Linear(self.in_features, self.out_features, bias=False)
+
     def compress(self, weight: torch.Tensor) -> None:
         """Take a dense weight (out_features, in_features), in the layout that the weights have, if that saves memory.
 

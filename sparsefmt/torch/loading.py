@@ -42,8 +42,8 @@ class LoadResult(NamedTuple):
             experts that are a SparseStack.
         missing_keys: names of the model that the files do not have.
         unexpected_keys: names of the files that the model does not have, or could not use.
-        dense: names of the linear layers that are dense, and why; and of tensors of other modules, if they are stored
-            sparse.
+        dense: names of the linear layers and convolutions that are dense, and why; and of tensors of other modules, if
+            they are stored sparse.
         summary: of the whole model.
         layers: what `sparse` names.
     """
@@ -87,8 +87,9 @@ def load_into(
     """Load a model from a .sparsefmt file, or a folder of them. Layers whose weights are pruned are compressed.
 
     Each torch.nn.Linear, and each Conv1D of transformers, whose weight is pruned as `sparsify` sees it is replaced by a
-    SparseLinear with the dtype of the file. A SparseLinear that is there already is filled. Everything else is loaded
-    dense: copied into what the model has, or, where that is on device "meta", taken with the dtype of the file.
+    SparseLinear with the dtype of the file, and convolutions by SparseConv1d and SparseConv2d, where `sparsify` would
+    do that. What is compressed already is filled. Everything else is loaded dense: copied into what the model has, or,
+    where that is on device "meta", taken with the dtype of the file.
 
     A parameter that has several names in the model needs one of them in the file, and keeps them all. So an output
     layer tied to an embedding stays a Linear and stays tied: the embedding needs its table dense. Linear layers that

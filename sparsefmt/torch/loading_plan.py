@@ -10,7 +10,7 @@ import torch
 from sparsefmt.errors import in_file
 from sparsefmt.torch.expert_kinds import projection_of
 from sparsefmt.torch.experts import stacks_of
-from sparsefmt.torch.layers import Holder, expect_cpu, is_linear, modules_with_names
+from sparsefmt.torch.layers import Holder, expect_cpu, is_layer, modules_with_names
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.scales import expect_int8
 from sparsefmt.torch.selection import Selection, why_dense
@@ -81,7 +81,7 @@ def planned(model: torch.nn.Module, stored: dict[str, Stored], selection: Select
         else:
             plan.missing += [holder.key for holder in holders]
             for holder in holders:
-                if holder.attribute == "weight" and is_linear(holder.module) and not is_sparse(holder):
+                if holder.attribute == "weight" and is_layer(holder.module) and not is_sparse(holder):
                     plan.reasons[holder.layer] = "its weight is not in the file"
     plan.unexpected += [name for name in stored if name not in used]
     plan.missing.sort()
@@ -146,8 +146,7 @@ def _expected_shape(holder: Holder) -> tuple[int, ...]:
     if stack is not None:
         return tuple(stack.shape)
     if isinstance(module, SparseLinear) and is_sparse(holder):
-        shape = module.out_features, module.in_features
-        return shape[::-1] if module.transposed else shape
+        return tuple(module.weight_shape)
     return tuple(held(holder).shape)
 
 

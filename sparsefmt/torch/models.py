@@ -1,4 +1,4 @@
-"""sparsify: compresses the pruned linear layers of a model in memory."""
+"""sparsify: compresses the pruned linear layers and convolutions of a model in memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import notebook
 from sparsefmt.torch.compress_experts import compress_stack, stacks_to_compress
 from sparsefmt.torch.compute_dtype import ComputeDtype, checked, widen
+from sparsefmt.torch.convolution import empty_convolution
 from sparsefmt.torch.dense_layers import dense_weight, effective, is_conv1d, parameter_of_weight
 from sparsefmt.torch.layers import (
     Holder,
+    compressed_layer,
     expect_cpu,
     holders_of_parameters,
-    is_linear,
+    is_convolution,
+    is_layer,
     modules_with_names,
     replace,
 )
@@ -31,6 +34,7 @@ from sparsefmt.torch.stack import SparseStack
 from sparsefmt.torch.summary import Quantizing, Summary, summary_of
 from sparsefmt.torch.widened import pass_on
 
+CONVOLUTION_NOT_QUANTIZED = "it is a convolution"
 NOT_QUANTIZED = "it is a Conv1D, whose weight has columns for rows in files"
 EXPERTS_NOT_QUANTIZED = "it holds the weights of experts"
 
@@ -39,9 +43,9 @@ class SparsifyResult(NamedTuple):
     """What `sparsify` did. Its text is a line: how much is compressed, and what is not and why.
 
     Attributes:
-        sparse: layers that are SparseLinear now, by name; and each SparseStack that has taken the place of the weights
-            of experts, by the name of these.
-        dense: names of the linear layers, and of weights of experts, that stay as they were, and why.
+        sparse: layers that are SparseLinear, SparseConv1d or SparseConv2d now, by name; and each SparseStack that has
+            taken the place of the weights of experts, by the name of these.
+        dense: names of the linear layers, convolutions, and weights of experts, that stay as they were, and why.
         summary: of the whole model.
         quantizing: what quantizing has lost, by name of the layer, and why others were not quantized; None if nothing
             was to be quantized.
@@ -82,6 +86,9 @@ def sparsify(
     weights; layers that share theirs with something that stays, as an
     output layer does that is tied to an embedding; and layers with requires_grad whose weight has no nonzero at all, as
     the `lora_B` of an adapter before training. Layers that share a weight share the compressed one.
+
+    Convolutions of one or two dimensions, in one group, become SparseConv1d and SparseConv2d where that is faster: see
+    docs/pytorch.md, "Convolutions".
 
     Weights of experts, which transformers keeps in Parameters of three dimensions, are compressed by the same rule,
     each Parameter as a whole: see docs/pytorch.md, "Mixtures of experts". Their modules stay the objects that they are.
@@ -163,7 +170,7 @@ def _groups(model: torch.nn.Module, selection: Selection) -> tuple[list[list[Hol
     dense: dict[str, str] = {}
     holders = holders_of_parameters(model)
     for name, module in modules_with_names(model):
-        if not is_linear(module) or isinstance(module, SparseLinear):
+        if not is_layer(module) or isinstance(module, SparseLinear):
             continue
         reason = _why_not(Holder(name, module, "weight"), selection, holders)
         if reason is None:
@@ -181,7 +188,7 @@ def _why_not(layer: Holder, selection: Selection, holders: dict[int, list[Holder
     for attribute in ("weight", "weight_orig"):
         for holder in holders.get(id(layer.module._parameters.get(attribute)), []):
             # torch.nn.utils.prune calls a weight that it masks weight_orig
-            masked = holder.attribute == "weight_orig" and is_linear(holder.module)
+            masked = holder.attribute == "weight_orig" and is_layer(holder.module)
             if selection.why_not_held(holder._replace(attribute="weight") if masked else holder) is not None:
                 return f"its weight is also {holder.key}"
     weight = dense_weight(layer.module)[0]
@@ -269,10 +276,10 @@ def _layer_of(holder: Holder, selection: Selection, result: SparsifyResult) -> S
     """The SparseLinear for a layer, quantized if that is asked for. `result` gets what that loses, or why it is not."""
     how, linear = selection.quantization, holder.module
     if how is None or result.quantizing is None:
-        return SparseLinear.from_linear(linear, selection.layout)
-    if is_conv1d(linear):
-        result.quantizing.left_out[holder.layer] = NOT_QUANTIZED
-        return SparseLinear.from_linear(linear, selection.layout)
+        return compressed_layer(linear, selection.layout)
+    if is_conv1d(linear) or is_convolution(linear):
+        result.quantizing.left_out[holder.layer] = why_not_quantized(linear)
+        return compressed_layer(linear, selection.layout)
     weight, _ = dense_weight(linear)
     with in_tensor(holder.key):
         made = quantized(rows_of(weight), how)
@@ -291,12 +298,17 @@ def _why_not_worth(module: torch.nn.Module, selection: Selection) -> str | None:
     with in_tensor("weight"):
         matrix = rows_of(weight)
     trainable = parameter_of_weight(module).requires_grad
-    return selection.why_not_worth(matrix.filling(matrix.survey()), trainable=trainable)
+    return selection.why_not_worth_of(module, matrix.filling(matrix.survey()), trainable=trainable)
+
+
+def why_not_quantized(module: torch.nn.Module) -> str:
+    """Why the weight of a layer cannot be quantized that is a Conv1D or a convolution."""
+    return CONVOLUTION_NOT_QUANTIZED if is_convolution(module) else NOT_QUANTIZED
 
 
 def _sharing(layer: SparseLinear, module: torch.nn.Module) -> SparseLinear:
     """A SparseLinear for a layer that has the same weight as another, with its own bias."""
-    made = SparseLinear(layer.in_features, layer.out_features, bias=False, device="cpu", transposed=layer.transposed)
+    made = empty_convolution(module) if is_convolution(module) else layer.without_weight()
     made.share_weight(layer)
     made.bias = getattr(module, "bias", None)
     pass_on(module, made, ["bias"])

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 
 from sparsefmt.checkpoints.scales import Beside, checked_input_scale, checked_scales, input_scale_name, scale_name
+from sparsefmt.torch.convolution import empty_convolution
 from sparsefmt.torch.dense_layers import is_conv1d
-from sparsefmt.torch.layers import holders_of_parameters, joined, modules_with_names, replace
+from sparsefmt.torch.layers import holders_of_parameters, is_convolution, joined, modules_with_names, replace
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.scaled_operator import dequantized
 from sparsefmt.torch.scales import array_of
@@ -34,7 +35,9 @@ def rounded_weights(model: torch.nn.Module) -> set[str]:
 
 
 def empty_like(module: torch.nn.Module) -> SparseLinear:
-    """A SparseLinear for a layer, with its bias and without weights."""
+    """A SparseLinear for a layer, or a compressed convolution, with its bias and without weights."""
+    if is_convolution(module):
+        return empty_convolution(module)
     weight = module._parameters["weight"]
     assert weight is not None
     swapped = is_conv1d(module)
@@ -80,12 +83,14 @@ def _layers_for(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> 
     found = {
         joined(name, "weight"): module
         for name, module in modules_with_names(model)
-        if isinstance(module, SparseLinear) and not module.transposed
+        if isinstance(module, SparseLinear) and not module.transposed and not is_convolution(module)
     }
     everything = Selection(min_size=0)
     for holders in holders_of_parameters(model).values():
         named = [holder for holder in holders if holder.key in weights]
-        if not named or why_dense(holders, everything) or any(is_conv1d(holder.module) for holder in holders):
+        if not named or any(is_conv1d(holder.module) or is_convolution(holder.module) for holder in holders):
+            continue
+        if why_dense(holders, everything):
             continue
         first: SparseLinear | None = None
         for holder in {id(holder.module): holder for holder in holders}.values():

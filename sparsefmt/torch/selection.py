@@ -9,11 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import torch
+
 from sparsefmt.layouts import auto
 from sparsefmt.layouts.sizes import Filling
 from sparsefmt.quantizing.quantization import Quantization
+from sparsefmt.torch import convolution_kinds
 from sparsefmt.torch.expert_kinds import projection_of
-from sparsefmt.torch.layers import Holder, is_linear, why_not_replaceable
+from sparsefmt.torch.layers import Holder, is_convolution, is_layer, why_not_replaceable
 from sparsefmt.torch.scales import activations_to_load
 
 MIN_SPARSITY = 0.4
@@ -121,6 +124,28 @@ class Selection:
             return "it is the model itself: use SparseLinear.from_linear"
         return reason
 
+    def least_size_of(self, module: torch.nn.Module) -> int:
+        """Elements that the weight of a module must have."""
+        if is_convolution(module) and self.min_size is None:
+            return min(self.least_size, convolution_kinds.MIN_SIZE)
+        return self.least_size
+
+    def why_not_worth_of(self, module: torch.nn.Module, filling: Filling, *, trainable: bool) -> str | None:
+        """What is against compressing the weight of a layer that is filled so; None if nothing. See `why_not_worth`.
+
+        A convolution that would be slower stays dense, unless small layers are wanted, too.
+        """
+        if not is_convolution(module):
+            return self.why_not_worth(filling, trainable=trainable)
+        reason = replace(self, min_size=self.least_size_of(module), quantization=None).why_not_worth(
+            filling, trainable=trainable
+        )
+        if reason is None and self.least_size:
+            size = filling.rows * filling.cols
+            shape = shape_of_weight(module)
+            reason = convolution_kinds.why_slower(shape, 1 - filling.nnz / size if size else 0.0)
+        return reason
+
     def why_not_worth(self, filling: Filling, *, trainable: bool, experts: int = 1) -> str | None:
         """What is against compressing a weight that is filled so; None if nothing.
 
@@ -170,7 +195,13 @@ def why_dense(holders: list[Holder], selection: Selection) -> dict[str, str]:
 
 def name_of(holder: Holder) -> str:
     """Under which name a tensor that stays dense is reported: that of its linear layer, or its own."""
-    return holder.layer if holder.attribute == "weight" and is_linear(holder.module) else holder.key
+    return holder.layer if holder.attribute == "weight" and is_layer(holder.module) else holder.key
+
+
+def shape_of_weight(module: torch.nn.Module) -> tuple[int, ...]:
+    """The shape of the weight of a convolution, whatever holds it."""
+    sizes = module.out_channels, module.in_channels, *module.kernel_size  # type: ignore[misc]
+    return sizes
 
 
 def _as_tuple(what: str, patterns: Patterns) -> tuple[str, ...] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from sparsefmt.tensor import SparseTensor
-from sparsefmt.torch.derived import transposed
 from sparsefmt.torch.layers import joined, modules_with_names
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.signs import leaving_signs
@@ -50,8 +49,7 @@ def tensors_and_stacks_of(model: torch.nn.Module) -> dict[str, torch.Tensor | Sp
             layer = sparse[held[name]]
             key = id(layer.weight_arrays), layer.transposed
             if key not in once:
-                weight = layer.sparse_tensor()
-                once[key] = transposed(weight, "auto") if layer.transposed else weight
+                once[key] = layer.stored_tensor()
             tensors[joined(held[name], "weight")] = once[key]
     return tensors
 

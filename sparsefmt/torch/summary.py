@@ -10,7 +10,7 @@ import torch
 
 from sparsefmt.quantizing import Loss
 from sparsefmt.torch.expert_kinds import projection_of, projections_of
-from sparsefmt.torch.layers import holders_of_parameters, is_linear
+from sparsefmt.torch.layers import holders_of_parameters, is_convolution, is_linear
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.selection import MIN_SPARSITY, Selection, name_of
 from sparsefmt.torch.stack import SparseStack
@@ -52,6 +52,7 @@ class Summary:
         dense: names of the other linear layers that stay dense, and why.
         scaled: how many of the compressed layers have scaled weights, by the dtype of the elements.
         quantizing: what quantizing has lost, and what was left out; None if nothing was to be quantized.
+        convolutions, compressed_convolutions: the same of convolutions of one or two dimensions.
         stacks, compressed_stacks: number of Parameters of experts, and of those that are a SparseStack.
     """
 
@@ -66,11 +67,16 @@ class Summary:
     quantizing: Quantizing | None = None
     stacks: int = 0
     compressed_stacks: int = 0
+    convolutions: int = 0
+    compressed_convolutions: int = 0
 
     def __str__(self) -> str:
         share = "" if self.pruned_share is None else f" ({_percent(self.pruned_share)} of the pruned weights)"
+        others = (
+            f", {self.compressed_convolutions:,} of {self.convolutions:,} convolutions" if self.convolutions else ""
+        )
         experts = f" and {self.compressed_stacks:,} of {self.stacks:,} stacks of experts" if self.stacks else ""
-        text = f"{self.compressed:,} of {self.linear:,} linear layers{experts} compressed{share}, "
+        text = f"{self.compressed:,} of {self.linear:,} linear layers{others}{experts} compressed{share}, "
         text += "".join(f"{count:,} with values of {dtype} and scales, " for dtype, count in self.scaled.items())
         text += f"{_megabytes(self.nbytes)} instead of {_megabytes(self.dense_nbytes)} MB"
         text += "" if self.quantizing is None else str(self.quantizing)
@@ -92,8 +98,12 @@ def summary_of(
     stacks = [module for module in model.modules() if isinstance(module, SparseStack)]
     of_experts = {layer for stack in stacks for layer in stack.layers}
     layers = {layer for layer in model.modules() if is_linear(layer)} - of_experts
+    convolutions = [layer for layer in model.modules() if is_convolution(layer)]
     sparse = [layer for layer in layers if isinstance(layer, SparseLinear)]
-    weights = {id(layer.weight_arrays): layer for layer in (*sparse, *of_experts) if layer.has_weight}.values()
+    sparse_convolutions = [layer for layer in convolutions if isinstance(layer, SparseLinear)]
+    weights = {
+        id(layer.weight_arrays): layer for layer in (*sparse, *sparse_convolutions, *of_experts) if layer.has_weight
+    }.values()
     dense_stacks = 0
     held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     nbytes = sum(tensor.nbytes for tensor in held.values())
@@ -120,7 +130,7 @@ def summary_of(
             continue
         pruned += weight.numel()
         size = weight.numel() // (1 if projection is None else projection.experts)
-        is_wanted = zeros >= selection.min_sparsity and size >= selection.least_size
+        is_wanted = zeros >= selection.min_sparsity and size >= selection.least_size_of(holders[0].module)
         if is_wanted and all(selection.why_not_held_by_name(holder) is None for holder in holders):
             name = name_of(holders[0])
             reason = reasons.get(name) or selection.why_not_held(holders[0])
@@ -141,6 +151,8 @@ def summary_of(
         quantizing=quantizing,
         stacks=len(stacks) + dense_stacks,
         compressed_stacks=len(stacks),
+        convolutions=len(convolutions),
+        compressed_convolutions=len(sparse_convolutions),
     )
 
 

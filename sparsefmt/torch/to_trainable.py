@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sparsefmt.torch.convolution import SparseConvolution
 from sparsefmt.torch.layers import modules_with_names, replace
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.selection import Patterns, Selection
@@ -15,8 +16,8 @@ def make_trainable(
 ) -> dict[str, TrainableSparseLinear]:
     """Replace the SparseLinear layers of a model by TrainableSparseLinear, in place, to train on with the zeros kept.
 
-    Other parameters are as trainable as they were. Layers with scales and layers that share their weights stay as
-    they are, and are not in the result.
+    Other parameters are as trainable as they were. Layers with scales, layers that share their weights, and
+    convolutions stay as they are, and are not in the result.
 
     Args:
         include, exclude: patterns of module names, as in `sparsify`.
@@ -40,7 +41,7 @@ def make_trainable(
     selection = Selection.of("auto", 0.0, include, exclude, None)
     made = {}
     for name, layer in list(modules_with_names(model)):
-        if not isinstance(layer, SparseLinear) or isinstance(layer, TrainableSparseLinear):
+        if not isinstance(layer, SparseLinear) or isinstance(layer, (TrainableSparseLinear, SparseConvolution)):
             continue
         if layer.is_tied or layer.weight_scale is not None or selection.why_not_named(name) is not None:
             continue

@@ -80,9 +80,9 @@ class SparseWeight(DenseOnDemand):
 
     @property
     def shape(self) -> torch.Size:
-        """(out_features, in_features); the other way round for the weight of what was a Conv1D, as that has it."""
-        shape = self._layer.out_features, self._layer.in_features
-        return torch.Size(shape[::-1] if self._layer.transposed else shape)
+        """(out_features, in_features); the other way round for the weight of what was a Conv1D, as that has it; and of
+        a convolution, with its window."""
+        return self._layer.weight_shape
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,10 +98,10 @@ class SparseWeight(DenseOnDemand):
 
     @property
     def ndim(self) -> int:
-        return 2
+        return len(self.shape)
 
     def dim(self) -> int:
-        return 2
+        return len(self.shape)
 
     def size(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
@@ -166,7 +166,7 @@ class SparseWeight(DenseOnDemand):
         else:
             dense = as_torch(self.tensor.todense(), self.tensor.operand().dtype).to(self.device)
             dense = dense.to(self.dtype) if scale is None else dequantized(dense, scale, self.dtype)
-        return dense.t().contiguous() if layer.transposed else dense
+        return layer.as_stored(dense)
 
     def __repr__(self) -> str:
         return f"SparseWeight({self.tensor!r})" if self._layer.has_weight else "SparseWeight(none yet)"
@@ -184,7 +184,7 @@ class SparseWeight(DenseOnDemand):
         if dtype is None and self._layer.weight_dtype != self._layer._dtype:
             dtype = np.dtype(np.float32)
         dense = self.tensor.__array__(dtype, copy)
-        return np.ascontiguousarray(dense.T) if self._layer.transposed else dense
+        return np.ascontiguousarray(dense.T) if self._layer.transposed else dense.reshape(self.shape)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(torch.Tensor, name):
@@ -231,7 +231,7 @@ class SparseWeight(DenseOnDemand):
                 " transformers"
             )
         was_sparse = self.tensor.layout != "dense"
-        self._layer.compress(value.detach().t() if self._layer.transposed else value.detach())
+        self._layer.compress(self._layer.as_matrix(value.detach()))
         if was_sparse and self.tensor.layout == "dense":
             warnings.warn(
                 f"{self._called} has been changed, and is {self.tensor.sparsity:.0%} zero now: it is not compressed any"
@@ -241,9 +241,9 @@ class SparseWeight(DenseOnDemand):
             )
 
     def linear(self, input: Any, bias: Any) -> torch.Tensor | None:
-        """torch.nn.functional.linear on the compressed weight; None if it is transposed."""
+        """torch.nn.functional.linear on the compressed weight; None if it is transposed, or a convolution's."""
         layer = self._layer
-        if layer.transposed:
+        if layer.transposed or self.ndim != 2:
             return None
         return layer.product(input, bias)
 
@@ -257,9 +257,10 @@ class SparseWeight(DenseOnDemand):
             return
         layer.warned = True
         pattern = "a pattern of its name" if layer.name is None else repr("*." + layer.name.rpartition(".")[2])
+        sizes = " x ".join(f"{size:,}" for size in self.shape)
         warnings.warn(
-            f"{operation}() needs the elements of {self._called}, {self.shape[0]:,} x {self.shape[1]:,}, which are made"
-            " dense for it each time: right, but slower than a dense layer. Keep such layers dense: give sparsify,"
+            f"{operation}() needs the elements of {self._called}, {sizes}, which are"
+            " made dense for it each time: right, but slower than a dense layer. Keep such layers dense: give sparsify,"
             f" load_into or SparsefmtConfig exclude={pattern}, or an include= without them",
             UserWarning,
             stacklevel=4,

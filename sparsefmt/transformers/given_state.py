@@ -53,8 +53,7 @@ def compressed_state(
             key = first, module.transposed
             if key not in made:
                 holder = _holding(module, parts, name)
-                tensor = holder.sparse_tensor()
-                made[key] = holder, transposed(tensor, "auto") if module.transposed else tensor
+                made[key] = holder, holder.stored_tensor()
             weight = joined(name, "weight")
             layers[weight], state[weight] = made[key]
     return state, layers
@@ -116,9 +115,7 @@ def _take_stack(state: dict[str, Any], name: str, stack: SparseStack) -> None:
 
 def _holding(layer: SparseLinear, parts: dict[str, Any], name: str) -> SparseLinear:
     """A layer like this one, with the weights of the state."""
-    made = SparseLinear(
-        layer.in_features, layer.out_features, bias=False, device="cpu", dtype=layer._dtype, transposed=layer.transposed
-    )
+    made = layer.without_weight()
     made.compute_dtype = layer.compute_dtype
     try:
         made.load_state_dict(parts, strict=False, assign=True)

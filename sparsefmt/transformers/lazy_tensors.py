@@ -212,10 +212,10 @@ class LazyTensor:
                 return made if isinstance(self._path, CompressedFile) else made.dense()
             if key is not Ellipsis:
                 return adapter.part_of(self._tensor, key)
-            if isinstance(self._path, CompressedFile) and len(self.get_shape()) in (2, 3):
+            if isinstance(self._path, CompressedFile) and len(self.get_shape()) in (2, 3, 4):
                 tensor = self._file.load(self._name, self._path.config.layout)
                 if isinstance(tensor, SparseTensor):
-                    return StandIn(tensor) if tensor.ndim == 2 else StackStandIn(matrices_of(tensor, tensor.shape[0]))
+                    return StackStandIn(matrices_of(tensor, len(tensor))) if tensor.ndim == 3 else StandIn(tensor)
             return adapter.tensor_of(self._tensor)
 
     def _scaled(self, beside: Beside) -> StandIn:

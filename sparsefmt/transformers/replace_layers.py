@@ -8,12 +8,14 @@ from sparsefmt.errors import in_tensor
 from sparsefmt.quantizing import quantized
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.compress_experts import filling_of, put_matrices, turned
+from sparsefmt.torch.convolution import empty_convolution
 from sparsefmt.torch.dense_layers import is_conv1d
 from sparsefmt.torch.derived import rows_of, transposed
 from sparsefmt.torch.expert_kinds import Projection, projection_of
-from sparsefmt.torch.layers import Holder, holders_of_parameters, replace
+from sparsefmt.torch.layers import Holder, holders_of_parameters, is_convolution, layout_for, replace
 from sparsefmt.torch.linear import SparseLinear
-from sparsefmt.torch.models import EXPERTS_NOT_QUANTIZED, NOT_QUANTIZED, SparsifyResult, sparsify_by
+from sparsefmt.torch.matrix_views import as_matrix
+from sparsefmt.torch.models import EXPERTS_NOT_QUANTIZED, SparsifyResult, sparsify_by, why_not_quantized
 from sparsefmt.torch.scales import chosen_activations, expect_int8
 from sparsefmt.torch.selection import Selection, name_of, why_dense
 from sparsefmt.torch.stack import SparseStack
@@ -38,6 +40,10 @@ def settle(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
     sparse: dict[str, SparseLinear | SparseStack] = {}
     for holders in holders_of_parameters(model).values():
         weight = holders[0].module._parameters[holders[0].attribute]
+        if isinstance(weight, StackStandIn) and is_convolution(holders[0].module):
+            # of one dimension: dense for a moment, and compressed below
+            _fill(weight, holders)
+            continue
         if isinstance(weight, StackStandIn) or (isinstance(weight, StandIn) and _is_of_experts(holders)):
             stack = _settle_stack(weight, holders, selection)
             if isinstance(stack, SparseStack):
@@ -108,7 +114,9 @@ def _quantized(weight: StandIn, holders: list[Holder], selection: Selection, qua
     how = selection.quantization
     if how is None or weight.scales is not None:
         return weight
-    reason = NOT_QUANTIZED if any(is_conv1d(holder.module) for holder in holders) else None
+    first = holders[0].module
+    is_other = is_convolution(first) or any(is_conv1d(holder.module) for holder in holders)
+    reason = why_not_quantized(first) if is_other else None
     if not weight.is_floating_point():
         reason = f"its weight has dtype {weight.dtype}"
     if reason is not None:
@@ -124,17 +132,22 @@ def _quantized(weight: StandIn, holders: list[Holder], selection: Selection, qua
 
 
 def _why_not_worth(weight: StandIn, holders: list[Holder], selection: Selection) -> dict[str, str]:
+    is_other = is_convolution(holders[0].module)
     if weight.scales is not None:
         # however few of its elements are zero, they are of a byte
-        return {}
+        return _named("it has scales, which convolutions cannot have", holders) if is_other else {}
     if weight.compressed.layout == "dense":
         matrix = rows_of(weight.compressed)
         filling = matrix.filling(matrix.survey())
     else:
         filling = weight.compressed.filling()
     # what transformers calls a quantized model is not trained
-    reason = selection.why_not_worth(filling, trainable=False)
-    return {} if reason is None else {name_of(holder): reason for holder in holders}
+    reason = selection.why_not_worth_of(holders[0].module, filling, trainable=False)
+    return {} if reason is None else _named(reason, holders)
+
+
+def _named(reason: str, holders: list[Holder]) -> dict[str, str]:
+    return {name_of(holder): reason for holder in holders}
 
 
 def _fill_buffers(model: torch.nn.Module) -> None:
@@ -160,7 +173,7 @@ def _compress(
         if first is None:
             new = made[swapped] = _layer_of(weight, name, layer, selection)
         else:
-            new = SparseLinear(first.in_features, first.out_features, bias=False, device="cpu")
+            new = empty_convolution(layer) if is_convolution(layer) else first.without_weight()
             new.share_weight(first)
             new.bias = layer._parameters.get("bias")
         new.transposed = swapped
@@ -178,6 +191,10 @@ def _compress(
 
 def _layer_of(weight: StandIn, name: str, layer: torch.nn.Module, selection: Selection) -> SparseLinear:
     bias, scales = layer._parameters.get("bias"), weight.scales
+    if is_convolution(layer):
+        made = empty_convolution(layer)
+        made.set_weight(as_matrix(weight.compressed).to_layout(layout_for(layer, selection.layout)))
+        return made
     if is_conv1d(layer):
         return SparseLinear.from_tensor(transposed(weight.without_scales(), selection.layout), bias)
     if scales is None:

@@ -19,6 +19,8 @@ from sparsefmt.torch import SparseLinear, make_dense, make_trainable, sparsify
 peft = pytest.importorskip("peft", reason="peft is not installed")
 transformers = pytest.importorskip("transformers", reason="peft needs transformers")
 
+from experts_models import TOKENS  # noqa: E402
+from experts_models import model_of as experts_model  # noqa: E402
 from transformers.pytorch_utils import Conv1D  # noqa: E402
 
 from sparsefmt.peft import SparseIA3Linear, SparseLoraLinear, merge_and_unload, merging  # noqa: E402
@@ -250,6 +252,27 @@ def test_all_linear_finds_what_it_finds_in_the_dense_model():
         found.append([sorted(config.target_modules) for config in adapted_model.peft_config.values()])
         assert isinstance(adapted_model.base_model.model.up.base_layer, (SparseLinear, torch.nn.Linear))
     assert found[0] == found[1] == [["down", "head", "up"]] * 2
+
+
+def test_all_linear_leaves_experts_and_convolutions_alone():
+    found = []
+    for compressed in (False, True):
+        model = experts_model("mixtral")
+        model.stem = torch.nn.Conv2d(8, 16, 3)
+        with torch.no_grad():
+            model.stem.weight.view(-1)[:900] = 0
+        if compressed:
+            result = sparsify(model, min_size=0)
+            assert {"stem", "model.layers.0.mlp.experts.down_proj"} <= set(result.sparse)
+        config = peft.LoraConfig(r=2, target_modules="all-linear")
+        adapted_model = peft.get_peft_model(model, config)
+        names = [name for name, _ in adapted_model.named_modules() if name.endswith(".lora_A.default")]
+        # those that PEFT puts on Parameters of dense experts aside
+        found.append(sorted(name for name in names if "experts" not in name))
+        assert not compressed or len(found[1]) == len(names)
+        with torch.no_grad():
+            assert adapted_model(input_ids=TOKENS).logits.isfinite().all()
+    assert found[0] == found[1] != []
 
 
 @pytest.mark.parametrize("options", [{}, {"activations": "int8"}], ids=["int8", "activations"])

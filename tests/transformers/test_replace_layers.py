@@ -69,7 +69,7 @@ class OwnModel(PreTrainedModel):
 
 
 def test_only_layers_that_are_called_are_replaced(tmp_path: Path) -> None:
-    """Not a subclass of Linear, nor what MultiheadAttention has; weights of other modules are dense."""
+    """Convolutions are, too. Not a subclass of Linear, nor what MultiheadAttention has."""
     dense = OwnModel(OwnConfig())
     for parameter in dense.parameters():
         parameter.data *= torch.rand(parameter.shape) < 0.2
@@ -77,7 +77,7 @@ def test_only_layers_that_are_called_are_replaced(tmp_path: Path) -> None:
     folder = convert(tmp_path / "in", tmp_path / "out")
     x = torch.randn(3, 2, 64)
     model = OwnModel.from_pretrained(folder)
-    assert sparse_layers(model) == {"one", "three"}
+    assert sparse_layers(model) == {"one", "three", "conv"}
     assert type(model.two) is OwnLinear
     with torch.no_grad():
         torch.testing.assert_close(model(x), dense(x), atol=1e-5, rtol=1e-5)
