@@ -103,7 +103,7 @@ PUBLIC = {
         "transformers.config.SparsefmtConfig.__init__",
     ),
     "transformers.saving.save_pretrained",
-    "dask.conversion.convert",
+    *("dask.conversion.convert", "dask.verification.verify"),
 }
 """What users call with keywords; and what torch calls: an operator of torch takes tensors and numbers alone."""
 

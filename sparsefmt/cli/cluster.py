@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,10 @@ from sparsefmt.cli.failures import Failure
 
 if TYPE_CHECKING:
     from sparsefmt.checkpoints.checkpoint import Checkpoint
+    from sparsefmt.checkpoints.verification import Verifier
+    from sparsefmt.checkpoints.verified_files import Findings, Verification
     from sparsefmt.container.remote_path import Place
+    from sparsefmt.dask.running import OnCluster
     from sparsefmt.save_options import SaveOptions
 
 option = click.option(
@@ -29,22 +34,44 @@ def convert(
     cluster: str | None, source: Checkpoint, destination: Place, options: SaveOptions, progress: Progress | None
 ) -> list[ConvertedTensor]:
     """Convert a checkpoint, on a cluster if one is given. Replaces what is there if the command has `--force`."""
-    context = click.get_current_context()
-    force = bool(context.params["force"])
+    force = bool(click.get_current_context().params["force"])
     if cluster is None:
         return convert_checkpoint(source, destination, options, overwrite=force, progress=progress)
+    with _running_on(cluster, source, progress) as where:
+        from sparsefmt.dask.conversion import convert_checkpoint as convert_on
+
+        options = replace(options, threads=_threads_of_each(options.threads))
+        return convert_on(source, destination, options, where, overwrite=force)
+
+
+def verify(cluster: str | None, verification: Verification, verifier: Verifier) -> Findings:
+    """Verify a checkpoint, on a cluster if one is given."""
+    if cluster is None:
+        return verification.run(verifier)
+    with _running_on(cluster, verification.ours, verifier.progress) as where:
+        from sparsefmt.dask.verification import verify_checkpoint
+
+        return verify_checkpoint(verification, replace(verifier, threads=_threads_of_each(verifier.threads)), where)
+
+
+@contextmanager
+def _running_on(cluster: str, source: Checkpoint, progress: Progress | None) -> Iterator[OnCluster]:
+    """Where the tasks for the files of a checkpoint run. What is wrong with the option ends the program."""
     try:
         from sparsefmt.dask.clients import client_of
-        from sparsefmt.dask.conversion import OnCluster
-        from sparsefmt.dask.conversion import convert_checkpoint as convert_on
+        from sparsefmt.dask.running import OnCluster
     except ImportError as error:
         raise Failure(f"--dask: {error}", 2) from None
-    if context.get_parameter_source("threads") == ParameterSource.DEFAULT:
-        options = replace(options, threads=None)
     try:
         with client_of(cluster, len(source.files)) as client:
-            return convert_on(source, destination, options, OnCluster(client, progress=progress), overwrite=force)
+            yield OnCluster(client, progress=progress)
     except ValueError as error:
         if type(error) is not ValueError:  # one of ours is one, too
             raise
         raise Failure(f"--dask {cluster}: {error}", 2) from None
+
+
+def _threads_of_each(threads: int | None) -> int | None:
+    """Threads for each file: those that are given, not those of this machine."""
+    is_default = click.get_current_context().get_parameter_source("threads") == ParameterSource.DEFAULT
+    return None if is_default else threads

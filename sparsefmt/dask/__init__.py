@@ -2,6 +2,7 @@
 
     import sparsefmt.dask
     sparsefmt.dask.convert("llama-pruned", "llama-pruned-sparsefmt", client)
+    faults = sparsefmt.dask.verify("llama-pruned-sparsefmt", client, against="llama-pruned")
     w = sparsefmt.dask.from_file("model.sparsefmt", "layers.0.weight")
     y = (x @ w.T).compute()
 
@@ -17,5 +18,6 @@ except ImportError as error:
 
 from sparsefmt.dask.arrays import FileArray, from_file
 from sparsefmt.dask.conversion import convert
+from sparsefmt.dask.verification import verify
 
-__all__ = ["FileArray", "convert", "from_file"]
+__all__ = ["FileArray", "convert", "from_file", "verify"]

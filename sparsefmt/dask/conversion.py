@@ -6,60 +6,30 @@ what belongs to the folder as a whole in the end. Workers see what the client se
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import distributed
 import xxhash
 
 import sparsefmt
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.contract import TensorFile
-from sparsefmt.checkpoints.conversion import ConvertedTensor, Progress
-from sparsefmt.checkpoints.folding import FoldedFile
+from sparsefmt.checkpoints.conversion import ConvertedTensor
 from sparsefmt.checkpoints.target_folder import FilesWriter, write_checkpoint
 from sparsefmt.container.atomic import TEMPORARY_SUFFIX
 from sparsefmt.container.remote_path import Place, place_of
 from sparsefmt.dask.clients import client_of
-from sparsefmt.dask.shards import (
-    Folding,
-    ShardDone,
-    ShardTask,
-    SourceFile,
-    convert_shard,
-    found_done,
-    index_of,
-    seen_by_all,
-)
-from sparsefmt.errors import SparsefmtError
+from sparsefmt.dask.running import News, OnCluster, run
+from sparsefmt.dask.shards import ShardDone, ShardTask, convert_shard, found_done, index_of
+from sparsefmt.dask.source_files import SourceFile, seen_by_all
 from sparsefmt.quantizing import Quantization
 from sparsefmt.save_options import NegativeZeros, SaveOptions
 from sparsefmt.urls import is_url
-
-_PASSING = (errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN, None)
-"""Errors of the system that another try may not have: those of networks and stores."""
-
-
-@dataclass(frozen=True)
-class OnCluster:
-    """Where a checkpoint is converted, and how patiently.
-
-    Attributes:
-        client: of distributed.
-        retries: how often a shard is tried again after an error of a network or a store.
-        progress: told the dense bytes that are done.
-    """
-
-    client: Any
-    retries: int = 3
-    progress: Progress | None = None
 
 
 def convert(
@@ -179,7 +149,7 @@ class _ClusterWriter(FilesWriter):
     def _all_done(self, tasks: Sequence[ShardTask]) -> dict[str, ShardDone]:
         done: dict[str, ShardDone] = {}
         sizes = self._nbytes
-        news = _News(sizes, self._where.progress)
+        news = News(sizes, self._where.progress)
         for task in tasks:
             found = found_done(task)
             if found is not None:
@@ -189,99 +159,19 @@ class _ClusterWriter(FilesWriter):
         # the largest first, so that no worker has one to itself in the end
         left.sort(key=lambda task: -sizes[task.fingerprint])
         with news.heard(self._where.client) as topic:
-            for task, found in _run(left, topic, self._where):
+            named = {str(task.destination): replace(task, topic=topic) for task in left}
+            for task, found in run(convert_shard, named, self._where):
                 index_of(task.destination, found)
                 done[task.fingerprint] = found
                 news.finished(task.fingerprint)
         return done
 
 
-def _run(tasks: Sequence[ShardTask], topic: str, where: OnCluster) -> Iterator[tuple[ShardTask, ShardDone]]:
-    """Tasks and their results, as these come in. Cancels all others after an error."""
-    if not tasks:
-        return
-    token = secrets.token_hex(4)
-    running: dict[Any, tuple[ShardTask, int]] = {}
-
-    def begun(task: ShardTask, tries: int) -> Any:
-        # another key than any before: what a client that was cut off has begun is not waited for
-        key = (f"convert_shard-{token}", f"{task.destination.name}{f' try {tries}' if tries > 1 else ''}")
-        future = where.client.submit(convert_shard, replace(task, topic=topic), key=key, pure=False)
-        running[future] = task, tries
-        return future
-
-    arriving = distributed.as_completed([begun(task, 1) for task in tasks], loop=where.client.loop)
-    try:
-        for future in arriving:
-            task, tries = running.pop(future)
-            try:
-                found = future.result()
-            except (SparsefmtError, OSError) as error:
-                if not _may_pass(error) or tries > where.retries:
-                    raise
-                arriving.add(begun(task, tries + 1))
-            except distributed.KilledWorker as error:
-                died = f"worker after worker has died while it converted this: {error}"
-                raise OSError(errno.EIO, died, str(task.source.place)) from None
-            except distributed.CancelledError:
-                raise OSError(errno.EIO, "the scheduler has given it up", str(task.source.place)) from None
-            else:
-                yield task, found
-    finally:
-        if running:
-            where.client.cancel(list(running))
-
-
-def _may_pass(error: Exception) -> bool:
-    if not isinstance(error, OSError) or isinstance(error, (FileNotFoundError, FileExistsError, PermissionError)):
-        return False
-    return error.errno in _PASSING
-
-
-class _News:
-    """Adds up how much of each shard is done, so that progress counts each byte once."""
-
-    def __init__(self, sizes: Mapping[str, int], progress: Progress | None) -> None:
-        self._sizes, self._progress = sizes, progress
-        self._told = dict.fromkeys(sizes, 0)
-
-    def finished(self, shard: str) -> None:
-        self._tell(shard, self._sizes[shard])
-
-    def _tell(self, shard: str, done: int) -> None:
-        done = min(done, self._sizes[shard])
-        more, self._told[shard] = done - self._told[shard], max(done, self._told[shard])
-        if self._progress is not None and more > 0:
-            self._progress(more)
-
-    @contextmanager
-    def heard(self, client: Any) -> Iterator[str]:
-        """A topic on which workers tell what is done; "" if nobody wants to know."""
-        if self._progress is None:
-            yield ""
-            return
-        topic = f"sparsefmt-convert-{secrets.token_hex(8)}"
-
-        def hear(event: tuple[float, Mapping[str, Any]]) -> None:
-            _, said = event
-            self._tell(said["shard"], said["done"])
-
-        client.subscribe_topic(topic, hear)
-        try:
-            yield topic
-        finally:
-            client.unsubscribe_topic(topic)
-
-
 def _task_of(source: Checkpoint, file: TensorFile, options: SaveOptions) -> ShardTask:
     """The task for a file, which does not know yet where it writes."""
-    inner, folding = file, None
-    if isinstance(file, FoldedFile):
-        inner = file.inner
-        elsewhere = {part: SourceFile.of(other, source.file_format) for part, other in file.elsewhere.items()}
-        folding = Folding(tuple(file.groups), elsewhere, file.dropped)
-    of = SourceFile.of(inner, source.file_format)
-    task = ShardTask(of, folding, options, source.quantization, None)
+    of = SourceFile.of(file, source.file_format)
+    folding = of.folding
+    task = ShardTask(of, options, source.quantization, None)
     others = [] if folding is None else sorted({(str(o.place), o.header, o.stamp) for o in folding.elsewhere.values()})
     said = [
         *(sparsefmt.__version__, str(of.place), of.header, of.stamp, others),

@@ -9,73 +9,29 @@ of all options.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import distributed
 import xxhash
 
 import sparsefmt
 from sparsefmt.adapters import Survey
-from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.conversion import ConvertedTensor, write_converted
-from sparsefmt.checkpoints.folding import FoldedFile, Group
-from sparsefmt.checkpoints.formats import FileFormat
 from sparsefmt.container.file_objects import destination
 from sparsefmt.container.index import Index
 from sparsefmt.container.reader import Reader
-from sparsefmt.container.remote_path import Place, RemotePath
+from sparsefmt.container.remote_path import Place
 from sparsefmt.container.sources import source_of
 from sparsefmt.container.writer import Sink
-from sparsefmt.errors import FormatError, UnsupportedError, in_file
+from sparsefmt.dask.running import check_version, teller
+from sparsefmt.dask.source_files import SourceFile
+from sparsefmt.errors import FormatError, in_file
 from sparsefmt.layouts.sizes import Stored
 from sparsefmt.quantizing import Loss, Quantization
 from sparsefmt.save_options import SaveOptions
 
-_SECONDS_BETWEEN_NEWS = 0.5
 _READ_BYTES = 1 << 23
 _MOST_STATE_BYTES = 1 << 28
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file of the source, as the client has seen it.
-
-    Attributes:
-        header: a checksum of its size and of its header: names, dtypes, shapes and metadata.
-        stamp: when it was last changed, or what its store says in place of that.
-    """
-
-    place: Place
-    file_format: FileFormat
-    header: str
-    stamp: str
-
-    @classmethod
-    def of(cls, file: TensorFile, file_format: FileFormat) -> SourceFile:
-        return cls(seen_by_all(file.path), file_format, header_checksum(file), _stamp_of(file.path))
-
-    @contextmanager
-    def opened(self) -> Iterator[TensorFile]:
-        """The file, open. Raises FormatError if it is not the one that the client has seen."""
-        with Checkpoint(self.place, [self.file_format]) as checkpoint:
-            (file,) = checkpoint.files
-            if header_checksum(file) != self.header or _stamp_of(self.place) != self.stamp:
-                raise FormatError("file-changed", "it has been replaced since the conversion began", path=_name(self))
-            yield file
-
-
-@dataclass(frozen=True)
-class Folding:
-    """What makes a FoldedFile of a file: its attributes, with files of the source in place of open ones."""
-
-    groups: tuple[Group, ...]
-    elsewhere: dict[str, SourceFile]
-    dropped: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -83,7 +39,7 @@ class ShardTask:
     """All that a worker has to know to convert a shard.
 
     Attributes:
-        source: the file to convert, and how it is folded.
+        source: the file to convert.
         options, quantization: as of a conversion on one machine; without a number of threads, one is used.
         destination: where the shard goes.
         state: where what has been finished is noted; None if nobody would look.
@@ -92,7 +48,6 @@ class ShardTask:
     """
 
     source: SourceFile
-    folding: Folding | None
     options: SaveOptions
     quantization: Quantization | None
     destination: Any
@@ -144,22 +99,11 @@ def convert_shard(task: ShardTask) -> ShardDone:
         FormatError: the source has been replaced meanwhile, or the shard reads differently from what was written.
         as a conversion on one machine.
     """
-    if task.version != sparsefmt.__version__:
-        raise UnsupportedError(
-            "worker-version",
-            f"a worker has sparsefmt {sparsefmt.__version__}, and the client {task.version}: the bytes could differ",
-        )
+    check_version(task.version)
     options = replace(task.options, threads=task.options.threads or 1)
-    with ExitStack() as stack:
-        stack.enter_context(in_file(task.source.place))
-        file = stack.enter_context(task.source.opened())
-        if task.folding is not None:
-            others = {place: stack.enter_context(place.opened()) for place in set(task.folding.elsewhere.values())}
-            elsewhere = {part: others[place] for part, place in task.folding.elsewhere.items()}
-            file = FoldedFile(file, task.folding.groups, elsewhere, task.folding.dropped)
-        with destination(task.destination) as sink:
-            written = _CountingSink(sink)
-            converted = write_converted(file, written, options, task.quantization, _news(task.topic, task.fingerprint))
+    with task.source.called_by_client(), task.source.opened() as file, destination(task.destination) as sink:
+        written = _CountingSink(sink)
+        converted = write_converted(file, written, options, task.quantization, teller(task.topic, task.fingerprint))
     index_checksum = _read_again(task.destination, written)
     done = ShardDone.of(written.nbytes, index_checksum, converted)
     if task.state is not None:
@@ -199,21 +143,6 @@ def index_of(place: Place, done: ShardDone) -> Index:
             source.close()
 
 
-def seen_by_all(place: Place) -> Place:
-    """The same place for processes with another working directory."""
-    return place if isinstance(place, RemotePath) else place.absolute()
-
-
-def header_checksum(file: TensorFile) -> str:
-    """A checksum of the size of a file and of all that its header says."""
-    ranges = getattr(file, "tensors", {})
-    said: list[Any] = [file.nbytes, sorted(file.metadata.items()), sorted(file.aliases.items())]
-    for name in file.names:
-        rows = file.rows_of(name)
-        said.append([name, rows.dtype.name, rows.shape, getattr(ranges.get(name), "begin", 0)])
-    return xxhash.xxh3_128_hexdigest(json.dumps(said).encode())
-
-
 class _CountingSink:
     """Passes on what is written, and keeps its length and its checksum."""
 
@@ -245,26 +174,6 @@ def _read_again(place: Place, written: _CountingSink) -> int:
             return Reader(source).index_checksum
         finally:
             source.close()
-
-
-def _news(topic: str, shard: str) -> Callable[[int], object] | None:
-    """A function that tells the client how much of a shard is done, not too often."""
-    if not topic:
-        return None
-    try:
-        worker = distributed.get_worker()
-    except ValueError:  # called without a cluster
-        return None
-    done, last = 0, time.monotonic()
-
-    def tell(nbytes: int) -> None:
-        nonlocal done, last
-        done += nbytes
-        if time.monotonic() - last > _SECONDS_BETWEEN_NEWS:
-            last = time.monotonic()
-            worker.log_event(topic, {"shard": shard, "done": done})
-
-    return tell
 
 
 def _counted(tensor: ConvertedTensor) -> tuple[list[int], int, list[Any] | None]:
@@ -303,13 +212,3 @@ def _whole(place: Place, most: int) -> bytes:
         return source.read(0, source.size).tobytes()
     finally:
         source.close()
-
-
-def _stamp_of(place: Place) -> str:
-    if isinstance(place, RemotePath):
-        return repr(place.identity())
-    return str(place.stat().st_mtime_ns)
-
-
-def _name(file: SourceFile) -> str:
-    return str(file.place)

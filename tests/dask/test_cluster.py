@@ -1,10 +1,11 @@
-"""Checkpoints converted by a cluster of two worker processes: the bytes are those of one process, whatever happens."""
+"""Checkpoints converted and verified by a cluster of two worker processes: bytes and words are those of one process."""
 
 from __future__ import annotations
 
 import filecmp
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -183,6 +184,49 @@ def test_the_command(client, source, tmp_path):
     result = run_command("convert", source, tmp_path / "other", "--dask", "nonsense://host:1")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "nonsense" in result.stderr
+
+
+def without_seconds(result: Any) -> tuple[int, str, str]:
+    return result.exit_code, re.sub(r"in [\d.]+ s\b", "in S s", result.stdout), result.stderr
+
+
+def test_verifying(client, source, tmp_path, monkeypatch):
+    """All that is said is what one machine says, of paths as they were given: a chunk is damaged, a weight differs, one
+    is missing."""
+    monkeypatch.chdir(tmp_path)
+    address = client.scheduler.address
+    with Checkpoint(source, ["safetensors"]) as checkpoint:
+        checkpoint.fold()
+        convert_checkpoint(checkpoint, tmp_path / "out", SaveOptions(codec="raw"))
+    for arguments in (["out", "--strict"], ["out", "--against", "in", "--fold"]):
+        result = run_command("verify", *arguments, "--dask", address)
+        assert result.exit_code == 0, result.stderr
+        assert "5 tensors" in result.stdout or "6 tensors" in result.stdout
+        assert without_seconds(result) == without_seconds(run_command("verify", *arguments))
+    with Checkpoint("out", ["sparsefmt"]) as checkpoint:
+        damaged = checkpoint.holder["a.bias"].path
+    content = damaged.read_bytes()
+    damaged.write_bytes(content.replace(np.arange(7.0).tobytes(), np.arange(1.0, 8).tobytes()))
+    changed = {"a.weight": sparse_array(1), "a.bias": np.arange(7.0), "c.weight": -sparse_array(3)}
+    save_shards(tmp_path / "other", {NAMES[0]: changed, NAMES[1]: {"d.weight": -sparse_array(1)}})
+    arguments = ["out", "--against", "other", "--strict"]
+    result = run_command("verify", *arguments, "--dask", address)
+    assert without_seconds(result) == without_seconds(run_command("verify", *arguments))
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert len(lines) == 4
+    assert "'b.weight': only in out" in lines[0]
+    assert "'e.weight': only in out" in lines[1]
+    assert lines[2].startswith("sparsefmt: error: out/model-00001")
+    assert "'a.bias'" in lines[2]
+    assert "'c.weight'" in lines[3]
+    faults = sparsefmt.dask.verify("out", client, against="other", strict=True)
+    assert [f"sparsefmt: error: {fault}" for fault in faults] == lines
+    sparsefmt.save_file({"zeros": np.zeros((300, 300), np.float32)}, "small.sparsefmt")
+    arguments = ["small.sparsefmt", "--max-decoded-bytes", "0"]
+    result = run_command("verify", *arguments, "--dask", address)
+    assert without_seconds(result) == without_seconds(run_command("verify", *arguments))
+    assert "raise --max-decoded-bytes" in result.stderr
 
 
 @pytest.mark.slow
