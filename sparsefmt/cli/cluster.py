@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,14 +11,17 @@ import click
 from click.core import ParameterSource
 
 from sparsefmt.checkpoints.conversion import ConvertedTensor, Progress, convert_checkpoint
+from sparsefmt.checkpoints.found_patterns import find_patterns
 from sparsefmt.cli.failures import Failure
 
 if TYPE_CHECKING:
     from sparsefmt.checkpoints.checkpoint import Checkpoint
+    from sparsefmt.checkpoints.contract import TensorFile
     from sparsefmt.checkpoints.verification import Verifier
     from sparsefmt.checkpoints.verified_files import Findings, Verification
     from sparsefmt.container.remote_path import Place
     from sparsefmt.dask.running import OnCluster
+    from sparsefmt.patterns import Pattern
     from sparsefmt.save_options import SaveOptions
 
 option = click.option(
@@ -52,6 +55,22 @@ def verify(cluster: str | None, verification: Verification, verifier: Verifier) 
         from sparsefmt.dask.verification import verify_checkpoint
 
         return verify_checkpoint(verification, replace(verifier, threads=_threads_of_each(verifier.threads)), where)
+
+
+def pattern_finder(
+    cluster: str | None, checkpoint: Checkpoint, progress: Progress | None, threads: int
+) -> Callable[[Sequence[tuple[TensorFile, str]]], Sequence[Pattern]]:
+    """What finds patterns of tensors of a checkpoint, on a cluster if one is given."""
+    if cluster is None:
+        return lambda wanted: find_patterns(wanted, progress, threads)
+
+    def find(wanted: Sequence[tuple[TensorFile, str]]) -> Sequence[Pattern]:
+        with _running_on(cluster, checkpoint, progress) as where:
+            from sparsefmt.dask.patterns import find_patterns as find_on
+
+            return find_on(wanted, checkpoint.file_format, _threads_of_each(threads), where)
+
+    return find
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.folding import foldable
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
+from sparsefmt.cli import cluster as on_cluster
 from sparsefmt.cli import options
 from sparsefmt.cli.failures import Failure
 from sparsefmt.cli.listing import ORDERS, Listed, Listing
@@ -32,6 +33,7 @@ JSON_VERSION = 1
 Examples:
   sparsefmt inspect model.sparsefmt
   sparsefmt inspect llama-pruned/ --patterns
+  sparsefmt inspect llama-pruned/ --patterns --dask tcp://scheduler:8786
   sparsefmt inspect s3://bucket/llama-pruned --storage-option anon=true
   sparsefmt inspect model.safetensors --all --sort bytes --name '*.mlp.*'
   sparsefmt inspect model.sparsefmt --json | jq '.files[0].tensors[].name'
@@ -75,6 +77,7 @@ With --json, one object:
 @click.option("--name", "globs", multiple=True, metavar="GLOB", help="Only names like this; may be repeated.")
 @click.option("--sort", "order", type=click.Choice(ORDERS), default="name", help="By what rows are sorted.")
 @options.fold
+@on_cluster.option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, described below.")
 @options.max_decoded_bytes
 @options.threads
@@ -89,6 +92,8 @@ def command(
     """
     from sparsefmt.cli import output
 
+    if others["cluster"] is not None and not patterns:
+        raise click.UsageError("--dask is for --patterns: without it, no tensor is read")
     with Checkpoint(path, ["sparsefmt", "safetensors", "torch"], others["max_decoded_bytes"]) as checkpoint:
         if others["fold"]:
             if checkpoint.file_format == "sparsefmt":
@@ -99,7 +104,8 @@ def command(
             raise Failure(f"{path}: no tensor has a name like {' or '.join(globs)}", 2)
         if patterns:
             with output.progress_bar("reading", listing.nbytes_to_read, as_json) as progress:
-                listing.find_patterns(progress, others["threads"])
+                find = on_cluster.pattern_finder(others["cluster"], checkpoint, progress, others["threads"])
+                listing.find_patterns(find)
         if as_json:
             click.echo(json.dumps(_as_object(checkpoint, listing, patterns), indent=2))
         else:

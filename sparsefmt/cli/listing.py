@@ -17,16 +17,12 @@ from sparsefmt.cli.tables import NameTable
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError, UnsupportedError
-from sparsefmt.patterns import Pattern, is_looked_at, mask_of_rows, pattern_of
-from sparsefmt.threads import in_order
+from sparsefmt.patterns import Pattern, is_looked_at
 
 ORDERS = ("name", "bytes", "zeros")
 
 MOST_PATTERNS = 2
 """The most patterns that a row of several tensors names."""
-
-Progress = Callable[[int], object]
-"""Called with the dense bytes of what has been read."""
 
 
 @dataclass
@@ -127,20 +123,11 @@ class Listing:
         """Bytes of what `find_patterns` reads, when dense."""
         return sum(listed.dense_nbytes for listed in self._readable)
 
-    def find_patterns(self, progress: Progress | None, threads: int | None) -> None:
-        """Read all tensors, several at a time, and keep their patterns.
-
-        Raises:
-            as reading the files.
-        """
-
-        def find(listed: Listed) -> Pattern:
-            return pattern_of(mask_of_rows(listed.file.rows_of(listed.name), threads, progress))
-
+    def find_patterns(self, find: Callable[[Sequence[tuple[TensorFile, str]]], Sequence[Pattern]]) -> None:
+        """Have the patterns of all tensors found, and keep them. find: gives those of files and names, in order."""
         readable = self._readable
-        for file in {id(listed.file): listed.file for listed in readable}.values():
-            file.expect([listed.name for listed in readable if listed.file is file])
-        for listed, pattern in zip(readable, in_order(find, readable, threads), strict=True):
+        found = find([(listed.file, listed.name) for listed in readable])
+        for listed, pattern in zip(readable, found, strict=True):
             listed.pattern = pattern
 
     def table(self, show_all: bool, order: str) -> NameTable:

@@ -229,6 +229,21 @@ def test_verifying(client, source, tmp_path, monkeypatch):
     assert "raise --max-decoded-bytes" in result.stderr
 
 
+def test_patterns(client, source, tmp_path, monkeypatch):
+    """What is printed is what one machine prints, also of tensors that are folded from several files."""
+    monkeypatch.chdir(tmp_path)
+    for options in (["--fold"], ["--json", "--name", "*weight*"]):
+        arguments = ["inspect", "in", "--patterns", *options]
+        result = run_command(*arguments, "--dask", client.scheduler.address)
+        assert result.exit_code == 0, result.stderr
+        assert "b.weight" in result.stdout
+        assert "unstructured" in result.stdout
+        assert result.stdout == run_command(*arguments).stdout
+    result = run_command("inspect", "in", "--dask", "local")
+    assert result.exit_code == 2
+    assert "--patterns" in result.stderr
+
+
 @pytest.mark.slow
 def test_from_a_store_to_a_store(client, source, tmp_path):
     """One request of twenty fails, and a worker is killed with half of a shard on its way."""
