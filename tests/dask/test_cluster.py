@@ -273,6 +273,39 @@ def test_from_a_store_to_a_store(client, source, tmp_path):
     check_same(tmp_path / "back", tmp_path / "one")
 
 
+@pytest.mark.slow
+def test_a_client_that_begins_again_in_a_store(client, source, tmp_path):
+    """Only the shard that failed is made again, and readers refuse what is there before."""
+    fsspec = pytest.importorskip("fsspec", reason="URLs need fsspec")
+    pytest.importorskip("s3fs", reason="s3:// needs s3fs")
+    pytest.importorskip("moto.server", reason="an S3 to test with: pip install 'moto[server]'")
+    from tools.bench.loopback import options_of, store
+
+    with store(0) as address:
+        options = options_of(address)
+        files = fsspec.filesystem("s3", **options)
+        files.call_s3("create_bucket", Bucket="bucket")
+        for path in source.iterdir():
+            files.put_file(str(path), f"bucket/in/{path.name}")
+        client.wait_for_workers(2)
+        client.run(_patch, "failing", str(tmp_path))
+        places = ("s3://bucket/in", "s3://bucket/out")
+        try:
+            with pytest.raises(OSError, match="out of luck"):
+                sparsefmt.dask.convert(*places, client, retries=0, storage_options=options)
+            with pytest.raises(sparsefmt.FormatError, match="not finished"):
+                sparsefmt.dask.verify(places[1], client, storage_options=options)
+            assert len(os.listdir(tmp_path / "begun")) == 3
+            sparsefmt.dask.convert(*places, client, storage_options=options)
+        finally:
+            client.run(_unpatch)
+        assert len(os.listdir(tmp_path / "begun")) == 4
+        assert sparsefmt.dask.verify(places[1], client, against=source, storage_options=options) == []
+        files.invalidate_cache()
+        names = [path.removeprefix("bucket/out/") for path in files.find("bucket/out")]
+        assert sorted(names) == sorted(os.listdir(on_one_machine(source, tmp_path / "one")))
+
+
 def again(call: Any, *arguments: Any, **options: Any) -> Any:
     """The store lets requests of tests fail, too."""
     for _ in range(10):
@@ -326,8 +359,18 @@ class _Failing:
         luck = self._folder / "luck"
         if file.path.name == NAMES[1] and not luck.exists():
             deadline = time.monotonic() + 60
-            while len(list(self._folder.glob("*/.converting-*/*.json"))) < 2 and time.monotonic() < deadline:
+            while self._finished(file) < 2 and time.monotonic() < deadline:
                 time.sleep(0.01)
             luck.touch()
             raise OSError(5, "out of luck", str(file.path))
         return shards._write_converted(file, sink, *arguments)  # type: ignore[attr-defined]
+
+    def _finished(self, file: Any) -> int:
+        """How many shards are noted as finished, beside a folder or in the bucket of the test."""
+        if isinstance(file.path, Path):
+            return len(list(self._folder.glob("*/.converting-*/*.json")))
+        import fsspec
+
+        files = fsspec.filesystem("s3", **file.path.options)
+        files.invalidate_cache()
+        return sum(path.endswith(".json") and "/.converting-" in path for path in files.find("bucket/out"))
