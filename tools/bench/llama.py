@@ -2,6 +2,7 @@
 
     python -m tools.bench.llama                                  one thread; ten minutes
     python -m tools.bench.llama --isa avx2 --threads 2 --zeros 0.5 --zeros 2:4
+    python -m tools.bench.llama --zeros 0.7 --eight-bits         with int8 weights, too, and with both in eight bits
 
 The model has 8 layers of 1024 features and random weights. The Linear layers of its blocks are pruned by magnitude;
 embeddings and output layer are dense, as is usual. It reads a prompt of 128 tokens (`--tokens`), and continues it by 8,
@@ -58,6 +59,13 @@ PAIRS = {
 }
 """By the line of the table, whose time is compared with whose."""
 
+PAIRS_OF_EIGHT = {
+    "int8 weights, float32 activations": ("int8", "dense float32"),
+    "int8 weights and activations": ("W8A8", "dense float32"),
+    "int8 weights and activations, over bfloat16": ("W8A8", "mixed"),
+}
+"""The same of --eight-bits. The last is ours over ours with weights in bfloat16 and activations in float32."""
+
 
 def made() -> Any:
     torch.manual_seed(0)
@@ -90,7 +98,7 @@ def prune(model: Any, zeros: str) -> None:
             layer.weight.copy_(torch.from_numpy(apply_mask(weight, mask, multiply=False)))
 
 
-def all_models(zeros: str) -> dict[str, Any]:
+def all_models(zeros: str, eight_bits: bool) -> dict[str, Any]:
     dense = made()
     prune(dense, zeros)
     half = copy.deepcopy(dense).to(torch.bfloat16)
@@ -98,6 +106,9 @@ def all_models(zeros: str) -> dict[str, Any]:
     models |= {"float32": copy.deepcopy(dense), "mixed": copy.deepcopy(half), "bfloat16": copy.deepcopy(half)}
     for name, computed in (("float32", None), ("mixed", "float32"), ("bfloat16", None)):
         sparsify(models[name], include="model.layers.*", compute_dtype=computed)
+    for name, activations in (("int8", None), ("W8A8", "int8")) if eight_bits else ():
+        models[name] = copy.deepcopy(dense)
+        sparsify(models[name], include="model.layers.*", values="int8", activations=activations)
     return models
 
 
@@ -158,16 +169,17 @@ def parse_zeros(ctx: click.Context, param: click.Parameter, value: tuple[str, ..
 )
 @click.option("--tokens", type=click.IntRange(1), default=128, show_default=True, help="Of the prompt.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--eight-bits", is_flag=True, help="Models with int8 weights, too.")
 @click.option("--turns", type=click.IntRange(2), default=9, show_default=True)
-def main(isa: str | None, zeros: tuple[str, ...], tokens: int, threads: int, turns: int) -> None:
+def main(isa: str | None, zeros: tuple[str, ...], tokens: int, threads: int, eight_bits: bool, turns: int) -> None:
     harness.hold_to(isa)
     torch.set_num_threads(threads)
     sparsefmt.set_num_threads(threads)
     others = harness.Others()
     table = Table("zeros", "ours", f"prompt of {tokens}", "token", "prompt, ms", "token, ms")
     for share in zeros:
-        times = measured(all_models(share), tokens, turns)
-        for line, (ours, theirs) in PAIRS.items():
+        times = measured(all_models(share, eight_bits), tokens, turns)
+        for line, (ours, theirs) in (PAIRS | (PAIRS_OF_EIGHT if eight_bits else {})).items():
             pairs = list(zip(zip(*times[ours], strict=True), zip(*times[theirs], strict=True), strict=True))
             table.add_row(share, line, *(ratio_text(*pair) for pair in pairs), *(medians_text(*pair) for pair in pairs))
         table.add_section()
