@@ -81,8 +81,7 @@ import sys, time
 import numba, numpy
 import sparsefmt.jit
 from sparsefmt import compiling
-from sparsefmt.cli import convert, main
-from sparsefmt.checkpoints import conversion
+from sparsefmt.cli import cluster, main
 
 compiling.PATIENCE = 0
 
@@ -93,7 +92,7 @@ def slow(*arguments, **options):
     time.sleep(0.1)
     return original(*arguments, **options)
 
-original, convert.convert_checkpoint = convert.convert_checkpoint, slow
+original, cluster.convert_checkpoint = cluster.convert_checkpoint, slow
 main(sys.argv[1:])
 """
 

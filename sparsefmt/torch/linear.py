@@ -20,6 +20,7 @@ from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.scales import Scales
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import registry, weight_tensors
+from sparsefmt.torch.convolution_kinds import is_dense_convolution
 from sparsefmt.torch.dense_layers import dense_weight, effective, parameter_of_weight
 from sparsefmt.torch.derived import cast, dequantized, torch_dtype_of, transposed
 from sparsefmt.torch.eager import is_unwatched
@@ -159,6 +160,12 @@ class SparseLinear(torch.nn.Module):
 
         Cost: two reads of the weight and one write of the result; a dense copy for Conv1D and for a pruned module.
         """
+        if is_dense_convolution(linear):
+            name = type(linear).__name__
+            raise TypeError(
+                f"a SparseLinear can be made of a torch.nn.Linear or a Conv1D of transformers, not of {name}:"
+                " SparseConv1d.from_convolution and SparseConv2d.from_convolution are for convolutions"
+            )
         weight, made_of_transposed = dense_weight(linear)
         with in_tensor("weight"):
             matrix = rows_of(weight)

@@ -21,6 +21,7 @@ from sparsefmt.limits import MAX_SPARSE_TILE_POSITIONS, MAX_SPARSE_TILE_ROWS
 from sparsefmt.positions.masks import in_slices, mask_bytes, slices_of
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import registry, weight_tensors
+from sparsefmt.torch.convolution import SparseConvolution
 from sparsefmt.torch.derived import torch_dtype_of
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.signs import with_signs
@@ -74,6 +75,8 @@ class TrainableSparseLinear(SparseLinear):
         """
         if layer.weight_scale is not None:
             raise UnsupportedError("trainable", _SCALED)
+        if isinstance(layer, SparseConvolution):
+            raise UnsupportedError("trainable", "a convolution cannot be trained with its zeros kept; see keep_zeros")
         made = cls.from_tensor(layer.sparse_tensor())
         assert isinstance(made, TrainableSparseLinear)
         _take_over(layer, made)

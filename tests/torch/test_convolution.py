@@ -10,10 +10,12 @@ import pytest
 import torch
 import torch.nn.utils.prune
 
+from sparsefmt.errors import UnsupportedError
 from sparsefmt.torch import (
     SparseConv1d,
     SparseConv2d,
     SparseLinear,
+    TrainableSparseLinear,
     load_into,
     make_dense,
     make_trainable,
@@ -304,6 +306,12 @@ def test_wrong_images():
         SparseConv2d.from_convolution(torch.nn.Conv2d(4, 16, 3, groups=2))
     with pytest.raises(TypeError, match="in one group, not of a Conv2d"):
         SparseConv1d.from_convolution(torch.nn.Conv2d(4, 16, 3))
+
+
+def test_no_other_layer_is_made_of_one():
+    layer = SparseConv2d.from_convolution(torch.nn.Conv2d(8, 8, 1))
+    with pytest.raises(UnsupportedError, match="a convolution cannot be trained"):
+        TrainableSparseLinear.from_sparse_linear(layer)
 
 
 def test_compilers_trace_through():

@@ -438,8 +438,10 @@ def test_from_a_conv1d_whose_weight_is_transposed():
 
 
 def test_what_is_no_linear_layer():
-    with pytest.raises(TypeError, match="not of Conv2d"):
+    with pytest.raises(TypeError, match=r"not of Conv2d: .*SparseConv2d\.from_convolution"):
         SparseLinear.from_linear(torch.nn.Conv2d(2, 2, 2))
+    with pytest.raises(TypeError, match="not of Embedding"):
+        SparseLinear.from_linear(torch.nn.Embedding(2, 2))
     with pytest.raises(NotImplementedError, match="'weight'"):
         SparseLinear.from_linear(torch.nn.Linear(3, 4, device="meta"))
     with pytest.raises(ValueError, match=r"2 dimensions.*\(2, 3, 4\)"):
