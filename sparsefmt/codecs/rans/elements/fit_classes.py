@@ -6,6 +6,7 @@ together say which frequencies bins have.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -94,7 +95,7 @@ class _Scale:
         def costs(some: slice) -> np.ndarray:
             apart = (self._means(some, mean)[:, None] - mean - step * numbers) / deviation
             # what elements of a normal distribution lose if it is taken to be elsewhere
-            return self.counts[some, None] * np.log2(np.e) / 2 * apart**2
+            return self.counts[some, None] * np.log2(math.e) / 2 * apart**2
 
         return assign_classes(costs, self.sums.size, numbers.size)
 
