@@ -12,16 +12,17 @@ MIN_SIZE = 1 << 12
 """Elements that the weight of a convolution must have to be replaced by default: 64 x 64. It has as many tokens as its
 result has places, so that what a call costs is little beside them."""
 
-FEW_CHANNELS = 32
-"""Channels of the images from which on what is multiplied is more than what is moved."""
+FEW_CHANNELS, FEW_CHANNELS_OF_POINTS = 32, 96
+"""Channels of the images from which on what is multiplied is more than what is moved: for windows, and for windows of
+one place."""
 
 MANY_CHANNELS = 256
-"""Channels of the images from which on a window of one place is faster from 40 % zeros on."""
+"""Channels of the images from which on a window of one place is faster at SPARSITY_OF_MANY."""
 
 MANY_RESULTS = 384
-"""Channels of the result from which on a larger window is faster at MANY_RESULTS_SPARSITY, however few others are."""
+"""Channels of the result from which on a larger window is faster at SPARSITY_OF_MANY, however few others are."""
 
-MANY_RESULTS_SPARSITY = 0.6
+SPARSITY_OF_MANY = 0.6
 
 LEAST_SPARSITY = 0.7
 """Part of the weight that must be zero elsewhere. All of these are for the slower one of AVX2 and AVX-512, Zen 4
@@ -50,11 +51,9 @@ def why_slower(weight_shape: tuple[int, ...], sparsity: float) -> str | None:
     results, channels, *window = weight_shape
     is_a_point = all(length == 1 for length in window)
     least = LEAST_SPARSITY
-    if is_a_point and channels >= MANY_CHANNELS:
-        least = 0.0
-    elif not is_a_point and results >= MANY_RESULTS:
-        least = MANY_RESULTS_SPARSITY
-    elif channels < FEW_CHANNELS:
+    if channels >= MANY_CHANNELS if is_a_point else results >= MANY_RESULTS:
+        least = SPARSITY_OF_MANY
+    elif channels < (FEW_CHANNELS_OF_POINTS if is_a_point else FEW_CHANNELS):
         return f"it has {channels} channels and {results} in the result, and is faster dense"
     if sparsity < least:
         size = "x".join(map(str, window))

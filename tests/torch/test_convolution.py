@@ -178,9 +178,9 @@ class Seeing(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = torch.nn.Conv2d(3, 64, 4, stride=4)
-        self.apart = torch.nn.Conv2d(64, 64, 3, padding=1, groups=64)
-        self.point = torch.nn.Conv2d(64, 128, 1)
+        self.stem = torch.nn.Conv2d(3, 96, 3, stride=3)
+        self.apart = torch.nn.Conv2d(96, 96, 3, padding=1, groups=96)
+        self.point = torch.nn.Conv2d(96, 128, 1)
         self.window = torch.nn.Conv2d(128, 128, 3, padding=1, bias=False)
         self.again = torch.nn.Conv2d(128, 128, 3, padding=2, dilation=2, bias=False)
         self.again.weight = self.window.weight
@@ -225,7 +225,7 @@ def test_sparsify_save_and_load(tmp_path):
     model = copy.deepcopy(dense)
     result = sparsify(model)
     assert sorted(result.sparse) == SPARSE
-    assert "in 64 groups" in result.dense["apart"]
+    assert "in 96 groups" in result.dense["apart"]
     assert "elements: below 4,096" in result.dense["stem"]
     assert "1 of 1 linear layers, 3 of 5 convolutions compressed" in str(result)
     check_model(model, dense, SPARSE)
@@ -246,10 +246,10 @@ def test_sparsify_save_and_load(tmp_path):
 
 
 def test_a_pruned_module_and_its_bias():
-    model = torch.nn.Sequential(torch.nn.Conv2d(64, 64, 1))
+    model = torch.nn.Sequential(torch.nn.Conv2d(96, 64, 1))
     torch.nn.utils.prune.random_unstructured(model[0], "weight", 0.8)
     torch.nn.utils.prune.random_unstructured(model[0], "bias", 0.5)
-    x = torch.ones(1, 64, 4, 4)
+    x = torch.ones(1, 96, 4, 4)
     expected = model(x).detach()
     assert list(sparsify(model).sparse) == ["0"]
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
@@ -263,6 +263,7 @@ class Own(torch.nn.Conv2d):
     ("layer", "reason"),
     [
         (torch.nn.Conv2d(64, 64, 3, padding=1), "faster dense below"),
+        (torch.nn.Conv2d(80, 300, 1), "it has 80 channels and 300 in the result, and is faster dense"),
         (torch.nn.Conv2d(16, 300, 3, padding=1), "it has 16 channels and 300 in the result, and is faster dense"),
         (Own(64, 64, 1), "it is a Own, whose forward"),
         (torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(64, 64, 1)), "Conv2d"),
