@@ -114,7 +114,10 @@ CALLED_BY_TORCH = {
     *("torch.convolution_operator.convolution", "torch.convolution_operator._fake"),
     *("torch.trainable_operator._product", "torch.trainable_operator._product_fake"),
     *("torch.trainable_operator._gradient_of_values", "torch.trainable_operator._gradient_of_values_fake"),
-    "torch.trainable.TrainableSparseLinear._load_from_state_dict",
+    *(
+        "torch.trainable.TrainableSparseLinear._load_from_state_dict",
+        "torch.attention.SparseMultiheadAttention.forward",
+    ),
     *("torch.scaled_operator._scaled_dense", "torch.scaled_operator._scaled_dense_fake"),
 }
 

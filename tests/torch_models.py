@@ -11,6 +11,10 @@ from sparsefmt import SparseTensor
 from sparsefmt.torch import SparseLinear, tensors_of
 
 
+class OwnAttention(torch.nn.MultiheadAttention):
+    """A subclass, which might compute something else: its weights stay dense."""
+
+
 class Model(torch.nn.Module):
     """Layers of all kinds: plain, without bias, tied to an embedding, tied to each other, used without being called."""
 
@@ -20,6 +24,7 @@ class Model(torch.nn.Module):
         self.up = torch.nn.Linear(64, 128)
         self.down = torch.nn.Linear(128, 64, bias=False)
         self.block = torch.nn.TransformerEncoderLayer(64, 4, 96, batch_first=True)
+        self.block.self_attn.__class__ = OwnAttention
         self.first = torch.nn.Linear(64, 64)
         self.second = torch.nn.Linear(64, 64)
         self.second.weight = self.first.weight

@@ -13,7 +13,7 @@ from sparsefmt.layouts.sizes import Filling
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import derived
 from sparsefmt.torch.derived import torch_dtype_of, transposed
-from sparsefmt.torch.expert_kinds import Projection, projection_of, projections_of
+from sparsefmt.torch.expert_kinds import Projection, projection_of, projections_of, what_of
 from sparsefmt.torch.experts import put_parameter, put_stack
 from sparsefmt.torch.layers import Holder, holders_of_parameters, joined, modules_with_names
 from sparsefmt.torch.mapped_files import MappedFiles
@@ -63,7 +63,7 @@ def compress_stack(holder: Holder, selection: Selection, files: MappedFiles) -> 
     assert weight is not None
     with in_tensor(holder.key):
         rows = rows_of_stack(projection, weight.detach())
-    matrices = compressed_matrices(rows, selection, trainable=weight.requires_grad)
+    matrices = compressed_matrices(rows, holder, selection, trainable=weight.requires_grad)
     if isinstance(matrices, str):
         return matrices
     files.compressed(weight)
@@ -71,11 +71,11 @@ def compress_stack(holder: Holder, selection: Selection, files: MappedFiles) -> 
 
 
 def compressed_matrices(
-    rows: Rows, selection: Selection, *, trainable: bool, filled: bool = False
+    rows: Rows, holder: Holder, selection: Selection, *, trainable: bool, filled: bool = False
 ) -> list[SparseTensor] | str:
     """The matrices of a stack, compressed, or why they stay dense. filled: as in `read_stack`."""
     count = rows.shape[0]
-    reason = selection.why_not_worth(rows.filling(rows.survey()), trainable=trainable, experts=count)
+    reason = selection.why_not_worth_of_stack(holder, rows.filling(rows.survey()), trainable=trainable)
     if reason is not None and not filled:
         return reason
     tensor = SparseTensor._from_rows(rows, selection.layout)
@@ -89,7 +89,7 @@ def read_stack(stored: Stored, holder: Holder, selection: Selection, *, filled: 
     """
     projection = _projection(holder)
     if stored.is_scaled:
-        return "it has scales, which experts cannot have"
+        return f"it has scales, which {what_of(holder.module)} cannot have"
     parameter = holder.module._parameters.get(holder.attribute)
     trainable = parameter is not None and parameter.requires_grad
     if not stored.is_stored_sparse:
@@ -97,8 +97,8 @@ def read_stack(stored: Stored, holder: Holder, selection: Selection, *, filled: 
         if not dense.is_floating_point():
             return f"its weight has dtype {dense.dtype}"
         matrices = rows_of_stack(projection, dense)
-        return compressed_matrices(matrices, selection, trainable=trainable, filled=filled)
-    reason = selection.why_not_worth(stored.filling(), trainable=trainable, experts=projection.experts)
+        return compressed_matrices(matrices, holder, selection, trainable=trainable, filled=filled)
+    reason = selection.why_not_worth_of_stack(holder, stored.filling(), trainable=trainable)
     if reason is not None and not filled:
         return reason
     return turned(projection, stored.matrices(projection.experts, selection.layout), selection.layout)

@@ -1,8 +1,9 @@
-"""Which modules are experts, and how they multiply: what transformers keeps in tensors of three dimensions.
+"""Which modules have several weights in one Parameter, and how they multiply: experts of transformers, and attention.
 
 A mixture of experts has the weights of all its experts in one Parameter for each projection: (experts, out_features,
 in_features), or (experts, in_features, out_features). Such a module is known here by what transformers says of it, so
-that nothing is replaced whose forward might do something else.
+that nothing is replaced whose forward might do something else. torch.nn.MultiheadAttention has its projections of
+queries, keys and values above each other in one Parameter, or in one for each.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import torch
 
 
 class Projection(NamedTuple):
-    """The weights of all experts for one product.
+    """The weights of all experts for one product; or of attention.
 
     Attributes:
         attribute: the name of the Parameter in its module.
-        experts: how many there are.
+        experts: how many there are; of attention, how many projections.
         swapped: whether a matrix of it is (in_features, out_features).
     """
 
@@ -35,13 +36,22 @@ class Projection(NamedTuple):
         return (matrices.transpose(1, 2) if self.swapped else matrices).reshape(shape).contiguous()
 
 
+class OfAttention:
+    """Marks what takes the place of torch.nn.MultiheadAttention, and computes the same."""
+
+
 _BY_CLASS = {"Llama4TextExperts": "llama4", "DbrxExpertGLU": "dbrx"}
 """Classes of transformers that do not keep to the interface."""
 
 
 def projections_of(module: torch.nn.Module) -> list[Projection]:
-    """The projections of a module of experts; none for any other module."""
+    """The projections of a module of experts, or of attention; none for any other module."""
     kind = kind_of(module)
+    if kind == "attention":
+        held = module._parameters.get("in_proj_weight", module._modules.get("in_proj_weight"))
+        if held is not None or hasattr(module, "in_proj_weight_orig"):
+            return [Projection("in_proj_weight", 3, False)]
+        return [Projection(name, 1, False) for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight")]
     if kind == "interface":
         up = "gate_up_proj" if getattr(module, "has_gate", True) else "up_proj"
         swapped = bool(module.is_transposed)
@@ -56,22 +66,41 @@ def projections_of(module: torch.nn.Module) -> list[Projection]:
 
 
 def projection_of(module: torch.nn.Module, attribute: str) -> Projection | None:
-    """The projection whose Parameter a module has under a name; None if that is not a weight of experts."""
+    """The projection whose Parameter a module has under a name; None if that is not such a weight."""
     return next((found for found in projections_of(module) if found.attribute == attribute), None)
 
 
 def count_of_experts(model: torch.nn.Module) -> int | None:
     """How many experts each layer of a model has; None if it has none, or several numbers of them."""
-    counts = {projection.experts for module in model.modules() for projection in projections_of(module)}
+    found = [projections_of(module) for module in model.modules() if not is_attention(module)]
+    counts = {projection.experts for projections in found for projection in projections}
     return counts.pop() if len(counts) == 1 else None
 
 
+def is_attention(module: torch.nn.Module) -> bool:
+    """Whether this is a torch.nn.MultiheadAttention, dense or compressed. Subclasses may do something else."""
+    is_one = type(module) is torch.nn.MultiheadAttention or isinstance(module, OfAttention)
+    return is_one and "forward" not in module.__dict__
+
+
+def has_experts(module: torch.nn.Module) -> bool:
+    """Whether this is a module of experts."""
+    return kind_of(module) not in (None, "attention")
+
+
+def what_of(module: torch.nn.Module) -> str:
+    """What the weights are of that a module has in a stack."""
+    return "projections of attention" if is_attention(module) else "experts"
+
+
 def kind_of(module: torch.nn.Module) -> str | None:
-    """How the experts of a module are computed; None if it has none, or is not known.
+    """How the experts of a module are computed; None if it has none, or is not known; "attention" for attention.
 
     "interface" is the contract that transformers calls the experts interface, and which most of its models keep to:
     `experts(hidden_states, top_k_index, top_k_weights)`, with attributes that say the rest.
     """
+    if is_attention(module):
+        return "attention"
     if {"config", "is_transposed", "has_bias", "num_experts"} <= module.__dict__.keys():
         return "interface" if not getattr(module, "has_gate", True) or hasattr(module, "_apply_gate") else None
     for cls in type(module).__mro__:

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sparsefmt.torch.expert_kinds import kind_of
+from sparsefmt.torch.attention import fit_class
+from sparsefmt.torch.expert_kinds import is_attention, kind_of
 from sparsefmt.torch.stack import SparseStack
+from sparsefmt.torch.with_stacks import WithStacks, dense_class, stacks_of
 
 
-class SparseExperts(torch.nn.Module):
+class SparseExperts(WithStacks):
     """Base class of modules of experts with compressed weights. `sparsify` and loaders make them.
 
     For each expert that tokens are routed to, its tokens are one batch, and the products are those of its SparseLinear.
@@ -29,32 +31,19 @@ class SparseExperts(torch.nn.Module):
         # the class is made on demand, and has no name that pickle could find
         return _empty, (dense_class(self), kind_of(self)), dict(self.__dict__)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *others: Any) -> None:
-        """Take a Parameter of the dense module too: its parts go to the layers, which are loaded after this."""
-        error_messages = others[-1]
-        for name, child in self._modules.items():
-            weights = state_dict.get(prefix + name)
-            if isinstance(child, SparseStack) and weights is not None:
-                try:
-                    parts = child.state_of(weights)
-                except RuntimeError as error:
-                    error_messages.append(f'While loading "{prefix}{name}": {error}')
-                    continue
-                state_dict.update({f"{prefix}{name}.{number}.weight": part for number, part in enumerate(parts)})
-                del state_dict[prefix + name]
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
-
-
-def stacks_of(module: torch.nn.Module) -> dict[str, SparseStack]:
-    """The compressed projections of a module of experts, by name."""
-    return {name: child for name, child in module._modules.items() if isinstance(child, SparseStack)}
-
 
 def put_stack(module: torch.nn.Module, attribute: str, stack: SparseStack) -> None:
-    """Give a module of experts a stack in place of a Parameter, or of another stack."""
+    """Give a module of experts, or of attention, a stack in place of a Parameter, or of another stack."""
+    old, names = module._modules.get(attribute), list(module._parameters)
+    if attribute in names:
+        stack.followed_by = tuple(names[names.index(attribute) + 1 :])
+    elif isinstance(old, SparseStack):
+        stack.followed_by = old.followed_by
     module._parameters.pop(attribute, None)
     module._modules[attribute] = stack
-    if not isinstance(module, SparseExperts):
+    if is_attention(module):
+        fit_class(module)
+    elif not isinstance(module, SparseExperts):
         kind = kind_of(module)
         assert kind is not None
         original: Any = type(module)
@@ -62,16 +51,17 @@ def put_stack(module: torch.nn.Module, attribute: str, stack: SparseStack) -> No
 
 
 def put_parameter(module: torch.nn.Module, attribute: str, weight: torch.nn.Parameter) -> None:
-    """Give a module of experts a Parameter in place of a stack. Without stacks, it is what it was."""
-    module._modules.pop(attribute, None)
+    """Give a module a Parameter in place of a stack. Without stacks, it is what it was."""
+    old = module._modules.pop(attribute, None)
     module._parameters[attribute] = weight
-    if isinstance(module, SparseExperts) and not stacks_of(module):
+    # in the order that it had, which optimizers number parameters by
+    for name in old.followed_by if isinstance(old, SparseStack) else ():
+        if name in module._parameters:
+            module._parameters[name] = module._parameters.pop(name)
+    if is_attention(module):
+        fit_class(module)
+    elif isinstance(module, SparseExperts) and not stacks_of(module):
         module.__class__ = dense_class(module)  # type: ignore[assignment]
-
-
-def dense_class(module: SparseExperts) -> type[torch.nn.Module]:
-    """The class that a module had before its weights were compressed."""
-    return type(module).__bases__[1]
 
 
 @cache

@@ -16,16 +16,16 @@ from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.compress_experts import put_matrices, read_stack
 from sparsefmt.torch.dense_layers import is_conv1d
 from sparsefmt.torch.derived import dequantized, rows_of, transposed
-from sparsefmt.torch.experts import stacks_of
 from sparsefmt.torch.layers import Holder, is_convolution, layout_for, replace
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.loading_plan import Plan, held, is_sparse
-from sparsefmt.torch.models import EXPERTS_NOT_QUANTIZED, why_not_quantized
+from sparsefmt.torch.models import why_not_quantized, why_stack_not_quantized
 from sparsefmt.torch.scaled_state import empty_like
 from sparsefmt.torch.scales import chosen_activations
 from sparsefmt.torch.selection import Selection
 from sparsefmt.torch.stored_tensors import Stored
 from sparsefmt.torch.widened import SIXTEEN_BITS, note
+from sparsefmt.torch.with_stacks import stacks_of
 
 
 def load_dense(plan: Plan) -> None:
@@ -98,7 +98,7 @@ class WeightLoader:
             return
         put_matrices(holder, found, held(holder))
         if self._plan.quantizing is not None:
-            self._plan.quantizing.left_out[holder.key] = EXPERTS_NOT_QUANTIZED
+            self._plan.quantizing.left_out[holder.key] = why_stack_not_quantized(holder.module)
 
     def _put(self, layer: SparseLinear, weight: _Compressed) -> None:
         if layer.transposed:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from sparsefmt.torch.attention import fit_class, is_output_projection
 from sparsefmt.torch.convolution import SparseConv1d, SparseConv2d, SparseConvolution, layout_of_convolutions
 from sparsefmt.torch.convolution_kinds import is_dense_convolution, why_not_convolution
 from sparsefmt.torch.dense_layers import is_conv1d
@@ -32,13 +33,15 @@ def why_not_replaceable(module: torch.nn.Module) -> str | None:
 
     A torch.nn.Linear, a subclass that computes the same (products.py), a Conv1D of transformers, and convolutions of
     torch can, unless they have other tensors than weight and bias, such as those that a weight norm trains, which would
-    be lost.
+    be lost. So can the output projection of a torch.nn.MultiheadAttention, once `note_output_projections` has seen it.
     """
     if not is_layer(module):
         return f"it belongs to a module of class {type(module).__name__}, not to a linear layer"
     if isinstance(module, SparseLinear):
         return f"it is a {type(module).__name__} already"
-    reason = why_not_linear(module) if isinstance(module, torch.nn.Linear) else None
+    reason = None
+    if isinstance(module, torch.nn.Linear) and not is_output_projection(module):
+        reason = why_not_linear(module)
     if isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d)):
         reason = why_not_convolution(module)
     others = sorted({*module._parameters, *module._buffers, *module._modules} - _taken_over(module))
@@ -67,6 +70,7 @@ def replace(model: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) 
         for attribute, child in list(parent._modules.items()):
             if child is old:
                 setattr(parent, attribute, new)
+                fit_class(parent)
 
 
 def holders_of_parameters(model: torch.nn.Module) -> dict[int, list[Holder]]:

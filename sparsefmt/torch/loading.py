@@ -39,7 +39,7 @@ class LoadResult(NamedTuple):
 
     Attributes:
         sparse: names of the layers that are SparseLinear now, with weights from the file, and of the weights of
-            experts that are a SparseStack.
+            experts and attention that are a SparseStack.
         missing_keys: names of the model that the files do not have.
         unexpected_keys: names of the files that the model does not have, or could not use.
         dense: names of the linear layers and convolutions that are dense, and why; and of tensors of other modules, if
@@ -94,7 +94,7 @@ def load_into(
     A parameter that has several names in the model needs one of them in the file, and keeps them all. So an output
     layer tied to an embedding stays a Linear and stays tied: the embedding needs its table dense. Linear layers that
     share their weights, in the model or in the file, share the compressed ones. Subclasses of Linear are loaded dense,
-    since others use their weights: torch.nn.MultiheadAttention for one. Hooks of replaced layers are left behind.
+    since others use their weights. Hooks of replaced layers are left behind.
 
     Where config.json beside the files says that compressed-tensors has quantized the weights, layers are loaded as it
     says, from safetensors too. What is not known of it is refused with the reason.

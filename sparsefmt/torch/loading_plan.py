@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 import torch
 
 from sparsefmt.errors import in_file
+from sparsefmt.torch.attention import note_output_projections
 from sparsefmt.torch.expert_kinds import projection_of
-from sparsefmt.torch.experts import stacks_of
 from sparsefmt.torch.layers import Holder, expect_cpu, is_layer, modules_with_names
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.scales import expect_int8
 from sparsefmt.torch.selection import Selection, why_dense
 from sparsefmt.torch.stored_tensors import Stored
 from sparsefmt.torch.summary import Quantizing
+from sparsefmt.torch.with_stacks import stacks_of
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Plan:
 
 
 def planned(model: torch.nn.Module, stored: dict[str, Stored], selection: Selection) -> Plan:
+    note_output_projections(model)
     plan = Plan()
     used = set()
     not_found = []

@@ -12,10 +12,12 @@ from sparsefmt.layouts.memory import give_back
 from sparsefmt.quantizing import quantized
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import notebook
+from sparsefmt.torch.attention import note_output_projections
 from sparsefmt.torch.compress_experts import compress_stack, stacks_to_compress
 from sparsefmt.torch.compute_dtype import ComputeDtype, checked, widen
 from sparsefmt.torch.convolution import empty_convolution
 from sparsefmt.torch.dense_layers import dense_weight, effective, is_conv1d, parameter_of_weight
+from sparsefmt.torch.expert_kinds import what_of
 from sparsefmt.torch.layers import (
     Holder,
     compressed_layer,
@@ -36,7 +38,6 @@ from sparsefmt.torch.widened import pass_on
 
 CONVOLUTION_NOT_QUANTIZED = "it is a convolution"
 NOT_QUANTIZED = "it is a Conv1D, whose weight has columns for rows in files"
-EXPERTS_NOT_QUANTIZED = "it holds the weights of experts"
 
 
 class SparsifyResult(NamedTuple):
@@ -44,7 +45,7 @@ class SparsifyResult(NamedTuple):
 
     Attributes:
         sparse: layers that are SparseLinear, SparseConv1d or SparseConv2d now, by name; and each SparseStack that has
-            taken the place of the weights of experts, by the name of these.
+            taken the place of the weights of experts or attention, by the name of these.
         dense: names of the linear layers, convolutions, and weights of experts, that stay as they were, and why.
         summary: of the whole model.
         quantizing: what quantizing has lost, by name of the layer, and why others were not quantized; None if nothing
@@ -92,6 +93,9 @@ def sparsify(
 
     Weights of experts, which transformers keeps in Parameters of three dimensions, are compressed by the same rule,
     each Parameter as a whole: see docs/pytorch.md, "Mixtures of experts". Their modules stay the objects that they are.
+
+    A torch.nn.MultiheadAttention stays the object that it was, with its projections compressed: see docs/pytorch.md,
+    "MultiheadAttention".
 
     Biases stay the Parameters that they are. Hooks of replaced layers are left behind.
 
@@ -166,6 +170,7 @@ def _groups(model: torch.nn.Module, selection: Selection) -> tuple[list[list[Hol
 
     A layer that has several names is there under each of them.
     """
+    note_output_projections(model)
     groups: dict[tuple[int, ...], list[Holder]] = {}
     dense: dict[str, str] = {}
     holders = holders_of_parameters(model)
@@ -245,7 +250,7 @@ def _compressed(
         else:
             result.sparse[holder.key] = made
             if quantizing is not None:
-                quantizing.left_out[holder.key] = EXPERTS_NOT_QUANTIZED
+                quantizing.left_out[holder.key] = why_stack_not_quantized(holder.module)
     files.release(model)
     if result.sparse:
         give_back()
@@ -304,6 +309,11 @@ def _why_not_worth(module: torch.nn.Module, selection: Selection) -> str | None:
 def why_not_quantized(module: torch.nn.Module) -> str:
     """Why the weight of a layer cannot be quantized that is a Conv1D or a convolution."""
     return CONVOLUTION_NOT_QUANTIZED if is_convolution(module) else NOT_QUANTIZED
+
+
+def why_stack_not_quantized(module: torch.nn.Module) -> str:
+    """Why weights in a stack cannot be quantized."""
+    return f"it holds the weights of {what_of(module)}"
 
 
 def _sharing(layer: SparseLinear, module: torch.nn.Module) -> SparseLinear:

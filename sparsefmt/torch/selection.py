@@ -15,7 +15,7 @@ from sparsefmt.layouts import auto
 from sparsefmt.layouts.sizes import Filling
 from sparsefmt.quantizing.quantization import Quantization
 from sparsefmt.torch import convolution_kinds
-from sparsefmt.torch.expert_kinds import projection_of
+from sparsefmt.torch.expert_kinds import is_attention, projection_of
 from sparsefmt.torch.layers import Holder, is_convolution, is_layer, why_not_replaceable
 from sparsefmt.torch.scales import activations_to_load
 
@@ -118,7 +118,7 @@ class Selection:
         if projection_of(holder.module, holder.attribute) is not None:
             return self.why_not_held_by_name(holder)
         if holder.attribute != "weight":
-            return "it is not the weight of a linear layer"
+            return _why_no_weight(holder.module)
         reason = self.why_not_named(holder.layer) or why_not_replaceable(holder.module)
         if reason is None and not holder.layer:
             return "it is the model itself: use SparseLinear.from_linear"
@@ -146,11 +146,21 @@ class Selection:
             reason = convolution_kinds.why_slower(shape, 1 - filling.nnz / size if size else 0.0)
         return reason
 
-    def why_not_worth(self, filling: Filling, *, trainable: bool, experts: int = 1) -> str | None:
+    def why_not_worth_of_stack(self, holder: Holder, filling: Filling, *, trainable: bool) -> str | None:
+        """What is against compressing a weight of experts or attention. See `why_not_worth`."""
+        projection, of = projection_of(holder.module, holder.attribute), "expert"
+        assert projection is not None
+        if is_attention(holder.module):
+            of = "projection"
+        whole = replace(self, quantization=None)
+        return whole.why_not_worth(filling, trainable=trainable, experts=projection.experts, of=of)
+
+    def why_not_worth(self, filling: Filling, *, trainable: bool, experts: int = 1, of: str = "expert") -> str | None:
         """What is against compressing a weight that is filled so; None if nothing.
 
         Args:
             experts: how many matrices it consists of, if it is a stack.
+            of: what each of them belongs to, for messages.
             trainable: whether an optimizer may change the weight. One of zeros alone, such as `lora_B` before training,
                 is not pruned then, but at its start.
         """
@@ -162,7 +172,7 @@ class Selection:
         if trainable and not filling.nnz:
             return "all of its weight is zero and requires_grad is True: it may be about to be trained"
         if size < self.least_size * experts:
-            of_each = "" if experts == 1 else " for each expert"
+            of_each = "" if experts == 1 else f" for each {of}"
             return (
                 f"its weight has {size // experts:,} elements{of_each}: below {self.least_size:,}, zeros save less than"
                 " a call costs"
@@ -191,6 +201,14 @@ def why_dense(holders: list[Holder], selection: Selection) -> dict[str, str]:
     if against is None:
         return {}
     return {name_of(holder): reasons[holder.key] or f"its weight is also {against}" for holder in holders}
+
+
+def _why_no_weight(module: torch.nn.Module) -> str:
+    """Why a tensor of a module, which is not called weight, is no weight of a linear layer."""
+    kind = type(module)
+    if kind.__name__ == "XLNetRelativeAttention" and kind.__module__.startswith("transformers."):
+        return "XLNet multiplies by it as a tensor of three dimensions, with torch.einsum, and not by a layer"
+    return "it is not the weight of a linear layer"
 
 
 def name_of(holder: Holder) -> str:

@@ -1,4 +1,4 @@
-"""SparseStack: the weights of experts, compressed, where a module had a Parameter of three dimensions."""
+"""SparseStack: the weights of experts, or of attention, compressed, where a module had one Parameter for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class SparseStack(torch.nn.ModuleList):
     """The weights of several experts, each a SparseLinear without a bias: `stack[e](x)` is the product with one.
 
     Made by `sparsify`, `load_into` and `from_pretrained`, which put it into a module of experts where that had a
-    Parameter (experts, out_features, in_features), or (experts, in_features, out_features). All that is said of
+    Parameter (experts, out_features, in_features), or (experts, in_features, out_features); and into a
+    torch.nn.MultiheadAttention, in place of its (3 * embed_dim, embed_dim), or of three Parameters. All that is said of
     SparseLinear holds for each: gradients, dtypes, `.to(dtype)`, copies, what `state_dict` has.
 
     Attributes:
@@ -25,6 +26,7 @@ class SparseStack(torch.nn.ModuleList):
         transposed: whether a matrix of it is (in_features, out_features).
         weight_requires_grad: requires_grad that it had, and has again after `make_dense`.
         name: its name in the model, for messages, or None.
+        followed_by: names of the Parameters that came after that one in its module.
     """
 
     def __init__(self, layers: Iterable[SparseLinear], shape: Sequence[int], transposed: bool) -> None:
@@ -33,6 +35,7 @@ class SparseStack(torch.nn.ModuleList):
         self.transposed = transposed
         self.weight_requires_grad = True
         self.name: str | None = None
+        self.followed_by: tuple[str, ...] = ()
 
     @classmethod
     def from_matrices(cls, matrices: Iterable[SparseTensor], shape: Sequence[int], transposed: bool) -> SparseStack:
@@ -81,6 +84,11 @@ class SparseStack(torch.nn.ModuleList):
 
     def numel(self) -> int:
         return self.shape.numel()
+
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> Any:
+        """torch's fast paths ask whether a weight has this, and take none with it. Its functions take no stack."""
+        return NotImplemented
 
     def view(self, *shape: Any) -> SparseStack:
         """The stack itself, for code that takes a matrix of all experts for three dimensions.

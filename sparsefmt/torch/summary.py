@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 
 from sparsefmt.quantizing import Loss
-from sparsefmt.torch.expert_kinds import projection_of, projections_of
+from sparsefmt.torch.expert_kinds import is_attention, projection_of, projections_of
 from sparsefmt.torch.layers import holders_of_parameters, is_convolution, is_linear
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.selection import MIN_SPARSITY, Selection, name_of
 from sparsefmt.torch.stack import SparseStack
+from sparsefmt.torch.with_stacks import stacks_of
 
 NAMED = 3
 """Names that a line has of what stays dense."""
@@ -54,6 +55,8 @@ class Summary:
         quantizing: what quantizing has lost, and what was left out; None if nothing was to be quantized.
         convolutions, compressed_convolutions: the same of convolutions of one or two dimensions.
         stacks, compressed_stacks: number of Parameters of experts, and of those that are a SparseStack.
+        attention, compressed_attention: the same of the Parameters with which torch.nn.MultiheadAttention projects its
+            inputs. Its output projection is a linear layer.
     """
 
     linear: int
@@ -69,12 +72,16 @@ class Summary:
     compressed_stacks: int = 0
     convolutions: int = 0
     compressed_convolutions: int = 0
+    attention: int = 0
+    compressed_attention: int = 0
 
     def __str__(self) -> str:
         share = "" if self.pruned_share is None else f" ({_percent(self.pruned_share)} of the pruned weights)"
         others = (
             f", {self.compressed_convolutions:,} of {self.convolutions:,} convolutions" if self.convolutions else ""
         )
+        if self.attention:
+            others += f", {self.compressed_attention:,} of {self.attention:,} input projections of attention"
         experts = f" and {self.compressed_stacks:,} of {self.stacks:,} stacks of experts" if self.stacks else ""
         text = f"{self.compressed:,} of {self.linear:,} linear layers{others}{experts} compressed{share}, "
         text += "".join(f"{count:,} with values of {dtype} and scales, " for dtype, count in self.scaled.items())
@@ -104,7 +111,8 @@ def summary_of(
     weights = {
         id(layer.weight_arrays): layer for layer in (*sparse, *sparse_convolutions, *of_experts) if layer.has_weight
     }.values()
-    dense_stacks = 0
+    dense_stacks = dense_attention = 0
+    attention = sum(len(stacks_of(module)) for module in model.modules() if is_attention(module))
     held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     nbytes = sum(tensor.nbytes for tensor in held.values())
     held_for_weights = [
@@ -122,9 +130,10 @@ def summary_of(
         assert weight is not None
         projection = projection_of(holders[0].module, holders[0].attribute)
         if projection is None and projections_of(holders[0].module):
-            # a bias of experts
+            # a bias of experts or attention
             continue
-        dense_stacks += projection is not None
+        dense_attention += projection is not None and is_attention(holders[0].module)
+        dense_stacks += projection is not None and not is_attention(holders[0].module)
         zeros = _share_of_zeros(weight)
         if zeros < MIN_SPARSITY or (zeros == 1 and weight.requires_grad):
             continue
@@ -149,8 +158,10 @@ def summary_of(
         dense={name: reason for name, reason in reasons.items() if name not in surprises},
         scaled=Counter(str(layer.weight.tensor.dtype) for layer in sparse if layer.weight_scale is not None),
         quantizing=quantizing,
-        stacks=len(stacks) + dense_stacks,
-        compressed_stacks=len(stacks),
+        stacks=len(stacks) - attention + dense_stacks,
+        compressed_stacks=len(stacks) - attention,
+        attention=attention + dense_attention,
+        compressed_attention=attention,
         convolutions=len(convolutions),
         compressed_convolutions=len(sparse_convolutions),
     )

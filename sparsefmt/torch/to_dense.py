@@ -6,9 +6,9 @@ import torch
 
 from sparsefmt.torch.compress_experts import make_stack_dense
 from sparsefmt.torch.dense_layers import dense_layer
-from sparsefmt.torch.experts import stacks_of
 from sparsefmt.torch.layers import replace
 from sparsefmt.torch.linear import SparseLinear
+from sparsefmt.torch.with_stacks import stacks_of
 
 
 def make_dense(model: torch.nn.Module, dtype: torch.dtype | None = None) -> None:

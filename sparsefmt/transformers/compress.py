@@ -13,6 +13,7 @@ from sparsefmt.errors import in_tensor
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.compress_experts import compressed_matrices, rows_of_stack
 from sparsefmt.torch.expert_kinds import projection_of
+from sparsefmt.torch.layers import Holder
 from sparsefmt.torch.mapped_files import MappedFiles
 from sparsefmt.torch.selection import Selection
 from sparsefmt.transformers.compressed_parameter import StandIn
@@ -61,7 +62,7 @@ class Compress(ConversionOps):
         projection = projection_of(module, attribute)
         assert projection is not None
         rows = rows_of_stack(projection, tensor)
-        matrices = compressed_matrices(rows, self._selection, trainable=False)
+        matrices = compressed_matrices(rows, Holder("", module, attribute), self._selection, trainable=False)
         if isinstance(matrices, str):
             return tensor
         self._files.compressed(tensor)

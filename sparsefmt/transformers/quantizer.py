@@ -21,7 +21,7 @@ from sparsefmt.container import budget
 from sparsefmt.errors import in_file
 from sparsefmt.layouts.memory import give_back
 from sparsefmt.torch.compute_dtype import hint, narrow, widen
-from sparsefmt.torch.expert_kinds import count_of_experts, projections_of
+from sparsefmt.torch.expert_kinds import count_of_experts, has_experts
 from sparsefmt.torch.layers import Holder
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.mapped_files import MappedFiles
@@ -110,7 +110,7 @@ class SparsefmtQuantizer(HfQuantizer):
             self._quantized = self._open_quantized(paths) if self._is_quantized else None
             paths[:] = [CompressedFile(path, self.quantization_config, self._quantized) for path in paths]
             self._compress = False
-            if any(projections_of(module) for module in model.modules()):
+            if any(has_experts(module) for module in model.modules()):
                 _expect_experts(paths, count_of_experts(model))
         if self._in_float32 and self._dtype == torch.float32:
             _expect_float32(paths or [])

@@ -7,15 +7,16 @@ import torch
 from sparsefmt.errors import in_tensor
 from sparsefmt.quantizing import quantized
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch.attention import note_output_projections
 from sparsefmt.torch.compress_experts import filling_of, put_matrices, turned
 from sparsefmt.torch.convolution import empty_convolution
 from sparsefmt.torch.dense_layers import is_conv1d
 from sparsefmt.torch.derived import rows_of, transposed
-from sparsefmt.torch.expert_kinds import Projection, projection_of
+from sparsefmt.torch.expert_kinds import Projection, projection_of, what_of
 from sparsefmt.torch.layers import Holder, holders_of_parameters, is_convolution, layout_for, replace
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.matrix_views import as_matrix
-from sparsefmt.torch.models import EXPERTS_NOT_QUANTIZED, SparsifyResult, sparsify_by, why_not_quantized
+from sparsefmt.torch.models import SparsifyResult, sparsify_by, why_not_quantized, why_stack_not_quantized
 from sparsefmt.torch.scales import chosen_activations, expect_int8
 from sparsefmt.torch.selection import Selection, name_of, why_dense
 from sparsefmt.torch.stack import SparseStack
@@ -35,6 +36,7 @@ def settle(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
         which layers are sparse, and why others are not. A tensor of another kind of module that was a StandIn is named
         among the latter as well.
     """
+    note_output_projections(model)
     quantizing = None if selection.quantization is None else Quantizing({}, {})
     dense: dict[str, str] = {}
     sparse: dict[str, SparseLinear | SparseStack] = {}
@@ -49,7 +51,7 @@ def settle(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
             if isinstance(stack, SparseStack):
                 sparse[holders[0].key] = stack
                 if quantizing is not None:
-                    quantizing.left_out[holders[0].key] = EXPERTS_NOT_QUANTIZED
+                    quantizing.left_out[holders[0].key] = why_stack_not_quantized(holders[0].module)
             else:
                 dense |= stack
             continue
@@ -89,11 +91,10 @@ def _settle_stack(
     reasons = why_dense(holders, selection)
     if not reasons and projection is not None:
         if isinstance(weight, StandIn) and weight.scales is not None:
-            reasons = {holders[0].key: "it has scales, which experts cannot have"}
+            reasons = {holders[0].key: f"it has scales, which {what_of(holders[0].module)} cannot have"}
         else:
             matrices = _matrices(weight, projection, selection)
-            experts = projection.experts
-            reason = selection.why_not_worth(filling_of(matrices), trainable=False, experts=experts)
+            reason = selection.why_not_worth_of_stack(holders[0], filling_of(matrices), trainable=False)
             if reason is None:
                 return put_matrices(holders[0], matrices, weight)
             reasons = {holders[0].key: reason}

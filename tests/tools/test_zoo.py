@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 DOZEN = [
     *("llama-tied", "phi3", "gpt2", "falcon", "mamba", "lfm2", "albert", "modernbert", "t5", "bart", "clip"),
-    *("convnext", "whisper", "mixtral"),
+    *("convnext", "whisper", "siglip", "mixtral"),
 ]
 """Of every kind: fused and shared weights, Conv1D, subclasses of Linear, weights that are used without their layers."""
 

@@ -69,7 +69,7 @@ class OwnModel(PreTrainedModel):
 
 
 def test_only_layers_that_are_called_are_replaced(tmp_path: Path) -> None:
-    """Convolutions are, too. Not a subclass of Linear, nor what MultiheadAttention has."""
+    """Convolutions are, too, and what MultiheadAttention has. Not a subclass of Linear."""
     dense = OwnModel(OwnConfig())
     for parameter in dense.parameters():
         parameter.data *= torch.rand(parameter.shape) < 0.2
@@ -77,7 +77,8 @@ def test_only_layers_that_are_called_are_replaced(tmp_path: Path) -> None:
     folder = convert(tmp_path / "in", tmp_path / "out")
     x = torch.randn(3, 2, 64)
     model = OwnModel.from_pretrained(folder)
-    assert sparse_layers(model) == {"one", "three", "conv"}
+    attention = {"attention.out_proj", *(f"attention.in_proj_weight.{number}" for number in range(3))}
+    assert sparse_layers(model) == {"one", "three", "conv", *attention}
     assert type(model.two) is OwnLinear
     with torch.no_grad():
         torch.testing.assert_close(model(x), dense(x), atol=1e-5, rtol=1e-5)
@@ -167,7 +168,7 @@ def test_buffers_and_bare_parameters_are_ordinary_tensors(tmp_path: Path) -> Non
         stored_sparse = {name for name in opened if isinstance(opened[name], SparseTensor)}
     assert {"of_the_model", "buffers_of_mine.bias_of_logits", "buffers_of_mine.scale"} <= stored_sparse
     model = BuffersModel.from_pretrained(folder)
-    assert sparse_layers(model) == {"one", "three", "buffers_of_mine.linear"}
+    assert sparse_layers(model) == {"one", "three", "buffers_of_mine.linear", "attention.out_proj"}
     assert type(model.buffers_of_mine.pruned_by_mask) is torch.nn.Linear
     check_saves_in_every_way(model, dense, tmp_path)
     model = BuffersModel.from_pretrained(folder)
