@@ -13,7 +13,7 @@ from sparsefmt.layouts.sizes import Filling
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch import derived
 from sparsefmt.torch.derived import torch_dtype_of, transposed
-from sparsefmt.torch.expert_kinds import Projection, projection_of, projections_of, what_of
+from sparsefmt.torch.expert_kinds import Projection, is_attention, projection_of, projections_of, what_of
 from sparsefmt.torch.experts import put_parameter, put_stack
 from sparsefmt.torch.layers import Holder, holders_of_parameters, joined, modules_with_names
 from sparsefmt.torch.mapped_files import MappedFiles
@@ -136,6 +136,7 @@ def put_matrices(holder: Holder, matrices: Sequence[SparseTensor], like: torch.T
     module, attribute = holder.module, holder.attribute
     stack = SparseStack.from_matrices(matrices, like.shape, _projection(holder).swapped)
     stack.name, stack.weight_requires_grad = holder.key, like.requires_grad
+    stack.holds = "projections" if is_attention(module) else "experts"
     for number, layer in enumerate(stack.layers):
         layer.name = f"{holder.key}.{number}"
     put_stack(module, attribute, stack)

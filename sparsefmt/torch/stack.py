@@ -26,6 +26,7 @@ class SparseStack(torch.nn.ModuleList):
         transposed: whether a matrix of it is (in_features, out_features).
         weight_requires_grad: requires_grad that it had, and has again after `make_dense`.
         name: its name in the model, for messages, or None.
+        holds: what its matrices are of, for messages: "experts" or "projections".
         followed_by: names of the Parameters that came after that one in its module.
     """
 
@@ -35,6 +36,7 @@ class SparseStack(torch.nn.ModuleList):
         self.transposed = transposed
         self.weight_requires_grad = True
         self.name: str | None = None
+        self.holds = "experts"
         self.followed_by: tuple[str, ...] = ()
 
     @classmethod
@@ -101,7 +103,9 @@ class SparseStack(torch.nn.ModuleList):
         layer = self.layers[0]
         matrix = (layer.out_features, layer.in_features)
         if wanted != (len(self), *(matrix[::-1] if self.transposed else matrix)):
-            raise RuntimeError(f"the weights of {len(self):,} experts are compressed, and cannot be seen as {wanted}")
+            raise RuntimeError(
+                f"the weights of {len(self):,} {self.holds} are compressed, and cannot be seen as {wanted}"
+            )
         return self
 
     def tensor(self) -> SparseTensor:
@@ -146,7 +150,7 @@ class SparseStack(torch.nn.ModuleList):
         return list(weights.reshape(len(self), -1, weights.shape[-1]).unbind())
 
     def __repr__(self) -> str:
-        text = f"SparseStack({len(self)} experts, shape={tuple(self.shape)}"
+        text = f"SparseStack({len(self)} {self.holds}, shape={tuple(self.shape)}"
         if not all(layer.has_weight for layer in self.layers):
             return f"{text}, without weights)"
         tensors = [layer.sparse_tensor() for layer in self.layers]

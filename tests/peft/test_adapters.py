@@ -303,6 +303,21 @@ def test_dora_takes_the_lengths_of_float_rows_where_activations_have_eight_bits(
         torch.testing.assert_close(made.norm(layer.base_layer, *weights, layer.scaling["default"]), lengths)
 
 
+def test_the_output_projection_of_attention_is_a_base_and_attention_is_none():
+    model = torch.nn.ModuleDict({"attention": torch.nn.MultiheadAttention(32, 4)})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= torch.rand_like(parameter) < 0.2
+    sparsify(model, min_size=0)
+    with pytest.raises(ValueError, match="Only same embed"):
+        peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["attention"]))
+    attention = peft.get_peft_model(model, peft.LoraConfig(target_modules=["out_proj"])).base_model.model["attention"]
+    assert isinstance(attention.out_proj, SparseLoraLinear)
+    x = torch.ones(3, 2, 32)
+    attention(x, x, x)[0].square().sum().backward()
+    assert attention.out_proj.lora_B["default"].weight.grad.count_nonzero()
+
+
 def test_layers_that_were_trained_are_a_base_like_others():
     model = sparse_model()
     make_trainable(model)

@@ -123,6 +123,7 @@ def test_projections_have_the_bits_of_linear(kind: str) -> None:
         getattr(attention, name) for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
     ]
     layers = [layer for stack in stacks if stack is not None for layer in stack]
+    assert sum("projections, shape" in line for line in str(attention).splitlines()) == len(NAMES[kind])
     biases = attention.in_proj_bias.detach().chunk(3)
     found = attention._projected(*x)
     assert len(layers) == len(found) == 3
