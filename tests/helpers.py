@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,19 @@ def run_python(code: str, *arguments: object, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def open_below(folder: Path) -> list[str]:
+    """The files of a folder that this process has open, removed ones too, each as often as it is open.
+
+    All descriptors of the process would not do: threads that other tests have left open and close theirs at any time.
+    Empty where the system does not say what is open.
+    """
+    opened, beginning = [], f"{os.path.realpath(folder)}{os.sep}"
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
+        with suppress(OSError):  # closed meanwhile
+            opened.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sorted(name for name in opened if name.startswith(beginning))
 
 
 def names_in(folder: Path) -> list[str]:

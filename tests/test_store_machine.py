@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import naive
 import numpy as np
 import pytest
-from helpers import CODECS, arrays, dense, examples, far_apart, same_bits
+from helpers import CODECS, arrays, dense, examples, far_apart, open_below, same_bits
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -120,7 +120,6 @@ class Store(RuleBasedStateMachine):
         gc.freeze()  # what is here before is not looked through at the end of each run
         self.positions_of_a_tile = heights.TILE_POSITIONS
         heights.TILE_POSITIONS = 256  # small tensors have several tiles
-        self.descriptors = len(os.listdir("/dev/fd"))
         self.folder = Path(tempfile.mkdtemp())
         self.files: dict[str, Version] = {}
         self.opened: list[Opened] = []
@@ -131,8 +130,8 @@ class Store(RuleBasedStateMachine):
         self.opened.clear()
         self.held.clear()
         gc.collect()
+        assert not open_below(self.folder)
         shutil.rmtree(self.folder)
-        assert len(os.listdir("/dev/fd")) == self.descriptors
         maps = Path("/proc/self/maps")
         assert not maps.exists() or self.folder.name not in maps.read_text()
 
