@@ -22,8 +22,9 @@ PACKAGE = ROOT / "sparsefmt"
 STOREYS = [
     {"__main__"},
     {"cli"},
+    {"dask"},
     {"report"},
-    {"transformers", "peft", "dask"},
+    {"transformers", "peft"},
     {"checkpoints", "numpy", "torch"},
     {"safe_open", "safe_slice", "framework_file", "serialization"},
     {"dense_files"},
@@ -40,7 +41,7 @@ STOREYS = [
     {"layouts", "codecs"},
     {"shapes", "scales"},
     {"lazily", "threads", "dtypes", "positions", "bits_of_words", "llvm", "jit", "jit_cache", "isa", "compiling"},
-    {"errors", "limits", "urls", "in_words"},
+    {"errors", "limits", "urls", "in_words", "grouped_rows"},
 ]
 """From the roof to the ground. A module may import from its own storey and from those below."""
 
@@ -103,7 +104,7 @@ PUBLIC = {
         "transformers.config.SparsefmtConfig.__init__",
     ),
     "transformers.saving.save_pretrained",
-    *("dask.conversion.convert", "dask.verification.verify"),
+    *("dask.conversion.convert", "dask.verification.verify", "dask.reporting.report"),
 }
 """What users call with keywords; and what torch calls: an operator of torch takes tensors and numbers alone."""
 

@@ -34,6 +34,7 @@ class SparsefmtFile(TensorFile):
         self.path = place_of(path)
         expect_regular_file(self.path)
         source = reading(self.path)
+        source.path = str(self.path)
         try:
             self.reader = Reader(source, max_decoded_bytes)
         except BaseException:

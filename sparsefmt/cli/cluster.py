@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparsefmt.container.remote_path import Place
     from sparsefmt.dask.running import OnCluster
     from sparsefmt.patterns import Pattern
+    from sparsefmt.report.contents import Contents
     from sparsefmt.save_options import SaveOptions
 
 option = click.option(
@@ -71,6 +72,22 @@ def pattern_finder(
             return find_on(wanted, checkpoint.file_format, _threads_of_each(threads), where)
 
     return find
+
+
+def gather(cluster: str, models: list[Checkpoint], contents: Contents, quiet: bool) -> None:
+    """Read all tensors that a page tells of, on a cluster."""
+    from sparsefmt.cli import output
+    from sparsefmt.report.gathering import bytes_to_compress, bytes_to_read
+
+    total = bytes_to_read(contents) + bytes_to_compress(models[0], contents)
+    with (
+        output.progress_bar("reading and compressing", total, quiet) as progress,
+        _running_on(cluster, models[0], progress) as where,
+    ):
+        from sparsefmt.dask.reporting import gather as gather_on
+
+        threads = click.get_current_context().params["threads"]
+        gather_on(models, contents, _threads_of_each(threads), where)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from sparsefmt.checkpoints.formats import FileFormat
 from sparsefmt.checkpoints.huggingface import read_model_folder
 from sparsefmt.checkpoints.target_folder import targets_of, unlisted_files
 from sparsefmt.cli import output
-from sparsefmt.cli.grouped_rows import common, grouped
 from sparsefmt.container.remote_path import Place, is_there
+from sparsefmt.grouped_rows import common, grouped
 from sparsefmt.quantizing import Loss
 from sparsefmt.quantizing.rows import FLOATS
 

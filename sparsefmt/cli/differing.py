@@ -13,9 +13,9 @@ from sparsefmt.checkpoints import comparison
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.comparison import Difference, Progress
 from sparsefmt.cli import output
-from sparsefmt.cli.grouped_rows import MOST_ROWS, common, grouped
 from sparsefmt.cli.tables import NameTable
 from sparsefmt.dtypes import DTYPES
+from sparsefmt.grouped_rows import MOST_ROWS, common, grouped
 from sparsefmt.patterns import Change
 
 ORDERS = ("name", "equal", "max", "overlap")

@@ -12,11 +12,11 @@ from sparsefmt.checkpoints.contract import TensorFile
 from sparsefmt.checkpoints.scales import scales_in
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.cli import output
-from sparsefmt.cli.grouped_rows import MOST_ROWS, common, grouped
 from sparsefmt.cli.tables import NameTable
 from sparsefmt.container.entry import TensorEntry
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError, UnsupportedError
+from sparsefmt.grouped_rows import MOST_ROWS, common, grouped
 from sparsefmt.patterns import Pattern, is_looked_at
 
 ORDERS = ("name", "bytes", "zeros")

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.formats import FileFormat
+from sparsefmt.cli import cluster as on_cluster
 from sparsefmt.cli import options
 from sparsefmt.cli.failures import Failure
-from sparsefmt.container.remote_path import Place, is_same
+from sparsefmt.container.remote_path import Place
 from sparsefmt.in_words import printable
 
 if TYPE_CHECKING:
+    from sparsefmt.checkpoints.checkpoint import Checkpoint
     from sparsefmt.report.contents import Contents
-
-FORMATS: list[FileFormat] = ["sparsefmt", "safetensors", "torch"]
 
 
 @click.command(
@@ -30,6 +26,7 @@ Examples:
   sparsefmt report llama-pruned/ -o llama.html --bench
   sparsefmt report before.safetensors after.safetensors -o changes.html
   sparsefmt report s3://bucket/llama-pruned -o llama.html
+  sparsefmt report s3://bucket/llama-pruned -o llama.html --dask tcp://scheduler:8786
 """,
 )
 @click.argument("path", type=options.PATH, metavar="MODEL")
@@ -46,6 +43,7 @@ Examples:
 )
 @click.option("--bench", is_flag=True, help="Time the products of layers beside dense ones, on this machine.")
 @options.fold
+@on_cluster.option
 @options.max_decoded_bytes
 @options.threads
 @options.force
@@ -59,6 +57,7 @@ def command(
     target: Place,
     bench: bool,
     fold: bool,
+    cluster: str | None,
     max_decoded_bytes: int | None,
     threads: int,
     force: bool,
@@ -75,43 +74,18 @@ def command(
     .sparsefmt, the model is made, and not written anywhere. Needs jinja2 and matplotlib.
     """
     from sparsefmt.cli import output
-    from sparsefmt.cli.report_contents import (
-        add_changes,
-        add_compressed,
-        add_times,
-        alike,
-        bytes_to_read,
-        comparison_of,
-        contents_of,
-        look_at_all,
-        nbytes_of,
-    )
+    from sparsefmt.cli.report_times import add_times, alike
     from sparsefmt.container.file_objects import destination
+    from sparsefmt.report.gathering import contents_of, expect_new, models_for, nbytes_of
 
     _expect_libraries()
-    _expect_target(target, force)
-    with ExitStack() as stack:
-        models = [
-            stack.enter_context(Checkpoint(each, FORMATS, max_decoded_bytes))
-            for each in (path, other)
-            if each is not None
-        ]
-        for model in models:
-            _expect_other(target, model)
-            if fold and model.file_format != "sparsefmt":
-                model.fold()
-            model.expect()
-        contents = contents_of(models[0])
-        if other is not None:
-            contents.comparison = comparison_of(models[0], models[1], contents)
-        total = bytes_to_read(contents)
-        with output.progress_bar("reading", total, quiet) as progress:
-            look_at_all(contents, threads, progress)
-            if contents.comparison is not None:
-                add_changes(models[1], contents, threads, progress)
-        to_compress = nbytes_of(contents.tensors) if contents.is_ours else models[0].dense_nbytes
-        with output.progress_bar("compressing", to_compress, quiet) as progress:
-            add_compressed(models[0], contents, threads, progress)
+    expect_new(target, force)
+    with models_for(target, [path] if other is None else [path, other], fold, max_decoded_bytes) as models:
+        contents = contents_of(*models)
+        if cluster is None:
+            _gather(models, contents, threads, quiet)
+        else:
+            on_cluster.gather(cluster, models, contents, quiet)
         faults = []
         if bench:
             kinds = alike(contents.tensors)
@@ -136,16 +110,26 @@ def _expect_libraries() -> None:
         raise Failure(f"a report needs {error.name}: pip install 'sparsefmt[report]'", 2) from None
 
 
-def _expect_target(target: Place, force: bool) -> None:
-    """Refuse what exists before anything is read."""
-    if target.exists() and not target.is_dir() and not force:
-        raise FileExistsError(errno.EEXIST, "exists already", str(target))
+def _gather(models: list[Checkpoint], contents: Contents, threads: int, quiet: bool) -> None:
+    """Read all tensors, on this machine."""
+    from sparsefmt.cli import output
+    from sparsefmt.report.gathering import (
+        add_changes,
+        add_compressed,
+        bytes_to_compress,
+        bytes_to_read,
+        compress,
+        look_at_all,
+    )
 
-
-def _expect_other(target: Place, model: Checkpoint) -> None:
-    for file in model.files:
-        if target.exists() and is_same(file.path, target):
-            raise Failure(f"{target}: the report would replace the model itself", 2)
+    for model in models:
+        model.expect()
+    with output.progress_bar("reading", bytes_to_read(contents), quiet) as progress:
+        look_at_all(contents, threads, progress)
+        if contents.comparison is not None:
+            add_changes(models[1], contents, threads, progress)
+    with output.progress_bar("compressing", bytes_to_compress(models[0], contents), quiet) as progress:
+        add_compressed(contents, (compress(file, threads, progress) for file in models[0].files))
 
 
 def _drawn(contents: Contents, quiet: bool) -> str:

@@ -3,6 +3,7 @@
     import sparsefmt.dask
     sparsefmt.dask.convert("llama-pruned", "llama-pruned-sparsefmt", client)
     faults = sparsefmt.dask.verify("llama-pruned-sparsefmt", client, against="llama-pruned")
+    sparsefmt.dask.report("llama-pruned", "llama.html", client)
     w = sparsefmt.dask.from_file("model.sparsefmt", "layers.0.weight")
     y = (x @ w.T).compute()
 
@@ -18,6 +19,7 @@ except ImportError as error:
 
 from sparsefmt.dask.arrays import FileArray, from_file
 from sparsefmt.dask.conversion import convert
+from sparsefmt.dask.reporting import report
 from sparsefmt.dask.verification import verify
 
-__all__ = ["FileArray", "convert", "from_file", "verify"]
+__all__ = ["FileArray", "convert", "from_file", "report", "verify"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,13 @@ class Magnitudes:
         self._shift = max(self._counted.nbits - _FINEST, 0)
         self._counts = np.zeros((self._kept >> self._shift) + 1, np.int64)
         self._range = self._end, 0
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
         self._lock = threading.Lock()
 
     def add(self, bits: np.ndarray, dtype: DType) -> None:

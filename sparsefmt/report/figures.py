@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,7 +78,7 @@ class Figures:
 
     Attributes:
         row_counts, column_counts, magnitudes: as of `Looked`, of all tensors.
-        thresholds: the smallest magnitude of each tensor that has zeros and others.
+        thresholds: the smallest magnitude of each tensor that has zeros and others, in any order.
         pictures: by the label of a pattern.
     """
 
@@ -101,6 +101,24 @@ class Figures:
                 self.thresholds.append(looked.magnitudes.smallest)
         if looked.picture is not None and self.wants_picture_of(looked.picture.label):
             self.pictures[looked.picture.label] = looked.picture
+
+    def merge(self, other: Figures, places: Mapping[str, int]) -> None:
+        """Add what was counted in other tensors of the group. In whatever order parts are merged, the result is that of
+        adding all tensors in the order of the group.
+
+        Args:
+            places: where in the group a tensor stands, by its name.
+        """
+        self.row_counts += other.row_counts
+        self.column_counts += other.column_counts
+        if self.magnitudes is not None and other.magnitudes is not None:
+            self.magnitudes.merge(other.magnitudes)
+        self.thresholds += other.thresholds
+        pictures = sorted([*self.pictures.values(), *other.pictures.values()], key=lambda picture: places[picture.name])
+        self.pictures = {}
+        for picture in pictures:
+            if self.wants_picture_of(picture.label):
+                self.pictures[picture.label] = picture
 
 
 def look_at(

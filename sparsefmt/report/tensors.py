@@ -103,6 +103,11 @@ class Group:
         return len({(tensor.dtype, tensor.shape, tensor.row_dims) for tensor in self.tensors}) == 1
 
     @property
+    def has_figures(self) -> bool:
+        """Whether it has, as far as its tensors are readable: they are alike, and matrices with elements."""
+        return self.is_alike and len(self.tensors[0].shape) > 1 and self.elements > 0
+
+    @property
     def dense_nbytes(self) -> int:
         return sum(tensor.dense_nbytes for tensor in self.tensors)
 

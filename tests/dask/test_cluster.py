@@ -244,6 +244,50 @@ def test_patterns(client, source, tmp_path, monkeypatch):
     assert "--patterns" in result.stderr
 
 
+def test_report(client, tmp_path, monkeypatch):
+    """The page is that of one machine, to the byte: of groups and pairs of masks whose tensors are in several files."""
+    pytest.importorskip("jinja2", reason="no jinja2")
+    pytest.importorskip("matplotlib", reason="no matplotlib")
+    monkeypatch.chdir(tmp_path)
+    address, rng = client.scheduler.address, np.random.default_rng(0)
+    before: dict[str, dict[str, np.ndarray]] = {name: {} for name in NAMES}
+    for layer in range(7):
+        up, kept = sparse_array(layer), rng.random((32, 16, 4)).argsort(2).argsort(2) < 2
+        down = np.where(kept.reshape(32, 64), rng.standard_normal((32, 64)), 0).astype(np.float32)
+        # the last file has the first pattern of these in the order of their names
+        down = [np.ones_like(down), down, np.zeros_like(down)][layer % 3]
+        before[NAMES[-layer % 3]] |= {f"layers.{layer}.up.weight": up, f"layers.{layer}.down.weight": down}
+    before[NAMES[1]] |= {"a.weight_mask": (sparse_array(8) != 0).astype(np.float32), "b": np.array([np.nan, -0.0, 1])}
+    before[NAMES[2]]["a.weight_orig"] = sparse_array(9)
+    after = {file: {name: array * np.float32(1.1) for name, array in arrays.items()} for file, arrays in before.items()}
+    after[NAMES[0]]["new"] = after[NAMES[1]].pop("b")
+    save_shards(tmp_path / "in", before)
+    save_shards(tmp_path / "other", after)
+    result = run_command("report", "in", "other", "--fold", "-o", "one.html")
+    assert result.exit_code == 0, result.stderr
+    result = run_command("report", "in", "other", "--fold", "-o", "two.html", "--dask", address)
+    assert result.exit_code == 0, result.stderr
+    page = Path("one.html").read_text()
+    assert Path("two.html").read_text() == page
+    assert "a.<wbr>weight" in page
+    assert page.count("data:image/png") > 4
+    with pytest.raises(FileExistsError):
+        sparsefmt.dask.report("in", "two.html", client)
+    on_one_machine(tmp_path / "in", tmp_path / "out")
+    run_command("report", "out", "-o", "one.html", "--force")
+    sparsefmt.dask.report("out", "two.html", client, overwrite=True)
+    assert Path("two.html").read_text() == Path("one.html").read_text() != page
+    damaged = next(Path("out").glob("*1-of*.sparsefmt"))
+    content = bytearray(damaged.read_bytes())
+    content[100] ^= 1
+    damaged.write_bytes(content)
+    result = run_command("report", "out", "-o", "three.html", "--dask", address)
+    assert result.exit_code == 1
+    assert result.stderr == run_command("report", "out", "-o", "three.html").stderr
+    assert str(damaged) in result.stderr
+    assert not Path("three.html").exists()
+
+
 @pytest.mark.slow
 def test_from_a_store_to_a_store(client, source, tmp_path):
     """One request of twenty fails, and a worker is killed with half of a shard on its way."""

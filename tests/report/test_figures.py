@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -50,6 +52,26 @@ def test_a_picture_for_each_pattern() -> None:
     assert np.array_equal(picture.density, blocks)
     assert np.array_equal(picture.coarser().density, blocks.reshape(128, 2, 128, 2).mean((1, 3)))
     assert np.array_equal(picture.corner, blocks[:64, :64] != 0)
+
+
+@pytest.mark.parametrize("parts", ["abcdef", "fb|dac|e", "e|f|d|c|b|a"])
+def test_parts_of_a_group_are_merged(parts: str) -> None:
+    """The pictures are the first ones in the order of the group, wherever and in whatever order tensors are read."""
+    rng, places = np.random.default_rng(2), {name: place for place, name in enumerate("abcdef")}
+    halves = (rng.random((64, 16, 4)).argsort(2) < 2).reshape(64, 64).astype(np.float32)
+    zeros, full = np.zeros((64, 64), np.float32), np.ones((64, 64), np.float32)
+    arrays = dict(zip("abcdef", [halves, full, halves * 2, rng.random((64, 64)) < 0.4, zeros, full * 3], strict=True))
+    figures = Figures(rows_of(halves))
+    for part in parts.split("|"):
+        some = Figures(rows_of(halves))
+        for name in sorted(part):
+            some.add(look_at(name, rows_of(arrays[name].astype(np.float32)), some))
+        figures.merge(pickle.loads(pickle.dumps(some)), places)
+    assert [picture.name for picture in figures.pictures.values()] == ["a", "b", "d"]
+    assert sorted(figures.thresholds) == [1, 1, 2]
+    assert figures.row_counts.sum() == 6 * 64
+    assert figures.magnitudes is not None
+    assert figures.magnitudes.histogram(np.array([0, 1.5, 3.5])).sum() == sum(map(np.count_nonzero, arrays.values()))
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0)])

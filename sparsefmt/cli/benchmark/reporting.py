@@ -13,8 +13,8 @@ from sparsefmt.cli import output
 from sparsefmt.cli.benchmark.groups import Contender, Group, fastest_first
 from sparsefmt.cli.benchmark.libraries import Library
 from sparsefmt.cli.benchmark.measuring import Results, quartile_spread
-from sparsefmt.cli.grouped_rows import common, grouped
 from sparsefmt.container.entry import TensorEntry
+from sparsefmt.grouped_rows import common, grouped
 
 JSON_VERSION = 1
 """Raised when a key of the --json output changes its meaning or is removed. New keys do not count."""

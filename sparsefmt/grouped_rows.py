@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from sparsefmt.cli import output
+from sparsefmt.in_words import pattern
 
 Tensor = TypeVar("Tensor")
 
@@ -24,7 +24,7 @@ def grouped(
     groups: dict[tuple[str, object], list[Tensor]] = {}
     for tensor in tensors:
         name, kind = name_and_kind(tensor)
-        groups.setdefault((output.pattern(name), kind), []).append(tensor)
+        groups.setdefault((pattern(name), kind), []).append(tensor)
     smaller: list[list[Tensor]] = []
     if len(groups) > MOST_ROWS:
         by_size = sorted(groups, key=lambda key: sum(map(nbytes, groups[key])), reverse=True)
