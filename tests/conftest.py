@@ -1,5 +1,5 @@
-"""Before anything is imported: no test asks a server for a model, and threads that wait sleep. Whether thorough tests
-run, and, with `-n`, which process runs which file."""
+"""Before anything is imported: no test asks a server for a model, and threads that wait sleep. Examples are the same in
+every run. Whether thorough tests run, and, with `-n`, which process runs which file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+# The same examples every time: a run does not fail by chance. `--hypothesis-profile default` draws others.
+settings.register_profile("same every time", derandomize=True)
+settings.load_profile("same every time")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # a thread of PyTorch that waits for work sleeps, and does not take the time of the other process
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

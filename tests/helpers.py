@@ -37,10 +37,10 @@ THOROUGH = bool(os.environ.get("SPARSEFMT_THOROUGH"))
 WIDTHS = [1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 130]
 
 
-def first_always(values: Iterable[Any]) -> list[Any]:
-    """Parameters of a test that always runs with the first, and with all in thorough runs."""
-    first, *others = values
-    return [first, *(pytest.param(value, marks=pytest.mark.thorough) for value in others)]
+def first_always(values: Iterable[Any], count: int = 1) -> list[Any]:
+    """Parameters of a test that always runs with the first ones, `count` of them, and with all in thorough runs."""
+    values = list(values)
+    return values[:count] + [pytest.param(value, marks=pytest.mark.thorough) for value in values[count:]]
 
 
 def examples(count: int) -> int:

@@ -233,6 +233,7 @@ class TestProcesses:
             for user in users:
                 user.join()
 
+    @pytest.mark.thorough
     def test_one_forked_while_another_thread_compiles(self, tmp_path):
         code = """
 import os, signal, threading, time, numpy, sparsefmt, sparsefmt.kernels.linear

@@ -202,6 +202,7 @@ COUNTS = [3, 3, 2, 2, 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 
 @pytest.mark.parametrize("where", ["columns", "gaps"])
 @pytest.mark.parametrize("cols", [40, (1 << 16) + 8])
+@pytest.mark.thorough
 def test_more_elements_than_32_bits_can_number(cols, where):
     """The second slice of a tile begins at slot 2^28 + 1, and so at element 2^32 + 16."""
     first = (1 << 28) + 1

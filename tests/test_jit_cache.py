@@ -81,6 +81,7 @@ def test_no_folder_for_the_cache(tmp_path):
     assert run(ROOT, UNPACK, **nowhere) == ["24", "0", "1"]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_an_edit_of_another_file_is_noticed(copy, tmp_path):
     """Of an intrinsic that a kernel uses. Sources that nothing changed share their code."""
@@ -141,6 +142,7 @@ def test_code_that_nobody_used_for_long_is_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.nbc", "notes.txt"]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_processes_that_compile_at_the_same_time_keep_all_of_it(tmp_path):
     """Kernels of one function that differ in their constants alone: none is lost, and none is taken for another."""

@@ -186,7 +186,11 @@ def killed_at(step: int, *arguments: object) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "config"), [("two shards", "three shards", True), ("two shards", "model", False)]
+    ("old", "new", "config"),
+    [
+        ("two shards", "three shards", True),
+        pytest.param("two shards", "model", False, marks=pytest.mark.thorough),
+    ],
 )
 def test_killed_at_any_step_it_is_the_old_model_or_refused(old: str, new: str, config: bool, tmp_path: Path) -> None:
     for name in (old, new):

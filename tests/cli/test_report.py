@@ -315,6 +315,7 @@ def test_progress_ends_at_its_totals(
         check_progress(steps, total)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_mixture_of_experts_of_6000_tensors(tmp_path: Path) -> None:
     kinds = {"gate": "2:4", "up": "blocks", "down": "magnitude"}

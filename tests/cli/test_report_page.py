@@ -185,6 +185,7 @@ def test_without_scripts(browser: Any, page: Path) -> None:
     context.close()
 
 
+@pytest.mark.thorough
 def test_in_print(browser: Any, page: Path, tmp_path: Path) -> None:
     """On paper, it is dark on white, whatever the screen has, and nothing is cut off at the right."""
     opened = Opened(browser, page, DESKTOP, "dark")

@@ -354,6 +354,7 @@ def test_on_a_phone(browser, address, model, scheme, tmp_path):
     opened.close()
 
 
+@pytest.mark.thorough
 def test_many_tensors(opened, address, tmp_path):
     """Only those that are seen are in the page."""
     path = tmp_path / "many.sparsefmt"

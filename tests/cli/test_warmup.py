@@ -52,6 +52,7 @@ print(asked)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_nothing_is_left_to_compile():
     """All that is asked for later was asked for by warmup, and numba keeps it on the disk for the next process."""

@@ -507,6 +507,7 @@ class TestDamage:
             yield ArrayInfo(width, 30, 40), frozen(values.astype(f"u{width}")).view(np.uint8), Positions(30, 40, None)
         yield ArrayInfo(8, 1, 300), frozen(np.arange(300, dtype=np.uint64)).view(np.uint8), Positions(1, 300, None)
 
+    @pytest.mark.thorough
     def test_any_changed_byte_is_refused_or_decodes_within_its_size(self):
         seen, unnoticed_in_masks = {"rans-stream": 0, "rans-model": 0, "decoded": 0}, 0
         for info, raw, positions in self.arrays():

@@ -360,6 +360,7 @@ def again(call: Any, *arguments: Any, **options: Any) -> Any:
     return call(*arguments, **options)
 
 
+@pytest.mark.thorough
 def test_no_cluster(source, tmp_path):
     with pytest.raises(TypeError, match="a client of distributed or an address"):
         sparsefmt.dask.convert(source, tmp_path / "out", 3)

@@ -6,7 +6,7 @@ import ml_dtypes
 import naive
 import numpy as np
 import pytest
-from helpers import in_form, same_bits, weights
+from helpers import first_always, in_form, same_bits, weights
 
 from sparsefmt import linear
 from sparsefmt.kernels import bitmask_by_rows, multiply, plans, recipe
@@ -25,7 +25,9 @@ def always(request, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "dtype", [np.float32, ml_dtypes.bfloat16, np.float16, np.float64], ids=lambda dtype: np.dtype(dtype).name
+    "dtype",
+    first_always([np.float32, ml_dtypes.bfloat16, np.float16, np.float64]),
+    ids=lambda dtype: np.dtype(dtype).name,
 )
 @pytest.mark.parametrize("zeros", [0.0, 0.6, 0.97])
 def test_the_bits_of_other_kernels(dtype, zeros, always):

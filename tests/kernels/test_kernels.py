@@ -16,6 +16,7 @@ from helpers import (
     WIDTHS,
     assert_same_bits,
     far_apart,
+    first_always,
     in_form,
     in_threads,
     random_bits,
@@ -141,7 +142,7 @@ def test_subnormals_are_not_flushed(layout):
 
 
 @pytest.mark.parametrize("layout", FORMS)
-@pytest.mark.parametrize("dtype", FLOATS[:3], ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("dtype", first_always(FLOATS[:3]), ids=lambda dtype: np.dtype(dtype).name)
 def test_threads_batch_and_storage_change_no_bit(layout, dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(multiply, "WORTH_A_THREAD", 1)
     rng = np.random.default_rng(8)
@@ -162,7 +163,7 @@ def test_threads_batch_and_storage_change_no_bit(layout, dtype, tmp_path, monkey
 
 
 @pytest.mark.parametrize("layout", FORMS)
-@pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("dtype", first_always(FLOATS, 2), ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize("special", [False, True], ids=["finite", "with Inf and NaN"])
 def test_every_batch_size_gives_the_same_bits(layout, dtype, special):
     """All kernels, all shapes of their blocks, partly filled ones too; results by row and by column."""
@@ -337,6 +338,7 @@ _PROCESSORS = {
 libm. AVX2 and portable code for this processor are what CI runs all tests of this file with."""
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("processor", _PROCESSORS)
 def test_the_processor_changes_no_bit(processor):

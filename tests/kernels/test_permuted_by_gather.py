@@ -6,7 +6,7 @@ import ml_dtypes
 import naive
 import numpy as np
 import pytest
-from helpers import in_form, run_python, same_bits, weights
+from helpers import first_always, in_form, run_python, same_bits, weights
 
 from sparsefmt import linear
 from sparsefmt.kernels import gather, permuted_by_gather, recipe
@@ -33,7 +33,9 @@ def used(monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("form", ["columns", "gaps"])
 @pytest.mark.parametrize(
-    "dtype", [np.float32, ml_dtypes.bfloat16, np.float16, np.float64], ids=lambda dtype: np.dtype(dtype).name
+    "dtype",
+    first_always([np.float32, ml_dtypes.bfloat16, np.float16, np.float64]),
+    ids=lambda dtype: np.dtype(dtype).name,
 )
 def test_the_bits_of_inserted_loads(form, dtype, used):
     rng = np.random.default_rng(1)

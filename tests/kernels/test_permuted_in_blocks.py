@@ -5,7 +5,7 @@ from __future__ import annotations
 import naive
 import numpy as np
 import pytest
-from helpers import in_form, weights
+from helpers import first_always, in_form, weights
 from kernels.test_kernels import FLOATS, accumulator, assert_same_bits
 
 from sparsefmt import linear
@@ -28,7 +28,7 @@ def always(monkeypatch):
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("form", ["columns", "gaps"])
-@pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("dtype", first_always(FLOATS), ids=lambda dtype: np.dtype(dtype).name)
 def test_rows_go_on_from_block_to_block(form, dtype):
     """Several blocks, more slices than a panel has, tiles that end within a slice; rows without entries, rows whose
     first entry is in a late block, full rows, distances with fillers."""

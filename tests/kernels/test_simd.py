@@ -90,6 +90,7 @@ class TestInstructions:
         return compiled(processor)
 
     @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.thorough
     def test_values_are_expanded_by_one(self, kind, code):
         expected = {
             "avx512": {"F32": "v(p?)expand(ps|d)", "BF16": "vpexpandw", "F16": "vpexpandw"},

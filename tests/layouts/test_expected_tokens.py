@@ -73,6 +73,7 @@ def test_the_layout_in_memory(dtype, zeros, by_use, monkeypatch):
     assert len(files) == 2
 
 
+@pytest.mark.thorough
 def test_the_environment_of_a_process():
     code = """
 import numpy as np, sparsefmt, sparsefmt.isa

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import first_always
 from packaging.version import Version
 from torch_helpers import raw
 
@@ -459,7 +460,7 @@ print(sorted({"peft", "transformers", "accelerate"} & sys.modules.keys()))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", [LIGHT, "import peft", "import sparsefmt.peft"])
+@pytest.mark.parametrize("order", first_always([LIGHT, "import peft", "import sparsefmt.peft"]))
 def test_peft_knows_the_layers_in_whatever_order_things_are_imported(order):
     done = subprocess.run([sys.executable, "-c", f"{order}\n{USES_IT}"], capture_output=True, text=True)
     assert done.stdout == f"{'[]' + chr(10) if order == LIGHT else ''}SparseLoraLinear\n", done.stderr

@@ -302,6 +302,7 @@ def test_a_disagreement_is_told(reader: c_process.CReader):
     assert (figures.disagreements, figures.refused, sum(figures.codes.values())) == (4, 1, 1)
 
 
+@pytest.mark.thorough
 def test_fuzz_target_runs_over_its_corpus(folder: Path, tmp_path: Path):
     """As libFuzzer runs it, but without its guidance. Most mutants are files whose checksums are right."""
     target, corpus = tmp_path / "target", tmp_path / "corpus"

@@ -210,6 +210,7 @@ def test_damaged_frames_of_zstd():
     assert sum(one is None and other is None for one, other in zip(found, expected, strict=True)) > 50
 
 
+@pytest.mark.thorough
 def test_fma_of_64_bits():
     """Against Python's exact fractions, at half-way points, subnormals and overflow too."""
     rng = np.random.default_rng(2)

@@ -13,6 +13,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.thorough
 def test_the_same_bits_and_a_difference_is_found():
     wanted = [case for case in arm.cases((1, 13)) if case.matrix[1:3] in (("bitmask", "F32"), ("gaps", "BF16"))]
     assert len(wanted) == 4

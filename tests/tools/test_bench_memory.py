@@ -15,6 +15,7 @@ tool = importlib.import_module("tools.bench.memory")
 pytestmark = pytest.mark.skipif(not tool.STATUS.exists(), reason="the system does not say how much memory it takes")
 
 
+@pytest.mark.thorough
 def test_a_small_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = []
 

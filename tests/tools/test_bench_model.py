@@ -214,6 +214,7 @@ def test_what_is_fast_is_called_twice_and_timed_the_second_time(monkeypatch: pyt
 
 
 @pytest.mark.skipif(not memory.STATUS.exists(), reason="the system does not say how much memory a process has")
+@pytest.mark.thorough
 def test_memory_of_a_fresh_process(encoder: Any) -> None:
     growth = memory.in_fresh_process(encoder, encoder.ours, 1)
     assert growth.peak > 0

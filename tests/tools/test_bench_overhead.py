@@ -12,6 +12,7 @@ from tools.bench import overhead as bench_overhead
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.thorough
 def test_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_overhead, "QUICK", bench_overhead.QUICK._replace(sides=(64, 128)))
     path, worth = tmp_path / "overhead.csv", multiply.WORTH_A_THREAD

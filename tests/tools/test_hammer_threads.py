@@ -12,6 +12,7 @@ import pytest
 from tools.fuzz import hammer_threads
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_short_run():
     command = [sys.executable, "-m", "tools.fuzz.hammer_threads", "--calls", "600", "--seconds", "20"]

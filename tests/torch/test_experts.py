@@ -194,6 +194,7 @@ def layers(model: Any) -> list[SparseLinear]:
     return [module for module in model.modules() if isinstance(module, SparseLinear)]
 
 
+@pytest.mark.thorough
 def test_compile_runs_experts_outside_of_its_graph() -> None:
     model = compressed("mixtral")
     expected = logits(model)

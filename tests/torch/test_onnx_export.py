@@ -124,6 +124,7 @@ def test_an_exported_program_is_refused_with_what_to_do(tmp_path: Path) -> None:
         torch.onnx.export(program, (X,), str(tmp_path / "net.onnx"), dynamo=True)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_torch_onnx_is_wrapped_whichever_is_imported_first() -> None:
     # nothing of it is imported before somebody asks

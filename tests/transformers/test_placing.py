@@ -16,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from helpers import first_always
 from torch_helpers import same_state
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -152,21 +153,22 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "first", "second"),
-    [
-        ("dense", "sparse", "whole", "shards"),
-        ("dense", "sparse", "shards", "whole"),
-        ("sparse", "dense", "whole", "shards"),
-        ("sparse", "dense", "shards", "whole"),
-        ("sparse", "sparse", "shards", "more"),
-        ("sparse", "sparse", "whole", "shards"),
-    ],
+    "saved",
+    first_always(
+        [
+            ("sparse", "dense", "whole", "shards"),
+            ("dense", "sparse", "whole", "shards"),
+            ("dense", "sparse", "shards", "whole"),
+            ("sparse", "dense", "shards", "whole"),
+            ("sparse", "sparse", "shards", "more"),
+            ("sparse", "sparse", "whole", "shards"),
+        ],
+        2,
+    ),
+    ids=" ".join,
 )
 def test_killed_at_any_step_it_is_the_old_model_or_the_new_one(
-    before: str,
-    after: str,
-    first: str,
-    second: str,
+    saved: tuple[str, str, str, str],
     models: dict[str, list[Any]],
     tmp_path: Path,
     kill: Any,
@@ -174,6 +176,7 @@ def test_killed_at_any_step_it_is_the_old_model_or_the_new_one(
 ) -> None:
     # saved sooner; how tensors are coded has nothing to do with the steps
     monkeypatch.setattr(saving, "TensorWriter", partial(TensorWriter, codec="raw"))
+    before, after, first, second = saved
     # stale files of an earlier time, which nobody looks at
     stale = {"dense": ("sparse", "dense"), "sparse": ("dense", "sparse")}[before]
     there = tmp_path / "there"

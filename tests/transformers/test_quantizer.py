@@ -269,6 +269,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured as Linux does it")
 def test_peak_memory_is_near_the_sparse_size(folders: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ class TestWhatTorchCalls:
         code = f"{PLUGIN}import sys\nprint([name for name in sys.modules if name.split('.')[0] == 'sparsefmt'])"
         assert run_python(code, **{runner.VARIABLE: "0"}) == "[]"
 
+    @pytest.mark.thorough
     @pytest.mark.slow
     def test_with_the_variable_the_method_is_registered(self) -> None:
         """Whatever is imported first: each in a child of one process, which has imported torch for all of them."""
@@ -138,6 +139,7 @@ class TestWhatTorchCalls:
         each = "".join(f"in_a_child({code!r})\n" for code in codes)
         assert run_python(f"{PLUGIN}{IN_A_CHILD}{each}", **{runner.VARIABLE: "1"}).split() == ["True"] * len(FIRST)
 
+    @pytest.mark.thorough
     @pytest.mark.slow
     def test_exported_programs_find_their_operators(self, tmp_path: Path) -> None:
         model = torch.nn.Sequential(torch.nn.Linear(32, 64))
