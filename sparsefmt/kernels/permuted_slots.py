@@ -13,8 +13,11 @@ from numba.extending import intrinsic, models, register_model
 from sparsefmt.isa import NEON
 from sparsefmt.kernels.kinds import WIDTH
 from sparsefmt.kernels.llvm import behind, fused, opaque, stored_type, widened
-from sparsefmt.kernels.simd import Vectors, joined, vectors_of
+from sparsefmt.kernels.simd import VECTOR_BYTES, Vectors, joined, vectors_of
 from sparsefmt.llvm import I8, I16, I32, I64, concatenated, constant_of, integer, lanes_of, load_as, store_at
+
+IN_REGISTERS = 2 if VECTOR_BYTES == 64 else 1
+"""Words of columns that `fma_row_of_gaps` takes out of a register. With AVX-512, loads are what limits it."""
 
 
 def columns_of_slot(builder, address, wide: bool, first: int, rows: int) -> list:
@@ -137,8 +140,8 @@ def fma_row_of_gaps(typingctx, values, kind, columns, address, x, sums):
 
     def codegen(context, builder, signature, args):
         in_words = builder.bitcast(args[2], ir.VectorType(I64, bits // 4))
-        words = [builder.extract_element(in_words, I32(0))]
-        for number in range(1, bits // 4):
+        words = [builder.extract_element(in_words, I32(number)) for number in range(IN_REGISTERS)]
+        for number in range(IN_REGISTERS, bits // 4):
             words.append(load_as(builder, builder.add(args[3], integer(8 * number)), I64, 2))
         (total,) = vectors_of(builder, args[5], sums)
         weights = widened(builder, load_as(builder, args[0], stored_type(stored, 16), WIDTH[stored]), stored)
