@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +17,16 @@ from sparsefmt.dtypes import DType
 from sparsefmt.layouts import heights
 from sparsefmt.layouts.contract import Layout
 from sparsefmt.layouts.entries import Entries, entries_of
-from sparsefmt.layouts.in_rows import in_rows
-from sparsefmt.layouts.memory import Allocate, Arena, zeros
+from sparsefmt.layouts.in_rows import InRows, RowsChanged, in_rows
+from sparsefmt.layouts.memory import Allocate, Arena, empty
 from sparsefmt.layouts.sizes import Filling, Stored, stored_by_form
 from sparsefmt.layouts.tile import Tile
 from sparsefmt.layouts.tiling import Tiling
 from sparsefmt.shapes import check_shape, matrix_view
 from sparsefmt.threads import in_order
+
+_WORTH_KEEPING = 64
+"""Columns from which on what is found in rows is kept: eight bytes of each."""
 
 
 class Survey(NamedTuple):
@@ -47,11 +51,14 @@ class Rows(ABC):
         row_dims: how many of its leading dimensions make rows.
         rows, cols: of its matrix view.
         is_sparse: whether `entries` takes time in proportion to what it gives.
+        in_rows: what `survey` found in each row, for who lays it out then; None if it did not look at them, or if these
+            are so short that they would take as much memory.
         is_settled: whether `bits` gives what nobody changes any more: memory of its own, or what is read-only for all.
     """
 
     is_sparse = False
     is_settled = False
+    in_rows: InRows | None = None
 
     def __init__(self, dtype: DType, shape: tuple[int, ...]) -> None:
         check_shape(shape, dtype)
@@ -64,6 +71,7 @@ class Rows(ABC):
         """Let so many leading dimensions make rows. Nothing has been read of it yet."""
         self.row_dims = row_dims
         self.rows, self.cols = matrix_view(self.shape, row_dims)
+        self.in_rows = None
 
     @property
     def matrix_rows(self) -> int:
@@ -103,7 +111,10 @@ class Rows(ABC):
             filled[slice(*run)] = found.fillers
             return found.negative_zeros
 
-        return self._survey_of(counts, filled, sum(in_order(count, list(self.runs(0, self.rows)), threads)))
+        negative_zeros = sum(in_order(count, list(self.runs(0, self.rows)), threads))
+        if self.cols >= _WORTH_KEEPING:
+            self.in_rows = InRows(counts, filled, negative_zeros)
+        return self._survey_of(counts, filled, negative_zeros)
 
     def _survey_of(self, counts: np.ndarray, filled: np.ndarray, negative_zeros: int) -> Survey:
         """The survey of a matrix whose rows have so many nonzeros, and so many fillers (`layouts/fillers.py`)."""
@@ -159,7 +170,7 @@ class Rows(ABC):
         def make_tile(number: int) -> Tile:
             begin, end = tiling.tile_range(number)
             if not by_entries:
-                return self._tile_of_bits(layout, (begin, end), dropped, zeros if arena is None else arena.zeros)
+                return self._tile_of_bits(layout, (begin, end), dropped, empty if arena is None else arena.empty)
             tile = self._tile_of_entries(layout, begin, end, dropped)
             return tile if arena is None else arena.keep(tile)
 
@@ -171,12 +182,18 @@ class Rows(ABC):
         values = _without(np.array(entries.values), dropped)
         return Tile.from_entries(layout, entries._replace(values=values), self.dtype, (end - begin, self.cols))
 
-    def _tile_of_bits(self, layout: Layout, rows: tuple[int, int], dropped: int, zeros: Allocate) -> Tile:
+    def _tile_of_bits(self, layout: Layout, rows: tuple[int, int], dropped: int, empty: Allocate) -> Tile:
         bits = _without(self.bits(*rows), dropped)
         if layout.sparse:
-            # counted, then laid out: the caller may be writing to it meanwhile, and laying out trusts the counts
-            return Tile.from_dense(layout, bits if self.is_settled else np.array(bits), self.dtype, zeros)
-        tile = Tile.from_dense(layout, bits, self.dtype, zeros)
+            known = self.in_rows
+            if known is not None:
+                counts, fillers = (array[slice(*rows)].astype(np.int64) for array in known[:2])
+                found = InRows(counts, fillers, 0 if dropped else known.negative_zeros)
+                with suppress(RowsChanged):
+                    return Tile.from_dense(layout, bits, self.dtype, empty, found)
+            # counted once more, in a copy: the caller may be writing to it meanwhile
+            return Tile.from_dense(layout, bits if self.is_settled else np.array(bits), self.dtype, empty)
+        tile = Tile.from_dense(layout, bits, self.dtype, empty)
         # a BOOL can hold other bits than 0 and 1; sparse layouts are right by construction
         tile.check()
         return tile

@@ -257,4 +257,5 @@ class _SurveyedRows(Rows):
     def survey(self, threads: int | None = None) -> Survey:
         if self._survey is None:
             self._survey = self._inner.survey(threads)
+            self.in_rows = self._inner.in_rows
         return self._survey

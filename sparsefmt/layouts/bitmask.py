@@ -20,8 +20,8 @@ from sparsefmt.errors import FormatError
 from sparsefmt.layouts import fillers
 from sparsefmt.layouts.contract import Arrays, Layout, expect_at_most, expect_size
 from sparsefmt.layouts.entries import Entries
-from sparsefmt.layouts.in_rows import InRows
-from sparsefmt.layouts.memory import Allocate, frozen, zeros
+from sparsefmt.layouts.in_rows import InRows, RowsChanged
+from sparsefmt.layouts.memory import Allocate, empty, frozen, zeros
 from sparsefmt.positions import Positions
 from sparsefmt.positions.masks import SLICE_ROWS, in_slices, mask_bytes, put_slices, room_for_slices, slices_of
 
@@ -96,24 +96,28 @@ class Bitmask(Layout):
     def fillers(self, tile: Tile) -> np.ndarray:
         return fillers.of_mask(mask_of(tile), tile.rows)
 
-    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows, zeros: Allocate = zeros) -> Arrays:
+    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows, empty: Allocate = empty) -> Arrays:
         from sparsefmt.layouts.jitted import bitmask as jitted
         from sparsefmt.layouts.jitted.registers import compressing
 
-        arrays, mask = self.allocate(found.counts, dtype, bits.shape[1], zeros)
-        jitted.from_dense(frozen(bits), dtype.kept_bits, mask, arrays["values"], compressing(bits))
+        arrays, mask = self.allocate(found.counts, dtype, bits.shape[1], empty)
+        offsets, values = frozen(arrays["slice_offsets"]), arrays["values"]
+        if not jitted.from_dense(frozen(bits), dtype.kept_bits, mask, offsets, values, compressing(bits)):
+            raise RowsChanged
         put_slices(mask, bits.shape[0], arrays["mask"])
         return arrays
 
     def allocate(
         self, counts: np.ndarray, dtype: DType, cols: int, zeros: Allocate = zeros
     ) -> tuple[Arrays, np.ndarray]:
-        """Arrays for rows with the given counts, and a zero mask (slices, cols) for `put_slices`.
+        """Arrays for rows with the given counts, and a mask (slices, cols) for `put_slices`.
 
-        `slice_offsets` is filled, `values` is anything. The mask is `mask` itself, unless it has to be narrowed.
+        `slice_offsets` is filled, the others are what `zeros` gives. The mask is `mask` itself, unless it has to be
+        narrowed.
         """
         rows = counts.size
         slice_offsets = zeros(slices_of(rows) + 1, U32)
+        slice_offsets[0] = 0
         np.cumsum(np.add.reduceat(counts, np.arange(0, rows, SLICE_ROWS)), out=slice_offsets[1:], dtype=U32)
         raw = zeros(mask_bytes(rows, cols), U8)
         mask = room_for_slices(raw, rows, cols)

@@ -29,7 +29,7 @@ from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.in_rows import InRows
-from sparsefmt.layouts.memory import Allocate, zeros
+from sparsefmt.layouts.memory import Allocate, empty, zeros
 from sparsefmt.positions import Positions
 
 if TYPE_CHECKING:
@@ -101,10 +101,14 @@ class Layout(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows, zeros: Allocate = zeros) -> Arrays:
-        """Lay out dense `bits` (rows, cols), unsigned integers of the element width.
+    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows, empty: Allocate = empty) -> Arrays:
+        """Lay out dense `bits` (rows, cols), unsigned integers of the element width. One read of them.
 
-        found: what is in them. zeros: gives memory for the arrays.
+        found: what was in them when they were looked at. empty: gives memory for the arrays, with anything in it.
+
+        Raises:
+            RowsChanged: that is no longer in them. Bits that change meanwhile do no harm: there is this error, or the
+                layout of what was there once.
         """
 
     @abstractmethod

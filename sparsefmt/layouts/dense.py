@@ -16,7 +16,7 @@ from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
 from sparsefmt.layouts.contract import Arrays, Layout, expect_size
 from sparsefmt.layouts.in_rows import InRows
-from sparsefmt.layouts.memory import Allocate, zeros
+from sparsefmt.layouts.memory import Allocate, empty
 from sparsefmt.positions import Positions
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ class Dense(Layout):
         if unused and values[-1] >> (8 - unused):
             raise FormatError("values-padding", "unused bits of the last byte are not zero")
 
-    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows, zeros: Allocate = zeros) -> Arrays:
+    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows, empty: Allocate = empty) -> Arrays:
         elements = dtypes.pack(bits, dtype) if dtype.packed else bits.reshape(-1)
-        values = zeros(elements.size, elements.dtype)
+        values = empty(elements.size, elements.dtype)
         values[:] = elements
         return {"values": values}
 

@@ -16,12 +16,16 @@ class InRows(NamedTuple):
     Attributes:
         counts: nonzeros of each row, int64 (rows,).
         fillers: those that each row has in `permuted` with gaps (`gaps.py`), int64 (rows,).
-        negative_zeros: how many -0.0 there are in all.
+        negative_zeros: how many -0.0 there are in all; of a part of a tensor, how many it may have.
     """
 
     counts: np.ndarray
     fillers: np.ndarray
     negative_zeros: int
+
+
+class RowsChanged(Exception):
+    """Rows that were laid out are not those in which something was found: somebody has written to them meanwhile."""
 
 
 def in_rows(bits: np.ndarray, dtype: DType) -> InRows:

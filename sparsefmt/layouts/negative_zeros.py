@@ -11,7 +11,8 @@ import numpy as np
 
 from sparsefmt.dtypes import DType
 from sparsefmt.errors import FormatError
-from sparsefmt.layouts.memory import Allocate, frozen, zeros
+from sparsefmt.layouts.in_rows import RowsChanged
+from sparsefmt.layouts.memory import Allocate, empty, frozen, zeros
 
 NEGATIVE_ZEROS = "negative_zeros"
 """Name of the one optional array: a bit per pruned position, in row-major order, set where it was -0.0."""
@@ -29,12 +30,17 @@ def none(pruned: int, zeros: Allocate = zeros) -> np.ndarray:
     return zeros(nbytes(pruned), DTYPE)
 
 
-def from_dense(bits: np.ndarray, dtype: DType, pruned: int, zeros: Allocate = zeros) -> np.ndarray:
-    """The array for dense `bits` (rows, cols) with `pruned` zeros of either sign, in memory that comes from `zeros`."""
+def from_dense(bits: np.ndarray, dtype: DType, pruned: int, empty: Allocate = empty) -> np.ndarray:
+    """The array for dense `bits` (rows, cols) with `pruned` zeros of either sign, in memory that comes from `empty`.
+
+    Raises:
+        RowsChanged: they have another number of zeros. Bits that change meanwhile do no other harm.
+    """
     from sparsefmt.layouts.jitted import scan
 
-    array = none(pruned, zeros)
-    scan.mark_negative_zeros(frozen(bits), dtype.kept_bits, dtype.negative_zero_word, array)
+    array = empty(nbytes(pruned), DTYPE)
+    if not scan.mark_negative_zeros(frozen(bits), dtype.kept_bits, dtype.negative_zero_word, pruned, array):
+        raise RowsChanged
     return array
 
 

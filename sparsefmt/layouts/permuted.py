@@ -29,8 +29,8 @@ from sparsefmt.layouts import fillers
 from sparsefmt.layouts.contract import Arrays, Layout, expect_at_most, expect_size
 from sparsefmt.layouts.entries import Entries
 from sparsefmt.layouts.fillers import FillerCount
-from sparsefmt.layouts.in_rows import InRows
-from sparsefmt.layouts.memory import Allocate, frozen, zeros
+from sparsefmt.layouts.in_rows import InRows, RowsChanged
+from sparsefmt.layouts.memory import Allocate, empty, frozen, zeros
 from sparsefmt.positions.masks import SLICE_ROWS, slices_of
 
 if TYPE_CHECKING:
@@ -108,13 +108,14 @@ class Permuted(Layout):
         return int(self.counts(tile)[tile["row_permutation"] < row].sum(dtype=np.int64))
 
     def allocate(self, counts: np.ndarray, dtype: DType, cols: int, zeros: Allocate = zeros) -> Arrays:
-        """Arrays for rows of so many entries: permutation, counts and offsets filled, the others zero."""
+        """Arrays for rows of so many entries: permutation, counts and offsets filled, others as `zeros` gives them."""
         rows = counts.size
         # numbers of 16 bits are sorted in linear time
         descending = (~counts).astype(U16) if int(counts.max(initial=0)) < 1 << 16 else -counts
         order = np.argsort(descending, kind="stable")
         sorted_counts = counts[order]
         slice_offsets = zeros(slices_of(rows) + 1, U32)
+        slice_offsets[0] = 0
         np.cumsum(sorted_counts[::SLICE_ROWS], out=slice_offsets[1:], dtype=U32)
         slots = int(slice_offsets[-1]) * SLICE_ROWS
         arrays = {
@@ -128,13 +129,13 @@ class Permuted(Layout):
         arrays["row_permutation"][:] = order
         return arrays
 
-    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows, zeros: Allocate = zeros) -> Arrays:
+    def from_dense(self, bits: np.ndarray, dtype: DType, found: InRows, empty: Allocate = empty) -> Arrays:
         from sparsefmt.layouts.jitted import permuted as jitted
         from sparsefmt.layouts.jitted.registers import compressing, places
 
         counts = found.counts + found.fillers if self.has_fillers else found.counts
-        arrays = self.allocate(counts, dtype, bits.shape[1], zeros)
-        jitted.from_dense(
+        arrays = self.allocate(counts, dtype, bits.shape[1], empty)
+        as_found = jitted.from_dense(
             frozen(bits),
             dtype.kept_bits,
             frozen(arrays["row_permutation"]),
@@ -143,6 +144,8 @@ class Permuted(Layout):
             *self.slots(arrays),
             (compressing(bits), places()),
         )
+        if not as_found:
+            raise RowsChanged
         return arrays
 
     def fill(self, tile: Tile, begin: int, first_col: int, bits: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from sparsefmt.layouts import negative_zeros, relayout
 from sparsefmt.layouts.contract import Arrays, Layout
 from sparsefmt.layouts.entries import COLUMN, Entries
 from sparsefmt.layouts.in_rows import InRows, in_rows
-from sparsefmt.layouts.memory import Allocate, frozen, zeros
+from sparsefmt.layouts.memory import Allocate, empty, frozen, zeros
 from sparsefmt.layouts.negative_zeros import NEGATIVE_ZEROS
 from sparsefmt.positions import Positions
 
@@ -53,17 +53,24 @@ class Tile:
         self._places: np.ndarray | None = None
 
     @classmethod
-    def from_dense(cls, layout: Layout, bits: np.ndarray, dtype: DType, zeros: Allocate = zeros) -> Tile:
-        """Lay out dense `bits` (rows, cols), unsigned integers of the element width, in memory that comes from `zeros`.
+    def from_dense(
+        cls, layout: Layout, bits: np.ndarray, dtype: DType, empty: Allocate = empty, found: InRows | None = None
+    ) -> Tile:
+        """Lay out dense `bits` (rows, cols), unsigned integers of the element width, in memory that comes from `empty`.
 
-        Two reads of them.
+        Two reads of them; one if it is known what was found in them.
+
+        Raises:
+            RowsChanged: what was found is not in them, since somebody writes to them.
         """
-        rows, cols = bits.shape
-        found = in_rows(bits, dtype) if layout.sparse else _NOTHING
-        tile = cls(layout, dtype, (rows, cols), layout.from_dense(bits, dtype, found, zeros))
+        if found is None:
+            found = in_rows(bits, dtype) if layout.sparse else _NOTHING
+        tile = cls(layout, dtype, bits.shape, layout.from_dense(bits, dtype, found, empty))
         if found.negative_zeros:
             pruned = bits.size - int(found.counts.sum())
-            tile.negative_zeros = negative_zeros.from_dense(bits, dtype, pruned, zeros)
+            signs = negative_zeros.from_dense(bits, dtype, pruned, empty)
+            # what was found may be in other rows
+            tile.negative_zeros = signs if signs.any() else None
         return tile.frozen()
 
     @classmethod

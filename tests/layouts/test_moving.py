@@ -9,7 +9,7 @@ from numba import njit
 from sparsefmt.bits_of_words import deposited_bits, extracted_bits, highest_bit, word_at
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.layouts import FORMS, negative_zeros
-from sparsefmt.layouts.in_rows import in_rows
+from sparsefmt.layouts.in_rows import RowsChanged, in_rows
 from sparsefmt.layouts.jitted.compared import equal, nonzero
 from sparsefmt.layouts.jitted.registers import (
     address_of,
@@ -75,6 +75,22 @@ def test_tiles_of_every_width_come_back(name, shape):
             tile.check()
             for begin, end in {(0, shape[0]), (shape[0] // 3, shape[0]), (shape[0] // 2, shape[0] // 2 + 1)}:
                 assert np.array_equal(tile.to_dense(begin, end), bits[begin:end]), (form, zeros, begin, end)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "dense"])
+@pytest.mark.parametrize("zeros", [(0.9, 0.0), (0.0, 0.9), (0.5, 0.5), (0.998, 1.0)])
+def test_rows_that_were_changed_are_refused(form, zeros):
+    """Whoever laid them out by what was found before would write beyond the arrays, or a file that nobody can read."""
+    for shape in [(37, 203), (3, 1500), (64, 128)]:
+        for name in ("U8", "BF16", "F32", "F64"):
+            before, now = (bits_of(seed, shape, share, DTYPES[name]) for seed, share in enumerate(zeros))
+            with pytest.raises(RowsChanged):
+                Tile.from_dense(FORMS[form], now, DTYPES[name], found=in_rows(before, DTYPES[name]))
+            if DTYPES[name].negative_zero:
+                with pytest.raises(RowsChanged):
+                    negative_zeros.from_dense(
+                        now, DTYPES[name], now.size - int(in_rows(before, DTYPES[name]).counts.sum())
+                    )
 
 
 @pytest.mark.parametrize("name", ["F8_E5M2", "F16", "F32", "F64"])

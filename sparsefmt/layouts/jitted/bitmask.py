@@ -12,6 +12,7 @@ from sparsefmt.bits_of_words import four_of, lowest_bit, popcount
 from sparsefmt.jit import jit
 from sparsefmt.layouts.jitted.compared import nonzero
 from sparsefmt.layouts.jitted.registers import SHUFFLES, address_of, clear, compress, copy, expand, turn
+from sparsefmt.layouts.jitted.wide import WIDE, compress_block, expand_block
 from sparsefmt.positions.jitted.masks import last_columns
 
 OK, MASK_PADDING, SLICE_OFFSETS, STORED_ZERO = range(4)
@@ -21,6 +22,9 @@ BLOCK = 64
 
 FEW = 32 if SHUFFLES else 16 * BLOCK + 1
 """With fewer elements than so many times their width, a block is filled one by one."""
+
+FEW_WIDE = 32
+"""With fewer elements than these, a block is filled one by one, though vectors are wide."""
 
 ZERO, ONE, FOUR, LANE = (np.uint64(number) for number in (0, 1, 4, 15))
 
@@ -63,25 +67,51 @@ def _turn_back(columns, rows):
 
 
 @jit
-def from_dense(bits: np.ndarray, kept: int, mask: np.ndarray, values: np.ndarray, table: np.ndarray) -> None:
+def _nonzeros(columns, kept):
+    """Elements of `columns` (BLOCK, 16) that are not zero."""
+    found = 0
+    for col in range(BLOCK):
+        found += popcount(nonzero(address_of(columns) + col * 16 * columns.itemsize, 16, kept, columns))
+    return found
+
+
+@jit
+def from_dense(
+    bits: np.ndarray, kept: int, mask: np.ndarray, slice_offsets: np.ndarray, values: np.ndarray, table: np.ndarray
+) -> bool:
     """Fill `mask` and `values` (nnz,) from `bits` (rows, cols). Writes to the bytes behind `values`, and zeroes them.
 
     kept: the bits of an element of which zeros have none. table: `registers.compressing`.
+
+    Bits may change meanwhile: each is read once, to a block that nobody changes. Returns whether each slice had as many
+    nonzeros as `slice_offsets` says. If not, what was filled is of no use.
     """
     rows, cols = bits.shape
     block, columns = np.zeros((16, BLOCK), bits.dtype), np.zeros((BLOCK, 16), bits.dtype)
     out, shuffles, column, width = address_of(values), address_of(table), address_of(columns), bits.itemsize
+    end = out + values.shape[0] * width
     for slice_ in range(mask.shape[0]):
         first = 16 * slice_
         for begin in range(0, cols, BLOCK):
+            if WIDE and first + 16 <= rows and begin + BLOCK <= cols and out + 16 * BLOCK * width <= end:
+                source = address_of(bits) + (first * cols + begin) * width
+                masks = address_of(mask) + 2 * (slice_ * cols + begin)
+                for part in range(0, BLOCK, 64 // width):
+                    out = compress_block(source + part * width, cols * width, kept, masks + 2 * part, out, bits)
+                continue
             _take_block(bits, first, min(16, rows - first), begin, block)
             _turn_block(block, columns)
+            if out + 16 * BLOCK * width > end and out + _nonzeros(columns, kept) * width > end:
+                return False
             for col in range(min(BLOCK, cols - begin)):
                 at = column + col * 16 * width
                 word = nonzero(at, 16, kept, bits)
                 mask[slice_, begin + col] = word
                 out = compress(at, word, 16, out, shuffles, bits)
+        if out - address_of(values) != np.int64(slice_offsets[slice_ + 1]) * width:
+            return False
     clear(out)
+    return True
 
 
 @jit
@@ -139,6 +169,14 @@ def to_dense(
             count, at = min(BLOCK, cols - from_col), first_col + from_col
             here = _stored(present, at, at + count)
             if here == 0:
+                continue
+            if WIDE and here >= FEW_WIDE and count == BLOCK and first == 0 and last == 16:
+                source = address_of(values) + stored * width
+                masks, out = address_of(mask) + 2 * (slice_ * mask.shape[1] + at), address_of(bits)
+                out += ((16 * slice_ - begin) * cols + from_col) * width
+                for part in range(0, BLOCK, 64 // width):
+                    source = expand_block(source, masks + 2 * part, out + part * width, cols * width, values)
+                stored += here
                 continue
             if here < FEW * width:
                 _scatter(present, at, count, values, stored, rows)

@@ -12,9 +12,13 @@ from numba.extending import intrinsic
 
 from sparsefmt.jit import jit
 from sparsefmt.layouts.jitted.compared import nonzero
-from sparsefmt.layouts.jitted.registers import address_of, compress, compress_columns, turn
+from sparsefmt.layouts.jitted.registers import address_of, compress, compress_columns, copy, prefetch, turn
+from sparsefmt.layouts.jitted.wide import WIDE, compress_part, turn_block
 
 OK, PERMUTATION, ROW_COUNTS, SLICE_OFFSETS, COLUMN_RANGE, COLUMN_ORDER, STORED_ZERO, SLOT_PADDING = range(8)
+
+SPARE = 128
+"""Entries for which there is room beyond those that a row has: a group of 64 columns, and what is written behind it."""
 
 
 @intrinsic
@@ -52,27 +56,51 @@ def _column(where, slot, lane, last):
 
 
 @jit
-def _compress_row(bits, row, kept, values, columns, tables):
+def _compress_row(bits, row, following, kept, values, columns, tables, block):
     """Nonzeros of a row side by side in `values`, and their columns in `columns`, uint32; returns how many there are.
 
-    Writes up to 32 bytes more than these take. tables: `registers.compressing` and `registers.places`.
+    Returns -1 if that is more than there is room for, less SPARE.
+
+    following: the row that will be compressed next; rows come in no order that a processor could foresee.
+
+    Bits may change meanwhile: each is read once, to `block`, of 64 elements and more.
+
+    tables: `registers.compressing` and `registers.places`.
     """
     cols, width = bits.shape[1], bits.itemsize
     source, out, out_columns = address_of(bits) + row * cols * width, address_of(values), address_of(columns)
     shuffles, places = address_of(tables[0]), address_of(tables[1])
-    whole = cols & -64
-    for column in range(0, whole, 64):
-        word = nonzero(source + column * width, 64, kept, bits)
+    whole, taken = cols & -64, address_of(block)
+    last, ahead = out + (values.shape[0] - SPARE) * width, (following - row) * cols * width
+    if WIDE:
+        elements = 64 // width
+        for column in range(0, whole, elements):
+            if out > last:
+                return -1
+            prefetch(source + ahead + column * width)
+            of_part = compress_part(source + column * width, kept, out, out_columns, column, bits)
+            out += of_part * width
+            out_columns += of_part * 4
+    for column in range(whole if WIDE else 0, whole, 64):
+        for part in range(0, 64 * width, 64):
+            prefetch(source + ahead + column * width + part)
+        copy(source + column * width, taken, 64, bits)
+        word = nonzero(taken, 64, kept, bits)
         if word == 0:
             continue
+        if out > last:
+            return -1
         for group in range(0, 64, 8):
             of_group = (word >> group) & 255
-            out = compress(source + (column + group) * width, of_group, 8, out, shuffles, bits)
+            out = compress(taken + group * width, of_group, 8, out, shuffles, bits)
             out_columns = compress_columns(of_group, column + group, out_columns, places)
+    if out > last:
+        return -1
     stored = (out - address_of(values)) // width
     for column in range(whole, cols):
-        if np.int64(bits[row, column]) & kept:
-            values[stored] = bits[row, column]
+        value = bits[row, column]
+        if np.int64(value) & kept:
+            values[stored] = value
             columns[stored] = column
             stored += 1
     return stored
@@ -80,17 +108,35 @@ def _compress_row(bits, row, kept, values, columns, tables):
 
 @jit
 def _place_row(columns, stored, values, where, entries):
-    """Fill `where` from the `stored` columns of a row; with gaps, `values` are moved apart for fillers, too."""
+    """Fill `where` from the `stored` columns of a row; with gaps, `values` are moved apart for fillers, too.
+
+    Returns whether these are as many entries as there should be.
+    """
     if not _are_gaps(where):
+        if stored != entries:
+            return False
         for entry in range(np.uint64(stored)):
             where[entry] = columns[entry]
     elif stored == entries:
         # the first counts from column 0
+        far = np.uint32(0)
         if stored:
             where[0] = columns[0]
+            far = columns[0]
         for entry in range(np.uint64(1), np.uint64(stored)):
-            where[entry] = columns[entry] - columns[entry - np.uint64(1)]
+            distance = columns[entry] - columns[entry - np.uint64(1)]
+            where[entry] = distance
+            far |= distance
+        return far <= 255
     else:
+        needed, before = stored, 0
+        for entry in range(stored):
+            distance = np.int64(columns[entry]) - before
+            before = np.int64(columns[entry])
+            if distance > 255:
+                needed += (distance - 1) // 255
+        if needed != entries:
+            return False
         # from the end: what a value is moved to, or fillers, is behind those that have not been moved
         slot = entries - 1
         for entry in range(stored - 1, -1, -1):
@@ -101,6 +147,7 @@ def _place_row(columns, stored, values, where, entries):
             for _ in range(fillers):
                 values[slot], where[slot] = 0, 255
                 slot -= 1
+    return True
 
 
 @jit
@@ -108,7 +155,10 @@ def _turn_rows(rows, slots, out, first_slot, block):
     """Turn sixteen rows, of `slots` entries, over to slots of `out` (slots, 16). block: (16, 16)."""
     width, lanes = rows.itemsize, 16 // rows.itemsize
     source, room = address_of(rows), rows.shape[1]
-    for slot in range(0, slots, lanes):
+    whole = slots - slots % (64 // width) if WIDE else 0
+    for slot in range(0, whole, 64 // width):
+        turn_block(source + slot * width, room * width, address_of(out) + (first_slot + slot) * 16 * width, rows)
+    for slot in range(whole, slots, lanes):
         fits = slot + lanes <= slots
         target = address_of(out) + (first_slot + slot) * 16 * width if fits else address_of(block)
         for lane in range(0, 16, lanes):
@@ -119,14 +169,17 @@ def _turn_rows(rows, slots, out, first_slot, block):
 
 
 @jit
-def from_dense(bits, kept, row_permutation, row_counts, slice_offsets, values, where, tables) -> None:
+def from_dense(bits, kept, row_permutation, row_counts, slice_offsets, values, where, tables) -> bool:
     """Fill `values` and `where` (slots, 16) from `bits` (rows, cols).
 
     kept: the bits of an element of which zeros have none. tables: as in `_compress_row`.
+
+    Bits may change meanwhile. Returns whether each row had as many entries as `row_counts` says. If not, what was
+    filled is of no use.
     """
     rows, most = bits.shape[0], np.int64(row_counts[0]) if row_counts.shape[0] else 0
     # rows of a line more than a power of two do not share lines of the cache
-    room = ((most + 79) & -64) + 64
+    room = ((most + 63) & -64) + 64 + SPARE
     compressed, places = np.empty((16, room), bits.dtype), np.empty((16, room), where.dtype)
     columns, block = np.empty(room, np.uint32), np.empty((16, 16), bits.dtype)
     block_of_places = np.empty((16, 16), where.dtype)
@@ -139,12 +192,15 @@ def from_dense(bits, kept, row_permutation, row_counts, slice_offsets, values, w
             if position < rows:
                 entries = np.int64(row_counts[position])
                 row = np.int64(row_permutation[position])
-                stored = _compress_row(bits, row, kept, compressed[lane], columns, tables)
-                _place_row(columns, stored, compressed[lane], places[lane], entries)
+                following = np.int64(row_permutation[min(position + 1, rows - 1)])
+                stored = _compress_row(bits, row, following, kept, compressed[lane], columns, tables, block)
+                if stored < 0 or not _place_row(columns, stored, compressed[lane], places[lane], entries):
+                    return False
             compressed[lane, entries:whole] = 0
             places[lane, entries:whole] = 0
         _turn_rows(compressed, slots, values, first, block)
         _turn_rows(places, slots, where, first, block_of_places)
+    return True
 
 
 @jit

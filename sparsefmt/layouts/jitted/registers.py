@@ -268,6 +268,19 @@ def or_where(typingctx, address, bits, number, like):
 
 
 @intrinsic
+def prefetch(typingctx, address):
+    """Fetch a line to the second cache. Whether there is memory at the address does not matter."""
+
+    def codegen(context, builder, signature, args):
+        place = builder.inttoptr(args[0], I8.as_pointer())
+        reads, level, data = (ir.Constant(I32, number) for number in (0, 2, 1))
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, reads, level, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
 def clear(typingctx, address):
     """Write 16 zero bytes."""
 

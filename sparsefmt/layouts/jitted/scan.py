@@ -66,12 +66,13 @@ def survey(bits: np.ndarray, kept: int, negative_zero: int, counts: np.ndarray, 
 
 
 @jit
-def mark_negative_zeros(bits: np.ndarray, kept: int, negative_zero: int, array: np.ndarray) -> None:
-    """Set in zeroed `array` (uint8) the bit of each pruned position of `bits` (rows, cols) that is -0.0.
+def mark_negative_zeros(bits: np.ndarray, kept: int, negative_zero: int, expected: int, array: np.ndarray) -> bool:
+    """Fill `array` (uint8), a bit for each of `expected` pruned positions of `bits` (rows, cols): whether it is -0.0.
 
-    Writes to bytes behind the array, which stay 0.
+    Writes to bytes behind the array, which become 0. Returns whether there are as many pruned positions: bits may
+    change meanwhile.
     """
-    cols, out = bits.shape[1], address_of(array)
+    cols, out, seen = bits.shape[1], address_of(array), 0
     waiting, count = ZERO, ZERO
     for row in range(bits.shape[0]):
         for column in range(0, cols, 64):
@@ -84,6 +85,9 @@ def mark_negative_zeros(bits: np.ndarray, kept: int, negative_zero: int, array: 
                 signs = _last_equal(bits, row, column, negative_zero)
             signs = extracted_bits(signs, pruned)
             more = np.uint64(popcount(pruned))
+            seen += popcount(pruned)
+            if seen > expected:
+                return False
             waiting |= signs << count
             if count + more >= WORD:
                 store_word(out, waiting)
@@ -95,6 +99,7 @@ def mark_negative_zeros(bits: np.ndarray, kept: int, negative_zero: int, array: 
                 count += more
     if count != ZERO:
         store_word(out, waiting)
+    return seen == expected
 
 
 @jit
