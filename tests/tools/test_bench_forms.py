@@ -17,8 +17,7 @@ def test_it_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     forms.main.main(["--side", "48", "--zeros", "0.9", "--turns", "4"], standalone_mode=False)
     shown = capsys.readouterr().out
     assert f"{ISA}, 1 thread" in shown
-    assert shown.count("48 x 48, in the caches") == 1
-    assert shown.count(" us, ") == len(forms.DTYPES)
+    assert shown.count("48 x 48, in the caches") == len(forms.DTYPES)
 
 
 def test_both_have_the_same_elements() -> None:

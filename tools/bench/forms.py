@@ -11,6 +11,8 @@ dense come from memory. Numbers are medians: microseconds for a product by `colu
 from __future__ import annotations
 
 import statistics
+from functools import partial
+from itertools import product
 
 import click
 import ml_dtypes
@@ -41,6 +43,17 @@ def matrices(side: int, dtype: np.dtype, zeros: float, count: int) -> dict[str, 
     return found
 
 
+def seconds(tensors: list[sparsefmt.SparseTensor], x: np.ndarray, calls: int) -> float:
+    """Of one product, when each tensor is multiplied `calls` times."""
+
+    def multiply() -> None:
+        for _ in range(calls):
+            for tensor in tensors:
+                sparsefmt.linear(x, tensor)
+
+    return harness.seconds_of(multiply) / (calls * len(tensors))
+
+
 @click.command(help=__doc__.split("\n")[0])
 @click.option("--isa", type=click.Choice(["avx512", "avx2", "portable"]), help="Instructions of kernels and compiler.")
 @click.option("--threads", type=click.IntRange(1), default=1)
@@ -50,33 +63,25 @@ def matrices(side: int, dtype: np.dtype, zeros: float, count: int) -> dict[str, 
 def main(isa: str | None, threads: int, turns: int, sides: tuple[int, ...], shares: tuple[float, ...]) -> None:
     harness.hold_to(isa)
     sparsefmt.set_num_threads(threads)
-    table = Table("matrix", *(f"{name}, {100 * zeros:g} %" for name in DTYPES for zeros in shares))
-    for side in sides:
-        cells, calls = [], CALLS if side <= CACHED else 1
-        for dtype in DTYPES.values():
-            count = 1 if side <= CACHED else max(2, LARGE_BYTES // (side * side * dtype.itemsize))
-            x = np.random.default_rng(1).standard_normal(side).astype(dtype)
-            for zeros in shares:
-                found = matrices(side, dtype, zeros, count)
-                assert np.array_equal(*(forms[0] @ x for forms in found.values()))
-
-                def multiply(tensors: list[sparsefmt.SparseTensor], x: np.ndarray = x, calls: int = calls) -> float:
-                    def all_of_them() -> None:
-                        for _ in range(calls):
-                            for tensor in tensors:
-                                sparsefmt.linear(x, tensor)
-
-                    return harness.seconds_of(all_of_them) / (calls * len(tensors))
-
-                samples = {form: lambda made=made: multiply(made) for form, made in found.items()}
-                times = harness.in_turns(samples, turns, warm_up=1)
-                ratios = [gaps / columns for gaps, columns in zip(times["gaps"], times["columns"], strict=True)]
-                size = found["gaps"][0].nbytes / found["columns"][0].nbytes
-                cells.append(
-                    f"{1e6 * statistics.median(times['columns']):.0f} us, {statistics.median(ratios):.2f}"
-                    f" ({100 * harness.spread(ratios):.0f} %), {size:.2f}"
-                )
-        table.add_row(f"{side} x {side}, {'in the caches' if side <= CACHED else 'from memory'}", *cells)
+    table = Table("matrix", "values", "zeros", "by columns, us", "gaps / columns", "spread, %", "bytes")
+    for side, (name, dtype), zeros in product(sides, DTYPES.items(), shares):
+        cached = side <= CACHED
+        found = matrices(side, dtype, zeros, 1 if cached else max(2, LARGE_BYTES // (side * side * dtype.itemsize)))
+        x = np.random.default_rng(1).standard_normal(side).astype(dtype)
+        assert np.array_equal(*(forms[0] @ x for forms in found.values()))
+        times = harness.in_turns(
+            {form: partial(seconds, made, x, CALLS if cached else 1) for form, made in found.items()}, turns, warm_up=1
+        )
+        ratios = [gaps / columns for gaps, columns in zip(times["gaps"], times["columns"], strict=True)]
+        table.add_row(
+            f"{side} x {side}, {'in the caches' if cached else 'from memory'}",
+            name,
+            f"{100 * zeros:g} %",
+            f"{1e6 * statistics.median(times['columns']):.1f}",
+            f"{statistics.median(ratios):.2f}",
+            f"{100 * harness.spread(ratios):.0f}",
+            f"{found['gaps'][0].nbytes / found['columns'][0].nbytes:.2f}",
+        )
     console = Console()
     console.print(f"{harness.processor()}, {ISA}, {threads} thread{'s' * (threads > 1)}")
     console.print(table)
