@@ -165,7 +165,8 @@ def _turn_rows(rows, slots, out, first_slot, block):
             turn(source + (lane * room + slot) * width, room * width, target + lane * width, 16 * width, rows)
         if not fits:
             for last in range(slots - slot):
-                out[first_slot + slot + last] = block[last]
+                for lane in range(16):  # one by one: numba would compile what it says of shapes that differ
+                    out[first_slot + slot + last, lane] = block[last, lane]
 
 
 @jit

@@ -197,7 +197,8 @@ def shortest_classes(symbols, counts, columns, column_classes, lengths, row_leng
     begin, fits, classes = 0, True, row_lengths.shape[0]
     of_classes = np.empty(classes, np.float32)
     for row in range(counts.shape[0]):
-        of_classes[:] = row_lengths
+        for row_class in range(classes):
+            of_classes[row_class] = row_lengths[row_class]
         for index in range(begin, begin + counts[row]):
             symbol = np.uint64(symbols[np.uint64(index)])
             column_class = np.uint64(column_classes[np.uint64(columns[np.uint64(index)])])

@@ -230,7 +230,8 @@ def shortest_symbols(plain, copied, group_classes, table_of, copy, lengths, row_
     for first in range(0, rows, 16):
         height = min(16, rows - first)
         for lane in range(height):
-            of_symbols[lane] = row_lengths
+            for symbol in range(row_lengths.shape[0]):
+                of_symbols[lane, symbol] = row_lengths[symbol]
         if copy >= 0 and first == 0:
             of_symbols[0, copy] = np.inf
         for group in range(group_classes.shape[0]):
