@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -22,6 +24,7 @@ from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import convert_checkpoint, convert_file
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.checkpoints.target_folder import FilesWriter, write_checkpoint
+from sparsefmt.cli import main
 from sparsefmt.container import remote, remote_file, remote_path
 from sparsefmt.container.remote_path import RemotePath, place_of
 from sparsefmt.errors import FormatError, UnsupportedError
@@ -331,6 +334,75 @@ def test_a_shard_that_is_lost_after_it_was_listed(memory, model, monkeypatch):
     )  # a listing from before
     with pytest.raises(FileNotFoundError, match=f"no such object.*memory://bucket/model/{lost}"):
         Checkpoint("memory://bucket/model", ["safetensors"])
+
+
+# commands
+
+TAKE_URLS = {
+    "inspect": ["{source}", "--patterns"],
+    "convert": ["{source}", "{folder}/new.sparsefmt"],
+    "export": ["{ours}", "{folder}/new.safetensors"],
+    "verify": ["{ours}", "--against", "{source}"],
+    "diff": ["{ours}", "{source}"],
+    "report": ["{source}", "{ours}", "-o", "{folder}/new.html"],
+    "bench": ["{ours}", "--batch", "1", "--repeats", "3"],
+    "view": ["{ours}", "--no-browser"],
+}
+"""Arguments of the commands that take places."""
+
+
+def test_which_commands_take_urls():
+    assert set(TAKE_URLS) == set(main.list_commands(click.Context(main))) - {"warmup", "demo"}
+
+
+@pytest.mark.parametrize("command", [name for name in TAKE_URLS if name != "view"])
+def test_commands_do_with_urls_what_they_do_with_paths(memory, tmp_path, command):
+    """They print the same, and write the same bytes. What view serves, tests/cli/test_view.py asks for."""
+    if command == "report":
+        pytest.importorskip("jinja2", reason="no jinja2")
+        pytest.importorskip("matplotlib", reason="no matplotlib")
+    weight = np.where(np.arange(128 * 128) % 3 == 0, 1.5, 0).astype(np.float32).reshape(128, 128)
+    (tmp_path / "m").mkdir()
+    safetensors.numpy.save_file({"layers.0.weight": weight}, tmp_path / "m" / "model.safetensors")
+    sparsefmt.save_file({"layers.0.weight": weight}, tmp_path / "m" / "own.sparsefmt")
+    upload(tmp_path / "m", "memory://m")
+    said = []
+    for folder in (str(tmp_path / "m"), "memory://m"):
+        places = {"folder": folder, "source": f"{folder}/model.safetensors", "ours": f"{folder}/own.sparsefmt"}
+        printed = succeed(command, *(word.format(**places) for word in TAKE_URLS[command]))
+        said.append(re.sub(r"[\d.]+ s\b", "S s", printed.replace(folder, "FOLDER")))
+    if command == "bench":  # times are never the same
+        assert all("layers.0.weight" in printed for printed in said)
+    else:
+        assert said[0] == said[1]
+    assert content_of("memory://m") == content_of(tmp_path / "m")
+    assert len(content_of("memory://m")) == 2 + any("new" in word for word in TAKE_URLS[command])
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        (command, number)
+        for command, words in TAKE_URLS.items()
+        for number, word in enumerate(words)
+        if word in ("{source}", "{ours}")
+    ],
+)
+def test_commands_name_what_is_not_there(memory, tmp_path, command, number):
+    """By its URL, without what may be secret in it."""
+    if command == "report":
+        pytest.importorskip("jinja2", reason="no jinja2")
+        pytest.importorskip("matplotlib", reason="no matplotlib")
+    memory.pipe_file("/m/model.safetensors", safetensors.numpy.save({"a": np.ones(3)}))
+    sparsefmt.save_file({"a": np.ones(3)}, "memory://m/own.sparsefmt")
+    words = list(TAKE_URLS[command])
+    suffix = {"{source}": "safetensors", "{ours}": "sparsefmt"}[words[number]]
+    words[number] = f"memory://someone:opensesame@m/none.{suffix}?token=abcdefgh"
+    places = {"folder": "memory://m", "source": "memory://m/model.safetensors", "ours": "memory://m/own.sparsefmt"}
+    message = fail(2, command, *(word.format(**places) for word in words))
+    assert message.count(f"memory://m/none.{suffix}") == 1
+    assert "no such object" in message
+    assert not any(secret in message for secret in ("someone", "opensesame", "abcdefgh"))
 
 
 # a web server
