@@ -37,7 +37,11 @@ class TensorFile(ABC):
         """A tensor, to be read a run of rows at a time. Raises KeyError, or a SparsefmtError that names the tensor."""
 
     def expect(self, names: Iterable[str], times: int = 1) -> None:  # noqa: B027
-        """Hint that these tensors will be read soon, each so many times: what lies together is asked for together."""
+        """Hint that these tensors will be read soon: what lies together is asked for together. If they will be several
+        times, it is kept until `forget`."""
+
+    def forget(self, names: Iterable[str]) -> None:  # noqa: B027
+        """Hint that these tensors will hardly be read again."""
 
     @abstractmethod
     def close(self) -> None:

@@ -166,12 +166,14 @@ def write_converted(
         if ahead is not None:
             surveys[name] = ahead.survey
             writer.add_prepared(ahead.tensor)
+            source.forget([name])
             continue
         matrix = _SurveyedRows(source.rows_of(name))
         surveys[name] = matrix.survey(options.threads)
         found = None if quantization is None else quantize(source, name, quantization, surveys[name])
         if found is None:
             writer.add(name, matrix)
+            source.forget([name])
             continue
         made |= {name: found.elements, found.scale_name: found.scale}
         losses[name], pairs[name] = found.loss, found.scale_name
@@ -179,6 +181,7 @@ def write_converted(
             surveyed = _SurveyedRows(made[part])
             surveys[part] = surveyed.survey(options.threads)
             writer.add(part, surveyed)
+        source.forget([name])
         if progress:
             progress(matrix.dense_nbytes - found.elements.dense_nbytes - found.scale.dense_nbytes)
     if losses and quantization is not None:

@@ -91,8 +91,15 @@ class FoldedFile(TensorFile):
             raise error.within(name) from None
 
     def expect(self, names: Iterable[str], times: int = 1) -> None:
+        self.inner.expect(self._inner_parts(names), times)
+
+    def forget(self, names: Iterable[str]) -> None:
+        self.inner.forget(self._inner_parts(names))
+
+    def _inner_parts(self, names: Iterable[str]) -> list[str]:
+        """The tensors of the file itself that these are made of."""
         parts = (self._groups[name].parts if name in self._groups else (name,) for name in names)
-        self.inner.expect([part for each in parts for part in each if part not in self.elsewhere], times)
+        return [part for each in parts for part in each if part not in self.elsewhere]
 
     def close(self) -> None:
         self.inner.close()

@@ -89,5 +89,8 @@ class DequantizedFile(TensorFile):
     def expect(self, names: Iterable[str], times: int = 1) -> None:
         self.inner.expect(names, times)
 
+    def forget(self, names: Iterable[str]) -> None:
+        self.inner.forget(names)
+
     def close(self) -> None:
         self.inner.close()

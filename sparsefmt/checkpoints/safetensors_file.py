@@ -86,6 +86,12 @@ class SafetensorsFile(TensorFile):
             wanted = (self.tensors[name] for name in names)
             self._source.expect(((tensor.begin, tensor.end - tensor.begin) for tensor in wanted), times)
 
+    def forget(self, names: Iterable[str]) -> None:
+        if self._source.reads_ahead:
+            for name in names:
+                tensor = self.tensors[name]
+                self._source.forget(tensor.begin, tensor.end - tensor.begin)
+
     def close(self) -> None:
         self._source.close()
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsefmt.container.disk_file import DiskFile
+from sparsefmt.container.kept_on_disk import KeptOnDisk
 from sparsefmt.container.remote import RemoteObject, changed, identity_of
 from sparsefmt.container.sources import ReadFile, Source
 from sparsefmt.errors import FormatError, UnsupportedError, file_closed
@@ -31,7 +32,8 @@ MOST_AT_ONCE = 1 << 24
 """Bytes of a request."""
 
 MOST_KEPT = 1 << 27
-"""Bytes that were read ahead, and are kept until they are asked for."""
+"""Bytes in memory that were read ahead, and are kept until they are asked for. Of what is read several times, what is
+beyond that goes to a temporary file; all else is asked for again."""
 
 MOST_PLANS = 8
 """Tensors, or slices, of which is known what will be read."""
@@ -74,6 +76,7 @@ class RemoteFile(Source):
         self._plans: list[_Plan] = []
         self._lock = threading.Lock()
         self._kept: OrderedDict[_Request, int] = OrderedDict()
+        self._on_disk = KeptOnDisk(MOST_AT_ONCE)
         self._ends = self._both_ends()
 
     def _both_ends(self) -> list[tuple[int, bytes]]:
@@ -142,7 +145,7 @@ class RemoteFile(Source):
         """Bytes that have been read, or that come with others, as far as they do; None if they have to be asked for
         alone."""
         for begin, content in self._ends:
-            if begin <= offset and offset + size <= begin + len(content):
+            if begin <= offset < begin + len(content):
                 return memoryview(content)[offset - begin : offset - begin + size]
         with self._lock:
             plans = list(self._plans)
@@ -154,14 +157,20 @@ class RemoteFile(Source):
 
     def _part_of(self, request: _Request, offset: int, size: int) -> memoryview:
         with request.lock:
-            content = request.content  # another thread may forget it
+            begin = offset - request.begin
+            content = request.content  # another thread may forget it, once it is on the disk
+            if content is None and request.block is not None:
+                part = self._on_disk.part(request.block, begin, size)
+                if part is not None:
+                    return memoryview(part)
             if content is None:
                 content = request.content = self._fetched(request.begin, request.end)
                 self._keep(request)
-            request.left -= size
-            if request.left <= 0:
-                self._drop(request)
-        return memoryview(content)[offset - request.begin : offset - request.begin + size]
+            if not request.until_forgotten:
+                request.left -= size
+                if request.left <= 0:
+                    self._drop(request)
+        return memoryview(content)[begin : begin + size]
 
     def _fetched(self, begin: int, end: int) -> bytes:
         data = self._checked(self._expect_open().read(begin, end), begin, end)
@@ -174,6 +183,8 @@ class RemoteFile(Source):
             self._kept[request] = request.end - request.begin
             while sum(self._kept.values()) > MOST_KEPT and len(self._kept) > 1:
                 oldest, _ = self._kept.popitem(last=False)
+                if oldest.until_forgotten and oldest.block is None and oldest.content is not None:
+                    oldest.block = self._on_disk.put(oldest.content)
                 # whoever reads from it has the bytes already
                 oldest.content = None
 
@@ -181,15 +192,38 @@ class RemoteFile(Source):
         with self._lock:
             self._kept.pop(request, None)
             request.content = None
+            if request.block is not None:
+                self._on_disk.free(request.block)
+                request.block = None
+
+    def forget(self, offset: int, size: int) -> None:
+        with self._lock:
+            found = [part for plan in self._plans for part in plan.held_in(offset, offset + size)]
+        for request, nbytes in found:
+            with request.lock:
+                request.left -= nbytes
+                if request.left <= 0:
+                    self._drop(request)
 
     def expect(self, ranges: Iterable[tuple[int, int]], times: int = 1) -> None:
+        wanted = filter(None, map(self._beside_ends, ranges))
         with self._lock:
             # what will be read with others stays with them
-            news = [span for span in ranges if all(old.request_at(span[0]) is None for old in self._plans)]
+            news = [span for span in wanted if all(old.request_at(span[0]) is None for old in self._plans)]
             if not news:
                 return
-            plan = _Plan(news, times)
+            plan = _Plan(news, times > 1)
             self._plans = [*[old for old in self._plans if not old.is_done][1 - MOST_PLANS :], plan]
+
+    def _beside_ends(self, span: tuple[int, int]) -> tuple[int, int] | None:
+        """A range, without what of its beginning and end has been read at once; None if that is all of it."""
+        first, end = span[0], sum(span)
+        for begin, content in self._ends:
+            if begin <= first < begin + len(content):
+                first = begin + len(content)
+            if begin < end <= begin + len(content):
+                end = begin
+        return (first, end - first) if first < end else None
 
     def check_reads(self) -> None:
         self._checks = True
@@ -215,42 +249,56 @@ class RemoteFile(Source):
             for request in self._kept:
                 request.content = None
             self._kept.clear()
+            self._on_disk.close()
 
 
 class _Request:
     """A range that is asked for together.
 
     Attributes:
-        left: bytes of the ranges in it that nobody has read yet.
+        until_forgotten: whether it is kept until its ranges are forgotten, and not only until they were read.
+        left: bytes of the ranges in it that nobody has read, or forgotten, yet.
         content: once it has been read, and is still needed.
+        block: in place of that, where it is on the disk.
     """
 
-    def __init__(self, begin: int, end: int, times: int) -> None:
-        self.begin, self.end, self.left = begin, end, (end - begin) * times
+    def __init__(self, begin: int, end: int, until_forgotten: bool) -> None:
+        self.begin, self.end, self.left, self.until_forgotten = begin, end, end - begin, until_forgotten
         self.content: bytes | None = None
+        self.block: int | None = None
         self.lock = threading.Lock()
 
 
 class _Plan:
-    """Ranges that will be read, so many times each, joined to requests. Long ones take several."""
+    """Ranges that will be read, joined to requests. Long ones take several."""
 
-    def __init__(self, ranges: Iterable[tuple[int, int]], times: int) -> None:
+    def __init__(self, ranges: Iterable[tuple[int, int]], until_forgotten: bool) -> None:
         self._requests: list[_Request] = []
         for offset, size in sorted(set(ranges)):
             last = self._requests[-1] if self._requests else None
             end = offset + size
             if last is None or offset > last.end + MOST_GAP or end - last.begin > MOST_AT_ONCE:
                 begins = range(offset, end, MOST_AT_ONCE)
-                self._requests += [_Request(begin, min(begin + MOST_AT_ONCE, end), times) for begin in begins]
+                self._requests += [_Request(begin, min(begin + MOST_AT_ONCE, end), until_forgotten) for begin in begins]
             else:
                 last.end = max(last.end, end)
-                last.left += size * times
+                last.left += size
         self._begins = [request.begin for request in self._requests]
 
     def request_at(self, offset: int) -> _Request | None:
         number = bisect_right(self._begins, offset) - 1
         found = self._requests[number] if number >= 0 else None
         return found if found is not None and offset < found.end and found.left > 0 else None
+
+    def held_in(self, begin: int, end: int) -> list[tuple[_Request, int]]:
+        """The requests that are kept of these bytes until they are forgotten, and how many bytes of each."""
+        first = max(bisect_right(self._begins, begin) - 1, 0)
+        found = []
+        for request in self._requests[first : bisect_right(self._begins, end)]:
+            nbytes = min(end, request.end) - max(begin, request.begin)
+            if request.until_forgotten and nbytes > 0 and request.left > 0:
+                found.append((request, nbytes))
+        return found
 
     @property
     def is_done(self) -> bool:

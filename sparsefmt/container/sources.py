@@ -57,7 +57,8 @@ class Source(ABC):
         """Hint that these bytes will not be read again soon. They stay readable."""
 
     def expect(self, ranges: Iterable[tuple[int, int]], times: int = 1) -> None:  # noqa: B027
-        """Hint that these ranges, (offset, size) each, will be read soon, each so many times."""
+        """Hint that these ranges, (offset, size) each, will be read soon. Those that will be several times are asked
+        for once, and kept until `forget`."""
 
     def check_reads(self) -> None:  # noqa: B027
         """From now on, expect after each request of what may change, too, that it is unchanged: for files without

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,22 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from converted_files import convert, export
-from helpers import fail, run_command, succeed
+from helpers import fail, first_always, run_command, succeed
 from model_folders import CONFIG, COPIED, save_config, write
 from remote_servers import s3_bucket, serving
-from safetensors_files import SHARDS, save_shards
+from safetensors_files import SHARDS, save_shards, sparse_array
 
 import sparsefmt
+from sparsefmt.checkpoints import conversion
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import convert_checkpoint, convert_file
 from sparsefmt.checkpoints.safetensors_file import SafetensorsFile
 from sparsefmt.checkpoints.target_folder import FilesWriter, write_checkpoint
 from sparsefmt.cli import main
-from sparsefmt.container import remote, remote_file, remote_path
+from sparsefmt.container import in_progress, remote, remote_file, remote_path
 from sparsefmt.container.remote_path import RemotePath, place_of
 from sparsefmt.errors import FormatError, UnsupportedError
+from sparsefmt.quantizing import Quantization
 from sparsefmt.save_options import SaveOptions
 
 fsspec = pytest.importorskip("fsspec", reason="URLs need fsspec")
@@ -126,6 +129,54 @@ def test_what_is_asked_for(memory, asked, monkeypatch):
         assert len(ranges) == 3
         assert sum(end - begin for begin, end in ranges) < file.nbytes
         assert asked.count("info") == 3
+
+
+@pytest.mark.parametrize(
+    "case", first_always([({}, 1 << 19), ({"values": "int8"}, 0), ({"fold": True}, 0), ({}, 1 << 27)])
+)
+def test_a_conversion_asks_once_for_each_byte(memory, asked, monkeypatch, tmp_path, case):
+    """Though it reads tensors several times: what is more than the bound of memory is on the disk meanwhile."""
+    options, kept = case
+    arrays = {f"{name}.weight": np.tile(sparse_array(name), (9, 10)) for name in (1, 2)}
+    arrays |= {f"small.{number}": np.arange(2000.0) + number for number in range(20)}
+    arrays |= {"z.weight_orig": np.ones((576, 960), np.float32), "z.weight_mask": arrays["1.weight"] != 0}
+    arrays["z.weight_mask"] = arrays["z.weight_mask"].astype(np.float32)
+    content = safetensors.numpy.save(arrays)
+    memory.pipe_file("/m/model.safetensors", content)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    monkeypatch.setattr(remote_path, "WITHOUT_TAIL", remote_file.Ends(1 << 14, 0))
+    monkeypatch.setattr(remote_file, "MOST_AT_ONCE", 1 << 18)
+    monkeypatch.setattr(remote_file, "MOST_KEPT", kept)
+    monkeypatch.setattr(in_progress, "KEPT_BYTES", 0)
+    monkeypatch.setattr(conversion, "_MOST_AHEAD", 1 << 16)
+    most, keep, blocks = [0], remote_file.RemoteFile._keep, set()
+
+    def watched(self, request):
+        keep(self, request)
+        most[0] = max(most[0], sum(self._kept.values()))
+        blocks.add(self._on_disk._blocks)
+
+    monkeypatch.setattr(remote_file.RemoteFile, "_keep", watched)
+    results = []
+    for place in (place_of("memory://m/model.safetensors"), tmp_path / "model.safetensors"):
+        with Checkpoint(place, ["safetensors"]) as source:
+            if "fold" in options:
+                source.fold()
+            source.quantization = Quantization.of(options.get("values"), None, "absmax")
+            convert_checkpoint(source, tmp_path / "out.sparsefmt", SaveOptions(), overwrite=True)
+            if isinstance(place, RemotePath):
+                (file,) = source.files
+                assert not getattr(file, "inner", file)._source._kept
+        results.append((tmp_path / "out.sparsefmt").read_bytes())
+    assert results[0] == results[1]
+    ranges = sorted(span for span in asked if span != "info")
+    assert [(a, b) for a, b in pairwise(ranges) if a[1] > b[0]] == []
+    assert sum(end - begin for begin, end in ranges) <= len(content)
+    assert len(ranges) < 50
+    assert most[0] <= max(kept, 1 << 18)
+    # what was converted makes room
+    assert (max(blocks) > 0) == (kept < 1 << 27)
+    assert max(blocks) << 18 < len(content) * 0.7
 
 
 @pytest.mark.parametrize("expecting", [True, False])
