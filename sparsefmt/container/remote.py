@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Literal, NoReturn, TypeVar
@@ -19,6 +20,10 @@ _IDENTITY = (
     *("LastModified", "Last-Modified", "Content-MD5", "Digest", "mtime"),
 )
 """Where stores say which content an object has."""
+
+
+_OF_A_COMMIT = re.compile(r"hf://((datasets|spaces)/)?[^/@]+/[^/@]+@[0-9a-f]{40}/")
+"""Files of Hugging Face in a commit that is named by its hash."""
 
 
 class RemoteObject:
@@ -63,6 +68,11 @@ class RemoteObject:
     def lists(self) -> bool:
         """Whether its store can tell folders from files. A web server cannot, and gives a page for either."""
         return not {"http", "https"} & {*_names(self._files.protocol)}
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether what the URL names can never be replaced."""
+        return _OF_A_COMMIT.match(self.place.url) is not None
 
     def kind(self) -> Literal["file", "folder"] | None:
         """What is there now; None if nothing is. Raises OSError."""

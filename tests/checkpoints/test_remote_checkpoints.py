@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 import numpy as np
@@ -34,6 +35,7 @@ from sparsefmt.quantizing import Quantization
 from sparsefmt.save_options import SaveOptions
 
 fsspec = pytest.importorskip("fsspec", reason="URLs need fsspec")
+from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
 
 
 @pytest.fixture
@@ -190,6 +192,45 @@ def test_a_file_that_changes_is_an_error(memory, expecting):
         with pytest.raises(FormatError, match="replaced while it was read") as caught:
             file.rows_of("b").bits(0, 500)
     assert (caught.value.code, caught.value.path) == ("file-changed", "memory://m/model.safetensors")
+
+
+class Hub(MemoryFileSystem):
+    """Files of Hugging Face, in memory."""
+
+    protocol = "hf"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("hf://").strip("/")
+
+
+@pytest.mark.parametrize(
+    ("repository", "is_fixed"),
+    [
+        (f"o/r@{'0123456789' * 4}", True),
+        (f"datasets/o/r@{'0123456789' * 4}", True),
+        ("o/r@main", False),
+        (f"o/r@{'0123456789' * 3}", False),
+        (f"o/r/{'0123456789' * 4}", False),
+    ],
+)
+def test_a_commit_of_hugging_face_never_changes(asked, monkeypatch, repository, is_fixed):
+    """With its hash in the URL, nobody asks after each range whether it has."""
+    monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "hf", Hub)
+    url = f"hf://{repository}/model.safetensors"
+    Hub.store.clear()
+    Hub().pipe_file(url, safetensors.numpy.save({"a": np.ones(300_000), "b": np.ones(9)}))
+    with SafetensorsFile(url) as file:
+        for name in file.names:
+            file.rows_of(name).bits(0, 1)
+        assert len([span for span in asked if span != "info"]) == 2
+        assert asked.count("info") == (1 if is_fixed else 2)
+        if not is_fixed:
+            Hub().pipe_file(url, safetensors.numpy.save({"a": np.zeros(300_000), "b": np.ones(9)}))
+            with pytest.raises(FormatError, match="replaced while it was read"):
+                file.rows_of("a").bits(200_000, 300_000)
 
 
 def test_long_headers(memory, asked):

@@ -2,13 +2,15 @@
 
     python -m tools.bench.remote
     python -m tools.bench.remote --tensors 10000 --megabytes 200
+    python -m tools.bench.remote --tensors 1000 --megabytes 1900 --shards 8   # a layer of 8 GB
 
 The store is moto's, on loopback: seconds are those of its Python, and say little. Requests and bytes are those of any
-store.
+store. It keeps what it has in temporary files.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +27,7 @@ import sparsefmt
 from tools.bench.loopback import counts, options_of, store
 
 BUCKET = "bench"
+INDEX = "model/model.sparsefmt.index.json"
 
 
 def many_tensors(path: Path, number: int) -> None:
@@ -36,22 +39,49 @@ def many_tensors(path: Path, number: int) -> None:
         writer.finish()
 
 
-def layers(path: Path, megabytes: int) -> None:
-    """A file of layers of 2048 x 2048, half zeros."""
+def layers(path: Path, megabytes: int, first: int = 0) -> list[str]:
+    """A file of layers of 2048 x 2048, half zeros: one and the same, with its rows in another order. Their names."""
     rng = np.random.default_rng(0)
+    weight = rng.standard_normal((2048, 2048), np.float32)
+    weight[rng.random(weight.shape, np.float32) < 0.5] = 0
+    count = max(megabytes * 1_000_000 // weight.nbytes, 1)
+    names = [f"layers.{number}.weight" for number in range(first, first + count)]
     with open(path, "wb") as file:
         writer = sparsefmt.TensorWriter(file, codec="raw")
-        for number in range(max(megabytes * 1_000_000 // (2048 * 2048 * 4), 1)):
-            weight = rng.standard_normal((2048, 2048), np.float32)
-            weight[rng.random(weight.shape, np.float32) < 0.5] = 0
-            writer.add(f"layers.{number}.weight", weight)
+        for number, name in enumerate(names, first):
+            writer.add(name, np.roll(weight, number, 0))
         writer.finish()
+    return names
+
+
+def upload_shards(files: Any, folder: Path, megabytes: int, shards: int) -> tuple[str, int]:
+    """Put a checkpoint of several files, and its index, into the store. The name of a layer, and bytes of all files."""
+    weight_map: dict[str, str] = {}
+    size = 0
+    for number in range(1, shards + 1):
+        path = folder / f"model-{number:05}-of-{shards:05}.sparsefmt"
+        names = layers(path, megabytes, len(weight_map))
+        weight_map |= dict.fromkeys(names, path.name)
+        files.put_file(str(path), f"{BUCKET}/model/{path.name}")
+        size += path.stat().st_size
+        path.unlink()
+    files.pipe_file(f"{BUCKET}/{INDEX}", json.dumps({"metadata": {}, "weight_map": weight_map}).encode())
+    return list(weight_map)[len(weight_map) // 2], size
+
+
+def layer_of_shards(name: str, options: dict[str, Any]) -> Any:
+    """One layer of a checkpoint of several files: the index says which one has it."""
+    index = json.loads(fsspec.filesystem("s3", **options).cat_file(f"{BUCKET}/{INDEX}"))
+    url = f"s3://{BUCKET}/model/{index['weight_map'][name]}"
+    with sparsefmt.open_file(url, storage_options=options) as file:
+        return file[name]
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--tensors", type=int, default=100_000, help="Of the file that is opened.")
-@click.option("--megabytes", type=int, default=1000, help="Dense bytes of the file of which a layer is read.")
-def main(tensors: int, megabytes: int) -> None:
+@click.option("--megabytes", type=int, default=400, help="Dense bytes of the file of which a layer is read.")
+@click.option("--shards", type=int, default=0, help="Also read a layer of a checkpoint of so many such files.")
+def main(tensors: int, megabytes: int, shards: int) -> None:
     """Put two files into a store on loopback, and print what opening and reading take."""
     table = Table("step", "requests", "bytes", "seconds")
     with tempfile.TemporaryDirectory(prefix="bench-remote-") as name, store(0) as address:
@@ -83,6 +113,17 @@ def main(tensors: int, megabytes: int) -> None:
             step("rows 100 to 104 of another", lambda file=file: file.get_slice(file.keys()[0])[100:104])
             step(f"download {what}", lambda url=url: files.get_file(url, str(Path(name) / "copy")))
             file.close()
+            path.unlink()
+            (Path(name) / "copy").unlink()
+        if shards:
+            layer, size = upload_shards(files, Path(name), megabytes, shards)
+            step(f"{layer} of {shards} files, {size:,} bytes", lambda: layer_of_shards(layer, options))
+
+            def download() -> None:
+                for shard in files.ls(f"{BUCKET}/model", detail=False):
+                    files.get_file(shard, str(Path(name) / "copy"))
+
+            step(f"download {shards} files", download)
     Console(width=120).print(table)
 
 
