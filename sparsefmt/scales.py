@@ -35,7 +35,8 @@ class Scales:
         Args:
             scale: finite numbers of 0 or more, of float32, float16 or bfloat16: one for the matrix, () or (1,) or
                 (1, 1), one for each row, (rows,) or (rows, 1), or (rows, groups), where the groups divide the columns.
-            copy: False to use the memory of float32 scales of rows, which nobody may write to then.
+            copy: False to use the memory of float32 scales, which nobody may write to then: of rows; and of groups, if
+                they lie there as `values` does, with BEYOND readable numbers behind them.
 
         Raises:
             SparsefmtError: a ValueError: another dtype (`scales-dtype`) or shape (`scales-shape`); a negative number,
@@ -63,8 +64,11 @@ class Scales:
                 f"the scale has shape {shape}; a weight of shape {(rows, cols)} takes one number, {(rows,)}, or"
                 f" ({rows}, groups of columns)",
             )
-        if not copy and groups == 1 and scale.dtype == np.float32 and scale.size == rows and scale.flags.c_contiguous:
+        as_they_are = not copy and scale.dtype == np.float32
+        if as_they_are and groups == 1 and scale.size == rows and scale.flags.c_contiguous:
             values = scale.reshape(1, rows)
+        elif as_they_are and groups > 1 and scale.flags.f_contiguous:
+            values = scale.T
         else:
             values = np.zeros(groups * rows + BEYOND, np.float32)[: groups * rows].reshape(groups, rows)
             values[...] = scale.reshape(-1, groups).T

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -168,12 +168,33 @@ def checked_pairs(file: TensorFile) -> dict[str, str]:
 
     Cost: reads all scales.
     """
-    scaled = scaled_in(file.metadata, file.names, file.aliases)
-    for weight, beside in scaled.items():
-        read_scales(file, weight, beside.scale)
-        if beside.input_scale is not None:
-            checked_input_scale(weight, beside.input_scale, _read(file, beside.input_scale))
+    for fault in pair_faults(file):
+        raise fault
     return scales_in(file.metadata, file.names)
+
+
+def pair_faults(file: TensorFile, damaged: Collection[str] = ()) -> Iterator[FormatError | UnsupportedError]:
+    """What is wrong with the pairs that the metadata of a file names, one after the other; as `checked_pairs`.
+
+    After an error of the metadata there is nothing more.
+
+    Args:
+        damaged: names of tensors that cannot be read. Nothing is said of their pairs.
+    """
+    try:
+        scaled = scaled_in(file.metadata, file.names, file.aliases)
+    except (FormatError, UnsupportedError) as error:
+        yield error
+        return
+    for weight, beside in scaled.items():
+        if weight in file.aliases or not beside.names.isdisjoint(damaged):
+            continue
+        try:
+            read_scales(file, weight, beside.scale)
+            if beside.input_scale is not None:
+                checked_input_scale(weight, beside.input_scale, _read(file, beside.input_scale))
+        except (FormatError, UnsupportedError) as error:
+            yield error
 
 
 class _HasRows(Protocol):

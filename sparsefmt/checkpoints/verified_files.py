@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sparsefmt.checkpoints import comparison
+from sparsefmt.checkpoints import comparison, huggingface
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.contract import TensorFile
+from sparsefmt.checkpoints.scales import pair_faults
 from sparsefmt.checkpoints.sparsefmt_file import SparsefmtFile
 from sparsefmt.checkpoints.verification import Verified, Verifier, check_index
 from sparsefmt.container.entry import TensorEntry
@@ -27,6 +28,7 @@ class Findings:
         tensors, chunks: how many were read.
         signs: negative zeros of the other model that are 0.0 here, as the file records.
         of_names, of_indexes, of_tensors: faults. Errors name their file.
+        of_pairs: of weights and their scales that do not fit, though each can be read.
     """
 
     tensors: int = 0
@@ -35,6 +37,7 @@ class Findings:
     of_names: list[str] = field(default_factory=list)
     of_indexes: list[SparsefmtError] = field(default_factory=list)
     of_tensors: list[Fault] = field(default_factory=list)
+    of_pairs: list[SparsefmtError] = field(default_factory=list)
 
     def __add__(self, other: Findings) -> Findings:
         return Findings(
@@ -44,11 +47,12 @@ class Findings:
             self.of_names + other.of_names,
             self.of_indexes + other.of_indexes,
             self.of_tensors + other.of_tensors,
+            self.of_pairs + other.of_pairs,
         )
 
     @property
     def faults(self) -> list[Fault]:
-        return [*self.of_names, *self.of_indexes, *self.of_tensors]
+        return [*self.of_names, *self.of_indexes, *self.of_tensors, *self.of_pairs]
 
 
 class Pass(NamedTuple):
@@ -84,7 +88,20 @@ class Verification:
         """As `verify_files`."""
         if self.theirs is not None:
             self.theirs.expect()
-        return Findings(of_names=self.of_names) + verify_files(self.ours.files, self.comparable, verifier)
+        return self.completed(verify_files(self.ours.files, self.comparable, verifier))
+
+    def completed(self, found: Findings) -> Findings:
+        """What was found in the files, with what is said of all of them: of names, and of weights that config.json has
+        for quantized ones. Of these, if nothing else is wrong; and the first fault alone."""
+        found = Findings(of_names=self.of_names) + found
+        if self.ours.is_folder and not (found.of_tensors or found.of_pairs):
+            try:
+                quantization = huggingface.quantization_beside(self.ours.path)
+                if quantization is not None:
+                    self.ours.check_quantized(quantization)
+            except SparsefmtError as error:
+                found.of_pairs.append(error)
+        return found
 
 
 def nbytes_of(files: Iterable[TensorFile], comparable: Mapping[str, TensorFile]) -> int:
@@ -120,7 +137,7 @@ def verify_files(files: Sequence[TensorFile], comparable: Mapping[str, TensorFil
         Verified(file.reader, entry, comparable[name].rows_of(name) if name in comparable else None)
         for file, entry, name in passes
     ]
-    found, bad = Findings(), set()
+    found, bad, damaged = Findings(), set(), set()
     if verifier.strict:
         found.of_indexes = _index_faults(files)
     for (file, entry, name), tensor, result in zip(passes, tensors, verifier.verify_all(tensors), strict=True):
@@ -132,6 +149,7 @@ def verify_files(files: Sequence[TensorFile], comparable: Mapping[str, TensorFil
         if isinstance(result, SparsefmtError):
             found.of_tensors.append(_named(result, file))
             bad.add(id(entry))
+            damaged.add(entry.name)
             continue
         if result.elements:
             found.of_tensors.append(comparison.describe(name, entry.dtype, entry.shape, result))
@@ -141,6 +159,8 @@ def verify_files(files: Sequence[TensorFile], comparable: Mapping[str, TensorFil
                 f"{entry.negative_zeros_dropped:,}"
             )
         found.signs += result.signs
+    for each in files:
+        found.of_pairs += [_named(fault, each) for fault in pair_faults(each, damaged)]
     return found
 
 

@@ -108,7 +108,7 @@ def verify_checkpoint(verification: Verification, verifier: Verifier, where: OnC
             name = task.source.called
             found[name] = findings
             news.finished(name)
-    return reduce(add, (found[str(file.path)] for file in ours.files), Findings(of_names=verification.of_names))
+    return verification.completed(reduce(add, (found[str(file.path)] for file in ours.files), Findings()))
 
 
 @dataclass(frozen=True)

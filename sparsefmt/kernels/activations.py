@@ -19,6 +19,7 @@ from numba.extending import overload
 
 from sparsefmt.isa import NEON
 from sparsefmt.jit import jit
+from sparsefmt.kernels.dots import flip_signs_of_bytes
 from sparsefmt.kernels.job import (
     COLS,
     FIRST,
@@ -33,7 +34,7 @@ from sparsefmt.kernels.job import (
     note_odd,
     own,
 )
-from sparsefmt.kernels.kinds import WIDTH
+from sparsefmt.kernels.kinds import F32, WIDTH
 from sparsefmt.kernels.raw_memory import load_scalar, load_u32, load_u64, store_scalar
 from sparsefmt.kernels.simd import all_zero, fma, fma_all, load, load_rows, plus_zero, store, transpose, zeros
 
@@ -154,7 +155,8 @@ def in_dots(wide: int, narrow: int, biased: bool) -> Callable[..., Any]:
 
     The caller's rows end with zeros up to a multiple of four columns. `biased`: 128 is added, and they are unsigned.
     """
-    any_wide, wide_tokens, narrow_tokens, flipped = int(wide > 0), max(wide, 1), narrow, 0x80808080 if biased else 0
+    any_wide, wide_tokens, narrow_tokens, as_unsigned = int(wide > 0), max(wide, 1), narrow, int(biased)
+    wide_lanes, narrow_lanes = (max(8, 1 << (count - 1).bit_length()) for count in (wide_tokens, narrow))
 
     @jit
     def arrange(job, lo, hi, scratch):
@@ -164,11 +166,38 @@ def in_dots(wide: int, narrow: int, biased: bool) -> Callable[..., Any]:
         wides = own(job, 0) if any_wide else 0
         for group in range(lo, hi):
             first = min(group, wides) * wide_tokens + max(group - wides, 0) * narrow_tokens
-            count = wide_tokens if group < wides else narrow_tokens
-            for token in range(count):
-                x, arranged = source + min(first + token, tokens - 1) * pitch, to + 4 * (first * group_words + token)
-                for word in range(words):
-                    store_scalar(arranged + 4 * word * count, np.uint32(load_u32(x + 4 * word) ^ flipped))
+            x, last, arranged = source + first * pitch, tokens - 1 - first, to + 4 * first * group_words
+            if any_wide and group < wides:
+                _arrange_words(wide_lanes, wide_tokens, as_unsigned, x, pitch, last, words, arranged)
+            else:
+                _arrange_words(narrow_lanes, narrow_tokens, as_unsigned, x, pitch, last, words, arranged)
+
+    return arrange
+
+
+def _arrange_words(lanes, count, as_unsigned, x, pitch, last, words, to):
+    """Like `arrange_group`, for words of four activations. `as_unsigned`: 128 is added to each of these."""
+    raise NotImplementedError("jitted code only")
+
+
+@overload(_arrange_words, prefer_literal=True)
+def _make_arrange_words(lanes, count, as_unsigned, x, pitch, last, words, to):
+    tokens, flips, kind = count.literal_value, int(as_unsigned.literal_value), F32
+    in_squares = int(2 * tokens >= lanes.literal_value)
+    flipped = 0x80808080 if flips else 0
+
+    def arrange(lanes, count, as_unsigned, x, pitch, last, words, to):
+        # at least one word is left for the loop below, and so are `lanes` words of the group
+        whole = max(words - 1, 0) // lanes * lanes if in_squares else 0
+        for word in range(0, whole, lanes):
+            columns = transpose(load_rows(x + 4 * word, pitch, last, kind, lanes, count))
+            if flips:
+                columns = flip_signs_of_bytes(columns)
+            store(to + 4 * word * tokens, 4 * tokens, columns)
+        for token in range(tokens):
+            at = x + min(token, last) * pitch
+            for word in range(whole, words):
+                store_scalar(to + 4 * (word * tokens + token), np.uint32(load_u32(at + 4 * word) ^ flipped))
 
     return arrange
 

@@ -122,3 +122,16 @@ def from_dots(typingctx, sums):
         return joined(builder, [builder.sitofp(builder.bitcast(total, words), sums.llvm) for total in totals])
 
     return sums(sums), codegen
+
+
+@intrinsic
+def flip_signs_of_bytes(typingctx, vectors):
+    """Vectors whose bits are four bytes a lane, with 128 added to each byte, without a carry."""
+
+    def codegen(context, builder, signature, args):
+        words = ir.VectorType(I32, vectors.lanes)
+        bits, flipped = vectors_of(builder, args[0], vectors), ir.Constant(words, [0x80808080] * vectors.lanes)
+        made = [builder.bitcast(builder.xor(builder.bitcast(one, words), flipped), vectors.llvm) for one in bits]
+        return joined(builder, made)
+
+    return vectors(vectors), codegen

@@ -430,15 +430,19 @@ def expand_dots(typingctx, values, mask, kind, tables):
     return result(types.int64, types.int64, kind, types.int64), codegen
 
 
+def _row_by_row(builder, placed, table):
+    """AVX-512: 64 bytes, column by column, in the order of DOTS."""
+    if not MOVES_BYTES:
+        return builder.shuffle_vector(placed, placed, lanes_of(_ROW_BY_ROW))
+    # from memory: LLVM would make a dozen instructions of an order that it knows
+    arguments = [placed, load_as(builder, table, placed.type, 8)]
+    return call(builder, "llvm.x86.avx512.permvar.qi.512", placed.type, arguments)
+
+
 def _dots(builder, values, mask, table):
     """The four columns of a word as an LLVM vector of 64 bytes, those of one row after the other."""
     if ISA == "avx512":
-        placed = _expand64(builder, values, mask)
-        if not MOVES_BYTES:
-            return builder.shuffle_vector(placed, placed, lanes_of(_ROW_BY_ROW))
-        # from memory: LLVM would make a dozen instructions of an order that it knows
-        arguments = [placed, load_as(builder, table, placed.type, 8)]
-        return call(builder, "llvm.x86.avx512.permvar.qi.512", placed.type, arguments)
+        return _row_by_row(builder, _expand64(builder, values, mask), table)
     begins, parts = ([], []), []
     for number in range(2 * COLUMNS):
         begins[number % 2].append(values)
@@ -492,6 +496,78 @@ def expand_and_dot(typingctx, values, masks, kind, tables, to, x, way, sums):
 
     int64, pair = types.int64, types.UniTuple(types.int64, 2)
     return sums(pair, pair, kind, int64, int64, int64, way, sums), codegen
+
+
+@intrinsic(prefer_literal=True)
+def begin_dots(typingctx, values, masks, kind, tables, to, sums):
+    """Sums, and behind them two slices of DOTS, which are expanded to a panel at `to`, and yet to be multiplied."""
+    result = Vectors(sums.dtype, sums.lanes, sums.count + 2)
+
+    def codegen(context, builder, signature, args):
+        rows = []
+        for number in range(2):
+            value, mask = (builder.extract_value(arg, number) for arg in args[:2])
+            rows.append(_dots(builder, value, mask, args[3]))
+            store_at(builder, builder.add(args[4], integer(64 * number)), rows[number], 4)
+        rows = [builder.bitcast(row, result.llvm) for row in rows]
+        return joined(builder, [*vectors_of(builder, args[5], sums), *rows])
+
+    pair = types.UniTuple(types.int64, 2)
+    return result(pair, pair, kind, types.int64, types.int64, sums), codegen
+
+
+@intrinsic(prefer_literal=True)
+def dot_and_expand(typingctx, values, masks, kind, tables, to, x, way, sums):
+    """What `begin_dots` gave, its slices multiplied, and the next two in their place, at `to`.
+
+    Products and expansions take turns, and nothing waits for an expansion: they share a port of the processor.
+    """
+    number_of_way, tokens = constant_of(way), sums.count // 2 - 1
+
+    def codegen(context, builder, signature, args):
+        *totals, left, right = vectors_of(builder, args[7], sums)
+        bytes64 = ir.VectorType(I8, 64)
+        rows, placed, x, done = [builder.bitcast(row, bytes64) for row in (left, right)], [], args[5], 0
+
+        def multiply(share):
+            """Up to so many fifths of the tokens."""
+            nonlocal done
+            end = tokens * share // 5
+            if end == done:
+                return
+            at = builder.add(x, integer(4 * done))
+            totals[2 * done : 2 * end] = dots_of_tokens(builder, rows, at, number_of_way, totals[2 * done : 2 * end])
+            done = end
+
+        def place(number):
+            value, mask = (builder.extract_value(arg, number) for arg in args[:2])
+            placed.append(_expand64(builder, value, mask))
+
+        def put(number):
+            placed[number] = _row_by_row(builder, placed[number], args[3])
+            store_at(builder, builder.add(args[4], integer(64 * number)), placed[number], 4)
+
+        for share, step, number in ((1, place, 0), (2, place, 1), (3, put, 0), (4, put, 1)):
+            multiply(share)
+            step(number)
+        multiply(5)
+        return joined(builder, totals + [builder.bitcast(row, left.type) for row in placed])
+
+    int64, pair = types.int64, types.UniTuple(types.int64, 2)
+    return sums(pair, pair, kind, int64, int64, int64, way, sums), codegen
+
+
+@intrinsic(prefer_literal=True)
+def end_dots(typingctx, x, way, sums):
+    """The sums, once the slices are multiplied that `dot_and_expand` left."""
+    number_of_way, result = constant_of(way), Vectors(sums.dtype, sums.lanes, sums.count - 2)
+
+    def codegen(context, builder, signature, args):
+        *totals, left, right = vectors_of(builder, args[2], sums)
+        rows = [builder.bitcast(row, ir.VectorType(I8, 64)) for row in (left, right)]
+        return joined(builder, dots_of_tokens(builder, rows, args[0], number_of_way, totals))
+
+    return result(types.int64, way, sums), codegen
 
 
 @intrinsic(prefer_literal=True)

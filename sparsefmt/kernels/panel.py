@@ -23,7 +23,15 @@ from sparsefmt.isa import DOTS as HAS_DOTS
 from sparsefmt.jit import jit
 from sparsefmt.kernels.bitmask import expand_columns, last_columns, widen_mask
 from sparsefmt.kernels.dots import BIASED, SIGNS, dot_panel, from_dots, less_dots
-from sparsefmt.kernels.expand import COLUMNS, expand_and_dot, in_registers, values_of_word
+from sparsefmt.kernels.expand import (
+    COLUMNS,
+    begin_dots,
+    dot_and_expand,
+    end_dots,
+    expand_and_dot,
+    in_registers,
+    values_of_word,
+)
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
 from sparsefmt.kernels.kinds import DOTS, WIDTH, columns_at_once, summed_kind
 from sparsefmt.kernels.operand import FIRST_ROW, HEIGHT, MASK, ROW_SUMS, SCALES, SLICE_OFFSETS, VALUES
@@ -255,15 +263,22 @@ def _make_expand_and_multiply(
         if carried and not by_scales:
             sums = load(sums_at, vector_bytes, kind, lanes, count)
         to, x_at = weights, x
-        for _ in range(columns // COLUMNS):
-            prefetch(values0 + ahead0, one, two)
-            prefetch(values1 + ahead1, one, two)
-            prefetch(mask0 + 2 * mask_pitch, one, two)
-            prefetch(mask1 + 2 * mask_pitch, one, two)
-            sums = expand_and_dot((values0, values1), (mask0, mask1), dots, tables, to, x_at, way, sums)
+        whole = columns // COLUMNS
+        if whole > 0:
+            state = begin_dots((values0, values1), (mask0, mask1), dots, tables, to, sums)
+            for _ in range(whole - 1):
+                values0 += values_of_word(mask0)
+                values1 += values_of_word(mask1)
+                mask0, mask1, to = mask0 + 8, mask1 + 8, to + pitch
+                prefetch(values0 + ahead0, one, two)
+                prefetch(values1 + ahead1, one, two)
+                prefetch(mask0 + 2 * mask_pitch, one, two)
+                prefetch(mask1 + 2 * mask_pitch, one, two)
+                state = dot_and_expand((values0, values1), (mask0, mask1), dots, tables, to, x_at, way, state)
+                x_at += tokens * size
             values0 += values_of_word(mask0)
             values1 += values_of_word(mask1)
-            mask0, mask1 = mask0 + 8, mask1 + 8
+            sums = end_dots(x_at, way, state)
             to, x_at = to + pitch, x_at + tokens * size
         if columns % COLUMNS:
             # the place of what is expanded holds its mask until then
@@ -391,21 +406,23 @@ def many_tokens_kernel(
                             narrow_sums + first_narrow * narrow * pitch, col > 0, scales, row_sums,
                         )  # fmt: skip
                 y_tile = y_begin + field(line, FIRST_ROW) * size
-                at = sums
-                for unit in range(begin, panel_end, slices):
-                    for group in range(wides + narrows):
-                        first = wide * group if group < wides else wides * wide + narrow * (group - wides)
-                        group_tokens = wide if group < wides else narrow
-                        for number in range(parts):
-                            row = SLICE_ROWS * unit + at_once * number
-                            for token in range(first, first + group_tokens):
-                                if token < y_count and row < height:
+                # a token's rows one after the other: they are in one page, and tokens are not
+                for group in range(wides + narrows):
+                    first = wide * group if group < wides else wides * wide + narrow * (group - wides)
+                    group_tokens = wide if group < wides else narrow
+                    for token in range(first, min(first + group_tokens, y_count)):
+                        for unit in range(begin, panel_end, slices):
+                            at = sums + (unit - begin) // slices * unit_bytes + first * pitch
+                            at += (token - first) * part_bytes
+                            for number in range(parts):
+                                row = SLICE_ROWS * unit + at_once * number
+                                if row < height:
                                     total = load(at, part_bytes, sums_kind, at_once, one)
                                     if of_dots and not by_scales:
                                         total = from_dots(total)
                                     y_at = y_tile + token * y_stride + row * size
                                     rows_here = min(height, SLICE_ROWS * panel_end) - row
                                     store_sums(y_at, y_stride, one, rows_here, total)
-                                at += part_bytes
+                                at += group_tokens * part_bytes
 
     return product

@@ -26,7 +26,7 @@ from sparsefmt.torch.derived import cast, dequantized, torch_dtype_of, transpose
 from sparsefmt.torch.eager import is_unwatched
 from sparsefmt.torch.operator import linear_op, product
 from sparsefmt.torch.scaled_operator import scaled_linear_op, scaled_product
-from sparsefmt.torch.scales import checked_activations, expect_int8, tensor_of_input_scale, tensor_of_scales
+from sparsefmt.torch.scales import as_saved, checked_activations, expect_int8, tensor_of_input_scale, tensor_of_scales
 from sparsefmt.torch.signs import SignsOf, with_signs
 from sparsefmt.torch.weight import SparseWeight
 from sparsefmt.torch.weight_tensors import WeightTensors, to_tensors
@@ -494,6 +494,8 @@ class SparseLinear(torch.nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight_scale is not None:
+            destination[prefix + "weight_scale"] = as_saved(self.weight_scale)
         tensor = self.sparse_tensor() if with_signs() and self.has_weight and self._signs is not None else None
         if tensor is not None and tensor.signs is not None:
             tiles = [tensor.tile(number)[NEGATIVE_ZEROS] for number in range(tensor.tiling.tiles)]

@@ -21,6 +21,7 @@ from sparsefmt.lazily import computed_once
 from sparsefmt.scales import Scales
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.derived import dequantized, transposed
+from sparsefmt.torch.scales import as_kernels_read
 from sparsefmt.torch.weight_tensors import WeightTensors, borrowed_memory_of, from_tensors
 
 
@@ -109,7 +110,7 @@ def known_scales(scale: torch.Tensor, weights: Known) -> KnownScales:
 
     Raises:
         ValueError: they do not fit the weights, or are negative, NaN or infinite.
-        RuntimeError: they are not a contiguous tensor of float32.
+        RuntimeError: they are not a contiguous tensor of float32, nor the transpose of one.
     """
     key = scale.untyped_storage()._cdata, scale.data_ptr(), scale.numel()
     found = weights.scales.get(key)
@@ -117,10 +118,11 @@ def known_scales(scale: torch.Tensor, weights: Known) -> KnownScales:
         for old, entry in list(weights.scales.items()):
             if entry.storage.expired():
                 weights.scales.pop(old, None)
-        if scale.dtype != torch.float32 or scale.dim() != 2 or not scale.is_contiguous():
+        if scale.dtype != torch.float32 or scale.dim() != 2 or not (scale.is_contiguous() or scale.t().is_contiguous()):
             raise RuntimeError("the scales of a SparseLinear are a contiguous tensor (rows, groups) of float32")
-        numbers = _borrowed(scale) if scale.shape[1] == 1 else scale.numpy()
-        scales = Scales(numbers, weights.operand.rows, weights.operand.cols, copy=False)
+        own = scale.shape[1] == 1 or as_kernels_read(scale)
+        numbers = _borrowed(scale) if own else scale.numpy()
+        scales = Scales(numbers, weights.operand.rows, weights.operand.cols, copy=not own)
         found = weights.scales[key] = KnownScales(weights, scales, StorageWeakRef(scale.untyped_storage()))
     return found
 
@@ -130,7 +132,7 @@ def _borrowed(scale: torch.Tensor) -> np.ndarray:
     if not scale.numel():
         return np.empty(tuple(scale.shape), np.float32)
     memory = (ctypes.c_float * scale.numel()).from_address(scale.data_ptr())
-    return np.frombuffer(memory, np.float32).reshape(tuple(scale.shape))
+    return np.frombuffer(memory, np.float32).reshape(tuple(scale.shape[::-1])).T
 
 
 def _key(arrays: torch.Tensor, table: torch.Tensor) -> tuple[int, ...]:

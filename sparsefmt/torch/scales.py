@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+import weakref
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch.utils.weak import WeakIdKeyDictionary
 
 from sparsefmt.adapters.torch import DTYPES_BY_TORCH, rows_of
 from sparsefmt.errors import SparsefmtError, UnsupportedError
-from sparsefmt.scales import Scales
+from sparsefmt.scales import BEYOND, Scales
 
 ACTIVATIONS = (None, "int8")
 """How activations are multiplied: as they are, or rounded to eight bits."""
 
 
 def tensor_of_scales(scale: ArrayLike | torch.Tensor | Scales, shape: tuple[int, ...]) -> torch.Tensor:
-    """Scales of a weight of that shape: float32 (rows, groups), on the CPU.
+    """Scales of a weight of that shape: float32 (rows, groups), on the CPU. Of several groups, `as_kernels_read`.
 
     Raises:
         SparsefmtError: a ValueError: they do not fit, or are negative, NaN or infinite, or of a dtype that scales
@@ -29,10 +32,45 @@ def tensor_of_scales(scale: ArrayLike | torch.Tensor | Scales, shape: tuple[int,
     array = scale.as_rows() if isinstance(scale, Scales) else array_of(scale)
     checked = Scales(array, rows, cols).as_rows()
     with torch.inference_mode(False):
+        rows_alone = checked.shape[1] == 1
         if isinstance(scale, torch.Tensor) and scale.dtype == torch.float32 and scale.shape == checked.shape:
-            # a tensor that a file or another layer has is not copied
-            return scale.detach().cpu().contiguous()
-        return torch.from_numpy(checked)
+            # a tensor that a file or another layer has is not copied, if kernels can read it
+            if rows_alone:
+                return scale.detach().cpu().contiguous()
+            if as_kernels_read(scale):
+                return scale.detach()
+        if rows_alone:
+            return torch.from_numpy(checked)
+        groups = checked.shape[1]
+        memory = torch.zeros(groups * rows + BEYOND, dtype=torch.float32, device="cpu")
+        made = memory[: groups * rows].view(groups, rows).t()
+        return made.copy_(torch.from_numpy(checked))
+
+
+def as_kernels_read(scale: torch.Tensor) -> bool:
+    """Whether scales (rows, groups) of several groups lie in memory as `Scales.values` does, so that they need not be
+    there twice."""
+    if not scale.is_cpu or scale.dim() != 2 or scale.shape[1] == 1 or not scale.t().is_contiguous():
+        return False
+    behind = scale.storage_offset() + scale.numel() + BEYOND
+    return behind * scale.element_size() <= scale.untyped_storage().nbytes()
+
+
+_saved: Any = WeakIdKeyDictionary()
+"""Contiguous copies of scales, as long as somebody keeps them: by the scales."""
+
+
+def as_saved(scale: torch.Tensor) -> torch.Tensor:
+    """Scales contiguous, for who saves them: themselves if they are, else a copy, the same one for layers that share
+    their scales."""
+    if scale.is_contiguous():
+        return scale
+    kept = _saved.get(scale)
+    made = None if kept is None else kept()
+    if made is None:
+        made = scale.contiguous()
+        _saved[scale] = weakref.ref(made)
+    return made
 
 
 def tensor_of_input_scale(input_scale: float | torch.Tensor) -> torch.Tensor:

@@ -94,6 +94,20 @@ class TestConverting:
         exported = parse(quantization_of(tmp_path / "back"), "back")
         assert exported == parse(plain.config(), "plain")
 
+    def test_verify_looks_at_what_config_json_names(self, tmp_path: Path) -> None:
+        kind = KINDS["int8"]
+        succeed("convert", save_folder(tmp_path / "model", checkpoint(kind), kind.config()))
+        sparse = tmp_path / "model-sparsefmt"
+        path, tensors = sparse / "model.sparsefmt", stored(sparse)
+        tensors["model.a.weight_scale"] = np.full_like(tensors["model.a.weight_scale"], np.nan)
+        sparsefmt.save_file(tensors, path)
+        assert "'model.a.weight': " in fail(1, "verify", sparse)
+        del tensors["model.a.weight_scale"]
+        sparsefmt.save_file(tensors, path)
+        for against in ([], ["--against", sparse]):
+            printed = fail(1, "verify", sparse, *against)
+            assert "'model.a.weight': its scales, 'model.a.weight_scale', are not there" in printed
+
     @pytest.mark.parametrize("name", SPELLED)
     def test_a_file_alone(self, tmp_path: Path, name: str) -> None:
         save_file(tmp_path / "w.safetensors", checkpoint(KINDS[name]))

@@ -194,9 +194,10 @@ def test_copies_share_elements_and_scales():
 
 
 @pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("how", [{}, {"activations": "int8"}, {"activations": "int8", "input_scale": 0.1}])
-def test_state_dicts_have_the_scales(how, assign):
-    layer = scaled(groups=3, **how)
+def test_state_dicts_have_the_scales(how, groups, assign):
+    layer = scaled(groups=groups, **how)
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
@@ -210,7 +211,9 @@ def test_state_dicts_have_the_scales(how, assign):
     assert not keys.unexpected_keys
     x = torch.randn(2, COLS)
     assert same(empty(x), layer(x))
-    assert (empty.weight_scale.data_ptr() == state["weight_scale"].data_ptr()) == assign
+    # those of groups are laid out as kernels read them
+    shared = assign and groups == 1
+    assert (empty.weight_scale.data_ptr() == state["weight_scale"].data_ptr()) == shared
     # and back to weights without scales
     empty.load_state_dict(torch.nn.Linear(COLS, ROWS).state_dict())
     assert empty.weight_scale is empty.input_scale is empty.activations is None
@@ -330,14 +333,25 @@ def test_layout_follows_the_scales(monkeypatch):
 
 @pytest.mark.parametrize("activations", [None, "int8"])
 def test_scales_are_not_held_a_second_time_for_products(activations):
-    """Those of rows are the memory of the layer; those of groups are turned over once, and not again for kernels."""
+    """They are the memory of the layer, of groups too; a state_dict and copies of the layer are multiplied as well."""
     for groups in GROUPS:
         layer = scaled(groups=groups, layout="bitmask", activations=activations)
-        layer(torch.ones(2, COLS))
+        x = torch.ones(2, COLS)
+        y = layer(x)
         weights = registry.known(layer.weight_arrays, layer.weight_table)
         [held] = weights.scales.values()
-        if groups == 1:
-            assert held.scales.values.ctypes.data == layer.weight_scale.data_ptr()
-        else:
+        assert held.scales.values.ctypes.data == layer.weight_scale.data_ptr()
+        if groups > 1:
             assert weights.operand.grouped[2].scales is held.scales.values
+        state = layer.state_dict()
+        assert state["weight_scale"].is_contiguous()
+        for assign in (False, True):
+            again = scaled(groups=1, layout="bitmask", activations=activations)
+            again.load_state_dict(state, assign=assign)
+            assert torch.equal(again(x), y)
+        held_anew = registry.known_scales(again.weight_scale, registry.known(again.weight_arrays, again.weight_table))
+        assert held_anew.scales.values.ctypes.data == again.weight_scale.data_ptr()
+        # without room behind them
+        again.weight_scale = layer.weight_scale.clone()
+        assert torch.equal(again(x), y)
         assert torch.equal(torch.from_numpy(held.scales.values.T.copy()), layer.weight_scale)

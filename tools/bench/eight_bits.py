@@ -48,6 +48,7 @@ QUANTIZED: dict[str, dict[str, Any]] = {
     "int8, activations too": {"values": "int8", "activations": "int8"},
     "int8 in groups of 64, activations too": {"values": "int8", "group_size": 64, "activations": "int8"},
     "fp8": {"values": "fp8"},
+    "fp8 in groups of 32, least squares": {"values": "fp8", "group_size": 32, "scale": "mse"},
 }
 """Ours, by the settings of a SparsefmtConfig."""
 
