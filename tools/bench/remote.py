@@ -2,7 +2,7 @@
 
     python -m tools.bench.remote
     python -m tools.bench.remote --tensors 10000 --megabytes 200
-    python -m tools.bench.remote --tensors 1000 --megabytes 1900 --shards 8   # a layer of 8 GB
+    python -m tools.bench.remote --shards 40   # a layer of 8 GB; an object of 1 GB is too much for moto
 
 The store is moto's, on loopback: seconds are those of its Python, and say little. Requests and bytes are those of any
 store. It keeps what it has in temporary files.
