@@ -109,6 +109,7 @@ PUBLIC = {
 """What users call with keywords; and what torch calls: an operator of torch takes tensors and numbers alone."""
 
 CALLED_BY_TORCH = {
+    "torch.relative_attention.SparseRelativeAttention.forward",
     *("torch.operator.product", "torch.operator._linear_fake", "torch.linear.SparseLinear._load_from_state_dict"),
     *("torch.scaled_operator.scaled_product", "torch.scaled_operator._scaled_linear_fake"),
     *("torch.scaled_operator._scaled_linear_backward", "torch.scaled_operator._scaled_linear_backward_fake"),

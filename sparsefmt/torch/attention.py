@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import dropout, linear, pad, scaled_dot_product_attention
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from sparsefmt.torch.expert_kinds import OfAttention, is_attention
+from sparsefmt.torch.expert_kinds import OfAttention, is_multihead
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.stack import SparseStack
 from sparsefmt.torch.with_stacks import WithStacks, stacks_of
@@ -132,7 +132,7 @@ def note_output_projections(model: torch.nn.Module) -> None:
     for parent in model.modules():
         for name, child in parent._modules.items():
             if type(child) is NonDynamicallyQuantizableLinear:
-                if name == "out_proj" and is_attention(parent):
+                if name == "out_proj" and is_multihead(parent):
                     _called.add(child)
                 else:
                     others.add(child)
@@ -147,7 +147,7 @@ def is_output_projection(module: torch.nn.Module) -> bool:
 
 def fit_class(module: torch.nn.Module) -> None:
     """Make a MultiheadAttention sparse or dense, as its weights are now. Other modules stay as they are."""
-    if not is_attention(module):
+    if not is_multihead(module):
         return
     assert isinstance(module, torch.nn.MultiheadAttention)
     output: torch.nn.Module = module.out_proj

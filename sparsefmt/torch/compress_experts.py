@@ -17,6 +17,7 @@ from sparsefmt.torch.expert_kinds import Projection, is_attention, projection_of
 from sparsefmt.torch.experts import put_parameter, put_stack
 from sparsefmt.torch.layers import Holder, holders_of_parameters, joined, modules_with_names
 from sparsefmt.torch.mapped_files import MappedFiles
+from sparsefmt.torch.matrix_views import as_matrix
 from sparsefmt.torch.selection import Selection, why_dense
 from sparsefmt.torch.stack import SparseStack
 from sparsefmt.torch.stored_tensors import Stored
@@ -101,6 +102,8 @@ def read_stack(stored: Stored, holder: Holder, selection: Selection, *, filled: 
     reason = selection.why_not_worth_of_stack(holder, stored.filling(), trainable=trainable)
     if reason is not None and not filled:
         return reason
+    if projection.by_heads:
+        return turned(projection, [as_matrix(stored.compressed(selection.layout))], selection.layout)
     return turned(projection, stored.matrices(projection.experts, selection.layout), selection.layout)
 
 

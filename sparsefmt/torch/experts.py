@@ -6,18 +6,18 @@ a subclass of the one that it had, with a forward of its own. So it keeps everyt
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 
 from sparsefmt.torch.attention import fit_class
-from sparsefmt.torch.expert_kinds import is_attention, kind_of
+from sparsefmt.torch.expert_kinds import is_multihead, kind_of
+from sparsefmt.torch.relative_attention import SparseRelativeAttention
 from sparsefmt.torch.stack import SparseStack
-from sparsefmt.torch.with_stacks import WithStacks, dense_class, stacks_of
+from sparsefmt.torch.with_stacks import MadeOnDemand, dense_class, sparse_class, stacks_of
 
 
-class SparseExperts(WithStacks):
+class SparseExperts(MadeOnDemand):
     """Base class of modules of experts with compressed weights. `sparsify` and loaders make them.
 
     For each expert that tokens are routed to, its tokens are one batch, and the products are those of its SparseLinear.
@@ -26,10 +26,6 @@ class SparseExperts(WithStacks):
     torch.compile runs the module outside of its graph, since which experts multiply depends on the tokens. torch.export
     cannot trace it, and says so.
     """
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # the class is made on demand, and has no name that pickle could find
-        return _empty, (dense_class(self), kind_of(self)), dict(self.__dict__)
 
 
 def put_stack(module: torch.nn.Module, attribute: str, stack: SparseStack) -> None:
@@ -41,13 +37,14 @@ def put_stack(module: torch.nn.Module, attribute: str, stack: SparseStack) -> No
         stack.followed_by = old.followed_by
     module._parameters.pop(attribute, None)
     module._modules[attribute] = stack
-    if is_attention(module):
+    if is_multihead(module):
         fit_class(module)
-    elif not isinstance(module, SparseExperts):
+    elif not isinstance(module, MadeOnDemand):
         kind = kind_of(module)
         assert kind is not None
+        base: Any = _BASES[kind]
         original: Any = type(module)
-        module.__class__ = _sparse_class(original, kind)
+        module.__class__ = sparse_class(base, original)
 
 
 def put_parameter(module: torch.nn.Module, attribute: str, weight: torch.nn.Parameter) -> None:
@@ -58,25 +55,10 @@ def put_parameter(module: torch.nn.Module, attribute: str, weight: torch.nn.Para
     for name in old.followed_by if isinstance(old, SparseStack) else ():
         if name in module._parameters:
             module._parameters[name] = module._parameters.pop(name)
-    if is_attention(module):
+    if is_multihead(module):
         fit_class(module)
-    elif isinstance(module, SparseExperts) and not stacks_of(module):
+    elif isinstance(module, MadeOnDemand) and not stacks_of(module):
         module.__class__ = dense_class(module)  # type: ignore[assignment]
-
-
-@cache
-def _sparse_class(original: Any, kind: str) -> Any:
-    forward = torch.compiler.disable(
-        _FORWARDS[kind], reason="which experts multiply depends on the tokens, so experts are not part of a graph"
-    )
-    own = {"forward": forward, "__module__": original.__module__, "__doc__": SparseExperts.__doc__}
-    return type(f"Sparse{original.__name__}", (SparseExperts, original), own)
-
-
-def _empty(original: Any, kind: str) -> torch.nn.Module:
-    """A module without anything, for pickle and copy to fill."""
-    made = _sparse_class(original, kind)
-    return made.__new__(made)
 
 
 class _Routing(NamedTuple):
@@ -163,4 +145,27 @@ def _dbrx_forward(self: Any, x: torch.Tensor, expert_w1: Any, expert_v1: Any, ex
     return _product(expert_w2, self.activation_fn(gate) * up, True)
 
 
-_FORWARDS = {"interface": _interface_forward, "llama4": _llama4_forward, "dbrx": _dbrx_forward}
+_WHY_NO_GRAPH = "which experts multiply depends on the tokens, so experts are not part of a graph"
+
+
+class _OfInterface(SparseExperts):
+    __doc__ = SparseExperts.__doc__
+    forward = torch.compiler.disable(_interface_forward, reason=_WHY_NO_GRAPH)
+
+
+class _OfLlama4(SparseExperts):
+    __doc__ = SparseExperts.__doc__
+    forward = torch.compiler.disable(_llama4_forward, reason=_WHY_NO_GRAPH)
+
+
+class _OfDbrx(SparseExperts):
+    __doc__ = SparseExperts.__doc__
+    forward = torch.compiler.disable(_dbrx_forward, reason=_WHY_NO_GRAPH)
+
+
+_BASES = {
+    "interface": _OfInterface,
+    "llama4": _OfLlama4,
+    "dbrx": _OfDbrx,
+    "xlnet": SparseRelativeAttention,
+}

@@ -118,7 +118,7 @@ class Selection:
         if projection_of(holder.module, holder.attribute) is not None:
             return self.why_not_held_by_name(holder)
         if holder.attribute != "weight":
-            return _why_no_weight(holder.module)
+            return "it is not the weight of a linear layer"
         reason = self.why_not_named(holder.layer) or why_not_replaceable(holder.module)
         if reason is None and not holder.layer:
             return "it is the model itself: use SparseLinear.from_linear"
@@ -201,14 +201,6 @@ def why_dense(holders: list[Holder], selection: Selection) -> dict[str, str]:
     if against is None:
         return {}
     return {name_of(holder): reasons[holder.key] or f"its weight is also {against}" for holder in holders}
-
-
-def _why_no_weight(module: torch.nn.Module) -> str:
-    """Why a tensor of a module, which is not called weight, is no weight of a linear layer."""
-    kind = type(module)
-    if kind.__name__ == "XLNetRelativeAttention" and kind.__module__.startswith("transformers."):
-        return "XLNet multiplies by it as a tensor of three dimensions, with torch.einsum, and not by a layer"
-    return "it is not the weight of a linear layer"
 
 
 def name_of(holder: Holder) -> str:

@@ -10,6 +10,7 @@ import torch
 from sparsefmt.tensor import SparseTensor
 from sparsefmt.torch.derived import torch_dtype_of, transposed
 from sparsefmt.torch.linear import SparseLinear
+from sparsefmt.torch.matrix_views import as_matrix, in_shape
 from sparsefmt.torch.stacking import above_each_other, matrices_of, stacked
 
 
@@ -18,7 +19,8 @@ class SparseStack(torch.nn.ModuleList):
 
     Made by `sparsify`, `load_into` and `from_pretrained`, which put it into a module of experts where that had a
     Parameter (experts, out_features, in_features), or (experts, in_features, out_features); and into a
-    torch.nn.MultiheadAttention, in place of its (3 * embed_dim, embed_dim), or of three Parameters. All that is said of
+    torch.nn.MultiheadAttention, in place of its (3 * embed_dim, embed_dim), or of three Parameters, and into XLNet's,
+    in place of each (d_model, n_head, d_head), as one matrix of d_model rows, or its transpose. All that is said of
     SparseLinear holds for each: gradients, dtypes, `.to(dtype)`, copies, what `state_dict` has.
 
     Attributes:
@@ -54,7 +56,8 @@ class SparseStack(torch.nn.ModuleList):
             raise ValueError(f"the matrices of a stack have one shape; these have {sorted(sizes)}")
         rows, cols = next(iter(sizes), (0, 0))
         rows, cols = (cols, rows) if transposed else (rows, cols)
-        if tuple(shape) not in ((len(made), rows, cols), (len(made) * rows, cols)):
+        by_heads = len(made) == 1 and len(shape) == 3 and (shape[0], shape[1] * shape[2]) == (rows, cols)
+        if tuple(shape) not in ((len(made), rows, cols), (len(made) * rows, cols)) and not by_heads:
             raise ValueError(
                 f"{len(made):,} matrices of shape {(rows, cols)} do not make a stack of shape {tuple(shape)}"
             )
@@ -64,6 +67,14 @@ class SparseStack(torch.nn.ModuleList):
     def layers(self) -> list[SparseLinear]:
         """One for each expert."""
         return list(self)  # type: ignore[arg-type]
+
+    @property
+    def by_heads(self) -> bool:
+        """Whether it is one matrix, whose columns are two dimensions of the Parameter."""
+        if len(self) != 1 or self.ndim != 3:
+            return False
+        rows, cols = self.layers[0].weight_shape
+        return (self.shape[0], self.shape[1] * self.shape[2]) == (rows, cols)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,6 +129,8 @@ class SparseStack(torch.nn.ModuleList):
             RuntimeError: there are no weights yet.
         """
         matrices = self.matrices()
+        if self.by_heads:
+            return in_shape(matrices[0], tuple(self.shape))
         return stacked(matrices) if self.ndim == 3 else above_each_other(matrices)
 
     def matrices(self) -> list[SparseTensor]:
@@ -145,6 +158,8 @@ class SparseStack(torch.nn.ModuleList):
                 f"size mismatch: the shape in the checkpoint is {torch.Size(weights.shape)}, the shape in the current"
                 f" model is {self.shape}."
             )
+        if self.by_heads:
+            return [as_matrix(weights) if isinstance(weights, SparseTensor) else weights.flatten(1)]
         if isinstance(weights, SparseTensor):
             return list(matrices_of(weights, len(self)))
         return list(weights.reshape(len(self), -1, weights.shape[-1]).unbind())

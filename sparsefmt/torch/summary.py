@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from sparsefmt.quantizing import Loss
-from sparsefmt.torch.expert_kinds import is_attention, projection_of, projections_of
+from sparsefmt.torch.expert_kinds import is_attention, is_relative, projection_of, projections_of
 from sparsefmt.torch.layers import holders_of_parameters, is_convolution, is_linear
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.selection import MIN_SPARSITY, Selection, name_of
@@ -56,7 +56,7 @@ class Summary:
         convolutions, compressed_convolutions: the same of convolutions of one or two dimensions.
         stacks, compressed_stacks: number of Parameters of experts, and of those that are a SparseStack.
         attention, compressed_attention: the same of the Parameters with which torch.nn.MultiheadAttention projects its
-            inputs. Its output projection is a linear layer.
+            inputs, whose output projection is a linear layer, and of the projections of XLNet.
     """
 
     linear: int
@@ -81,7 +81,7 @@ class Summary:
             f", {self.compressed_convolutions:,} of {self.convolutions:,} convolutions" if self.convolutions else ""
         )
         if self.attention:
-            others += f", {self.compressed_attention:,} of {self.attention:,} input projections of attention"
+            others += f", {self.compressed_attention:,} of {self.attention:,} projections of attention"
         experts = f" and {self.compressed_stacks:,} of {self.stacks:,} stacks of experts" if self.stacks else ""
         text = f"{self.compressed:,} of {self.linear:,} linear layers{others}{experts} compressed{share}, "
         text += "".join(f"{count:,} with values of {dtype} and scales, " for dtype, count in self.scaled.items())
@@ -129,7 +129,7 @@ def summary_of(
         weight = holders[0].module._parameters[holders[0].attribute]
         assert weight is not None
         projection = projection_of(holders[0].module, holders[0].attribute)
-        if projection is None and projections_of(holders[0].module):
+        if projection is None and projections_of(holders[0].module) and not is_relative(holders[0].module):
             # a bias of experts or attention
             continue
         dense_attention += projection is not None and is_attention(holders[0].module)

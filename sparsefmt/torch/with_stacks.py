@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,6 +27,27 @@ class WithStacks(torch.nn.Module):
                 state_dict.update({f"{prefix}{name}.{number}.weight": part for number, part in enumerate(parts)})
                 del state_dict[prefix + name]
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+class MadeOnDemand(WithStacks):
+    """Base class of those whose dense class has another home, so that a subclass of both is made when one is needed."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # pickle would look for the class by its name, and find none
+        return _empty, (type(self).__bases__[0], dense_class(self)), dict(self.__dict__)
+
+
+@cache
+def sparse_class(base: Any, original: Any) -> Any:
+    """The class of modules of class `original` whose weights are compressed. base: a kind of MadeOnDemand."""
+    own = {"__module__": original.__module__, "__doc__": base.__doc__}
+    return type(f"Sparse{original.__name__}", (base, original), own)
+
+
+def _empty(base: Any, original: Any) -> torch.nn.Module:
+    """A module without anything, for pickle and copy to fill."""
+    made = sparse_class(base, original)
+    return made.__new__(made)
 
 
 def stacks_of(module: torch.nn.Module) -> dict[str, SparseStack]:

@@ -15,6 +15,7 @@ from sparsefmt.torch.compress_experts import compressed_matrices, rows_of_stack
 from sparsefmt.torch.expert_kinds import projection_of
 from sparsefmt.torch.layers import Holder
 from sparsefmt.torch.mapped_files import MappedFiles
+from sparsefmt.torch.matrix_views import in_shape
 from sparsefmt.torch.selection import Selection
 from sparsefmt.transformers.compressed_parameter import StandIn
 from sparsefmt.transformers.compressed_stack import StackStandIn
@@ -61,9 +62,13 @@ class Compress(ConversionOps):
         """The weights of experts, which are merged by now."""
         projection = projection_of(module, attribute)
         assert projection is not None
+        if projection.by_heads:
+            projection = projection._replace(swapped=False)
         rows = rows_of_stack(projection, tensor)
         matrices = compressed_matrices(rows, Holder("", module, attribute), self._selection, trainable=False)
         if isinstance(matrices, str):
             return tensor
         self._files.compressed(tensor)
+        if projection.by_heads:
+            return StandIn(in_shape(matrices[0], tuple(tensor.shape)))
         return StackStandIn(matrices, projection.swapped)

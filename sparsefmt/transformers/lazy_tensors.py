@@ -215,7 +215,8 @@ class LazyTensor:
             if isinstance(self._path, CompressedFile) and len(self.get_shape()) in (2, 3, 4):
                 tensor = self._file.load(self._name, self._path.config.layout)
                 if isinstance(tensor, SparseTensor):
-                    return StackStandIn(matrices_of(tensor, len(tensor))) if tensor.ndim == 3 else StandIn(tensor)
+                    is_stack = tensor.ndim == 3 and tensor.tiling.row_dims == 2
+                    return StackStandIn(matrices_of(tensor, len(tensor))) if is_stack else StandIn(tensor)
             return adapter.tensor_of(self._tensor)
 
     def _scaled(self, beside: Beside) -> StandIn:

@@ -105,6 +105,9 @@ def _settle_stack(
 
 def _matrices(weight: StandIn | StackStandIn, projection: Projection, selection: Selection) -> list[SparseTensor]:
     """The matrices (out_features, in_features) of experts."""
+    if projection.by_heads:
+        whole = SparseTensor.from_dense(weight.dense()) if isinstance(weight, StackStandIn) else weight.compressed
+        return turned(projection, [as_matrix(whole)], selection.layout)
     if isinstance(weight, StackStandIn):
         return weight.oriented(projection.swapped)
     return turned(projection, matrices_of(weight.compressed, projection.experts), selection.layout)

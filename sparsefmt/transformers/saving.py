@@ -226,7 +226,7 @@ def _stand_in(tensor: SparseTensor, layer: SparseLinear | None) -> StandIn:
 
 
 def _stack_stand_in(stack: SparseStack) -> torch.Tensor:
-    if stack.ndim == 2:
+    if stack.ndim == 2 or stack.by_heads:
         return StandIn(stack.tensor())
     return StackStandIn([layer.sparse_tensor() for layer in stack.layers], stack.transposed)
 
