@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import subprocess
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from math import prod
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from click.testing import Result as CliResult
 from hypothesis import strategies as st
 
 import sparsefmt
+from sparsefmt import isa
 from sparsefmt.cli import main
 from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Each
 from sparsefmt.dtypes import DTYPES, DType, as_bits, dtype_of
@@ -257,6 +260,20 @@ def run_python(code: str, *arguments: object, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, **found: Any) -> None:
+    """Let the library find other instructions, `ISA="avx2"` and the like, where it asks for them as it runs.
+
+    What asks for them once, as it is imported, is imported before: else this process, and the cache of compiled code,
+    would have functions that do not fit together.
+    """
+    for package in ("kernels", "layouts", "positions", "codecs"):
+        folder = Path(sparsefmt.__file__).parent / package
+        for module in walk_packages([str(folder)], f"sparsefmt.{package}."):
+            importlib.import_module(module.name)
+    for name, value in found.items():
+        monkeypatch.setattr(isa, name, value)
 
 
 def open_below(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import naive
 import numpy as np
 import pytest
-from helpers import check_file_round_trip, each_of, examples, peak_of, pruned, random_bits
+from helpers import check_file_round_trip, each_of, examples, peak_of, pretend, pruned, random_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,7 +168,7 @@ class TestStreams:
         stream = coder.encode(symbols, contexts)
         assert naive.rans_symbols(stream, count, tables.tolist(), precision, contexts.tolist()) == symbols.tolist()
         assert np.array_equal(coder.decode(np.frombuffer(stream, np.uint8), count, contexts), symbols)
-        monkeypatch.setattr(isa, "ISA", "portable")
+        pretend(monkeypatch, ISA="portable")
         assert coder.encode(symbols, contexts) == stream
         assert np.array_equal(coder.decode(np.frombuffer(stream, np.uint8), count, contexts), symbols)
 
@@ -176,7 +176,7 @@ class TestStreams:
     @pytest.mark.parametrize("instructions", ["portable", isa.ISA])
     def test_of_any_frequencies(self, precision, instructions, monkeypatch):
         """Quotients by reciprocals are exact: for 1, powers of two and what is next to them, and the largest ones."""
-        monkeypatch.setattr(isa, "ISA", instructions)
+        pretend(monkeypatch, ISA=instructions)
         rng = np.random.default_rng(precision)
         total = 1 << precision
         for common in (1, total // 2 - 1, total // 2, total // 2 + 1, total - 9, total - 8):
@@ -193,7 +193,7 @@ class TestStreams:
     @pytest.mark.parametrize("count", [100, 5000, 70_000])
     def test_of_what_has_no_frequency(self, count, instructions, monkeypatch):
         """A tensor that changes while it is saved must not become a stream of something else."""
-        monkeypatch.setattr(isa, "ISA", instructions)
+        pretend(monkeypatch, ISA=instructions)
         coder = Tables(np.array([[1000, 24, 0], [1000, 0, 24]]), 10)
         contexts, symbols = np.zeros(count, np.uint8), np.zeros(count, np.uint8)
         contexts[count // 2 :] = 1
@@ -557,7 +557,7 @@ class TestFiles:
     @pytest.mark.parametrize("dtype", ["BF16", "F32", "F64", "I8", "F8_E4M3"])
     @pytest.mark.parametrize("instructions", ["portable", isa.ISA])
     def test_values_of_rows_and_columns_that_differ(self, layout, dtype, instructions, monkeypatch):
-        monkeypatch.setattr(isa, "ISA", instructions)
+        pretend(monkeypatch, ISA=instructions)
         rng = np.random.default_rng(6)
         scale = np.exp2(rng.standard_normal((5000, 1)) + rng.standard_normal(330))
         array = (rng.standard_normal(scale.shape) * (rng.random(scale.shape) < 0.6) * scale).clip(-100, 100)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import PRUNABLE, examples, layout_nbytes, same_bits, skewed
+from helpers import PRUNABLE, examples, layout_nbytes, pretend, same_bits, skewed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -119,7 +119,7 @@ class TestAuto:
     @pytest.mark.parametrize("dtype", ["I8", "BF16", "F16", "F32", "F64"])
     def test_the_processor_counts_in_memory_only(self, instructions, dtype, monkeypatch):
         """Files are the same on each. What is pruned to 70 % may have a little less, and is `permuted` anywhere."""
-        monkeypatch.setattr(isa, "ISA", instructions)
+        pretend(monkeypatch, ISA=instructions)
         size, cols = 1_000_000, 1000
         least = auto.PERMUTED_FROM[instructions][DTYPES[dtype].bits_dtype.itemsize]
         assert least < 0.6997
@@ -131,11 +131,11 @@ class TestAuto:
 
     def test_small_matrices_take_the_faster_one(self, monkeypatch):
         """All of them stays in a cache, where fewer bytes bring no speed."""
-        monkeypatch.setattr(isa, "ISA", "avx2")
+        pretend(monkeypatch, ISA="avx2")
         assert chosen("BF16", 512, 512, 512 * 256) == "permuted"
         assert chosen("BF16", 520, 512, 520 * 256) == "bitmask"
         assert chosen("BF16", 512, 512, 512 * 256, "raw") == "bitmask"
-        monkeypatch.setattr(isa, "ISA", "avx512")
+        pretend(monkeypatch, ISA="avx512")
         assert chosen("F32", 512, 512, 512 * 256) == "permuted"
         assert chosen("F32", 520, 512, 520 * 256) == "bitmask"
 
@@ -153,10 +153,10 @@ class TestWithScales:
         assert auto.with_scales("permuted", 0.97, 4, None) == "permuted"
 
     def test_so_do_eight_bits_where_an_instruction_multiplies_them(self, monkeypatch):
-        monkeypatch.setattr(isa, "DOTS", True)
+        pretend(monkeypatch, DOTS=True)
         assert auto.with_scales("permuted", 0.8, 1, "int8") == "bitmask"
         assert auto.with_scales("permuted", 0.95, 1, "int8") == "permuted"
-        monkeypatch.setattr(isa, "DOTS", False)
+        pretend(monkeypatch, DOTS=False)
         assert auto.with_scales("permuted", 0.8, 1, "int8") == "permuted"
 
     @pytest.mark.parametrize("layout", ["dense", "bitmask"])

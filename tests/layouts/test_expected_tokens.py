@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import run_python
+from helpers import pretend, run_python
 
 import sparsefmt
-from sparsefmt import SparseTensor, isa
+from sparsefmt import SparseTensor
 from sparsefmt.layouts import expected_tokens
 from sparsefmt.layouts.expected_tokens import ENVIRONMENT_VARIABLE, expected_use
 
@@ -60,7 +60,7 @@ def test_nor_in_the_environment(setting, monkeypatch):
 )
 def test_the_layout_in_memory(dtype, zeros, by_use, monkeypatch):
     """In a file it stays the same: whoever loads it may expect something else."""
-    monkeypatch.setattr(isa, "ISA", "avx2")
+    pretend(monkeypatch, ISA="avx2")
     array = np.random.default_rng(0).standard_normal((1024, 1024)).astype(dtype)
     array.ravel()[np.argsort(np.abs(array), axis=None)[: int(zeros * array.size)]] = 0
     files = set()
@@ -77,9 +77,10 @@ def test_the_layout_in_memory(dtype, zeros, by_use, monkeypatch):
 def test_the_environment_of_a_process():
     code = """
 import numpy as np, sparsefmt, sparsefmt.isa
-sparsefmt.isa.ISA = "avx2"
 array = np.ones((512, 512), np.float32)
 array[:, : 512 * 6 // 10] = 0
+sparsefmt.SparseTensor.from_dense(array)  # what is compiled is compiled for this processor
+sparsefmt.isa.ISA = "avx2"
 print(sparsefmt.SparseTensor.from_dense(array).layout)
 """
     assert run_python(code, SPARSEFMT_TOKENS="decode") == "bitmask"

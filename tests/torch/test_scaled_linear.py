@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo
+from helpers import pretend
 from torch_helpers import same
 from torch_layers import LAYOUTS, sparse_tensor
 
 import sparsefmt
-from sparsefmt import SparseTensor, UnsupportedError, isa
+from sparsefmt import SparseTensor, UnsupportedError
 from sparsefmt.torch import SparseLinear, make_dense, parameter_count, registry, tensors_of
 
 ROWS, COLS = 60, 96
@@ -324,7 +325,7 @@ def test_layout_follows_the_scales(monkeypatch):
     assert scaled(groups=1, layout="permuted").weight.tensor.layout == "permuted"
     assert scaled(groups=3, layout="permuted").weight.tensor.layout == "bitmask"
     for has_instruction, layout in ((False, "permuted"), (True, "bitmask")):
-        monkeypatch.setattr(isa, "DOTS", has_instruction)
+        pretend(monkeypatch, DOTS=has_instruction)
         layer = scaled(layout="permuted", activations="int8")
         assert layer.weight.tensor.layout == layout
         assert np.array_equal(layer.weight.tensor.todense(), elements().todense())
