@@ -27,6 +27,8 @@ class SparseExperts(MadeOnDemand):
     cannot trace it, and says so.
     """
 
+    why_no_graph = "which experts multiply depends on the tokens, so experts are not part of a graph"
+
 
 def put_stack(module: torch.nn.Module, attribute: str, stack: SparseStack) -> None:
     """Give a module of experts, or of attention, a stack in place of a Parameter, or of another stack."""
@@ -145,22 +147,19 @@ def _dbrx_forward(self: Any, x: torch.Tensor, expert_w1: Any, expert_v1: Any, ex
     return _product(expert_w2, self.activation_fn(gate) * up, True)
 
 
-_WHY_NO_GRAPH = "which experts multiply depends on the tokens, so experts are not part of a graph"
-
-
 class _OfInterface(SparseExperts):
     __doc__ = SparseExperts.__doc__
-    forward = torch.compiler.disable(_interface_forward, reason=_WHY_NO_GRAPH)
+    forward = _interface_forward
 
 
 class _OfLlama4(SparseExperts):
     __doc__ = SparseExperts.__doc__
-    forward = torch.compiler.disable(_llama4_forward, reason=_WHY_NO_GRAPH)
+    forward = _llama4_forward
 
 
 class _OfDbrx(SparseExperts):
     __doc__ = SparseExperts.__doc__
-    forward = torch.compiler.disable(_dbrx_forward, reason=_WHY_NO_GRAPH)
+    forward = _dbrx_forward
 
 
 _BASES = {

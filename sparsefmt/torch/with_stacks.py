@@ -30,7 +30,13 @@ class WithStacks(torch.nn.Module):
 
 
 class MadeOnDemand(WithStacks):
-    """Base class of those whose dense class has another home, so that a subclass of both is made when one is needed."""
+    """Base class of those whose dense class has another home, so that a subclass of both is made when one is needed.
+
+    Attributes:
+        why_no_graph: why torch.compile leaves `forward` out of its graphs, or nothing if it does not.
+    """
+
+    why_no_graph = ""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # pickle would look for the class by its name, and find none
@@ -41,6 +47,9 @@ class MadeOnDemand(WithStacks):
 def sparse_class(base: Any, original: Any) -> Any:
     """The class of modules of class `original` whose weights are compressed. base: a kind of MadeOnDemand."""
     own = {"__module__": original.__module__, "__doc__": base.__doc__}
+    if base.why_no_graph:
+        # here, and not where `forward` is defined: it imports much of PyTorch's compiler
+        own["forward"] = torch.compiler.disable(base.forward, reason=base.why_no_graph)
     return type(f"Sparse{original.__name__}", (base, original), own)
 
 

@@ -337,7 +337,11 @@ def test_inspect_loads_no_numba(converted: Path) -> None:
 def test_strict_accepts_what_is_in_its_only_form() -> None:
     good = ROOT / "spec" / "vectors" / "good"
     for path in sorted(good.glob("*.sparsefmt")):
-        assert run_command("verify", path, "--strict", "--quiet").exit_code == 0, path
+        # there are weights among these whose scales no product can use
+        faulty = ["[scaled-not-matrix]"] * 2 if re.fullmatch("scaled-.*-raw", path.stem) else []
+        done = run_command("verify", path, "--strict", "--quiet")
+        assert re.findall(r"\[[a-z-]+\]$", done.stderr, re.MULTILINE) == faulty, path
+        assert done.exit_code == bool(faulty)
     newer = good / "odd" / "unknown-keys-of-a-greater-minor-version-bitmask-raw.sparsefmt"
     succeed("verify", newer)
     assert "not-canonical" in fail(1, "verify", newer, "--strict")
