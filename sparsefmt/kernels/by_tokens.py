@@ -28,8 +28,11 @@ LEAST_TOKENS = 64
 TOGETHER = 16
 """Tokens of a thread are a multiple of so many, but for the last ones."""
 
-ARRANGING_COST, READING_COST, EXPANDING_COST = 2, 1, 1
-"""What it costs to arrange an activation, to read a weight and spread it, and to expand a position of a panel."""
+ARRANGING_COST, READING_COST = 2, 1
+"""What it costs to arrange an activation, and to read a weight and spread it."""
+
+EXPANDING_COST = {"bitmask": 3, "dense": 0.25}
+"""The same for a position of a panel that is expanded, as it was found on two threads."""
 
 _PART = 32
 """Bytes of a part: address of its recipe, of its activations and results; whether one is Inf or NaN."""
@@ -81,7 +84,7 @@ def pays(w: Operand, tokens: int) -> bool:
     if w.layout == "permuted":
         repeated = w.whole.multiply_adds * READING_COST
     else:
-        repeated = w.matrix.rows * w.matrix.cols * EXPANDING_COST
+        repeated = w.matrix.rows * w.matrix.cols * EXPANDING_COST[w.layout]
     return tokens >= 2 * LEAST_TOKENS and tokens * w.matrix.cols * ARRANGING_COST > repeated
 
 
