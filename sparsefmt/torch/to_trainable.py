@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from sparsefmt.torch.convolution import SparseConvolution
@@ -10,6 +12,9 @@ from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.selection import Patterns, Selection
 from sparsefmt.torch.trainable import TrainableSparseLinear
 
+_NAMED = 3
+"""Names in a warning."""
+
 
 def make_trainable(
     model: torch.nn.Module, *, include: Patterns = None, exclude: Patterns = None
@@ -17,7 +22,7 @@ def make_trainable(
     """Replace the SparseLinear layers of a model by TrainableSparseLinear, in place, to train on with the zeros kept.
 
     Other parameters are as trainable as they were. Layers with scales, layers that share their weights, and
-    convolutions stay as they are, and are not in the result.
+    convolutions stay as they are, and are not in the result. A warning names those with scales.
 
     Args:
         include, exclude: patterns of module names, as in `sparsify`.
@@ -39,15 +44,29 @@ def make_trainable(
     if isinstance(model, SparseLinear):
         raise TypeError("the model is a SparseLinear itself, which cannot be replaced in itself")
     selection = Selection.of("auto", 0.0, include, exclude, None)
-    made = {}
+    made, scaled = {}, []
     for name, layer in list(modules_with_names(model)):
         if not isinstance(layer, SparseLinear) or isinstance(layer, (TrainableSparseLinear, SparseConvolution)):
             continue
-        if layer.is_tied or layer.weight_scale is not None or selection.why_not_named(name) is not None:
+        if layer.is_tied or selection.why_not_named(name) is not None:
+            continue
+        if layer.weight_scale is not None:
+            scaled.append(name)
             continue
         made[name] = TrainableSparseLinear.from_sparse_linear(layer)
         replace(model, layer, made[name])
+    if scaled:
+        warnings.warn(_why_not_trained(scaled), UserWarning, stacklevel=2)
     return made
+
+
+def _why_not_trained(scaled: list[str]) -> str:
+    names = ", ".join(map(repr, scaled[:_NAMED])) + (", …" if len(scaled) > _NAMED else "")
+    count = "1 layer has scales and is" if len(scaled) == 1 else f"{len(scaled):,} layers have scales and are"
+    return (
+        f"{count} not trained: {names}. Call make_dense(model) and sparsify(model) first, which multiply the scales"
+        " out, and quantize again after training; or train adapters (LoRA) on such layers; or exclude= them"
+    )
 
 
 def make_sparse(model: torch.nn.Module) -> None:

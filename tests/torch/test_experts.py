@@ -269,7 +269,7 @@ def test_load_into_merges_the_experts_of_a_checkpoint(name: str, tmp_path: Path)
     assert same_state(again.state_dict(), model.state_dict())
 
 
-def test_load_into_names_an_expert_that_is_missing(tmp_path: Path) -> None:
+def test_load_into_names_an_expert_that_is_missing_or_does_not_fit(tmp_path: Path) -> None:
     model_of("mixtral").save_pretrained(tmp_path / "dense")
     convert(tmp_path / "dense", tmp_path / "sparse")
     path = tmp_path / "sparse" / "model.sparsefmt"
@@ -278,4 +278,9 @@ def test_load_into_names_an_expert_that_is_missing(tmp_path: Path) -> None:
     del tensors[gone]
     sparsefmt.save_file(tensors, path)
     with pytest.raises(SparsefmtError, match=rf"{gone}.*missing: the layer has 4 experts"):
+        load_into(model_of("mixtral"), tmp_path / "sparse")
+    # or that has another shape
+    tensors[gone] = sparsefmt.SparseTensor.from_dense(np.eye(96, 32, dtype="f4"))
+    sparsefmt.save_file(tensors, path)
+    with pytest.raises(SparsefmtError, match=rf"{gone}.*has shape \[96, 32\], and expert 0 has \[96, 64\]"):
         load_into(model_of("mixtral"), tmp_path / "sparse")

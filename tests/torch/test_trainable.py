@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -344,7 +345,9 @@ def test_what_is_not_trained_stays_or_is_refused():
     scaled = torch.nn.Sequential(pruned(64, 64), pruned(64, 64))
     sparsify(scaled, min_size=0, values="int8", include="0")
     sparsify(scaled, min_size=0, include="1")
-    assert list(make_trainable(scaled, exclude="2")) == ["1"]
+    with pytest.warns(UserWarning, match="^1 layer has scales and is not trained: '0'") as caught:
+        assert list(make_trainable(scaled)) == ["1"]
+    assert caught[0].filename == __file__
     with pytest.raises(UnsupportedError, match="train, then quantize"):
         TrainableSparseLinear.from_sparse_linear(scaled[0])
     trained = TrainableSparseLinear.from_sparse_linear(layer)
@@ -355,6 +358,23 @@ def test_what_is_not_trained_stays_or_is_refused():
     for convert, given in ((make_trainable, layer), (make_sparse, trained)):
         with pytest.raises(TypeError, match="itself"):
             convert(given)
+
+
+def test_layers_with_scales_are_named_and_trained_once_their_scales_are_multiplied_out():
+    model = torch.nn.Sequential(*(pruned(64, 64) for _ in range(5)))
+    sparsify(model, min_size=0, values="int8")
+    with pytest.warns(UserWarning, match="^5 layers have scales and are not trained: '0', '1', '2', …") as caught:
+        assert make_trainable(model) == {}
+    assert "make_dense(model)" in str(caught[0].message)
+    expected = [layer.weight.to_dense() for layer in model]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert make_trainable(model, exclude="*") == {}
+        # as the warning says
+        make_dense(model)
+        sparsify(model, min_size=0)
+        assert len(make_trainable(model)) == 5
+    assert all(torch.equal(layer.weight.to_dense(), weight) for layer, weight in zip(model, expected, strict=True))
 
 
 def test_a_conv1d_is_trained_and_comes_back():
