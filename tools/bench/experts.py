@@ -2,12 +2,15 @@
 
     python -m tools.bench.experts                             50 and 80 % zeros, float32, all usable cores, some minutes
     python -m tools.bench.experts --sparsity 0.8 --threads 1 --dtype bfloat16
+    python -m tools.bench.experts --isa avx2                  both held to AVX2
+    python -m tools.bench.experts --batched-prompts           prompts by `batched_mm`, too: up to a minute a call
     python -m tools.bench.experts --quick                     a tiny model, to see that it runs
 
 The model is like Qwen3-MoE: 8 layers with 64 experts of 512 x 1024, of which each token is routed to 4, with random
 weights that are pruned at random; embeddings, routers and the output layer stay dense. Both forms have the same
 weights. The dense one is measured with each implementation that transformers has for its experts, and the fastest is
-what counts. First it is verified that logits are within 1e-3 of the dense model's.
+what counts. `batched_mm` copies the weights of each token, and takes a minute a call for a prompt: it reads none unless
+asked to. First it is verified that logits are within 1e-3 of the dense model's.
 
 Contenders take turns. Numbers are medians of a forward pass: of a prompt of 128 tokens, and of one token after such a
 prompt, whose keys and values are kept. "spread" is the largest distance of the quartiles over the median, "others" how
@@ -19,7 +22,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import torch
@@ -32,7 +35,8 @@ from sparsefmt.torch import sparsify
 from tools.bench.harness import Others, hold_to, in_turns, processor, seconds_of, spread, time_text, usable_cores
 
 PROMPT = 128
-IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
+BATCHED = "batched_mm"
+IMPLEMENTATIONS = ("eager", BATCHED, "grouped_mm")
 OURS = "compressed"
 
 
@@ -49,6 +53,18 @@ def model_of(sparsity: float, dtype: torch.dtype, quick: bool) -> Any:
         if "layers" in name and parameter.dim() > 1 and not name.endswith("gate.weight"):
             parameter.data[torch.rand(parameter.shape) < sparsity] = 0
     return model.to(dtype)
+
+
+class Options(NamedTuple):
+    """What the command line asks for."""
+
+    sparsity: tuple[float, ...]
+    dtype: str
+    threads: int
+    isa: str | None
+    turns: int
+    batched_prompts: bool
+    quick: bool
 
 
 class Runs:
@@ -94,11 +110,19 @@ def measured(contenders: dict[str, Runs], call: str, turns: int) -> dict[str, li
 @click.option("--sparsity", type=click.FloatRange(0, 1), multiple=True, default=(0.5, 0.8), help="May be repeated.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
 @click.option("--threads", type=click.IntRange(1), default=usable_cores())
+@click.option("--isa", type=click.Choice(["avx2", "portable"]), help="Hold both to lesser instructions.")
 @click.option("--turns", type=click.IntRange(3), default=15)
+@click.option(
+    "--batched-prompts",
+    is_flag=True,
+    help="Prompts by transformers' batched_mm, too. It is left out of them otherwise: it takes a minute a call.",
+)
 @click.option("--quick", is_flag=True, help="A tiny model, to see that it runs.")
 @torch.inference_mode()
-def main(sparsity: tuple[float, ...], dtype: str, threads: int, turns: int, quick: bool) -> None:
-    hold_to(None)
+def main(**given: Any) -> None:
+    options = Options(**given)
+    sparsity, dtype, threads, quick = options.sparsity, options.dtype, options.threads, options.quick
+    hold_to(options.isa)
     torch.set_num_threads(threads)
     sparsefmt.set_num_threads(threads)
     table = Table("zeros", "of", *IMPLEMENTATIONS, OURS, "over the fastest", "spread", "others")
@@ -112,21 +136,26 @@ def main(sparsity: tuple[float, ...], dtype: str, threads: int, turns: int, quic
         if dtype == "float32":
             verify(contenders[OURS], contenders["eager"])
         for call, what in (("token", "one token"), ("prompt", f"a prompt of {PROMPT}")):
+            takes_part = {
+                name: runs
+                for name, runs in contenders.items()
+                if name != BATCHED or call == "token" or options.batched_prompts
+            }
             others = Others()
-            times = measured(contenders, call, turns)
+            times = measured(takes_part, call, options.turns)
             cores = others.cores()
             medians = {name: statistics.median(found) for name, found in times.items()}
-            fastest = min(medians[name] for name in IMPLEMENTATIONS)
+            fastest = min(medians[name] for name in IMPLEMENTATIONS if name in medians)
             table.add_row(
                 f"{share:.0%}",
                 what,
-                *map(time_text, medians.values()),
+                *(time_text(medians[name]) if name in medians else "" for name in contenders),
                 f"{fastest / medians[OURS]:.2f}",
                 f"{max(map(spread, times.values())):.0%}",
                 "" if cores is None else f"{cores:.1f}",
             )
     console = Console()
-    console.print(f"{processor()}, {threads} threads, {dtype}")
+    console.print(f"{processor()}, {options.isa or 'all instructions'}, {threads} threads, {dtype}")
     console.print(table)
 
 
