@@ -28,10 +28,10 @@ LEAST_TOKENS = 64
 TOGETHER = 16
 """Tokens of a thread are a multiple of so many, but for the last ones."""
 
-ARRANGING_COST, READING_COST = 2, 1
+ARRANGING_COST, READING_COST = 8, 4
 """What it costs to arrange an activation, and to read a weight and spread it."""
 
-EXPANDING_COST = {"bitmask": 3, "dense": 0.25}
+EXPANDING_COST = {"bitmask": 12, "dense": 1}
 """The same for a position of a panel that is expanded, as it was found on two threads."""
 
 _PART = 32
