@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 import threading
@@ -373,6 +374,20 @@ def test_s3(bucket, tensors, asked):
         sparsefmt.load_file("s3://bucket/other", storage_options=bucket)
     with pytest.raises(FileNotFoundError, match="no such object"):
         sparsefmt.save_file({}, "s3://nobucket/model", storage_options=bucket)
+
+
+def test_a_store_that_has_less_than_was_written_is_told(url, tensors, monkeypatch):
+    kind = type(fsspec.filesystem("memory"))
+    right = kind.info
+
+    def info(self, path, **keywords):
+        found = right(self, path, **keywords)
+        return {**found, "size": found["size"] - 1}
+
+    monkeypatch.setattr(kind, "info", info)
+    with pytest.raises(OSError, match=r"has [\d,]+ bytes after [\d,]+ were written.*memory://") as caught:
+        sparsefmt.save_file(tensors, url)
+    assert caught.value.errno == errno.EIO
 
 
 @pytest.mark.parametrize("large", [False, True])
