@@ -1,8 +1,8 @@
 """A product whose threads take some tokens each, with all rows, and not some rows with all tokens.
 
-Threads that share the rows of a `permuted` matrix arrange all activations each, or wait for each other until they are
-arranged, and put back sums that others wrote. With many tokens for the size of the matrix, that takes longer than to
-read the weights once for each thread.
+Threads that share the rows of a matrix arrange all activations each, or wait for each other until they are arranged,
+and put back sums that others wrote. With many tokens for the size of the matrix, that takes longer than to read the
+weights once for each thread.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ LEAST_TOKENS = 64
 TOGETHER = 16
 """Tokens of a thread are a multiple of so many, but for the last ones."""
 
-ARRANGING_COST, READING_COST = 2, 1
-"""What it costs to arrange an activation, over what it costs to read a weight and spread it."""
+ARRANGING_COST, READING_COST = 8, 4
+"""What it costs to arrange an activation, and to read a weight and spread it."""
+
+EXPANDING_COST = {"bitmask": 12, "dense": 1}
+"""The same for a position of a panel that is expanded, as it was found on two threads."""
 
 _PART = 32
 """Bytes of a part: address of its recipe, of its activations and results; whether one is Inf or NaN."""
@@ -77,9 +80,12 @@ class _AllParts(NamedTuple):
 
 
 def pays(w: Operand, tokens: int) -> bool:
-    """Whether threads should take tokens rather than rows. For `bitmask` and `dense`, each would expand all panels."""
-    enough = tokens >= 2 * LEAST_TOKENS and w.layout == "permuted"
-    return enough and tokens * w.matrix.cols * ARRANGING_COST > w.whole.multiply_adds * READING_COST
+    """Whether threads should take tokens rather than rows. Of `bitmask` and `dense`, each then expands all panels."""
+    if w.layout == "permuted":
+        repeated = w.whole.multiply_adds * READING_COST
+    else:
+        repeated = w.matrix.rows * w.matrix.cols * EXPANDING_COST[w.layout]
+    return tokens >= 2 * LEAST_TOKENS and tokens * w.matrix.cols * ARRANGING_COST > repeated
 
 
 def shares_of(w: Operand, summed: int, tokens: int, count: int) -> Shares | None:

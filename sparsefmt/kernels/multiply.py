@@ -64,6 +64,8 @@ def multiply(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None, of_d
         shares = _shares(w, y, tokens, threads)
         if shares is not None:
             odd = by_tokens.multiply_shares(shares, x_rows, w, y_rows)
+            if y_rows is not y:
+                y[...] = y_rows
             for these in odd if w.matrix.groups == 1 else ():
                 _multiply_any(x[these], w, y[these], threads)
             return not odd or w.matrix.groups == 1
