@@ -16,12 +16,12 @@ import click
 import ml_dtypes
 import numpy as np
 import zstandard
-from rich.console import Console
 from rich.table import Table
 
 from sparsefmt import SparseTensor
 from sparsefmt.codecs import zstd
 from sparsefmt.codecs.contract import ArrayInfo
+from tools.bench.harness import wide_console
 
 LEVELS = (1, 3, 9, 19)
 SPARSITIES = (0.5, 0.8, 0.9)
@@ -76,7 +76,7 @@ def main(path: str | None) -> None:
                         raw = sum(data.nbytes for data in parts)
                         cells.append(f"{stored / raw:.3f}  {raw / encode / 1e6:.0f}/{raw / decode / 1e6:.0f}")
                     table.add_row(*cells)
-    Console(width=130).print(table)
+    wide_console().print(table)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from sparsefmt.threads import num_threads
+from tools.bench.harness import wide_console
 
 BASE_BYTES = 300_000_000
 """Interpreter, numpy, numba and its compiled passes, tiles in flight."""
@@ -106,7 +106,7 @@ def main(
     table = Table("step", "seconds", "peak RSS, MB", "bound, MB")
     for step, (elapsed, peak) in steps.items():
         table.add_row(step, f"{elapsed:.2f}", f"{peak / 1e6:,.0f}", f"{bound / 1e6:,.0f}")
-    console = Console()
+    console = wide_console()
     console.print(table)
     console.print(
         f"{before / 1e9:.2f} GB -> {after / 1e9:.2f} GB ({before / after:.2f}x) at {before / 1e6 / seconds:,.0f} MB/s, "

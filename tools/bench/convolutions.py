@@ -19,13 +19,12 @@ from typing import NamedTuple
 
 import click
 import torch
-from rich.console import Console
 from rich.table import Table
 
 import sparsefmt
 from sparsefmt.torch import SparseConv1d, SparseConv2d
 from sparsefmt.torch.convolution_kinds import why_slower
-from tools.bench.harness import ONE_THREAD, hold_to, in_turns, processor
+from tools.bench.harness import ONE_THREAD, hold_to, in_turns, processor, wide_console
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
@@ -135,7 +134,7 @@ def main(
             for share, (_, faster) in zip(sparsity, found, strict=True)
         ]
         table.add_row(str(shape), f"{1e3 * statistics.median(dense for dense, _ in found):.2f} ms", *cells)
-    console = Console()
+    console = wide_console()
     console.print(f"{processor()}, {isa or 'all instructions'}, one thread, {images} images, {dtype}")
     console.print(table)
 

@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tools.bench.cycles_code import ELEMENT, PROCESSORS, X86, kernels
+from tools.bench.harness import wide_console
 
 OLDEST_LLVM = 17
 PACKAGE = "llvm-19"
@@ -335,7 +336,7 @@ def main(cpus: tuple[str, ...], wanted: tuple[str, ...], kinds: tuple[str, ...],
     for cpu in (BASELINE, *(cpus or [cpu for cpu in PROCESSORS if cpu != BASELINE])):
         for name, assembly in assemblies(cpu, names).items():
             found.append(measure(cpu, name, assembly, table[name.split("/")[0]].unit))
-    console = Console()
+    console = wide_console()
     console.print(f"Compiled by llvmlite, counted by {tool}.")
     red = show(found, console)
     console.print(f"{red} loops are red.")

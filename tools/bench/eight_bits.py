@@ -39,7 +39,7 @@ from rich.table import Table
 
 from sparsefmt.torch import SparseLinear
 from sparsefmt.transformers import SparsefmtConfig
-from tools.bench.harness import in_turns, processor, seconds_of, spread, time_text, usable_cores
+from tools.bench.harness import in_turns, processor, seconds_of, spread, time_text, usable_cores, wide_console
 from tools.bench.model import ENCODER
 from tools.bench.model_cases import Subject, embed, encoder, pruned_layers, set_threads, tokens_of
 
@@ -207,7 +207,7 @@ def print_table(rows: list[Row], console: Console) -> None:
 @click.option("--quick", is_flag=True, help="One sparsity, few turns.")
 @click.option("--csv", "target", type=click.Path(path_type=Path), help="Write the numbers there too.")
 def main(source: str, sparsities: tuple[float, ...], threads: int, quick: bool, target: Path | None) -> None:
-    console = Console(width=160)
+    console = wide_console()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     set_threads(threads)

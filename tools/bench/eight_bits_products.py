@@ -23,10 +23,9 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from tools.bench.harness import HELD, ONE_THREAD, hold_to, in_turns, parse_shapes, processor, spread
+from tools.bench.harness import HELD, ONE_THREAD, hold_to, in_turns, parse_shapes, processor, spread, wide_console
 
 SCALE = 0.01
 
@@ -131,7 +130,7 @@ def main(
 
     torch.set_num_threads(1)
     set_num_threads(1)
-    console, rng = Console(width=200), np.random.default_rng(0)
+    console, rng = wide_console(), np.random.default_rng(0)
     has = "with" if instructions.DOTS else "without"
     console.print(
         f"{processor()}, {instructions.ISA}, {has} an instruction for dot products of eight bits; {shape}, one thread"

@@ -26,13 +26,22 @@ from typing import Any, NamedTuple
 
 import click
 import torch
-from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, DynamicCache, Qwen3MoeConfig
 
 import sparsefmt
 from sparsefmt.torch import sparsify
-from tools.bench.harness import Others, hold_to, in_turns, processor, seconds_of, spread, time_text, usable_cores
+from tools.bench.harness import (
+    Others,
+    hold_to,
+    in_turns,
+    processor,
+    seconds_of,
+    spread,
+    time_text,
+    usable_cores,
+    wide_console,
+)
 
 PROMPT = 128
 BATCHED = "batched_mm"
@@ -154,7 +163,7 @@ def main(**given: Any) -> None:
                 f"{max(map(spread, times.values())):.0%}",
                 "" if cores is None else f"{cores:.1f}",
             )
-    console = Console()
+    console = wide_console()
     console.print(f"{processor()}, {options.isa or 'all instructions'}, {threads} threads, {dtype}")
     console.print(table)
 

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
+
+from tools.bench.harness import wide_console
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,7 +166,7 @@ def _show_functions(step: str, compiled: list[tuple[str, str, float]], signature
         if signatures:
             for types, seconds in found:
                 table.add_row(f"  {types}", "", f"{seconds:.2f}")
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    wide_console().print(table)
 
 
 @click.command(epilog="See the head of this file for what is measured.")
@@ -192,7 +193,7 @@ def main(steps: tuple[str, ...], functions: bool, signatures: bool, child: tuple
             empty, full = _run(step, folder, cache), _run(step, folder, cache)
             table.add_row(step, *(f"{seconds:.2f}" for seconds in (*empty[:2], *full[:2])))
     if table.row_count:
-        Console().print(table)
+        wide_console().print(table)
 
 
 if __name__ == "__main__":

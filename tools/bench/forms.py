@@ -17,7 +17,6 @@ from itertools import product
 import click
 import ml_dtypes
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 import sparsefmt
@@ -82,7 +81,7 @@ def main(isa: str | None, threads: int, turns: int, sides: tuple[int, ...], shar
             f"{100 * harness.spread(ratios):.0f}",
             f"{found['gaps'][0].nbytes / found['columns'][0].nbytes:.2f}",
         )
-    console = Console()
+    console = harness.wide_console()
     console.print(f"{harness.processor()}, {ISA}, {threads} thread{'s' * (threads > 1)}")
     console.print(table)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 STATUS = Path("/proc/self/status")
 """Where Linux says how much memory a process has."""
@@ -97,6 +98,11 @@ def cpuinfo() -> dict[str, str]:
 def processor() -> str:
     """Its name, as Linux has it."""
     return cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def wide_console() -> Console:
+    """Where tables go. They are as wide as a terminal, and what is written into a file has room for all of them."""
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def seconds_of(call: Callable[..., object], *arguments: object) -> float:

@@ -53,7 +53,7 @@ from rich.console import Console
 
 from sparsefmt.isa import ISA, ISAS
 from tools.bench import kernels_peers
-from tools.bench.harness import hold_to, parse_shapes, processor
+from tools.bench.harness import hold_to, parse_shapes, processor, wide_console
 from tools.bench.kernels_plots import plot, plot_layouts
 from tools.bench.kernels_rows import MatrixRun, Plan, Row, csv_writer, model_matrices, random_matrices, read_rows
 from tools.bench.kernels_tables import print_table, warn_if_crowded
@@ -196,7 +196,7 @@ def main(
         peers,
         model,
     )
-    console = Console(width=200)
+    console = wide_console()
     if from_csv is None:
         rows = measure_all(console, plan, csv_path)
         warn_if_crowded(console, rows)

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import click
 import torch
 import transformers
-from rich.console import Console
 from rich.table import Table
 
 import sparsefmt
@@ -184,7 +183,7 @@ def main(isa: str | None, zeros: tuple[str, ...], tokens: int, threads: int, eig
             table.add_row(share, line, *(ratio_text(*pair) for pair in pairs), *(medians_text(*pair) for pair in pairs))
         table.add_section()
     busy = others.cores()
-    console = Console(width=140)
+    console = harness.wide_console()
     console.print(table)
     cores = "" if busy is None else f"; others took {busy:.1f} cores"
     console.print(f"{harness.processor()}, {ISA}, {threads} thread(s), {turns} turns{cores}")

@@ -42,7 +42,16 @@ from rich.table import Table
 import sparsefmt
 from sparsefmt.isa import ISA, ISAS
 from sparsefmt.layouts import LAYOUTS
-from tools.bench.harness import held_to, in_turns, parse_shapes, processor, seconds_of, spread, usable_cores
+from tools.bench.harness import (
+    held_to,
+    in_turns,
+    parse_shapes,
+    processor,
+    seconds_of,
+    spread,
+    usable_cores,
+    wide_console,
+)
 from tools.bench.kernels_timing import settle
 
 SHAPES = (
@@ -348,7 +357,7 @@ def main(
         for cell in measure(Wanted(**wanted)):
             print(json.dumps(asdict(cell)), flush=True)
         return
-    console = Console()
+    console = wide_console()
     if from_csv:
         cells = read_csv(from_csv)
     else:

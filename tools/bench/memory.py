@@ -40,12 +40,11 @@ import click
 import torch
 import transformers
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from sparsefmt.torch import load_into
 from sparsefmt.transformers import SparsefmtConfig
-from tools.bench.harness import STATUS, reset_peak, status
+from tools.bench.harness import STATUS, reset_peak, status, wide_console
 from tools.bench.model_cases import CAUSAL, LlamaSize, Subject, answer, finished, set_threads, write_random
 
 WAYS = {
@@ -187,7 +186,7 @@ def main(
         size = LlamaSize(hidden, 11 * hidden // 4, layers, vocabulary=8000, key_value_heads=8)
         prepare(where, size, sparsity, negative_zeros)
         found = {way: in_fresh_process(way, where, threads) for way in ways or WAYS}
-    Console(width=120).print(table_of(found))
+    wide_console().print(table_of(found))
     missed = [way for way, most in TARGETS.items() if way in found and found[way].over_model > most]
     if missed:
         raise click.ClickException(f"more than aimed at: {', '.join(missed)}")

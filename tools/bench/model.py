@@ -63,7 +63,7 @@ from rich.table import Table
 
 from sparsefmt.isa import ISA
 from sparsefmt.torch.compute_dtype import lacks_instructions
-from tools.bench.harness import processor, time_text, usable_cores
+from tools.bench.harness import processor, time_text, usable_cores, wide_console
 from tools.bench.model_cases import (
     CAUSAL,
     DTYPES,
@@ -304,7 +304,7 @@ def main(
         only, plan, defaults = "llama", plan._replace(read_tokens=READ_TOKENS), defaults._replace(contenders=DTYPES)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    console, targets, crowded = Console(width=140), [], []
+    console, targets, crowded = wide_console(), [], []
     describe(console, threads)
     with (
         open(csv_path or os.devnull, "w", newline="") as file,

@@ -20,12 +20,11 @@ import click
 import numpy as np
 import safetensors
 import safetensors.numpy
-from rich.console import Console
 from rich.table import Table
 
 import sparsefmt
 from sparsefmt.layouts import LAYOUTS
-from tools.bench.harness import in_turns, seconds_of
+from tools.bench.harness import in_turns, seconds_of, wide_console
 
 
 def open_sparsefmt(path: Path) -> None:
@@ -62,7 +61,7 @@ def main(tensors: int, rounds: int) -> None:
             low, middle, high = statistics.quantiles(times, n=4)
             size = files[name][1].stat().st_size / 1e6
             table.add_row(name, f"{size:.1f}", f"{middle:.2f}", f"{100 * (high - low) / middle:.0f} %")
-    Console().print(table)
+    wide_console().print(table)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ from rich.table import Table
 from sparsefmt import SparseTensor, linear, save_file
 from sparsefmt.kernels import multiply
 from sparsefmt.layouts import LAYOUTS
-from tools.bench.harness import Others, in_turns, spread, time_text, usable_cores
+from tools.bench.harness import Others, in_turns, spread, time_text, usable_cores, wide_console
 
 SIDE = 64
 """Of the matrix that is nearly nothing to multiply by."""
@@ -347,7 +347,7 @@ def main(threads: int, repeats: int | None, only: tuple[str, ...], quick: bool, 
     plan = QUICK if quick else FULL
     if repeats is not None:
         plan = plan._replace(repeats=repeats, slow_repeats=min(repeats, plan.slow_repeats))
-    console, of_threads = Console(width=120), []
+    console, of_threads = wide_console(), []
     rows = [found for part, measure in PARTS.items() if not only or part in only for found in measure(plan)]
     if rows:
         print_table(console, rows)

@@ -18,12 +18,11 @@ from functools import partial
 import click
 import ml_dtypes
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from sparsefmt.adapters import rows_of
 from sparsefmt.patterns import Pattern, mask_of_rows, pattern_of, thumbnail
-from tools.bench.harness import in_turns, parse_shapes, spread, time_text
+from tools.bench.harness import in_turns, parse_shapes, spread, time_text, wide_console
 
 GOAL = 2e9
 """Bytes a second that a person does not wait for."""
@@ -109,7 +108,7 @@ def main(shape: str, tiny: str, tensors: int, rounds: int) -> None:
             time_text(statistics.median(tiny_times[kind]) / tensors),
             style="" if speed >= GOAL else "yellow",
         )
-    Console().print(table)
+    wide_console().print(table)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ from typing import Any
 import click
 import fsspec
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 import sparsefmt
+from tools.bench.harness import wide_console
 from tools.bench.loopback import counts, options_of, store
 
 BUCKET = "bench"
@@ -141,7 +141,7 @@ def main(tensors: int, megabytes: int, shards: int) -> None:
                     download(files, path, Path(name) / "copy")
 
             step(f"download {len(some)} of {shards} files", download_some)
-    Console(width=120).print(table)
+    wide_console().print(table)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ import click
 from rich.console import Console
 
 from sparsefmt import SparsefmtError
+from tools.bench.harness import wide_console
 from tools.bench.sizes_contenders import INSTALLED_BY, Contender, Tensors, all_contenders
 from tools.bench.sizes_plots import plot
 from tools.bench.sizes_rows import Plan, Row, measure, rows_of
@@ -123,7 +124,7 @@ def main(
     csv_path: Path | None,
     plot_path: Path | None,
 ) -> None:
-    console, errors = Console(width=None if Console().is_terminal else 120), Console(stderr=True)
+    console, errors = wide_console(), Console(stderr=True)
     default = QUICK if quick else FULL
     plan = default._replace(
         cases=cases or default.cases, side=side or default.side, repeats=repeats or default.repeats, memory=memory

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 import sparsefmt
@@ -32,6 +31,7 @@ from sparsefmt.codecs.rans.bitstring import BitWriter
 from sparsefmt.codecs.rans.classes import write_class_members
 from sparsefmt.dtypes import DTYPES
 from sparsefmt.errors import FormatError
+from tools.bench.harness import wide_console
 from tools.bench.sizes_bounds import element_cost, position_cost, position_cost_by_density
 from tools.bench.sizes_contenders import WORTH_PRUNING, Tensors, bits_of
 from tools.bench.sizes_tensors import read_tensors, zeros_of
@@ -168,7 +168,7 @@ def gains_by_sharing(data: bytes, coded: list[Coded]) -> tuple[dict[str, int], d
 @click.option("--all", "everything", is_flag=True, help="Whole files, dense tensors included.")
 @click.option("--shared", is_flag=True, help="Code arrays by models of others, too. Takes minutes.")
 def main(paths: tuple[Path, ...], everything: bool, shared: bool) -> None:
-    console = Console(width=None if Console().is_terminal else 120)
+    console = wide_console()
     for path in paths:
         tensors = read_tensors(path, everything)
         data = sparsefmt.save(tensors)

@@ -21,14 +21,13 @@ from pathlib import Path
 import click
 import numpy as np
 import safetensors.numpy
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import sparsefmt
 from sparsefmt.codecs import CODECS
 from sparsefmt.layouts import LAYOUTS
-from tools.bench.harness import in_turns, seconds_of, spread
+from tools.bench.harness import in_turns, seconds_of, spread, wide_console
 
 KINDS: dict[str, tuple[tuple[int, ...], float]] = {
     "8 x 64, 80 % zeros": ((8, 64), 0.8),
@@ -89,7 +88,7 @@ def main(tensors: int, rounds: int, layout: str, codec: str) -> None:
                 size = path.stat().st_size
                 cells += [f"{100 * spread(taken[f'load {path.suffix}']):.0f} %", f"{size / count:,.0f}"]
                 table.add_row(*cells, f"{size / theirs.stat().st_size:.2f}")
-    Console().print(table)
+    wide_console().print(table)
 
 
 if __name__ == "__main__":

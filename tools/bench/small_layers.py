@@ -16,12 +16,12 @@ import time
 
 import click
 import torch
-from rich.console import Console
 from rich.table import Table
 
 import sparsefmt
 from sparsefmt.torch import SparseLinear
 from sparsefmt.torch.selection import MIN_SIZE
+from tools.bench.harness import wide_console
 
 SIDES = (64, 128, 192, 256, 320, 384, 448, 512, 768)
 BATCHES = (1, 8, 32)
@@ -70,7 +70,7 @@ def main(dtype: str, sparsity: float, threads: int, repeats: int) -> None:
         assert isinstance(sparse[0], SparseLinear)
         default = "sparse" if side * side >= MIN_SIZE else "dense"
         table.add_row(str(side), f"{side * side:,}", default, sparse[0].weight.tensor.layout, *cells)
-    Console().print(table)
+    wide_console().print(table)
 
 
 if __name__ == "__main__":

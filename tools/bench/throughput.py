@@ -29,7 +29,6 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 import zstandard
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -37,7 +36,7 @@ import sparsefmt
 import sparsefmt.numpy
 from sparsefmt.dtypes import dtype_of
 from sparsefmt.threads import set_num_threads
-from tools.bench.harness import in_turns, processor
+from tools.bench.harness import in_turns, processor, wide_console
 
 DTYPES = {
     "bfloat16": ml_dtypes.bfloat16,
@@ -252,7 +251,7 @@ def main(
         forms.append(f"{name} {form}")
         for operation, speed in measure(array, peers or ("zstd",), turns).items():
             rows.setdefault(operation, {})[forms[-1]] = speed
-    console = Console()
+    console = wide_console()
     console.print(f"{processor()}, SPARSEFMT_ISA={isa()}, {shape[0]} x {shape[1]}, one thread")
     for name in dict.fromkeys(form.split()[0] for form in forms):
         console.print(table_of(rows, [form for form in forms if form.split()[0] == name]))

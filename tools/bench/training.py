@@ -17,11 +17,11 @@ from collections.abc import Callable
 
 import click
 import torch
-from rich.console import Console
 from rich.table import Table
 
 import sparsefmt
 from sparsefmt.torch import keep_zeros, make_trainable, sparsify
+from tools.bench.harness import wide_console
 
 
 def pruned(side: int, sparsity: float) -> torch.nn.Module:
@@ -80,7 +80,7 @@ def main(side: int, tokens: tuple[int, ...], sparsity: tuple[float, ...], thread
             first = 1e3 * statistics.median(dense for dense, _ in pairs)
             cells.append(f"{first:.0f} ms, {middle:.2f}x ({low:.2f} to {high:.2f})")
         table.add_row(f"{zeros:.0%}", *cells)
-    Console(width=120).print(table)
+    wide_console().print(table)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from unittest import mock
 import click
 import ml_dtypes
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 import sparsefmt
@@ -31,6 +30,7 @@ from sparsefmt import layouts
 from sparsefmt.codecs import CODECS
 from sparsefmt.container import array_reader, envelope, reader
 from sparsefmt.layouts.tile import Tile
+from tools.bench.harness import wide_console
 
 SIDE, COUNT, SPARSITY = 2048, 6, 0.8
 
@@ -124,7 +124,7 @@ def main(model: Path | None, rounds: int, threads: int) -> None:
                 without, verified, times = ratio(work, path, threads, rounds)
                 row += [f"{without:.1f}", f"{verified:.1f}", f"{times:.2f}"]
             table.add_row(*row)
-    Console(width=110).print(table)
+    wide_console().print(table)
 
 
 if __name__ == "__main__":
