@@ -306,6 +306,10 @@ class Store(RuleBasedStateMachine):
             assert caught.value.code == "file-closed"
         else:
             self.took("read a slice")
+            if key == -1 and not len(expected):
+                with pytest.raises(IndexError, match="out of bounds"):
+                    part[key]
+                return
             found = np.asarray(part[key])
             assert same_bits(found, np.ascontiguousarray(expected[key]).reshape(expected[key].shape))
 
