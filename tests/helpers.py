@@ -40,10 +40,14 @@ THOROUGH = bool(os.environ.get("SPARSEFMT_THOROUGH"))
 WIDTHS = [1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 130]
 
 
-def first_always(values: Iterable[Any], count: int = 1) -> list[Any]:
-    """Parameters of a test that always runs with the first ones, `count` of them, and with all in thorough runs."""
+def first_always(values: Iterable[Any], count: int = 1, *, several: bool = False) -> list[Any]:
+    """Parameters of a test that always runs with the first ones, `count` of them, and with all in thorough runs.
+
+    `several`: each value is a tuple, for several arguments of the test.
+    """
     values = list(values)
-    return values[:count] + [pytest.param(value, marks=pytest.mark.thorough) for value in values[count:]]
+    groups = values if several else [(value,) for value in values]
+    return values[:count] + [pytest.param(*group, marks=pytest.mark.thorough) for group in groups[count:]]
 
 
 def examples(count: int) -> int:

@@ -56,6 +56,7 @@ def expert(kind: str, rng: np.random.Generator) -> np.ndarray:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_model_of_six_thousand_experts(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tensors = {

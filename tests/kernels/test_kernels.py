@@ -35,6 +35,11 @@ from sparsefmt.layouts import FORMS
 
 FLOATS = [np.float32, ml_dtypes.bfloat16, np.float16, np.float64]
 
+OFTEN = ("F32", "BF16", "I8")
+"""Types whose every kernel is looked at each time; kernels of the others are in thorough runs."""
+
+OFTEN_FIRST = first_always(sorted(PRUNABLE, key=lambda dtype: dtype.name not in OFTEN), len(OFTEN))
+
 
 def accumulator(array: np.ndarray) -> type:
     return np.float64 if array.dtype in (np.float64, np.int32, np.uint32, np.int64, np.uint64) else np.float32
@@ -180,7 +185,11 @@ def test_every_batch_size_gives_the_same_bits(layout, dtype, special):
         assert_same_bits(w @ np.ascontiguousarray(x[:tokens].T), np.ascontiguousarray(expected[:tokens].T))
 
 
-@pytest.mark.parametrize("dtype", [dtype for dtype in PRUNABLE], ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize(
+    "dtype",
+    first_always(sorted(PRUNABLE, key=lambda dtype: dtype.name not in OFTEN), len(OFTEN)),
+    ids=lambda dtype: dtype.name,
+)
 @pytest.mark.parametrize("rows", [*range(1, 9), 9, 16, 17, 24, 25, 40])
 @pytest.mark.parametrize("special", [False, True], ids=["finite", "with Inf and NaN"])
 def test_the_same_bits_in_every_layout(dtype, rows, special):

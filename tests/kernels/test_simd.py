@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from helpers import ROOT, THOROUGH
+from helpers import ROOT, THOROUGH, first_always
 
 from sparsefmt import isa
 from sparsefmt.kernels import expand
@@ -56,7 +56,7 @@ differ in how they are widened alone, and that is the same in all kernels but `b
 first: the others are compiled for F32, and for more kinds in thorough runs."""
 
 LOOKED_INTO = ["znver3", "icelake-server"]
-"""Processors for which all of them are compiled; for the others, in thorough runs, one."""
+"""Processors for which all of them are compiled; for the others, one. All but the first one in thorough runs."""
 
 needs_x86 = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="LLVM has other registers and instructions here"
@@ -83,7 +83,7 @@ def compiled(processor: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @needs_x86
-@pytest.mark.parametrize("processor", LOOKED_INTO)
+@pytest.mark.parametrize("processor", first_always(LOOKED_INTO))
 class TestInstructions:
     @pytest.fixture
     def code(self, processor):
@@ -129,9 +129,7 @@ class TestInstructions:
 
 @pytest.mark.slow
 @needs_x86
-@pytest.mark.parametrize(
-    "processor", [pytest.param(name, marks=() if name in LOOKED_INTO else pytest.mark.thorough) for name in PROCESSORS]
-)
+@pytest.mark.parametrize("processor", first_always(sorted(PROCESSORS, key=lambda name: name != LOOKED_INTO[0])))
 def test_the_microkernel_stays_in_registers(processor):
     """A column of a panel: its rows are loaded once, each token's activation once, and nothing is stored."""
     code = compiled(processor)
@@ -153,7 +151,7 @@ def test_the_microkernel_stays_in_registers(processor):
 
 @pytest.mark.slow
 @needs_x86
-@pytest.mark.parametrize("processor", LOOKED_INTO)
+@pytest.mark.parametrize("processor", first_always(LOOKED_INTO))
 @pytest.mark.parametrize("kernel", ["permuted_in_blocks", "gaps_in_blocks"])
 @pytest.mark.parametrize("kind", ["F32", pytest.param("F16", marks=pytest.mark.thorough)])
 def test_sums_of_a_row_stay_in_registers(processor, kernel, kind):
@@ -167,7 +165,7 @@ def test_sums_of_a_row_stay_in_registers(processor, kernel, kind):
 
 @pytest.mark.slow
 @needs_x86
-@pytest.mark.parametrize("processor", LOOKED_INTO)
+@pytest.mark.parametrize("processor", first_always(LOOKED_INTO))
 @pytest.mark.parametrize(
     ("kernel", "kind"),
     [

@@ -263,7 +263,7 @@ def activations(rng: np.random.Generator, cols: int) -> list[np.ndarray]:
 
 
 @pytest.mark.usefixtures("multiplied_once")
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", first_always(sorted(LAYOUTS, reverse=True)))
 def test_products_of_every_dtype(layout):
     rng = np.random.default_rng(4)
     tensors = {dtype: random_bits(rng, dtype, (27, 37), 0.4) for dtype in DTYPES if dtype != "C64"}
@@ -319,6 +319,10 @@ def test_fused_multiply_add():
 # ----------------------------------------------------------------------------------------------------------- faults
 
 
+LONG = ("too many", "many short metadata")
+"""Names of faults whose files take seconds."""
+
+
 @pytest.fixture
 def no_garbage_collection() -> Iterator[None]:
     """An index of a million maps is no garbage, but would be looked through again and again while it is decoded."""
@@ -328,7 +332,11 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_garbage_collection")
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.code}: {fault.name}, {fault.base}")
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(fault, marks=[pytest.mark.thorough] * (fault.name in LONG)) for fault in FAULTS],
+    ids=lambda fault: f"{fault.code}: {fault.name}, {fault.base}",
+)
 def test_fault(fault):
     data = fault.file()
     by_reader = outcome_of_reader(data)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import first_always
 from torch_helpers import same, same_state
 from transformers import AutoModelForCausalLM, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers_models import (
@@ -74,11 +75,16 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("name", "dtype", "source"),
-    [
-        *((name, torch.bfloat16, source) for name in CONFIGS for source in ("sparsefmt", "safetensors")),
-        ("llama", torch.float16, "sparsefmt"),
-        ("gpt2", torch.float16, "safetensors"),
-    ],
+    first_always(
+        [
+            *((name, torch.bfloat16, "sparsefmt") for name in CONFIGS),
+            ("gpt2", torch.float16, "safetensors"),
+            ("llama", torch.float16, "sparsefmt"),
+            *((name, torch.bfloat16, "safetensors") for name in CONFIGS),
+        ],
+        6,
+        several=True,
+    ),
 )
 def test_a_float32_model_with_weights_of_16_bits(
     name: str, dtype: torch.dtype, source: str, small_folders: Folders, tmp_path: Path

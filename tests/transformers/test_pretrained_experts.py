@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from experts_models import CONFIGS, logits, model_of, same_state
+from helpers import first_always
 from transformers import AutoModelForCausalLM
 from transformers_models import convert, same_weights, tensors_in
 
@@ -38,7 +39,7 @@ def load(folder: Path, **options: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, quantization_config=SparsefmtConfig(min_size=0, **options))
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", first_always(CONFIGS, 6))
 def test_a_folder_is_loaded_and_saved_without_ever_being_dense(
     name: str, tmp_path: Path, made_dense: list[tuple[int, ...]]
 ) -> None:

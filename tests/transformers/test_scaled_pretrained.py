@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import first_always
 from torch_helpers import same, same_state
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers_models import SPARSE_LAYERS, edit_config, kind_of, output, sparse_layers
@@ -50,7 +51,7 @@ def test_quantized_as_sparsify_does_it(form, name, models, folders):
 
 
 @pytest.mark.parametrize("how", [{"values": "int8", "activations": "int8"}, {"values": "fp8", "scale": "mse"}])
-@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize("shards", first_always([True, False]))
 def test_saved_and_loaded_with_the_same_bits(how, shards, name, folders, tmp_path):
     model = kind_of(name).from_pretrained(folders[name][1], quantization_config=SparsefmtConfig(**how))
     if name == "gpt2":
