@@ -43,6 +43,8 @@ class Case:
     Attributes:
         matrix: fields of `operand.Matrix`.
         arrays: those of the only tile, in the order in which kernels find them.
+        x: (tokens, cols); of int8 for integers of eight bits, with zeros up to a multiple of four columns.
+        scales: (groups, rows), if there are several groups of columns.
     """
 
     matrix: tuple[Any, ...]
@@ -50,11 +52,13 @@ class Case:
     pieces: np.ndarray
     x: np.ndarray
     y: np.ndarray
+    scales: np.ndarray | None = None
 
     @property
     def name(self) -> str:
-        form, dtype = self.matrix[1], self.matrix[2]
-        return f"{form} {dtype} {self.matrix[3]}x{self.matrix[4]} {len(self.x)} tokens"
+        form, dtype, rows, cols, _, groups = self.matrix[1:]
+        by_groups = f", {groups} groups" if groups > 1 else ""
+        return f"{form} {dtype} {rows}x{cols}{by_groups} {len(self.x)} tokens of {self.x.dtype}"
 
 
 def missing() -> list[str]:
@@ -90,6 +94,38 @@ def cases(tokens: tuple[int, ...] = (1, 6, 13, 40)) -> Iterator[Case]:
                 y = np.empty((count, rows), x.dtype)
                 sparsefmt.linear(x, sparsefmt.SparseTensor.from_dense(dense, layout=layout), out=y)
                 yield Case(tuple(operand.matrix), arrays, operand.whole.pieces.copy(), x, y)
+
+
+def eight_bit_cases(tokens: tuple[int, ...] = (1, 3, 13)) -> Iterator[Case]:
+    """Products of weights and activations of eight bits, whose sums are integers there."""
+    import sparsefmt
+    from sparsefmt.kernels.operand import _ARRAYS
+    from sparsefmt.kernels.recipe import rows_of_dots
+
+    rng = np.random.default_rng(0)
+    for rows, cols, groups in ((37, 301, 1), (40, 1160, 1), (37, 280, 7)):
+        dense = rng.integers(-128, 128, (rows, cols), dtype=np.int8)
+        dense[rng.random(dense.shape) < 0.5] = 0
+        # the largest sums
+        dense[0] = -128
+        scales = None if groups == 1 else rng.random((groups, rows)).astype(np.float32)
+        w = sparsefmt.SparseTensor.from_dense(dense, layout="bitmask")
+        (tile,) = w.operand().tiles
+        for count in tokens:
+            x = np.zeros((count, rows_of_dots(cols)), np.int8)
+            x[:, :cols] = rng.integers(-127, 128, (count, cols))
+            x[-1, :cols] = -127
+            # what is not the kernels' is left out: these activations stay what they are, and have a scale of 1
+            y = sparsefmt.linear(
+                x[:, :cols].astype(np.float32),
+                w,
+                scale=None if scales is None else np.ascontiguousarray(scales.T),
+                activations="int8",
+                input_scale=1,
+            )
+            arrays = [np.array(tile[name]) for name in _ARRAYS["bitmask"]]
+            matrix = w.operand().matrix._replace(groups=groups)
+            yield Case(tuple(matrix), arrays, w.operand().whole.pieces.copy(), x, y, scales)
 
 
 class Image:
@@ -134,17 +170,22 @@ def write_image(case: Case, path: Path, number_of: Callable[[Any], int]) -> None
     """
     from sparsefmt.kernels import expand
     from sparsefmt.kernels.job import BYTES
-    from sparsefmt.kernels.kinds import F32, F64
-    from sparsefmt.kernels.operand import LINE, Matrix
+    from sparsefmt.kernels.kinds import DOTS, F32, F64
+    from sparsefmt.kernels.operand import LINE, SCALES, Matrix
     from sparsefmt.kernels.plans import PLANS, bitmask_and_dense
     from sparsefmt.kernels.plans.contract import NOT_ACROSS, Step
     from sparsefmt.kernels.recipe import kind_of
 
     matrix, image = Matrix(*case.matrix), Image()
-    kind = kind_of(matrix.dtype, F64 if case.y.dtype == np.float64 else F32).values
+    summed = DOTS if case.x.dtype == np.int8 else F64 if case.y.dtype == np.float64 else F32
+    kind = kind_of(matrix.dtype, summed).values
     places = [image.put(array.tobytes()) for array in case.arrays]
-    line = [0, matrix.rows, *places]
-    table = image.numbers(line + [0] * (LINE // 8 - len(line)), set(range(2, len(line))))
+    line, in_line = [0, matrix.rows, *places], set(range(2, 2 + len(places)))
+    line += [0] * (LINE // 8 - len(line))
+    if case.scales is not None:
+        line[SCALES] = image.put(case.scales.tobytes())
+        in_line.add(SCALES)
+    table = image.numbers(line, in_line)
     pieces, x, y = image.put(case.pieces.tobytes()), image.put(case.x.tobytes()), image.put(case.y.nbytes)
     calls = []
     # where a kernel calls another one, there is no address of it yet
@@ -158,12 +199,12 @@ def write_image(case: Case, path: Path, number_of: Callable[[Any], int]) -> None
             addresses.add(13 + place)
         called = {13 + place: one.kernel for place, one in enumerate(own) if isinstance(one, _Function)}
         own = [0 if isinstance(one, _Function) else one for one in own]
-        size = case.x.itemsize
+        pitch = case.x.shape[1]
         job = [
             *(table, pieces),
-            arranged if plan.arranged else x + plan.first * matrix.cols * size,
-            sums if plan.sums else y + plan.first * matrix.rows * size,
-            *(matrix.cols, plan.tokens, matrix.rows, x, matrix.cols, y, matrix.rows, plan.first, 0, *own),
+            arranged if plan.arranged else x + plan.first * pitch * case.x.itemsize,
+            sums if plan.sums else y + plan.first * matrix.rows * case.y.itemsize,
+            *(matrix.cols, plan.tokens, matrix.rows, x, pitch, y, matrix.rows, plan.first, 0, *own),
         ]
         job_at = image.numbers(job + [0] * (BYTES // 8 - len(job)), addresses)
         image.functions += [(job_at + 8 * place, number_of(kernel)) for place, kernel in called.items()]
@@ -241,7 +282,7 @@ def main(cpu: str, folder: Path | None) -> None:
         return
     if missing():
         raise click.ClickException(f"{' and '.join(missing())} not found; install Debian's packages {PACKAGES}")
-    wanted = [*arm_moves.cases(), *cases()]
+    wanted = [*arm_moves.cases(), *cases(), *eight_bit_cases()]
     found = differences(cpu, wanted)
     click.echo(f"{len(wanted)} cases, {len(found)} with other bits")
     for name in found:

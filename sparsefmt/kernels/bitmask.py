@@ -22,7 +22,7 @@ from numba.extending import overload
 
 from sparsefmt.bits_of_words import lowest_bit, popcount
 from sparsefmt.jit import jit
-from sparsefmt.kernels.dots import SIGNS, from_dots, less_dots, plus_dots
+from sparsefmt.kernels.dots import from_dots, is_biased, less_dots, plus_dots
 from sparsefmt.kernels.expand import COLUMNS, copy_value, dot_word, expand_dots, expand_word, fma_word, values_of_word
 from sparsefmt.kernels.job import COLS, ROWS, TOKENS, X, Y, field, own, piece
 from sparsefmt.kernels.kinds import DOTS, WIDTH, summed_kind
@@ -245,7 +245,7 @@ def scaled_kernel(kind: int, tokens: int) -> Callable[..., Any]:
 @cache
 def one_token_of_dots(way: int) -> Callable[..., Any]:
     """Like `few_tokens_kernel` for one token and DOTS, multiplied in some `way`. Its third own number: their table."""
-    sixteen, lines, one, kind, biased = SLICE_ROWS, 1, 1, DOTS, int(way != SIGNS)
+    sixteen, lines, one, kind, biased = SLICE_ROWS, 1, 1, DOTS, int(is_biased(way))
     kind_of_sums = summed_kind(kind)
 
     @jit

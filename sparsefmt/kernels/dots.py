@@ -11,11 +11,27 @@ from numba import types
 from numba.extending import intrinsic
 
 from sparsefmt.kernels.simd import joined, vectors_of
-from sparsefmt.llvm import I1, I8, I16, I32, call, constant_of, integer, lanes_of, load_as
+from sparsefmt.llvm import I1, I8, I16, I32, call, concatenated, constant_of, integer, lanes_of, load_as
 
-SIGNS, BIASED, BIASED_BY_PARTS = range(3)
-"""Ways to multiply by activations of eight bits: weights without their signs by activations with these signs; or by
-activations that are 128 too large, with the one instruction that there may be for it (`isa.DOTS`), or without it."""
+SIGNS, BIASED, BIASED_BY_PARTS, SIGNED = range(4)
+"""Ways to multiply by activations of eight bits: weights without their signs by activations with these signs (AVX2); by
+activations that are 128 too large, with the one instruction of x86 that there may be for it (`isa.DOTS`), or without
+it; or by activations as they are, with that of ARM."""
+
+
+def way_of(dots: str | None, isa: str) -> int | None:
+    """How a processor multiplies, by the names of its instruction for it and of its instruction set; None if it does
+    not, and sums are made of float32: AVX-512 and NEON without the instruction, and portable code."""
+    if dots == "dotprod":
+        return SIGNED
+    if dots is not None:
+        return BIASED
+    return SIGNS if isa == "avx2" else None
+
+
+def is_biased(way: int | None) -> bool:
+    """Whether activations are made 128 too large, so that so many times the weights have to be taken away again."""
+    return way in (BIASED, BIASED_BY_PARTS)
 
 
 def _dot_by_signs(builder, weights, activation, total):
@@ -46,7 +62,18 @@ def _dot_by_instruction(builder, weights, activation, total):
     return call(builder, f"llvm.x86.avx512.vpdpbusd.{bits}", total.type, words)
 
 
-dots = {SIGNS: _dot_by_signs, BIASED: _dot_by_instruction, BIASED_BY_PARTS: _dot_by_parts}
+def _dot_of_signed(builder, weights, activation, total):
+    """ARM: the same for signed activations, sixteen bytes at once. Exact: nothing is rounded or cut off at 16 bits."""
+    words4, sums = ir.VectorType(I32, 4), []
+    for first in range(0, total.type.count, 4):
+        lanes, whole = lanes_of(list(range(first, first + 4))), lanes_of(list(range(4 * first, 4 * first + 16)))
+        taken = [builder.shuffle_vector(vector, vector, whole) for vector in (weights, activation)]
+        part = builder.shuffle_vector(total, total, lanes)
+        sums.append(call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", words4, [part, *taken]))
+    return concatenated(builder, sums)
+
+
+dots = {SIGNS: _dot_by_signs, BIASED: _dot_by_instruction, BIASED_BY_PARTS: _dot_by_parts, SIGNED: _dot_of_signed}
 """By way, dot(builder, weights, activation, total)."""
 
 
@@ -54,11 +81,15 @@ def dots_of_tokens(builder, rows: list, x, way: int, sums: list) -> list:
     """sums[token * n + i] + the dot products of rows[i] and x[token]: LLVM vectors of bytes, and four bytes each at an
     address."""
     whole, words, single = rows[0].type, ir.VectorType(I32, sums[0].type.count), sums[0].type
-    totals = list(sums)
-    for token in range(len(sums) // len(rows)):
-        four = load_as(builder, builder.add(x, integer(4 * token)), I32, 4)
-        alone = builder.insert_element(ir.Constant(words, ir.Undefined), four, ir.Constant(I32, 0))
-        spread = builder.bitcast(builder.shuffle_vector(alone, alone, lanes_of([0] * words.count)), whole)
+    totals, tokens = list(sums), len(sums) // len(rows)
+    # ARM's instruction takes four bytes out of a vector; others want them in all lanes, which loads do at no cost
+    at_once = 4 if way == SIGNED else 1
+    for token in range(tokens):
+        if token % at_once == 0:
+            loaded = ir.VectorType(I32, min(at_once, tokens - token))
+            fours = load_as(builder, builder.add(x, integer(4 * token)), loaded, 4)
+        spread = builder.shuffle_vector(fours, fours, lanes_of([token % at_once] * words.count))
+        spread = builder.bitcast(spread, whole)
         for number, row in enumerate(rows):
             index = token * len(rows) + number
             total = dots[way](builder, row, spread, builder.bitcast(totals[index], words))

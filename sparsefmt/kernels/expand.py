@@ -112,8 +112,6 @@ _TABLES = {kind: _aligned(table) for kind, table in _TABLES.items()}
 
 def in_registers(kind: int) -> bool:
     """Whether there is a way without branches for values of a kind."""
-    if kind == DOTS:
-        return ISA != "portable"
     return (ISA != "portable" or NEON) and kind != F64
 
 
@@ -211,8 +209,9 @@ def values_of_word(typingctx, mask):
     return types.int64(types.int64), codegen
 
 
-def _columns_of_neon(builder, values, mask, kind, table):
-    """NEON: like `_columns`. Eight rows are one or two look-ups of bytes.
+def _look_ups(builder, mask, kind):
+    """NEON: a function of the addresses of values and table and of a byte's number in the word at `mask`, to LLVM
+    vectors of 16 bytes, which hold the eight rows whose mask is that byte.
 
     How many values there are before each eight rows is found for all of the word at once: counting the bits of one mask
     after the other would take longer than the look-ups.
@@ -226,8 +225,7 @@ def _columns_of_neon(builder, values, mask, kind, table):
 
     bytes16, row_type = ir.VectorType(I8, 16), ir.ArrayType(I8, _row_bytes(kind))
 
-    def looked_up(byte):
-        """LLVM vectors of 16 bytes, which hold the eight rows whose mask is a byte of the word."""
+    def looked_up(values, table, byte):
         rows = builder.inttoptr(table, row_type.as_pointer())
         row = builder.ptrtoint(builder.gep(rows, [byte_of(word, byte)], source_etype=row_type), I64)
         begin = builder.add(values, byte_of(begins, byte))
@@ -236,11 +234,18 @@ def _columns_of_neon(builder, values, mask, kind, table):
         indices = [load_as(builder, builder.add(row, integer(at)), bytes16, 16) for at in parts]
         return [call(builder, f"llvm.aarch64.neon.tbl{len(loaded)}.v16i8", bytes16, [*loaded, at]) for at in indices]
 
+    return looked_up
+
+
+def _columns_of_neon(builder, values, mask, kind, table):
+    """NEON: like `_columns`. Eight rows are one or two look-ups of bytes."""
+    looked_up = _look_ups(builder, mask, kind)
+
     def column(number, totals=()):
         nonlocal values, table
         # loads stay behind the products before: LLVM would load all columns first, and spill
         values, table = behind(builder, values, *totals), behind(builder, table, *totals)
-        parts = [part for byte in (2 * number, 2 * number + 1) for part in looked_up(byte)]
+        parts = [part for byte in (2 * number, 2 * number + 1) for part in looked_up(values, table, byte)]
         if WIDTH[kind] == 1:
             parts = [builder.shuffle_vector(part, part, lanes_of(list(range(8)))) for part in parts]
         found = concatenated(builder, parts)
@@ -403,20 +408,26 @@ def _side_by_side(builder, left, right):
     return [builder.shuffle_vector(left, right, lanes_of(lanes[begin : begin + count])) for begin in (0, count)]
 
 
-def _dots_of_rows(builder, values, mask, table, byte: int):
-    """AVX2: eight rows of a word as two LLVM vectors of 16 bytes, four columns of one row after the other. `byte`: 0
-    for the first eight rows, 1 for the others. values: where those of each column begin."""
-    bytes16, columns = ir.VectorType(I8, 16), []
-    for number, begin in enumerate(values):
-        bits = builder.zext(load_as(builder, builder.add(mask, integer(2 * number + byte)), I8, 1), I64)
+def _shuffled(builder, values, mask, table):
+    """AVX2: for each byte of the word at `mask`, an LLVM vector of 16 bytes, whose first eight are its rows of DOTS."""
+    bytes16, found = ir.VectorType(I8, 16), []
+    for number in range(2 * COLUMNS):
+        bits = builder.zext(load_as(builder, builder.add(mask, integer(number)), I8, 1), I64)
         row = builder.add(table, builder.shl(bits, integer(3)))
         # behind eight bytes come others, which are not used
-        shuffle, loaded = load_as(builder, row, bytes16, 1), load_as(builder, begin, bytes16, 1)
-        columns.append(call(builder, "llvm.x86.ssse3.pshuf.b.128", bytes16, [loaded, shuffle]))
+        shuffle, loaded = load_as(builder, row, bytes16, 1), load_as(builder, values, bytes16, 1)
+        found.append(call(builder, "llvm.x86.ssse3.pshuf.b.128", bytes16, [loaded, shuffle]))
+        values = builder.add(values, builder.ctpop(bits))
+    return found
+
+
+def _rows_of_dots(builder, columns):
+    """Eight rows of four columns, each in the first half of an LLVM vector of 16 bytes, as two such vectors: four
+    columns of one row after the other."""
     pairs = [_side_by_side(builder, *columns[first : first + 2])[0] for first in (0, 2)]
     halves = ir.VectorType(I16, 8)
     rows = _side_by_side(builder, *(builder.bitcast(pair, halves) for pair in pairs))
-    return [builder.bitcast(part, bytes16) for part in rows]
+    return [builder.bitcast(part, columns[0].type) for part in rows]
 
 
 @intrinsic(prefer_literal=True)
@@ -443,14 +454,12 @@ def _dots(builder, values, mask, table):
     """The four columns of a word as an LLVM vector of 64 bytes, those of one row after the other."""
     if ISA == "avx512":
         return _row_by_row(builder, _expand64(builder, values, mask), table)
-    begins, parts = ([], []), []
-    for number in range(2 * COLUMNS):
-        begins[number % 2].append(values)
-        bits = builder.zext(load_as(builder, builder.add(mask, integer(number)), I8, 1), I32)
-        values = builder.add(values, builder.zext(builder.ctpop(bits), I64))
-    for byte in (0, 1):
-        parts += _dots_of_rows(builder, begins[byte], mask, table, byte)
-    return concatenated(builder, parts)
+    if NEON:
+        looked_up = _look_ups(builder, mask, DOTS)
+        columns = [part for byte in range(2 * COLUMNS) for part in looked_up(values, table, byte)]
+    else:
+        columns = _shuffled(builder, values, mask, table)
+    return concatenated(builder, [part for half in (0, 1) for part in _rows_of_dots(builder, columns[half::2])])
 
 
 @intrinsic(prefer_literal=True)

@@ -19,10 +19,11 @@ import numpy as np
 from numba.extending import overload
 
 from sparsefmt.bits_of_words import popcount
-from sparsefmt.isa import DOTS as HAS_DOTS
+from sparsefmt.isa import DOTS as INSTRUCTION
+from sparsefmt.isa import ISA
 from sparsefmt.jit import jit
 from sparsefmt.kernels.bitmask import expand_columns, last_columns, widen_mask
-from sparsefmt.kernels.dots import BIASED, SIGNS, dot_panel, from_dots, less_dots
+from sparsefmt.kernels.dots import SIGNS, dot_panel, from_dots, is_biased, less_dots, way_of
 from sparsefmt.kernels.expand import (
     COLUMNS,
     begin_dots,
@@ -71,9 +72,9 @@ def groups_of(tokens: int) -> Groups:
     return Groups((units - 2 * narrow) // 3, narrow, units * (WIDE - NARROW))
 
 
-def dots_way() -> int:
-    """How this processor multiplies DOTS."""
-    return BIASED if HAS_DOTS else SIGNS
+def dots_way() -> int | None:
+    """How this processor multiplies DOTS; None if it does not."""
+    return way_of(INSTRUCTION, ISA)
 
 
 def shape(kind: int) -> tuple[int, int]:
@@ -202,7 +203,7 @@ def _put_dots(how, tokens, sums, sums_at, carried, scales, row_sums):
 @overload(_put_dots, prefer_literal=True)
 def _make_put_dots(how, tokens, sums, sums_at, carried, scales, row_sums):
     kind, scaled, way = _parts_of_how(how.literal_value)
-    kind, biased, by_scales = summed_kind(kind), int(way != SIGNS), int(scaled)
+    kind, biased, by_scales = summed_kind(kind), int(is_biased(way)), int(scaled)
     lanes, vector_bytes, vectors, count = sums.lanes, VECTOR_BYTES, VECTORS, sums.count
 
     def put(how, tokens, sums, sums_at, carried, scales, row_sums):

@@ -14,7 +14,7 @@ import numpy as np
 from sparsefmt.dtypes import DOUBLE, SINGLE, DType
 from sparsefmt.errors import UnsupportedError
 from sparsefmt.kernels import panel
-from sparsefmt.kernels.dots import SIGNS
+from sparsefmt.kernels.dots import is_biased
 from sparsefmt.kernels.eight_bits import LARGEST, round_activations
 from sparsefmt.kernels.multiply import multiply
 from sparsefmt.kernels.operand import Operand
@@ -88,7 +88,7 @@ def with_row_sums(w: Operand, whole: Operand) -> Operand:
 
     Cost: where activations are made 128 too large, a product with a token for each group of columns, the first time.
     """
-    if panel.dots_way() == SIGNS:
+    if not is_biased(panel.dots_way()):
         return w
     if w.with_sums is None:
         groups, nothing = w.matrix.groups, np.zeros((1, w.rows), np.int32)

@@ -24,11 +24,11 @@ _BLOCKS, _BLOCK = 64, 1024
 
 
 class Quantizing(NamedTuple):
-    """What became of weights that were to be quantized.
+    """What became of weights that were to be quantized, or were so in their file.
 
     Attributes:
         losses: what rounding has lost, by name of the layer; of layers that share a weight, under one of the names.
-        left_out: names of compressed layers that were not quantized, and why.
+        left_out: names of compressed layers that are not quantized, and why.
     """
 
     losses: dict[str, Loss]

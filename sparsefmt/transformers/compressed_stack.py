@@ -29,21 +29,23 @@ class StackStandIn(torch.Tensor):
     Attributes:
         matrices: (rows, cols) each, or (cols, rows) if they are swapped.
         swapped: whether its matrices are the transposes of these.
+        had_scales: whether any of them is the product of elements and scales.
     """
 
     matrices: list[SparseTensor]
     swapped: bool
+    had_scales: bool
 
     @staticmethod
-    def __new__(cls, matrices: Sequence[SparseTensor], swapped: bool = False) -> StackStandIn:
+    def __new__(cls, matrices: Sequence[SparseTensor], swapped: bool = False, had_scales: bool = False) -> StackStandIn:
         rows, cols = matrices[0].shape
         shape = (len(matrices), cols, rows) if swapped else (len(matrices), rows, cols)
         dtype = torch_dtype_of(matrices[0])
         made = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=torch.device("cpu"))
-        made.matrices, made.swapped = list(matrices), swapped
+        made.matrices, made.swapped, made.had_scales = list(matrices), swapped, had_scales
         return made
 
-    def __init__(self, matrices: Sequence[SparseTensor], swapped: bool = False) -> None:
+    def __init__(self, matrices: Sequence[SparseTensor], swapped: bool = False, had_scales: bool = False) -> None:
         super().__init__()
 
     def dense(self) -> torch.Tensor:
@@ -81,13 +83,15 @@ def stack(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
     same = len({(tensor.shape, tensor.dtype) for tensor in tensors}) == 1
     if dim != 0 or not same or any(matrix is None for matrix in matrices):
         return None
-    return StackStandIn([matrix for matrix in matrices if matrix is not None])
+    had_scales = any(isinstance(tensor, StandIn) and tensor.scales is not None for tensor in tensors)
+    return StackStandIn([matrix for matrix in matrices if matrix is not None], had_scales=had_scales)
 
 
 def _matrix(tensor: torch.Tensor) -> SparseTensor | None:
-    """A matrix of an expert, which may be one that was stored dense."""
+    """A matrix of an expert, which may be one that was stored dense. Experts cannot have scales: they are multiplied
+    into it."""
     if isinstance(tensor, StandIn):
-        return tensor.compressed if tensor.scales is None and tensor.dim() == 2 else None
+        return tensor.without_scales() if tensor.dim() == 2 else None
     if tensor.dim() != 2 or not tensor.is_floating_point() or tensor.device.type != "cpu":
         return None
     return SparseTensor.from_dense(rows_of(tensor.detach()), "dense")
@@ -102,7 +106,8 @@ def _cat(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
     if len(shapes) > 1 or dim % 3 != 1:
         return None
     experts = zip(*(each.oriented() for each in stacks), strict=True)
-    return StackStandIn([stacking.above_each_other(parts) for parts in experts])
+    had_scales = any(each.had_scales for each in stacks)
+    return StackStandIn([stacking.above_each_other(parts) for parts in experts], had_scales=had_scales)
 
 
 def _split(whole: StackStandIn, sizes: int | Sequence[int], dim: int = 0) -> list[torch.Tensor] | None:
@@ -117,9 +122,10 @@ def _split(whole: StackStandIn, sizes: int | Sequence[int], dim: int = 0) -> lis
     for size in sizes:
         end = begin + size
         if dim % 3 == 0:
-            parts.append(StackStandIn(whole.matrices[begin:end], whole.swapped))
+            parts.append(StackStandIn(whole.matrices[begin:end], whole.swapped, whole.had_scales))
         else:
-            parts.append(StackStandIn([stacking.rows_between(each, begin, end) for each in whole.oriented()]))
+            rows = [stacking.rows_between(each, begin, end) for each in whole.oriented()]
+            parts.append(StackStandIn(rows, had_scales=whole.had_scales))
         begin = end
     return parts
 
@@ -142,18 +148,19 @@ def _unbind(whole: StackStandIn, dim: int = 0) -> list[torch.Tensor] | None:
 def _transpose(whole: StackStandIn, first: int, second: int) -> torch.Tensor | None:
     if {first % 3, second % 3} != {1, 2}:
         return None
-    return StackStandIn(whole.matrices, not whole.swapped)
+    return StackStandIn(whole.matrices, not whole.swapped, whole.had_scales)
 
 
 def _same(whole: StackStandIn, **kwargs: Any) -> torch.Tensor:
-    return _like(whole, StackStandIn(whole.matrices, whole.swapped))
+    return _like(whole, StackStandIn(whole.matrices, whole.swapped, whole.had_scales))
 
 
 def _to_copy(whole: StackStandIn, **kwargs: Any) -> torch.Tensor | None:
     if torch.device(kwargs.get("device") or "cpu").type != "cpu":
         return None
     dtype = kwargs.get("dtype") or whole.dtype
-    return _like(whole, StackStandIn([cast(matrix, dtype) for matrix in whole.matrices], whole.swapped))
+    matrices = [cast(matrix, dtype) for matrix in whole.matrices]
+    return _like(whole, StackStandIn(matrices, whole.swapped, whole.had_scales))
 
 
 def _like(old: StackStandIn, made: StackStandIn) -> StackStandIn:

@@ -170,8 +170,7 @@ class SparsefmtQuantizer(HfQuantizer):
         """A line in the log of transformers, which shows warnings unless it is told to show more."""
         summary = self.result.summary
         if summary is not None:
-            lossy = summary.quantizing is not None and summary.quantizing.losses
-            log = _logger.warning if summary.surprises or lossy else _logger.info
+            log = _logger.warning if summary.surprises or summary.quantizing is not None else _logger.info
             log(f"sparsefmt: {summary}")
         text = None if self._in_float32 else hint(model, _IN_FLOAT32)
         if text is not None:

@@ -50,7 +50,10 @@ def settle(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
             stack = _settle_stack(weight, holders, selection)
             if isinstance(stack, SparseStack):
                 sparse[holders[0].key] = stack
-                if quantizing is not None:
+                if isinstance(weight, StackStandIn) and weight.had_scales:
+                    quantizing = quantizing or Quantizing({}, {})
+                    quantizing.left_out[holders[0].key] = _multiplied_out(holders[0].module)
+                elif quantizing is not None and selection.quantization is not None:
                     quantizing.left_out[holders[0].key] = why_stack_not_quantized(holders[0].module)
             else:
                 dense |= stack
@@ -77,6 +80,10 @@ def settle(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
     if is_for_nothing and all(layer.activations is None for layer in layers):
         raise ValueError("activations='int8' is for scaled weights of int8, which no layer has: give values='int8' too")
     return SparsifyResult(sparse, dense, summary_of(model, selection, dense, quantizing), quantizing)
+
+
+def _multiplied_out(module: torch.nn.Module) -> str:
+    return f"the scales of its elements are multiplied into it, since {what_of(module)} cannot have any"
 
 
 def _is_of_experts(holders: list[Holder]) -> bool:

@@ -13,7 +13,7 @@ from llvmlite import binding
 
 import sparsefmt
 from sparsefmt import Scales, SparseTensor, UnsupportedError, isa, linear
-from sparsefmt.kernels import dots, operand, panel, plans, recipe, scaled
+from sparsefmt.kernels import dots, operand, panel, recipe, scaled
 from sparsefmt.layouts import FORMS
 
 ids = {"ids": lambda dtype: np.dtype(dtype).name}
@@ -170,7 +170,6 @@ class TestBadInput:
 @pytest.fixture
 def biased(monkeypatch):
     """As where an instruction multiplies bytes that are 128 too large, but without the instruction."""
-    monkeypatch.setattr(plans.bitmask_and_dense, "HAS_DOTS", True)
     monkeypatch.setattr(panel, "dots_way", lambda: dots.BIASED_BY_PARTS)
     recipe.recipes.cache_clear()
     yield

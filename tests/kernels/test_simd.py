@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from helpers import ROOT, THOROUGH, first_always
+from llvmlite import binding, ir
 
 from sparsefmt import isa
-from sparsefmt.kernels import expand
+from sparsefmt.kernels import dots, expand
 from sparsefmt.kernels.kinds import BF16, F64
 
 AVX2 = "+avx,+avx2,+fma,+f16c,+popcnt,+bmi,+bmi2,+lzcnt,+ssse3,+sse4.1,+sse4.2"
@@ -211,6 +212,104 @@ class TestChoice:
             check=True,
         )
         assert found.stdout == f"portable {isa.NEON}\n"
+
+
+class TestDots:
+    @pytest.mark.parametrize(
+        ("instructions", "features", "wanted", "found"),
+        [
+            ("avx512", {"avx512vnni"}, None, "avx512vnni"),
+            ("avx512", {"avxvnni"}, "", None),
+            ("avx2", {"avxvnni", "avx512vnni"}, "avxvnni", "avxvnni"),
+            ("neon", {"dotprod"}, None, "dotprod"),
+            ("neon", {"dotprod"}, "none", None),
+            ("neon", set(), "none", None),
+            ("portable", {"avxvnni"}, None, None),
+        ],
+    )
+    def test_choice(self, instructions, features, wanted, found):
+        assert isa.dots_of(instructions, features, wanted) == found
+
+    def test_more_or_nonsense_is_an_error(self):
+        with pytest.raises(
+            ValueError, match=r"'dotprod', which this processor does not have with .* 'neon'; it has 'none'"
+        ):
+            isa.dots_of("neon", set(), "dotprod")
+        with pytest.raises(ValueError, match="it has 'avxvnni'"):
+            isa.dots_of("avx2", {"avxvnni", "avx512vnni"}, "avx512vnni")
+        with pytest.raises(ValueError, match="must be one of avx512vnni, avxvnni, dotprod, none, not 'sdot'"):
+            isa.dots_of("neon", {"dotprod"}, "sdot")
+
+    def test_the_environment_chooses(self, monkeypatch):
+        monkeypatch.setenv("SPARSEFMT_DOTS", "none")
+        assert isa._dots() is None
+        monkeypatch.setenv("SPARSEFMT_DOTS", "some")
+        with pytest.raises(ValueError, match="SPARSEFMT_DOTS must be one of"):
+            isa._dots()
+
+    @pytest.mark.parametrize(
+        ("instruction", "instructions", "way"),
+        [
+            ("dotprod", "portable", dots.SIGNED),
+            ("avx512vnni", "avx512", dots.BIASED),
+            ("avxvnni", "avx2", dots.BIASED),
+            (None, "avx2", dots.SIGNS),
+            (None, "avx512", None),
+            (None, "portable", None),
+        ],
+    )
+    def test_way(self, instruction, instructions, way):
+        assert dots.way_of(instruction, instructions) == way
+
+    @pytest.mark.parametrize(
+        ("name", "features", "has"),
+        [
+            ("cortex-a72", "", False),
+            ("cortex-a72", "+dotprod", True),
+            ("cortex-a76", "", True),
+            ("neoverse-n1", "-dotprod", False),
+            ("apple-m1", "", True),
+        ],
+    )
+    def test_llvm_is_asked_for_what_it_has(self, name, features, has):
+        assert isa.multiplies_bytes(arm(name, features)) == has
+
+    def test_linux_may_hide_the_instruction(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(isa, "multiplies_bytes", lambda machine: True)
+        cpuinfo = tmp_path / "cpuinfo"
+        cpuinfo.write_text("Features\t: fp asimd asimddp\n")
+        assert isa._arm_dots({"neon"}, cpuinfo) == {"neon", "dotprod"}
+        assert isa._arm_dots({"neon"}, tmp_path / "none") == {"neon", "dotprod"}
+        cpuinfo.write_text("Features\t: fp asimd\n")
+        assert isa._arm_dots({"neon", "dotprod"}, cpuinfo) == {"neon"}
+        # for another processor, or other features: as they are named
+        monkeypatch.setattr(isa.config, "CPU_FEATURES", "+neon")
+        assert isa._arm_dots({"neon"}, tmp_path / "none") == {"neon"}
+
+
+def arm(name: str, features: str = "") -> binding.TargetMachine:
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    return binding.Target.from_triple("aarch64-unknown-linux-gnu").create_target_machine(cpu=name, features=features)
+
+
+def test_dots_of_arm():
+    """Four rows of four columns for four tokens: an instruction each, whose activations are in one register."""
+    module, of_bytes, of_sums = ir.Module(), ir.VectorType(ir.IntType(8), 16), ir.VectorType(ir.FloatType(), 4)
+    sums = ir.ArrayType(of_sums, 4)
+    function = ir.Function(module, ir.FunctionType(sums, [of_bytes, ir.IntType(64), sums]), "f")
+    builder = ir.IRBuilder(function.append_basic_block())
+    weights, x, before = function.args
+    totals = [builder.extract_value(before, number) for number in range(4)]
+    totals = dots.dots_of_tokens(builder, [weights], x, dots.SIGNED, totals)
+    for number, total in enumerate(totals):
+        before = builder.insert_value(before, total, number)
+    builder.ret(before)
+    assembly = arm("cortex-a76").emit_assembly(binding.parse_assembly(str(module)))
+    lines = [line.split("//")[0].split() for line in assembly.splitlines() if re.match(r"\t[a-z]", line)]
+    taken = [line[-1] for line in lines if line[0] == "sdot"]
+    assert [of.partition(".")[2] for of in taken] == [f"4b[{token}]" for token in range(4)]
+    assert [line[0] for line in lines if line[0] not in ("sdot", "mov")] == ["ldr", "ret"]
 
 
 def test_in_registers():

@@ -26,3 +26,10 @@ def test_elements_move_alike():
     wanted = arm_moves.cases()
     wanted[2].y[3] ^= 1
     assert arm.differences("cortex-a76", wanted) == [wanted[2].name]
+
+
+@pytest.mark.thorough
+def test_integers_of_eight_bits():
+    wanted = [case for case in arm.eight_bit_cases((1, 13)) if len(case.x) == 13 or case.scales is None]
+    wanted[-1].y += np.float32(1)
+    assert arm.differences("cortex-a76", wanted) == [wanted[-1].name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -23,6 +24,7 @@ f:
 \tcmp x3, x9
 \tb.ge .LBB0_3
 \tfmadd s0, s1, s2, s3
+\tsdot v1.4s, v0.16b, v2.4b[1]
 \tb.lt .LBB0_2
 .LBB0_3:
 \tsubs x0, x0, #1
@@ -69,7 +71,7 @@ def test_the_hottest_loop_is_found():
     assert loop == inner.lines == inner.own
     assert loop[0] == "ldr q0, [x3], #16"
     assert loop[-1] == "b.lt .LBB0_2"
-    assert bench.units_of(loop, MULTIPLY_ADD, x86=False) == 5
+    assert bench.units_of(loop, MULTIPLY_ADD, x86=False) == 5 + 16
     assert bench.units_of(loop, ELEMENT, x86=False) == 0
     assert [bench.on_stack(line, x86=False) for line in loop].count(True) == 1
 
@@ -103,6 +105,19 @@ def test_an_unknown_kernel_is_named(monkeypatch):
     assert done.exit_code == 2
     assert "nonsense" in done.output
     assert "bitmask_one_token" in done.output
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_integers_of_eight_bits_on_arm():
+    """Six tokens of sixteen rows: 24 instructions, whose sums stay in registers. One token expands its weights, too."""
+    names = ["w8a8_many_tokens/DOTS", "w8a8_one_token/DOTS"]
+    for assembly, dots in zip(bench.assemblies("cortex-a76", names).values(), (24, 8), strict=True):
+        loop = bench.hottest(assembly, MULTIPLY_ADD, x86=False)
+        assert sum(line.startswith("sdot") for line in loop) == dots
+        assert bench.units_of(loop, MULTIPLY_ADD, x86=False) == 16 * dots
+        assert not any(re.match(r"blr? ", line) or bench.on_stack(line, x86=False) for line in loop)
+        assert len(loop) < (40 if dots == 24 else 160)
 
 
 @pytest.mark.slow

@@ -14,7 +14,11 @@ from transformers import AutoModelForCausalLM
 from transformers_models import convert, same_weights, tensors_in
 
 import sparsefmt
+from sparsefmt.checkpoints.checkpoint import Checkpoint
+from sparsefmt.checkpoints.conversion import convert_checkpoint
 from sparsefmt.errors import SparsefmtError
+from sparsefmt.quantizing import Quantization
+from sparsefmt.save_options import SaveOptions
 from sparsefmt.torch import SparseStack, sparsify
 from sparsefmt.transformers import SparsefmtConfig
 from sparsefmt.transformers.compressed_parameter import StandIn
@@ -114,6 +118,27 @@ def test_experts_are_not_quantized_and_that_is_said(tmp_path: Path) -> None:
     model_of("mixtral").save_pretrained(tmp_path)
     result = load(tmp_path, values="int8").hf_quantizer.result
     assert result.quantizing.left_out["model.layers.0.mlp.experts.down_proj"] == "it holds the weights of experts"
+
+
+def test_scales_of_experts_in_a_file_are_multiplied_into_them_and_that_is_said(
+    tmp_path: Path, made_dense: list[tuple[int, ...]]
+) -> None:
+    model_of("mixtral").save_pretrained(tmp_path / "dense")
+    with Checkpoint(tmp_path / "dense", ["safetensors"]) as checkpoint:
+        checkpoint.quantization = Quantization()
+        convert_checkpoint(checkpoint, tmp_path / "sparse", SaveOptions())
+    loaded = load(tmp_path / "sparse")
+    assert not [shape for shape in made_dense if len(shape) == 3 or min(shape) > 8]
+    result, experts = loaded.hf_quantizer.result, loaded.model.layers[0].mlp.experts
+    assert "model.layers.0.mlp.experts.gate_up_proj" in result.sparse
+    reason = "the scales of its elements are multiplied into it, since experts cannot have any"
+    assert result.quantizing.left_out["model.layers.0.mlp.experts.down_proj"] == reason
+    assert reason in str(result)
+    assert not result.quantizing.losses
+    tensors, name = tensors_in(tmp_path / "sparse"), "model.layers.0.block_sparse_moe.experts.1.w2.weight"
+    elements, scales = tensors[name], tensors[f"{name}_scale"]
+    assert elements.dtype == np.int8
+    assert torch.equal(experts.down_proj[1].weight.to_dense(), torch.from_numpy(elements * scales))
 
 
 def folder_with(tmp_path: Path, **changes: np.ndarray | None) -> Path:

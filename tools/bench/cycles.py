@@ -205,13 +205,17 @@ def loops_of(assembly: str) -> list[Loop]:
 
 
 def _lanes(line: str, x86: bool) -> int:
-    """Floats that a fused multiply-add takes; 0 for other instructions."""
+    """Floats that a fused multiply-add takes, or products of bytes that are added up; 0 for other instructions."""
     if x86:
+        if line.startswith("vpmaddubsw"):
+            return 32 if "%ymm" in line else 16
         if not re.match(r"vfn?madd\d+", line):
             return 0
         if re.match(r"vfn?madd\d+s", line):
             return 1
         return 8 if "%ymm" in line else 16 if "%zmm" in line else 4
+    if line.startswith("sdot"):
+        return 16
     if re.match(r"fml[as] ", line):
         vector = re.search(r"v\d+\.(\d)([sd])", line)
         return int(vector[1]) if vector else 1
@@ -316,7 +320,7 @@ def show(found: list[Found], console: Console) -> int:
 @click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--cpu", "cpus", multiple=True, type=click.Choice([cpu for cpu in PROCESSORS if cpu != BASELINE]))
 @click.option("--kernel", "wanted", multiple=True, help="Names of loops, all by default.")
-@click.option("--kind", "kinds", multiple=True, type=click.Choice(["F32", "BF16", "F16"]))
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(["F32", "BF16", "F16", "INT8", "DOTS"]))
 @click.option("--csv", "csv_path", type=click.Path(dir_okay=False, path_type=Path))
 def main(cpus: tuple[str, ...], wanted: tuple[str, ...], kinds: tuple[str, ...], csv_path: Path | None) -> None:
     try:

@@ -91,6 +91,8 @@ def compile_for(name: str) -> None:
     from sparsefmt import isa, jit
 
     isa.NEON = triple == AARCH64
+    # every ARM processor of PROCESSORS has it, by its name
+    isa.DOTS = "dotprod" if isa.NEON else None
 
     def no_cache(function: Any) -> Any:
         raise RuntimeError("nothing is kept of code for other processors")
@@ -103,7 +105,7 @@ def kernels() -> dict[str, Kernel]:
     from numba import types
 
     from sparsefmt.jit import jit
-    from sparsefmt.kernels import activations, bitmask, dense, expand, kinds, panel, permuted, transposed
+    from sparsefmt.kernels import activations, bitmask, dense, dots, expand, kinds, panel, permuted, transposed
     from sparsefmt.kernels import permuted_in_blocks as blocks
 
     number = types.int64
@@ -127,10 +129,24 @@ def kernels() -> dict[str, Kernel]:
 
         return fill, (number,) * 5
 
+    def microkernel(kind: int) -> tuple[Any, tuple[Any, ...]]:
+        wide = panel.WIDE if panel.dots_way() != dots.SIGNS or kind != kinds.DOTS else panel.NARROW
+        how = panel._how(kind, False, panel.dots_way() or 0)
+
+        @jit
+        def multiply(weights, columns, x, sums):
+            panel._multiply(how, wide, 1, weights, columns, x, 0, sums, True, 0, 0)
+
+        return multiply, (number,) * 4
+
+    def one_token(kind: int) -> Any:
+        return bitmask.one_token_of_dots(panel.dots_way()) if kind == kinds.DOTS else bitmask.few_tokens_kernel(kind, 1)
+
     def of_job(make: Callable[[int], Any]) -> Callable[[int], tuple[Any, tuple[Any, ...]]]:
         return lambda kind: (make(kind), (number,) * 4)
 
     every, singles, wide = ("F32", "BF16", "F16"), ("F32",), (int(lanes), int(vectors))
+    eight_bits = "DOTS", "INT8"
     return {
         "bitmask_one_token": Kernel(of_job(lambda kind: bitmask.few_tokens_kernel(kind, 1)), MULTIPLY_ADD, every),
         "bitmask_six_tokens": Kernel(of_job(lambda kind: bitmask.few_tokens_kernel(kind, 6)), MULTIPLY_ADD, every),
@@ -143,6 +159,9 @@ def kernels() -> dict[str, Kernel]:
         "panel_one_token": Kernel(
             of_job(lambda kind: panel.many_tokens_kernel(False, kind, True)), MULTIPLY_ADD, singles
         ),
+        # W8A8: integers, by sdot on ARM, beside what is done without it, which are sums of float32
+        "w8a8_one_token": Kernel(of_job(one_token), MULTIPLY_ADD, eight_bits),
+        "w8a8_many_tokens": Kernel(microkernel, MULTIPLY_ADD, eight_bits),
         "permuted_one_token": Kernel(
             of_job(lambda kind: permuted.one_token_kernel(kind, False)), MULTIPLY_ADD, every
         ),

@@ -8,6 +8,10 @@ the machine matter less; peers, in processes of their own, have those of a clock
 
     python -m tools.bench.eight_bits_products
     python -m tools.bench.eight_bits_products --isa avx2 --peers ggml --shape 4096x11008 --sparsity 0.5
+    python -m tools.bench.eight_bits_products --roof --sparsity 0.5 --tokens 24 --tokens 128
+
+`--roof` says what the instruction for dot products of bytes does at most, in a loop of nothing else, and so how many
+times as fast as each dense int8 of the run a kernel could be at most that multiplies zeros, too, as `bitmask` does.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import numpy as np
@@ -27,7 +31,15 @@ from rich.table import Table
 
 from tools.bench.harness import HELD, ONE_THREAD, hold_to, in_turns, parse_shapes, processor, spread, wide_console
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tools.bench.eight_bits_roof import Roof
+
 SCALE = 0.01
+
+OURS = ("bitmask", "permuted")
+"""Layouts that are timed. Others that are called int8 are PyTorch's engines."""
 
 
 class Contender(NamedTuple):
@@ -85,7 +97,7 @@ def ours(q: np.ndarray, x: np.ndarray) -> Iterator[tuple[str, Callable[[], objec
     if wide.layout != "bitmask":
         wide = wide.to_layout("bitmask")
     yield "bf16 bitmask", partial(linear, x, wide), 8 * wide.nbytes / q.size
-    for layout in ("bitmask", "permuted"):
+    for layout in OURS:
         w = SparseTensor.from_dense(q, layout)
         bits = 8 * (w.nbytes + scales.nbytes) / q.size
         yield f"int8 {layout}", partial(linear, x, w, scale=scales), bits
@@ -109,6 +121,21 @@ def contenders(q: np.ndarray, x: np.ndarray, peers: dict[str, Any]) -> list[Cont
     return found
 
 
+def roof_of(console: Console, turns: int) -> Roof:
+    """Measured and printed."""
+    from tools.bench.eight_bits_roof import measure
+
+    try:
+        roof = measure(turns)
+    except ValueError as error:
+        raise click.UsageError(f"--roof: {error}") from error
+    console.print(
+        f"Alone, the instruction does {roof.multiply_adds_a_cycle:.1f} multiply-adds a cycle, of which there are "
+        f"{roof.cycles_a_second / 1e9:.2f} billion a second: {roof.multiply_adds_a_second / 1e9:.0f} billion."
+    )
+    return roof
+
+
 @click.command()
 @click.option("--shape", default="4096x4096", show_default=True, help="Rows and columns.")
 @click.option("--sparsity", multiple=True, type=float, default=(0.5, 0.7, 0.8), show_default=True)
@@ -116,8 +143,15 @@ def contenders(q: np.ndarray, x: np.ndarray, peers: dict[str, Any]) -> list[Cont
 @click.option("--turns", default=5, show_default=True, help="Times that each is measured.")
 @click.option("--isa", type=click.Choice(list(HELD)), help="Hold all to an instruction set.")
 @click.option("--peers", default="", help="Others to build and run: ggml, openvino.")
+@click.option("--roof", "with_roof", is_flag=True, help="Say what no kernel of this instruction could exceed.")
 def main(
-    shape: str, sparsity: tuple[float, ...], tokens: tuple[int, ...], turns: int, isa: str | None, peers: str
+    shape: str,
+    sparsity: tuple[float, ...],
+    tokens: tuple[int, ...],
+    turns: int,
+    isa: str | None,
+    peers: str,
+    with_roof: bool,
 ) -> None:
     (shape,) = parse_shapes(None, None, (shape,))  # type: ignore[arg-type]
     rows, cols = map(int, shape.split("x"))
@@ -131,10 +165,9 @@ def main(
     torch.set_num_threads(1)
     set_num_threads(1)
     console, rng = wide_console(), np.random.default_rng(0)
-    has = "with" if instructions.DOTS else "without"
-    console.print(
-        f"{processor()}, {instructions.ISA}, {has} an instruction for dot products of eight bits; {shape}, one thread"
-    )
+    has = f"with {instructions.DOTS}" if instructions.DOTS else "without an instruction"
+    console.print(f"{processor()}, {instructions.ISA}, {has} for dot products of eight bits; {shape}, one thread")
+    roof = roof_of(console, turns) if with_roof else None
     commands = build([name for name in peers.split(",") if name])
     for share in sparsity:
         q = quantized(rng, rows, cols, share)
@@ -154,24 +187,28 @@ def main(
                 seconds = {name: statistics.median(found) for name, found in times.items()}
                 widest = max(widest, *(spread(found) for found in times.values()))
                 baseline = min(seconds.pop("numpy"), seconds.pop("torch"))
-                int8 = [
-                    seconds[name]
-                    for name in seconds
-                    if name.startswith("int8 ") and name.split()[1] not in ("bitmask", "permuted")
-                ]
+                int8 = {
+                    name: value
+                    for name, value in seconds.items()
+                    if name.startswith("int8 ") and name.split()[1] not in OURS
+                }
                 if not with_bits:
                     with_bits = True
                     for one in all_of_them:
                         if one.name in seconds:
                             table.add_column(f"{one.name}\n{one.bits:.1f} bits", justify="right")
                     table.add_column("w8a8 over int8", justify="right")
+                    for name in int8 if roof else ():
+                        table.add_column(f"at most over\n{name}", justify="right")
                 best = min(seconds["w8a8 bitmask"], seconds["w8a8 permuted"])
-                over = f"{min(int8) / best:.2f}" if int8 else "-"
+                over = f"{min(int8.values()) / best:.2f}" if int8 else "-"
+                at_most = [value / roof.seconds(rows, cols, count) for value in int8.values()] if roof else []
                 table.add_row(
                     str(count),
                     f"{baseline * 1e3:.2f}",
                     *(f"{baseline / value:.2f}" for value in seconds.values()),
                     over,
+                    *(f"{ratio:.2f}" for ratio in at_most),
                 )
         table.title = (
             f"{share:.0%} zeros: times as fast as dense float32 (quartiles at most {widest:.0%} of the median apart)"

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sparsefmt.isa import DOTS as HAS_DOTS
 from sparsefmt.kernels import activations, bitmask, bitmask_by_rows, dense, expand, panel
-from sparsefmt.kernels.dots import SIGNS
+from sparsefmt.kernels.dots import SIGNS, is_biased
 from sparsefmt.kernels.kinds import DOTS, WIDTH, summed_kind
 from sparsefmt.kernels.native import native
 from sparsefmt.kernels.operand import Matrix
@@ -54,7 +53,7 @@ def plans(matrix: Matrix, kind: int, tokens: int, across: Across) -> Iterator[Pl
     """See `PLANS`. The matrix may have scales in groups of MOST_GROUP_COLS columns at most."""
     if kind == DOTS:
         for first in range(0, tokens, MAX_TOKENS):
-            yield _of_dots(matrix, first, min(tokens - first, MAX_TOKENS), panel.dots_way())
+            yield _of_dots(matrix, first, min(tokens - first, MAX_TOKENS))
         return
     done = 0
     in_blocks = matrix.groups > 1 or permuted.blocks_pay(matrix.cols, kind)
@@ -101,8 +100,11 @@ def _plan(matrix: Matrix, kind: int, first: int, tokens: int) -> Plan:
     return Plan(first, tokens, kernel, before, length * WIDTH[summed], scratch=scratch, own=own)
 
 
-def _of_dots(matrix: Matrix, first: int, tokens: int, way: int) -> Plan:
+def _of_dots(matrix: Matrix, first: int, tokens: int) -> Plan:
     """Weights and activations of eight bits, whose products are added up as integers."""
+    way = panel.dots_way()
+    if way is None:
+        raise TypeError("no way to multiply DOTS: see dots_are_faster")
     wide, narrow = (0, 1) if tokens == 1 else (panel.WIDE, panel.NARROW)
     wides, narrows, padded = (1, 0, 1) if tokens == 1 else panel.groups_of(tokens)
     if way == SIGNS and tokens > 1:
@@ -116,7 +118,7 @@ def _of_dots(matrix: Matrix, first: int, tokens: int, way: int) -> Plan:
         kernel = bitmask.one_token_of_dots(way)
     else:
         kernel = panel.many_tokens_kernel(True, DOTS, tokens == 1, matrix.groups > 1, way)
-    before = Step(activations.in_dots(wide, narrow, way != SIGNS), wides + narrows)
+    before = Step(activations.in_dots(wide, narrow, is_biased(way)), wides + narrows)
     arranged = padded * activations.padded(matrix.cols)
     return Plan(
         first, tokens, kernel, before, arranged, scratch=panel.scratch_bytes(DOTS, matrix.cols, padded), own=own
@@ -125,11 +127,12 @@ def _of_dots(matrix: Matrix, first: int, tokens: int, way: int) -> Plan:
 
 def dots_are_faster(matrix: Matrix, tokens: int) -> bool:
     """Whether weights and activations of eight bits should be multiplied as integers, and not as float32."""
-    if matrix.layout != "bitmask" or not expand.in_registers(DOTS) or matrix.cols > MOST_COLS_OF_DOTS:
+    way = panel.dots_way()
+    if matrix.layout != "bitmask" or way is None or matrix.cols > MOST_COLS_OF_DOTS:
         return False
     if matrix.groups > 1 and matrix.cols // matrix.groups % expand.COLUMNS:
         return False
-    if HAS_DOTS:
+    if way != SIGNS:
         return True
     if tokens == 1:
         return matrix.groups == 1
