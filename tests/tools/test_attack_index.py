@@ -9,6 +9,7 @@ from tools.fuzz import attack_index
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.thorough
 def test_large_indices_take_memory_in_proportion(capsys):
     with pytest.raises(SystemExit) as end:
         attack_index.main.main(["--mib", "5"])
