@@ -23,7 +23,7 @@ from click.testing import Result as CliResult
 from hypothesis import strategies as st
 
 import sparsefmt
-from sparsefmt import isa
+from sparsefmt import compiling, isa
 from sparsefmt.cli import main
 from sparsefmt.codecs.contract import ArrayInfo, Chunk, Codec, Each
 from sparsefmt.dtypes import DTYPES, DType, as_bits, dtype_of
@@ -224,6 +224,8 @@ def in_threads(work: Callable[[Any], object], items: Iterable[Any]) -> None:
 
 def run_command(*arguments: object) -> CliResult:
     """What `sparsefmt` does with these arguments. Any exception but an exit is a failure."""
+    # whether it would say that it compiles depends on what this process has compiled before
+    compiling.watch._told = True
     result = CliRunner(env={"COLUMNS": "200"}).invoke(main, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
@@ -248,8 +250,8 @@ def fail(code: int, *arguments: object) -> str:
     """The one line on stderr with which a command fails."""
     result = run_command(*arguments)
     assert result.exit_code == code, result.output
-    [line] = result.stderr.splitlines()
-    prefix, message = line.split("sparsefmt: error: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    prefix, message = result.stderr.rstrip("\n").split("sparsefmt: error: ")
     assert prefix == ""
     return message
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,12 +67,19 @@ class FileHandler(BaseHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """Clients hang up once they have what they want. What is said of that would be on stderr of some command."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def serving(files: dict[str, bytes]) -> Iterator[tuple[str, type[FileHandler]]]:
     """The URL of a server of files, without a slash, and how it behaves."""
     pytest.importorskip("aiohttp", reason="fsspec needs it for https://")
     own = type("Own", (FileHandler,), {"files": files, "sent": [], "headers_seen": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), own) as server:
+    with _Server(("127.0.0.1", 0), own) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
