@@ -192,7 +192,7 @@ def test_example_in_the_header_runs(folder: Path, tmp_path: Path):
 # Files that both read
 
 
-@pytest.mark.parametrize("fixture", ["reader", "portable_reader"])
+@pytest.mark.parametrize("fixture", first_always(["reader", "portable_reader"]))
 def test_vectors_read_the_same(fixture: str, request: pytest.FixtureRequest):
     """Dense bytes, products and codes of all vectors."""
     reader = request.getfixturevalue(fixture)
