@@ -31,7 +31,7 @@ TOGETHER = 16
 ARRANGING_COST, READING_COST = 8, 4
 """What it costs to arrange an activation, and to read a weight and spread it."""
 
-EXPANDING_COST = {"bitmask": 12, "dense": 1}
+EXPANDING_COST = 12
 """The same for a position of a panel that is expanded, as it was found on two threads."""
 
 _PART = 32
@@ -84,7 +84,7 @@ def pays(w: Operand, tokens: int) -> bool:
     if w.layout == "permuted":
         repeated = w.whole.multiply_adds * READING_COST
     else:
-        repeated = w.matrix.rows * w.matrix.cols * EXPANDING_COST[w.layout]
+        repeated = w.matrix.rows * w.matrix.cols * EXPANDING_COST
     return tokens >= 2 * LEAST_TOKENS and tokens * w.matrix.cols * ARRANGING_COST > repeated
 
 

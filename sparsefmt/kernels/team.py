@@ -44,8 +44,8 @@ _NEXT_UNIT, _UNITS, _BOUNDS, _KERNEL, _ALONE, _WAITS, _STEP = range(7)
 """A counter of units, their number, the address of their bounds, the code, whether each thread does all units for
 itself, and whether the next step has to wait for all threads; how many integers that are."""
 
-_MOST_ARRANGED = 4 << 20
-"""Bytes of arranged activations that every thread makes for itself. More of them share the caches of all cores."""
+_MOST_ARRANGED = 1 << 20
+"""Bytes of arranged activations that every thread makes for itself: those that stay in its second-level cache."""
 
 _forked = False
 

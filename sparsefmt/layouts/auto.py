@@ -6,12 +6,12 @@ The rule, documented in docs/guide.md ("Choosing a layout"):
    would not make at least 10 % smaller are `dense`. Few columns or few zeros end here: every row costs some bytes of
    its own.
 2. Arrays that will be computed on are `permuted` from a share of zeros on that depends on the processor and on the
-   width of a value (PERMUTED_FROM, PERMUTED_FROM_IF_SMALL), and on how many tokens are expected at once, if somebody
-   said so (PERMUTED_FROM_FOR); and `bitmask` below that. They are also `bitmask` where the
-   slices of `permuted` would be padded much: where there are few rows, or one of many is full. `permuted` has `gaps` or
-   `columns`, whichever takes fewer bytes. Results have the same bits in every layout, so nobody sees from them which
-   was taken. Arrays that a file stores as they are will be computed on, too, but nobody knows where: files are the same
-   on every processor.
+   width of a value (PERMUTED_FROM), on the shape of small and of narrow matrices (PERMUTED_FROM_IF_SMALL,
+   PERMUTED_FROM_IF_NARROW), and on how many tokens are expected at once, if somebody said so (PERMUTED_FROM_FOR); and
+   `bitmask` below that. They are also `bitmask` where the slices of `permuted` would be padded much: where there are
+   few rows, or one of many is full. `permuted` has `gaps` or `columns`, whichever takes fewer bytes. Results have the
+   same bits in every layout, so nobody sees from them which was taken. Arrays that a file stores as they are will be
+   computed on, too, but nobody knows where: files are the same on every processor.
 3. Arrays that are entropy coded are `bitmask`: a coded mask is smaller than coded columns, and turning it into
    `permuted` while loading costs little beside decoding. But a mask takes time for every position: large matrices with
    hardly a nonzero (`heights.is_very_sparse`) are `permuted`, in tiles that are as high as they are empty.
@@ -50,6 +50,13 @@ SMALL_MATRIX = 1 << 18
 PERMUTED_FROM_IF_SMALL = {"avx2": {2: 0.45}, "avx512": {2: 0.45, 4: 0.45}}
 """What differs from PERMUTED_FROM for small matrices. There, the few bytes of `bitmask` bring no speed, and to expand a
 mask takes long beside the rest: at 50 %, `permuted` is 1.07 to 1.2 times as fast in the mean."""
+
+NARROW = {"avx2": (512, 512), "avx512": (256, 0)}
+"""By instruction set, rows and columns of a matrix below which PERMUTED_FROM_IF_NARROW holds."""
+
+PERMUTED_FROM_IF_NARROW = {2: 0.45}
+"""What differs from PERMUTED_FROM for narrow matrices. There, to arrange many activations or to put their results in
+place takes long beside the products, and at 50 % `bitmask` would be slower than dense from 64 to 256 tokens on."""
 
 PERMUTED_FROM_FOR = {
     "avx2": {"decode": {1: 0.66, 2: 0.68, 4: 0.68}, "prompts": {1: 0.45, 2: 0.4, 4: 0.4}},
@@ -126,7 +133,10 @@ def permuted_from(dtype: DType, shape: tuple[int, int], purpose: Purpose = "comp
     found = PERMUTED_FROM[ISA][width]
     if use:
         return PERMUTED_FROM_FOR.get(ISA, {}).get(use, {}).get(width, found)
-    return PERMUTED_FROM_IF_SMALL.get(ISA, {}).get(width, found) if prod(shape) <= SMALL_MATRIX else found
+    if prod(shape) <= SMALL_MATRIX:
+        return PERMUTED_FROM_IF_SMALL.get(ISA, {}).get(width, found)
+    rows, cols = NARROW.get(ISA, (0, 0))
+    return PERMUTED_FROM_IF_NARROW.get(width, found) if shape[0] < rows or shape[1] < cols else found
 
 
 def most_bytes_of(filling: Filling, permuted: Layout, purpose: Purpose = "computing") -> int:

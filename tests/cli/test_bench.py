@@ -31,6 +31,7 @@ def border(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where `auto` takes another layout, which depends on the processor."""
     monkeypatch.setattr(auto, "PERMUTED_FROM", {isa: dict.fromkeys((1, 2, 4, 8), 0.7) for isa in auto.PERMUTED_FROM})
     monkeypatch.setattr(auto, "PERMUTED_FROM_IF_SMALL", {})
+    monkeypatch.setattr(auto, "PERMUTED_FROM_IF_NARROW", {})
 
 
 @pytest.fixture(autouse=True)

@@ -139,6 +139,17 @@ class TestAuto:
         assert chosen("F32", 512, 512, 512 * 256) == "permuted"
         assert chosen("F32", 520, 512, 520 * 256) == "bitmask"
 
+    def test_narrow_matrices_take_the_one_that_is_never_slower_than_dense(self, monkeypatch):
+        pretend(monkeypatch, ISA="avx2")
+        for rows, cols in ((128, 8192), (511, 4096), (8192, 128), (4096, 511)):
+            assert chosen("BF16", rows, cols, rows * cols // 2) == "permuted"
+            assert chosen("BF16", rows, cols, rows * cols // 2, "raw") == "bitmask"
+        assert chosen("BF16", 512, 4096, 512 * 2048) == "bitmask"
+        pretend(monkeypatch, ISA="avx512")
+        assert chosen("F16", 255, 4096, 255 * 2048) == "permuted"
+        assert chosen("F16", 256, 4096, 256 * 2048) == "bitmask"
+        assert chosen("F16", 8192, 128, 8192 * 64) == "bitmask"
+
     def test_narrow_rows_are_not_padded(self):
         assert chosen("F32", 1000, 1, 500) == "dense"
         assert chosen("I8", 1000, 9, 4000) == "bitmask"
