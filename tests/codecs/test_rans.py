@@ -26,6 +26,7 @@ from sparsefmt.codecs.rans.elements import ElementCoder, read_model
 from sparsefmt.codecs.rans.elements.bins import Keys
 from sparsefmt.codecs.rans.elements.counting import counted
 from sparsefmt.codecs.rans.elements.model import Model, write_model
+from sparsefmt.codecs.rans.elements.splitting import Splitter
 from sparsefmt.codecs.rans.jitted import eight_lanes, measuring, models
 from sparsefmt.codecs.rans.streams import Tables
 from sparsefmt.dtypes import DTYPES
@@ -447,6 +448,37 @@ class TestMeasuring:
                 assert np.array_equal(sums, expected.sum(1 - axis))
                 assert np.array_equal(counts, np.count_nonzero(expected, 1 - axis))
             assert squares == (expected**2).sum()
+
+    @pytest.mark.skipif(not isa.MOVES_BYTES, reason="it takes AVX-512 with VBMI")
+    @pytest.mark.parametrize("width", [1, 2, 4])
+    @pytest.mark.parametrize(("bins", "place_nbits"), [(1, 3), (63, 2), (64, 0), (65, 1), (127, 1), (200, 1)])
+    def test_registers_split_as_tables_do(self, width, bins, place_nbits):
+        rng, nbits = np.random.default_rng(bins), 8 * width
+        keys = Keys(nbits, 3 if width == 4 else 0, width > 1)
+        left_out = keys.key_nbits - keys.prefix_nbits
+        bins = min(bins, (1 << keys.prefix_nbits) >> place_nbits)
+        numbers = np.sort(rng.permutation((1 << keys.prefix_nbits) >> place_nbits)[:bins]).astype(np.uint64)
+        widths = np.full(bins, place_nbits + left_out)
+        splitter = Splitter(keys, numbers << np.uint64(place_nbits + left_out), widths)
+        assert splitter._tables_in_registers or bins == 200
+        of_bins = rng.integers(0, bins, 3001)
+        places = rng.integers(0, 1 << place_nbits + left_out, of_bins.size).astype(np.uint64)
+        found = (numbers[of_bins] << np.uint64(place_nbits + left_out)) + places
+        if keys.folded:
+            found = (found >> np.uint64(1)) << np.uint64(keys.shift) | (found & np.uint64(1)) << np.uint64(nbits - 1)
+        elements = found.astype(f"u{width}")
+        for count in (0, 1, 63, 64, 65, 1024, 1027, 3001):
+            some = frozen(elements[:count])
+            symbols, offsets, offset_nbits = splitter.split(some)
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(isa, "MOVES_BYTES", False)
+                plain_symbols, plain, plain_nbits = splitter.split(some)
+            assert offset_nbits == plain_nbits == count * (place_nbits + left_out)
+            words = -(-offset_nbits // 64)
+            assert np.array_equal(offsets[:words], plain[:words])
+            assert np.array_equal(symbols, plain_symbols)
+            assert np.array_equal(symbols, of_bins[:count])
+            assert np.array_equal(splitter.symbols(some), symbols)
 
     @settings(deadline=None)
     @given(st.sampled_from([1, 2, 4, 8]), st.booleans(), st.integers(0, 63), st.sampled_from([50, 9000]))

@@ -33,7 +33,8 @@ class Splitter:
 
         Raises FormatError if an element was not there when the model was made.
         """
-        offsets = np.zeros(elements.size * int(self._widths.max()) // 64 + 2, np.uint64)
+        words = elements.size * int(self._widths.max()) // 64 + 2
+        offsets = (np.zeros if self._wide_tables(elements) is None else np.empty)(words, np.uint64)
         symbols, offset_nbits = self._split(elements, offsets)
         return symbols, offsets, offset_nbits
 
@@ -44,15 +45,37 @@ class Splitter:
     def _split(self, elements: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, int]:
         """(symbols, bits of the offsets with which it filled `offsets`)."""
         from sparsefmt.codecs.rans.jitted import elements as jitted
+        from sparsefmt.codecs.rans.jitted import split_wide
 
         symbols = np.empty(elements.size, np.uint8 if self._lows.size <= 1 << 8 else np.uint16)
-        key_nbits, sign, shift = self._keys.key_nbits, self._keys.sign, self._keys.shift
-        status, offset_nbits = jitted.split(
-            elements, self._lows, self._widths, self._of_prefixes, key_nbits, sign, shift, symbols, offsets
-        )
+        how = self._keys.key_nbits, self._keys.sign, self._keys.shift
+        tables = self._wide_tables(elements)
+        if tables is not None:
+            status, offset_nbits = split_wide.split(elements, *tables, *how, symbols, offsets)
+        else:
+            known = self._lows, self._widths, self._of_prefixes
+            status, offset_nbits = jitted.split(elements, *known, *how, symbols, offsets)
         if status != jitted.OK:
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
         return symbols, offset_nbits
+
+    def _wide_tables(self, elements: np.ndarray) -> tuple[np.ndarray, int] | None:
+        """For `jitted.split_wide`; None where it has nothing for such elements and bins."""
+        from sparsefmt.codecs.rans.jitted import split_wide
+        from sparsefmt.isa import MOVES_BYTES
+
+        return self._tables_in_registers if MOVES_BYTES and elements.itemsize in split_wide.WIDTHS else None
+
+    @computed_once
+    def _tables_in_registers(self) -> tuple[np.ndarray, int] | None:
+        from sparsefmt.codecs.rans.jitted import split_wide
+
+        return split_wide.make_tables(self._lows, self._widths, self._left_out, self._keys.prefix_nbits)
+
+    @property
+    def _left_out(self) -> int:
+        """Lower bits of a key that its prefix has not."""
+        return max(self._keys.key_nbits - PREFIX_NBITS, 0)
 
     def join(self, symbols: np.ndarray, offsets: np.ndarray, offset_nbits: int, out: np.ndarray) -> None:
         """Undo `split`. offsets: with `jitted.elements.PADDING` words behind its bits. Raises FormatError."""
@@ -66,7 +89,7 @@ class Splitter:
         """For `jitted.elements.split`: uint32, as many as there are prefixes."""
         from sparsefmt.codecs.rans.jitted.elements import SEARCH
 
-        key_nbits, left_out = self._keys.key_nbits, max(self._keys.key_nbits - PREFIX_NBITS, 0)
+        key_nbits, left_out = self._keys.key_nbits, self._left_out
         begins = (self._lows >> np.uint64(left_out)).astype(np.int64)
         # a prefix with which several bins begin has the first of them
         begins, bins = np.unique(begins, return_index=True)
