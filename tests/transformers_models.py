@@ -22,6 +22,7 @@ import sparsefmt
 from sparsefmt.checkpoints.cards import HOW_TO_LOAD
 from sparsefmt.checkpoints.checkpoint import Checkpoint
 from sparsefmt.checkpoints.conversion import convert_checkpoint
+from sparsefmt.quantizing import Quantization
 from sparsefmt.save_options import SaveOptions
 from sparsefmt.torch import SparseLinear
 from sparsefmt.transformers.compressed_parameter import StandIn
@@ -54,8 +55,9 @@ def kind_of(name: str) -> Any:
     return AutoModel if name == "bert" else AutoModelForCausalLM
 
 
-def convert(source: Path, target: Path) -> Path:
+def convert(source: Path, target: Path, quantization: Quantization | None = None) -> Path:
     with Checkpoint(source, ["safetensors"]) as checkpoint:
+        checkpoint.quantization = quantization
         convert_checkpoint(checkpoint, target, SaveOptions())
     return target
 

@@ -20,6 +20,7 @@ from sparsefmt.torch.mapped_files import MappedFiles
 from sparsefmt.torch.matrix_views import as_matrix
 from sparsefmt.torch.selection import Selection, why_dense
 from sparsefmt.torch.stack import SparseStack
+from sparsefmt.torch.stored_experts import StoredExperts
 from sparsefmt.torch.stored_tensors import Stored
 from sparsefmt.torch.widened import note
 
@@ -83,22 +84,31 @@ def compressed_matrices(
     return [tensor[number] for number in range(count)]
 
 
-def read_stack(stored: Stored, holder: Holder, selection: Selection, *, filled: bool) -> list[SparseTensor] | str:
+def read_stack(
+    stored: Stored, holder: Holder, selection: Selection, stack: SparseStack | None
+) -> list[SparseTensor] | str:
     """The weights of experts in a file as compressed matrices (out_features, in_features), or why they stay dense.
 
-    filled: they are for a SparseStack, which takes them however few zeros they have.
+    stack: what they are for, if there is one, which takes them however few zeros they have.
     """
-    projection = _projection(holder)
-    if stored.is_scaled:
-        return f"it has scales, which {what_of(holder.module)} cannot have"
+    projection, filled = _projection(holder), stack is not None
     parameter = holder.module._parameters.get(holder.attribute)
     trainable = parameter is not None and parameter.requires_grad
+    if stored.is_scaled:
+        if not isinstance(stored, StoredExperts):
+            return f"it has scales, which {what_of(holder.module)} cannot have"
+        like = parameter if stack is None else stack
+        assert like is not None
+        matrices = turned(projection, stored.matrices(projection.experts, selection.layout), selection.layout)
+        matrices = [derived.cast(matrix, like.dtype) for matrix in matrices]
+        reason = selection.why_not_worth_of_stack(holder, filling_of(matrices), trainable=trainable)
+        return matrices if reason is None or filled else reason
     if not stored.is_stored_sparse:
         dense = stored.dense()
         if not dense.is_floating_point():
             return f"its weight has dtype {dense.dtype}"
-        matrices = rows_of_stack(projection, dense)
-        return compressed_matrices(matrices, holder, selection, trainable=trainable, filled=filled)
+        rows = rows_of_stack(projection, dense)
+        return compressed_matrices(rows, holder, selection, trainable=trainable, filled=filled)
     reason = selection.why_not_worth_of_stack(holder, stored.filling(), trainable=trainable)
     if reason is not None and not filled:
         return reason

@@ -19,11 +19,12 @@ from sparsefmt.torch.derived import dequantized, rows_of, transposed
 from sparsefmt.torch.layers import Holder, is_convolution, layout_for, replace
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.loading_plan import Plan, held, is_sparse
-from sparsefmt.torch.models import why_not_quantized, why_stack_not_quantized
+from sparsefmt.torch.models import why_multiplied_out, why_not_quantized, why_stack_not_quantized
 from sparsefmt.torch.scaled_state import empty_like
 from sparsefmt.torch.scales import chosen_activations
 from sparsefmt.torch.selection import Selection
 from sparsefmt.torch.stored_tensors import Stored
+from sparsefmt.torch.summary import Quantizing
 from sparsefmt.torch.widened import SIXTEEN_BITS, note
 from sparsefmt.torch.with_stacks import stacks_of
 
@@ -86,18 +87,21 @@ class WeightLoader:
         """Load the weights of experts: fill a SparseStack, make one, or fill the Parameter."""
         stack = stacks_of(holder.module).get(holder.attribute)
         with in_file(stored.path), in_tensor(stored.name):
-            found = read_stack(stored, holder, self._selection, filled=stack is not None)
+            found = read_stack(stored, holder, self._selection, stack)
         if isinstance(found, str):
             with in_file(stored.path):
                 _fill([holder], stored.dense(held(holder).dtype), self._plan.noting)
             self._plan.reasons[holder.key] = found
             return
         self._plan.sparse.add(holder.key)
+        if stored.is_scaled:
+            self._plan.quantizing = self._plan.quantizing or Quantizing({}, {})
+            self._plan.quantizing.left_out[holder.key] = why_multiplied_out(holder.module)
         if stack is not None:
             stack.set_weights(found)
             return
         put_matrices(holder, found, held(holder))
-        if self._plan.quantizing is not None:
+        if self._plan.quantizing is not None and not stored.is_scaled and self._selection.quantization is not None:
             self._plan.quantizing.left_out[holder.key] = why_stack_not_quantized(holder.module)
 
     def _put(self, layer: SparseLinear, weight: _Compressed) -> None:

@@ -316,6 +316,11 @@ def why_stack_not_quantized(module: torch.nn.Module) -> str:
     return f"it holds the weights of {what_of(module)}"
 
 
+def why_multiplied_out(module: torch.nn.Module) -> str:
+    """Why weights in a stack have no scales where they have some in their file."""
+    return f"the scales of its elements are multiplied into it, since {what_of(module)} cannot have any"
+
+
 def _sharing(layer: SparseLinear, module: torch.nn.Module) -> SparseLinear:
     """A SparseLinear for a layer that has the same weight as another, with its own bias."""
     made = empty_convolution(module) if is_convolution(module) else layer.without_weight()

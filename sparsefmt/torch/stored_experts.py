@@ -17,6 +17,7 @@ from sparsefmt.dtypes import DType
 from sparsefmt.errors import in_file
 from sparsefmt.layouts.sizes import Filling
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch.derived import cast
 from sparsefmt.torch.expert_kinds import count_of_experts
 from sparsefmt.torch.stacking import above_each_other, stacked
 from sparsefmt.torch.stored_tensors import Stored
@@ -52,12 +53,14 @@ class StoredExperts(Stored):
         return stacked(self.matrices(self.shape[0], layout), layout)
 
     def matrices(self, count: int, layout: str) -> list[SparseTensor]:
+        """Of scaled weights, elements times scales, in float32."""
         made = []
         for expert in zip(*self._parts, strict=True):
             found = []
             for stored in expert:
                 with in_file(stored.path):
-                    found.append(stored.compressed(layout))
+                    matrix = stored.multiplied_out(layout)
+                found.append(cast(matrix, torch.float32) if self.is_scaled else matrix)
             made.append(above_each_other(found, layout))
         return made
 

@@ -22,6 +22,7 @@ from sparsefmt.layouts.auto import Filling
 from sparsefmt.scales import INT8, Scales
 from sparsefmt.sparse_file import SparseFile
 from sparsefmt.tensor import SparseTensor
+from sparsefmt.torch import derived
 from sparsefmt.torch.scaled_operator import dequantized
 from sparsefmt.torch.stacking import matrices_of
 
@@ -65,6 +66,11 @@ class Stored(ABC):
     @abstractmethod
     def compressed(self, layout: str) -> SparseTensor:
         """The elements of a matrix. layout: as in `sparsefmt.load_file`."""
+
+    def multiplied_out(self, layout: str) -> SparseTensor:
+        """A matrix, compressed; of a scaled weight, elements times scales, in float32."""
+        scales, made = self.scales(), self.compressed(layout)
+        return made if scales is None else derived.dequantized(made, scales)
 
     def matrices(self, count: int, layout: str) -> list[SparseTensor]:
         """The matrices of a stack of so many. layout: as in `compressed`."""

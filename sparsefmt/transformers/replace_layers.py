@@ -16,7 +16,13 @@ from sparsefmt.torch.expert_kinds import Projection, projection_of, what_of
 from sparsefmt.torch.layers import Holder, holders_of_parameters, is_convolution, layout_for, replace
 from sparsefmt.torch.linear import SparseLinear
 from sparsefmt.torch.matrix_views import as_matrix
-from sparsefmt.torch.models import SparsifyResult, sparsify_by, why_not_quantized, why_stack_not_quantized
+from sparsefmt.torch.models import (
+    SparsifyResult,
+    sparsify_by,
+    why_multiplied_out,
+    why_not_quantized,
+    why_stack_not_quantized,
+)
 from sparsefmt.torch.scales import chosen_activations, expect_int8
 from sparsefmt.torch.selection import Selection, name_of, why_dense
 from sparsefmt.torch.stack import SparseStack
@@ -52,7 +58,7 @@ def settle(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
                 sparse[holders[0].key] = stack
                 if isinstance(weight, StackStandIn) and weight.had_scales:
                     quantizing = quantizing or Quantizing({}, {})
-                    quantizing.left_out[holders[0].key] = _multiplied_out(holders[0].module)
+                    quantizing.left_out[holders[0].key] = why_multiplied_out(holders[0].module)
                 elif quantizing is not None and selection.quantization is not None:
                     quantizing.left_out[holders[0].key] = why_stack_not_quantized(holders[0].module)
             else:
@@ -80,10 +86,6 @@ def settle(model: torch.nn.Module, selection: Selection) -> SparsifyResult:
     if is_for_nothing and all(layer.activations is None for layer in layers):
         raise ValueError("activations='int8' is for scaled weights of int8, which no layer has: give values='int8' too")
     return SparsifyResult(sparse, dense, summary_of(model, selection, dense, quantizing), quantizing)
-
-
-def _multiplied_out(module: torch.nn.Module) -> str:
-    return f"the scales of its elements are multiplied into it, since {what_of(module)} cannot have any"
 
 
 def _is_of_experts(holders: list[Holder]) -> bool:

@@ -17,6 +17,7 @@ from transformers_models import convert
 
 import sparsefmt
 from sparsefmt.errors import SparsefmtError
+from sparsefmt.quantizing import Quantization
 from sparsefmt.torch import (
     SparseLinear,
     SparseStack,
@@ -267,6 +268,28 @@ def test_load_into_merges_the_experts_of_a_checkpoint(name: str, tmp_path: Path)
     # experts that are not pruned enough are merged too
     load_into(again, tmp_path / "sparse", min_sparsity=0.9)
     assert same_state(again.state_dict(), model.state_dict())
+
+
+def test_load_into_multiplies_scales_of_experts_into_them_and_says_so(tmp_path: Path) -> None:
+    model = model_of("mixtral")
+    model.save_pretrained(tmp_path / "dense")
+    convert(tmp_path / "dense", tmp_path / "sparse", Quantization())
+    result = load_into(model, tmp_path / "sparse", min_size=0)
+    assert result.summary.stacks == result.summary.compressed_stacks == 4
+    reason = "the scales of its elements are multiplied into it, since experts cannot have any"
+    assert result.summary.quantizing.left_out["model.layers.0.mlp.experts.down_proj"] == reason
+    file = sparsefmt.load_file(tmp_path / "sparse" / "model.sparsefmt", layout="dense")
+    name = "model.layers.0.block_sparse_moe.experts.1.w2.weight"
+    expected = torch.from_numpy(np.asarray(file[name]) * file[f"{name}_scale"])
+    experts = model.model.layers[0].mlp.experts
+    assert torch.equal(experts.down_proj[1].weight.to_dense(), expected)
+    # into what is compressed already, and into what stays dense
+    experts.down_proj[1].set_weight(experts.down_proj[0].weight.tensor)
+    load_into(model, tmp_path / "sparse", min_size=0)
+    assert torch.equal(experts.down_proj[1].weight.to_dense(), expected)
+    dense = model_of("mixtral")
+    assert load_into(dense, tmp_path / "sparse").summary.compressed_stacks == 0
+    assert torch.equal(dense.model.layers[0].mlp.experts.down_proj[1], expected)
 
 
 def test_load_into_names_an_expert_that_is_missing_or_does_not_fit(tmp_path: Path) -> None:

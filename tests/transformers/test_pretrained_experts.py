@@ -14,11 +14,8 @@ from transformers import AutoModelForCausalLM
 from transformers_models import convert, same_weights, tensors_in
 
 import sparsefmt
-from sparsefmt.checkpoints.checkpoint import Checkpoint
-from sparsefmt.checkpoints.conversion import convert_checkpoint
 from sparsefmt.errors import SparsefmtError
 from sparsefmt.quantizing import Quantization
-from sparsefmt.save_options import SaveOptions
 from sparsefmt.torch import SparseStack, sparsify
 from sparsefmt.transformers import SparsefmtConfig
 from sparsefmt.transformers.compressed_parameter import StandIn
@@ -124,9 +121,7 @@ def test_scales_of_experts_in_a_file_are_multiplied_into_them_and_that_is_said(
     tmp_path: Path, made_dense: list[tuple[int, ...]]
 ) -> None:
     model_of("mixtral").save_pretrained(tmp_path / "dense")
-    with Checkpoint(tmp_path / "dense", ["safetensors"]) as checkpoint:
-        checkpoint.quantization = Quantization()
-        convert_checkpoint(checkpoint, tmp_path / "sparse", SaveOptions())
+    convert(tmp_path / "dense", tmp_path / "sparse", Quantization())
     loaded = load(tmp_path / "sparse")
     assert not [shape for shape in made_dense if len(shape) == 3 or min(shape) > 8]
     result, experts = loaded.hf_quantizer.result, loaded.model.layers[0].mlp.experts
