@@ -9,9 +9,16 @@ layout `permuted` with 16. Elements in order of slices lie behind each other.
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from sparsefmt.bits_of_words import four_of, lowest_bit, popcount
 from sparsefmt.jit import jit
+from sparsefmt.llvm import integer, load_as, store_at
+
+COLUMNS = 32
+"""Columns of a slice that go to its rows together: two bytes of each, or four bytes of a row."""
 
 ZERO, ONE, THREE, FOUR, LANES, LANE = (np.uint64(number) for number in (0, 1, 3, 4, 16, 15))
 
@@ -146,13 +153,37 @@ def transposed(block):
     return block ^ swapped ^ (swapped << np.uint64(28))
 
 
+@intrinsic
+def _to_rows(typingctx, columns, out, stride):
+    """The bits of COLUMNS columns of a whole slice, uint16 at address `columns`, to its sixteen rows, `stride` bytes
+    apart from address `out` on."""
+
+    def codegen(context, builder, signature, args):
+        columns, out, stride = args
+        vector = ir.VectorType(ir.IntType(16), COLUMNS)
+        bits = load_as(builder, columns, vector, 2)
+        out = builder.add(out, builder.mul(stride, integer(15)))
+        for _ in range(16):
+            row = builder.bitcast(builder.icmp_signed("<", bits, ir.Constant(vector, None)), ir.IntType(COLUMNS))
+            store_at(builder, out, row, 1)
+            bits, out = builder.shl(bits, ir.Constant(vector, [1] * COLUMNS)), builder.sub(out, stride)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
 @jit
 def to_row_bytes(mask, out):
     """Fill `out`, uint8 (rows, at least ceil(cols / 8)): column c of a row is bit c % 8 of byte c // 8."""
-    cols = mask.shape[1]
+    cols, stride = mask.shape[1], out.shape[1]
+    mask_at, out_at = np.int64(mask.ctypes.data), np.int64(out.ctypes.data)
     for slice_ in range(mask.shape[0]):
-        height = min(16, out.shape[0] - 16 * slice_)
-        for group in range((cols + 7) // 8):
+        height, whole = min(16, out.shape[0] - 16 * slice_), 0
+        if height == 16:
+            whole = cols // COLUMNS * COLUMNS
+            for column in range(0, whole, COLUMNS):
+                _to_rows(mask_at + 2 * (slice_ * cols + column), out_at + 16 * slice_ * stride + column // 8, stride)
+        for group in range(whole // 8, (cols + 7) // 8):
             low, high = ZERO, ZERO
             for column in range(8 * group, min(8 * group + 8, cols)):
                 bits, shift = np.uint64(mask[slice_, column]), np.uint64(8 * (column - 8 * group))

@@ -50,7 +50,7 @@ def counted(elements: np.ndarray) -> Tops:
         return Tops(int(np.bitwise_or.reduce(elements)), tops.astype(np.int64), counts)
     found = np.zeros(1 << min(nbits, TOP_NBITS), np.uint32)
     every = jitted.count_tops(elements, left_out, found)
-    tops = np.flatnonzero(found)
+    tops = np.flatnonzero(found != 0)  # numpy is faster with booleans
     return Tops(int(every), tops, found[tops])
 
 
@@ -77,7 +77,7 @@ class Total:
     def used(self) -> tuple[np.ndarray, np.ndarray]:
         """The distinct numbers, ascending, and how often each occurs, int64."""
         if self._all is not None:
-            used = np.flatnonzero(self._all)
+            used = np.flatnonzero(self._all != 0)
             return used, self._all[used]
         return self._one or (np.empty(0, np.int64), np.empty(0, np.int64))
 
