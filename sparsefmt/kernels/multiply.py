@@ -69,12 +69,7 @@ def multiply(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None, of_d
             for these in odd if w.matrix.groups == 1 else ():
                 _multiply_any(x[these], w, y[these], threads)
             return not odd or w.matrix.groups == 1
-    key = tokens, across, of_dots, y.dtype
-    found = w.recipes.get(key)
-    if found is None:
-        if len(w.recipes) >= MOST_RECIPES:
-            w.recipes.clear()
-        found = w.recipes[key] = recipes(w.matrix, DOTS if of_dots else _summed(y), tokens, across)
+    found = recipes_of(w, tokens, y, across, of_dots)
     result = y if across.y else y_rows
     for recipe in found:
         if _run(recipe, x_rows, y_rows, w, threads):
@@ -87,11 +82,38 @@ def multiply(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None, of_d
     return True
 
 
+def recipes_of(w: Operand, tokens: int, y: np.ndarray, across: Across, of_dots: bool = False) -> tuple[Recipe, ...]:
+    """Those for so many tokens, and sums of the dtype of y. w remembers them."""
+    key = tokens, across, of_dots, y.dtype
+    found: tuple[Recipe, ...] | None = w.recipes.get(key)
+    if found is None:
+        if len(w.recipes) >= MOST_RECIPES:
+            w.recipes.clear()
+        found = w.recipes[key] = recipes(w.matrix, DOTS if of_dots else _summed(y), tokens, across)
+    return found
+
+
+def thread_count(multiply_adds: int, least: int, threads: int | None) -> int:
+    """How many threads there is work for, of those that may be used.
+
+    Args:
+        multiply_adds: of all the work, as `work_of` counts them.
+        least: how many of them for each are worth a thread of an OpenMP runtime. WORTH_A_THREAD are, of any other.
+    """
+    count = multiply_adds // min(least, WORTH_A_THREAD)
+    if count > 1 and not has_team():
+        count = multiply_adds // WORTH_A_THREAD
+    return min(count, num_threads(threads)) if count > 1 else 1
+
+
+def work_of(w: Operand, tokens: int) -> int:
+    """Multiply-adds for one token that take as long as those for so many."""
+    return w.whole.multiply_adds * (TOKENS_LIKE_ONE + tokens) // (TOKENS_LIKE_ONE + 1)
+
+
 def _shares(w: Operand, y: np.ndarray, tokens: int, threads: int | None) -> Shares | None:
     """The tokens for as many threads as there is work for, if threads should take tokens."""
-    multiply_adds = w.whole.multiply_adds * (TOKENS_LIKE_ONE + tokens) // (TOKENS_LIKE_ONE + 1)
-    count = multiply_adds // (WORTH_IN_SHARES if has_team() else WORTH_A_THREAD)
-    count = min(count, num_threads(threads)) if count > 1 else 1
+    count = thread_count(work_of(w, tokens), WORTH_IN_SHARES, threads)
     return by_tokens.shares_of(w, _summed(y), tokens, count) if 1 < count <= tokens // by_tokens.LEAST_TOKENS else None
 
 
@@ -120,17 +142,13 @@ def _multiply_any(x: np.ndarray, w: Operand, y: np.ndarray, threads: int | None)
 
 def _run(recipe: Recipe, x: np.ndarray, y: np.ndarray, w: Operand, threads: int | None) -> bool:
     """Run a recipe on as many threads as there is work for. Return whether x has Inf or NaN: then y is not filled."""
-    multiply_adds = w.whole.multiply_adds * (TOKENS_LIKE_ONE + recipe.plan.tokens) // (TOKENS_LIKE_ONE + 1)
-    count = multiply_adds // min(WORTH_A_THREAD, WORTH_ARRANGING if recipe.plan.arranged else WORTH_IN_A_TEAM)
-    if count > 1 and (recipe.widened or not has_team()):
-        count = multiply_adds // WORTH_A_THREAD
-    if count > 1:
-        count = min(count, num_threads(threads))
-    if count <= 1 and not recipe.widened:
+    least = WORTH_ARRANGING if recipe.plan.arranged else WORTH_IN_A_TEAM
+    count = thread_count(work_of(w, recipe.plan.tokens), WORTH_A_THREAD if recipe.widened else least, threads)
+    if count == 1 and not recipe.widened:
         memory = room("product", recipe.nbytes) if recipe.nbytes else NO_ROOM
         whole = w.whole
         return run_alone(recipe.address, w.address, whole.address, len(whole.pieces), x, y, memory.address)
-    memory = room("product", nbytes_of(recipe, max(count, 1)))
+    memory = room("product", nbytes_of(recipe, count))
     job = array("q", bytes(BYTES))
     address, _ = job.buffer_info()
     fill_job(recipe.address, address, x.ctypes.data, y.ctypes.data, memory.address)

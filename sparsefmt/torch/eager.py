@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch.nn.modules.module import _has_any_global_hook
 
 try:
     from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
@@ -38,3 +39,17 @@ def is_unwatched(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return False
     return not any(watcher() for watcher in _WATCHERS)
+
+
+def is_just_called(module: torch.nn.Module) -> bool:
+    """Whether a call of a module is its class's forward, and nothing else: no hooks, nothing put over it."""
+    own = module.__dict__
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or own.get("_compiled_call_impl")
+        or "forward" in own
+        or _has_any_global_hook()
+    )

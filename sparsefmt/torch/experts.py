@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from sparsefmt.torch.attention import fit_class
 from sparsefmt.torch.expert_kinds import is_multihead, kind_of
+from sparsefmt.torch.grouped_layers import grouped_product
 from sparsefmt.torch.relative_attention import SparseRelativeAttention
 from sparsefmt.torch.stack import SparseStack
 from sparsefmt.torch.with_stacks import MadeOnDemand, dense_class, sparse_class, stacks_of
@@ -21,7 +23,8 @@ class SparseExperts(MadeOnDemand):
     """Base class of modules of experts with compressed weights. `sparsify` and loaders make them.
 
     For each expert that tokens are routed to, its tokens are one batch, and the products are those of its SparseLinear.
-    Others cost nothing. A projection that is not compressed stays a Parameter, and is multiplied as one.
+    Others cost nothing. Without gradients, the products of all experts are one call of the kernels, which threads
+    share (`grouped_layers.py`). A projection that is not compressed stays a Parameter, and is multiplied as one.
 
     torch.compile runs the module outside of its graph, since which experts multiply depends on the tokens. torch.export
     cannot trace it, and says so.
@@ -68,22 +71,38 @@ class _Routing(NamedTuple):
 
     Attributes:
         order: of the pairs of a token and an expert, those that an expert of this module multiplies, expert by expert.
-        runs: (expert, where its pairs begin in this order, where they end), for experts with tokens.
+        runs: those of each expert that has any.
     """
 
     order: torch.Tensor
-    runs: list[tuple[int, int, int]]
+    runs: list[_Run]
 
     @classmethod
     def of(cls, experts: torch.Tensor, count: int) -> _Routing:
         """experts: the number of an expert for each pair; `count` or more for those that are elsewhere."""
-        order = torch.argsort(experts, stable=True)
-        runs, begin = [], 0
-        for number, tokens in enumerate(torch.bincount(experts, minlength=count)[:count].tolist()):
-            if tokens:
-                runs.append((number, begin, begin + tokens))
-                begin += tokens
-        return cls(order[:begin], runs)
+        # by numpy, since one token takes a few microseconds, and each call of torch is one
+        numbers = experts.cpu().numpy()
+        runs = _runs_of(np.bincount(numbers, minlength=count)[:count].tolist())
+        order = np.argsort(numbers, kind="stable")[: runs[-1].end if runs else 0]
+        return cls(torch.from_numpy(order).to(experts.device), runs)
+
+
+class _Run(NamedTuple):
+    """Where the rows of an expert begin, and where they end, if all experts have theirs in turn."""
+
+    expert: int
+    begin: int
+    end: int
+
+
+def _runs_of(counts: list[int]) -> list[_Run]:
+    """counts: rows of each expert. Those that have none have no run."""
+    runs, begin = [], 0
+    for expert, rows in enumerate(counts):
+        if rows:
+            runs.append(_Run(expert, begin, begin + rows))
+            begin += rows
+    return runs
 
 
 def _interface_forward(
@@ -92,29 +111,35 @@ def _interface_forward(
     """What transformers' experts interface computes (integrations/moe.py), in the same order of sums."""
     pairs = top_k_index.numel()
     tokens, per_token = hidden_states.shape[0], top_k_index.shape[-1]
-    routing = _Routing.of(top_k_index.reshape(-1), self.num_experts)
-    x = hidden_states.index_select(0, routing.order // per_token)
-    has_gate = getattr(self, "has_gate", True)
-    up = _multiplied(self, "gate_up_proj" if has_gate else "up_proj", x, routing)
+    experts = top_k_index.reshape(-1)
+    order, runs = _Routing.of(experts, self.num_experts)
+    x = hidden_states.index_select(0, order // per_token)
+    has_gate, swapped = getattr(self, "has_gate", True), self.is_transposed
+    name = "gate_up_proj" if has_gate else "up_proj"
+    up = _multiplied(getattr(self, name), x, runs, swapped)
+    if self.has_bias:
+        experts = experts.index_select(0, order)
+        up = up + getattr(self, f"{name}_bias")[experts]
     up = self._apply_gate(up) if has_gate else self.act_fn(up)
-    down = _multiplied(self, "down_proj", up, routing)
+    down = _multiplied(self.down_proj, up, runs, swapped)
+    if self.has_bias:
+        down = down + self.down_proj_bias[experts]
     if getattr(self, "has_post_expert_norm", False):
         down = self.post_expert_norm(down)
-    down = down * top_k_weights.reshape(-1).index_select(0, routing.order).unsqueeze(-1)
-    down = down.new_zeros(pairs, down.shape[-1]).index_copy(0, routing.order, down)
+    down = down * top_k_weights.reshape(-1).index_select(0, order).unsqueeze(-1)
+    down = down.new_zeros(pairs, down.shape[-1]).index_copy_(0, order, down)
     return down.view(tokens, per_token, down.shape[-1]).sum(1).to(hidden_states.dtype)
 
 
-def _multiplied(self: Any, name: str, x: torch.Tensor, routing: _Routing) -> torch.Tensor:
-    """x, the tokens of one expert after the other, times the weights of each, plus its bias if there is one."""
-    weights, swapped = getattr(self, name), self.is_transposed
-    parts = [_product(weights[expert], x[begin:end], swapped) for expert, begin, end in routing.runs]
-    y = torch.cat(parts) if parts else x.new_zeros(0, weights.shape[2 if swapped else 1])
-    if self.has_bias:
-        counts = [end - begin for _, begin, end in routing.runs]
-        numbers = torch.tensor([expert for expert, _, _ in routing.runs], dtype=torch.int64)
-        y = y + getattr(self, f"{name}_bias")[numbers.repeat_interleave(torch.tensor(counts, dtype=torch.int64))]
-    return y
+def _multiplied(weights: Any, x: torch.Tensor, runs: list[_Run], swapped: bool) -> torch.Tensor:
+    """x, the rows of one expert after the other, times the weights of each."""
+    if isinstance(weights, SparseStack):
+        layers = [weights.layer(run.expert) for run in runs]
+        together = grouped_product(layers, x, [(run.begin, run.end) for run in runs])
+        if together is not None:
+            return together
+    parts = [_product(weights[expert], x[begin:end], swapped) for expert, begin, end in runs]
+    return torch.cat(parts) if parts else x.new_zeros(0, weights.shape[2 if swapped else 1])
 
 
 def _product(weight: Any, x: torch.Tensor, swapped: bool) -> torch.Tensor:
@@ -130,15 +155,11 @@ def _llama4_forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     # a gradient may flow through tokens that are zero
     whole = torch.is_grad_enabled() and hidden_states.requires_grad
     routed = torch.ones(x.shape[:2], dtype=torch.bool) if whole else (x != 0).any(-1)
-    y = x.new_zeros(x.shape)
-    for expert, of_expert in enumerate(routed):
-        tokens = of_expert.nonzero().view(-1)
-        if len(tokens):
-            gate, up = _product(self.gate_up_proj[expert], x[expert].index_select(0, tokens), True).chunk(2, dim=-1)
-            down = _product(self.down_proj[expert], up * self.act_fn(gate), True)
-            # written in place, which autograd follows
-            y[expert].index_copy_(0, tokens, down)
-    return y.view(-1, self.hidden_size)
+    runs, order = _runs_of(routed.sum(1).tolist()), routed.view(-1).nonzero().view(-1)
+    x = x.reshape(-1, self.hidden_size)
+    gate, up = _multiplied(self.gate_up_proj, x.index_select(0, order), runs, True).chunk(2, dim=-1)
+    down = _multiplied(self.down_proj, up * self.act_fn(gate), runs, True)
+    return x.new_zeros(x.shape).index_copy_(0, order, down)
 
 
 def _dbrx_forward(self: Any, x: torch.Tensor, expert_w1: Any, expert_v1: Any, expert_w2: Any) -> torch.Tensor:

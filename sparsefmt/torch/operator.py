@@ -90,14 +90,17 @@ def multiplied(x: torch.Tensor, weights: Operand, wide: bool, bias: torch.Tensor
     if len(shape) != 2:
         tokens = math.prod(shape[:-1])
         x_rows, y_rows = x_rows.reshape(tokens, weights.cols), y_rows.reshape(tokens, weights.rows)
-    threads = torch.get_num_threads()
-    if threads > 1:
-        threads = min(threads, num_threads())
-    _multiply()(x_rows, weights, y_rows, threads)
+    _multiply()(x_rows, weights, y_rows, thread_limit())
     if bias is not None:
         # no gradient flows here: either the operator keeps it, or nobody wants one
         y.add_(bias if bias.dtype == summed else bias.to(summed))
     return y if dtype == summed else rounded(y, dtype)
+
+
+def thread_limit() -> int:
+    """How many threads a product may use."""
+    threads = torch.get_num_threads()
+    return min(threads, num_threads()) if threads > 1 else threads
 
 
 def rounded(sums: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 
 from sparsefmt.scales import Scaling
-from sparsefmt.threads import num_threads
 from sparsefmt.torch import operator
 from sparsefmt.torch.operator import check_input, known_of_module
 from sparsefmt.torch.registry import Known, known_scales
@@ -50,14 +49,11 @@ def scaled_product(
     summed = torch.float32 if activations is not None else _summed(x, weights)
     x_rows = x.detach().to(summed).resolve_neg().numpy()
     y = torch.empty((*x.shape[:-1], out_features), dtype=summed)
-    threads = torch.get_num_threads()
-    if threads > 1:
-        threads = min(threads, num_threads())
     _products().linear(
         x_rows,
         weights.operand,
         out=y.numpy(),
-        threads=threads,
+        threads=operator.thread_limit(),
         scaling=Scaling(scales, activations is not None, None if input_scale is None else float(input_scale)),
     )
     if bias is not None:

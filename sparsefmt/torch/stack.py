@@ -68,6 +68,10 @@ class SparseStack(torch.nn.ModuleList):
         """One for each expert."""
         return list(self)  # type: ignore[arg-type]
 
+    def layer(self, number: int) -> SparseLinear:
+        """That of one expert: what `stack[number]` gives, in less time."""
+        return self._modules[str(number)]  # type: ignore[return-value]
+
     @property
     def by_heads(self) -> bool:
         """Whether it is one matrix, whose columns are two dimensions of the Parameter."""
