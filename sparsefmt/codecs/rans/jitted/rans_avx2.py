@@ -71,6 +71,29 @@ class _Builder:
             found = builder.insert_element(found, builder.load(builder.gep(pointer, [place])), ir.Constant(I32, lane))
         return found
 
+    def places(self, symbols: ir.Value, contexts: ir.Value) -> list[ir.Value]:
+        """context << 8 | symbol of eight of each, at these addresses. Words are taken apart where addresses are
+        computed: to take elements out of a vector needs what works on vectors."""
+        builder = self.builder
+        bytes_ = [self.load(address, ir.VectorType(I8, LANES)) for address in (symbols, contexts)]
+        turns = ir.Constant(
+            ir.VectorType(I32, 2 * LANES), [lane + LANES * part for lane in range(LANES) for part in (0, 1)]
+        )
+        words = builder.bitcast(builder.shuffle_vector(*bytes_, turns), ir.VectorType(I64, 2))
+        found = []
+        for word in (builder.extract_element(words, ir.Constant(I32, number)) for number in (0, 1)):
+            found += [builder.trunc(builder.lshr(word, ir.Constant(I64, shift)), I16) for shift in range(0, 64, 16)]
+        return found
+
+    def recipes(self, table: ir.Value, places: list[ir.Value]) -> ir.Value:
+        """Eight uint64 of a table."""
+        builder, found = self.builder, ir.Constant(WIDE, ir.Undefined)
+        pointer = builder.inttoptr(table, I64.as_pointer())
+        for lane, place in enumerate(places):
+            recipe = builder.load(builder.gep(pointer, [builder.zext(place, I64)]))
+            found = builder.insert_element(found, recipe, ir.Constant(I32, lane))
+        return found
+
     def tables(self, contexts: ir.Value, instead: ir.Value, kind: ir.VectorType) -> ir.Value:
         """The numbers of eight tables, at address `contexts`; 0 if that is 0: what lies at `instead` is read then."""
         several = self.builder.icmp_unsigned("!=", contexts, ir.Constant(I64, 0))
@@ -94,10 +117,17 @@ def _eight_encoded(typingctx, states, symbols, contexts, recipes, precision, shu
         states, symbols, contexts, recipes, precision, shuffles, words = args
         eight = _Builder(builder)
         x = eight.load(states, VECTOR)
-        symbol = builder.zext(eight.load(symbols, ir.VectorType(I8, LANES)), HALVES)
-        table = eight.tables(contexts, symbols, HALVES)
-        place = builder.or_(builder.shl(table, eight.constant(8, HALVES)), symbol)
-        recipe = eight.look_up(recipes, place, WIDE)
+        several = builder.icmp_unsigned("!=", contexts, ir.Constant(I64, 0))
+        found = []
+        with builder.if_else(several) as (many, one):
+            with many:
+                found.append((eight.recipes(recipes, eight.places(symbols, contexts)), builder.block))
+            with one:
+                single = [eight.load(builder.add(symbols, ir.Constant(I64, lane)), I8) for lane in range(LANES)]
+                found.append((eight.recipes(recipes, single), builder.block))
+        recipe = builder.phi(WIDE)
+        for value, block in found:
+            recipe.add_incoming(value, block)
         low = builder.trunc(recipe, VECTOR)
         frequency, first = builder.lshr(low, eight.constant(16)), builder.and_(low, eight.constant(0xFFFF))
         # what is too large gives off a word
@@ -117,9 +147,11 @@ def _eight_encoded(typingctx, states, symbols, contexts, recipes, precision, shu
         quotient = builder.trunc(builder.lshr(product, builder.zext(shift, WIDE)), VECTOR)
         rest = builder.sub(x, builder.mul(quotient, frequency))
         small = builder.icmp_signed(">=", rest, frequency)
-        quotient = builder.sub(quotient, builder.sext(small, VECTOR))
-        rest = builder.sub(rest, builder.and_(builder.sext(small, VECTOR), frequency))
-        eight.store(builder.add(builder.shl(quotient, eight.splat(precision)), builder.add(rest, first)), states)
+        # a quotient that is too small by one
+        total = builder.shl(eight.constant(1), eight.splat(precision))
+        more = builder.select(small, builder.sub(total, frequency), eight.constant(0))
+        state = builder.add(builder.shl(quotient, eight.splat(precision)), builder.add(rest, first))
+        eight.store(builder.add(state, more), states)
         never = eight.lanes(builder.icmp_unsigned("==", frequency, eight.constant(0)))
         return builder.or_(builder.ctpop(lanes), builder.shl(never, ir.Constant(I64, 8)))
 
