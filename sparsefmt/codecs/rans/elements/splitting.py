@@ -51,7 +51,8 @@ class Splitter:
         how = self._keys.key_nbits, self._keys.sign, self._keys.shift
         tables = self._wide_tables(elements)
         if tables is not None:
-            status, offset_nbits = split_wide.split(elements, *tables, *how, symbols, offsets)
+            scratch = np.empty(3 * split_wide.BLOCK, np.uint64)
+            status, offset_nbits = split_wide.split(elements, *tables, *how, scratch, symbols, offsets)
         else:
             known = self._lows, self._widths, self._of_prefixes
             status, offset_nbits = jitted.split(elements, *known, *how, symbols, offsets)
@@ -59,7 +60,7 @@ class Splitter:
             raise FormatError("tensor-changed", "it changed while it was saved: save a copy")
         return symbols, offset_nbits
 
-    def _wide_tables(self, elements: np.ndarray) -> tuple[np.ndarray, int] | None:
+    def _wide_tables(self, elements: np.ndarray) -> tuple[np.ndarray, int, int] | None:
         """For `jitted.split_wide`; None where it has nothing for such elements and bins."""
         from sparsefmt.codecs.rans.jitted import split_wide
         from sparsefmt.isa import MOVES_BYTES
@@ -67,7 +68,7 @@ class Splitter:
         return self._tables_in_registers if MOVES_BYTES and elements.itemsize in split_wide.WIDTHS else None
 
     @computed_once
-    def _tables_in_registers(self) -> tuple[np.ndarray, int] | None:
+    def _tables_in_registers(self) -> tuple[np.ndarray, int, int] | None:
         from sparsefmt.codecs.rans.jitted import split_wide
 
         return split_wide.make_tables(self._lows, self._widths, self._left_out, self._keys.prefix_nbits)

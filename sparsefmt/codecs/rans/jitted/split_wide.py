@@ -59,8 +59,9 @@ VECTOR, BYTES = ir.VectorType(ir.IntType(16), LANES), ir.VectorType(ir.IntType(8
 
 def make_tables(
     lows: np.ndarray, widths: np.ndarray, left_out: int, prefix_nbits: int
-) -> tuple[np.ndarray, int] | None:
-    """(tables, intervals); None if there are over MOST, or a bin is narrower than a prefix.
+) -> tuple[np.ndarray, int, int] | None:
+    """(tables, levels of the tree, bits of a place at most); None if a bin is narrower than a prefix, or intervals are
+    more than MOST.
 
     Tables are uint8 (4 * MOST,): the nodes of the tree, uint16 (MOST,), and for each interval its bin, and how many
     bits of a prefix tell the place in that, GAP if it is none. A node has the last prefix before an interval. There are
@@ -90,7 +91,7 @@ def make_tables(
     for node in range(1, size):
         level = node.bit_length() - 1
         nodes[node] = borders[(2 * (node - (1 << level)) + 1) * (size >> level + 1) - 1]
-    return tables, count
+    return tables, size.bit_length() - 1, int(widths.max())
 
 
 def _room(intervals: int) -> int:
@@ -217,6 +218,18 @@ def _store(typingctx, address, word):
     return types.void(types.int64, types.uint64), codegen
 
 
+@intrinsic
+def _copy(typingctx, address, out, like):
+    """Copy an element."""
+
+    def codegen(context, builder, signature, args):
+        element = ir.IntType(like.dtype.bitwidth)
+        store_at(builder, args[1], load_as(builder, args[0], element, 1), 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, like), codegen
+
+
 @jit
 def _put(bits, count, waiting, fill, out):
     """Write `count` bits, MOST_PUT at most, behind the `fill` lowest ones of `waiting`, fewer than eight, which come at
@@ -228,57 +241,54 @@ def _put(bits, count, waiting, fill, out):
 
 
 @jit
-def split(elements, tables, intervals, key_nbits, sign, shift, symbols, offsets):
-    """`elements.split` for elements of WIDTHS, with the tables of `make_tables`. symbols: uint8.
+def split(elements, tables, levels, widest, key_nbits, sign, shift, scratch, symbols, offsets):
+    """`elements.split` for elements of WIDTHS, with what `make_tables` gives. symbols: uint8.
 
-    offsets need not be zeroed: all that have a bit are written. The bits of all offsets are 0 if none are kept.
+    scratch: uint64 (3 * BLOCK,). offsets need not be zeroed: all that have a bit are written. The bits of all offsets
+    are 0 if none are kept.
     """
-    prefix_shift, count, keep = max(key_nbits - 16, 0), elements.shape[0], offsets.shape[0] > 0
+    prefix_shift, count, keep = np.int64(max(key_nbits - 16, 0)), elements.shape[0], offsets.shape[0] > 0
     narrow, wide = elements.itemsize, max(elements.itemsize, 2)
-    keys, masks = np.empty(BLOCK * wide // 8, np.uint64), np.empty(BLOCK * wide // 8, np.uint64)
-    last, last_symbols = np.empty(AT_ONCE, elements.dtype), np.empty(AT_ONCE, np.uint8)
-    elements_at, symbols_at = np.int64(elements.ctypes.data), np.int64(symbols.ctypes.data)
-    last_at, last_symbols_at = np.int64(last.ctypes.data), np.int64(last_symbols.ctypes.data)
-    tables_at, keys_at, masks_at = np.int64(tables.ctypes.data), np.int64(keys.ctypes.data), np.int64(masks.ctypes.data)
-    failed, waiting, fill, out = 0, ZERO, ZERO, np.int64(offsets.ctypes.data)
-    widest, levels = 0, 6
-    for nbits in tables[PLACES : PLACES + intervals]:
-        widest = max(widest, prefix_shift + np.int64(nbits & np.uint8(GAP - 1)))
-    while 1 << levels < intervals:
-        levels += 1
-    together = widest * (8 // wide) <= MOST_PUT
+    keys_at, out = np.int64(scratch.ctypes.data), np.int64(offsets.ctypes.data)
+    masks_at, last_at = keys_at + 8 * BLOCK, keys_at + 16 * BLOCK
+    elements_at, symbols_at, tables_at = elements.ctypes.data, np.int64(symbols.ctypes.data), tables.ctypes.data
+    failed, waiting, fill, start = 0, ZERO, ZERO, out
     for begin in range(0, count, BLOCK):
         height = min(BLOCK, count - begin)
         for first in range(0, height, AT_ONCE):
-            here, to, some = elements_at + (begin + first) * narrow, symbols_at + begin + first, height - first
-            if some < AT_ONCE:
-                for index in range(AT_ONCE):
-                    last[index] = elements[begin + first + min(index, some - 1)]
-                here, to = last_at, last_symbols_at
-            at = first * wide
-            failed |= _look_up(
-                here, tables_at, levels, prefix_shift, sign, shift, to, keys_at + at, masks_at + at, last
+            here, to, some = (
+                np.int64(elements_at) + (begin + first) * narrow,
+                symbols_at + begin + first,
+                height - first,
             )
-        if height % AT_ONCE:
-            first = height & -AT_ONCE
-            symbols[begin + first : count] = last_symbols[: height - first]
+            if some < AT_ONCE:
+                # the last ones, and one of them again and again
+                for index in range(AT_ONCE):
+                    _copy(here + min(index, some - 1) * narrow, last_at + index * narrow, elements)
+                here, to = last_at, last_at + 8 * AT_ONCE
+            key, mask = keys_at + first * wide, masks_at + first * wide
+            failed |= _look_up(here, np.int64(tables_at), levels, prefix_shift, sign, shift, to, key, mask, elements)
+            if some < AT_ONCE:
+                for index in range(some):
+                    _copy(to + index, symbols_at + begin + first + index, symbols)
         if failed:
             return NO_BIN, 0  # before places are written for which there is no room
         if not keep:
             continue
         nbits = np.uint64(8 * height * wide)
         if nbits & INDEX_MASK != ZERO:
-            masks[nbits >> SIX] &= (ONE << (nbits & INDEX_MASK)) - ONE  # what is behind the last element
+            # what is behind the last element
+            scratch[np.uint64(BLOCK) + (nbits >> SIX)] &= (ONE << (nbits & INDEX_MASK)) - ONE
         for index in range((nbits + INDEX_MASK) >> SIX):
-            bits, of_places = keys[index], masks[index]
-            if together:
-                places = extracted_bits(bits, of_places)
-                waiting, fill, out = _put(places, np.uint64(popcount(of_places)), waiting, fill, out)
-                continue
-            for half in (of_places & LOW_HALF, of_places & ~LOW_HALF):
-                places = extracted_bits(bits, half)
-                waiting, fill, out = _put(places, np.uint64(popcount(half)), waiting, fill, out)
+            key, mask = scratch[index], scratch[np.uint64(BLOCK) + index]
+            if widest * (8 // wide) <= MOST_PUT:
+                places = extracted_bits(key, mask)
+                waiting, fill, out = _put(places, np.uint64(popcount(mask)), waiting, fill, out)
+            else:
+                for half in range(2):
+                    here = mask & ~LOW_HALF if half else mask & LOW_HALF
+                    places = extracted_bits(key, here)
+                    waiting, fill, out = _put(places, np.uint64(popcount(here)), waiting, fill, out)
     if keep:
         _store(out, waiting)
-        return OK, 8 * (out - np.int64(offsets.ctypes.data)) + np.int64(fill)
-    return OK, 0
+    return OK, 8 * (out - start) + np.int64(fill)
