@@ -17,9 +17,9 @@ saved; a product that is not that of spec/python; an index that is not canonical
 Jitted passes are compiled with bounds checks (NUMBA_BOUNDSCHECK) in a cache of their own, .cache/fuzz_reader. numba
 checks indices of arrays only. What works on addresses is not checked: the kernels' loads and stores
 (`kernels/simd.py`, `kernels/expand.py`), what moves elements between dense rows and layouts, of tiles that have been
-checked (`layouts/jitted/registers.py`), and of `codecs/rans/jitted/` `rans_wide.py`, `rans_avx2.py` and
-`elements.contexts_of_few_classes`. SPARSEFMT_ISA=portable has other passes of `codecs/` in their place, which are
-checked.
+checked (`layouts/jitted/registers.py`), masks of whole slices on their way to rows (`positions/jitted/masks.py`), and
+of `codecs/rans/jitted/` `rans_wide.py`, `rans_avx2.py`, `split_wide.py` and `elements.contexts_of_few_classes`.
+SPARSEFMT_ISA=portable has other passes of `codecs/` in their place, which are checked.
 
 libFuzzer sees no branches of compiled code. With --interpreted, passes that decode and check are interpreted, so that
 it does; other passes and the kernels stay compiled, since they work on vectors and addresses, and files are smaller,
