@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from numba import types
@@ -15,6 +16,7 @@ from numba.core.sigutils import normalize_signature
 
 from sparsefmt import compiling
 from sparsefmt.jit_cache import Cache
+from sparsefmt.jit_library import Compiler, Use, callable_in_jitted_code, share_environments
 
 if hasattr(os, "register_at_fork"):
     # a child forked while another thread compiles would wait for that thread, which it does not have, forever
@@ -55,15 +57,16 @@ class _Function(CPUDispatcher):
     """A jitted function. Compiles less than numba's own for functions that other jitted code calls.
 
     They are compiled for an integer that is constant there as for any integer: LLVM, which compiles them into their
-    caller, sees the constant anyway. And they come without what Python would call them by, which takes a third of the
-    time, until Python does call them.
+    caller, sees the constant anyway. And they are pieces of their callers (`jit_library.py`) until Python calls them.
+    Kernels are called by their address; what Python would call them by takes a third of the time.
 
     What its code depends on are constants of its closure (`simd.constant_of`), never such arguments.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function, targetoptions=dict(_OPTIONS))
-        self._bare = False
+        super().__init__(function, targetoptions=dict(_OPTIONS), pipeline_class=Compiler)
+        self._use = Use.PYTHON
+        self._compiler._customize_flags = self._with_use
         with suppress(RuntimeError):  # no folder for it
             self._cache = Cache(function)
 
@@ -71,39 +74,67 @@ class _Function(CPUDispatcher):
         """numba asks for the code for a call within jitted code."""
         args = tuple(map(types.unliteral, args))
         kws = {name: types.unliteral(arg) for name, arg in kws.items()}
-        with global_compiler_lock:
-            before = self._set_bare(True)
-            try:
-                return super().get_call_template(args, kws)
-            finally:
-                self._set_bare(before)
+        with self._used_as(Use.PIECE):
+            return super().get_call_template(args, kws)
+
+    def address(self, signature: tuple[Any, ...]) -> int:
+        """Of the machine code for types of arguments: int32 (result, error, arguments …), as numba has it."""
+        with self._used_as(Use.ADDRESS):
+            self.compile(signature)
+            code = self.overloads[signature]
+            return int(code.library.get_pointer_to_function(code.fndesc.llvm_func_name))
 
     def compile(self, sig: Any) -> Any:
         """The code for types of arguments, as Python calls it."""
-        with global_compiler_lock:
+        with _compiling():
             args, _ = normalize_signature(sig)
             known = self.overloads.get(args)
-            if known is not None and not self._bare and _is_bare(known):
+            if known is not None and known.library.use < self._use:
                 del self.overloads[args]
             return super().compile(sig)
 
     def add_overload(self, code: Any) -> None:
-        if _is_bare(code):
-            self.overloads[code.signature.args] = code  # which Python does not find
-        else:
+        if code.library.use is Use.PIECE and code.entry_point is None:
+            code = callable_in_jitted_code(code)
+        if code.library.use is not Use.PIECE:
+            share_environments(code)
+        if code.library.use is Use.PYTHON:
             super().add_overload(code)
+        else:
+            self.overloads[code.signature.args] = code  # which Python does not find
 
-    def _set_bare(self, bare: bool) -> bool:
-        """Whether what is compiled from now on comes without what Python would call it by; what it was before."""
-        before, self._bare = self._bare, bare
-        self.targetoptions["no_cpython_wrapper"] = self._cache.bare = bare
-        return before
+    @contextmanager
+    def _used_as(self, use: Use) -> Iterator[None]:
+        """Within the block, what is compiled is for such a use alone."""
+        with global_compiler_lock:
+            before = self._use
+            self._set_use(use)
+            try:
+                yield
+            finally:
+                self._set_use(before)
+
+    def _set_use(self, use: Use) -> None:
+        self._use = self._cache.use = use
+
+    def _with_use(self, flags: Any) -> Any:
+        """The flags for numba's compiler."""
+        flags.no_cpython_wrapper, flags.no_compile = self._use is not Use.PYTHON, self._use is Use.PIECE
+        return flags
 
 
-def _is_bare(code: Any) -> bool:
-    # what tools compile for another processor cannot be called, and has no such addresses
-    address_of = getattr(code.library, "get_pointer_to_function", None)
-    return address_of is not None and not address_of(code.fndesc.llvm_cpython_wrapper_name)
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Within the block, this thread compiles. Nothing looks for garbage meanwhile: numba makes little of it, of very many
+    objects, and a sixth of the time would go into that."""
+    with global_compiler_lock:
+        looks = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if looks:
+                gc.enable()
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -33,6 +33,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataC
 from numba.core.runtime import rtsys
 
 from sparsefmt.isa import ISA
+from sparsefmt.jit_library import Use, rebuilt
 
 PACKAGE = Path(__file__).parent
 
@@ -128,6 +129,9 @@ class _Locator(_CacheLocator):
 class _Found(CompileResultCacheImpl):
     _locator_classes = (_Locator,)
 
+    def rebuild(self, target_context: Any, payload: Any) -> Any:
+        return rebuilt(target_context, payload)
+
 
 class _Files(IndexDataCacheFile):
     """The files of one function. Safe to use from many processes: each is replaced as a whole.
@@ -155,7 +159,7 @@ class Cache(FunctionCache):
     """The code of one function.
 
     Attributes:
-        bare: whether code that is asked for, or kept, comes without what Python would call it by (`jit.py`).
+        use: what code that is asked for, or kept, is for.
 
     Raises:
         RuntimeError: there is no place for it.
@@ -165,7 +169,7 @@ class Cache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self.bare = False
+        self.use = Use.PYTHON
         base, stamp = self._impl.filename_base, self._impl.locator.get_source_stamp()
         self._cache_file = _Files(self._cache_path, base, stamp)
 
@@ -175,7 +179,10 @@ class Cache(FunctionCache):
         numba would load all that it needs to compile, which takes longer than all else, before it looks.
         """
         rtsys.initialize(target_context)  # which jitted code takes memory from
-        return self._load_overload(sig, target_context)
+        code = self._load_overload(sig, target_context)
+        if code is not None:
+            code.library.use = self.use
+        return code
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep the code for a signature, unless the disk is full or the folder is gone."""
@@ -184,7 +191,7 @@ class Cache(FunctionCache):
             super().save_overload(sig, data)
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return super()._index_key(sig, codegen), self.bare
+        return super()._index_key(sig, codegen), int(self.use)
 
 
 @cache

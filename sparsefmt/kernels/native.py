@@ -8,22 +8,15 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 from sparsefmt.llvm import I8, I64
-
-_SIGNATURE = (types.int64,) * 4
 
 
 @cache
 def native(kernel: Any) -> int:
     """Address of a kernel's machine code, which numba compiles to int32 (result, error, job, lo, hi, scratch)."""
-    # LLVM has a lock of its own, which a child forked meanwhile could not take: no fork while this one is held (jit.py)
-    with global_compiler_lock:
-        kernel.compile(_SIGNATURE)
-        compiled = kernel.overloads[_SIGNATURE]
-        return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+    return int(kernel.address((types.int64,) * 4))
 
 
 @intrinsic
