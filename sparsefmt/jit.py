@@ -125,8 +125,8 @@ class _Function(CPUDispatcher):
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """Within the block, this thread compiles. Nothing looks for garbage meanwhile: numba makes little of it, of very many
-    objects, and a sixth of the time would go into that."""
+    """Within the block, this thread compiles. Nothing looks for garbage meanwhile: numba makes little of it, of very
+    many objects, and a sixth of the time would go into that."""
     with global_compiler_lock:
         looks = gc.isenabled()
         gc.disable()

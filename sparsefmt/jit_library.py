@@ -18,7 +18,7 @@ from numba.core.compiler_machinery import PassManager
 
 
 class Use(IntEnum):
-    """Who calls a function: other jitted code, native code by its address, or Python. Each has what those before need."""
+    """Who calls a function: other jitted code, native code by its address, or Python. Each includes those before."""
 
     PIECE, ADDRESS, PYTHON = range(3)
 

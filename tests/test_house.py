@@ -40,7 +40,10 @@ STOREYS = [
     {"kernels"},
     {"layouts", "codecs"},
     {"shapes", "scales"},
-    {"lazily", "threads", "dtypes", "positions", "bits_of_words", "llvm", "jit", "jit_cache", "jit_library", "isa", "compiling"},
+    {
+        *("lazily", "threads", "dtypes", "positions", "bits_of_words", "llvm", "isa", "compiling"),
+        *("jit", "jit_cache", "jit_helpers", "jit_library"),
+    },
     {"errors", "limits", "urls", "in_words", "grouped_rows"},
 ]
 """From the roof to the ground. A module may import from its own storey and from those below."""

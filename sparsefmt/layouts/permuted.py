@@ -135,14 +135,18 @@ class Permuted(Layout):
 
         counts = found.counts + found.fillers if self.has_fillers else found.counts
         arrays = self.allocate(counts, dtype, bits.shape[1], empty)
+        values, where = self.slots(arrays)
+        most = int(arrays["row_counts"][0]) if counts.size else 0
         as_found = jitted.from_dense(
             frozen(bits),
             dtype.kept_bits,
             frozen(arrays["row_permutation"]),
             frozen(arrays["row_counts"]),
             frozen(arrays["slice_offsets"]),
-            *self.slots(arrays),
+            values,
+            where,
             (compressing(bits), places()),
+            jitted.room_for(most, values.dtype, where.dtype),
         )
         if not as_found:
             raise RowsChanged

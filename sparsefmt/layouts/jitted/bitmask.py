@@ -10,6 +10,7 @@ import numpy as np
 
 from sparsefmt.bits_of_words import four_of, lowest_bit, popcount
 from sparsefmt.jit import jit
+from sparsefmt.jit_helpers import larger, on_stack, smaller
 from sparsefmt.layouts.jitted.compared import nonzero
 from sparsefmt.layouts.jitted.registers import SHUFFLES, address_of, clear, compress, copy, expand, turn
 from sparsefmt.layouts.jitted.wide import WIDE, compress_block, expand_block
@@ -40,7 +41,7 @@ def _take_block(bits, first, height, begin, block):
         return
     block[:] = 0
     for lane in range(height):
-        for col in range(min(BLOCK, cols - begin)):
+        for col in range(smaller(BLOCK, cols - begin)):
             block[lane, col] = bits[first + lane, begin + col]
 
 
@@ -87,7 +88,7 @@ def from_dense(
     nonzeros as `slice_offsets` says. If not, what was filled is of no use.
     """
     rows, cols = bits.shape
-    block, columns = np.zeros((16, BLOCK), bits.dtype), np.zeros((BLOCK, 16), bits.dtype)
+    block, columns = on_stack((16, BLOCK), bits.dtype), on_stack((BLOCK, 16), bits.dtype)
     out, shuffles, column, width = address_of(values), address_of(table), address_of(columns), bits.itemsize
     end = out + values.shape[0] * width
     for slice_ in range(mask.shape[0]):
@@ -99,11 +100,11 @@ def from_dense(
                 for part in range(0, BLOCK, 64 // width):
                     out = compress_block(source + part * width, cols * width, kept, masks + 2 * part, out, bits)
                 continue
-            _take_block(bits, first, min(16, rows - first), begin, block)
+            _take_block(bits, first, smaller(16, rows - first), begin, block)
             _turn_block(block, columns)
             if out + 16 * BLOCK * width > end and out + _nonzeros(columns, kept) * width > end:
                 return False
-            for col in range(min(BLOCK, cols - begin)):
+            for col in range(smaller(BLOCK, cols - begin)):
                 at = column + col * 16 * width
                 word = nonzero(at, 16, kept, bits)
                 mask[slice_, begin + col] = word
@@ -159,14 +160,14 @@ def to_dense(
     Blocks without a bit are not written to. table: `registers.expanding`.
     """
     end, cols = begin + bits.shape[0], bits.shape[1]
-    rows, columns = np.zeros((16, BLOCK), values.dtype), np.zeros((BLOCK, 16), values.dtype)
+    rows, columns = on_stack((16, BLOCK), values.dtype), on_stack((BLOCK, 16), values.dtype)
     shuffles, block, column, width = address_of(table), address_of(rows), address_of(columns), values.itemsize
     for slice_ in range(begin // 16, (end + 15) // 16):
         present = mask[slice_]
-        first, last = max(begin - 16 * slice_, 0), min(end - 16 * slice_, 16)
+        first, last = larger(begin - 16 * slice_, 0), smaller(end - 16 * slice_, 16)
         stored = np.int64(slice_offsets[slice_]) + _stored(present, 0, first_col)
         for from_col in range(0, cols, BLOCK):
-            count, at = min(BLOCK, cols - from_col), first_col + from_col
+            count, at = smaller(BLOCK, cols - from_col), first_col + from_col
             here = _stored(present, at, at + count)
             if here == 0:
                 continue

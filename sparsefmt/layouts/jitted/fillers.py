@@ -6,6 +6,7 @@ import numpy as np
 
 from sparsefmt.bits_of_words import four_of, lowest_bit
 from sparsefmt.jit import jit
+from sparsefmt.jit_helpers import on_stack, smaller
 from sparsefmt.positions.jitted.masks import last_columns
 
 BLOCK = 128
@@ -45,11 +46,11 @@ def of_mask(mask, fillers):
     """Add to zeroed `fillers` (rows,) those of rows by their mask (slices, cols)."""
     cols = mask.shape[1]
     whole = cols & -4
-    lasts = np.zeros(16, np.int64)
+    lasts = on_stack(16, np.int64)
     for slice_ in range(mask.shape[0]):
         columns = mask[slice_]
         last = last_columns(columns)
-        height = min(16, fillers.shape[0] - 16 * slice_)
+        height = smaller(16, fillers.shape[0] - 16 * slice_)
         # bits of rows that are empty in some block: none of the others needs a filler
         empty = np.uint16(0)
         for begin in range(0, cols - BLOCK + 1, BLOCK):

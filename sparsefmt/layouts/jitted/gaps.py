@@ -6,6 +6,7 @@ import numpy as np
 
 from sparsefmt.bits_of_words import four_of, lowest_bit
 from sparsefmt.jit import jit
+from sparsefmt.jit_helpers import on_stack, smaller
 from sparsefmt.layouts.jitted.permuted import COLUMN_ORDER, COLUMN_RANGE, OK, SLOT_PADDING, STORED_ZERO
 from sparsefmt.positions.jitted.masks import last_columns
 
@@ -23,12 +24,12 @@ def of_mask(mask, elements, begins, values, gaps):
     begins: int64 (rows,), where each row begins in them, its entries 16 elements apart.
     """
     at = ZERO
-    cursors, lasts = np.zeros(16, np.uint64), np.zeros(16, np.uint64)
+    cursors, lasts = on_stack(16, np.uint64), on_stack(16, np.uint64)
     whole = mask.shape[1] & -4
     for slice_ in range(mask.shape[0]):
         columns = mask[slice_]
         last = last_columns(columns)
-        for row in range(min(16, begins.shape[0] - 16 * slice_)):
+        for row in range(smaller(16, begins.shape[0] - 16 * slice_)):
             cursors[row] = begins[16 * slice_ + row]
             lasts[row] = ZERO
         for column in range(0, mask.shape[1], 4):
@@ -53,13 +54,13 @@ def of_mask(mask, elements, begins, values, gaps):
 @jit
 def count(values, row_counts, slice_offsets, stored):
     """Fill `stored` (rows,) with the elements of each row that are not fillers, rows in sorted order."""
-    found = np.zeros(16, np.int64)
+    found = on_stack(16, np.int64)
     for slice_ in range(slice_offsets.shape[0] - 1):
         found[:] = 0
         for slot in range(np.int64(slice_offsets[slice_]), np.int64(slice_offsets[slice_ + 1])):
             for lane in range(16):
                 found[lane] += np.int64(values[slot, lane] != 0)
-        for lane in range(min(16, row_counts.shape[0] - 16 * slice_)):
+        for lane in range(smaller(16, row_counts.shape[0] - 16 * slice_)):
             stored[16 * slice_ + lane] = found[lane]
 
 
@@ -85,7 +86,7 @@ def _add_up(words, first, last, sums):
     """Fill `sums`, int64 (16,), with the gaps of each lane in slots `first` to `last`. words: eight gaps each."""
     sums[:] = 0
     while first < last:
-        end = min(first + AT_ONCE, last)
+        end = smaller(first + AT_ONCE, last)
         even0, odd0, even1, odd1 = ZERO, ZERO, ZERO, ZERO
         for slot in range(np.uint64(first), np.uint64(end)):
             low, high = words[slot * np.uint64(2)], words[slot * np.uint64(2) + ONE]
@@ -117,7 +118,7 @@ def check(
     words: uint64, the gaps again, eight each.
     """
     rows = row_counts.shape[0]
-    sums = np.zeros(16, np.int64)
+    sums = on_stack(16, np.int64)
     for slice_ in range(slice_offsets.shape[0] - 1):
         first = np.int64(slice_offsets[slice_])
         last = np.int64(slice_offsets[slice_ + 1])

@@ -11,6 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from sparsefmt.jit import jit
+from sparsefmt.jit_helpers import on_stack, smaller
 from sparsefmt.layouts.jitted.compared import nonzero
 from sparsefmt.layouts.jitted.registers import address_of, compress, compress_columns, copy, prefetch, turn
 from sparsefmt.layouts.jitted.wide import WIDE, compress_part, turn_block
@@ -169,21 +170,25 @@ def _turn_rows(rows, slots, out, first_slot, block):
                     out[first_slot + slot + last, lane] = block[last, lane]
 
 
+def room_for(most: int, values: np.dtype, where: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Memory for `from_dense`: values and places of sixteen rows, and columns of one, of `most` entries."""
+    # rows of a line more than a power of two do not share lines of the cache
+    room = -(-most // 64) * 64 + 64 + SPARE
+    return np.empty((16, room), values), np.empty((16, room), where), np.empty(room, np.uint32)
+
+
 @jit
-def from_dense(bits, kept, row_permutation, row_counts, slice_offsets, values, where, tables) -> bool:
+def from_dense(bits, kept, row_permutation, row_counts, slice_offsets, values, where, tables, room) -> bool:
     """Fill `values` and `where` (slots, 16) from `bits` (rows, cols).
 
-    kept: the bits of an element of which zeros have none. tables: as in `_compress_row`.
+    kept: the bits of an element of which zeros have none. tables: as in `_compress_row`. room: `room_for` its rows.
 
     Bits may change meanwhile. Returns whether each row had as many entries as `row_counts` says. If not, what was
     filled is of no use.
     """
-    rows, most = bits.shape[0], np.int64(row_counts[0]) if row_counts.shape[0] else 0
-    # rows of a line more than a power of two do not share lines of the cache
-    room = ((most + 63) & -64) + 64 + SPARE
-    compressed, places = np.empty((16, room), bits.dtype), np.empty((16, room), where.dtype)
-    columns, block = np.empty(room, np.uint32), np.empty((16, 16), bits.dtype)
-    block_of_places = np.empty((16, 16), where.dtype)
+    rows = bits.shape[0]
+    compressed, places, columns = room
+    block, block_of_places = on_stack((16, 16), bits.dtype), on_stack((16, 16), where.dtype)
     for slice_ in range(slice_offsets.shape[0] - 1):
         first = np.int64(slice_offsets[slice_])
         slots = np.int64(slice_offsets[slice_ + 1]) - first
@@ -193,7 +198,7 @@ def from_dense(bits, kept, row_permutation, row_counts, slice_offsets, values, w
             if position < rows:
                 entries = np.int64(row_counts[position])
                 row = np.int64(row_permutation[position])
-                following = np.int64(row_permutation[min(position + 1, rows - 1)])
+                following = np.int64(row_permutation[smaller(position + 1, rows - 1)])
                 stored = _compress_row(bits, row, following, kept, compressed[lane], columns, tables, block)
                 if stored < 0 or not _place_row(columns, stored, compressed[lane], places[lane], entries):
                     return False

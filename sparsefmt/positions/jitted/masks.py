@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 from sparsefmt.bits_of_words import four_of, lowest_bit, popcount
 from sparsefmt.jit import jit
+from sparsefmt.jit_helpers import on_stack, smaller
 from sparsefmt.llvm import integer, load_as, store_at
 
 COLUMNS = 32
@@ -59,7 +60,7 @@ def counts(mask, counts):
     Words of four columns are added up bit by bit in counters of four binary digits, so that single bits are looked at
     once for sixteen words.
     """
-    found = np.zeros(64, np.int64)
+    found = on_stack(64, np.int64)
     whole = mask.shape[1] & -4
     for slice_ in range(mask.shape[0]):
         columns = mask[slice_]
@@ -82,7 +83,7 @@ def counts(mask, counts):
         _bits_to(found, twos, 2)
         _bits_to(found, fours, 4)
         _bits_to(found, eights, 8)
-        for lane in range(min(16, counts.shape[0] - 16 * slice_)):
+        for lane in range(smaller(16, counts.shape[0] - 16 * slice_)):
             counts[16 * slice_ + lane] = found[lane] + found[16 + lane] + found[32 + lane] + found[48 + lane]
 
 
@@ -90,12 +91,12 @@ def counts(mask, counts):
 def to_rows(mask, elements, begins, stride, out, columns):
     """Put elements in order of slices where their rows are, and their columns likewise."""
     at, step = ZERO, np.uint64(stride)
-    cursors = np.zeros(16, np.uint64)
+    cursors = on_stack(16, np.uint64)
     whole = mask.shape[1] & -4
     for slice_ in range(mask.shape[0]):
         slice_columns = mask[slice_]
         last = last_columns(slice_columns)
-        for row in range(min(16, begins.shape[0] - 16 * slice_)):
+        for row in range(smaller(16, begins.shape[0] - 16 * slice_)):
             cursors[row] = begins[16 * slice_ + row]
         for column in range(0, mask.shape[1], 4):
             bits = four_of(slice_columns, column) if column < whole else last
@@ -114,12 +115,12 @@ def to_rows(mask, elements, begins, stride, out, columns):
 def from_rows(mask, elements, begins, stride, out):
     """Undo `to_rows`: elements that lie where their rows are, to order of slices."""
     at, step = ZERO, np.uint64(stride)
-    cursors = np.zeros(16, np.uint64)
+    cursors = on_stack(16, np.uint64)
     whole = mask.shape[1] & -4
     for slice_ in range(mask.shape[0]):
         columns = mask[slice_]
         last = last_columns(columns)
-        for row in range(min(16, begins.shape[0] - 16 * slice_)):
+        for row in range(smaller(16, begins.shape[0] - 16 * slice_)):
             cursors[row] = begins[16 * slice_ + row]
         for column in range(0, mask.shape[1], 4):
             bits = four_of(columns, column) if column < whole else last
@@ -178,14 +179,14 @@ def to_row_bytes(mask, out):
     cols, stride = mask.shape[1], out.shape[1]
     mask_at, out_at = np.int64(mask.ctypes.data), np.int64(out.ctypes.data)
     for slice_ in range(mask.shape[0]):
-        height, whole = min(16, out.shape[0] - 16 * slice_), 0
+        height, whole = smaller(16, out.shape[0] - 16 * slice_), 0
         if height == 16:
             whole = cols // COLUMNS * COLUMNS
             for column in range(0, whole, COLUMNS):
                 _to_rows(mask_at + 2 * (slice_ * cols + column), out_at + 16 * slice_ * stride + column // 8, stride)
         for group in range(whole // 8, (cols + 7) // 8):
             low, high = ZERO, ZERO
-            for column in range(8 * group, min(8 * group + 8, cols)):
+            for column in range(8 * group, smaller(8 * group + 8, cols)):
                 bits, shift = np.uint64(mask[slice_, column]), np.uint64(8 * (column - 8 * group))
                 low |= (bits & np.uint64(255)) << shift
                 high |= (bits >> np.uint64(8)) << shift
@@ -202,15 +203,15 @@ def from_row_bytes(rows, mask):
     """Undo `to_row_bytes`; False if a row has a bit beyond the columns."""
     cols, good = mask.shape[1], True
     for slice_ in range(mask.shape[0]):
-        height = min(16, rows.shape[0] - 16 * slice_)
+        height = smaller(16, rows.shape[0] - 16 * slice_)
         for group in range((cols + 7) // 8):
             low, high = ZERO, ZERO
-            for lane in range(min(height, 8)):
+            for lane in range(smaller(height, 8)):
                 low |= np.uint64(rows[16 * slice_ + lane, group]) << np.uint64(8 * lane)
             for lane in range(8, height):
                 high |= np.uint64(rows[16 * slice_ + lane, group]) << np.uint64(8 * lane - 64)
             low, high = transposed(low), transposed(high)
-            present = min(8, cols - 8 * group)
+            present = smaller(8, cols - 8 * group)
             for column in range(present):
                 shift = np.uint64(8 * column)
                 both = ((low >> shift) & np.uint64(255)) | ((high >> shift) & np.uint64(255)) << np.uint64(8)

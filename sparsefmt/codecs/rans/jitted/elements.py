@@ -9,6 +9,7 @@ from numba.extending import intrinsic
 
 from sparsefmt.bits_of_words import four_of, lowest_bit
 from sparsefmt.jit import jit
+from sparsefmt.jit_helpers import larger, on_stack, smaller
 from sparsefmt.positions.jitted.masks import last_columns
 
 OK, EARLY_END, LEFT_OVER, NO_BIN = 0, 1, 3, 4
@@ -47,10 +48,10 @@ def join(symbols, lows, widths, offsets, offset_nbits, sign, shift, out):
     lows: uint64, the first key of each bin. widths: uint8, its bits, 63 at most. offsets: uint64, PADDING elements more
     than `offset_nbits` need. sign: where the lowest bit of a key goes, or -1 if it is like the others. shift: of keys.
     """
-    low_sign, sign_shift, left = np.uint64(sign >= 0), np.uint64(max(sign, 0)), np.uint64(shift)
+    low_sign, sign_shift, left = np.uint64(sign >= 0), np.uint64(larger(sign, 0)), np.uint64(shift)
     position, bit_count, done, count, widest = ZERO, np.uint64(offset_nbits), 0, symbols.shape[0], 0
     for width in widths:
-        widest = max(widest, np.int64(width))
+        widest = larger(widest, np.int64(width))
     if widest <= 14:
         # four offsets, and the bits before them, fit into a word
         while done + 4 <= count and position <= bit_count:
@@ -85,13 +86,13 @@ def contexts_of(mask, row_classes, column_classes, tables, contexts):
     mask: (slices, cols). tables: uint8 (classes of columns, 32), the table by class of the column, and by that
     of the row. contexts: 16 elements behind those of all positions may change too.
     """
-    at, lines = ZERO, np.zeros(16, np.uint64)
+    at, lines = ZERO, on_stack(16, np.uint64)
     whole = mask.shape[1] & -4
     many = contexts.shape[0] * 10 > 3 * row_classes.shape[0] * mask.shape[1]
     for slice_ in range(mask.shape[0]):
         columns = mask[slice_]
         last = last_columns(columns)
-        for lane in range(min(16, row_classes.shape[0] - 16 * slice_)):
+        for lane in range(smaller(16, row_classes.shape[0] - 16 * slice_)):
             lines[lane] = row_classes[16 * slice_ + lane]
         for column in range(0, mask.shape[1], 4):
             bits = four_of(columns, column) if column < whole else last
@@ -168,11 +169,11 @@ def _keep(typingctx, table, classes, shuffles, bits, out):
 @jit
 def contexts_of_few_classes(mask, row_classes, column_classes, tables, shuffles, contexts):
     """`contexts_of` for at most 16 classes of rows, with the instructions of x86. shuffles: SHUFFLES."""
-    classes = np.zeros(16, np.uint8)
+    classes = on_stack(16, np.uint8)
     at, tables_at, width = np.int64(contexts.ctypes.data), np.int64(tables.ctypes.data), np.int64(tables.shape[1])
     classes_at, shuffles_at = np.int64(classes.ctypes.data), np.int64(shuffles.ctypes.data)
     for slice_ in range(mask.shape[0]):
-        for lane in range(min(16, row_classes.shape[0] - 16 * slice_)):
+        for lane in range(smaller(16, row_classes.shape[0] - 16 * slice_)):
             classes[lane] = row_classes[16 * slice_ + lane]
         columns = mask[slice_]
         for column in range(np.uint64(mask.shape[1])):
@@ -246,11 +247,11 @@ def split(elements, lows, widths, of_prefixes, key_nbits, sign, shift, symbols, 
     may hold one, and SEARCH. sign, shift, lows, widths, offsets: as in `join`. No offsets are written if there are no
     `offsets`.
     """
-    prefix_shift, right = np.uint64(max(key_nbits - 16, 0)), np.uint64(shift)
-    low_sign, sign_shift = np.uint64(sign >= 0), np.uint64(max(sign, 0))
+    prefix_shift, right = np.uint64(larger(key_nbits - 16, 0)), np.uint64(shift)
+    low_sign, sign_shift = np.uint64(sign >= 0), np.uint64(larger(sign, 0))
     sign_mask, position, widest = low_sign << sign_shift, ZERO, 0
     for width in widths:
-        widest = max(widest, np.int64(width))
+        widest = larger(widest, np.int64(width))
     done, count, keep = ZERO, np.uint64(elements.shape[0]), offsets.shape[0] > 0
     while done < count:
         if done + FOUR <= count:

@@ -9,6 +9,7 @@ from numba.extending import intrinsic
 
 from sparsefmt.bits_of_words import four_of
 from sparsefmt.jit import jit
+from sparsefmt.jit_helpers import larger, on_stack, smaller
 from sparsefmt.positions.jitted.masks import last_columns, transposed
 
 LOWEST_ROWS = np.uint64(0x0001000100010001)
@@ -29,7 +30,7 @@ def order(column_classes, group_classes, places):
     group_classes: uint8 (groups,), filled with the mean class of each eight columns. places: uint8 (words, 64), filled
     with the bit to which each bit of a word goes.
     """
-    counts, ordered = np.empty(256, np.int64), np.empty(64, np.int64)
+    counts, ordered = on_stack(256, np.int64), on_stack(64, np.int64)
     for word in range(places.shape[0]):
         classes = column_classes[64 * word : 64 * word + 64]
         counts[:] = 0
@@ -46,7 +47,7 @@ def order(column_classes, group_classes, places):
                 counts[classes[bit]] += 1
             places[word, bit], ordered[place] = place, bit
         for begin in range(0, classes.shape[0], 8):
-            members = min(8, classes.shape[0] - begin)
+            members = smaller(8, classes.shape[0] - begin)
             total = members
             for place in range(begin, begin + members):
                 total += 2 * np.int64(classes[ordered[place]])
@@ -84,21 +85,21 @@ def count_rows(mask, kept, differing):
     """Fill `kept` with how many bits each row of a tile has, and `differing` with how many differ from the row above,
     all of them in the first row. int64 (rows,)."""
     cols, rows = mask.shape[1], kept.shape[0]
-    some = np.zeros((2, 16), np.uint16)
+    some = on_stack((2, 16), np.uint16)
     kept_at = np.int64(some.ctypes.data)
     kept[:], differing[:] = 0, 0
     for slice_ in range(mask.shape[0]):
-        line, above = mask[slice_], mask[max(slice_ - 1, 0)]
+        line, above = mask[slice_], mask[larger(slice_ - 1, 0)]
         last, last_above, before = last_columns(line), last_columns(above), np.uint64(LOWEST_ROWS if slice_ else 0)
         for first in range(0, cols, MOST_COUNTED):
             some[:] = 0
-            for column in range(first, min(first + MOST_COUNTED, cols), 4):
+            for column in range(first, smaller(first + MOST_COUNTED, cols), 4):
                 word = four_of(line, column) if column + 4 <= cols else last
                 ahead = four_of(above, column) if column + 4 <= cols else last_above
                 shifted = ((word << np.uint64(1)) & ~LOWEST_ROWS) | ((ahead >> np.uint64(15)) & before)
                 _add_bits(word, kept_at)
                 _add_bits(word ^ shifted, kept_at + 32)
-            for lane in range(min(16, rows - 16 * slice_)):
+            for lane in range(smaller(16, rows - 16 * slice_)):
                 kept[16 * slice_ + lane] += np.int64(some[0, lane])
                 differing[16 * slice_ + lane] += np.int64(some[1, lane])
 
@@ -113,13 +114,13 @@ def split(mask, rows, columns, copies, groups, words):
     slices, cols = mask.shape
     count, in_place, plain = np.uint64((cols + 7) // 8), columns.shape[0] == 0, copies.shape[0] == 0
     for slice_ in range(slices):
-        height, line, above = min(16, rows - 16 * slice_), mask[slice_], mask[max(slice_ - 1, 0)]
+        height, line, above = smaller(16, rows - 16 * slice_), mask[slice_], mask[larger(slice_ - 1, 0)]
         copied = np.uint64(0) if plain else np.uint64(copies[slice_])
         at = np.uint64(16 * slice_) * count
         for group in range(count):
             low, high = np.uint64(0), np.uint64(0)
             first = group << np.uint64(3)
-            for place in range(min(np.uint64(8), np.uint64(cols) - first)):
+            for place in range(smaller(np.uint64(8), np.uint64(cols) - first)):
                 column = first + place if in_place else np.uint64(columns[first + place])
                 bits = np.uint64(line[column])
                 if copied:
@@ -145,7 +146,7 @@ def contexts_in_slices(row_symbols, group_classes, tables, lines, out):
     """
     rows, at = row_symbols.shape[0], np.uint64(0)
     for first in range(0, rows, 16):
-        height = np.uint64(min(16, rows - first))
+        height = np.uint64(smaller(16, rows - first))
         for lane in range(height):
             lines[lane] = np.uint64(row_symbols[np.uint64(first) + lane]) << np.uint64(6)
         for group in range(group_classes.shape[0]):
@@ -158,10 +159,10 @@ def contexts_in_slices(row_symbols, group_classes, tables, lines, out):
 @jit
 def restore_copies(groups, rows, copies):
     """Undo `difference` in place. groups: the bytes of a chunk, flat, as `contexts_in_slices` orders them."""
-    count = groups.shape[0] // max(rows, 1)
+    count = groups.shape[0] // larger(rows, 1)
     above = np.zeros(count, np.uint8)  # the last row of the slice before
     for first in range(0, rows, 16):
-        height, begin = min(16, rows - first), first * count
+        height, begin = smaller(16, rows - first), first * count
         for group in range(count):
             byte = above[group]
             for lane in range(height):
@@ -186,9 +187,9 @@ def join(groups, words, rows, columns, scratch, mask):
     count, good = (cols + 7) // 8, True
     low_words, high_words, low, high = scratch
     for slice_ in range(slices):
-        height, line = min(16, rows - 16 * slice_), mask[slice_]
+        height, line = smaller(16, rows - 16 * slice_), mask[slice_]
         for begin in range(0, count, BLOCK):
-            some = min(BLOCK, count - begin)
+            some = smaller(BLOCK, count - begin)
             if height == 16:
                 at = np.uint64(2 * (count * slice_ + begin))
                 for group in range(np.uint64(some)):
@@ -198,14 +199,14 @@ def join(groups, words, rows, columns, scratch, mask):
                 at = 16 * count * slice_ + height * begin
                 for group in range(some):
                     word = np.uint64(0)
-                    for lane in range(min(height, 8)):
+                    for lane in range(smaller(height, 8)):
                         word |= np.uint64(groups[at + lane]) << np.uint64(8 * lane)
                     low_words[group], word = transposed(word), np.uint64(0)
                     for lane in range(8, height):
                         word |= np.uint64(groups[at + lane]) << np.uint64(8 * lane - 64)
                     high_words[group] = transposed(word)
                     at += height
-            first, present = np.uint64(8 * begin), np.uint64(min(8 * some, cols - 8 * begin))
+            first, present = np.uint64(8 * begin), np.uint64(smaller(8 * some, cols - 8 * begin))
             if columns.shape[0] == 0:
                 for place in range(present):
                     line[first + place] = np.uint16(low[place]) | np.uint16(high[place]) << np.uint16(8)
@@ -228,7 +229,7 @@ def shortest_symbols(plain, copied, group_classes, table_of, copy, lengths, row_
     rows, last, fits, at = symbols.shape[0], table_of[table_of.shape[0] - 1], True, 0
     of_symbols = np.empty((16, row_lengths.shape[0]), np.float32)
     for first in range(0, rows, 16):
-        height = min(16, rows - first)
+        height = smaller(16, rows - first)
         for lane in range(height):
             for symbol in range(row_lengths.shape[0]):
                 of_symbols[lane, symbol] = row_lengths[symbol]

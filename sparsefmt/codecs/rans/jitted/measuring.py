@@ -10,6 +10,7 @@ from numba.extending import intrinsic
 from sparsefmt.bits_of_words import four_of, lowest_bit, popcount
 from sparsefmt.codecs.rans.jitted.eight_lanes import byte_shuffled
 from sparsefmt.jit import jit
+from sparsefmt.jit_helpers import on_stack, smaller
 from sparsefmt.positions.jitted.masks import last_columns
 
 ZERO, ONE, FOUR, LANE = (np.uint64(number) for number in (0, 1, 4, 15))
@@ -19,6 +20,8 @@ BLOCK = 1 << 10
 
 PADDING = 8
 """Sizes that may be read in vain."""
+
+SIZES = 16 * BLOCK + PADDING
 
 
 @jit
@@ -37,7 +40,8 @@ def _fill_sizes(elements, kept, right, most, sizes):
     """sizes[i] = p, or most - p if that is less, with p the bits `kept` of an element >> right."""
     for index in range(np.uint64(elements.shape[0])):
         place = np.uint32((elements[index] & kept) >> right)
-        sizes[index] = min(place, most - place)
+        other = np.uint32(most - place)
+        sizes[index] = place if place < other else other
 
 
 @intrinsic
@@ -97,8 +101,8 @@ def measure_slices(mask, elements, kept, right, most, shuffles, row_sums, row_co
     are not instructions of x86. row_sums, column_sums: int64. row_counts, column_counts: uint32.
     """
     rows, cols = row_sums.shape[0], mask.shape[1]
-    sizes = np.zeros(16 * BLOCK + PADDING, np.uint16)
-    some_sums, some_counts = np.empty(16, np.uint32), np.empty(16, np.uint32)
+    sizes = on_stack(SIZES, np.uint16)
+    some_sums, some_counts = on_stack(16, np.uint32), on_stack(16, np.uint32)
     sizes_at, shuffles_at = np.int64(sizes.ctypes.data), np.int64(shuffles.ctypes.data)
     sums_at, counts_at = np.int64(some_sums.ctypes.data), np.int64(some_counts.ctypes.data)
     squares, begin = 0.0, 0
@@ -106,7 +110,7 @@ def measure_slices(mask, elements, kept, right, most, shuffles, row_sums, row_co
         line = mask[slice_]
         last = last_columns(line)
         for first in range(0, cols, BLOCK):
-            width, end = min(BLOCK, cols - first), begin
+            width, end = smaller(BLOCK, cols - first), begin
             for column in range(first, first + width, 4):
                 end += popcount(four_of(line, column) if column + 4 <= cols else last)
             _fill_sizes(elements[begin:end], kept, right, most, sizes)
@@ -135,7 +139,7 @@ def measure_slices(mask, elements, kept, right, most, shuffles, row_sums, row_co
                         column_counts[here] += np.uint32(size != 0)
                         place += ONE
                         bits &= bits - ONE
-            for lane in range(min(16, rows - 16 * slice_)):
+            for lane in range(smaller(16, rows - 16 * slice_)):
                 row_sums[16 * slice_ + lane] += np.int64(some_sums[lane])
                 row_counts[16 * slice_ + lane] += some_counts[lane]
     return squares
@@ -145,10 +149,10 @@ def measure_slices(mask, elements, kept, right, most, shuffles, row_sums, row_co
 def measure_rows(elements, kept, right, most, row_sums, row_counts, column_sums, column_counts):
     """`measure_slices` for elements at every position, row by row."""
     cols, squares = column_sums.shape[0], 0.0
-    sizes = np.empty(min(cols, 16 * BLOCK), np.uint16)
+    sizes = np.empty(smaller(cols, 16 * BLOCK), np.uint16)
     for row in range(row_sums.shape[0]):
         for first in range(0, cols, sizes.shape[0]):
-            width = min(sizes.shape[0], cols - first)
+            width = smaller(sizes.shape[0], cols - first)
             begin = row * cols + first
             _fill_sizes(elements[begin : begin + width], kept, right, most, sizes)
             squares += np.float64(_sum_of_squares(sizes, width))

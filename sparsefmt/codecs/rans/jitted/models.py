@@ -11,6 +11,7 @@ import numpy as np
 
 from sparsefmt.codecs.rans.bitstring import MAX_ZEROS
 from sparsefmt.jit import jit
+from sparsefmt.jit_helpers import larger, on_stack, smaller
 
 OK, EARLY_END, NO_NUMBER, NO_SYMBOL, NO_SUM, WIDE_BIN, MANY_BINS, NO_BIN = range(8)
 """What a pass returns: all well; bits are missing; a number has no end; a table has no symbol; frequencies do not sum
@@ -65,7 +66,7 @@ def get_tree(words, at, end, key_nbits, max_width, lows, widths):
     """
     found, pending = 0, 1
     # of each level, at most one node waits, and the one at hand
-    pending_lows, pending_widths = np.zeros(66, np.uint64), np.zeros(66, np.int64)
+    pending_lows, pending_widths = on_stack(66, np.uint64), on_stack(66, np.int64)
     pending_widths[0] = key_nbits
     while pending:
         if at >= end:
@@ -96,14 +97,14 @@ def get_tree(words, at, end, key_nbits, max_width, lows, widths):
 @jit
 def _expected(before, shift, precision):
     """What a frequency is likely to be near, given the one before and how many times wider, in bits, its bin is."""
-    shift = min(max(shift, -MAX_SHIFT), MAX_SHIFT)
+    shift = smaller(larger(shift, -MAX_SHIFT), MAX_SHIFT)
     scaled = before << shift if shift >= 0 else before >> -shift
-    return min(max(scaled, 1), (1 << precision) - 1)
+    return smaller(larger(scaled, 1), (1 << precision) - 1)
 
 
 @jit
 def _order(expected):
-    return max(bit_length(expected) - 2, 0)
+    return larger(bit_length(expected) - 2, 0)
 
 
 @jit
@@ -115,9 +116,9 @@ def get_positive(words, at, end, precision, widths, frequencies):
     count, left = frequencies.shape[0], 1 << precision
     if not count:
         return NO_SYMBOL, at
-    before = max(left // count, 1)
+    before = larger(left // count, 1)
     for index in range(count - 1):
-        expected = _expected(before, widths[index] - widths[max(index - 1, 0)], precision)
+        expected = _expected(before, widths[index] - widths[larger(index - 1, 0)], precision)
         status, at, folded = get_number(words, at, end, _order(expected))
         if status != OK:
             return status, at
