@@ -95,10 +95,13 @@ PASSES = {
 }
 """Passes that decode and check, which --interpreted interprets."""
 
-INTRINSICS: dict[str, Callable[[Any], Any]] = {
+INTRINSICS: dict[str, Callable[..., Any]] = {
     "popcount": lambda word: np.int64(int(word).bit_count()),
     "lowest_bit": lambda word: np.int64((int(word) & -int(word)).bit_length() - 1),
     "four_of": lambda array, index: array[index : index + 4].astype(np.uint16).view(np.uint64)[0],
+    "on_stack": np.zeros,
+    "smaller": min,
+    "larger": max,
 }
 """What stands for intrinsics in interpreted passes."""
 
