@@ -141,8 +141,13 @@ def test_a_file_is_dropped(opened, address, model, tmp_path):
     )
     page.dispatch_event("main", "drop", {"dataTransfer": dropped})
     expect(rows(page)).to_have_count(len(tensors))
-    # the numbers in names are in order
-    assert names(page) == sorted(tensors, key=lambda name: [part.zfill(3) for part in name.split(".")])
+    # the numbers in names are in order, once all of them are there
+    in_order = sorted(tensors, key=lambda name: [part.zfill(3) for part in name.split(".")])
+    for _ in range(600):
+        if names(page) == in_order:
+            break
+        page.wait_for_timeout(100)
+    assert names(page) == in_order
     expect(page.locator("#file-name")).to_have_text("dropped.sparsefmt")
     expect(page.locator("#totals")).to_contain_text(f"{len(tensors)}")
     expect(page.locator("#metadata summary")).to_have_text("Metadata, 1 text")
