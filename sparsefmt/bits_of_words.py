@@ -7,7 +7,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from sparsefmt.isa import ISA
-from sparsefmt.llvm import call
+from sparsefmt.llvm import call, store_at
 
 BMI2 = ISA != "portable"
 """Whether there are instructions that extract bits of a word and deposit them."""
@@ -69,6 +69,17 @@ def four_of(typingctx, array, index):
         return found
 
     return types.uint64(array, types.int64), codegen
+
+
+@intrinsic
+def store_word(typingctx, address, word):
+    """Write a uint64, at any byte."""
+
+    def codegen(context, builder, signature, args):
+        store_at(builder, args[0], args[1], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.uint64), codegen
 
 
 @intrinsic

@@ -61,7 +61,7 @@ def step(width: int) -> Callable[..., Any]:
     from numba import njit, types
     from numba.extending import intrinsic
 
-    from sparsefmt.bits_of_words import deposited_bits, extracted_bits
+    from sparsefmt.bits_of_words import deposited_bits, extracted_bits, store_word
     from sparsefmt.kernels.raw_memory import load_u64
     from sparsefmt.layouts.jitted import compared
     from sparsefmt.layouts.jitted import registers as moving
@@ -89,12 +89,12 @@ def step(width: int) -> Callable[..., Any]:
             moving.expand(elements, bits, 16, out + 192, expanding, like)
             moving.compress_columns(bits, 70_000, out + 320, columns)
             word = np.uint64(bits)
-            moving.store_word(out + 384, np.uint64(compared.nonzero(elements, 64, bits, like)))
-            moving.store_word(out + 392, np.uint64(compared.equal(elements, 64, load_u64(elements), like)))
-            moving.store_word(out + 400, extracted_bits(np.uint64(load_u64(elements)), word))
-            moving.store_word(out + 408, deposited_bits(np.uint64(load_u64(elements)), word))
+            store_word(out + 384, np.uint64(compared.nonzero(elements, 64, bits, like)))
+            store_word(out + 392, np.uint64(compared.equal(elements, 64, load_u64(elements), like)))
+            store_word(out + 400, extracted_bits(np.uint64(load_u64(elements)), word))
+            store_word(out + 408, deposited_bits(np.uint64(load_u64(elements)), word))
             # where the results of a round end, since less was written than was asked for
-            moving.store_word(out + 416, np.uint64(end - out))
+            store_word(out + 416, np.uint64(end - out))
         moving.turn(elements, 16, results + PITCH * units, 32, like)
 
     return run

@@ -289,14 +289,3 @@ def clear(typingctx, address):
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
-
-
-@intrinsic
-def store_word(typingctx, address, word):
-    """Write a uint64."""
-
-    def codegen(context, builder, signature, args):
-        store_at(builder, args[0], args[1], 1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.uint64), codegen

@@ -7,10 +7,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsefmt.bits_of_words import deposited_bits, extracted_bits, highest_bit, lowest_bit, popcount, word_at
+from sparsefmt.bits_of_words import (
+    deposited_bits,
+    extracted_bits,
+    highest_bit,
+    lowest_bit,
+    popcount,
+    store_word,
+    word_at,
+)
 from sparsefmt.jit import jit
 from sparsefmt.layouts.jitted.compared import equal, nonzero
-from sparsefmt.layouts.jitted.registers import address_of, or_where, store_word
+from sparsefmt.layouts.jitted.registers import address_of, or_where
 
 ZERO, ONE, WORD = np.uint64(0), np.uint64(1), np.uint64(64)
 

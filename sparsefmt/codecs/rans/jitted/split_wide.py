@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from sparsefmt.bits_of_words import extracted_bits, popcount
+from sparsefmt.bits_of_words import extracted_bits, popcount, store_word
 from sparsefmt.jit import jit
 from sparsefmt.llvm import I64, call, everywhere, integer, lanes_of, load_as, store_at
 
@@ -208,17 +208,6 @@ def _look_up(typingctx, elements, tables, levels, prefix_shift, sign, shift, sym
 
 
 @intrinsic
-def _store(typingctx, address, word):
-    """Write a uint64."""
-
-    def codegen(context, builder, signature, args):
-        store_at(builder, args[0], args[1], 1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.uint64), codegen
-
-
-@intrinsic
 def _copy(typingctx, address, out, like):
     """Copy an element."""
 
@@ -235,7 +224,7 @@ def _put(bits, count, waiting, fill, out):
     """Write `count` bits, MOST_PUT at most, behind the `fill` lowest ones of `waiting`, fewer than eight, which come at
     address `out`: what waits then, how many of them, and where. Writes eight bytes."""
     waiting |= bits << fill
-    _store(out, waiting)
+    store_word(out, waiting)
     fill += count
     return waiting >> (fill & ~SEVEN), fill & SEVEN, out + np.int64(fill >> THREE)
 
@@ -290,5 +279,5 @@ def split(elements, tables, levels, widest, key_nbits, sign, shift, scratch, sym
                     places = extracted_bits(key, here)
                     waiting, fill, out = _put(places, np.uint64(popcount(here)), waiting, fill, out)
     if keep:
-        _store(out, waiting)
+        store_word(out, waiting)
     return OK, 8 * (out - start) + np.int64(fill)
